@@ -1,0 +1,166 @@
+"""The entries a process can see, in the order in which they are looked up."""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from functools import cached_property
+from itertools import count
+from typing import Any, Protocol
+
+from medvllm.catalog.builtin import builtin_entries
+from medvllm.errors import CatalogError, ModelExistsError, ModelNotFoundError, nearest
+from medvllm.metadata import ModelMetadata, ModelType
+from medvllm.names import valid_name
+
+
+class Store(Protocol):
+    """Entries that outlive the process. `revision` changes whenever an entry does, in any process."""
+
+    def entries(self) -> Mapping[str, ModelMetadata]: ...
+    def add(self, metadata: ModelMetadata, *, replace: bool) -> ModelMetadata: ...
+    def remove(self, name: str) -> None: ...
+    def revision(self) -> int: ...
+
+
+class Catalog:
+    """This process's registrations, then the stored entries, then the built-ins: the first that knows a name wins."""
+
+    def __init__(
+        self,
+        store: Store | None = None,
+        builtins: Callable[[], dict[str, ModelMetadata]] = builtin_entries,
+    ) -> None:
+        self._store = store
+        self._read_builtins = builtins
+        self._lock = threading.Lock()  # guards everything below; held for look-ups, never for I/O of a load
+        self._own: dict[str, ModelMetadata] = {}
+        self._versions: dict[str, int] = {}  # the newest version ever given to a name: never given again
+        self._hidden: set[str] = set()  # built-ins that were unregistered
+        self._changes = count(1)
+        self._generation = 0
+
+    @cached_property
+    def _builtins(self) -> dict[str, ModelMetadata]:
+        return self._read_builtins()
+
+    @cached_property
+    def _aliases(self) -> dict[str, str]:
+        """Other names of entries -> the entry's name."""
+        return {alias: name for name, metadata in self._builtins.items() for alias in metadata.source.aliases}
+
+    def generation(self) -> tuple[int, int]:
+        """Return a value that changes whenever an entry does, so that look-ups can be remembered."""
+        return self._generation, self._store.revision() if self._store else 0
+
+    def add(
+        self, name: str, model_type: ModelType | str, facts: Mapping[str, Any], *, replace: bool = False, persist: bool = False
+    ) -> ModelMetadata:
+        """Add an entry and return it. ModelExistsError: the name is taken and `replace` is not set."""
+        valid_name(name)
+        entry = ModelMetadata.build(name, model_type, facts)  # checked before anything changes
+        if persist:
+            if self._store is None:
+                raise CatalogError(f"Model {name!r} cannot be kept: this registry has no stored catalogue.", model=name)
+            return self._store.add(entry, replace=replace)
+        with self._lock:
+            taken = self._find(name)
+            if taken is not None and not replace:
+                raise ModelExistsError(
+                    f"Model {name!r} is registered already ({taken.origin}, version {taken.version}).\n"
+                    "Take another name, or say that this one takes its place: register(…, replace=True)",
+                    model=name,
+                )
+            newest = max(self._versions.get(name, 0), taken.version if taken else 0)
+            entry = ModelMetadata.build(name, model_type, facts, version=newest + 1)
+            self._versions[name] = entry.version
+            self._own[name] = entry
+            self._aliases.update(dict.fromkeys(entry.source.aliases, name))
+            self._changed()
+        return entry
+
+    def remove(self, name: str) -> None:
+        """Remove an entry: this process's, else the stored one, else hide the built-in. ModelNotFoundError: none."""
+        found = True
+        with self._lock:
+            if name in self._own:
+                del self._own[name]
+            elif self._store is not None and name in self._store.entries():
+                self._store.remove(name)
+            elif name in self._builtins and name not in self._hidden:
+                self._hidden.add(name)
+            else:
+                found = False
+            if found:
+                self._changed()
+        if not found:
+            raise self.not_found(name)
+
+    def get(self, name: str) -> ModelMetadata:
+        """Return the entry of that name or alias, or raise ModelNotFoundError with near names."""
+        found = self.find(name)
+        if found is None:
+            raise self.not_found(name)
+        return found
+
+    def find(self, name: str) -> ModelMetadata | None:
+        """Return the entry of that name or alias, or None."""
+        with self._lock:
+            return self._find(name) or self._find(self._aliases.get(name, ""))
+
+    def find_source(self, repo: str) -> ModelMetadata | None:
+        """Return the built-in entry that describes a repository, or None: ``hf://`` skips what was registered."""
+        with self._lock:
+            found = (entry for name, entry in self._builtins.items() if name not in self._hidden and entry.location == repo)
+            return next(found, None)
+
+    def select(
+        self,
+        model_type: ModelType | str | None = None,
+        *,
+        task: str | None = None,
+        tags: Sequence[str] = (),
+        match: str | None = None,
+    ) -> dict[str, ModelMetadata]:
+        """Return the entries that fit every filter given; `match` is a glob on the name, in any case."""
+        kind = None if model_type is None else ModelType.of(model_type)
+        pattern = None if match is None else match.casefold()
+        with self._lock:
+            entries = self._entries()
+        return {
+            name: metadata
+            for name, metadata in entries.items()
+            if (kind is None or metadata.model_type is kind)
+            and (pattern is None or fnmatchcase(name.casefold(), pattern))
+            and metadata.matches(task, tags)
+        }
+
+    def near(self, name: str) -> list[str]:
+        """Return at most three names that `name` is likely a misspelling of."""
+        with self._lock:
+            entries = self._entries()
+        return nearest(name, entries, 3)
+
+    def not_found(self, name: str, why: str = "", advice: str = "") -> ModelNotFoundError:
+        """Return the error for a name that no entry answers to."""
+        near = self.near(name.partition("@")[0])
+        offer = f" Nearest: {', '.join(map(repr, near))}." if near else ""
+        return ModelNotFoundError(
+            f"Model {name!r} is not registered{why}.{offer}\nList them with: medvllm list{advice}",
+            model=name,
+            candidates=tuple(near),
+        )
+
+    def _find(self, name: str) -> ModelMetadata | None:
+        if name in self._own:
+            return self._own[name]
+        if self._store is not None and (stored := self._store.entries().get(name)) is not None:
+            return stored
+        return None if name in self._hidden else self._builtins.get(name)
+
+    def _entries(self) -> dict[str, ModelMetadata]:
+        shown = {name: entry for name, entry in self._builtins.items() if name not in self._hidden}
+        stored = self._store.entries() if self._store is not None else {}
+        return {**shown, **stored, **self._own}
+
+    def _changed(self) -> None:
+        self._generation = next(self._changes)

@@ -1,0 +1,45 @@
+"""A class, or the words that name one: ``"module:Class"`` is imported on first use."""
+
+import importlib
+from typing import Any
+
+from medvllm.errors import CatalogError, MissingDependencyError
+
+def import_class(reference: "type | str | None") -> "type | None":
+    """Return the class that a reference such as ``"transformers:AutoModel"`` names; a class names itself."""
+    if reference is None or isinstance(reference, type):
+        return reference
+    module_name, _, class_name = reference.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"Class {reference!r} cannot be imported: {error}.\nInstall what it needs: pip install {module_name.split('.')[0]}",
+            reference=reference,
+        ) from error
+    except AttributeError as error:
+        raise CatalogError(
+            f"Class {reference!r} does not exist: module {module_name!r} has no {class_name!r}.", reference=reference
+        ) from error
+    if not isinstance(found, type):
+        raise CatalogError(f"{reference!r} is not a class but {type(found).__name__}.", reference=reference)
+    return found
+
+
+def class_path(reference: "type | str | None") -> str | None:
+    """Return a class or reference as ``"module:Class"``, without importing anything."""
+    return f"{reference.__module__}:{reference.__qualname__}" if isinstance(reference, type) else reference
+
+
+class LazyClass:
+    """A dataclass field that keeps a class or its reference and gives the class, imported on first access."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._key = f"_{name}"
+
+    # A dataclass asks the descriptor on the class itself for the default: None.
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        return None if instance is None else import_class(instance.__dict__[self._key])
+
+    def __set__(self, instance: object, value: "type | str | None") -> None:
+        instance.__dict__[self._key] = value

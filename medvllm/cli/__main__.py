@@ -1,0 +1,5 @@
+"""``python -m medvllm.cli``."""
+
+from medvllm.cli import main
+
+main()

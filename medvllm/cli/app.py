@@ -1,0 +1,36 @@
+"""The program `medvllm` and its commands."""
+
+from typing import Annotated
+
+import typer
+
+from medvllm import __version__
+from medvllm.cli import doctor, models, run
+
+app = typer.Typer(
+    help="Say a model's name and get that model.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"medvllm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("list")(models.list_)
+app.command("show")(models.show)
+app.command("run")(run.run)
+app.command("doctor")(doctor.doctor)

@@ -1,0 +1,36 @@
+"""What a command prints: tables on a terminal, tab-separated lines in a pipe, or JSON. Data goes to stdout."""
+
+import json
+import sys
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def print_json(content: Any) -> None:
+    """Print `content` as JSON, indented."""
+    sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print rows under their columns; in a pipe, one line a row with tabs between and no heading."""
+    shown = [[printable(cell) for cell in row] for row in rows]
+    if not sys.stdout.isatty():
+        sys.stdout.writelines("\t".join(row) + "\n" for row in shown)
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in shown:
+        table.add_row(*map(Text, row))  # Text: a name in brackets is no markup
+    Console().print(table)
+
+
+def printable(value: object) -> str:
+    """Return a value as text that cannot move the cursor or turn the line around."""
+    text = "-" if value is None or value == () or value == [] else str(value)
+    return "".join(c if unicodedata.category(c)[0] != "C" else f"\\u{ord(c):04x}" for c in text)

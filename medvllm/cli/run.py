@@ -1,0 +1,67 @@
+"""`medvllm run`: texts through a model."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from medvllm.cli.models import Json
+from medvllm.cli.output import print_json, print_table
+from medvllm.engine.model_runner import ModelRunner
+from medvllm.errors import RequestError
+
+
+def run(
+    name: Annotated[str, typer.Argument(help="Name of a model, a repository (org/repo), or a folder (./folder).")],
+    texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT...", help="Texts; or give them on standard input.")] = None,
+    task: Annotated[str | None, typer.Option(help="embed or fill-mask; the entry's own task when left out.")] = None,
+    file: Annotated[Path | None, typer.Option(help="File with one text a line; - is standard input.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N, mps or auto.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run texts through a model and print the results: vectors, or the words that fill a [MASK]."""
+    given = _texts(texts, file)
+    options = {key: value for key, value in (("device", device), ("dtype", dtype)) if value is not None}
+    result, done, receipt = ModelRunner(name, **options).run(task, given)
+    records: list[Any] = (
+        result.to_dict() if done == "embed" else [{"gaps": [[vars(fill) for fill in gap] for gap in gaps]} for gaps in result]
+    )
+    if as_json:
+        print_json({"task": done, "results": records, "receipt": receipt.to_dict()})
+    elif done == "embed":
+        rows = ((i, r["tokens"], r["windows"], _vector(r["vector"])) for i, r in enumerate(records, 1))
+        print_table(("TEXT", "TOKENS", "WINDOWS", "VECTOR"), rows)
+    else:
+        fills = (
+            (i, j, fill["token"], f"{fill['score']:.4f}")
+            for i, record in enumerate(records, 1)
+            for j, gap in enumerate(record["gaps"], 1)
+            for fill in gap
+        )
+        print_table(("TEXT", "GAP", "TOKEN", "SCORE"), fills)
+
+
+def _texts(texts: list[str] | None, file: Path | None) -> list[str]:
+    if texts and file:
+        raise typer.BadParameter("give texts or --file, not both")
+    if texts:
+        return texts
+    if file is None and sys.stdin.isatty():
+        raise typer.BadParameter("give a text, --file, or texts on standard input, one a line")
+    try:
+        lines = sys.stdin.read() if file is None or str(file) == "-" else file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"Texts cannot be read from {str(file or 'standard input')!r}: {type(error).__name__}.") from error
+    found = [line for line in lines.splitlines() if line.strip()]
+    if not found:
+        raise RequestError("There is no text: the input has no line that is not empty.")
+    return found
+
+
+def _vector(values: list[float]) -> str:
+    """Return a vector's numbers: all in a pipe, the first on a terminal."""
+    if sys.stdout.isatty():
+        return " ".join(f"{value:+.3f}" for value in values[:6]) + f" … ({len(values)} numbers)"
+    return " ".join(f"{value:.7g}" for value in values)

@@ -1,0 +1,137 @@
+"""What a runner can do with a model: one function a task, from texts to results."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from medvllm.engine.model_runner.windows import Coverage, Window, check_texts, split
+from medvllm.errors import InputTooLongError, RequestError
+from medvllm.registry import Lease
+
+if TYPE_CHECKING:
+    import torch
+
+BATCH_TOKENS = {"cpu": 1024}  # padded tokens of a batch: on a CPU, small batches of like lengths beat large ones
+DEVICE_BATCH_TOKENS = 16_384
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Vectors of texts: float32 on the CPU, shape [texts, hidden size], and what of each text they cover."""
+
+    vectors: "torch.Tensor"
+    coverage: list[Coverage]
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """Return one record a text, as JSON has it."""
+        rows = zip(self.vectors.tolist(), self.coverage, strict=True)
+        return [vars(coverage) | {"vector": vector} for vector, coverage in rows]
+
+
+@dataclass(frozen=True)
+class Fill:
+    """A word piece for a gap, and the model's probability for it."""
+
+    token: str
+    score: float
+
+
+def embed(lease: Lease, texts: Sequence[str]) -> Embeddings:
+    """Return a vector for each text, pooled and normalised as the entry says (mean, not normalised, when it does not).
+
+    A text longer than the model is read in overlapping windows, each of its tokens counted once.
+    """
+    import torch
+
+    behaviour = lease.metadata.behaviour
+    windows, coverage = split(lease.tokenizer, check_texts(texts), behaviour.long_input)
+    encoder = lease.model.base_model
+    vectors = torch.zeros(len(coverage), encoder.config.hidden_size)
+    weights = torch.zeros(len(coverage), 1)
+    for batch in _batches(windows, str(lease.model.device)):
+        inputs = _padded(lease, [window.input_ids for window in batch])
+        with torch.inference_mode():
+            hidden = encoder(**inputs).last_hidden_state.float()
+        counted = _stack([window.counted for window in batch]).to(hidden)
+        if behaviour.pooling == "cls":
+            summed, weight = hidden[:, 0], torch.ones(len(batch), 1)
+        else:
+            summed, weight = (hidden * counted.unsqueeze(-1)).sum(1), counted.sum(1, keepdim=True).cpu()
+        rows = torch.tensor([window.text for window in batch])
+        vectors.index_add_(0, rows, summed.cpu())
+        weights.index_add_(0, rows, weight)
+    vectors /= weights.clamp(min=1)
+    if behaviour.normalize:
+        vectors = torch.nn.functional.normalize(vectors, dim=1)
+    return Embeddings(vectors, coverage)
+
+
+def fill_mask(lease: Lease, texts: Sequence[str], *, top_k: int = 5) -> list[list[list[Fill]]]:
+    """Return for each text, for each of its gaps, the `top_k` likeliest word pieces, the likeliest first.
+
+    A gap is written as [MASK] or as the tokenizer's own mask. InputTooLongError: a text that the model cannot take whole.
+    """
+    import torch
+
+    tokenizer, model = lease.tokenizer, lease.model
+    if not type(model).__name__.endswith("ForMaskedLM") or tokenizer.mask_token_id is None:
+        raise RequestError(
+            f"Model {lease.metadata.name!r} is loaded as {type(model).__name__}, which fills no gaps.\n"
+            "If its checkpoint has the head: model_class='transformers:AutoModelForMaskedLM'",
+            model=lease.metadata.name,
+        )
+    marked = [text.replace("[MASK]", str(tokenizer.mask_token)) for text in check_texts(texts)]
+    windows: list[Window] = []
+    for position, text in enumerate(marked):
+        ids = tokenizer(text, verbose=False)["input_ids"]
+        if len(ids) > tokenizer.model_max_length:
+            raise InputTooLongError(
+                f"Text {position + 1} has {len(ids):,} tokens; the model takes {tokenizer.model_max_length:,}.",
+                limit=tokenizer.model_max_length,
+                position=position,
+            )
+        if tokenizer.mask_token_id not in ids:
+            raise RequestError(f"Text {position + 1} has no gap to fill.\nWrite the gap as: [MASK]", position=position)
+        windows.append(Window(position, ids, [1] * len(ids)))
+    results: list[list[list[Fill]]] = [[] for _ in marked]
+    for batch in _batches(windows, str(model.device)):
+        inputs = _padded(lease, [window.input_ids for window in batch])
+        with torch.inference_mode():
+            logits = model(**inputs).logits.float()
+        for row, window in enumerate(batch):
+            gaps = [i for i, token in enumerate(window.input_ids) if token == tokenizer.mask_token_id]
+            scores, tokens = logits[row, gaps].softmax(-1).topk(min(top_k, logits.shape[-1]))
+            results[window.text] = [
+                [Fill(tokenizer.decode([token]).strip(), score) for token, score in zip(ids, values, strict=True)]
+                for ids, values in zip(tokens.tolist(), scores.tolist(), strict=True)
+            ]
+    return results
+
+
+TASKS: dict[str, Callable[..., Any]] = {"embed": embed, "fill-mask": fill_mask}
+
+
+def _batches(windows: list[Window], device: str) -> Iterator[list[Window]]:
+    """Give the windows in batches of like lengths, each within the device's budget of padded tokens."""
+    budget = BATCH_TOKENS.get(device, DEVICE_BATCH_TOKENS)
+    batch: list[Window] = []
+    for window in sorted(windows, key=lambda window: -len(window.input_ids)):
+        if batch and len(batch[0].input_ids) * (len(batch) + 1) > budget:
+            yield batch
+            batch = []
+        batch.append(window)
+    if batch:
+        yield batch
+
+
+def _padded(lease: Lease, rows: list[list[int]]) -> "dict[str, torch.Tensor]":
+    """Return `input_ids` and `attention_mask` on the model's device, shape [rows, longest]."""
+    ids = _stack(rows, lease.tokenizer.pad_token_id or 0)
+    mask = _stack([[1] * len(row) for row in rows])
+    return {"input_ids": ids.to(lease.model.device), "attention_mask": mask.to(lease.model.device)}
+
+
+def _stack(rows: list[list[int]], padding: int = 0) -> "torch.Tensor":
+    import torch
+
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=padding)

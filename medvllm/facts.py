@@ -1,0 +1,138 @@
+"""The facts of an entry in their groups, and the check that each one is what it should be."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from medvllm.errors import RequestError, nearest
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the bytes come from."""
+
+    model_path: str | None = None  # repository id, hf://…, or folder; None: the name itself
+    revision: str | None = None  # commit, tag or branch; a commit where one was seen
+    aliases: tuple[str, ...] = ()  # other names of the same model, such as its repository's id
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What the files alone do not say, and without which the model behaves differently than its authors meant."""
+
+    task: str | None = None
+    architecture: str | None = None  # the config's `model_type`, for repositories that lack it
+    do_lower_case: bool | None = None
+    strip_accents: bool | None = None
+    max_length: int | None = None  # tokens, special tokens included
+    long_input: Literal["window", "error", "truncate"] | None = None
+    pooling: Literal["mean", "cls"] | None = None
+    normalize: bool | None = None  # whether vectors are scaled to unit length
+    label_scheme: Literal["BIO", "BILOU", "IO"] | None = None
+    id2label: tuple[str, ...] | None = None  # the label of each class id, in order
+    expected_missing_keys: tuple[str, ...] = ()  # glob patterns of weights that the checkpoint rightly lacks
+
+
+@dataclass(frozen=True)
+class Rights:
+    """Who may use it. A licence is the uploader's claim; restrictions on the training data stand beside it."""
+
+    license: str | None = None
+    license_status: Literal["declared", "undeclared", "unverified"] | None = None
+    data_restrictions: tuple[str, ...] = ()
+    gated: bool | None = None
+
+
+@dataclass(frozen=True)
+class Purpose:
+    """What it is for, and what it was made from."""
+
+    intended_use: str | None = None
+    languages: tuple[str, ...] = ()
+    training_corpora: tuple[str, ...] = ()
+    citation: str | None = None
+
+
+GROUPS: dict[str, type] = {"source": Source, "behaviour": Behaviour, "rights": Rights, "purpose": Purpose}
+
+Class = type | str | None
+_PLAIN: dict[str, Any] = {
+    "model_class": Class,
+    "config_class": Class,
+    "description": str,
+    "tags": list[str],
+    "parameters": dict[str, Any],
+    "evidence": dict[str, str],
+}
+
+
+@cache
+def keywords() -> dict[str, tuple[str, Any]]:
+    """Return every keyword that describes an entry -> the group it belongs to ("" for none), and its type."""
+    known: dict[str, tuple[str, Any]] = {keyword: ("", hint) for keyword, hint in _PLAIN.items()}
+    for group, kind in GROUPS.items():
+        hints = get_type_hints(kind)
+        known |= {f.name: (group, hints[f.name]) for f in fields(kind)}
+    return known
+
+
+def checked(model: str, keyword: str, value: Any) -> tuple[str, Any]:
+    """Return the keyword's group and its value in the form it is kept in, or raise RequestError."""
+    known = keywords().get(keyword)
+    if known is None:
+        near = nearest(keyword, keywords())
+        raise RequestError(
+            f"Unknown keyword {keyword!r} for model {model!r}.{f' Nearest: {near[0]!r}.' if near else ''}\n"
+            f"It takes: {', '.join(sorted(keywords()))}",
+            keyword=keyword,
+            candidates=tuple(near),
+        )
+    group, hint = known
+    options = get_args(hint) if isinstance(hint, UnionType) or type(hint).__name__ == "_UnionGenericAlias" else (hint,)
+    for option in options:
+        fits, kept = _fit(option, value)
+        if fits and not (hint is Class and isinstance(value, str) and not _is_reference(value)):
+            return group, kept
+    wanted = "a class or 'module:Class'" if hint is Class else " or ".join(map(_described, options))
+    raise RequestError(
+        f"Keyword {keyword!r} of model {model!r} must be {wanted}, not {repr(value)[:80]}.", keyword=keyword
+    )
+
+
+def _fit(option: Any, value: Any) -> tuple[bool, Any]:
+    """Return whether `value` is of the type `option`, and the form it is kept in."""
+    origin = get_origin(option) or option
+    if origin is Literal:
+        return isinstance(value, str) and value in get_args(option), value
+    if origin in (tuple, list):
+        texts = isinstance(value, (tuple, list)) and all(type(item) is str for item in value)
+        return texts, origin(value) if texts else None
+    if origin is dict:
+        named = isinstance(value, Mapping) and all(type(key) is str for key in value)
+        return named, dict(value) if named else None
+    if option is int:
+        return type(value) is int and value > 0, value
+    if option in (str, bool):
+        return type(value) is option, value
+    return isinstance(value, option), value  # a class, or None
+
+
+def _is_reference(text: str) -> bool:
+    module, colon, name = text.partition(":")
+    return bool(colon) and all(part.isidentifier() for part in (*module.split("."), *name.split(".")))
+
+
+def _described(option: Any) -> str:
+    if get_origin(option) is Literal:
+        return " or ".join(map(repr, get_args(option)))
+    return {
+        str: "text",
+        int: "a whole number above 0",
+        bool: "True or False",
+        NoneType: "None",
+        tuple: "a list of texts",
+        list: "a list of texts",
+        dict: "a dict with text keys",
+    }[get_origin(option) or option]

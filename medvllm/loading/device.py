@@ -1,0 +1,33 @@
+"""Which device a load goes to."""
+
+import torch
+
+from medvllm.errors import LoadError
+
+
+def available() -> dict[str, str]:
+    """Return the devices that torch can use here -> their names."""
+    devices = {"cpu": f"{torch.get_num_threads()} threads"}
+    devices |= {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+    if torch.backends.mps.is_available():
+        devices["mps"] = "Apple GPU"
+    if torch.xpu.is_available():
+        devices |= {f"xpu:{i}": torch.xpu.get_device_name(i) for i in range(torch.xpu.device_count())}
+    return devices
+
+
+def resolve(device: str) -> str:
+    """Return the device that is meant ("auto" is the first accelerator there is), or raise LoadError."""
+    devices = list(available())
+    if device == "auto":
+        return devices[1] if len(devices) > 1 else "cpu"
+    meant = f"{device}:0" if device == "xpu" else device
+    if meant in devices:
+        return meant
+    built = "" if torch.version.cuda or not device.startswith("cuda") else f" (torch {torch.__version__} is built without CUDA)"
+    raise LoadError(
+        f"Device {device!r} is not available here{built}. There is: {', '.join(devices)}.\n"
+        "Leave device= out, or say device='auto' to take an accelerator where there is one.",
+        device=device,
+        available=tuple(devices),
+    )

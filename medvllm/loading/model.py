@@ -1,0 +1,148 @@
+"""Snapshot -> model: through transformers, then checked before anybody gets it."""
+
+import logging
+import re
+import time
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from medvllm.errors import (
+    DeviceMemoryError,
+    LoadError,
+    MedVLLMError,
+    SourceError,
+    UnsafeWeightsError,
+    WeightsMismatchError,
+)
+from medvllm.loading.config import read_config
+from medvllm.loading.gate import gate
+from medvllm.loading.memory import Loaded, size_bytes
+from medvllm.metadata import ModelMetadata
+from medvllm.options import Identity
+from medvllm.sources import Snapshot
+
+logger = logging.getLogger(__name__)
+
+_ATTEMPTS = 3  # an unguarded load elsewhere may spoil one of ours; twice in a row is already rare
+
+
+def load_model(metadata: ModelMetadata, identity: Identity, snapshot: Snapshot) -> Loaded:
+    """Return the model that `identity` describes, in eval mode on its device, every weight accounted for.
+
+    WeightsMismatchError: weights are missing, misshapen or left over in a way the entry does not expect.
+    UnsafeWeightsError: loading would run code. DeviceMemoryError: no room. LoadError: anything else.
+    """
+    start = time.perf_counter()
+    options = identity.options
+    cls: Any = options.model_class
+    config = read_config(metadata, options, snapshot, cls)
+    dtype = getattr(torch, options.dtype or "float32")
+    if dtype is torch.float16 and options.device == "cpu":
+        logger.warning("%r runs in float16 on the CPU, several times slower than in float32 or bfloat16", metadata.name)
+    arguments: dict[str, Any] = {"config": config, "dtype": dtype, "use_safetensors": True, "local_files_only": True}
+    if options.attn_implementation:
+        arguments["attn_implementation"] = options.attn_implementation
+    try:
+        model = _materialise(metadata, cls, snapshot, arguments, dtype)
+        model.config._name_or_path = model.name_or_path = str(snapshot.path)
+        model = model.eval().to(options.device)
+    except MedVLLMError:
+        raise
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise DeviceMemoryError(
+            f"Device {options.device!r} has no room for model {metadata.name!r}.\n"
+            "Free some: registry.clear_cache(), or load it with dtype='bfloat16'.",
+            model=metadata.name,
+            device=options.device,
+        ) from error
+    except SafetensorError as error:
+        raise SourceError(f"The weights of model {metadata.name!r} are damaged: {error}.", path=str(snapshot.weights)) from error
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise UnsafeWeightsError(
+                f"Model {metadata.name!r} wants to run code of its own, which medvllm does not do.", model=metadata.name
+            ) from error
+        raise LoadError(
+            f"Model {metadata.name!r} could not be loaded as {cls.__name__}: {_first_line(error)}", model=metadata.name
+        ) from error
+    loaded = Loaded(model, size_bytes(model), time.perf_counter() - start)
+    logger.info("loaded %r on %s in %.1f s (%.0f MB)", metadata.name, options.device, loaded.load_s, loaded.size_bytes / 1e6)
+    return loaded
+
+
+def _materialise(metadata: ModelMetadata, cls: Any, snapshot: Snapshot, arguments: dict[str, Any], dtype: torch.dtype) -> Any:
+    """Call `from_pretrained` behind the gate until the outcome is sound; a load elsewhere can spoil it."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        with gate():
+            outcome = cls.from_pretrained(snapshot.weights, output_loading_info=True, **arguments)
+        if not (isinstance(outcome, tuple) and len(outcome) == 2 and isinstance(outcome[0], torch.nn.Module)):
+            raise LoadError(f"{cls.__name__}.from_pretrained gave no model with its loading info.", model=metadata.name)
+        model, info = outcome
+        if issubclass(cls, torch.nn.Module) and not isinstance(model, cls):
+            raise LoadError(f"{cls.__name__}.from_pretrained gave a {type(model).__name__}.", model=metadata.name)
+        flaw = _flaw(model, dtype)
+        if flaw is None:
+            _check_weights(metadata, model, info)
+            return model
+        logger.warning("%r came out unsound (%s), attempt %d of %d", metadata.name, flaw, attempt, _ATTEMPTS)
+    raise LoadError(
+        f"Model {metadata.name!r} came out unsound {_ATTEMPTS} times: {flaw}.\n"
+        "Another part of the program loads models at the same time: let it use registry.load_model.",
+        model=metadata.name,
+    )
+
+
+def _flaw(model: Any, dtype: torch.dtype) -> str | None:
+    """Return what a concurrent load did to the model, or None: weights on meta, of another dtype, or untied."""
+    kept_in_fp32 = [*(getattr(model, "_keep_in_fp32_modules", None) or ()), *(getattr(model, "_keep_in_fp32_modules_strict", None) or ())]
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            return f"{name} has no data"
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype != dtype and not any(part in name for part in kept_in_fp32):
+            return f"{name} is {parameter.dtype}, not {dtype}"
+    for target, source in getattr(model, "all_tied_weights_keys", {}).items():
+        if model.get_parameter_or_buffer(target) is not model.get_parameter_or_buffer(source):
+            return f"{target} is not tied to {source}"
+    return None
+
+
+def _check_weights(metadata: ModelMetadata, model: Any, info: Any) -> None:
+    """Raise WeightsMismatchError unless the checkpoint fills the model. A pooler that it lacks is taken out."""
+    expected = metadata.behaviour.expected_missing_keys
+    missing = sorted(key for key in info["missing_keys"] if not any(fnmatchcase(key, pattern) for pattern in expected))
+    if missing and all(re.search(r"(^|\.)pooler\.", key) for key in missing):
+        # A pooler with random weights would give a random pooler_output: with none, it is None.
+        for module in model.modules():
+            if getattr(module, "pooler", None) is not None:
+                module.pooler = None
+        missing = []
+    wrong = sorted(map(str, info["mismatched_keys"])) + list(info["error_msgs"])
+    if missing or wrong:
+        what = f"lacks {_some(missing)}" if missing else f"does not fit: {_some(wrong)}"
+        raise WeightsMismatchError(
+            f"The checkpoint of {metadata.name!r} {what}, so a {type(model).__name__} would be partly random.\n"
+            "Load it with the class that it was saved from, or allow them: register(…, expected_missing_keys=['classifier.*'])",
+            model=metadata.name,
+            missing=tuple(missing),
+        )
+    labels = getattr(model.config, "id2label", None) or {}
+    if type(model).__name__.endswith("ForTokenClassification") and all(re.fullmatch(r"LABEL_\d+", str(v)) for v in labels.values()):
+        raise WeightsMismatchError(
+            f"The tagger {metadata.name!r} names its labels LABEL_0 to LABEL_{len(labels) - 1}, which say nothing.\n"
+            "Register it with their names: register(…, id2label=['O', 'B-DISEASE', 'I-DISEASE'])",
+            model=metadata.name,
+        )
+    if type(model).__name__ == "BertLMHeadModel" and not model.config.is_decoder:
+        logger.warning("%r is a bidirectional BERT loaded as a causal language model: fit for scores, not for generating", metadata.name)
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"

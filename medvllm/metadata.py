@@ -1,0 +1,151 @@
+"""What is known of a model: its type and its metadata."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any, Literal
+
+from medvllm.classes import LazyClass, class_path
+from medvllm.errors import RequestError
+from medvllm.facts import GROUPS, Behaviour, Purpose, Rights, Source, checked
+
+__all__ = ["Behaviour", "ModelMetadata", "ModelType", "Origin", "Purpose", "Rights", "Source"]
+
+Origin = Literal["process", "stored", "built-in", "direct"]
+
+
+class ModelType(StrEnum):
+    """What a model was made for."""
+
+    GENERIC = "generic"
+    BIOMEDICAL = "biomedical"
+    CLINICAL = "clinical"
+    CUSTOM = "custom"
+
+    @classmethod
+    def of(cls, value: "ModelType | str") -> "ModelType":
+        """Return the type that a member or its name in any case stands for."""
+        try:
+            return cls(value.lower())
+        except (ValueError, AttributeError):
+            kinds = ", ".join(kind.name for kind in cls)
+            raise RequestError(f"Model type {repr(value)[:80]} is not one of: {kinds}.", value=value) from None
+
+
+class Copied:
+    """A dataclass field that gives a copy each time, so that a caller's edits stay the caller's."""
+
+    def __init__(self, kind: type) -> None:
+        self._kind = kind
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._key = f"_{name}"
+
+    # A dataclass asks the descriptor on the class itself for the default: None, kept as an empty value.
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        return None if instance is None else copy.deepcopy(instance.__dict__[self._key])
+
+    def __set__(self, instance: object, value: Any) -> None:
+        instance.__dict__[self._key] = self._kind() if value is None else copy.deepcopy(self._kind(value))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ModelMetadata:
+    """The facts of one entry, frozen: nothing that is read from it can change the registry.
+
+    `model_class` and `config_class` give the class, imported on access, or None when the checkpoint decides.
+    """
+
+    name: str
+    model_type: ModelType
+    model_class: LazyClass = LazyClass()
+    config_class: LazyClass = LazyClass()
+    description: str = ""
+    tags: Copied = Copied(list)
+    parameters: Copied = Copied(dict)
+    source: Source = Source()
+    behaviour: Behaviour = Behaviour()
+    rights: Rights = Rights()
+    purpose: Purpose = Purpose()
+    evidence: Copied = Copied(dict)  # fact -> "confidence: where it was seen"
+    version: int = 1
+    origin: Origin = "process"
+
+    @classmethod
+    def build(
+        cls,
+        name: str,
+        model_type: ModelType | str,
+        facts: Mapping[str, Any],
+        *,
+        version: int = 1,
+        origin: Origin = "process",
+    ) -> "ModelMetadata":
+        """Return metadata made of flat keywords, as `register` and builtin.toml give them, each one checked."""
+        grouped: dict[str, dict[str, Any]] = {"": {}} | {group: {} for group in GROUPS}
+        for keyword, value in facts.items():
+            group, kept = checked(name, keyword, value)
+            grouped[group][keyword] = kept
+        plain = grouped.pop("")
+        groups = {group: GROUPS[group](**kept) for group, kept in grouped.items()}
+        return cls(name, ModelType.of(model_type), version=version, origin=origin, **plain, **groups)
+
+    def completed(self, facts: Mapping[str, Any]) -> "ModelMetadata":
+        """Return the metadata with `facts` of its behaviour filled in where nothing is known yet."""
+        unknown = {fact: value for fact, value in facts.items() if getattr(self.behaviour, fact) is None}
+        if not unknown:
+            return self
+        filled = copy.copy(self)
+        object.__setattr__(filled, "behaviour", replace(self.behaviour, **unknown))
+        return filled
+
+    @property
+    def class_paths(self) -> tuple[str | None, str | None]:
+        """Model class and config class as ``"module:Class"``; nothing is imported."""
+        return class_path(self.__dict__["_model_class"]), class_path(self.__dict__["_config_class"])
+
+    @property
+    def location(self) -> str:
+        """Where the bytes come from: the model_path, or the name itself."""
+        return self.source.model_path or self.name
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What the model is ready for: its task, and embedding where a pooling is known."""
+        embeds = self.behaviour.pooling is not None and self.behaviour.task != "embed"
+        return tuple(task for task in (self.behaviour.task, "embed" if embeds else None) if task)
+
+    def matches(self, task: str | None, tags: Sequence[str]) -> bool:
+        """Return whether the model is ready for `task` and carries every one of `tags`."""
+        own: list[str] = self.__dict__["_tags"]  # no copy: a list of 100,000 entries asks each one
+        return (task is None or task in self.tasks) and all(tag in own for tag in tags)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every fact as JSON has it: classes as references, facts that are not known as null."""
+        model_class, config_class = self.class_paths
+        flat: dict[str, Any] = {
+            "name": self.name,
+            "version": self.version,
+            "origin": self.origin,
+            "model_type": str(self.model_type),
+            "description": self.description,
+            "tags": self.tags,
+            "tasks": list(self.tasks),
+            "model_class": model_class,
+            "config_class": config_class,
+            "parameters": self.parameters,
+        }
+        for group in GROUPS:
+            facts = vars(getattr(self, group))
+            flat |= {key: list(value) if isinstance(value, tuple) else value for key, value in facts.items()}
+        return flat | {"evidence": self.evidence}
+
+    def __eq__(self, other: object) -> bool:
+        return vars(self) == vars(other) if isinstance(other, ModelMetadata) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.version))
+
+    def __repr__(self) -> str:
+        return f"ModelMetadata({self.name!r}, {self.model_type.name}, {self.description!r})"

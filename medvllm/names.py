@@ -1,0 +1,118 @@
+"""What a caller may type for a model, and what it means."""
+
+import os
+import re
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import unquote, urlsplit
+
+from medvllm.errors import ModelNameError
+
+__all__ = ["ModelRef", "parse", "valid_name"]
+
+MAX_LENGTH = 200  # characters of a name; a folder's path may be longer
+_REPO_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?", re.ASCII)
+_PATH_STARTS = ("./", "../", "/", "~/", "file://")
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """What was asked for. A name may turn out to be an entry or, failing that, a repository.
+
+    `suffix` is what followed the ``@``: a version, an alias or a revision, which only the catalogue can tell apart.
+    """
+
+    text: str
+    kind: Literal["name", "hub", "folder"]
+    name: str  # the entry's name, the repository id, or the folder's absolute path
+    suffix: str | None = None
+
+    @property
+    def is_repo_id(self) -> bool:
+        """Whether the name could be a repository's id on the Hub."""
+        return self.kind != "folder" and _REPO_ID.fullmatch(self.name) is not None
+
+
+def parse(text: object) -> ModelRef:
+    """Return what `text` refers to, or raise ModelNameError.
+
+    ``name``, ``name@3``, ``name@production`` and ``models:/name/3``, ``models:/name@production`` are names;
+    ``org/repo`` and ``org/repo@rev`` too, until the catalogue does not know them; ``hf://org/repo@rev`` is a repository;
+    ``./dir``, ``/dir``, ``~/dir`` and ``file:///dir`` are folders.
+    """
+    name = _text(text)
+    if name.startswith(_PATH_STARTS) or name in (".", "..", "~"):
+        return ModelRef(name, "folder", _folder(name))
+    _check_length(name)
+    if name.startswith("hf://"):
+        repo, suffix = _split(name.removeprefix("hf://"))
+        ref = ModelRef(name, "hub", repo, suffix)
+        if not ref.is_repo_id:
+            raise ModelNameError(f"{name!r} is not a repository.\nWrite it as: hf://org/repo or hf://org/repo@revision")
+        return ref
+    if name.startswith("models:/"):
+        entry, slash, version = name.removeprefix("models:/").strip("/").rpartition("/")
+        if slash and version.isdecimal():
+            return ModelRef(name, "name", entry, version)
+        entry, suffix = _split(name.removeprefix("models:/").strip("/"))
+        if not entry or suffix is None:
+            raise ModelNameError(f"{name!r} names no version.\nWrite it as: models:/name/3 or models:/name@alias")
+        return ModelRef(name, "name", entry, suffix)
+    if "://" in name:
+        raise ModelNameError(f"{name!r} has a scheme that is not known.\nUse: hf://org/repo, file:///folder, or models:/name/3")
+    return ModelRef(name, "name", *_split(name))
+
+
+def valid_name(text: object) -> str:
+    """Return `text` if an entry may be registered under it, or raise ModelNameError."""
+    name = _text(text)
+    _check_length(name)
+    if "@" in name or ":/" in name or name.startswith(_PATH_STARTS) or name in (".", "..", "~") or "\\" in name:
+        raise ModelNameError(
+            f"{name!r} cannot be registered: it reads as a folder, a link or a version.\n"
+            "Use letters, digits and any of . _ - / : and space, such as 'my-biobert' or 'org/model'."
+        )
+    return name
+
+
+def _text(text: object) -> str:
+    if isinstance(text, os.PathLike):
+        path = os.fspath(text)
+        text = str(Path(path)) if isinstance(path, str) else path
+        text = text if isinstance(text, bytes) or os.path.isabs(text) else f"./{text}"
+    if not isinstance(text, str):
+        raise ModelNameError(f"A model's name must be text, not {type(text).__name__}.")
+    if not text.strip():
+        raise ModelNameError("A model's name is empty.\nList the names with: medvllm list")
+    if text != text.strip():
+        raise ModelNameError(f"Model name {text[:80]!r} begins or ends with a space.\nDid you mean: {text.strip()[:80]!r}?")
+    # Control, format (right-to-left marks), surrogate and line-separator characters make two names look like one.
+    if bad := next((c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")), None):
+        raise ModelNameError(f"Model name {ascii(text[:80])} holds the invisible character U+{ord(bad):04X}.")
+    return text
+
+
+def _check_length(name: str) -> None:
+    if len(name) > MAX_LENGTH:
+        raise ModelNameError(f"Model name '{name[:40]}…' has {len(name):,} characters; {MAX_LENGTH} are allowed.")
+
+
+def _split(name: str) -> tuple[str, str | None]:
+    """Split ``name@suffix``."""
+    head, at, suffix = name.partition("@")
+    if at and (not head or not suffix or "@" in suffix):
+        raise ModelNameError(f"{name!r} is not a name with a version.\nWrite it as: name@3, name@alias or org/repo@revision")
+    return head, suffix if at else None
+
+
+def _folder(text: str) -> str:
+    if text.startswith("file://"):
+        url = urlsplit(text)
+        if url.netloc not in ("", "localhost") or not url.path:
+            raise ModelNameError(f"{text[:80]!r} is not a folder of this machine.\nWrite it as: file:///folder")
+        text = unquote(url.path)
+    if len(text) > 4096:
+        raise ModelNameError(f"Folder '{text[:40]}…' has {len(text):,} characters; 4096 are allowed.")
+    return os.path.abspath(os.path.expanduser(text))

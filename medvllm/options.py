@@ -1,0 +1,190 @@
+"""The effective arguments of a load, and the identity that two equal loads share."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from medvllm import settings
+from medvllm.classes import class_path
+from medvllm.errors import RequestError, UnsafeWeightsError, nearest
+
+__all__ = ["Identity", "LoadOptions", "dtype_name", "unknown_option"]
+
+_DTYPES = {
+    "float32": "float32",
+    "float": "float32",
+    "fp32": "float32",
+    "bfloat16": "bfloat16",
+    "bf16": "bfloat16",
+    "float16": "float16",
+    "half": "float16",
+    "fp16": "float16",
+    "float64": "float64",
+    "double": "float64",
+    "auto": None,  # the checkpoint's own
+}
+
+# Arguments of `from_pretrained` that a registry must not pass on, and what to do instead.
+_REFUSED = {
+    "device_map": "say device='cuda:1', or device='auto'",
+    "cache_dir": "set HF_HUB_CACHE",
+    "token": "set HF_TOKEN",
+    "use_auth_token": "set HF_TOKEN",
+    "proxies": "set HTTPS_PROXY",
+    "local_files_only": "set HF_HUB_OFFLINE=1",
+    "force_download": "remove the snapshot from the Hub's cache",
+    "state_dict": "call the class's from_pretrained yourself",
+    "quantization_config": "call the class's from_pretrained yourself",
+    "ignore_mismatched_sizes": "register the entry with expected_missing_keys=[…]",
+    "output_loading_info": "the registry checks it for you",
+    "subfolder": "give the folder as the name",
+    "variant": "register the folder that holds it",
+    "low_cpu_mem_usage": "leave it out: weights are mapped, not copied",
+}
+_KNOWN = ("device", "dtype", "torch_dtype", "revision", "use_cache", "model_class", "config", "attn_implementation")
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """What a caller stated: None is "not given". Hashable, so that a hit is one look-up.
+
+    `overrides` are fields of the model's config as JSON texts, sorted by name; `config` is a whole config's JSON.
+    """
+
+    device: str | None = None
+    dtype: str | None = None
+    revision: str | None = None
+    model_class: type | str | None = None
+    attn_implementation: str | None = None
+    config: str | None = None
+    overrides: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def stated(cls, given: Mapping[str, Any]) -> "LoadOptions":
+        """Return the options among the keywords of a call; RequestError names one that cannot be used.
+
+        Whether an override is a field of the config is known only once the config is read.
+        """
+        if not given:
+            return _NOTHING
+        options = dict(given)
+        dtype, older = options.pop("dtype", None), options.pop("torch_dtype", None)
+        if dtype is not None and older is not None and dtype_name(dtype) != dtype_name(older):
+            raise RequestError(f"dtype={dtype} and torch_dtype={older} disagree.\nGive one of them.")
+        if options.pop("trust_remote_code", False):
+            raise UnsafeWeightsError("trust_remote_code=True would run a repository's own code, which medvllm does not do.")
+        if options.pop("use_safetensors", True) is False or options.pop("weights_only", True) is False:
+            raise UnsafeWeightsError("Pickled weights are not read: a pickle can run code when it is opened.")
+        for name in options:
+            if name in _REFUSED:
+                raise RequestError(f"Option {name!r} is not taken: {_REFUSED[name]}.", option=name)
+        return cls(
+            device=_device(options.pop("device", None)),
+            dtype=dtype_name(dtype if dtype is not None else older),
+            revision=_text("revision", options.pop("revision", None)),
+            model_class=_class(options.pop("model_class", None)),
+            attn_implementation=_text("attn_implementation", options.pop("attn_implementation", None)),
+            config=_config(options.pop("config", None)),
+            overrides=tuple(sorted((name, _json(name, value)) for name, value in options.items())),
+        )
+
+    def filled(self, entry: "LoadOptions") -> "LoadOptions":
+        """Return these options with what was not stated taken from the entry's own, then from the settings."""
+        return replace(
+            self,
+            device=self.device or entry.device or _device(settings.DEVICE()),
+            dtype=self.dtype or entry.dtype or dtype_name(settings.DTYPE()),
+            revision=self.revision or entry.revision,
+            model_class=self.model_class or entry.model_class,
+            attn_implementation=self.attn_implementation or entry.attn_implementation,
+            config=self.config or entry.config,
+            overrides=tuple(sorted((dict(entry.overrides) | dict(self.overrides)).items())),
+        )
+
+    def config_overrides(self) -> dict[str, Any]:
+        """Return the overrides as values."""
+        return {name: json.loads(text) for name, text in self.overrides}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as JSON has them."""
+        facts = vars(self) | {"model_class": class_path(self.model_class), "overrides": self.config_overrides()}
+        return facts | {"config": json.loads(self.config) if self.config else None}
+
+
+_NOTHING = LoadOptions()
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What two loads must share to be one object: entry version, bytes, and options with nothing left open.
+
+    `snapshot` is "repo@commit" or a folder; in `options`, device, dtype and class are the ones in effect.
+    """
+
+    name: str
+    version: int
+    origin: str  # where the entry comes from; "direct" when there is none
+    snapshot: str
+    options: LoadOptions
+
+
+def unknown_option(name: str, fields: Mapping[str, Any]) -> RequestError:
+    """Return the error for an option that is neither ours nor a field of the model's config."""
+    near = nearest(name, (*_KNOWN, *fields))
+    return RequestError(
+        f"Unknown option {name!r}.{f' Nearest: {near[0]!r}.' if near else ''}\n"
+        f"It takes: {', '.join(_KNOWN)}, and the fields of the model's config.",
+        option=name,
+        candidates=tuple(near),
+    )
+
+
+def dtype_name(value: object) -> str | None:
+    """Return a dtype's name ("float32") for a torch.dtype or text; None and "auto" mean the checkpoint's own."""
+    if value is None:
+        return None
+    # str(torch.float16) is "torch.float16": no need to import torch to read it.
+    text = str(value).removeprefix("torch.").lower()
+    if text not in _DTYPES:
+        raise RequestError(f"dtype {str(value)[:80]!r} is not one of: float32, bfloat16, float16, float64, auto.", option="dtype")
+    return _DTYPES[text]
+
+
+def _device(value: object) -> str | None:
+    if value is None:
+        return None
+    if type(value) is int and value >= 0:
+        return f"cuda:{value}"
+    text = str(value).lower()  # a torch.device prints as "cuda:0"
+    kind, _, index = text.partition(":")
+    if kind not in ("cpu", "cuda", "mps", "xpu", "auto") or not (index.isdecimal() or text == kind):
+        raise RequestError(f"Device {str(value)[:80]!r} is not one of: cpu, cuda, cuda:N, mps, auto.", option="device")
+    return "cpu" if kind == "cpu" else "cuda:0" if text == "cuda" else text
+
+
+def _text(option: str, value: object) -> str | None:
+    if value is not None and (not isinstance(value, str) or not value):
+        raise RequestError(f"Option {option!r} must be text, not {repr(value)[:80]}.", option=option)
+    return value
+
+
+def _class(value: object) -> type | str | None:
+    if value is not None and not isinstance(value, (type, str)):
+        raise RequestError(f"Option 'model_class' must be a class or 'module:Class', not {repr(value)[:80]}.")
+    return value
+
+
+def _config(value: Any) -> str | None:
+    if value is None:
+        return None
+    return _json("config", value if isinstance(value, Mapping) else value.to_dict() if hasattr(value, "to_dict") else value)
+
+
+def _json(option: str, value: object) -> str:
+    try:
+        return json.dumps(value, sort_keys=True)
+    except (TypeError, ValueError):
+        raise RequestError(
+            f"Option {option!r} must be what JSON can hold, not {type(value).__name__}.", option=option
+        ) from None

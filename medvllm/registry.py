@@ -1,0 +1,342 @@
+"""The registry: catalogue, sources, loading and residency behind the specified methods."""
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+
+from medvllm import settings
+from medvllm.catalog import Catalog
+from medvllm.classes import class_path
+from medvllm.errors import ModelNotFoundError
+from medvllm.metadata import ModelMetadata, ModelType
+from medvllm.names import ModelRef, parse
+from medvllm.options import Identity, LoadOptions
+from medvllm.receipt import Receipt
+from medvllm.residency import ModelCache, Resident
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from medvllm.residency.cache import Weighed
+    from medvllm.sources import Snapshot
+
+__all__ = ["Lease", "ModelMetadata", "ModelRegistry", "ModelType", "ResidentModel", "registry"]
+
+M = TypeVar("M", bound="PreTrainedModel")
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A loaded model that stays in memory while the lease lasts."""
+
+    model: Any  # a PreTrainedModel; typed Any as its methods depend on the class
+    metadata: ModelMetadata
+    receipt: Receipt
+    _tokenizer: Callable[[], "PreTrainedTokenizerBase"]
+
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The model's tokenizer, of the same snapshot; loaded on first use, safe to share between threads."""
+        return self._tokenizer()
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes of the model's parameters and buffers."""
+        return self.receipt.size_bytes
+
+
+@dataclass(frozen=True)
+class ResidentModel:
+    """One model in memory, as `resident` reports it. `evicted`: only a caller still holds it."""
+
+    name: str
+    version: int
+    source: str
+    snapshot: str
+    device: str
+    dtype: str
+    model_class: str
+    size_bytes: int
+    leases: int
+    hits: int
+    load_s: float
+    loaded_at: float  # seconds since the epoch
+    last_used: float
+    evicted: bool
+
+
+class ModelRegistry:
+    """Models by name: registered with metadata, loaded once, shared, and checked before anybody gets them.
+
+    Every method may be called from any thread. A catalogue of its own keeps registries apart.
+    """
+
+    def __init__(self, catalog: Catalog | None = None) -> None:
+        self._catalog = catalog or Catalog()
+        self._model_cache: ModelCache[Identity] = ModelCache()
+        # What a call resolved to, so that a hit need not resolve it again; an entry is replaced, never changed.
+        self._resolved: dict[Hashable, _Resolved] = {}
+        self._tokenizer_lock = threading.Lock()  # guards _tokenizers, and is held while one loads
+        self._tokenizers: dict[tuple[str, int, str], PreTrainedTokenizerBase] = {}
+
+    def register(
+        self,
+        name: str,
+        model_type: ModelType | str,
+        *,
+        replace: bool = False,
+        persist: bool = False,
+        **facts: Any,
+    ) -> ModelMetadata:
+        """Add an entry and return its metadata.
+
+        `facts` are model_class, config_class (a class or "module:Class"), description, tags, parameters (load options),
+        model_path (None: the name is the source), revision, task, architecture, do_lower_case, max_length, pooling,
+        id2label, expected_missing_keys, license and the other facts of `ModelMetadata`; RequestError names an unknown
+        one and its nearest. ModelExistsError: the name is taken and `replace` is not set.
+        """
+        parameters = facts.get("parameters")
+        if isinstance(parameters, Mapping):
+            LoadOptions.stated(parameters)  # refused now rather than at every load
+        return self._catalog.add(name, model_type, facts, replace=replace, persist=persist)
+
+    def unregister(self, name: str) -> None:
+        """Remove an entry and let its models go. ModelNotFoundError: there is none of that name."""
+        self._catalog.remove(name)
+        self.evict(name)
+
+    def list_models(
+        self,
+        model_type: ModelType | str | None = None,
+        *,
+        task: str | None = None,
+        tags: Sequence[str] = (),
+        match: str | None = None,
+    ) -> dict[str, ModelMetadata]:
+        """Return metadata by name, of the entries that fit every filter; it never waits for a load.
+
+        `tags` must all be there; `match` is a glob on the name in any case, such as "bio*".
+        """
+        return self._catalog.select(model_type, task=task, tags=(tags,) if isinstance(tags, str) else tags, match=match)
+
+    def get_metadata(self, name: str) -> ModelMetadata:
+        """Return an entry's metadata, or raise ModelNotFoundError with near names; it never waits for a load."""
+        ref = parse(name)
+        entry = self._entry(ref)
+        if entry is None:
+            raise self._catalog.not_found(ref.name)
+        return entry[0]
+
+    @overload
+    def load_model(
+        self,
+        name: "str | os.PathLike[str]",
+        *,
+        model_class: type[M],
+        device: "str | int | torch.device | None" = None,
+        dtype: "str | torch.dtype | None" = None,
+        torch_dtype: "str | torch.dtype | None" = None,
+        revision: str | None = None,
+        use_cache: bool = True,
+        **options: Any,
+    ) -> M: ...
+    @overload
+    def load_model(
+        self,
+        name: "str | os.PathLike[str]",
+        *,
+        model_class: Any = None,
+        device: "str | int | torch.device | None" = None,
+        dtype: "str | torch.dtype | None" = None,
+        torch_dtype: "str | torch.dtype | None" = None,
+        revision: str | None = None,
+        use_cache: bool = True,
+        **options: Any,
+    ) -> "PreTrainedModel": ...
+    def load_model(self, name: "str | os.PathLike[str]", *, use_cache: bool = True, **options: Any) -> "PreTrainedModel":
+        """Return the model of that name in eval mode, loaded now or already in memory.
+
+        `name` is a registered name, or a repository or folder to load directly. What is not stated comes from the
+        entry, then the settings, then the checkpoint, so that equal loads are one object. Other `options` are
+        `config`, `attn_implementation` and fields of the model's config. With `use_cache=False` the model is the
+        caller's own.
+
+        ModelNameError, ModelNotFoundError, RequestError: what was asked for. SourceError: its files.
+        LoadError: no sound model came of them.
+        """
+        if not use_cache:
+            target = self._resolve(name, LoadOptions.stated(options))
+            return cast("PreTrainedModel", target.load().model)
+        return cast("PreTrainedModel", self._acquire(name, options)[1].model)
+
+    @contextmanager
+    def lease(self, name: "str | os.PathLike[str]", **options: Any) -> Iterator[Lease]:
+        """Give a model that stays in memory inside the ``with`` block; the options are those of `load_model`."""
+        target, resident = self._acquire(name, options, lease=True)
+        try:
+            yield Lease(
+                resident.model,
+                target.metadata,
+                Receipt.of(target.identity, resident.size_bytes),
+                lambda: self._tokenizer(target.metadata, target.snapshot),
+            )
+        finally:
+            self._model_cache.release(resident)
+
+    def load_tokenizer(self, name: "str | os.PathLike[str]", *, revision: str | None = None) -> "PreTrainedTokenizerBase":
+        """Return the tokenizer of that name with the entry's casing and length; threads may share it."""
+        metadata, named_revision = self._find(parse(name))
+        snapshot = _sources().resolve(metadata, revision or named_revision)
+        return self._tokenizer(metadata.completed(snapshot.sentence_transformer), snapshot)
+
+    def resident(self) -> list[ResidentModel]:
+        """Return what is in memory, in the order of loading."""
+        return [
+            ResidentModel(
+                name=resident.identity.name,
+                version=resident.identity.version,
+                source=resident.identity.origin,
+                snapshot=resident.identity.snapshot,
+                device=str(resident.identity.options.device),
+                dtype=str(resident.identity.options.dtype),
+                model_class=str(class_path(resident.identity.options.model_class)),
+                size_bytes=resident.size_bytes,
+                leases=resident.leases,
+                hits=resident.hits,
+                load_s=resident.load_s,
+                loaded_at=resident.loaded_at,
+                last_used=resident.last_used,
+                evicted=evicted,
+            )
+            for resident, evicted in self._model_cache.residents()
+        ]
+
+    def evict(self, name: str) -> int:
+        """Let the models of that name leave memory; return how many left. A leased one leaves with its last lease.
+
+        The memory comes back once no caller holds the model. A name that is not in memory is no error.
+        """
+        entry = self._catalog.find(name)
+        return self._leave(entry.name if entry else name)
+
+    def clear_cache(self) -> None:
+        """Let every model and tokenizer leave memory; leased models leave with their last lease."""
+        self._leave(None)
+
+    def __repr__(self) -> str:
+        return f"ModelRegistry({len(self.list_models())} entries, {len(self._model_cache)} in memory)"
+
+    def _leave(self, name: str | None) -> int:
+        left = self._model_cache.evict(name)
+        with self._tokenizer_lock:
+            self._tokenizers = {key: kept for key, kept in self._tokenizers.items() if name is not None and key[0] != name}
+        if left:
+            _loading().reclaim()
+        return left
+
+    def _acquire(
+        self, name: "str | os.PathLike[str]", options: Mapping[str, Any], *, lease: bool = False
+    ) -> "tuple[_Resolved, Resident[Identity]]":
+        """Return the resident model of a call, loading it when it is not in memory."""
+        stated = LoadOptions.stated(options)
+        key = (name, stated, os.environ.get(settings.DEVICE.name), os.environ.get(settings.DTYPE.name))
+        target = self._resolved.get(key) if isinstance(name, str) else None
+        if target is not None and target.generation == self._catalog.generation():
+            resident = self._model_cache.hit(target.identity, lease=lease)
+            if resident is not None:
+                return target, resident
+        target = self._resolve(name, stated)
+        resident = self._model_cache.get(target.identity, target.load, lease=lease)
+        if len(self._resolved) >= _REMEMBERED:
+            self._resolved.clear()
+        self._resolved[key] = target
+        return target, resident
+
+    def _resolve(self, name: "str | os.PathLike[str]", stated: LoadOptions) -> "_Resolved":
+        """Return what a call means: the entry, its snapshot (fetched if need be) and the identity of the load."""
+        generation = self._catalog.generation()
+        metadata, revision = self._find(parse(name))
+        # Before anything is fetched: a device that is not here would waste a download.
+        options = _loading().filled(metadata, stated)
+        snapshot = _sources().resolve(metadata, stated.revision or revision)
+        if metadata.origin == "direct":
+            logger.warning("%r is not registered: loaded directly, from %s", metadata.name, snapshot.identity)
+        metadata = metadata.completed(snapshot.sentence_transformer)
+        return _Resolved(metadata, snapshot, _loading().identify(metadata, options, snapshot), generation)
+
+    def _find(self, ref: ModelRef) -> tuple[ModelMetadata, str | None]:
+        """Return the metadata and revision that a reference means, falling back to direct loading."""
+        entry = self._entry(ref)
+        if entry is not None:
+            return entry
+        if ref.kind == "name":
+            if "/" not in ref.name and self._catalog.near(ref.name):
+                raise self._catalog.not_found(ref.text, advice=f"\nA repository of that name is written as: hf://{ref.text}")
+            if not ref.is_repo_id:
+                raise self._catalog.not_found(ref.text, ", nor is it a repository's id", f"\nA folder is written as: ./{ref.text}")
+        if not settings.DIRECT():
+            raise self._catalog.not_found(ref.text, f", and direct loading is switched off ({settings.DIRECT.name})")
+        path = ref.name if ref.kind == "folder" else f"hf://{ref.name}"
+        return ModelMetadata.build(ref.name, ModelType.GENERIC, {"model_path": path}, origin="direct"), ref.suffix
+
+    def _entry(self, ref: ModelRef) -> tuple[ModelMetadata, str | None] | None:
+        """Return the entry that a reference names, and the revision it asks of it; None when there is no entry."""
+        if ref.kind == "folder":
+            return None
+        entry = self._catalog.find_source(ref.name) if ref.kind == "hub" else self._catalog.find(ref.name)
+        if entry is None or ref.suffix is None or (ref.kind == "name" and ref.suffix == str(entry.version)):
+            return None if entry is None else (entry, None)
+        if ref.kind == "name" and ("/" not in ref.name or ref.suffix.isdecimal()):
+            raise ModelNotFoundError(
+                f"Model {ref.name!r} has no version or alias {ref.suffix!r}. It has: {entry.version}.\n"
+                f"Load it with: {ref.name}@{entry.version}",
+                model=ref.name,
+                candidates=(str(entry.version),),
+            )
+        return entry, ref.suffix
+
+    def _tokenizer(self, metadata: ModelMetadata, snapshot: "Snapshot") -> "PreTrainedTokenizerBase":
+        key = (metadata.name, metadata.version, snapshot.identity)
+        with self._tokenizer_lock:
+            if key not in self._tokenizers:
+                self._tokenizers[key] = _loading().load_tokenizer(metadata, snapshot)
+            return self._tokenizers[key]
+
+
+_REMEMBERED = 10_000  # resolved calls
+
+
+@dataclass(frozen=True)
+class _Resolved:
+    """What a call to `load_model` means, and the catalogue's generation for which that holds."""
+
+    metadata: ModelMetadata
+    snapshot: "Snapshot"
+    identity: Identity
+    generation: tuple[int, int]
+
+    def load(self) -> "Weighed":
+        return _loading().load_model(self.metadata, self.identity, self.snapshot)
+
+
+# Imported on first use: listing and registering must not wait seconds for torch.
+def _loading() -> "ModuleType":
+    from medvllm import loading
+
+    return loading
+
+
+def _sources() -> "ModuleType":
+    from medvllm import sources
+
+    return sources
+
+
+registry = ModelRegistry()

@@ -1,0 +1,83 @@
+"""One table of the MEDVLLM_* variables: name, default, parser and help. Each is read when it is used."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from medvllm.errors import SettingError
+
+T = TypeVar("T")
+
+_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
+
+
+@dataclass(frozen=True)
+class Setting(Generic[T]):
+    """A variable of the environment. Calling it gives the parsed value of the moment."""
+
+    name: str
+    default: str
+    parse: Callable[[str], T]
+    help: str
+
+    def __call__(self) -> T:
+        text = os.environ.get(self.name, "").strip() or self.default
+        try:
+            return self.parse(text)
+        except ValueError as error:
+            raise SettingError(
+                f"Setting {self.name} is {text!r}, which is {error}.\nUnset it, or: export {self.name}={self.default}",
+                setting=self.name,
+                value=text,
+            ) from error
+
+
+def _switch(text: str) -> bool:
+    if text.lower() in _TRUE | _FALSE:
+        return text.lower() in _TRUE
+    raise ValueError("neither on nor off")
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < 86_400:
+        raise ValueError("not a number of seconds above 0")
+    return seconds
+
+
+def _folder(text: str) -> Path:
+    return Path(text).expanduser().absolute()
+
+
+HOME = Setting(
+    "MEDVLLM_HOME", "~/.medvllm", _folder, "Folder for what medvllm itself keeps, such as converted weights."
+)
+DIRECT = Setting(
+    "MEDVLLM_DIRECT",
+    "on",
+    _switch,
+    "Whether a name that is not registered may be loaded directly from the Hub or a folder.",
+)
+DEVICE = Setting(
+    "MEDVLLM_DEVICE",
+    "cpu",
+    str,
+    "Device when none is given: cpu, cuda, cuda:1, mps, or auto (the first accelerator there is).",
+)
+DTYPE = Setting(
+    "MEDVLLM_DTYPE",
+    "auto",
+    str,
+    "Weights' dtype when none is given: float32, bfloat16, float16, or auto (the checkpoint's own).",
+)
+HUB_TIMEOUT = Setting(
+    "MEDVLLM_HUB_TIMEOUT", "5", _seconds, "Seconds to wait for the Hub to accept a connection before giving up."
+)
+DEBUG = Setting("MEDVLLM_DEBUG", "off", _switch, "Whether the command line shows a traceback with an error.")
+
+SETTINGS: tuple[Setting[Any], ...] = (HOME, DIRECT, DEVICE, DTYPE, HUB_TIMEOUT, DEBUG)  # each has its own type

@@ -1,0 +1,169 @@
+"""A snapshot: a local folder with one commit's files, and what its files say of themselves."""
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from medvllm.errors import IncompleteSnapshotError, SourceError, UnsafeWeightsError
+
+__all__ = ["Snapshot", "read_json", "weight_files"]
+
+MAX_HEADER = 100_000_000  # bytes; the safetensors format allows no more
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+SAFETENSORS, PICKLE = ("model.safetensors",), ("pytorch_model.bin",)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A local folder, the repository and commit it holds (None for a folder of the user's own), and its weights."""
+
+    path: Path
+    repo: str | None
+    commit: str | None
+    weights: Path  # the folder that holds the weights: `path`, or where their converted copy lies
+
+    @property
+    def identity(self) -> str:
+        """What two loads of the same bytes share: repo@commit, or the folder's real path."""
+        return f"{self.repo}@{self.commit}" if self.repo else str(self.path.resolve())
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The content of config.json."""
+        return read_json(self.path / "config.json")
+
+    @cached_property
+    def headers(self) -> tuple[dict[str, Any], ...]:
+        """The header of each safetensors file, checked against the file's size."""
+        return tuple(_header(file) for file in weight_files(self.weights))
+
+    @property
+    def dtype(self) -> str | None:
+        """The checkpoint's own dtype: the config's word, or that of the first floating tensor."""
+        stated = self.config.get("dtype") or self.config.get("torch_dtype")
+        if isinstance(stated, str) and stated in _DTYPES.values():
+            return stated
+        tensors = (tensor for header in self.headers for tensor in header.values())
+        return next((_DTYPES[tensor["dtype"]] for tensor in tensors if tensor["dtype"] in _DTYPES), None)
+
+    @property
+    def sentence_transformer(self) -> dict[str, Any]:
+        """Pooling, normalisation and length, for a folder that sentence-transformers wrote; empty for others."""
+        if not (self.path / "modules.json").is_file():
+            return {}
+        facts: dict[str, Any] = {}
+        modules = read_json(self.path / "modules.json", kind=list)
+        for module in modules:
+            kind, folder = str(module.get("type", "")).rpartition(".")[2], self.path / str(module.get("path", ""))
+            if kind == "Pooling" and (folder / "config.json").is_file():
+                modes = read_json(folder / "config.json")
+                facts["pooling"] = "cls" if modes.get("pooling_mode_cls_token") else None
+                facts["pooling"] = "mean" if modes.get("pooling_mode_mean_tokens") else facts["pooling"]
+            if kind == "Normalize":
+                facts["normalize"] = True
+        if (self.path / "sentence_bert_config.json").is_file():
+            facts["max_length"] = read_json(self.path / "sentence_bert_config.json").get("max_seq_length")
+        return {fact: value for fact, value in facts.items() if value is not None}
+
+
+def read_json(file: Path, kind: type = dict) -> Any:
+    """Return a JSON file's content, or SourceError when it is not what it should be."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise IncompleteSnapshotError(f"{file.parent} has no {file.name}.", path=str(file)) from error
+    except (ValueError, RecursionError, OSError) as error:
+        raise SourceError(f"{file} cannot be read as JSON: {error}.", path=str(file)) from error
+    if not isinstance(content, kind):
+        raise SourceError(f"{file} holds no JSON {'object' if kind is dict else 'list'}.", path=str(file))
+    return content
+
+
+def weight_files(folder: Path, *, pickled: bool = False) -> list[Path]:
+    """Return the weight files of a checkpoint, in order; an empty list when it has none of that format.
+
+    IncompleteSnapshotError names the shards that the index lists and the folder lacks.
+    """
+    single, index = ("pytorch_model.bin", "pytorch_model.bin.index.json") if pickled else (
+        "model.safetensors",
+        "model.safetensors.index.json",
+    )
+    if (folder / single).is_file():
+        return [folder / single]
+    if not (folder / index).is_file():
+        return []
+    shards = read_json(folder / index).get("weight_map")
+    if not isinstance(shards, dict) or not shards or not all(_is_plain(shard) for shard in shards.values()):
+        raise SourceError(f"{folder / index} does not list the shards of a checkpoint.", path=str(folder / index))
+    files = [folder / shard for shard in sorted(set(shards.values()))]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise IncompleteSnapshotError(
+            f"{folder} is incomplete: {', '.join(missing[:3])} {'is' if len(missing) == 1 else 'are'} missing.",
+            path=str(folder),
+            missing=tuple(missing),
+        )
+    return files
+
+
+def check_complete(path: Path) -> None:
+    """Raise unless the folder has a config and weights that can be used."""
+    if not (path / "config.json").is_file():
+        if (path / "adapter_config.json").is_file():
+            raise SourceError(
+                f"{path} holds an adapter, not a model.\nMerge it into its base model and register the result.", path=str(path)
+            )
+        raise IncompleteSnapshotError(
+            f"{path} has no config.json, so it is not a model's folder.\n{_listing(path)}", path=str(path)
+        )
+    if weight_files(path) or weight_files(path, pickled=True):
+        return
+    raise IncompleteSnapshotError(
+        f"{path} has no weights: neither model.safetensors nor pytorch_model.bin is there.\n{_listing(path)}", path=str(path)
+    )
+
+
+def _listing(path: Path) -> str:
+    names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return f"It holds: {', '.join(names[:8])}{more}" if names else "It is empty."
+
+
+def _is_plain(name: object) -> bool:
+    return isinstance(name, str) and name == Path(name).name and name not in ("", ".", "..")
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """Return a safetensors header without its metadata; SourceError unless it fits the file to the byte."""
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else MAX_HEADER + 1
+            header = json.loads(stream.read(length)) if length <= min(MAX_HEADER, size - 8) else None
+        tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+        end = max((_end(tensor) for tensor in tensors.values()), default=0)
+    except (ValueError, RecursionError, AttributeError, TypeError, KeyError, OSError) as error:
+        raise SourceError(f"{file} is not a sound safetensors file: its header cannot be read.", path=str(file)) from error
+    if 8 + length + end != size:
+        raise IncompleteSnapshotError(
+            f"{file} is {'cut short' if size < 8 + length + end else 'too long'}: "
+            f"{size:,} bytes, where its header describes {8 + length + end:,}.",
+            path=str(file),
+        )
+    return tensors
+
+
+def _end(tensor: Mapping[str, Any]) -> int:
+    """Return the offset behind a tensor's last byte; ValueError when shape, dtype and offsets do not agree."""
+    begin, end = tensor["data_offsets"]
+    itemsize = _BYTES.get(tensor["dtype"], 1)
+    sub_byte = tensor["dtype"] not in _BYTES  # 8-bit and smaller: only the order of the offsets is checked
+    if not 0 <= begin <= end or (not sub_byte and end - begin != itemsize * math.prod(tensor["shape"])):
+        raise ValueError("offsets and shape disagree")
+    return int(end)
