@@ -4,10 +4,11 @@ import functools
 import logging
 import re
 import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -23,6 +24,9 @@ from medvllm.errors import (
     SourceError,
 )
 from medvllm.sources.snapshot import Snapshot, check_complete, weight_files
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 P, R = ParamSpec("P"), TypeVar("R")
 logger = logging.getLogger(__name__)
@@ -164,7 +168,12 @@ def _snapshot(repo: str, commit: str, patterns: list[str]) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     chosen = functools.partial(
-        snapshot_download, repo, revision=commit, allow_patterns=patterns, ignore_patterns=_OTHER_FORMATS
+        snapshot_download,
+        repo,
+        revision=commit,
+        allow_patterns=patterns,
+        ignore_patterns=_OTHER_FORMATS,
+        tqdm_class=_progress_bar(),
     )
     try:
         path = Path(chosen(local_files_only=True))
@@ -182,6 +191,18 @@ def _snapshot(repo: str, commit: str, patterns: list[str]) -> Path:
             return path
         raise _absent(repo, commit, error) from error
     return Path(chosen())
+
+
+@functools.cache
+def _progress_bar() -> "type[tqdm[Any]]":
+    """Return the library's progress bar, made to show on a terminal only."""
+    from huggingface_hub.utils import tqdm
+
+    class TerminalBar(tqdm):  # type: ignore[misc]  # untyped
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs | {"disable": kwargs.get("disable") or not sys.stderr.isatty()})
+
+    return TerminalBar
 
 
 def _absent(repo: str, revision: str, reason: HubUnreachableError) -> HubUnreachableError:

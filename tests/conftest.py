@@ -1,0 +1,73 @@
+"""Each test has its own home folders; the loopback Hub is the only address that answers."""
+
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.loopback import LoopbackHub
+
+# Read by huggingface_hub once, at import: one Hub and one cache root serve the whole run.
+_hub = LoopbackHub()
+os.environ["HF_ENDPOINT"] = _hub.url
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+for _name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
+    os.environ.pop(_name, None)
+for _name in [name for name in os.environ if name.startswith("MEDVLLM_")]:
+    del os.environ[_name]
+
+
+def _loopback_only(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "socket.connect" and arguments[0].family in (socket.AF_INET, socket.AF_INET6):
+        host = arguments[1][0]
+        if host not in ("127.0.0.1", "::1", "localhost"):
+            raise AssertionError(f"a test opened a connection to {host}")
+
+
+sys.addaudithook(_loopback_only)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _session_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    os.environ["HF_HOME"] = str(tmp_path_factory.mktemp("hf-home"))
+    import torch
+
+    # Two threads on two busy cores are slower than one.
+    torch.set_num_threads(1)
+    with _hub:
+        yield
+
+
+@pytest.fixture(scope="session")
+def session_hub(_session_home: None) -> LoopbackHub:
+    """The Hub with what other tests have added to it, for tests that start processes."""
+    return _hub
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home folder of the test's own, and a working directory in it."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("MEDVLLM_HOME", str(folder / "medvllm"))
+    return folder
+
+
+@pytest.fixture
+def hub(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
+    """An empty loopback Hub with an empty cache."""
+    from huggingface_hub import constants
+
+    from medvllm.sources import hub as hub_source
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    hub_source._commits.clear()
+    _hub._repos.clear()
+    _hub._rules.clear()
+    _hub.log.clear()
+    yield _hub

@@ -1,0 +1,233 @@
+"""Registering, listing and removing entries."""
+
+import copy
+import dataclasses
+import pickle
+from collections.abc import Mapping
+
+import pytest
+
+from medvllm.catalog import Catalog
+from medvllm.engine.model_runner import ModelMetadata, ModelRegistry, ModelType
+from medvllm.errors import (
+    CatalogError,
+    MissingDependencyError,
+    ModelExistsError,
+    ModelNameError,
+    ModelNotFoundError,
+    RequestError,
+    UnsafeWeightsError,
+)
+
+
+@pytest.fixture
+def registry() -> ModelRegistry:
+    """A registry of the test's own."""
+    return ModelRegistry()
+
+
+def test_metadata_has_the_seven_specified_attributes(registry: ModelRegistry) -> None:
+    """As the specification's API reference lists them."""
+    registry.register(
+        "m",
+        ModelType.BIOMEDICAL,
+        model_class="collections:OrderedDict",
+        config_class=dict,
+        description="d",
+        tags=["a", "b"],
+        parameters={"num_labels": 3},
+    )
+    m = registry.get_metadata("m")
+    assert (m.name, m.model_type, m.description, m.tags, m.parameters) == (
+        "m",
+        ModelType.BIOMEDICAL,
+        "d",
+        ["a", "b"],
+        {"num_labels": 3},
+    )
+    assert m.model_class is __import__("collections").OrderedDict
+    assert m.config_class is dict
+    assert dataclasses.is_dataclass(m)
+
+
+def test_nobody_can_edit_the_registry_through_what_it_returned(registry: ModelRegistry) -> None:
+    """Metadata is frozen, and its lists and dicts are copies."""
+    given = {"id2label": {"0": "O"}}
+    registry.register("m", "generic", tags=["a"], parameters=given, id2label=["O"])
+    given["id2label"]["0"] = "changed"
+    m = registry.get_metadata("m")
+    m.tags.append("b")
+    m.parameters["x"] = 1
+    m.parameters["id2label"]["0"] = "changed"
+    registry.list_models().clear()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        m.description = "changed"  # type: ignore[misc]
+    again = registry.get_metadata("m")
+    assert (again.tags, again.parameters, again.behaviour.id2label) == (["a"], {"id2label": {"0": "O"}}, ("O",))
+
+
+def test_metadata_travels(registry: ModelRegistry) -> None:
+    """Through pickle and copy, without importing the class it names."""
+    m = registry.register("m", "clinical", model_class="no_such_module:Model", pooling="mean")
+    assert pickle.loads(pickle.dumps(m)) == m == copy.deepcopy(m)
+    assert m.to_dict()["model_class"] == "no_such_module:Model"
+    with pytest.raises(MissingDependencyError, match="'no_such_module:Model' cannot be imported"):
+        _ = m.model_class
+
+
+@pytest.mark.parametrize("reference", ["json:NoSuch", "json:dumps"])
+def test_a_reference_to_no_class_says_so_when_it_is_used(registry: ModelRegistry, reference: str) -> None:
+    """Not at registration: what it names may come later."""
+    m = registry.register("m", "generic", model_class=reference)
+    with pytest.raises(CatalogError, match=reference):
+        _ = m.model_class
+
+
+def test_a_taken_name_needs_replace_and_versions_are_never_reused(registry: ModelRegistry) -> None:
+    """Replacing makes the next version; so does registering again after unregister."""
+    assert registry.register("m", "generic").version == 1
+    with pytest.raises(ModelExistsError, match=r"'m' is registered already \(process, version 1\)"):
+        registry.register("m", "clinical")
+    assert registry.register("m", "clinical", replace=True).version == 2
+    registry.unregister("m")
+    assert registry.register("m", "custom").version == 3
+    assert registry.get_metadata("m@3").model_type is ModelType.CUSTOM
+    with pytest.raises(ModelNotFoundError, match="'m' has no version or alias '1'. It has: 3"):
+        registry.get_metadata("m@1")
+
+
+def test_a_builtin_can_be_shadowed_and_hidden(registry: ModelRegistry) -> None:
+    """This process's entry comes first; unregistering it shows the built-in again, then hides that."""
+    name = "biobert-base-cased-v1.2"
+    with pytest.raises(ModelExistsError):
+        registry.register(name, "generic")
+    assert registry.register(name, "generic", replace=True).version == 2
+    assert registry.get_metadata(name).origin == "process"
+    registry.unregister(name)
+    assert registry.get_metadata(name).origin == "built-in"
+    registry.unregister(name)
+    with pytest.raises(ModelNotFoundError):
+        registry.get_metadata(name)
+    assert name not in registry.list_models()
+
+
+def test_listing_filters(registry: ModelRegistry) -> None:
+    """By type, task, every tag, and glob in any case; together they narrow."""
+    registry.register("bio-a", ModelType.BIOMEDICAL, task="ner", tags=["x", "y"])
+    registry.register("Bio-b", ModelType.CLINICAL, task="embed", tags=["x"])
+    assert set(registry.list_models(ModelType.CLINICAL)) == {"emilyalsentzer/Bio_ClinicalBERT", "Bio-b"}
+    assert set(registry.list_models("clinical", match="bio*")) == {"Bio-b"}
+    assert set(registry.list_models(match="BIO*")) == {"biobert-base-cased-v1.2", "bio-a", "Bio-b"}
+    assert set(registry.list_models(task="ner")) == {"bio-a"}
+    assert set(registry.list_models(task="embed")) == {"biobert-base-cased-v1.2", "emilyalsentzer/Bio_ClinicalBERT", "Bio-b"}
+    assert set(registry.list_models(tags=["x", "y"])) == {"bio-a"}
+    assert set(registry.list_models(tags="x")) == {"bio-a", "Bio-b"}
+    assert registry.list_models(task="ner", tags=["x"], match="*b") == {}
+    with pytest.raises(RequestError, match="GENERIC, BIOMEDICAL, CLINICAL, CUSTOM"):
+        registry.list_models("medical")
+
+
+def test_unknown_names_come_with_near_ones(registry: ModelRegistry) -> None:
+    """The error carries the candidates as a fact, too."""
+    with pytest.raises(ModelNotFoundError) as caught:
+        registry.get_metadata("biobret-v1.2")
+    assert str(caught.value) == (
+        "Model 'biobret-v1.2' is not registered. Nearest: 'biobert-base-cased-v1.2'.\nList them with: medvllm list"
+    )
+    assert caught.value.candidates == ("biobert-base-cased-v1.2",)
+    with pytest.raises(ModelNotFoundError, match="'nothing-like-it' is not registered.\n"):
+        registry.unregister("nothing-like-it")
+
+
+def test_aliases_lead_to_the_entry(registry: ModelRegistry) -> None:
+    """A repository's id is the built-in entry for it; an alias of one's own works the same."""
+    assert registry.get_metadata("dmis-lab/biobert-base-cased-v1.2").name == "biobert-base-cased-v1.2"
+    registry.register("m", "generic", aliases=["former-name"])
+    assert registry.get_metadata("former-name").name == "m"
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"do_lowercase": False}, r"Unknown keyword 'do_lowercase' for model 'm'. Nearest: 'do_lower_case'."),
+        ({"do_lower_case": "no"}, r"'do_lower_case' of model 'm' must be True or False or None, not 'no'"),
+        ({"max_length": 0}, r"must be a whole number above 0"),
+        ({"max_length": True}, r"must be a whole number above 0"),
+        ({"pooling": "max"}, r"must be 'mean' or 'cls' or None"),
+        ({"tags": "bert"}, r"must be a list of texts"),
+        ({"tags": [1]}, r"must be a list of texts"),
+        ({"model_class": "BertModel"}, r"must be a class or 'module:Class'"),
+        ({"model_class": 3}, r"must be a class or 'module:Class'"),
+        ({"parameters": [1]}, r"must be a dict with text keys"),
+        ({"parameters": {"device_map": "auto"}}, r"'device_map' is not taken: say device="),
+        ({"parameters": {"num_labels": {1, 2}}}, r"'num_labels' must be what JSON can hold, not set"),
+    ],
+)
+def test_bad_facts_are_refused_by_name(registry: ModelRegistry, facts: dict[str, object], message: str) -> None:
+    """And nothing is registered."""
+    with pytest.raises(RequestError, match=message):
+        registry.register("m", "generic", **facts)  # type: ignore[arg-type]
+    assert "m" not in registry.list_models()
+
+
+def test_other_bad_registrations(registry: ModelRegistry) -> None:
+    """A type that is none, a name that is none, remote code, a catalogue that is not there."""
+    with pytest.raises(RequestError, match="GENERIC"):
+        registry.register("m", 3)  # type: ignore[arg-type]
+    with pytest.raises(ModelNameError):
+        registry.register("./m", "generic")
+    with pytest.raises(UnsafeWeightsError):
+        registry.register("m", "generic", parameters={"trust_remote_code": True})
+    with pytest.raises(CatalogError, match="no stored catalogue"):
+        registry.register("m", "generic", persist=True)
+    assert "m" not in registry.list_models()
+
+
+class _DictStore:
+    """The smallest store: entries in a dict."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, ModelMetadata] = {}
+        self.changes = 0
+
+    def entries(self) -> Mapping[str, ModelMetadata]:
+        return self.kept
+
+    def add(self, metadata: ModelMetadata, *, replace: bool) -> ModelMetadata:
+        self.changes += 1
+        self.kept[metadata.name] = metadata
+        return metadata
+
+    def remove(self, name: str) -> None:
+        self.changes += 1
+        del self.kept[name]
+
+    def revision(self) -> int:
+        return self.changes
+
+
+def test_a_store_stands_between_the_process_and_the_builtins() -> None:
+    """persist=True goes to it; two registries on one store see each other's entries at the next look-up."""
+    store = _DictStore()
+    one, other = ModelRegistry(Catalog(store)), ModelRegistry(Catalog(store))
+    one.register("kept", "clinical", persist=True)
+    assert other.get_metadata("kept").model_type is ModelType.CLINICAL
+    other.register("kept", "custom", replace=True)
+    assert other.get_metadata("kept").model_type is ModelType.CUSTOM
+    assert one.get_metadata("kept").model_type is ModelType.CLINICAL
+    one.unregister("kept")
+    assert "kept" not in one.list_models() and "kept" in other.list_models()
+
+
+def test_builtin_facts_are_all_witnessed() -> None:
+    """Every behavioural or legal fact of a built-in entry says how it is known; a pin is always seen."""
+    stated = {"description", "tags", "model_class", "config_class", "aliases", "model_path"}
+    ours = {"long_input", "intended_use", "languages", "license_status"}  # our words or choice, not facts of theirs
+    for metadata in ModelRegistry().list_models().values():
+        known = {fact for fact, value in metadata.to_dict().items() if value not in (None, [], {}, "")}
+        computed = {"name", "version", "origin", "model_type", "tasks", "evidence"}
+        assert known - stated - ours - computed == set(metadata.evidence)
+        assert all(text[:3] in ("S: ", "V: ", "L: ") for text in metadata.evidence.values())
+        assert metadata.evidence["revision"].startswith("S: ")
+
+

@@ -1,0 +1,45 @@
+"""The error tree: its shape, its messages, and that errors travel between processes."""
+
+import pickle
+
+import pytest
+
+from medvllm import errors
+from medvllm.errors import MedVLLMError, nearest
+
+CLASSES = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, MedVLLMError)]
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_every_error_survives_pickle_with_its_facts(kind: type[MedVLLMError]) -> None:
+    """Ray and process pools send exceptions as pickles."""
+    error = pickle.loads(pickle.dumps(kind("what\nhow", model="m", candidates=("a", "b"))))
+    assert type(error) is kind
+    assert (str(error), error.model, error.candidates) == ("what\nhow", "m", ("a", "b"))
+
+
+def test_everything_exported_exists_and_every_error_is_exported() -> None:
+    """`__all__` is the tree."""
+    assert {kind.__name__ for kind in CLASSES} | {"nearest"} == set(errors.__all__)
+
+
+def test_errors_are_also_the_builtin_kind_that_callers_expect() -> None:
+    """Code that catches KeyError, ValueError or OSError keeps working."""
+    assert issubclass(errors.ModelNotFoundError, KeyError)
+    assert issubclass(errors.ModelNameError, ValueError)
+    assert issubclass(errors.HubUnreachableError, OSError)
+    assert issubclass(errors.WeightsMismatchError, RuntimeError)
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("biobret-v1.2", ["biobert-base-cased-v1.2"]),
+        ("biobrt", ["biobert-base-cased-v1.2"]),
+        ("clinicalbert", ["emilyalsentzer/Bio_ClinicalBERT"]),
+        ("gpt2", []),
+    ],
+)
+def test_near_names_are_found_in_long_ones(typed: str, offered: list[str]) -> None:
+    """A misspelt beginning, or the name without its organisation, is enough."""
+    assert nearest(typed, ["biobert-base-cased-v1.2", "emilyalsentzer/Bio_ClinicalBERT"], 3) == offered
