@@ -178,7 +178,10 @@ def _class(value: object) -> type | str | None:
 def _config(value: Any) -> str | None:
     if value is None:
         return None
-    return _json("config", value if isinstance(value, Mapping) else value.to_dict() if hasattr(value, "to_dict") else value)
+    content = value.to_dict() if hasattr(value, "to_dict") else value
+    if not isinstance(content, Mapping):
+        raise RequestError(f"Option 'config' must be a config or a dict, not {type(value).__name__}.", option="config")
+    return _json("config", content)
 
 
 def _json(option: str, value: object) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from medvllm.engine.model_runner import ModelRegistry
 from tests.support.loopback import LoopbackHub
 
 # Read by huggingface_hub once, at import: one Hub and one cache root serve the whole run.
@@ -71,3 +72,11 @@ def hub(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
     _hub._rules.clear()
     _hub.log.clear()
     yield _hub
+
+
+@pytest.fixture
+def registry(home: Path) -> Iterator[ModelRegistry]:
+    """A registry of the test's own."""
+    own = ModelRegistry()
+    yield own
+    own.clear_cache()

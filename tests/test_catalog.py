@@ -20,12 +20,6 @@ from medvllm.errors import (
 )
 
 
-@pytest.fixture
-def registry() -> ModelRegistry:
-    """A registry of the test's own."""
-    return ModelRegistry()
-
-
 def test_metadata_has_the_seven_specified_attributes(registry: ModelRegistry) -> None:
     """As the specification's API reference lists them."""
     registry.register(

@@ -21,4 +21,6 @@ def resolve(metadata: ModelMetadata, revision: str | None = None) -> Snapshot:
         found = folder.resolve(Path(location.name), revision)
     else:
         found = hub.resolve(location.name, revision or location.suffix or metadata.source.revision)
-    return conversion.as_safetensors(found)
+    snapshot = conversion.as_safetensors(found)
+    snapshot.check()
+    return snapshot

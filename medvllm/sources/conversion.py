@@ -78,9 +78,9 @@ def _run_worker(snapshot: Snapshot, pickles: list[Path], work: Path) -> None:
     if run.returncode == 0:
         return
     reason = (run.stderr.strip().splitlines() or [f"it ended with status {run.returncode}"])[-1][:300]
-    if "UnpicklingError" in reason:
+    if reason.startswith("UnpicklingError"):
         raise UnsafeWeightsError(
-            f"{pickles[0]} is not opened: it is a pickle that holds more than tensors, and could run code.\n"
+            f"{pickles[0]} is not opened: a pickle that is damaged or holds more than tensors, and so could run code.\n"
             "Ask its authors for model.safetensors.",
             path=str(pickles[0]),
         )
@@ -147,4 +147,7 @@ def conversion_record(snapshot: Snapshot) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    _work(Path(sys.argv[1]), Path(sys.argv[2]))
+    try:
+        _work(Path(sys.argv[1]), Path(sys.argv[2]))
+    except Exception as error:
+        sys.exit(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")

@@ -43,6 +43,10 @@ class Snapshot:
         """The header of each safetensors file, checked against the file's size."""
         return tuple(_header(file) for file in weight_files(self.weights))
 
+    def check(self) -> None:
+        """Raise SourceError when the config or a weight file is damaged: no such byte reaches a parser of tensors."""
+        _ = self.config, self.headers
+
     @property
     def dtype(self) -> str | None:
         """The checkpoint's own dtype: the config's word, or that of the first floating tensor."""
@@ -164,6 +168,6 @@ def _end(tensor: Mapping[str, Any]) -> int:
     begin, end = tensor["data_offsets"]
     itemsize = _BYTES.get(tensor["dtype"], 1)
     sub_byte = tensor["dtype"] not in _BYTES  # 8-bit and smaller: only the order of the offsets is checked
-    if not 0 <= begin <= end or (not sub_byte and end - begin != itemsize * math.prod(tensor["shape"])):
+    if not 0 <= begin <= end or min(tensor["shape"], default=0) < 0 or (not sub_byte and end - begin != itemsize * math.prod(tensor["shape"])):
         raise ValueError("offsets and shape disagree")
     return int(end)

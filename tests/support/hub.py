@@ -1,10 +1,10 @@
 """A model Hub on 127.0.0.1 that huggingface_hub takes for the real one, with faults to order.
 
-    with LoopbackHub() as hub:
-        commit = hub.add("acme/clin-bert", folder)
-        hub.fault("model.safetensors", "truncate", at=1000, times=1)
-        snapshot_download("acme/clin-bert", endpoint=hub.url)
-        assert hub.requests("GET /acme/clin-bert/resolve/")
+with LoopbackHub() as hub:
+    commit = hub.add("acme/clin-bert", folder)
+    hub.fault("model.safetensors", "truncate", at=1000, times=1)
+    snapshot_download("acme/clin-bert", endpoint=hub.url)
+    assert hub.requests("GET /acme/clin-bert/resolve/")
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ class LoopbackHub:
         - flip: byte `at` of the file is inverted
         - hold: the body stops at byte `at` until `fault.release` is set
 
-        The last four kinds of body fault concern GETs of files only.
+        Truncate, reset, flip and hold concern GETs of files only.
         """
         fault = Fault(target, kind, times, at, seconds, method)
         with self._lock:
@@ -218,14 +218,14 @@ class LoopbackHub:
         met = []
         with self._lock:
             for fault in self._faults:
-                applies = fault.kind == "slow" or fault.kind in ("drop", "throttle", "unavailable")
-                applies = applies or (file and (fault.kind == "gated" or method == "GET"))
-                if not applies or not fault.matches(method, names):
+                in_body = fault.kind in _BODY_FAULTS
+                concerns = file and method == "GET" if in_body else file or fault.kind != "gated"
+                if not concerns or not fault.matches(method, names):
                     continue
                 fault.hits += 1
                 fault.reached.set()
                 met.append(fault)
-                if fault.kind not in ("slow", *_BODY_FAULTS):
+                if not in_body and fault.kind != "slow":
                     break
         return met
 

@@ -1,0 +1,451 @@
+"""Loading by name: the right class, dtype and identity, and refusals that say what to do."""
+
+import logging
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, BertModel, PreTrainedModel
+
+from medvllm.engine.model_runner import ModelRegistry, ModelType
+from medvllm.errors import (
+    IncompleteSnapshotError,
+    LoadError,
+    MedVLLMError,
+    RequestError,
+    SnapshotNotFoundError,
+    SourceError,
+    UnsafeWeightsError,
+    WeightsMismatchError,
+)
+from tests.support import tiny
+
+
+@pytest.fixture
+def mlm(tmp_path: Path) -> Path:
+    """A tiny masked language model in float32."""
+    return tiny.bert_masked_lm(tmp_path / "mlm")
+
+
+@pytest.mark.parametrize(
+    ("make", "class_name"),
+    [
+        (tiny.bert_masked_lm, "BertForMaskedLM"),
+        (tiny.bert_encoder, "BertModel"),
+        (tiny.bert_sequence_classifier, "BertForSequenceClassification"),
+        (tiny.roberta_masked_lm, "RobertaForMaskedLM"),
+        (tiny.gpt2_causal_lm, "GPT2LMHeadModel"),
+        (tiny.llama_causal_lm, "LlamaForCausalLM"),
+    ],
+)
+def test_a_folder_loads_as_the_class_it_names(registry: ModelRegistry, tmp_path: Path, make: Any, class_name: str) -> None:
+    """Without an entry, the checkpoint's architecture decides; the model is in eval mode."""
+    model = registry.load_model(make(tmp_path / "m"))
+    assert type(model).__name__ == class_name
+    assert not model.training
+    assert [r.source for r in registry.resident()] == ["direct"]
+
+
+@pytest.mark.parametrize("weights", ["safetensors", "sharded", "bin", "sharded_bin", "legacy_bin"])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_every_form_of_weights_gives_the_same_outputs(
+    registry: ModelRegistry, tmp_path: Path, mlm: Path, weights: Any, legacy: bool
+) -> None:
+    """Pickles, converted once, included; legacy LayerNorm names too."""
+    ids = torch.tensor([[2, 6, 7, 8, 3]])
+    expected = BertForMaskedLM.from_pretrained(mlm).eval()(ids).logits
+    model = registry.load_model(tiny.bert_masked_lm(tmp_path / "m", weights=weights, legacy_layer_norm=legacy))
+    assert torch.equal(model(ids).logits, expected)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def test_saying_a_default_aloud_is_the_same_object(registry: ModelRegistry, mlm: Path) -> None:
+    """Identity is by effective arguments."""
+    registry.register("m", ModelType.GENERIC, model_path=str(mlm))
+    model = registry.load_model("m")
+    assert registry.load_model("m", dtype=torch.float32) is model
+    assert registry.load_model("m", torch_dtype=torch.float32) is model
+    assert registry.load_model("m", dtype="fp32", device="cpu") is model
+    assert registry.load_model("m", device=torch.device("cpu")) is model
+    assert registry.load_model("m", dtype="auto", torch_dtype=None) is model
+    assert registry.load_model("m@1", model_class=BertForMaskedLM) is model
+    assert registry.load_model("m", hidden_size=32) is model
+    assert len(registry.resident()) == 1
+
+
+def test_another_option_is_another_object(registry: ModelRegistry, mlm: Path) -> None:
+    """They coexist, and an earlier caller never changes what a later one gets."""
+    registry.register("m", ModelType.GENERIC, model_path=str(mlm))
+    plain = registry.load_model("m")
+    half = registry.load_model("m", dtype=torch.bfloat16)
+    wide = registry.load_model("m", output_hidden_states=True)
+    eager = registry.load_model("m", attn_implementation="eager")
+    encoder = registry.load_model("m", model_class=BertModel)
+    assert len({id(m) for m in (plain, half, wide, eager, encoder)}) == 5
+    assert (plain.dtype, half.dtype) == (torch.float32, torch.bfloat16)
+    assert wide.config.output_hidden_states and not plain.config.output_hidden_states
+    assert type(encoder) is BertModel
+    assert registry.load_model("m") is plain
+
+
+def test_a_model_of_ones_own(registry: ModelRegistry, mlm: Path) -> None:
+    """use_cache=False gives a private copy that nobody else gets."""
+    shared, own = registry.load_model(mlm), registry.load_model(mlm, use_cache=False)
+    assert own is not shared
+    assert registry.load_model(mlm) is shared
+    assert len(registry.resident()) == 1
+
+
+def test_what_is_not_stated_comes_from_the_entry_then_the_settings(
+    registry: ModelRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Caller, entry, settings, checkpoint: in this order."""
+    folder = tiny.bert_masked_lm(tmp_path / "m", dtype="bfloat16")
+    registry.register("plain", "generic", model_path=str(folder))
+    registry.register("stated", "generic", model_path=str(folder), parameters={"dtype": "float64"})
+    assert registry.load_model("plain").dtype is torch.bfloat16
+    monkeypatch.setenv("MEDVLLM_DTYPE", "float32")
+    assert registry.load_model("plain").dtype is torch.float32
+    assert registry.load_model("stated").dtype is torch.float64
+    assert registry.load_model("stated", dtype="bf16").dtype is torch.bfloat16
+
+
+def test_a_config_may_be_given_as_an_object_or_a_dict(registry: ModelRegistry, mlm: Path) -> None:
+    """Unhashable as it is; equal configs are one identity."""
+    config = BertConfig.from_pretrained(mlm)
+    config.hidden_dropout_prob = 0.3
+    model = registry.load_model(mlm, config=config)
+    assert model.config.hidden_dropout_prob == 0.3
+    assert registry.load_model(mlm, config=config.to_dict()) is model
+    assert registry.load_model(mlm).config.hidden_dropout_prob != 0.3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtpye": "float32"}, "Unknown option 'dtpye'. Nearest: 'dtype'"),
+        ({"hidden_sise": 3}, "Unknown option 'hidden_sise'. Nearest: 'hidden_size'"),
+        ({"dtype": "float31"}, "dtype 'float31' is not one of"),
+        ({"dtype": 3}, "dtype '3' is not one of"),
+        ({"dtype": "fp16", "torch_dtype": "fp32"}, "disagree"),
+        ({"device": "gpu"}, "Device 'gpu' is not one of"),
+        ({"device": -1}, "Device '-1' is not one of"),
+        ({"device": ["cpu"]}, "Device .* is not one of"),
+        ({"device_map": "auto"}, "'device_map' is not taken: say device="),
+        ({"revision": 3}, "'revision' must be text, not 3"),
+        ({"revision": "main"}, "a folder has only what is in it"),
+        ({"model_class": 3}, "'model_class' must be a class"),
+        ({"model_class": dict}, "'dict' cannot load a model"),
+        ({"config": 3}, "Option 'config'"),
+        ({"num_labels": {1, 2}}, "'num_labels' must be what JSON can hold, not set"),
+        ({"ignore_mismatched_sizes": True}, "expected_missing_keys"),
+    ],
+)
+def test_bad_options_are_refused_by_name(registry: ModelRegistry, mlm: Path, options: dict[str, Any], message: str) -> None:
+    """And the registry works on unharmed."""
+    with pytest.raises(RequestError, match=message):
+        registry.load_model(mlm, **options)
+    assert registry.resident() == []
+    assert registry.load_model(mlm)
+
+
+@pytest.mark.parametrize("options", [{"trust_remote_code": True}, {"use_safetensors": False}, {"weights_only": False}])
+def test_unsafe_options_are_refused(registry: ModelRegistry, mlm: Path, options: dict[str, Any]) -> None:
+    """Code and pickles are never on by an argument; the safe values are accepted."""
+    with pytest.raises(UnsafeWeightsError):
+        registry.load_model(mlm, **options)
+    assert registry.load_model(mlm, **{key: not value for key, value in options.items()})
+
+
+def test_a_device_that_is_not_here_is_a_clear_error(registry: ModelRegistry) -> None:
+    """Before anything is fetched, and not a bare assertion."""
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(LoadError, match=r"Device 'cuda:0' is not available here \(torch .* without CUDA\). There is: cpu"):
+        registry.load_model("biobert-base-cased-v1.2", device="cuda")
+
+
+def test_float16_on_a_cpu_is_warned_about(registry: ModelRegistry, mlm: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is several times slower."""
+    registry.load_model(mlm, dtype=torch.float16)
+    assert "float16 on the CPU" in caplog.text
+
+
+def test_a_head_is_never_random(registry: ModelRegistry, tmp_path: Path) -> None:
+    """Refused, with the keys and the way out; allowed by name in the entry."""
+    folder = tiny.bert_encoder(tmp_path / "m")
+    for task in ("transformers:AutoModelForMaskedLM", "transformers:AutoModelForTokenClassification"):
+        with pytest.raises(WeightsMismatchError, match=r"lacks (cls|classifier)\..*partly random.\n.*expected_missing_keys"):
+            registry.load_model(folder, model_class=task)
+    registry.register(
+        "untrained",
+        "generic",
+        model_path=str(folder),
+        model_class="transformers:AutoModelForTokenClassification",
+        expected_missing_keys=["classifier.*"],
+        id2label=["O", "B-DISEASE", "I-DISEASE"],
+    )
+    model = registry.load_model("untrained")
+    assert model.config.id2label == {0: "O", 1: "B-DISEASE", 2: "I-DISEASE"}
+    assert model.classifier.out_features == 3
+
+
+def test_a_missing_pooler_is_absent_rather_than_random(registry: ModelRegistry, tmp_path: Path) -> None:
+    """pooler_output is None; with the weights there, it is not."""
+    ids = torch.tensor([[2, 6, 3]])
+    without = registry.load_model(tiny.bert_encoder(tmp_path / "a", pooler=False))
+    assert without(ids).pooler_output is None
+    assert registry.load_model(tiny.bert_encoder(tmp_path / "b"))(ids).pooler_output is not None
+    # The pooler that an MLM checkpoint lacks, too.
+    encoder = registry.load_model(tiny.bert_masked_lm(tmp_path / "c"), model_class=BertModel)
+    assert encoder(ids).pooler_output is None
+
+
+def test_labels_without_a_meaning_are_refused(registry: ModelRegistry, tmp_path: Path) -> None:
+    """LABEL_0 on a tagger; the entry's own labels, or the checkpoint's, are used."""
+    nameless = tiny.bert_token_classifier(tmp_path / "a")
+    with pytest.raises(WeightsMismatchError, match="LABEL_0 to LABEL_1.*\n.*id2label"):
+        registry.load_model(nameless)
+    registry.register("named", "generic", model_path=str(nameless), id2label=["O", "PHI"])
+    assert registry.load_model("named").config.id2label == {0: "O", 1: "PHI"}
+    bilou = tiny.bert_token_classifier(tmp_path / "b", ["O", "B-AGE", "I-AGE", "L-AGE", "U-AGE"])
+    assert registry.load_model(bilou).config.label2id["U-AGE"] == 4
+
+
+def test_a_bert_as_a_causal_model_loads_with_one_warning(
+    registry: ModelRegistry, mlm: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The specification's example: the checkpoint has the head, but it is no decoder."""
+    model = registry.load_model(mlm, model_class=AutoModelForCausalLM)
+    assert type(model).__name__ == "BertLMHeadModel"
+    assert [r.getMessage() for r in caplog.records if "not for generating" in r.getMessage()] != []
+
+
+def test_a_config_without_model_type(registry: ModelRegistry, tmp_path: Path) -> None:
+    """Refused with the keyword to give; with it, loaded."""
+    folder = tiny.bert_masked_lm(tmp_path / "m", model_type=False)
+    registry.register("m", "generic", model_path=str(folder), model_class="transformers:AutoModelForMaskedLM")
+    with pytest.raises(LoadError, match="has no model_type.*\n.*architecture='bert'"):
+        registry.load_model("m")
+    with pytest.raises(LoadError, match="has no model_type"):
+        registry.load_tokenizer("m")
+    registry.register(
+        "m",
+        "generic",
+        model_path=str(folder),
+        architecture="bert",
+        model_class="transformers:AutoModelForMaskedLM",
+        replace=True,
+    )
+    assert type(registry.load_model("m")) is BertForMaskedLM
+    assert registry.load_tokenizer("m").tokenize("fever") == ["fever"]
+
+
+def test_unknown_architectures_are_named(registry: ModelRegistry, tmp_path: Path) -> None:
+    """Neither a KeyError nor a guess."""
+    folder = tiny.bert_encoder(tmp_path / "m")
+    tiny.edit_config(folder, architectures=["NoSuchModel"])
+    with pytest.raises(LoadError, match="'NoSuchModel', which transformers .* does not have"):
+        registry.load_model(folder)
+    tiny.edit_config(folder, architectures=None, model_type="no-such-type")
+    with pytest.raises(LoadError, match="'no-such-type', which transformers .* does not have"):
+        registry.load_model(folder)
+
+
+def test_remote_code_is_refused_and_never_asked_about(tmp_path: Path) -> None:
+    """In a process whose standard input would answer yes."""
+    marker = tmp_path / "ran"
+    folder = tiny.remote_code(tmp_path / "m", marker)
+    code = f"from medvllm.engine.model_runner import registry; registry.load_model({str(folder)!r})"
+    run = subprocess.run([sys.executable, "-c", code], input="y\ny\n", capture_output=True, text=True, timeout=120)
+    assert "UnsafeWeightsError" in run.stderr and "AutoModel" in run.stderr
+    assert not marker.exists() and run.stdout == ""
+
+
+def test_a_pickle_that_would_run_code_is_not_opened(registry: ModelRegistry, tmp_path: Path) -> None:
+    """Its bytes are read by a confined process that takes tensors alone."""
+    folder = tiny.malicious_bin(tmp_path / "m", tmp_path / "ran")
+    with pytest.raises(UnsafeWeightsError, match=r"pytorch_model.bin is not opened.*\n.*model.safetensors"):
+        registry.load_model(folder)
+    assert not (tmp_path / "ran").exists()
+    assert not list((tmp_path / "home").rglob("*.safetensors"))
+
+
+def test_converted_weights_are_made_once(registry: ModelRegistry, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The second process, or registry, finds them; a changed file is converted anew."""
+    caplog.set_level(logging.INFO)
+    folder = tiny.bert_masked_lm(tmp_path / "m", weights="bin")
+    first = registry.load_model(folder)
+    assert ModelRegistry().load_model(folder) is not first
+    assert caplog.text.count("converting pytorch_model.bin") == 1
+    tiny.bert_masked_lm(folder, weights="bin", seed=1)
+    other = ModelRegistry().load_model(folder)
+    assert not torch.equal(other.bert.embeddings.word_embeddings.weight, first.bert.embeddings.word_embeddings.weight)
+
+
+def _truncated(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def _longer(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes() + b"x")
+
+
+def _header(text: bytes) -> Any:
+    def write(folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+
+    return write
+
+
+def _huge_header(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", 1 << 60) + b"{}")
+
+
+def _empty(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_truncated, r"is cut short: [\d,]+ bytes, where its header describes"),
+        (_longer, r"is too long"),
+        (_empty, "header cannot be read"),
+        (_huge_header, "header cannot be read"),
+        (_header(b"{not json"), "header cannot be read"),
+        (_header(b"[1]"), "header cannot be read"),
+        (_header(b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,4]}}'), "header cannot be read"),
+        (_header(b'{"a":{"dtype":"F32","shape":[-1],"data_offsets":[4,0]}}'), "header cannot be read"),
+        (_header(b"[" * 5000), "header cannot be read"),
+        (lambda folder: (folder / "config.json").write_text("{"), "cannot be read as JSON"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "holds no JSON object"),
+        (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
+    ],
+)
+def test_damaged_folders_are_refused(registry: ModelRegistry, mlm: Path, damage: Any, message: str) -> None:
+    """Before transformers sees them, with the file's name; another model loads as before."""
+    healthy = tiny.copy(mlm, mlm.with_name("healthy"))
+    damage(mlm)
+    with pytest.raises(SourceError, match=message) as caught:
+        registry.load_model(mlm)
+    assert str(mlm) in str(caught.value)
+    assert registry.load_model(healthy)
+
+
+def test_a_missing_shard_is_named(registry: ModelRegistry, tmp_path: Path) -> None:
+    """And an index that points outside the folder is none."""
+    folder = tiny.bert_masked_lm(tmp_path / "m", weights="sharded")
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(IncompleteSnapshotError, match="model-00002-of-00002.safetensors is missing") as caught:
+        registry.load_model(folder)
+    assert caught.value.missing == ("model-00002-of-00002.safetensors",)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../etc/passwd"}}')
+    with pytest.raises(SourceError, match="does not list the shards"):
+        registry.load_model(folder)
+
+
+def test_folders_that_are_none(registry: ModelRegistry, tmp_path: Path) -> None:
+    """Not there, a file, empty, an adapter."""
+    with pytest.raises(SnapshotNotFoundError, match="is not there"):
+        registry.load_model(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SnapshotNotFoundError, match="is a file, not a folder"):
+        registry.load_model(tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(IncompleteSnapshotError, match="It is empty"):
+        registry.load_model(tmp_path / "empty")
+    (tmp_path / "empty" / "adapter_config.json").write_text("{}")
+    with pytest.raises(SourceError, match="holds an adapter, not a model"):
+        registry.load_model(tmp_path / "empty")
+
+
+def test_shapes_that_do_not_fit_are_refused(registry: ModelRegistry, mlm: Path) -> None:
+    """A config that disagrees with the weights."""
+    tiny.edit_config(mlm, intermediate_size=48)
+    with pytest.raises(LoadError):
+        registry.load_model(mlm)
+    assert registry.resident() == []
+
+
+class OwnConfig(BertConfig):
+    """A config that transformers has never heard of."""
+
+    model_type = "own-bert"
+
+
+class OwnModel(PreTrainedModel):
+    """A class of the user's own, around a BERT."""
+
+    config_class = OwnConfig
+    base_model_prefix = "encoder"
+
+    def __init__(self, config: OwnConfig) -> None:
+        super().__init__(config)
+        self.encoder = BertModel(config, add_pooling_layer=False)
+        self.head = torch.nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.encoder(input_ids).last_hidden_state[:, 0])  # type: ignore[no-any-return]
+
+
+def test_a_custom_class_loads_what_it_saved(registry: ModelRegistry, tmp_path: Path) -> None:
+    """Given as a class or by its reference."""
+    own = OwnModel(OwnConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=40))
+    own.eval().save_pretrained(tmp_path / "own")
+    ids = torch.tensor([[1, 2, 3]])
+    registry.register("own", ModelType.CUSTOM, model_class=OwnModel, model_path=str(tmp_path / "own"))
+    registry.register(
+        "own-by-reference", ModelType.CUSTOM, model_class=f"{__name__}:OwnModel", model_path=str(tmp_path / "own")
+    )
+    for name in ("own", "own-by-reference"):
+        model = registry.load_model(name, model_class=OwnModel)
+        assert torch.equal(model(ids), own(ids))
+
+
+def test_a_class_that_the_checkpoint_is_not_is_refused(registry: ModelRegistry, tmp_path: Path) -> None:
+    """Typed as that class, and checked at run time."""
+    with pytest.raises(MedVLLMError):
+        registry.load_model(tiny.gpt2_causal_lm(tmp_path / "m"), model_class=BertForMaskedLM)
+
+
+def test_replacing_an_entry_replaces_its_model(registry: ModelRegistry, tmp_path: Path) -> None:
+    """A new version is never answered from the old one's cache; unregister lets the model go."""
+    registry.register("m", "generic", model_path=str(tiny.bert_encoder(tmp_path / "a")))
+    first = registry.load_model("m")
+    registry.register("m", "generic", model_path=str(tiny.bert_encoder(tmp_path / "b", seed=1)), replace=True)
+    second = registry.load_model("m")
+    assert second is not first
+    assert {(r.name, r.version) for r in registry.resident()} == {("m", 1), ("m", 2)}
+    registry.unregister("m")
+    assert "m" not in registry._model_cache
+
+
+def test_lease_evict_and_clear(registry: ModelRegistry, mlm: Path) -> None:
+    """A leased model stays; its facts are at hand."""
+    registry.register("m", "clinical", model_path=str(mlm), pooling="cls")
+    with registry.lease("m", dtype="bfloat16") as lease:
+        parameters = sum(p.numel() for p in lease.model.parameters())
+        assert lease.size_bytes == 2 * parameters + 64 * 8 * 2  # position and token type ids are int64 buffers
+        assert lease.metadata.behaviour.pooling == "cls"
+        assert lease.tokenizer is registry.load_tokenizer("m")
+        assert lease.receipt.options["dtype"] == "bfloat16"
+        assert lease.receipt.libraries["torch"] == torch.__version__
+        registry.clear_cache()
+        assert registry.evict("m") == 0
+        assert "m" in registry._model_cache
+        assert [r.leases for r in registry.resident()] == [1]
+    assert "m" not in registry._model_cache
+    assert "mlm" not in registry._model_cache
+    del lease
+    registry.load_model("m")
+    assert registry.evict("m") == 1
+    assert registry.resident() == []
