@@ -40,6 +40,7 @@ _REFUSED = {
     "output_loading_info": "the registry checks it for you",
     "subfolder": "give the folder as the name",
     "variant": "register the folder that holds it",
+    "use_cache": "a copy of your own comes from load_model(…, use_cache=False)",
     "low_cpu_mem_usage": "leave it out: weights are mapped, not copied",
 }
 _KNOWN = ("device", "dtype", "torch_dtype", "revision", "use_cache", "model_class", "config", "attn_implementation")

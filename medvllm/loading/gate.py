@@ -21,17 +21,6 @@ logger = logging.getLogger(__name__)
 
 # Reentrant: a custom model may load its parts through the registry while it is built.
 _GATE = threading.RLock()
-_FOREIGN_WAIT_S = 60.0
-
-
-def _genuine_tie_weights() -> Any:
-    """Return the original `tie_weights`, also when an unguarded load elsewhere has it swapped at this moment."""
-    deadline = time.monotonic() + _FOREIGN_WAIT_S
-    while PreTrainedModel.tie_weights.__qualname__ != "PreTrainedModel.tie_weights":
-        if time.monotonic() > deadline or not foreign_load_running():
-            raise ImportError("PreTrainedModel.tie_weights was left replaced by concurrent loads: restart the process")
-        time.sleep(0.01)
-    return PreTrainedModel.tie_weights
 
 
 def foreign_load_running() -> bool:
@@ -40,12 +29,28 @@ def foreign_load_running() -> bool:
     return any(thread != me and _is_swapping(frame) for thread, frame in sys._current_frames().items())
 
 
+def wait_until_quiet(timeout_s: float) -> None:
+    """Return once no other thread is in a load of its own, or after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while foreign_load_running() and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
 def _is_swapping(frame: FrameType | None) -> bool:
     while frame is not None:
         if frame.f_code is PreTrainedModel.from_pretrained.__func__.__code__:
             return True
         frame = frame.f_back
     return False
+
+
+def _genuine_tie_weights() -> Any:
+    """Return the original `tie_weights`, also when an unguarded load elsewhere has it swapped at this moment."""
+    if PreTrainedModel.tie_weights.__qualname__ != "PreTrainedModel.tie_weights":
+        wait_until_quiet(60.0)
+    if PreTrainedModel.tie_weights.__qualname__ != "PreTrainedModel.tie_weights":
+        raise ImportError("PreTrainedModel.tie_weights was left replaced by concurrent loads: restart the process")
+    return PreTrainedModel.tie_weights
 
 
 _TIE_WEIGHTS = _genuine_tie_weights()
@@ -62,21 +67,27 @@ def restore_tie_weights() -> bool:
     return True
 
 
+def retie(model: PreTrainedModel, missing_keys: set[str]) -> None:
+    """Tie the model's weights with the original function, and take what that fills from `missing_keys`."""
+    _TIE_WEIGHTS(model, missing_keys=missing_keys, recompute_mapping=False)
+
+
 @contextmanager
 def gate() -> Iterator[None]:
-    """Let one load through at a time, with `tie_weights` genuine when it begins and when it ends."""
+    """Let one load of ours through at a time; a swap that others left behind is put right before and after it."""
     with _GATE:
-        deadline = time.monotonic() + _FOREIGN_WAIT_S
-        # A load elsewhere that is under way needs its swap: let it end, within reason.
-        while PreTrainedModel.tie_weights is not _TIE_WEIGHTS and foreign_load_running() and time.monotonic() < deadline:
-            time.sleep(0.005)
-        restore_tie_weights()
+        _restore_unless_in_use()
         try:
             with _quiet():
                 yield
         finally:
-            if not foreign_load_running():
-                restore_tie_weights()
+            _restore_unless_in_use()
+
+
+def _restore_unless_in_use() -> None:
+    # A load elsewhere that is under way needs its swap; ours is checked and tied again afterwards.
+    if PreTrainedModel.tie_weights is not _TIE_WEIGHTS and not foreign_load_running():
+        restore_tie_weights()
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from medvllm.errors import (
     WeightsMismatchError,
 )
 from medvllm.loading.config import read_config
-from medvllm.loading.gate import gate
+from medvllm.loading.gate import gate, retie, wait_until_quiet
 from medvllm.loading.memory import Loaded, size_bytes
 from medvllm.metadata import ModelMetadata
 from medvllm.options import Identity
@@ -26,7 +26,7 @@ from medvllm.sources import Snapshot
 
 logger = logging.getLogger(__name__)
 
-_ATTEMPTS = 3  # an unguarded load elsewhere may spoil one of ours; twice in a row is already rare
+_ATTEMPTS = 10  # a load elsewhere that does not take the gate may spoil one of ours
 
 
 def load_model(metadata: ModelMetadata, identity: Identity, snapshot: Snapshot) -> Loaded:
@@ -83,16 +83,27 @@ def _materialise(metadata: ModelMetadata, cls: Any, snapshot: Snapshot, argument
         model, info = outcome
         if issubclass(cls, torch.nn.Module) and not isinstance(model, cls):
             raise LoadError(f"{cls.__name__}.from_pretrained gave a {type(model).__name__}.", model=metadata.name)
+        if _untied(model):
+            retie(model, info["missing_keys"])
         flaw = _flaw(model, dtype)
         if flaw is None:
             _check_weights(metadata, model, info)
             return model
         logger.warning("%r came out unsound (%s), attempt %d of %d", metadata.name, flaw, attempt, _ATTEMPTS)
+        wait_until_quiet(1.0)
     raise LoadError(
         f"Model {metadata.name!r} came out unsound {_ATTEMPTS} times: {flaw}.\n"
         "Another part of the program loads models at the same time: let it use registry.load_model.",
         model=metadata.name,
     )
+
+
+def _untied(model: Any) -> str | None:
+    """Return a weight that should be another one and is not, or None."""
+    for target, source in getattr(model, "all_tied_weights_keys", {}).items():
+        if model.get_parameter_or_buffer(target) is not model.get_parameter_or_buffer(source):
+            return str(target)
+    return None
 
 
 def _flaw(model: Any, dtype: torch.dtype) -> str | None:
@@ -104,9 +115,8 @@ def _flaw(model: Any, dtype: torch.dtype) -> str | None:
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and parameter.dtype != dtype and not any(part in name for part in kept_in_fp32):
             return f"{name} is {parameter.dtype}, not {dtype}"
-    for target, source in getattr(model, "all_tied_weights_keys", {}).items():
-        if model.get_parameter_or_buffer(target) is not model.get_parameter_or_buffer(source):
-            return f"{target} is not tied to {source}"
+    if target := _untied(model):
+        return f"{target} is not tied"
     return None
 
 

@@ -15,11 +15,13 @@ import re
 import socket
 import struct
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Lock, Thread
+from types import MappingProxyType
 from typing import Any, Literal, Self, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -214,7 +216,7 @@ class LoopbackHub:
             return any(fault.kind == "gated" and fnmatchcase(repo_id, fault.target) for fault in self._faults)
 
     def meet(self, method: str, names: Iterable[str], *, file: bool) -> list[Fault]:
-        """The faults that this request runs into, counted. One that answers in place of the Hub ends the list."""
+        """The faults that this request runs into, counted. One that replaces the answer ends the list."""
         met = []
         with self._lock:
             for fault in self._faults:
@@ -253,10 +255,8 @@ class _Server(ThreadingHTTPServer):
         # Closing the listener leaves keep-alive connections, and their threads, answering.
         with self._lock:
             for connection in self._connections:
-                try:
+                with suppress(OSError):  # the client may have been quicker
                     connection.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    pass  # the client was quicker
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: a client that went away, or a connection cut on purpose, is no news."""
@@ -269,7 +269,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         hub = cast(_Server, self.server).hub
         url = urlsplit(self.path)
-        hub.record(Request(self.command, self.path, {name.lower(): value for name, value in self.headers.items()}))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        hub.record(Request(self.command, self.path, headers))
         api, file = _API.fullmatch(url.path), _FILE.fullmatch(url.path)
         match = api or file
         if match is None or self.command == "POST":
@@ -287,16 +288,17 @@ class _Handler(BaseHTTPRequestHandler):
         repo = hub.repo(repo_id)
         if repo is None:
             # To the anonymous, the Hub does not tell a missing repo from a private one.
-            return self._error(404 if "Authorization" in self.headers else 401, "RepoNotFound", "Repository not found")
+            status = 404 if "authorization" in headers else 401
+            return self._error(status, "RepoNotFound", "Repository not found")
         commit = repo.refs.get(revision or "main", revision)
         files = repo.commits.get(commit)
         if files is None:
             return self._error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         if file:
             return self._file(commit, files.get(path), faults)
-        query = {name: values[-1] for name, values in parse_qs(url.query).items()}
         if match["what"] == "tree":
-            return self._tree(commit, files, path, recursive=query.get("recursive", "").lower() in ("1", "true"))
+            recursive = parse_qs(url.query).get("recursive", [""])[-1].lower() in ("1", "true")
+            return self._tree(commit, files, path, recursive=recursive)
         siblings = [{"rfilename": name} for name in files]
         gated = "manual" if hub.is_gated(repo_id) else False
         info = {"_id": commit[:24], "id": repo_id, "modelId": repo_id, "sha": commit, "siblings": siblings}
@@ -336,7 +338,7 @@ class _Handler(BaseHTTPRequestHandler):
             if recursive or len(parts) == 1:
                 rows[path] = file.row
         if under and not rows:
-            return self._error(404, "EntryNotFound", f"{under} does not exist on {commit}", {"X-Repo-Commit": commit})
+            return self._error(404, "EntryNotFound", f"{under} does not exist", {"X-Repo-Commit": commit})
         return self._json(list(rows.values()))
 
     def _file(self, commit: str, file: _File | None, faults: list[Fault]) -> None:
@@ -360,7 +362,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _body(self, content: bytes, start: int, end: int, faults: list[Fault]) -> None:
         """Send content[start:end]; positions in faults count from the start of the file."""
         sent = start
-        for fault in sorted((fault for fault in faults if fault.kind in _BODY_FAULTS), key=lambda fault: fault.at):
+        in_body = [fault for fault in faults if fault.kind in _BODY_FAULTS]
+        for fault in sorted(in_body, key=lambda fault: fault.at):
             stop = min(max(fault.at, sent), end)
             self.wfile.write(content[sent:stop])
             sent = stop
@@ -372,7 +375,7 @@ class _Handler(BaseHTTPRequestHandler):
             elif fault.kind in ("truncate", "reset") and sent < end:
                 self.close_connection = True
                 if fault.kind == "reset":
-                    # A close that lingers for zero seconds is a reset; the server's own polite shutdown would not be.
+                    # A close that lingers for zero seconds is a reset; the server's own shutdown is not.
                     self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     self.connection.close()
                 return
@@ -384,10 +387,12 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def _error(self, status: int, code: str | None, message: str, headers: Mapping[str, str] | None = None) -> None:
+    def _error(
+        self, status: int, code: str | None, message: str, headers: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         body = json.dumps({"error": message}).encode()
         named = {"X-Error-Code": code} if code else {}
-        self._head(status, {**(headers or {}), **named, "X-Error-Message": message}, len(body))
+        self._head(status, {**headers, **named, "X-Error-Message": message}, len(body))
         if self.command != "HEAD":
             self.wfile.write(body)
 
@@ -403,7 +408,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _read(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 def _range(header: str | None, size: int) -> tuple[int, int]:

@@ -1,0 +1,91 @@
+"""Tokenizers: the entry's casing and length, and what is refused."""
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
+
+from medvllm.engine.model_runner import ModelRegistry
+from medvllm.errors import LoadError, WeightsMismatchError
+from tests.support import tiny
+
+
+@pytest.mark.parametrize("files", ["vocab_only", "full"])
+@pytest.mark.parametrize("lower", [False, True])
+def test_casing_follows_the_entry(registry: ModelRegistry, tmp_path: Path, files: Any, lower: bool) -> None:
+    """Whatever the files say, or do not say: left to itself, a vocab.txt is lowercased."""
+    folder = tiny.bert_masked_lm(tmp_path / "m", tokenizer_files=files, do_lower_case=not lower and files == "full")
+    if not lower:
+        # Cased words must be in the vocabulary for the outcome to show.
+        tiny.bert_masked_lm(tmp_path / "cased", tokenizer_files="vocab_only")
+        (folder / "vocab.txt").write_text((tmp_path / "cased" / "vocab.txt").read_text())
+        if files == "vocab_only":
+            assert AutoTokenizer.from_pretrained(folder).tokenize("ALS") == ["als"]
+    registry.register("m", "clinical", model_path=str(folder), do_lower_case=lower)
+    tokenizer = registry.load_tokenizer("m")
+    assert tokenizer.tokenize("ALS") == (["als"] if lower else ["ALS"])
+    assert tokenizer.tokenize("Aspirin") == (["aspirin"] if lower else ["Aspirin"])
+
+
+def test_accents_follow_the_entry(registry: ModelRegistry, tmp_path: Path) -> None:
+    """Kept or stripped apart from the casing."""
+    folder = tiny.bert_masked_lm(tmp_path / "m", tokenizer_files="vocab_only")
+    for name, strip in (("kept", False), ("stripped", True)):
+        registry.register(name, "clinical", model_path=str(folder), do_lower_case=True, strip_accents=strip)
+    assert registry.load_tokenizer("kept").tokenize("café") == ["café"]
+    assert registry.load_tokenizer("stripped").tokenize("café") == ["c", "##a", "##f", "##e"]
+
+
+@pytest.mark.parametrize(
+    ("make", "stated", "expected"),
+    [
+        (tiny.bert_masked_lm, None, 64),
+        (tiny.bert_masked_lm, 32, 32),
+        (tiny.bert_masked_lm, 512, 64),
+        (tiny.roberta_masked_lm, None, 64),  # of 66 position embeddings, two stand before the first token
+        (tiny.gpt2_causal_lm, None, 64),
+    ],
+)
+def test_the_length_is_what_the_model_can_take(
+    registry: ModelRegistry, tmp_path: Path, make: Any, stated: int | None, expected: int
+) -> None:
+    """Never transformers' 1e30; the entry may say less, not more."""
+    folder = make(tmp_path / "m")
+    (folder / "tokenizer_config.json").write_text("{}") if make is tiny.bert_masked_lm else None
+    registry.register("m", "generic", model_path=str(folder), max_length=stated)
+    assert registry.load_tokenizer("m").model_max_length == expected
+
+
+def test_an_empty_vocabulary_is_an_error(registry: ModelRegistry, tmp_path: Path) -> None:
+    """Every word would be [UNK], without a word from the library. The model itself still loads."""
+    folder = tiny.bert_masked_lm(tmp_path / "m", tokenizer_files="none")
+    with pytest.raises(WeightsMismatchError, match="has no vocabulary.*\n.*needs a vocab.txt"):
+        registry.load_tokenizer(folder)
+    assert registry.load_model(folder)
+
+
+def test_a_damaged_tokenizer_is_an_error_of_ours(registry: ModelRegistry, tmp_path: Path) -> None:
+    """Not a Rust panic or a bare Exception."""
+    folder = tiny.gpt2_causal_lm(tmp_path / "m")
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(LoadError, match="tokenizer of model"):
+        registry.load_tokenizer(folder)
+
+
+def test_the_guarded_tokenizer_is_what_it_was(registry: ModelRegistry, tmp_path: Path) -> None:
+    """An instance of its class; one object a name; saved, pickled and copied like any other."""
+    folder = tiny.bert_masked_lm(tmp_path / "m")
+    tokenizer = registry.load_tokenizer(folder)
+    assert isinstance(tokenizer, BertTokenizer) and type(tokenizer).__name__ == "BertTokenizer"
+    assert registry.load_tokenizer(folder) is tokenizer
+    text = "Patient denies chest pain"
+    copies: list[PreTrainedTokenizerBase] = [pickle.loads(pickle.dumps(tokenizer)), copy.deepcopy(tokenizer)]
+    tokenizer.save_pretrained(tmp_path / "saved")
+    copies.append(AutoTokenizer.from_pretrained(tmp_path / "saved"))
+    for other in copies:
+        assert other is not tokenizer
+        assert other(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert all(type(other) is type(tokenizer) for other in copies[:2])
