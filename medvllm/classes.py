@@ -5,6 +5,7 @@ from typing import Any
 
 from medvllm.errors import CatalogError, MissingDependencyError
 
+
 def import_class(reference: "type | str | None") -> "type | None":
     """Return the class that a reference such as ``"transformers:AutoModel"`` names; a class names itself."""
     if reference is None or isinstance(reference, type):
@@ -14,7 +15,8 @@ def import_class(reference: "type | str | None") -> "type | None":
         found = getattr(importlib.import_module(module_name), class_name)
     except ImportError as error:
         raise MissingDependencyError(
-            f"Class {reference!r} cannot be imported: {error}.\nInstall what it needs: pip install {module_name.split('.')[0]}",
+            f"Class {reference!r} cannot be imported: {error}.\n"
+            f"Install what it needs, or put it on the path: pip install {module_name.partition('.')[0]}",
             reference=reference,
         ) from error
     except AttributeError as error:

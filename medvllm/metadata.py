@@ -83,7 +83,7 @@ class ModelMetadata:
         origin: Origin = "process",
     ) -> "ModelMetadata":
         """Return metadata made of flat keywords, as `register` and builtin.toml give them, each one checked."""
-        grouped: dict[str, dict[str, Any]] = {"": {}} | {group: {} for group in GROUPS}
+        grouped: dict[str, dict[str, Any]] = {group: {} for group in ("", *GROUPS)}
         for keyword, value in facts.items():
             group, kept = checked(name, keyword, value)
             grouped[group][keyword] = kept

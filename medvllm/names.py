@@ -39,7 +39,8 @@ def parse(text: object) -> ModelRef:
     """Return what `text` refers to, or raise ModelNameError.
 
     ``name``, ``name@3``, ``name@production`` and ``models:/name/3``, ``models:/name@production`` are names;
-    ``org/repo`` and ``org/repo@rev`` too, until the catalogue does not know them; ``hf://org/repo@rev`` is a repository;
+    ``org/repo`` and ``org/repo@rev`` too, until the catalogue does not know them; ``hf://org/repo@rev`` is always a
+    repository;
     ``./dir``, ``/dir``, ``~/dir`` and ``file:///dir`` are folders.
     """
     name = _text(text)
@@ -61,7 +62,9 @@ def parse(text: object) -> ModelRef:
             raise ModelNameError(f"{name!r} names no version.\nWrite it as: models:/name/3 or models:/name@alias")
         return ModelRef(name, "name", entry, suffix)
     if "://" in name:
-        raise ModelNameError(f"{name!r} has a scheme that is not known.\nUse: hf://org/repo, file:///folder, or models:/name/3")
+        raise ModelNameError(
+            f"{name!r} has a scheme that is not known.\nUse: hf://org/repo, file:///folder, or models:/name/3"
+        )
     return ModelRef(name, "name", *_split(name))
 
 
@@ -87,10 +90,12 @@ def _text(text: object) -> str:
     if not text.strip():
         raise ModelNameError("A model's name is empty.\nList the names with: medvllm list")
     if text != text.strip():
-        raise ModelNameError(f"Model name {text[:80]!r} begins or ends with a space.\nDid you mean: {text.strip()[:80]!r}?")
+        raise ModelNameError(
+            f"Model name {text[:80]!r} begins or ends with a space.\nDid you mean: {text.strip()[:80]!r}?"
+        )
     # Control, format (right-to-left marks), surrogate and line-separator characters make two names look like one.
     if bad := next((c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")), None):
-        raise ModelNameError(f"Model name {ascii(text[:80])} holds the invisible character U+{ord(bad):04X}.")
+        raise ModelNameError(f"Model name {text[:80]!a} holds the invisible character U+{ord(bad):04X}.")
     return text
 
 
@@ -103,7 +108,9 @@ def _split(name: str) -> tuple[str, str | None]:
     """Split ``name@suffix``."""
     head, at, suffix = name.partition("@")
     if at and (not head or not suffix or "@" in suffix):
-        raise ModelNameError(f"{name!r} is not a name with a version.\nWrite it as: name@3, name@alias or org/repo@revision")
+        raise ModelNameError(
+            f"{name!r} is not a name with a version.\nWrite it as: name@3, name@alias or org/repo@revision"
+        )
     return head, suffix if at else None
 
 

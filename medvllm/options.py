@@ -74,7 +74,9 @@ class LoadOptions:
         if dtype is not None and older is not None and dtype_name(dtype) != dtype_name(older):
             raise RequestError(f"dtype={dtype} and torch_dtype={older} disagree.\nGive one of them.")
         if options.pop("trust_remote_code", False):
-            raise UnsafeWeightsError("trust_remote_code=True would run a repository's own code, which medvllm does not do.")
+            raise UnsafeWeightsError(
+                "trust_remote_code=True would run a repository's own code, which medvllm does not do."
+            )
         if options.pop("use_safetensors", True) is False or options.pop("weights_only", True) is False:
             raise UnsafeWeightsError("Pickled weights are not read: a pickle can run code when it is opened.")
         for name in options:
@@ -148,7 +150,9 @@ def dtype_name(value: object) -> str | None:
     # str(torch.float16) is "torch.float16": no need to import torch to read it.
     text = str(value).removeprefix("torch.").lower()
     if text not in _DTYPES:
-        raise RequestError(f"dtype {str(value)[:80]!r} is not one of: float32, bfloat16, float16, float64, auto.", option="dtype")
+        raise RequestError(
+            f"dtype {str(value)[:80]!r} is not one of: float32, bfloat16, float16, float64, auto.", option="dtype"
+        )
     return _DTYPES[text]
 
 

@@ -1,5 +1,6 @@
 """What exactly answered: entry, source, commit, effective options, library versions."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata as packages
@@ -8,6 +9,18 @@ from typing import Any
 from medvllm.options import Identity
 
 LIBRARIES = ("medvllm", "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub")
+
+
+@cache
+def library_versions() -> Mapping[str, str]:
+    """Return the installed version of each library that takes part in an answer; nothing is imported."""
+    found = {}
+    for library in LIBRARIES:
+        try:
+            found[library] = packages.version(library)
+        except packages.PackageNotFoundError:
+            found[library] = "not installed"
+    return found
 
 
 @dataclass(frozen=True)
@@ -31,15 +44,3 @@ class Receipt:
     def to_dict(self) -> dict[str, Any]:
         """Return the receipt as JSON has it."""
         return vars(self).copy()
-
-
-@cache
-def library_versions() -> dict[str, str]:
-    """Return the installed version of each library that takes part in an answer; nothing is imported."""
-    found = {}
-    for library in LIBRARIES:
-        try:
-            found[library] = packages.version(library)
-        except packages.PackageNotFoundError:
-            found[library] = "not installed"
-    return found

@@ -160,7 +160,9 @@ class ModelRegistry:
         use_cache: bool = True,
         **options: Any,
     ) -> "PreTrainedModel": ...
-    def load_model(self, name: "str | os.PathLike[str]", *, use_cache: bool = True, **options: Any) -> "PreTrainedModel":
+    def load_model(
+        self, name: "str | os.PathLike[str]", *, use_cache: bool = True, **options: Any
+    ) -> "PreTrainedModel":
         """Return the model of that name in eval mode, loaded now or already in memory.
 
         `name` is a registered name, or a repository or folder to load directly. What is not stated comes from the
@@ -190,7 +192,9 @@ class ModelRegistry:
         finally:
             self._model_cache.release(resident)
 
-    def load_tokenizer(self, name: "str | os.PathLike[str]", *, revision: str | None = None) -> "PreTrainedTokenizerBase":
+    def load_tokenizer(
+        self, name: "str | os.PathLike[str]", *, revision: str | None = None
+    ) -> "PreTrainedTokenizerBase":
         """Return the tokenizer of that name with the entry's casing and length; threads may share it."""
         metadata, named_revision = self._find(parse(name))
         snapshot = _sources().resolve(metadata, revision or named_revision)
@@ -236,7 +240,9 @@ class ModelRegistry:
     def _leave(self, name: str | None) -> int:
         left = self._model_cache.evict(name)
         with self._tokenizer_lock:
-            self._tokenizers = {key: kept for key, kept in self._tokenizers.items() if name is not None and key[0] != name}
+            self._tokenizers = {
+                key: kept for key, kept in self._tokenizers.items() if name is not None and key[0] != name
+            }
         if left:
             _loading().reclaim()
         return left
@@ -278,9 +284,13 @@ class ModelRegistry:
             return entry
         if ref.kind == "name":
             if "/" not in ref.name and self._catalog.near(ref.name):
-                raise self._catalog.not_found(ref.text, advice=f"\nA repository of that name is written as: hf://{ref.text}")
+                raise self._catalog.not_found(
+                    ref.text, advice=f"\nA repository of that name is written as: hf://{ref.text}"
+                )
             if not ref.is_repo_id:
-                raise self._catalog.not_found(ref.text, ", nor is it a repository's id", f"\nA folder is written as: ./{ref.text}")
+                raise self._catalog.not_found(
+                    ref.text, ", nor is it a repository's id", f"\nA folder is written as: ./{ref.text}"
+                )
         if not settings.DIRECT():
             raise self._catalog.not_found(ref.text, f", and direct loading is switched off ({settings.DIRECT.name})")
         path = ref.name if ref.kind == "folder" else f"hf://{ref.name}"
@@ -323,7 +333,7 @@ class _Resolved:
     generation: tuple[int, int]
 
     def load(self) -> "Weighed":
-        return _loading().load_model(self.metadata, self.identity, self.snapshot)
+        return cast("Weighed", _loading().load_model(self.metadata, self.identity, self.snapshot))
 
 
 # Imported on first use: listing and registering must not wait seconds for torch.

@@ -113,7 +113,11 @@ def test_listing_filters(registry: ModelRegistry) -> None:
     assert set(registry.list_models("clinical", match="bio*")) == {"Bio-b"}
     assert set(registry.list_models(match="BIO*")) == {"biobert-base-cased-v1.2", "bio-a", "Bio-b"}
     assert set(registry.list_models(task="ner")) == {"bio-a"}
-    assert set(registry.list_models(task="embed")) == {"biobert-base-cased-v1.2", "emilyalsentzer/Bio_ClinicalBERT", "Bio-b"}
+    assert set(registry.list_models(task="embed")) == {
+        "biobert-base-cased-v1.2",
+        "emilyalsentzer/Bio_ClinicalBERT",
+        "Bio-b",
+    }
     assert set(registry.list_models(tags=["x", "y"])) == {"bio-a"}
     assert set(registry.list_models(tags="x")) == {"bio-a", "Bio-b"}
     assert registry.list_models(task="ner", tags=["x"], match="*b") == {}
@@ -223,5 +227,3 @@ def test_builtin_facts_are_all_witnessed() -> None:
         assert known - stated - ours - computed == set(metadata.evidence)
         assert all(text[:3] in ("S: ", "V: ", "L: ") for text in metadata.evidence.values())
         assert metadata.evidence["revision"].startswith("S: ")
-
-

@@ -42,7 +42,9 @@ def mlm(tmp_path: Path) -> Path:
         (tiny.llama_causal_lm, "LlamaForCausalLM"),
     ],
 )
-def test_a_folder_loads_as_the_class_it_names(registry: ModelRegistry, tmp_path: Path, make: Any, class_name: str) -> None:
+def test_a_folder_loads_as_the_class_it_names(
+    registry: ModelRegistry, tmp_path: Path, make: Any, class_name: str
+) -> None:
     """Without an entry, the checkpoint's architecture decides; the model is in eval mode."""
     model = registry.load_model(make(tmp_path / "m"))
     assert type(model).__name__ == class_name
@@ -57,8 +59,9 @@ def test_every_form_of_weights_gives_the_same_outputs(
 ) -> None:
     """Pickles, converted once, included; legacy LayerNorm names too."""
     ids = torch.tensor([[2, 6, 7, 8, 3]])
-    expected = BertForMaskedLM.from_pretrained(mlm).eval()(ids).logits
-    model = registry.load_model(tiny.bert_masked_lm(tmp_path / "m", weights=weights, legacy_layer_norm=legacy))
+    reference: Any = BertForMaskedLM.from_pretrained(mlm)
+    expected = reference.eval()(ids).logits
+    model: Any = registry.load_model(tiny.bert_masked_lm(tmp_path / "m", weights=weights, legacy_layer_norm=legacy))
     assert torch.equal(model(ids).logits, expected)
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
@@ -145,7 +148,9 @@ def test_a_config_may_be_given_as_an_object_or_a_dict(registry: ModelRegistry, m
         ({"ignore_mismatched_sizes": True}, "expected_missing_keys"),
     ],
 )
-def test_bad_options_are_refused_by_name(registry: ModelRegistry, mlm: Path, options: dict[str, Any], message: str) -> None:
+def test_bad_options_are_refused_by_name(
+    registry: ModelRegistry, mlm: Path, options: dict[str, Any], message: str
+) -> None:
     """And the registry works on unharmed."""
     with pytest.raises(RequestError, match=message):
         registry.load_model(mlm, **options)
@@ -158,14 +163,17 @@ def test_unsafe_options_are_refused(registry: ModelRegistry, mlm: Path, options:
     """Code and pickles are never on by an argument; the safe values are accepted."""
     with pytest.raises(UnsafeWeightsError):
         registry.load_model(mlm, **options)
-    assert registry.load_model(mlm, **{key: not value for key, value in options.items()})
+    safe: dict[str, Any] = {key: not value for key, value in options.items()}
+    assert registry.load_model(mlm, **safe)
 
 
 def test_a_device_that_is_not_here_is_a_clear_error(registry: ModelRegistry) -> None:
     """Before anything is fetched, and not a bare assertion."""
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    with pytest.raises(LoadError, match=r"Device 'cuda:0' is not available here \(torch .* without CUDA\). There is: cpu"):
+    with pytest.raises(
+        LoadError, match=r"Device 'cuda:0' is not available here \(torch .* without CUDA\). There is: cpu"
+    ):
         registry.load_model("biobert-base-cased-v1.2", device="cuda")
 
 
@@ -179,7 +187,9 @@ def test_a_head_is_never_random(registry: ModelRegistry, tmp_path: Path) -> None
     """Refused, with the keys and the way out; allowed by name in the entry."""
     folder = tiny.bert_encoder(tmp_path / "m")
     for task in ("transformers:AutoModelForMaskedLM", "transformers:AutoModelForTokenClassification"):
-        with pytest.raises(WeightsMismatchError, match=r"lacks (cls|classifier)\..*partly random.\n.*expected_missing_keys"):
+        with pytest.raises(
+            WeightsMismatchError, match=r"lacks (cls|classifier)\..*partly random.\n.*expected_missing_keys"
+        ):
             registry.load_model(folder, model_class=task)
     registry.register(
         "untrained",
@@ -189,7 +199,7 @@ def test_a_head_is_never_random(registry: ModelRegistry, tmp_path: Path) -> None
         expected_missing_keys=["classifier.*"],
         id2label=["O", "B-DISEASE", "I-DISEASE"],
     )
-    model = registry.load_model("untrained")
+    model: Any = registry.load_model("untrained")
     assert model.config.id2label == {0: "O", 1: "B-DISEASE", 2: "I-DISEASE"}
     assert model.classifier.out_features == 3
 
@@ -213,7 +223,8 @@ def test_labels_without_a_meaning_are_refused(registry: ModelRegistry, tmp_path:
     registry.register("named", "generic", model_path=str(nameless), id2label=["O", "PHI"])
     assert registry.load_model("named").config.id2label == {0: "O", 1: "PHI"}
     bilou = tiny.bert_token_classifier(tmp_path / "b", ["O", "B-AGE", "I-AGE", "L-AGE", "U-AGE"])
-    assert registry.load_model(bilou).config.label2id["U-AGE"] == 4
+    labels: Any = registry.load_model(bilou).config.label2id
+    assert labels["U-AGE"] == 4
 
 
 def test_a_bert_as_a_causal_model_loads_with_one_warning(
@@ -275,15 +286,17 @@ def test_a_pickle_that_would_run_code_is_not_opened(registry: ModelRegistry, tmp
     assert not list((tmp_path / "home").rglob("*.safetensors"))
 
 
-def test_converted_weights_are_made_once(registry: ModelRegistry, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_converted_weights_are_made_once(
+    registry: ModelRegistry, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """The second process, or registry, finds them; a changed file is converted anew."""
     caplog.set_level(logging.INFO)
     folder = tiny.bert_masked_lm(tmp_path / "m", weights="bin")
-    first = registry.load_model(folder)
+    first: Any = registry.load_model(folder)
     assert ModelRegistry().load_model(folder) is not first
     assert caplog.text.count("converting pytorch_model.bin") == 1
     tiny.bert_masked_lm(folder, weights="bin", seed=1)
-    other = ModelRegistry().load_model(folder)
+    other: Any = ModelRegistry().load_model(folder)
     assert not torch.equal(other.bert.embeddings.word_embeddings.weight, first.bert.embeddings.word_embeddings.weight)
 
 
@@ -375,13 +388,13 @@ def test_shapes_that_do_not_fit_are_refused(registry: ModelRegistry, mlm: Path) 
     assert registry.resident() == []
 
 
-class OwnConfig(BertConfig):
+class OwnConfig(BertConfig):  # type: ignore[no-untyped-call]
     """A config that transformers has never heard of."""
 
     model_type = "own-bert"
 
 
-class OwnModel(PreTrainedModel):
+class OwnModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     """A class of the user's own, around a BERT."""
 
     config_class = OwnConfig
@@ -391,7 +404,7 @@ class OwnModel(PreTrainedModel):
         super().__init__(config)
         self.encoder = BertModel(config, add_pooling_layer=False)
         self.head = torch.nn.Linear(config.hidden_size, 2)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         return self.head(self.encoder(input_ids).last_hidden_state[:, 0])  # type: ignore[no-any-return]
@@ -399,8 +412,10 @@ class OwnModel(PreTrainedModel):
 
 def test_a_custom_class_loads_what_it_saved(registry: ModelRegistry, tmp_path: Path) -> None:
     """Given as a class or by its reference."""
-    own = OwnModel(OwnConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=40))
-    own.eval().save_pretrained(tmp_path / "own")
+    own = OwnModel(
+        OwnConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=40)
+    )
+    own.train(False).save_pretrained(tmp_path / "own")
     ids = torch.tensor([[1, 2, 3]])
     registry.register("own", ModelType.CUSTOM, model_class=OwnModel, model_path=str(tmp_path / "own"))
     registry.register(

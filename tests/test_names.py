@@ -41,8 +41,31 @@ def test_relative_folders_and_paths_are_folders(home: Path, monkeypatch: pytest.
     assert parse(home / "bert").kind == "folder"
 
 
-BAD = ["", "  ", " biobert", "biobert ", "a\x00b", "a\nb", "a\u202eb", "a\u200bb", "\ud800", "x" * 10_000, "@3", "a@", "a@b@c"]
-LINKS = ["http://example.org/x", "s3://b/x", "hf://", "hf://a b/c", "hf://a/b/c", "models:/x", "models:/", "file://host/x"]
+BAD = [
+    "",
+    "  ",
+    " biobert",
+    "biobert ",
+    "a\x00b",
+    "a\nb",
+    "a\u202eb",
+    "a\u200bb",
+    "\ud800",
+    "x" * 10_000,
+    "@3",
+    "a@",
+    "a@b@c",
+]
+LINKS = [
+    "http://example.org/x",
+    "s3://b/x",
+    "hf://",
+    "hf://a b/c",
+    "hf://a/b/c",
+    "models:/x",
+    "models:/",
+    "file://host/x",
+]
 
 
 @pytest.mark.parametrize("text", [*BAD, *LINKS, 3, None, b"biobert", ["biobert"], "/" + "x" * 5000])

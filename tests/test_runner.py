@@ -30,7 +30,11 @@ def test_the_real_model_is_the_one_we_know() -> None:
 
 def test_vectors_are_those_of_the_model_pooled_as_its_authors_say(minilm: ModelRunner) -> None:
     """Mean of all tokens, unit length, whatever the batch: as computed by hand."""
-    texts = ["Aspirin inhibits cyclooxygenase.", "Ibuprofen is a COX inhibitor used for pain and for fever.", "Shares fell."]
+    texts = [
+        "Aspirin inhibits cyclooxygenase.",
+        "Ibuprofen is a COX inhibitor used for pain and for fever.",
+        "Shares fell.",
+    ]
     tokenizer, model = AutoTokenizer.from_pretrained(MINILM), AutoModel.from_pretrained(MINILM)
     with torch.inference_mode():
         by_hand = torch.cat([model(**tokenizer(t, return_tensors="pt")).last_hidden_state.mean(1) for t in texts])

@@ -102,19 +102,22 @@ def test_only_what_a_load_needs_is_fetched(registry: ModelRegistry, acme: Loopba
 
 def test_a_commit_is_kept_while_the_branch_moves(registry: ModelRegistry, acme: LoopbackHub, tmp_path: Path) -> None:
     """A branch is resolved once in a process; another revision is another model."""
-    first = registry.load_model("acme/bert")
+    first: Any = registry.load_model("acme/bert")
     old = registry.resident()[0].snapshot.partition("@")[2]
     moved = acme.add("acme/bert", tiny.bert_masked_lm(tmp_path / "new", seed=1), tags=["v2"])
     registry.clear_cache()
     assert registry.load_model("acme/bert") is first
-    second = registry.load_model("acme/bert", revision="v2")
+    second: Any = registry.load_model("acme/bert", revision="v2")
     assert second is registry.load_model("acme/bert@v2") is registry.load_model("acme/bert", revision=moved)
     assert registry.load_model("acme/bert", revision=old) is first
-    weights = [m.bert.embeddings.word_embeddings.weight for m in (first, second)]
+    pair: list[Any] = [first, second]
+    weights = [m.bert.embeddings.word_embeddings.weight for m in pair]
     assert not torch.equal(*weights)
 
 
-def test_an_entry_keeps_its_facts_at_another_revision(registry: ModelRegistry, acme: LoopbackHub, tmp_path: Path) -> None:
+def test_an_entry_keeps_its_facts_at_another_revision(
+    registry: ModelRegistry, acme: LoopbackHub, tmp_path: Path
+) -> None:
     """name@rev of a registered repository is the entry at that revision, with its casing."""
     acme.add("acme/cased", tiny.bert_masked_lm(tmp_path / "cased", tokenizer_files="vocab_only"), tags=["v1"])
     registry.register("acme/cased", "clinical", do_lower_case=False)
@@ -173,12 +176,16 @@ def test_a_repository_without_weights(registry: ModelRegistry, acme: LoopbackHub
     folder = tiny.bert_encoder(tmp_path / "empty")
     (folder / "model.safetensors").unlink()
     acme.add("acme/empty", folder)
-    with pytest.raises(IncompleteSnapshotError, match="'acme/empty' at [0-9a-f]{7} cannot be loaded: .* has no weights"):
+    with pytest.raises(
+        IncompleteSnapshotError, match="'acme/empty' at [0-9a-f]{7} cannot be loaded: .* has no weights"
+    ):
         registry.load_model("acme/empty")
 
 
 @pytest.mark.parametrize(
-    ("kind", "argument"), [("unavailable", None), ("truncate", 1000), ("drop", None)], ids=["503", "cut short", "dropped"]
+    ("kind", "argument"),
+    [("unavailable", None), ("truncate", 1000), ("drop", None)],
+    ids=["503", "cut short", "dropped"],
 )
 def test_a_failed_download_is_an_error_of_ours_and_the_next_call_succeeds(
     registry: ModelRegistry, acme: LoopbackHub, kind: Any, argument: Any

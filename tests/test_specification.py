@@ -55,7 +55,7 @@ def test_the_specification_has_its_blocks() -> None:
 
 
 def test_every_block_runs_as_written(specified: LoopbackHub, capsys: pytest.CaptureFixture[str]) -> None:
-    """The blocks, one after the other in one session; the reader's `import torch` is the one thing they take as given."""
+    """One after the other in one session; the reader's `import torch` is the one thing they take as given."""
     namespace: dict[str, object] = {"torch": torch}
     for block in BLOCKS:
         _run(block, namespace)

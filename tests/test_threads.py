@@ -99,12 +99,12 @@ def test_a_load_beside_ours_is_noticed_and_put_right(
     second.__exit__(None, None, None)
     try:
         assert PreTrainedModel.tie_weights is not genuine
-        model = registry.load_model(tiny.bert_masked_lm(tmp_path / "m"))
+        model: Any = registry.load_model(tiny.bert_masked_lm(tmp_path / "m"))
         assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
         assert PreTrainedModel.tie_weights is genuine
         assert "put right" in caplog.text
     finally:
-        PreTrainedModel.tie_weights = genuine
+        PreTrainedModel.tie_weights = genuine  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize(("dtype", "threads", "pause_s"), [("float32", 4, 0.0), ("float16", 1, 0.2)])

@@ -53,7 +53,13 @@ class Catalog:
         return self._generation, self._store.revision() if self._store else 0
 
     def add(
-        self, name: str, model_type: ModelType | str, facts: Mapping[str, Any], *, replace: bool = False, persist: bool = False
+        self,
+        name: str,
+        model_type: ModelType | str,
+        facts: Mapping[str, Any],
+        *,
+        replace: bool = False,
+        persist: bool = False,
     ) -> ModelMetadata:
         """Add an entry and return it. ModelExistsError: the name is taken and `replace` is not set."""
         valid_name(name)
@@ -110,7 +116,9 @@ class Catalog:
     def find_source(self, repo: str) -> ModelMetadata | None:
         """Return the built-in entry that describes a repository, or None: ``hf://`` skips what was registered."""
         with self._lock:
-            found = (entry for name, entry in self._builtins.items() if name not in self._hidden and entry.location == repo)
+            found = (
+                entry for name, entry in self._builtins.items() if name not in self._hidden and entry.location == repo
+            )
             return next(found, None)
 
     def select(

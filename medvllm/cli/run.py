@@ -14,7 +14,9 @@ from medvllm.errors import RequestError
 
 def run(
     name: Annotated[str, typer.Argument(help="Name of a model, a repository (org/repo), or a folder (./folder).")],
-    texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT...", help="Texts; or give them on standard input.")] = None,
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="TEXT...", help="Texts; or give them on standard input.")
+    ] = None,
     task: Annotated[str | None, typer.Option(help="embed or fill-mask; the entry's own task when left out.")] = None,
     file: Annotated[Path | None, typer.Option(help="File with one text a line; - is standard input.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N, mps or auto.")] = None,
@@ -23,10 +25,12 @@ def run(
 ) -> None:
     """Run texts through a model and print the results: vectors, or the words that fill a [MASK]."""
     given = _texts(texts, file)
-    options = {key: value for key, value in (("device", device), ("dtype", dtype)) if value is not None}
+    options: dict[str, Any] = {key: value for key, value in (("device", device), ("dtype", dtype)) if value is not None}
     result, done, receipt = ModelRunner(name, **options).run(task, given)
     records: list[Any] = (
-        result.to_dict() if done == "embed" else [{"gaps": [[vars(fill) for fill in gap] for gap in gaps]} for gaps in result]
+        result.to_dict()
+        if done == "embed"
+        else [{"gaps": [[vars(fill) for fill in gap] for gap in gaps]} for gaps in result]
     )
     if as_json:
         print_json({"task": done, "results": records, "receipt": receipt.to_dict()})
@@ -53,7 +57,9 @@ def _texts(texts: list[str] | None, file: Path | None) -> list[str]:
     try:
         lines = sys.stdin.read() if file is None or str(file) == "-" else file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"Texts cannot be read from {str(file or 'standard input')!r}: {type(error).__name__}.") from error
+        raise RequestError(
+            f"Texts cannot be read from {str(file or 'standard input')!r}: {type(error).__name__}."
+        ) from error
     found = [line for line in lines.splitlines() if line.strip()]
     if not found:
         raise RequestError("There is no text: the input has no line that is not empty.")

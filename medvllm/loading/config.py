@@ -62,7 +62,8 @@ def refuse_remote_code(name: str, snapshot: Snapshot) -> None:
     auto_map = snapshot.config.get("auto_map")
     if auto_map:
         raise UnsafeWeightsError(
-            f"Model {name!r} wants to run code of its own ({', '.join(map(str, auto_map))} in auto_map), which medvllm does not do.\n"
+            f"Model {name!r} wants to run code of its own ({', '.join(map(str, auto_map))} in auto_map), "
+            "which medvllm does not do.\n"
             "Give a class of yours: register(…, model_class='module:Class')",
             model=name,
         )
@@ -97,12 +98,10 @@ def _from_dict(metadata: ModelMetadata, content: dict[str, Any], cls: type[Any])
     model_type = content.get("model_type") or metadata.behaviour.architecture
     if own is None and model_type not in CONFIG_MAPPING:
         raise RequestError("Option 'config' has no model_type that transformers knows.", option="config")
-    return _checked((own or CONFIG_MAPPING[model_type]).from_dict(content))
+    return _checked((own or CONFIG_MAPPING[str(model_type)]).from_dict(content))
 
 
 def _checked(config: Any) -> PreTrainedConfig:
     if not isinstance(config, PreTrainedConfig):
         raise LoadError(f"{type(config).__name__} is not a config of transformers.")
     return config
-
-

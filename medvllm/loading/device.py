@@ -24,7 +24,11 @@ def resolve(device: str) -> str:
     meant = f"{device}:0" if device == "xpu" else device
     if meant in devices:
         return meant
-    built = "" if torch.version.cuda or not device.startswith("cuda") else f" (torch {torch.__version__} is built without CUDA)"
+    built = (
+        ""
+        if torch.version.cuda or not device.startswith("cuda")
+        else f" (torch {torch.__version__} is built without CUDA)"
+    )
     raise LoadError(
         f"Device {device!r} is not available here{built}. There is: {', '.join(devices)}.\n"
         "Leave device= out, or say device='auto' to take an accelerator where there is one.",

@@ -36,9 +36,12 @@ def wait_until_quiet(timeout_s: float) -> None:
         time.sleep(0.005)
 
 
+_FROM_PRETRAINED = PreTrainedModel.from_pretrained.__func__.__code__  # type: ignore[attr-defined]
+
+
 def _is_swapping(frame: FrameType | None) -> bool:
     while frame is not None:
-        if frame.f_code is PreTrainedModel.from_pretrained.__func__.__code__:
+        if frame.f_code is _FROM_PRETRAINED:
             return True
         frame = frame.f_back
     return False
@@ -60,9 +63,9 @@ def restore_tie_weights() -> bool:
     """Put the original `tie_weights` back if it is swapped; return whether it was."""
     if PreTrainedModel.tie_weights is _TIE_WEIGHTS:
         return False
-    PreTrainedModel.tie_weights = _TIE_WEIGHTS
+    PreTrainedModel.tie_weights = _TIE_WEIGHTS  # type: ignore[method-assign]
     logger.warning(
-        "PreTrainedModel.tie_weights had been replaced by a load outside the registry that ran beside another; put right"
+        "PreTrainedModel.tie_weights had been left replaced by loads outside the registry that overlapped; put right"
     )
     return True
 

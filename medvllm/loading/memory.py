@@ -28,5 +28,5 @@ def size_bytes(model: torch.nn.Module) -> int:
 def reclaim() -> None:
     """Give the memory of dropped models back: to Python, and on a GPU to the device."""
     gc.collect()
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()

@@ -59,7 +59,9 @@ def load_model(metadata: ModelMetadata, identity: Identity, snapshot: Snapshot) 
             device=options.device,
         ) from error
     except SafetensorError as error:
-        raise SourceError(f"The weights of model {metadata.name!r} are damaged: {error}.", path=str(snapshot.weights)) from error
+        raise SourceError(
+            f"The weights of model {metadata.name!r} are damaged: {error}.", path=str(snapshot.weights)
+        ) from error
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise UnsafeWeightsError(
@@ -69,12 +71,17 @@ def load_model(metadata: ModelMetadata, identity: Identity, snapshot: Snapshot) 
             f"Model {metadata.name!r} could not be loaded as {cls.__name__}: {_first_line(error)}", model=metadata.name
         ) from error
     loaded = Loaded(model, size_bytes(model), time.perf_counter() - start)
-    logger.info("loaded %r on %s in %.1f s (%.0f MB)", metadata.name, options.device, loaded.load_s, loaded.size_bytes / 1e6)
+    logger.info(
+        "loaded %r on %s in %.1f s (%.0f MB)", metadata.name, options.device, loaded.load_s, loaded.size_bytes / 1e6
+    )
     return loaded
 
 
-def _materialise(metadata: ModelMetadata, cls: Any, snapshot: Snapshot, arguments: dict[str, Any], dtype: torch.dtype) -> Any:
+def _materialise(
+    metadata: ModelMetadata, cls: Any, snapshot: Snapshot, arguments: dict[str, Any], dtype: torch.dtype
+) -> Any:
     """Call `from_pretrained` behind the gate until the outcome is sound; a load elsewhere can spoil it."""
+    flaw: str | None = None
     for attempt in range(1, _ATTEMPTS + 1):
         with gate():
             outcome = cls.from_pretrained(snapshot.weights, output_loading_info=True, **arguments)
@@ -108,12 +115,19 @@ def _untied(model: Any) -> str | None:
 
 def _flaw(model: Any, dtype: torch.dtype) -> str | None:
     """Return what a concurrent load did to the model, or None: weights on meta, of another dtype, or untied."""
-    kept_in_fp32 = [*(getattr(model, "_keep_in_fp32_modules", None) or ()), *(getattr(model, "_keep_in_fp32_modules_strict", None) or ())]
+    kept_in_fp32 = [
+        *(getattr(model, "_keep_in_fp32_modules", None) or ()),
+        *(getattr(model, "_keep_in_fp32_modules_strict", None) or ()),
+    ]
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             return f"{name} has no data"
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and parameter.dtype != dtype and not any(part in name for part in kept_in_fp32):
+        if (
+            parameter.is_floating_point()
+            and parameter.dtype != dtype
+            and not any(part in name for part in kept_in_fp32)
+        ):
             return f"{name} is {parameter.dtype}, not {dtype}"
     if target := _untied(model):
         return f"{target} is not tied"
@@ -135,19 +149,25 @@ def _check_weights(metadata: ModelMetadata, model: Any, info: Any) -> None:
         what = f"lacks {_some(missing)}" if missing else f"does not fit: {_some(wrong)}"
         raise WeightsMismatchError(
             f"The checkpoint of {metadata.name!r} {what}, so a {type(model).__name__} would be partly random.\n"
-            "Load it with the class that it was saved from, or allow them: register(…, expected_missing_keys=['classifier.*'])",
+            "Load it with the class that it was saved from, or allow them by name: "
+            "register(…, expected_missing_keys=['classifier.*'])",
             model=metadata.name,
             missing=tuple(missing),
         )
     labels = getattr(model.config, "id2label", None) or {}
-    if type(model).__name__.endswith("ForTokenClassification") and all(re.fullmatch(r"LABEL_\d+", str(v)) for v in labels.values()):
+    if type(model).__name__.endswith("ForTokenClassification") and all(
+        re.fullmatch(r"LABEL_\d+", str(v)) for v in labels.values()
+    ):
         raise WeightsMismatchError(
             f"The tagger {metadata.name!r} names its labels LABEL_0 to LABEL_{len(labels) - 1}, which say nothing.\n"
             "Register it with their names: register(…, id2label=['O', 'B-DISEASE', 'I-DISEASE'])",
             model=metadata.name,
         )
     if type(model).__name__ == "BertLMHeadModel" and not model.config.is_decoder:
-        logger.warning("%r is a bidirectional BERT loaded as a causal language model: fit for scores, not for generating", metadata.name)
+        logger.warning(
+            "%r is a bidirectional BERT loaded as a causal language model: fit for scores, not for generating",
+            metadata.name,
+        )
 
 
 def _some(keys: list[str]) -> str:

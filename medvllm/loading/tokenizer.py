@@ -56,7 +56,8 @@ def guarded(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     class becomes a subclass that encodes under a lock; it is still an instance of what it was.
     """
     if not hasattr(type(tokenizer), "_medvllm_unguarded"):
-        tokenizer.__class__ = _guarded_class(type(tokenizer))
+        base: Any = type(tokenizer)
+        tokenizer.__class__ = _guarded_class(base)
         tokenizer.__dict__["_medvllm_lock"] = threading.RLock()
     return tokenizer
 
@@ -81,7 +82,7 @@ def _guarded_class(base: type[Any]) -> type[Any]:
 
 
 def _rebuild(base: type[Any], state: dict[str, Any]) -> PreTrainedTokenizerBase:
-    tokenizer: PreTrainedTokenizerBase = base.__new__(base)
+    tokenizer: PreTrainedTokenizerBase = object.__new__(base)
     tokenizer.__dict__.update(state)
     return guarded(tokenizer)
 

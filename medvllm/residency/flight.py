@@ -27,7 +27,9 @@ class Flight(Generic[V]):
         except BaseException as error:
             failed()
             self._future.set_exception(
-                error if isinstance(error, Exception) else LoadError("The load that this call waited for was interrupted.")
+                error
+                if isinstance(error, Exception)
+                else LoadError("The load that this call waited for was interrupted.")
             )
             raise
         self._future.set_result(value)

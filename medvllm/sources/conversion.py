@@ -63,7 +63,9 @@ def _convert(snapshot: Snapshot, pickles: list[Path], target: Path) -> None:
     except OSError as error:
         if isinstance(error, SourceError):
             raise
-        raise SourceError(f"{snapshot.path} could not be converted to safetensors: {error}.", path=str(snapshot.path)) from error
+        raise SourceError(
+            f"{snapshot.path} could not be converted to safetensors: {error}.", path=str(snapshot.path)
+        ) from error
 
 
 def _run_worker(snapshot: Snapshot, pickles: list[Path], work: Path) -> None:
@@ -113,7 +115,9 @@ def _work(source: Path, target: Path) -> None:
                 names[name] = written.name
         record["files"].append({"original": _digest(file), "converted": _digest(written)})
     if len(pickles) > 1:
-        (target / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}, sort_keys=True))
+        (target / "model.safetensors.index.json").write_text(
+            json.dumps({"metadata": {}, "weight_map": names}, sort_keys=True)
+        )
     if (source / "generation_config.json").is_file():
         shutil.copyfile(source / "generation_config.json", target / "generation_config.json")
     (target / _RECORD).write_text(json.dumps(record, indent=1))
@@ -130,7 +134,9 @@ def _confine(weight_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
     def refuse(event: str, _: object) -> None:
-        if event.startswith(("socket.", "subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.fork", "ctypes.dlopen")):
+        if event.startswith(
+            ("socket.", "subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.fork", "ctypes.dlopen")
+        ):
             raise PermissionError(f"conversion may not use {event}")
 
     sys.addaudithook(refuse)
@@ -138,7 +144,11 @@ def _confine(weight_bytes: int) -> None:
 
 def _digest(file: Path) -> dict[str, Any]:
     with file.open("rb") as stream:
-        return {"name": file.name, "size": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+        return {
+            "name": file.name,
+            "size": file.stat().st_size,
+            "sha256": hashlib.file_digest(stream, "sha256").hexdigest(),
+        }
 
 
 def conversion_record(snapshot: Snapshot) -> dict[str, Any] | None:

@@ -9,7 +9,9 @@ from medvllm.sources.snapshot import Snapshot, check_complete
 def resolve(path: Path, revision: str | None) -> Snapshot:
     """Return the snapshot that a folder is. A folder has no revisions."""
     if revision is not None:
-        raise RequestError(f"Revision {revision!r} was asked of {path}, but a folder has only what is in it.", option="revision")
+        raise RequestError(
+            f"Revision {revision!r} was asked of {path}, but a folder has only what is in it.", option="revision"
+        )
     if not path.is_dir():
         what = "is a file, not a folder" if path.exists() else "is not there"
         raise SnapshotNotFoundError(f"Folder '{path}' {what}.\nName the folder that holds config.json.", path=str(path))

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -25,10 +25,8 @@ from medvllm.errors import (
 )
 from medvllm.sources.snapshot import Snapshot, check_complete, weight_files
 
-if TYPE_CHECKING:
-    from tqdm import tqdm
-
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 logger = logging.getLogger(__name__)
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -120,7 +118,8 @@ def _translated(call: Callable[P, R]) -> Callable[P, R]:
             status = error.response.status_code if error.response is not None else "?"
             if status in (401, 403):
                 raise GatedModelError(
-                    f"The Hub refuses access to {repo!r} ({status}).\nSet a token that may read it: export HF_TOKEN=…", **facts
+                    f"The Hub refuses access to {repo!r} ({status}).\nSet a token that may read it: export HF_TOKEN=…",
+                    **facts,
                 ) from error
             raise HubUnreachableError(offline % f"the Hub answered {status}", **facts) from error
         except (hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError, hub.RevisionResolutionError) as error:
@@ -138,27 +137,26 @@ def _translated(call: Callable[P, R]) -> Callable[P, R]:
 def _commit(repo: str, revision: str) -> str:
     """Return the commit that a branch or tag names; without a Hub, the one that the cache remembers."""
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import RevisionResolutionError
 
-    known = _commits.get((repo, revision))
-    if known:
+    if known := _commits.get((repo, revision)):
         return known
-    local = _is_offline()
-    if not local:
+    unreachable: HubUnreachableError | None = None
+    if not _is_offline():
         try:
             check_reachable()
         except HubUnreachableError as error:
-            local, reason = True, error
+            unreachable = error
+    local = _is_offline() or unreachable is not None
     try:
-        resolved = HfApi().resolve_revision(repo, revision=revision, local_files_only=local)
-    except OSError:
-        raise
-    except Exception:  # RevisionResolutionError is not an OSError: nothing is remembered
-        if local and not _is_offline():
-            raise _absent(repo, revision, reason) from reason
-        raise
-    if local and not _is_offline():
-        logger.warning("the Hub does not answer: using %r at %s, as the cache remembers it", repo, resolved.resolved[:7])
-    return _commits.setdefault((repo, revision), str(resolved.resolved))
+        commit = str(HfApi().resolve_revision(repo, revision=revision, local_files_only=local).resolved)
+    except RevisionResolutionError as error:
+        if unreachable is None:
+            raise
+        raise _absent(repo, revision, unreachable) from error
+    if unreachable is not None:
+        logger.warning("the Hub does not answer: using %r at %s, as the cache remembers it", repo, commit[:7])
+    return _commits.setdefault((repo, revision), commit)
 
 
 @_translated
@@ -194,11 +192,13 @@ def _snapshot(repo: str, commit: str, patterns: list[str]) -> Path:
 
 
 @functools.cache
-def _progress_bar() -> "type[tqdm[Any]]":
-    """Return the library's progress bar, made to show on a terminal only."""
-    from huggingface_hub.utils import tqdm
+def _progress_bar() -> Any:
+    """Return the library's progress bar class, made to show on a terminal only."""
+    from huggingface_hub import utils
 
-    class TerminalBar(tqdm):  # type: ignore[misc]  # untyped
+    base: Any = utils.tqdm  # type: ignore[attr-defined]  # public, but not listed in __all__
+
+    class TerminalBar(base):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs | {"disable": kwargs.get("disable") or not sys.stderr.isatty()})
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from medvllm.errors import IncompleteSnapshotError, SourceError, UnsafeWeightsError
+from medvllm.errors import IncompleteSnapshotError, SourceError
 
 __all__ = ["Snapshot", "read_json", "weight_files"]
 
@@ -36,7 +36,8 @@ class Snapshot:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The content of config.json."""
-        return read_json(self.path / "config.json")
+        config: dict[str, Any] = read_json(self.path / "config.json")
+        return config
 
     @cached_property
     def headers(self) -> tuple[dict[str, Any], ...]:
@@ -94,9 +95,13 @@ def weight_files(folder: Path, *, pickled: bool = False) -> list[Path]:
 
     IncompleteSnapshotError names the shards that the index lists and the folder lacks.
     """
-    single, index = ("pytorch_model.bin", "pytorch_model.bin.index.json") if pickled else (
-        "model.safetensors",
-        "model.safetensors.index.json",
+    single, index = (
+        ("pytorch_model.bin", "pytorch_model.bin.index.json")
+        if pickled
+        else (
+            "model.safetensors",
+            "model.safetensors.index.json",
+        )
     )
     if (folder / single).is_file():
         return [folder / single]
@@ -120,7 +125,8 @@ def check_complete(path: Path) -> None:
     if not (path / "config.json").is_file():
         if (path / "adapter_config.json").is_file():
             raise SourceError(
-                f"{path} holds an adapter, not a model.\nMerge it into its base model and register the result.", path=str(path)
+                f"{path} holds an adapter, not a model.\nMerge it into its base model and register the result.",
+                path=str(path),
             )
         raise IncompleteSnapshotError(
             f"{path} has no config.json, so it is not a model's folder.\n{_listing(path)}", path=str(path)
@@ -128,7 +134,8 @@ def check_complete(path: Path) -> None:
     if weight_files(path) or weight_files(path, pickled=True):
         return
     raise IncompleteSnapshotError(
-        f"{path} has no weights: neither model.safetensors nor pytorch_model.bin is there.\n{_listing(path)}", path=str(path)
+        f"{path} has no weights: neither model.safetensors nor pytorch_model.bin is there.\n{_listing(path)}",
+        path=str(path),
     )
 
 
@@ -149,11 +156,13 @@ def _header(file: Path) -> dict[str, Any]:
         with file.open("rb") as stream:
             start = stream.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else MAX_HEADER + 1
-            header = json.loads(stream.read(length)) if length <= min(MAX_HEADER, size - 8) else None
+            header: Any = json.loads(stream.read(length)) if length <= min(MAX_HEADER, size - 8) else None
         tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
         end = max((_end(tensor) for tensor in tensors.values()), default=0)
     except (ValueError, RecursionError, AttributeError, TypeError, KeyError, OSError) as error:
-        raise SourceError(f"{file} is not a sound safetensors file: its header cannot be read.", path=str(file)) from error
+        raise SourceError(
+            f"{file} is not a sound safetensors file: its header cannot be read.", path=str(file)
+        ) from error
     if 8 + length + end != size:
         raise IncompleteSnapshotError(
             f"{file} is {'cut short' if size < 8 + length + end else 'too long'}: "
@@ -168,6 +177,10 @@ def _end(tensor: Mapping[str, Any]) -> int:
     begin, end = tensor["data_offsets"]
     itemsize = _BYTES.get(tensor["dtype"], 1)
     sub_byte = tensor["dtype"] not in _BYTES  # 8-bit and smaller: only the order of the offsets is checked
-    if not 0 <= begin <= end or min(tensor["shape"], default=0) < 0 or (not sub_byte and end - begin != itemsize * math.prod(tensor["shape"])):
+    if (
+        not 0 <= begin <= end
+        or min(tensor["shape"], default=0) < 0
+        or (not sub_byte and end - begin != itemsize * math.prod(tensor["shape"]))
+    ):
         raise ValueError("offsets and shape disagree")
     return int(end)

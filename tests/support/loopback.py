@@ -76,7 +76,9 @@ class LoopbackHub:
         self, repo_id: str, folder: Path, *, commit: str | None = None, branch: str = "main", tags: Iterable[str] = ()
     ) -> str:
         """Serve a folder's files as a commit, to which `branch` and `tags` then point; return the commit."""
-        files = {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+        files = {
+            str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()
+        }
         if commit is None:
             commit = hashlib.sha1(repr([(name, _oid(content)) for name, content in files.items()]).encode()).hexdigest()
         repo = self._repos.setdefault(repo_id, _Repo())
@@ -91,8 +93,9 @@ class LoopbackHub:
     def fault(self, pattern: str, kind: Fault, argument: Any = None, *, times: float = float("inf")) -> None:
         """Spoil the next `times` GET answers whose path matches a glob.
 
-        truncate: close after `argument` bytes. flip: change the byte at `argument`. drop: close at once. throttle: 429
-        with Retry-After `argument`. unavailable: 503. slow: wait `argument` seconds. hold: wait for the event `argument`.
+        truncate: close after `argument` bytes. flip: change the byte at `argument`. drop: close at once.
+        throttle: 429 with Retry-After `argument`. unavailable: 503. slow: wait `argument` seconds. hold: wait for the
+        event `argument`.
         """
         with self._lock:
             self._rules.append(_Rule(pattern, kind, times, argument))
@@ -194,7 +197,15 @@ class _Handler(BaseHTTPRequestHandler):
         if kind != "tree":
             siblings = [{"rfilename": name} for name in files]
             gated = "manual" if repo.gated else False
-            facts = {"_id": "0", "id": repo_id, "sha": commit, "siblings": siblings, "private": False, "gated": gated, "tags": []}
+            facts = {
+                "_id": "0",
+                "id": repo_id,
+                "sha": commit,
+                "siblings": siblings,
+                "private": False,
+                "gated": gated,
+                "tags": [],
+            }
             return self._send(200, json.dumps(facts).encode(), {"Content-Type": "application/json"})
         if rest:
             return self._error(404, "EntryNotFound", "no such folder")

@@ -31,12 +31,50 @@ from transformers import (
 Weights = Literal["safetensors", "sharded", "bin", "sharded_bin", "legacy_bin"]
 TokenizerFiles = Literal["full", "vocab_only", "none"]
 
-WORDS = """the patient was given aspirin Aspirin for fever and pain ALS als of a is in with no history diabetes
-mellitus chest left right lung heart cancer dose mg daily Patient denies shortness breath é café fièvre naïve""".split()
+WORDS = [
+    "the",
+    "patient",
+    "was",
+    "given",
+    "aspirin",
+    "Aspirin",
+    "for",
+    "fever",
+    "and",
+    "pain",
+    "ALS",
+    "als",
+    "of",
+    "a",
+    "is",
+    "in",
+    "with",
+    "no",
+    "history",
+    "diabetes",
+    "mellitus",
+    "chest",
+    "left",
+    "right",
+    "lung",
+    "heart",
+    "cancer",
+    "dose",
+    "mg",
+    "daily",
+    "Patient",
+    "denies",
+    "shortness",
+    "breath",
+    "é",
+    "café",
+    "fièvre",
+    "naïve",
+]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = [*string.ascii_letters, *string.digits, *".,:;-/()"]
 VOCABULARY = [*SPECIAL, *WORDS, *LETTERS, *(f"##{letter}" for letter in LETTERS)]
-_SMALL = {
+_SMALL: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
@@ -57,7 +95,11 @@ def bert_encoder(folder: Path, *, pooler: bool = True, **trouble: Any) -> Path:
 
 def bert_token_classifier(folder: Path, labels: Sequence[str] | None = None, **trouble: Any) -> Path:
     """A tagger; without labels they are LABEL_0 and LABEL_1."""
-    named = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}} if labels else {}
+    named = (
+        {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+        if labels
+        else {}
+    )
     return _bert(folder, BertForTokenClassification, config=named, **trouble)
 
 
@@ -74,7 +116,9 @@ def roberta_masked_lm(folder: Path, **trouble: Any) -> Path:
 
 def gpt2_causal_lm(folder: Path, **trouble: Any) -> Path:
     """A GPT-2, its head tied."""
-    config = GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=64, vocab_size=len(_bytes()), bos_token_id=0, eos_token_id=0)
+    config = GPT2Config(
+        n_embd=32, n_layer=2, n_head=2, n_positions=64, vocab_size=len(_bytes()), bos_token_id=0, eos_token_id=0
+    )
     return _write(folder, GPT2LMHeadModel, config, _byte_tokenizer(), **trouble)
 
 
@@ -118,7 +162,12 @@ def edit_config(folder: Path, **changes: Any) -> None:
 
 
 def _bert(
-    folder: Path, cls: type[PreTrainedModel], *, do_lower_case: bool = False, config: dict[str, Any] | None = None, **trouble: Any
+    folder: Path,
+    cls: type[PreTrainedModel],
+    *,
+    do_lower_case: bool = False,
+    config: dict[str, Any] | None = None,
+    **trouble: Any,
 ) -> Path:
     full = BertConfig(**_SMALL, vocab_size=len(VOCABULARY), **(config or {}))
     return _write(folder, cls, full, do_lower_case, **trouble)
@@ -143,10 +192,15 @@ def _write(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = cls(config).to(getattr(torch, dtype))
+        # Fresh biases are 0 and fresh norms 1, also where a load has missed them: none may stay so.
+        for parameter in model.parameters():
+            parameter.data += 0.02 * torch.randn_like(parameter)
     model.config.architectures = [cls.__name__]
     model.config.dtype = dtype
     model.config.save_pretrained(folder)
-    edit_config(folder, **({} if model_type else {"model_type": None}), **({} if architectures else {"architectures": None}))
+    edit_config(
+        folder, **({} if model_type else {"model_type": None}), **({} if architectures else {"architectures": None})
+    )
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(drop or "\0")}
     if legacy_layer_norm:
         legacy = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
@@ -170,7 +224,9 @@ def _write_weights(folder: Path, state: dict[str, torch.Tensor], tied: list[str]
     names = sorted(state)
     stem, suffix = ("pytorch_model", "bin") if weights == "sharded_bin" else ("model", "safetensors")
     if weights == "safetensors":
-        save_file({name: state[name] for name in names if name not in tied}, folder / "model.safetensors", {"format": "pt"})
+        save_file(
+            {name: state[name] for name in names if name not in tied}, folder / "model.safetensors", {"format": "pt"}
+        )
         return
     shards: dict[str, str] = {}
     for i, part in enumerate((names[: len(names) // 2], names[len(names) // 2 :]), 1):
@@ -200,7 +256,12 @@ def _write_tokenizer(folder: Path, tokenizer: "PreTrainedTokenizerFast | bool", 
 
 
 def _bytes() -> dict[str, int]:
-    return {token: i for i, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    return {
+        token: i
+        for i, token in enumerate(
+            ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+        )
+    }
 
 
 def _byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -209,8 +270,14 @@ def _byte_tokenizer() -> PreTrainedTokenizerFast:
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
-    tokens = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>"}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=64, **tokens)
+    tokens = {
+        "bos_token": "<s>",
+        "pad_token": "<pad>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "mask_token": "<mask>",
+    }
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=64, **tokens)  # type: ignore[no-untyped-call]
 
 
 def copy(source: Path, target: Path) -> Path:

@@ -40,7 +40,8 @@ class ModelRunner:
             if chosen not in TASKS:
                 near = nearest(chosen, TASKS)
                 raise RequestError(
-                    f"Task {chosen!r} is not known.{f' Nearest: {near[0]!r}.' if near else ''}\nThere is: {', '.join(TASKS)}",
+                    f"Task {chosen!r} is not known.{f' Nearest: {near[0]!r}.' if near else ''}\n"
+                    f"There is: {', '.join(TASKS)}",
                     task=chosen,
                 )
             return TASKS[chosen](lease, texts, **arguments), chosen, lease.receipt

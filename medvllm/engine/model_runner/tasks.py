@@ -69,7 +69,7 @@ def embed(lease: Lease, texts: Sequence[str]) -> Embeddings:
 def fill_mask(lease: Lease, texts: Sequence[str], *, top_k: int = 5) -> list[list[list[Fill]]]:
     """Return for each text, for each of its gaps, the `top_k` likeliest word pieces, the likeliest first.
 
-    A gap is written as [MASK] or as the tokenizer's own mask. InputTooLongError: a text that the model cannot take whole.
+    A gap is written as [MASK] or as the tokenizer's own mask. InputTooLongError: the model cannot take a text whole.
     """
     import torch
 
@@ -102,7 +102,7 @@ def fill_mask(lease: Lease, texts: Sequence[str], *, top_k: int = 5) -> list[lis
             gaps = [i for i, token in enumerate(window.input_ids) if token == tokenizer.mask_token_id]
             scores, tokens = logits[row, gaps].softmax(-1).topk(min(top_k, logits.shape[-1]))
             results[window.text] = [
-                [Fill(tokenizer.decode([token]).strip(), score) for token, score in zip(ids, values, strict=True)]
+                [Fill(str(tokenizer.decode([token])).strip(), score) for token, score in zip(ids, values, strict=True)]
                 for ids, values in zip(tokens.tolist(), scores.tolist(), strict=True)
             ]
     return results

@@ -55,7 +55,8 @@ def split(
         pieces = _pieces(tokenizer, text, limit, step)
         if len(pieces) > 1 and policy == "error":
             raise InputTooLongError(
-                f"Text {position + 1} is longer than the {limit:,} tokens that the model takes, and its entry forbids cutting.",
+                f"Text {position + 1} is longer than the {limit:,} tokens that the model takes.\n"
+                "Its entry forbids cutting: shorten it, or register the model with long_input='window'",
                 limit=limit,
                 position=position,
             )
@@ -71,12 +72,16 @@ def split(
     return windows, coverage
 
 
-def _pieces(tokenizer: "PreTrainedTokenizerBase", text: str, limit: int, step: int) -> list[tuple[list[int], list[int]]]:
+def _pieces(
+    tokenizer: "PreTrainedTokenizerBase", text: str, limit: int, step: int
+) -> list[tuple[list[int], list[int]]]:
     """Return the ids and the special-token mask of each window that a text needs; neighbours share `step` tokens."""
     if not tokenizer.is_fast:
         encoding = tokenizer(text, return_special_tokens_mask=True, verbose=False)
         if len(encoding["input_ids"]) > limit:
-            raise InputTooLongError(f"A text has {len(encoding['input_ids']):,} tokens; the model takes {limit:,}.", limit=limit)
+            raise InputTooLongError(
+                f"A text has {len(encoding['input_ids']):,} tokens; the model takes {limit:,}.", limit=limit
+            )
         return [(encoding["input_ids"], encoding["special_tokens_mask"])]
     encoding = tokenizer(
         text,

@@ -1,0 +1,175 @@
+"""The command line, as a user types it: in processes of their own, in a pipe and on a terminal."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from medvllm import __version__
+from tests.support import tiny
+
+
+def _medvllm(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "medvllm.cli", *arguments],
+        input=stdin,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def _on_a_terminal(*arguments: str, **environment: str) -> str:
+    """Return what a command prints on a terminal of 100 columns."""
+    parent, child = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "medvllm.cli", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=child,
+        stderr=child,
+        env={**os.environ, "COLUMNS": "100", "TERM": "xterm-256color", **environment},
+    )
+    os.close(child)
+    shown = b""
+    try:
+        while chunk := os.read(parent, 4096):
+            shown += chunk
+    except OSError:  # Linux: the other end is closed
+        pass
+    finally:
+        os.close(parent)
+        process.wait(60)
+    return shown.decode()
+
+
+@pytest.fixture(scope="module")
+def mlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny masked language model."""
+    return tiny.bert_masked_lm(tmp_path_factory.mktemp("cli") / "mlm")
+
+
+def test_version() -> None:
+    """One line."""
+    assert _medvllm("--version").stdout == f"medvllm {__version__}\n"
+
+
+def test_list_in_a_pipe_is_lines_with_tabs() -> None:
+    """For cut, awk and grep: no heading, no colour."""
+    out = _medvllm("list").stdout
+    assert out.splitlines() == [
+        "biobert-base-cased-v1.2\tBIOMEDICAL\tfill-mask, embed\tBioBERT base cased v1.2",
+        "emilyalsentzer/Bio_ClinicalBERT\tCLINICAL\tfill-mask, embed\tClinicalBERT model",
+    ]
+
+
+def test_list_filters() -> None:
+    """Pattern, type in any case, task, tags that must all be there."""
+
+    def names(*arguments: str) -> list[str]:
+        return [row["name"] for row in json.loads(_medvllm("list", "--json", *arguments).stdout)]
+
+    assert names("bio*") == ["biobert-base-cased-v1.2"]
+    assert names("--type", "CLINICAL") == names("--tag", "mimic") == ["emilyalsentzer/Bio_ClinicalBERT"]
+    assert names("--tag", "bert", "--tag", "pubmed") == ["biobert-base-cased-v1.2"]
+    assert len(names("--task", "embed")) == 2
+    assert names("--task", "ner") == []
+
+
+def test_a_table_on_a_terminal_and_no_colour_when_asked() -> None:
+    """Headings; escape sequences only without NO_COLOR."""
+    coloured, plain = _on_a_terminal("list"), _on_a_terminal("list", NO_COLOR="1")
+    assert "NAME" in coloured and "DESCRIPTION" in coloured and "\t" not in coloured
+    assert "\x1b[" in coloured
+    assert "\x1b[3" not in plain and "NAME" in plain
+
+
+def test_show() -> None:
+    """Facts with their evidence; JSON with every key."""
+    out = _medvllm("show", "biobert-base-cased-v1.2").stdout
+    assert "do_lower_case\tFalse\tS: cased" in out
+    facts = json.loads(_medvllm("show", "dmis-lab/biobert-base-cased-v1.2", "--json").stdout)
+    assert facts["name"] == "biobert-base-cased-v1.2"
+    assert facts["revision"] == "67c9c25b46986521ca33df05d8540da1210b3256"
+    assert facts["strip_accents"] is False and facts["label_scheme"] is None
+
+
+def test_an_unknown_name_is_one_clear_error() -> None:
+    """On stderr, exit code 1; the traceback only with MEDVLLM_DEBUG."""
+    run = _medvllm("show", "biobret-v1.2")
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr == (
+        "Error: Model 'biobret-v1.2' is not registered. Nearest: 'biobert-base-cased-v1.2'.\n"
+        "List them with: medvllm list\n"
+    )
+    assert "Traceback" in _medvllm("show", "biobret-v1.2", MEDVLLM_DEBUG="1").stderr
+
+
+@pytest.mark.parametrize("arguments", [("nonsense",), ("list", "--type", "medical"), ("show",), ("list", "--nonsense")])
+def test_wrong_usage_is_exit_code_2(arguments: tuple[str, ...]) -> None:
+    """With a hint on stderr."""
+    run = _medvllm(*arguments)
+    assert run.returncode == 2 and run.stdout == "" and "Usage" in run.stderr
+
+
+def test_run_embed(mlm: Path, tmp_path: Path) -> None:
+    """Texts as arguments, on standard input, or in a file; the same vectors, and no text in the output."""
+    by_argument = _medvllm("run", str(mlm), "chest pain", "fever", "--task", "embed", "--json")
+    result = json.loads(by_argument.stdout)
+    assert result["task"] == "embed" and result["receipt"]["source"] == "direct"
+    assert [len(r["vector"]) for r in result["results"]] == [32, 32]
+    (tmp_path / "texts").write_text("chest pain\n\nfever\n")
+    for run in (
+        _medvllm("run", str(mlm), "--task", "embed", "--json", stdin="chest pain\nfever\n"),
+        _medvllm("run", str(mlm), "--task", "embed", "--json", "--file", str(tmp_path / "texts")),
+        _medvllm("run", str(mlm), "--task", "embed", "--json", "--file", "-", stdin="chest pain\nfever\n"),
+    ):
+        assert json.loads(run.stdout)["results"] == result["results"]
+    assert "fever" not in by_argument.stdout + by_argument.stderr
+    assert f"'{mlm}' is not registered: loaded directly" in by_argument.stderr
+    lines = _medvllm("run", str(mlm), "chest pain", "--task", "embed").stdout.splitlines()
+    assert len(lines) == 1 and len(lines[0].split("\t")[3].split(" ")) == 32
+
+
+def test_run_fill_mask(mlm: Path) -> None:
+    """Rows of text, gap, token and score."""
+    rows = [
+        line.split("\t")
+        for line in _medvllm("run", str(mlm), "chest [MASK]", "--task", "fill-mask").stdout.splitlines()
+    ]
+    assert [row[:2] for row in rows] == [["1", "1"]] * 5
+    scores = [float(row[3]) for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    gaps = json.loads(_medvllm("run", str(mlm), "chest [MASK]", "--task", "fill-mask", "--json").stdout)["results"][0][
+        "gaps"
+    ]
+    assert gaps[0][0]["token"] == rows[0][2]
+
+
+def test_run_errors(mlm: Path, tmp_path: Path) -> None:
+    """No text, two sources of texts, a file that is not there, a task that is none."""
+    assert _medvllm("run", str(mlm)).returncode == 1
+    assert _medvllm("run", str(mlm), "x", "--file", "y").returncode == 2
+    absent = _medvllm("run", str(mlm), "--file", str(tmp_path / "absent"))
+    assert absent.returncode == 1 and "FileNotFoundError" in absent.stderr
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    assert "UnicodeDecodeError" in _medvllm("run", str(mlm), "--file", str(tmp_path / "binary")).stderr
+    assert "Nearest: 'embed'" in _medvllm("run", str(mlm), "x", "--task", "embedd").stderr
+    assert "Traceback" not in absent.stderr
+
+
+def test_doctor() -> None:
+    """Versions, devices, folders, network and settings."""
+    report = json.loads(_medvllm("doctor", "--json").stdout)
+    assert set(report) == {"version", "device", "folder", "network", "setting"}
+    assert report["version"]["medvllm"] == __version__ and "cpu" in report["device"]
+    assert "answers in" in report["network"]["Hub"]
+    assert (
+        "HF_HUB_OFFLINE is set" in json.loads(_medvllm("doctor", "--json", HF_HUB_OFFLINE="1").stdout)["network"]["Hub"]
+    )
+    gone = _medvllm("doctor", HF_ENDPOINT="http://127.0.0.1:9")
+    assert gone.returncode == 0 and "does not answer" in gone.stdout
