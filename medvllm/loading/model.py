@@ -78,18 +78,14 @@ def load_model(metadata: ModelMetadata, identity: Identity, snapshot: Snapshot) 
 
 
 def _materialise(
-    metadata: ModelMetadata, cls: Any, snapshot: Snapshot, arguments: dict[str, Any], dtype: torch.dtype
+    metadata: ModelMetadata, cls: type[Any], snapshot: Snapshot, arguments: dict[str, Any], dtype: torch.dtype
 ) -> Any:
     """Call `from_pretrained` behind the gate until the outcome is sound; a load elsewhere can spoil it."""
     flaw: str | None = None
     for attempt in range(1, _ATTEMPTS + 1):
         with gate():
             outcome = cls.from_pretrained(snapshot.weights, output_loading_info=True, **arguments)
-        if not (isinstance(outcome, tuple) and len(outcome) == 2 and isinstance(outcome[0], torch.nn.Module)):
-            raise LoadError(f"{cls.__name__}.from_pretrained gave no model with its loading info.", model=metadata.name)
-        model, info = outcome
-        if issubclass(cls, torch.nn.Module) and not isinstance(model, cls):
-            raise LoadError(f"{cls.__name__}.from_pretrained gave a {type(model).__name__}.", model=metadata.name)
+        model, info = _unpacked(metadata, cls, outcome)
         if _untied(model):
             retie(model, info["missing_keys"])
         flaw = _flaw(model, dtype)
@@ -103,6 +99,15 @@ def _materialise(
         "Another part of the program loads models at the same time: let it use registry.load_model.",
         model=metadata.name,
     )
+
+
+def _unpacked(metadata: ModelMetadata, cls: type[Any], outcome: Any) -> tuple[Any, Any]:
+    """Return the model and its loading info, of the class that was asked for; a custom class may give anything."""
+    if not (isinstance(outcome, tuple) and len(outcome) == 2 and isinstance(outcome[0], torch.nn.Module)):
+        raise LoadError(f"{cls.__name__}.from_pretrained gave no model with its loading info.", model=metadata.name)
+    if issubclass(cls, torch.nn.Module) and not isinstance(outcome[0], cls):
+        raise LoadError(f"{cls.__name__}.from_pretrained gave a {type(outcome[0]).__name__}.", model=metadata.name)
+    return outcome[0], outcome[1]
 
 
 def _untied(model: Any) -> str | None:

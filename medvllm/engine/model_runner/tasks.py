@@ -126,7 +126,8 @@ def _batches(windows: list[Window], device: str) -> Iterator[list[Window]]:
 
 def _padded(lease: Lease, rows: list[list[int]]) -> "dict[str, torch.Tensor]":
     """Return `input_ids` and `attention_mask` on the model's device, shape [rows, longest]."""
-    ids = _stack(rows, lease.tokenizer.pad_token_id or 0)
+    padding = lease.tokenizer.pad_token_id
+    ids = _stack(rows, padding if isinstance(padding, int) else 0)
     mask = _stack([[1] * len(row) for row in rows])
     return {"input_ids": ids.to(lease.model.device), "attention_mask": mask.to(lease.model.device)}
 
