@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
@@ -200,6 +201,12 @@ class ModelRegistry:
         snapshot = _sources().resolve(metadata, revision or named_revision)
         return self._tokenizer(metadata.completed(snapshot.sentence_transformer), snapshot)
 
+    def pull(self, name: "str | os.PathLike[str]", *, revision: str | None = None) -> Path:
+        """Return the local folder of a model's files, fetched if they are not here; nothing is loaded."""
+        metadata, named_revision = self._find(parse(name))
+        snapshot: Snapshot = _sources().resolve(metadata, revision or named_revision)
+        return snapshot.path
+
     def resident(self) -> list[ResidentModel]:
         """Return what is in memory, in the order of loading."""
         return [
@@ -222,13 +229,14 @@ class ModelRegistry:
             for resident, evicted in self._model_cache.residents()
         ]
 
-    def evict(self, name: str) -> int:
+    def evict(self, name: "str | os.PathLike[str]") -> int:
         """Let the models of that name leave memory; return how many left. A leased one leaves with its last lease.
 
         The memory comes back once no caller holds the model. A name that is not in memory is no error.
         """
-        entry = self._catalog.find(name)
-        return self._leave(entry.name if entry else name)
+        ref = parse(name)
+        entry = self._entry(ref)
+        return self._leave(entry[0].name if entry else ref.name)
 
     def clear_cache(self) -> None:
         """Let every model and tokenizer leave memory; leased models leave with their last lease."""

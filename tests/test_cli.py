@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from medvllm import __version__
 from tests.support import tiny
+from tests.support.loopback import LoopbackHub
 
 
 def _medvllm(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
@@ -173,3 +175,13 @@ def test_doctor() -> None:
     )
     gone = _medvllm("doctor", HF_ENDPOINT="http://127.0.0.1:9")
     assert gone.returncode == 0 and "does not answer" in gone.stdout
+
+
+def test_pull_then_run_without_a_hub(session_hub: LoopbackHub, mlm: Path, tmp_path: Path) -> None:
+    """What an air-gapped site does: fetch where there is a network, run where there is none."""
+    session_hub.add("acme/pulled", mlm)
+    cache = {"HF_HUB_CACHE": str(tmp_path / "cache")}
+    fetched = _medvllm("pull", "acme/pulled", **cache)
+    assert re.match(r"Fetched 'acme/pulled': 4 files, 0\.1 MB, in [\d.]+ s, to ", fetched.stdout), fetched.stderr
+    run = _medvllm("run", "acme/pulled", "fever", "--task", "embed", HF_HUB_OFFLINE="1", **cache)
+    assert run.returncode == 0 and run.stdout, run.stderr

@@ -231,7 +231,8 @@ def test_an_unreachable_hub_fails_in_seconds_with_the_way_out(tmp_path: Path) ->
         "biobert-base-cased-v1.2", HF_ENDPOINT=f"http://127.0.0.1:{_closed_port()}", HF_HUB_CACHE=str(tmp_path)
     )
     assert text.startswith("HubUnreachableError Model 'dmis-lab/biobert-base-cased-v1.2' at '67c9c25")
-    assert "Give a folder instead" in text and "HF_HUB_OFFLINE=1" in text
+    assert "medvllm pull dmis-lab/biobert-base-cased-v1.2" in text
+    assert "HF_HUB_OFFLINE=1, or give a folder instead" in text
     assert seconds < 10
 
 

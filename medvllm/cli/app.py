@@ -32,5 +32,6 @@ def _program(
 
 app.command("list")(models.list_)
 app.command("show")(models.show)
+app.command("pull")(models.pull)
 app.command("run")(run.run)
 app.command("doctor")(doctor.doctor)

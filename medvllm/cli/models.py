@@ -1,10 +1,11 @@
-"""`medvllm list` and `medvllm show`: what is registered. Neither imports torch."""
+"""`medvllm list`, `medvllm show` and `medvllm pull`: what is registered, and its files. None imports torch."""
 
+import time
 from typing import Annotated
 
 import typer
 
-from medvllm.cli.output import print_json, print_table
+from medvllm.cli.output import print_json, print_table, printable
 from medvllm.metadata import ModelType
 from medvllm.registry import registry
 
@@ -43,3 +44,16 @@ def show(name: Annotated[str, typer.Argument(help="Name of a registered model.")
         if value not in (None, "", [], {})
     )
     print_table(("FACT", "VALUE", "EVIDENCE"), rows)
+
+
+def pull(names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Models to fetch.")]) -> None:
+    """Fetch the files of models, so that they load without a network; nothing is loaded."""
+    for name in names:
+        start = time.perf_counter()
+        folder = registry.pull(name)
+        files = [file for file in folder.rglob("*") if file.is_file()]
+        size_mb = sum(file.stat().st_size for file in files) / 1e6
+        seconds = time.perf_counter() - start
+        typer.echo(
+            f"Fetched {printable(name)!r}: {len(files)} files, {size_mb:,.1f} MB, in {seconds:.1f} s, to {folder}"
+        )

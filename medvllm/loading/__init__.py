@@ -1,5 +1,11 @@
 """Snapshot -> model and tokenizer. Importing this room imports torch and transformers."""
 
+import os
+
+# Loads here are of local folders. Elsewhere in the process, transformers would answer a pickled repository by sending
+# the user's token to an outside service that converts it.
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+
 from medvllm.loading.effective import filled, identify
 from medvllm.loading.memory import Loaded, reclaim
 from medvllm.loading.model import load_model

@@ -90,10 +90,6 @@ def _translated(call: Callable[P, R]) -> Callable[P, R]:
 
         repo, revision = args[0], args[1]
         facts = {"repo": repo, "revision": revision}
-        offline = (
-            f"Model {repo!r} at {str(revision)[:40]!r} is not on this machine, and %s.\n"
-            "Give a folder instead of the name, or copy the Hub's cache (HF_HUB_CACHE) from a machine that has it."
-        )
         try:
             return call(*args, **kwargs)
         except MedVLLMError:
@@ -121,12 +117,12 @@ def _translated(call: Callable[P, R]) -> Callable[P, R]:
                     f"The Hub refuses access to {repo!r} ({status}).\nSet a token that may read it: export HF_TOKEN=…",
                     **facts,
                 ) from error
-            raise HubUnreachableError(offline % f"the Hub answered {status}", **facts) from error
+            raise _absent(repo, revision, f"The Hub answered {status}.") from error
         except (hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError, hub.RevisionResolutionError) as error:
-            why = "the library is set to offline (HF_HUB_OFFLINE)" if _is_offline() else "the Hub did not give it"
-            raise HubUnreachableError(offline % why, **facts) from error
+            offline = "The library is set to offline (HF_HUB_OFFLINE)."
+            raise _absent(repo, revision, offline if _is_offline() else "The Hub did not give it.") from error
         except httpx2.HTTPError as error:
-            raise HubUnreachableError(offline % f"the connection failed ({type(error).__name__})", **facts) from error
+            raise _absent(repo, revision, f"The connection failed ({type(error).__name__}).") from error
         except (OSError, EOFError) as error:
             raise SourceError(f"Model {repo!r} could not be stored in the Hub's cache: {error}.", **facts) from error
 
@@ -205,11 +201,11 @@ def _progress_bar() -> Any:
     return TerminalBar
 
 
-def _absent(repo: str, revision: str, reason: HubUnreachableError) -> HubUnreachableError:
+def _absent(repo: object, revision: object, reason: object) -> HubUnreachableError:
     return HubUnreachableError(
-        f"Model {repo!r} at {revision[:40]!r} is not on this machine. {reason}\n"
-        "Give a folder instead of the name, or copy the Hub's cache (HF_HUB_CACHE) from a machine that has it and set "
-        "HF_HUB_OFFLINE=1.",
+        f"Model {repo!r} at {str(revision)[:40]!r} is not on this machine. {reason}\n"
+        f"Where the Hub answers: medvllm pull {repo}\n"
+        "Then copy the Hub's cache (HF_HUB_CACHE) here and set HF_HUB_OFFLINE=1, or give a folder instead of the name.",
         repo=repo,
         revision=revision,
     )
