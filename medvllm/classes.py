@@ -1,9 +1,16 @@
 """A class, or the words that name one: ``"module:Class"`` is imported on first use."""
 
+import functools
 import importlib
 from typing import Any
 
 from medvllm.errors import CatalogError, MissingDependencyError
+
+
+def is_reference(text: str) -> bool:
+    """Return whether `text` reads as ``"module:Class"``."""
+    module, colon, name = text.partition(":")
+    return bool(colon) and all(part.isidentifier() for part in (*module.split("."), *name.split(".")))
 
 
 def import_class(reference: "type | str | None") -> "type | None":
@@ -12,11 +19,10 @@ def import_class(reference: "type | str | None") -> "type | None":
         return reference
     module_name, _, class_name = reference.partition(":")
     try:
-        found = getattr(importlib.import_module(module_name), class_name)
+        found = functools.reduce(getattr, class_name.split("."), importlib.import_module(module_name))
     except ImportError as error:
         raise MissingDependencyError(
-            f"Class {reference!r} cannot be imported: {error}.\n"
-            f"Install what it needs, or put it on the path: pip install {module_name.partition('.')[0]}",
+            f"Class {reference!r} cannot be imported: {error}.\nInstall its module, or put it on PYTHONPATH.",
             reference=reference,
         ) from error
     except AttributeError as error:

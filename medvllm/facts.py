@@ -6,6 +6,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from medvllm.classes import is_reference
 from medvllm.errors import RequestError, nearest
 
 
@@ -93,7 +94,7 @@ def checked(model: str, keyword: str, value: Any) -> tuple[str, Any]:
     options = get_args(hint) if isinstance(hint, UnionType) or type(hint).__name__ == "_UnionGenericAlias" else (hint,)
     for option in options:
         fits, kept = _fit(option, value)
-        if fits and not (hint is Class and isinstance(value, str) and not _is_reference(value)):
+        if fits and not (hint is Class and isinstance(value, str) and not is_reference(value)):
             return group, kept
     wanted = "a class or 'module:Class'" if hint is Class else " or ".join(map(_described, options))
     raise RequestError(
@@ -117,11 +118,6 @@ def _fit(option: Any, value: Any) -> tuple[bool, Any]:
     if option in (str, bool):
         return type(value) is option, value
     return isinstance(value, option), value  # a class, or None
-
-
-def _is_reference(text: str) -> bool:
-    module, colon, name = text.partition(":")
-    return bool(colon) and all(part.isidentifier() for part in (*module.split("."), *name.split(".")))
 
 
 def _described(option: Any) -> str:

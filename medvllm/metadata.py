@@ -1,6 +1,7 @@
 """What is known of a model: its type and its metadata."""
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -134,7 +135,7 @@ class ModelMetadata:
             "tasks": list(self.tasks),
             "model_class": model_class,
             "config_class": config_class,
-            "parameters": self.parameters,
+            "parameters": json.loads(json.dumps(self.parameters, default=str)),
         }
         for group in GROUPS:
             facts = vars(getattr(self, group))

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from medvllm.errors import ModelNameError
 
-__all__ = ["ModelRef", "parse", "valid_name"]
+__all__ = ["ModelRef", "parse", "source_path", "valid_name"]
 
 MAX_LENGTH = 200  # characters of a name; a folder's path may be longer
 _REPO_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?", re.ASCII)
@@ -68,6 +68,14 @@ def parse(text: object) -> ModelRef:
     return ModelRef(name, "name", *_split(name))
 
 
+def source_path(text: object) -> str:
+    """Return a model_path in the form that an entry keeps: a folder by its absolute path, a repository as written."""
+    ref = parse(text)
+    if ref.kind != "folder" and not ref.is_repo_id:
+        raise ModelNameError(f"{ref.text!r} is no repository's id.\nA folder is written as: ./{ref.text}")
+    return ref.name if ref.kind == "folder" else ref.text
+
+
 def valid_name(text: object) -> str:
     """Return `text` if an entry may be registered under it, or raise ModelNameError."""
     name = _text(text)
@@ -122,4 +130,7 @@ def _folder(text: str) -> str:
         text = unquote(url.path)
     if len(text) > 4096:
         raise ModelNameError(f"Folder '{text[:40]}…' has {len(text):,} characters; 4096 are allowed.")
-    return os.path.abspath(os.path.expanduser(text))
+    try:
+        return os.path.abspath(os.path.expanduser(text))
+    except FileNotFoundError as error:
+        raise ModelNameError(f"{text[:80]!r} is relative to a working directory that is gone.") from error

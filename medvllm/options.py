@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from medvllm import settings
-from medvllm.classes import class_path
+from medvllm.classes import class_path, is_reference
 from medvllm.errors import RequestError, UnsafeWeightsError, nearest
 
 __all__ = ["Identity", "LoadOptions", "dtype_name", "unknown_option"]
@@ -22,7 +22,7 @@ _DTYPES = {
     "fp16": "float16",
     "float64": "float64",
     "double": "float64",
-    "auto": None,  # the checkpoint's own
+    "auto": "auto",  # the checkpoint's own
 }
 
 # Arguments of `from_pretrained` that a registry must not pass on, and what to do instead.
@@ -36,6 +36,8 @@ _REFUSED = {
     "force_download": "remove the snapshot from the Hub's cache",
     "state_dict": "call the class's from_pretrained yourself",
     "quantization_config": "call the class's from_pretrained yourself",
+    "id2label": "register the entry with id2label=['O', …]",
+    "label2id": "register the entry with id2label=['O', …]",
     "ignore_mismatched_sizes": "register the entry with expected_missing_keys=[…]",
     "output_loading_info": "the registry checks it for you",
     "subfolder": "give the folder as the name",
@@ -70,6 +72,8 @@ class LoadOptions:
         if not given:
             return _NOTHING
         options = dict(given)
+        if unnamed := next((name for name in options if not isinstance(name, str)), None):
+            raise RequestError(f"Option {unnamed!r} must be named by text.", option=unnamed)
         dtype, older = options.pop("dtype", None), options.pop("torch_dtype", None)
         if dtype is not None and older is not None and dtype_name(dtype) != dtype_name(older):
             raise RequestError(f"dtype={dtype} and torch_dtype={older} disagree.\nGive one of them.")
@@ -144,7 +148,7 @@ def unknown_option(name: str, fields: Mapping[str, Any]) -> RequestError:
 
 
 def dtype_name(value: object) -> str | None:
-    """Return a dtype's name ("float32") for a torch.dtype or text; None and "auto" mean the checkpoint's own."""
+    """Return a dtype's name ("float32") for a torch.dtype or text; "auto" means the checkpoint's own."""
     if value is None:
         return None
     # str(torch.float16) is "torch.float16": no need to import torch to read it.
@@ -175,7 +179,7 @@ def _text(option: str, value: object) -> str | None:
 
 
 def _class(value: object) -> type | str | None:
-    if value is not None and not isinstance(value, (type, str)):
+    if value is not None and not (isinstance(value, type) or (isinstance(value, str) and is_reference(value))):
         raise RequestError(f"Option 'model_class' must be a class or 'module:Class', not {repr(value)[:80]}.")
     return value
 

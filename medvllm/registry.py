@@ -5,7 +5,7 @@ import os
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 from medvllm import settings
 from medvllm.catalog import Catalog
 from medvllm.classes import class_path
-from medvllm.errors import ModelNotFoundError
+from medvllm.errors import ModelNotFoundError, RequestError
 from medvllm.metadata import ModelMetadata, ModelType
-from medvllm.names import ModelRef, parse
+from medvllm.names import ModelRef, parse, source_path
 from medvllm.options import Identity, LoadOptions
 from medvllm.receipt import Receipt
 from medvllm.residency import ModelCache, Resident
@@ -37,10 +37,10 @@ logger = logging.getLogger(__name__)
 class Lease:
     """A loaded model that stays in memory while the lease lasts."""
 
-    model: Any  # a PreTrainedModel; typed Any as its methods depend on the class
+    model: Any = field(repr=False)  # a PreTrainedModel; typed Any as its methods depend on the class
     metadata: ModelMetadata
     receipt: Receipt
-    _tokenizer: Callable[[], "PreTrainedTokenizerBase"]
+    _tokenizer: Callable[[], "PreTrainedTokenizerBase"] = field(repr=False)
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -85,7 +85,8 @@ class ModelRegistry:
         # What a call resolved to, so that a hit need not resolve it again; an entry is replaced, never changed.
         self._resolved: dict[Hashable, _Resolved] = {}
         self._tokenizer_lock = threading.Lock()  # guards _tokenizers, and is held while one loads
-        self._tokenizers: dict[tuple[str, int, str], PreTrainedTokenizerBase] = {}
+        self._tokenizers: dict[tuple[str, int, str, str], PreTrainedTokenizerBase] = {}
+        self._nesting = threading.local()  # `.depth`: how many loads of ours this thread is inside of
 
     def register(
         self,
@@ -104,14 +105,20 @@ class ModelRegistry:
         one and its nearest. ModelExistsError: the name is taken and `replace` is not set.
         """
         parameters = facts.get("parameters")
-        if isinstance(parameters, Mapping):
-            LoadOptions.stated(parameters)  # refused now rather than at every load
-        return self._catalog.add(name, model_type, facts, replace=replace, persist=persist)
+        # Refused now rather than at every load.
+        if isinstance(parameters, Mapping) and LoadOptions.stated(parameters).revision is not None:
+            raise RequestError("'revision' is no parameter but a fact of its own: register(…, revision='…')")
+        if isinstance(facts.get("model_path"), str | os.PathLike):
+            facts["model_path"] = source_path(facts["model_path"])
+        metadata = self._catalog.add(name, model_type, facts, replace=replace, persist=persist)
+        if replace:
+            self._leave(name)
+        return metadata
 
     def unregister(self, name: str) -> None:
         """Remove an entry and let its models go. ModelNotFoundError: there is none of that name."""
         self._catalog.remove(name)
-        self.evict(name)
+        self._leave(name)
 
     def list_models(
         self,
@@ -132,7 +139,10 @@ class ModelRegistry:
         ref = parse(name)
         entry = self._entry(ref)
         if entry is None:
-            raise self._catalog.not_found(ref.name)
+            advice = (
+                "\nA folder is loaded without being registered: registry.load_model" if ref.kind == "folder" else ""
+            )
+            raise self._catalog.not_found(ref.name, advice=advice)
         return entry[0]
 
     @overload
@@ -164,19 +174,19 @@ class ModelRegistry:
     def load_model(
         self, name: "str | os.PathLike[str]", *, use_cache: bool = True, **options: Any
     ) -> "PreTrainedModel":
-        """Return the model of that name in eval mode, loaded now or already in memory.
+        """Return the model of that name, loaded now in eval mode, or the one that is in memory already.
 
         `name` is a registered name, or a repository or folder to load directly. What is not stated comes from the
         entry, then the settings, then the checkpoint, so that equal loads are one object. Other `options` are
-        `config`, `attn_implementation` and fields of the model's config. With `use_cache=False` the model is the
-        caller's own.
+        `config`, `attn_implementation` and fields of the model's config. All callers share the object: with
+        `use_cache=False` it is the caller's own, to train or change.
 
         ModelNameError, ModelNotFoundError, RequestError: what was asked for. SourceError: its files.
         LoadError: no sound model came of them.
         """
         if not use_cache:
             target = self._resolve(name, LoadOptions.stated(options))
-            return cast("PreTrainedModel", target.load().model)
+            return cast("PreTrainedModel", self._load(target).model)
         return cast("PreTrainedModel", self._acquire(name, options)[1].model)
 
     @contextmanager
@@ -188,7 +198,7 @@ class ModelRegistry:
                 resident.model,
                 target.metadata,
                 Receipt.of(target.identity, resident.size_bytes),
-                lambda: self._tokenizer(target.metadata, target.snapshot),
+                lambda: self._tokenizer(target.metadata, target.snapshot, target.identity.options.model_class),
             )
         finally:
             self._model_cache.release(resident)
@@ -260,18 +270,29 @@ class ModelRegistry:
     ) -> "tuple[_Resolved, Resident[Identity]]":
         """Return the resident model of a call, loading it when it is not in memory."""
         stated = LoadOptions.stated(options)
-        key = (name, stated, os.environ.get(settings.DEVICE.name), os.environ.get(settings.DTYPE.name))
+        key = (name, stated, *(os.environ.get(setting.name) for setting in _SETTINGS))
         target = self._resolved.get(key) if isinstance(name, str) else None
-        if target is not None and target.generation == self._catalog.generation():
+        if target is not None and target.generation == self._catalog.generation() and target.snapshot.is_current():
             resident = self._model_cache.hit(target.identity, lease=lease)
             if resident is not None:
                 return target, resident
         target = self._resolve(name, stated)
-        resident = self._model_cache.get(target.identity, target.load, lease=lease)
+        # Inside a load this thread holds the gate: waiting for another load, which needs the gate, would be for ever.
+        nested = getattr(self._nesting, "depth", 0) > 0
+        resident = self._model_cache.get(target.identity, lambda: self._load(target), lease=lease, may_wait=not nested)
         if len(self._resolved) >= _REMEMBERED:
             self._resolved.clear()
-        self._resolved[key] = target
+        # What a folder's name means depends on the working directory and on links: not remembered.
+        if isinstance(name, str) and parse(name).kind != "folder":
+            self._resolved[key] = target
         return target, resident
+
+    def _load(self, target: "_Resolved") -> "Weighed":
+        self._nesting.depth = getattr(self._nesting, "depth", 0) + 1
+        try:
+            return cast("Weighed", _loading().load_model(target.metadata, target.identity, target.snapshot))
+        finally:
+            self._nesting.depth -= 1
 
     def _resolve(self, name: "str | os.PathLike[str]", stated: LoadOptions) -> "_Resolved":
         """Return what a call means: the entry, its snapshot (fetched if need be) and the identity of the load."""
@@ -281,7 +302,9 @@ class ModelRegistry:
         options = _loading().filled(metadata, stated)
         snapshot = _sources().resolve(metadata, stated.revision or revision)
         if metadata.origin == "direct":
-            logger.warning("%r is not registered: loaded directly, from %s", metadata.name, snapshot.identity)
+            # A folder was named on purpose; a repository may be a misspelt name.
+            level = logging.INFO if snapshot.repo is None else logging.WARNING
+            logger.log(level, "%r is not registered: loaded directly, from %s", metadata.name, snapshot.identity)
         metadata = metadata.completed(snapshot.sentence_transformer)
         return _Resolved(metadata, snapshot, _loading().identify(metadata, options, snapshot), generation)
 
@@ -295,6 +318,8 @@ class ModelRegistry:
                 raise self._catalog.not_found(
                     ref.text, advice=f"\nA repository of that name is written as: hf://{ref.text}"
                 )
+            if "/" not in ref.name and os.path.isdir(ref.name):
+                raise self._catalog.not_found(ref.text, advice=f"\nThe folder of that name is written as: ./{ref.text}")
             if not ref.is_repo_id:
                 raise self._catalog.not_found(
                     ref.text, ", nor is it a repository's id", f"\nA folder is written as: ./{ref.text}"
@@ -320,15 +345,18 @@ class ModelRegistry:
             )
         return entry, ref.suffix
 
-    def _tokenizer(self, metadata: ModelMetadata, snapshot: "Snapshot") -> "PreTrainedTokenizerBase":
-        key = (metadata.name, metadata.version, snapshot.identity)
+    def _tokenizer(
+        self, metadata: ModelMetadata, snapshot: "Snapshot", model_class: Any = None
+    ) -> "PreTrainedTokenizerBase":
+        key = (metadata.name, metadata.version, metadata.origin, snapshot.identity)
         with self._tokenizer_lock:
             if key not in self._tokenizers:
-                self._tokenizers[key] = _loading().load_tokenizer(metadata, snapshot)
+                self._tokenizers[key] = _loading().load_tokenizer(metadata, snapshot, model_class)
             return self._tokenizers[key]
 
 
 _REMEMBERED = 10_000  # resolved calls
+_SETTINGS = (settings.DEVICE, settings.DTYPE, settings.DIRECT)  # what a call means depends on them
 
 
 @dataclass(frozen=True)
@@ -339,9 +367,6 @@ class _Resolved:
     snapshot: "Snapshot"
     identity: Identity
     generation: tuple[int, int]
-
-    def load(self) -> "Weighed":
-        return cast("Weighed", _loading().load_model(self.metadata, self.identity, self.snapshot))
 
 
 # Imported on first use: listing and registering must not wait seconds for torch.

@@ -51,7 +51,10 @@ def _seconds(text: str) -> float:
 
 
 def _folder(text: str) -> Path:
-    return Path(text).expanduser().absolute()
+    try:
+        return Path(text).expanduser().absolute()
+    except (RuntimeError, OSError):
+        raise ValueError("not a folder that can be found") from None
 
 
 HOME = Setting(

@@ -46,18 +46,18 @@ def test_metadata_has_the_seven_specified_attributes(registry: ModelRegistry) ->
 
 def test_nobody_can_edit_the_registry_through_what_it_returned(registry: ModelRegistry) -> None:
     """Metadata is frozen, and its lists and dicts are copies."""
-    given = {"id2label": {"0": "O"}}
+    given = {"rope": {"a": "b"}}
     registry.register("m", "generic", tags=["a"], parameters=given, id2label=["O"])
-    given["id2label"]["0"] = "changed"
+    given["rope"]["a"] = "changed"
     m = registry.get_metadata("m")
     m.tags.append("b")
     m.parameters["x"] = 1
-    m.parameters["id2label"]["0"] = "changed"
+    m.parameters["rope"]["a"] = "changed"
     registry.list_models().clear()
     with pytest.raises(dataclasses.FrozenInstanceError):
         m.description = "changed"  # type: ignore[misc]
     again = registry.get_metadata("m")
-    assert (again.tags, again.parameters, again.behaviour.id2label) == (["a"], {"id2label": {"0": "O"}}, ("O",))
+    assert (again.tags, again.parameters, again.behaviour.id2label) == (["a"], {"rope": {"a": "b"}}, ("O",))
 
 
 def test_metadata_travels(registry: ModelRegistry) -> None:
@@ -140,8 +140,15 @@ def test_unknown_names_come_with_near_ones(registry: ModelRegistry) -> None:
 def test_aliases_lead_to_the_entry(registry: ModelRegistry) -> None:
     """A repository's id is the built-in entry for it; an alias of one's own works the same."""
     assert registry.get_metadata("dmis-lab/biobert-base-cased-v1.2").name == "biobert-base-cased-v1.2"
-    registry.register("m", "generic", aliases=["former-name"])
+    registry.register("m", "generic", aliases=["former-name", "dmis-lab/biobert-base-cased-v1.2"])
     assert registry.get_metadata("former-name").name == "m"
+    assert registry.get_metadata("dmis-lab/biobert-base-cased-v1.2").name == "m"
+    registry.unregister("m")
+    assert registry.get_metadata("dmis-lab/biobert-base-cased-v1.2").name == "biobert-base-cased-v1.2"
+    with pytest.raises(ModelNotFoundError):
+        registry.get_metadata("former-name")
+    with pytest.raises(ModelNameError):
+        registry.register("m", "generic", aliases=["./former"])
 
 
 @pytest.mark.parametrize(
@@ -158,6 +165,10 @@ def test_aliases_lead_to_the_entry(registry: ModelRegistry) -> None:
         ({"model_class": 3}, r"must be a class or 'module:Class'"),
         ({"parameters": [1]}, r"must be a dict with text keys"),
         ({"parameters": {"device_map": "auto"}}, r"'device_map' is not taken: say device="),
+        ({"parameters": {"revision": "main"}}, r"'revision' is no parameter but a fact of its own"),
+        ({"parameters": {1: 2}}, r"Option 1 must be named by text"),
+        ({"parameters": {"id2label": {}}}, r"'id2label' is not taken: register the entry with id2label="),
+        ({"model_class": "a:"}, r"must be a class or 'module:Class'"),
         ({"parameters": {"num_labels": {1, 2}}}, r"'num_labels' must be what JSON can hold, not set"),
     ],
 )
@@ -176,6 +187,8 @@ def test_other_bad_registrations(registry: ModelRegistry) -> None:
         registry.register("./m", "generic")
     with pytest.raises(UnsafeWeightsError):
         registry.register("m", "generic", parameters={"trust_remote_code": True})
+    with pytest.raises(ModelNameError, match=r"no repository's id.\nA folder is written as: ./a/b/c"):
+        registry.register("m", "generic", model_path="a/b/c")
     with pytest.raises(CatalogError, match="no stored catalogue"):
         registry.register("m", "generic", persist=True)
     assert "m" not in registry.list_models()

@@ -124,7 +124,7 @@ def test_run_embed(mlm: Path, tmp_path: Path) -> None:
     result = json.loads(by_argument.stdout)
     assert result["task"] == "embed" and result["receipt"]["source"] == "direct"
     assert [len(r["vector"]) for r in result["results"]] == [32, 32]
-    (tmp_path / "texts").write_text("chest pain\n\nfever\n")
+    (tmp_path / "texts").write_text("chest pain\nfever\n")
     for run in (
         _medvllm("run", str(mlm), "--task", "embed", "--json", stdin="chest pain\nfever\n"),
         _medvllm("run", str(mlm), "--task", "embed", "--json", "--file", str(tmp_path / "texts")),
@@ -132,7 +132,8 @@ def test_run_embed(mlm: Path, tmp_path: Path) -> None:
     ):
         assert json.loads(run.stdout)["results"] == result["results"]
     assert "fever" not in by_argument.stdout + by_argument.stderr
-    assert f"'{mlm}' is not registered: loaded directly" in by_argument.stderr
+    with_a_gap = _medvllm("run", str(mlm), "--task", "embed", "-", stdin="chest pain\n\nfever\n").stdout
+    assert [line.split("\t")[0] for line in with_a_gap.splitlines()] == ["1", "2", "3"]
     lines = _medvllm("run", str(mlm), "chest pain", "--task", "embed").stdout.splitlines()
     assert len(lines) == 1 and len(lines[0].split("\t")[3].split(" ")) == 32
 
@@ -157,9 +158,11 @@ def test_run_errors(mlm: Path, tmp_path: Path) -> None:
     assert _medvllm("run", str(mlm)).returncode == 1
     assert _medvllm("run", str(mlm), "x", "--file", "y").returncode == 2
     absent = _medvllm("run", str(mlm), "--file", str(tmp_path / "absent"))
-    assert absent.returncode == 1 and "FileNotFoundError" in absent.stderr
+    assert absent.returncode == 1 and "No such file or directory" in absent.stderr
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    assert "UnicodeDecodeError" in _medvllm("run", str(mlm), "--file", str(tmp_path / "binary")).stderr
+    assert "is not UTF-8: byte 1 cannot be read.\nConvert it first: iconv" in (
+        _medvllm("run", str(mlm), "--file", str(tmp_path / "binary")).stderr
+    )
     assert "Nearest: 'embed'" in _medvllm("run", str(mlm), "x", "--task", "embedd").stderr
     assert "Traceback" not in absent.stderr
 
@@ -175,6 +178,25 @@ def test_doctor() -> None:
     )
     gone = _medvllm("doctor", HF_ENDPOINT="http://127.0.0.1:9")
     assert gone.returncode == 0 and "does not answer" in gone.stdout
+    wrong = json.loads(
+        _medvllm("doctor", "--json", MEDVLLM_DEVICE="gpu", MEDVLLM_HUB_TIMEOUT="x", MEDVLLM_HOMEE="y").stdout
+    )
+    assert wrong["setting"]["MEDVLLM_DEVICE"].startswith("wrong: Device 'gpu'")
+    assert wrong["setting"]["MEDVLLM_HUB_TIMEOUT"].startswith("wrong: Setting MEDVLLM_HUB_TIMEOUT is 'x'")
+    assert wrong["setting"]["MEDVLLM_HOMEE"] == "not a setting of medvllm; nearest: MEDVLLM_HOME"
+
+
+def test_output_that_cannot_be_written_is_an_error(mlm: Path) -> None:
+    """A full disk behind a redirection: one line, not a traceback."""
+    with open("/dev/full", "w") as full:
+        run = subprocess.run(
+            [sys.executable, "-u", "-m", "medvllm.cli", "list"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert run.returncode == 1 and "No space left" in run.stderr and "Traceback" not in run.stderr
 
 
 def test_pull_then_run_without_a_hub(session_hub: LoopbackHub, mlm: Path, tmp_path: Path) -> None:

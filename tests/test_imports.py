@@ -15,7 +15,8 @@ HEAVY = {"torch", "transformers", "huggingface_hub", "tokenizers", "numpy", "sql
 LAYERS = (
     ("errors",),
     ("settings",),
-    ("classes", "facts"),
+    ("classes",),
+    ("facts",),
     ("names", "metadata"),
     ("options",),
     ("receipt",),

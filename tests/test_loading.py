@@ -1,9 +1,13 @@
 """Loading by name: the right class, dtype and identity, and refusals that say what to do."""
 
+import contextlib
 import logging
 import struct
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +80,10 @@ def test_saying_a_default_aloud_is_the_same_object(registry: ModelRegistry, mlm:
     assert registry.load_model("m", device=torch.device("cpu")) is model
     assert registry.load_model("m", dtype="auto", torch_dtype=None) is model
     assert registry.load_model("m@1", model_class=BertForMaskedLM) is model
-    assert registry.load_model("m", hidden_size=32) is model
+    assert registry.load_model("m", hidden_size=32, num_labels=2) is model
+    assert registry.load_model("m", attn_implementation="sdpa") is model
+    assert registry.load_model("m", model_class="transformers:AutoModelForMaskedLM") is model
+    assert registry.load_model("m", config=model.config) is model
     assert len(registry.resident()) == 1
 
 
@@ -115,6 +122,7 @@ def test_what_is_not_stated_comes_from_the_entry_then_the_settings(
     assert registry.load_model("plain").dtype is torch.float32
     assert registry.load_model("stated").dtype is torch.float64
     assert registry.load_model("stated", dtype="bf16").dtype is torch.bfloat16
+    assert registry.load_model("stated", dtype="auto").dtype is torch.bfloat16
 
 
 def test_a_config_may_be_given_as_an_object_or_a_dict(registry: ModelRegistry, mlm: Path) -> None:
@@ -143,7 +151,15 @@ def test_a_config_may_be_given_as_an_object_or_a_dict(registry: ModelRegistry, m
         ({"revision": "main"}, "a folder has only what is in it"),
         ({"model_class": 3}, "'model_class' must be a class"),
         ({"model_class": dict}, "'dict' cannot load a model"),
-        ({"config": 3}, "Option 'config'"),
+        ({"config": 3}, "Option 'config' must be a config or a dict, not int"),
+        ({"config": {"model_type": ["bert"]}}, "option 'config' cannot be used"),
+        ({"config": {"model_type": "bert", "hidden_size": "wide"}}, "option 'config' cannot be used"),
+        ({"hidden_size": "wide"}, "Option 'hidden_size' cannot be"),
+        ({"to_dict": 1}, "Unknown option 'to_dict'"),
+        ({"id2label": {0: "a"}}, "register the entry with id2label"),
+        ({"use_return_dict": False}, "Unknown option 'use_return_dict'"),
+        ({"model_class": "BertModel"}, "must be a class or 'module:Class'"),
+        ({"model_class": ""}, "must be a class or 'module:Class'"),
         ({"num_labels": {1, 2}}, "'num_labels' must be what JSON can hold, not set"),
         ({"ignore_mismatched_sizes": True}, "expected_missing_keys"),
     ],
@@ -439,7 +455,7 @@ def test_replacing_an_entry_replaces_its_model(registry: ModelRegistry, tmp_path
     registry.register("m", "generic", model_path=str(tiny.bert_encoder(tmp_path / "b", seed=1)), replace=True)
     second = registry.load_model("m")
     assert second is not first
-    assert {(r.name, r.version) for r in registry.resident()} == {("m", 1), ("m", 2)}
+    assert [(r.name, r.version, r.evicted) for r in registry.resident()] == [("m", 2, False), ("m", 1, True)]
     registry.unregister("m")
     assert "m" not in registry._model_cache
 
@@ -464,3 +480,116 @@ def test_lease_evict_and_clear(registry: ModelRegistry, mlm: Path) -> None:
     registry.load_model("m")
     assert registry.evict("m") == 1
     assert registry.resident() == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_size": "wide"},
+        {"max_position_embeddings": [1]},
+        {"id2label": {"a": "b"}},
+        {"dtype": "nope"},
+        {"auto_map": 5},
+        {"model_type": "roberta"},
+        {"num_hidden_layers": 1},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_strange_configs_never_escape_as_foreign_errors(
+    registry: ModelRegistry, mlm: Path, changes: dict[str, Any]
+) -> None:
+    """Each is refused with an error of ours, or harmless; a config with a layer too few loses none in silence."""
+    tiny.edit_config(mlm, **changes)
+    if "auto_map" in changes or "dtype" in changes:
+        with contextlib.suppress(MedVLLMError):
+            assert registry.load_model(mlm).dtype is torch.float32
+        return
+    with pytest.raises(LoadError) as caught:
+        registry.load_model(mlm)
+    assert str(mlm) in str(caught.value)
+    if changes == {"num_hidden_layers": 1}:
+        assert "encoder.layer.1" in str(caught.value)
+
+
+def test_a_head_that_stands_on_a_pooler_needs_it(registry: ModelRegistry, mlm: Path) -> None:
+    """Allowing the classifier allows no random pooler under it, and never takes the pooler away."""
+    facts = {"model_path": str(mlm), "model_class": "transformers:AutoModelForSequenceClassification"}
+    registry.register("m", "generic", **facts, expected_missing_keys=["classifier.*"])
+    with pytest.raises(WeightsMismatchError, match="lacks bert.pooler"):
+        registry.load_model("m")
+    registry.register("m", "generic", **facts, expected_missing_keys=["classifier.*", "bert.pooler.*"], replace=True)
+    assert registry.load_model("m")(torch.tensor([[2, 6, 3]])).logits.shape == (1, 2)
+
+
+def test_a_folder_that_changes_is_another_model(
+    registry: ModelRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Retrained in place, reached by another working directory, or forbidden meanwhile."""
+    for place, seed in (("a", 0), ("b", 1)):
+        (tmp_path / place).mkdir()
+        tiny.bert_encoder(tmp_path / place / "m", seed=seed)
+    registry.register("entry", "generic", model_path=str(tmp_path / "a" / "m"))
+    before: Any = registry.load_model("entry")
+    monkeypatch.chdir(tmp_path / "a")
+    here: Any = registry.load_model("./m")
+    monkeypatch.chdir(tmp_path / "b")
+    there: Any = registry.load_model("./m")
+    monkeypatch.setenv("MEDVLLM_DIRECT", "off")
+    with pytest.raises(MedVLLMError, match="switched off"):
+        registry.load_model("./m")
+    tiny.bert_encoder(tmp_path / "a" / "m", seed=2)
+    after: Any = registry.load_model("entry")
+    words = [m.embeddings.word_embeddings.weight for m in (before, here, there, after)]
+    assert torch.equal(words[0], words[1])
+    assert not torch.equal(words[0], words[2]) and not torch.equal(words[0], words[3])
+
+
+def test_folders_that_no_file_system_has(registry: ModelRegistry, tmp_path: Path) -> None:
+    """A name that is too long; weights that are still a pointer of Git LFS; another tool's modules.json."""
+    with pytest.raises(SnapshotNotFoundError, match="File name too long"):
+        registry.load_model("./" + "a" * 300)
+    folder = tiny.bert_encoder(tmp_path / "m")
+    (folder / "modules.json").write_text('["x"]')
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": "abc"}')
+    assert registry.load_tokenizer(folder).model_max_length == 64
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(IncompleteSnapshotError, match="pointer of Git LFS.*\n.*git lfs pull"):
+        registry.load_model(folder)
+
+
+class PartsModel(PreTrainedModel):  # type: ignore[no-untyped-call]
+    """A class whose from_pretrained loads a part through a registry, while another thread loads that part."""
+
+    registry: ModelRegistry
+    part: str
+    inside = threading.Event()
+    part_under_way = threading.Event()
+
+    @classmethod
+    def from_pretrained(cls, *arguments: Any, **options: Any) -> Any:
+        cls.inside.set()
+        cls.part_under_way.wait(10)
+        cls.registry.load_model(cls.part)
+        return BertModel.from_pretrained(*arguments, **options)
+
+
+def test_a_load_inside_a_load_waits_for_nobody(registry: ModelRegistry, tmp_path: Path) -> None:
+    """Thread 1 holds the gate and asks for the part that thread 2 is about to load: both end."""
+    registry.register("part", "generic", model_path=str(tiny.bert_encoder(tmp_path / "part")))
+    registry.register("whole", "generic", model_path=str(tiny.bert_encoder(tmp_path / "whole")))
+    PartsModel.registry, PartsModel.part = registry, "part"
+    PartsModel.config_class = BertConfig
+    with ThreadPoolExecutor(2) as pool:
+        whole = pool.submit(registry.load_model, "whole", model_class=PartsModel)
+        assert PartsModel.inside.wait(30)
+        part = pool.submit(registry.load_model, "part")
+        deadline = time.monotonic() + 30
+        while not registry._model_cache._flights.keys() - {
+            i for i in registry._model_cache._flights if i.name == "whole"
+        }:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        PartsModel.part_under_way.set()
+        assert part.result(60)
+        with pytest.raises(LoadError, match="PartsModel.from_pretrained gave a BertModel"):
+            whole.result(60)

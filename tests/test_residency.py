@@ -179,6 +179,55 @@ def test_an_evicted_model_that_a_caller_holds_comes_back_without_a_load() -> Non
     assert again.calls == 1
 
 
+def test_eviction_during_a_load_lets_the_model_go_to_its_callers_alone() -> None:
+    """It is not resident afterwards; asked for again while it loads, it stays."""
+    cache, loader = ModelCache[Key](), Loader()
+    with ThreadPoolExecutor(2) as pool:
+        asked = pool.submit(cache.get, Key("m"), loader)
+        _until(lambda: loader.calls == 1)
+        cache.evict("m")
+        loader.go.set()
+        assert asked.result().model is not None
+        assert "m" not in cache
+        loader.go.clear()
+        gc.collect()
+        asked = pool.submit(cache.get, Key("n"), loader)
+        _until(lambda: loader.calls == 2)
+        cache.evict()
+        again = pool.submit(cache.get, Key("n"), loader, lease=True)
+        _until(lambda: cache._flights[Key("n")].waiting == 1)
+        loader.go.set()
+        assert again.result() is asked.result()
+    assert "n" in cache
+
+
+def test_a_waiter_that_is_refused_leaves_no_lease_behind() -> None:
+    """The model can be evicted afterwards."""
+    cache = ModelCache[Key]()
+
+    def load() -> Loaded:
+        with pytest.raises(LoadError):
+            cache.get(Key("m"), _ready(), lease=True)
+        return Loaded()
+
+    resident = cache.get(Key("m"), load, lease=True)
+    assert resident.leases == 1
+    cache.release(resident)
+    assert cache.evict("m") == 1
+
+
+def test_a_caller_inside_a_load_does_not_wait_for_another() -> None:
+    """It gets a model of its own, so that two loads never wait for each other."""
+    cache, loader = ModelCache[Key](), Loader()
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(cache.get, Key("m"), loader)
+        _until(lambda: loader.calls == 1)
+        own = cache.get(Key("m"), _ready(), lease=True, may_wait=False)
+        cache.release(own)
+        loader.go.set()
+        assert asked.result().model is not own.model
+
+
 def test_eviction_is_by_name() -> None:
     """All identities of the name leave, others stay; nothing by that name is no error."""
     cache = ModelCache[Key]()

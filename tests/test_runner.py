@@ -122,7 +122,22 @@ def test_bad_requests_name_the_text_by_its_place(registry: ModelRegistry, minilm
         minilm.fill_mask(["a [MASK]"])
     with pytest.raises(RequestError, match="Task 'fill-masks' is not known. Nearest: 'fill-mask'"):
         runner.run("fill-masks", ["x"])
+    with pytest.raises(RequestError, match="Texts must be a list of texts, not NoneType"):
+        runner.embed(None)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="Text 2 is not Unicode"):
+        runner.embed(["a", "b\udcff"])
+    for top_k in (0, -1, 2.5, "a", True):
+        with pytest.raises(RequestError, match="top_k must be a whole number above 0"):
+            runner.fill_mask(["a [MASK]"], top_k=top_k)  # type: ignore[arg-type]
     assert runner.embed([]).vectors.shape == (0, 32)
+    assert runner.embed(text for text in ["a", "b"]).vectors.shape == (2, 32)
+
+
+def test_coverage_counts_unknown_words(registry: ModelRegistry, tmp_path: Path) -> None:
+    """What the vocabulary lacks was read as nothing in particular."""
+    runner = ModelRunner(tiny.bert_encoder(tmp_path / "m"), registry=registry)
+    coverage = runner.embed(["fever 😀 pain", "fever"]).coverage
+    assert [(c.tokens, c.unknown) for c in coverage] == [(3, 1), (1, 0)]
 
 
 def test_an_idle_runner_keeps_nothing(registry: ModelRegistry, minilm: ModelRunner) -> None:

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import LoadError, WeightsMismatchError
 from tests.support import tiny
+from tests.support.loopback import LoopbackHub
 
 
 @pytest.mark.parametrize("files", ["vocab_only", "full"])
@@ -89,3 +90,30 @@ def test_the_guarded_tokenizer_is_what_it_was(registry: ModelRegistry, tmp_path:
         assert other is not tokenizer
         assert other(text)["input_ids"] == tokenizer(text)["input_ids"]
     assert all(type(other) is type(tokenizer) for other in copies[:2])
+
+
+def test_a_casing_that_the_vocabulary_does_not_have_is_refused(registry: ModelRegistry, tmp_path: Path) -> None:
+    """Cased, said of an uncased vocabulary: every capitalised word would be [UNK]."""
+    folder = tiny.bert_masked_lm(tmp_path / "m", do_lower_case=True)
+    registry.register("m", "clinical", model_path=str(folder), do_lower_case=False)
+    with pytest.raises(LoadError, match="has no capital letter.*\n.*do_lower_case=True"):
+        registry.load_tokenizer("m")
+
+
+def test_an_entry_never_gets_the_tokenizer_of_a_direct_load(
+    registry: ModelRegistry, hub: LoopbackHub, tmp_path: Path
+) -> None:
+    """The same repository, loaded directly and then registered as cased."""
+    hub.add("acme/enc", tiny.bert_encoder(tmp_path / "m", tokenizer_files="vocab_only"))
+    assert registry.load_tokenizer("acme/enc").tokenize("Aspirin") == ["aspirin"]
+    registry.register("acme/enc", "clinical", do_lower_case=False)
+    assert registry.load_tokenizer("acme/enc").tokenize("Aspirin") == ["Aspirin"]
+    assert registry.load_tokenizer("hf://acme/enc").tokenize("Aspirin") == ["aspirin"]
+
+
+def test_a_lease_has_the_tokenizer_whatever_class_was_chosen(registry: ModelRegistry, tmp_path: Path) -> None:
+    """Also where the checkpoint names an architecture that nobody knows."""
+    folder = tiny.bert_encoder(tmp_path / "m")
+    tiny.edit_config(folder, architectures=["MyBert"])
+    with registry.lease(folder, model_class="transformers:BertModel") as lease:
+        assert lease.tokenizer.tokenize("fever") == ["fever"]

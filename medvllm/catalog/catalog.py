@@ -34,6 +34,7 @@ class Catalog:
         self._read_builtins = builtins
         self._lock = threading.Lock()  # guards everything below; held for look-ups, never for I/O of a load
         self._own: dict[str, ModelMetadata] = {}
+        self._own_aliases: dict[str, str] = {}  # other names of this process's entries
         self._versions: dict[str, int] = {}  # the newest version ever given to a name: never given again
         self._hidden: set[str] = set()  # built-ins that were unregistered
         self._changes = count(1)
@@ -44,8 +45,7 @@ class Catalog:
         return self._read_builtins()
 
     @cached_property
-    def _aliases(self) -> dict[str, str]:
-        """Other names of entries -> the entry's name."""
+    def _builtin_aliases(self) -> dict[str, str]:
         return {alias: name for name, metadata in self._builtins.items() for alias in metadata.source.aliases}
 
     def generation(self) -> tuple[int, int]:
@@ -64,6 +64,8 @@ class Catalog:
         """Add an entry and return it. ModelExistsError: the name is taken and `replace` is not set."""
         valid_name(name)
         entry = ModelMetadata.build(name, model_type, facts)  # checked before anything changes
+        for alias in entry.source.aliases:
+            valid_name(alias)
         if persist:
             if self._store is None:
                 raise CatalogError(f"Model {name!r} cannot be kept: this registry has no stored catalogue.", model=name)
@@ -79,8 +81,9 @@ class Catalog:
             newest = max(self._versions.get(name, 0), taken.version if taken else 0)
             entry = ModelMetadata.build(name, model_type, facts, version=newest + 1)
             self._versions[name] = entry.version
+            self._forget_aliases(name)
             self._own[name] = entry
-            self._aliases.update(dict.fromkeys(entry.source.aliases, name))
+            self._own_aliases |= dict.fromkeys(entry.source.aliases, name)
             self._changed()
         return entry
 
@@ -90,6 +93,7 @@ class Catalog:
         with self._lock:
             if name in self._own:
                 del self._own[name]
+                self._forget_aliases(name)
             elif self._store is not None and name in self._store.entries():
                 self._store.remove(name)
             elif name in self._builtins and name not in self._hidden:
@@ -111,7 +115,11 @@ class Catalog:
     def find(self, name: str) -> ModelMetadata | None:
         """Return the entry of that name or alias, or None."""
         with self._lock:
-            return self._find(name) or self._find(self._aliases.get(name, ""))
+            return (
+                self._find(name)
+                or self._find(self._own_aliases.get(name, ""))
+                or self._find(self._builtin_aliases.get(name, ""))
+            )
 
     def find_source(self, repo: str) -> ModelMetadata | None:
         """Return the built-in entry that describes a repository, or None: ``hf://`` skips what was registered."""
@@ -169,6 +177,9 @@ class Catalog:
         shown = {name: entry for name, entry in self._builtins.items() if name not in self._hidden}
         stored = self._store.entries() if self._store is not None else {}
         return {**shown, **stored, **self._own}
+
+    def _forget_aliases(self, name: str) -> None:
+        self._own_aliases = {alias: owner for alias, owner in self._own_aliases.items() if owner != name}
 
     def _changed(self) -> None:
         self._generation = next(self._changes)

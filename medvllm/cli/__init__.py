@@ -12,10 +12,12 @@ def main() -> None:
     from medvllm.cli.app import app
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    debug = False
     try:
+        debug = settings.DEBUG()
         app()
-    except MedVLLMError as error:
-        if settings.DEBUG():
+    except (MedVLLMError, OSError) as error:  # OSError: an output that cannot be written, say
+        if debug:
             raise
         sys.stderr.write(f"Error: {error}\n")
         sys.exit(1)

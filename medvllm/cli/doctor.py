@@ -9,7 +9,8 @@ from typing import Any
 from medvllm import settings
 from medvllm.cli.models import Json
 from medvllm.cli.output import print_json, print_table
-from medvllm.errors import HubUnreachableError
+from medvllm.errors import HubUnreachableError, MedVLLMError, nearest
+from medvllm.options import LoadOptions
 from medvllm.receipt import library_versions
 
 
@@ -38,8 +39,21 @@ def _report() -> dict[str, dict[str, Any]]:
             f"medvllm ({settings.HOME.name})": _folder(settings.HOME()),
         }
         report["network"] = {"Hub": _hub(bool(constants.HF_HUB_OFFLINE))}
-    report["setting"] = {setting.name: str(setting()) for setting in settings.SETTINGS}
+    report["setting"] = {setting.name: _setting(setting) for setting in settings.SETTINGS}
+    for name in sorted(set(os.environ) - set(report["setting"])):
+        if name.startswith("MEDVLLM_"):
+            near = nearest(name, report["setting"])
+            report["setting"][name] = f"not a setting of medvllm{f'; nearest: {near[0]}' if near else ''}"
     return report
+
+
+def _setting(setting: settings.Setting[Any]) -> str:
+    try:
+        if setting is settings.DEVICE or setting is settings.DTYPE:
+            LoadOptions.stated({"device" if setting is settings.DEVICE else "dtype": setting()})
+        return str(setting())
+    except MedVLLMError as error:
+        return f"wrong: {error}"
 
 
 def _folder(path: Path) -> str:

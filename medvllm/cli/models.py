@@ -26,12 +26,14 @@ def list_(
     if as_json:
         print_json([metadata.to_dict() for metadata in entries.values()])
         return
+    if not entries:
+        typer.echo("No registered model matches.", err=True)
     rows = ((name, m.model_type.name, ", ".join(m.tasks) or None, m.description) for name, m in entries.items())
     print_table(("NAME", "TYPE", "TASKS", "DESCRIPTION"), rows)
 
 
 def show(name: Annotated[str, typer.Argument(help="Name of a registered model.")], as_json: Json = False) -> None:
-    """Show what is known of a model, and how each fact is known."""
+    """Show what is known of a model, and how: S seen in a primary source, V verified by experiment, L likely."""
     metadata = registry.get_metadata(name)
     facts = metadata.to_dict()
     if as_json:

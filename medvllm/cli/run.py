@@ -50,20 +50,23 @@ def run(
 def _texts(texts: list[str] | None, file: Path | None) -> list[str]:
     if texts and file:
         raise typer.BadParameter("give texts or --file, not both")
-    if texts:
+    if texts and texts != ["-"]:
         return texts
-    if file is None and sys.stdin.isatty():
+    if file is None and not texts and sys.stdin.isatty():
         raise typer.BadParameter("give a text, --file, or texts on standard input, one a line")
     try:
-        lines = sys.stdin.read() if file is None or str(file) == "-" else file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        content = sys.stdin.buffer.read() if file is None or str(file) == "-" else file.read_bytes()
+        lines = content.decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
         raise RequestError(
-            f"Texts cannot be read from {str(file or 'standard input')!r}: {type(error).__name__}."
+            f"The input is not UTF-8: byte {error.start + 1:,} cannot be read.\n"
+            "Convert it first: iconv -f LATIN1 -t UTF-8"
         ) from error
-    found = [line for line in lines.splitlines() if line.strip()]
-    if not found:
-        raise RequestError("There is no text: the input has no line that is not empty.")
-    return found
+    except OSError as error:
+        raise RequestError(f"Texts cannot be read from {str(file)!r}: {error.strerror}.") from error
+    if not any(line.strip() for line in lines):
+        raise RequestError("There is no text in the input.")
+    return lines  # empty ones too: the number of a result is that of its line
 
 
 def _vector(values: list[float]) -> str:

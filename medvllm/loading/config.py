@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from medvllm.classes import import_class
-from medvllm.errors import LoadError, RequestError, UnsafeWeightsError
+from medvllm.errors import LoadError, MedVLLMError, RequestError, UnsafeWeightsError
 from medvllm.metadata import ModelMetadata
 from medvllm.options import LoadOptions, unknown_option
 from medvllm.sources import Snapshot
@@ -40,41 +40,86 @@ def model_class(metadata: ModelMetadata, options: LoadOptions, snapshot: Snapsho
     )
 
 
-def read_config(metadata: ModelMetadata, options: LoadOptions, snapshot: Snapshot, cls: type[Any]) -> PreTrainedConfig:
-    """Return the model's config with the overrides of `options` applied."""
-    if options.config is not None:
-        config = _from_dict(metadata, json.loads(options.config), cls)
-    else:
-        config = _from_snapshot(metadata, snapshot, cls)
-    for field, value in options.config_overrides().items():
-        if not hasattr(config, field):
-            raise unknown_option(field, config.to_dict())
-        setattr(config, field, value)
-    labels = metadata.behaviour.id2label
-    if labels is not None and "id2label" not in options.config_overrides():
-        config.id2label = dict(enumerate(labels))
-        config.label2id = {label: i for i, label in enumerate(labels)}
+def concrete_class(metadata: ModelMetadata, cls: type[Any], config: PreTrainedConfig) -> type[Any]:
+    """Return the class that an Auto class stands for with this config; any other class stands for itself."""
+    mapping = getattr(cls, "_model_mapping", None)
+    if mapping is None:
+        return cls
+    if type(config) not in mapping:
+        raise LoadError(
+            f"Model {metadata.name!r} is a {config.model_type!r}, for which there is no {cls.__name__}.",
+            model=metadata.name,
+        )
+    found = mapping[type(config)]
+    if isinstance(found, (tuple, list)):  # some architectures have several: the checkpoint says which
+        named = config.architectures or []
+        found = next((kind for kind in found if kind.__name__ in named), found[0])
+    chosen: type[Any] = found
+    return chosen
+
+
+def read_config(
+    metadata: ModelMetadata, options: LoadOptions, snapshot: Snapshot, cls: type[Any] | None
+) -> PreTrainedConfig:
+    """Return the model's config with the overrides of `options` applied; `cls` may bring a config class of its own."""
+    given = options.config
+    try:
+        config = _from_dict(metadata, json.loads(given), cls) if given else _from_snapshot(metadata, snapshot, cls)
+        labels = metadata.behaviour.id2label
+        if labels is not None:
+            config.id2label = dict(enumerate(labels))
+            config.label2id = {label: i for i, label in enumerate(labels)}
+    except MedVLLMError:
+        raise
+    except Exception as error:  # transformers raises whatever a strange value leads to
+        what = "option 'config'" if given else f"config of model {metadata.name!r}"
+        kind = RequestError if given else LoadError
+        raise kind(
+            f"The {what} cannot be used: {type(error).__name__}: {str(error)[:300]}", model=metadata.name
+        ) from error
+    for field, text in options.overrides:
+        try:
+            setattr(config, field, json.loads(text))
+        except Exception as error:
+            raise RequestError(f"Option {field!r} cannot be {text[:80]}: {str(error)[:200]}", option=field) from error
     return config
+
+
+def effective_overrides(config: PreTrainedConfig, options: LoadOptions) -> tuple[tuple[str, str], ...]:
+    """Return the overrides that change the config; RequestError names one that is no field of it."""
+    fields = {**config.to_dict(), **config.attribute_map, "num_labels": config.num_labels}
+    if unknown := next((field for field, _ in options.overrides if field not in fields), None):
+        raise unknown_option(unknown, fields)
+    return tuple(
+        (field, text)
+        for field, text in options.overrides
+        if json.dumps(getattr(config, field, None), sort_keys=True, default=repr) != text
+    )
 
 
 def refuse_remote_code(name: str, snapshot: Snapshot) -> None:
     """Raise when the checkpoint asks for Python files of its own."""
-    auto_map = snapshot.config.get("auto_map")
-    if auto_map:
+    if auto_map := snapshot.config.get("auto_map"):
         raise UnsafeWeightsError(
-            f"Model {name!r} wants to run code of its own ({', '.join(map(str, auto_map))} in auto_map), "
+            f"Model {name!r} wants to run code of its own (auto_map: {str(auto_map)[:200]}), "
             "which medvllm does not do.\n"
             "Give a class of yours: register(…, model_class='module:Class')",
             model=name,
         )
 
 
-def _from_snapshot(metadata: ModelMetadata, snapshot: Snapshot, cls: type[Any]) -> PreTrainedConfig:
-    behaviour = metadata.behaviour
+def _from_snapshot(metadata: ModelMetadata, snapshot: Snapshot, cls: type[Any] | None) -> PreTrainedConfig:
     own = metadata.config_class or getattr(cls, "config_class", None)
+    model_type = metadata.behaviour.architecture or snapshot.config.get("model_type")
     if isinstance(own, type) and issubclass(own, PreTrainedConfig):
+        if isinstance(model_type, str) and own.model_type and model_type != own.model_type:
+            refuse_remote_code(metadata.name, snapshot)
+            raise LoadError(
+                f"Model {metadata.name!r} is a {model_type[:80]!r}, not a {own.model_type!r} as {own.__name__} says.\n"
+                "Load it with the class that it was saved from, or register its architecture: architecture='bert'",
+                model=metadata.name,
+            )
         return _checked(own.from_pretrained(snapshot.path, local_files_only=True))
-    model_type = behaviour.architecture or snapshot.config.get("model_type")
     if model_type is None:
         raise LoadError(
             f"The config of model {metadata.name!r} has no model_type, so its architecture is not known.\n"
@@ -82,7 +127,7 @@ def _from_snapshot(metadata: ModelMetadata, snapshot: Snapshot, cls: type[Any]) 
             model=metadata.name,
             path=str(snapshot.path),
         )
-    if model_type not in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         refuse_remote_code(metadata.name, snapshot)
         raise LoadError(
             f"Model {metadata.name!r} has the architecture {str(model_type)[:80]!r}, "
@@ -93,12 +138,14 @@ def _from_snapshot(metadata: ModelMetadata, snapshot: Snapshot, cls: type[Any]) 
     return _checked(CONFIG_MAPPING[model_type].from_pretrained(snapshot.path, local_files_only=True))
 
 
-def _from_dict(metadata: ModelMetadata, content: dict[str, Any], cls: type[Any]) -> PreTrainedConfig:
+def _from_dict(metadata: ModelMetadata, content: dict[str, Any], cls: type[Any] | None) -> PreTrainedConfig:
     own = getattr(cls, "config_class", None)
-    model_type = content.get("model_type") or metadata.behaviour.architecture
-    if own is None and model_type not in CONFIG_MAPPING:
-        raise RequestError("Option 'config' has no model_type that transformers knows.", option="config")
-    return _checked((own or CONFIG_MAPPING[str(model_type)]).from_dict(content))
+    model_type = content.get("model_type") or metadata.behaviour.architecture or getattr(own, "model_type", None)
+    if own is not None and model_type == own.model_type:
+        return _checked(own.from_dict(content))
+    if own is not None or not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise RequestError(f"Option 'config' is of the model_type {str(model_type)[:80]!r}, which does not fit.")
+    return _checked(CONFIG_MAPPING[model_type].from_dict(content))
 
 
 def _checked(config: Any) -> PreTrainedConfig:

@@ -8,6 +8,9 @@ from medvllm.metadata import ModelMetadata
 from medvllm.options import Identity, LoadOptions
 from medvllm.sources import Snapshot
 
+# Fields of a config that say where it was, not what the model is.
+_INCIDENTAL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
+
 
 def filled(metadata: ModelMetadata, stated: LoadOptions) -> LoadOptions:
     """Return `stated` with the rest from the entry, then from the settings; LoadError when the device is not here."""
@@ -16,11 +19,18 @@ def filled(metadata: ModelMetadata, stated: LoadOptions) -> LoadOptions:
 
 
 def identify(metadata: ModelMetadata, options: LoadOptions, snapshot: Snapshot) -> Identity:
-    """Return the identity of a load: what `options` still leave open is the checkpoint's own."""
-    cls = config.model_class(metadata, options, snapshot)
-    own = config.read_config(metadata, replace(options, overrides=()), snapshot, cls).to_dict()
-    # An override that says what the config says anyway is none.
-    overrides = tuple((field, text) for field, text in options.overrides if _json(own.get(field)) != text)
+    """Return the identity of a load: what `options` leave open is the checkpoint's own.
+
+    What says aloud what holds anyway is left out, so that it makes no difference.
+    """
+    named = config.model_class(metadata, options, snapshot)
+    own = config.read_config(metadata, LoadOptions(), snapshot, named)
+    cls = config.concrete_class(metadata, named, own)
+    given = options.config
+    if given is not None and _content(json.loads(given)) == _content(own.to_dict()):
+        given = None
+    base = own if given is None else config.read_config(metadata, LoadOptions(config=given), snapshot, named)
+    attention = "sdpa" if getattr(cls, "_supports_sdpa", False) else "eager"
     return Identity(
         metadata.name,
         metadata.version,
@@ -28,13 +38,20 @@ def identify(metadata: ModelMetadata, options: LoadOptions, snapshot: Snapshot) 
         snapshot.identity,
         replace(
             options,
-            dtype=options.dtype or snapshot.dtype or "float32",
+            dtype=_dtype(options, snapshot),
             revision=snapshot.commit,
             model_class=cls,
-            overrides=overrides,
+            attn_implementation=None if options.attn_implementation == attention else options.attn_implementation,
+            config=given,
+            overrides=config.effective_overrides(base, options),
         ),
     )
 
 
-def _json(value: object) -> str:
-    return json.dumps(value, sort_keys=True, default=repr)
+def _dtype(options: LoadOptions, snapshot: Snapshot) -> str:
+    return (options.dtype if options.dtype != "auto" else None) or snapshot.dtype or "float32"
+
+
+def _content(fields: dict[str, object]) -> str:
+    kept = {field: value for field, value in fields.items() if field not in _INCIDENTAL}
+    return json.dumps(kept, sort_keys=True, default=repr)

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 logger = logging.getLogger(__name__)
 
-# Reentrant: a custom model may load its parts through the registry while it is built.
+# Reentrant: a custom class's from_pretrained may load its parts through the registry.
 _GATE = threading.RLock()
 
 

@@ -3,6 +3,7 @@
 import logging
 import re
 import time
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -18,7 +19,7 @@ from medvllm.errors import (
     WeightsMismatchError,
 )
 from medvllm.loading.config import read_config
-from medvllm.loading.gate import gate, retie, wait_until_quiet
+from medvllm.loading.gate import foreign_load_running, gate, retie, wait_until_quiet
 from medvllm.loading.memory import Loaded, size_bytes
 from medvllm.metadata import ModelMetadata
 from medvllm.options import Identity
@@ -32,7 +33,7 @@ _ATTEMPTS = 10  # a load elsewhere that does not take the gate may spoil one of 
 def load_model(metadata: ModelMetadata, identity: Identity, snapshot: Snapshot) -> Loaded:
     """Return the model that `identity` describes, in eval mode on its device, every weight accounted for.
 
-    WeightsMismatchError: weights are missing, misshapen or left over in a way the entry does not expect.
+    WeightsMismatchError: weights are missing or misshapen, or there are layers that the config has no place for.
     UnsafeWeightsError: loading would run code. DeviceMemoryError: no room. LoadError: anything else.
     """
     start = time.perf_counter()
@@ -88,10 +89,14 @@ def _materialise(
         model, info = _unpacked(metadata, cls, outcome)
         if _untied(model):
             retie(model, info["missing_keys"])
-        flaw = _flaw(model, dtype)
+        before, flaw = flaw, _flaw(model, dtype)
         if flaw is None:
             _check_weights(metadata, model, info)
             return model
+        if flaw == before and not foreign_load_running():
+            raise LoadError(
+                f"Model {metadata.name!r} is unsound as {cls.__name__} makes it: {flaw}.", model=metadata.name
+            )
         logger.warning("%r came out unsound (%s), attempt %d of %d", metadata.name, flaw, attempt, _ATTEMPTS)
         wait_until_quiet(1.0)
     raise LoadError(
@@ -143,19 +148,25 @@ def _check_weights(metadata: ModelMetadata, model: Any, info: Any) -> None:
     """Raise WeightsMismatchError unless the checkpoint fills the model. A pooler that it lacks is taken out."""
     expected = metadata.behaviour.expected_missing_keys
     missing = sorted(key for key in info["missing_keys"] if not any(fnmatchcase(key, pattern) for pattern in expected))
-    if missing and all(re.search(r"(^|\.)pooler\.", key) for key in missing):
-        # A pooler with random weights would give a random pooler_output: with none, it is None.
+    if missing and model.base_model is model and all(re.search(r"(^|\.)pooler\.", key) for key in missing):
+        # A pooler with random weights would give a random pooler_output: with none, it is None. No head stands on it.
         for module in model.modules():
             if getattr(module, "pooler", None) is not None:
                 module.pooler = None
         missing = []
+    if surplus := _surplus_layer(model, info["unexpected_keys"]):
+        raise WeightsMismatchError(
+            f"The checkpoint of {metadata.name!r} has {surplus}, for which its config has no place.\n"
+            "Config and weights do not belong together: fetch both from one commit.",
+            model=metadata.name,
+        )
     wrong = sorted(map(str, info["mismatched_keys"])) + list(info["error_msgs"])
     if missing or wrong:
         what = f"lacks {_some(missing)}" if missing else f"does not fit: {_some(wrong)}"
         raise WeightsMismatchError(
             f"The checkpoint of {metadata.name!r} {what}, so a {type(model).__name__} would be partly random.\n"
             "Load it with the class that it was saved from, or allow them by name: "
-            "register(…, expected_missing_keys=['classifier.*'])",
+            f"register(…, expected_missing_keys=['{missing[0].partition('.')[0] if missing else 'classifier'}.*'])",
             model=metadata.name,
             missing=tuple(missing),
         )
@@ -173,6 +184,18 @@ def _check_weights(metadata: ModelMetadata, model: Any, info: Any) -> None:
             "%r is a bidirectional BERT loaded as a causal language model: fit for scores, not for generating",
             metadata.name,
         )
+
+
+def _surplus_layer(model: Any, unexpected: Iterable[str]) -> str | None:
+    """Return a key of a layer beyond the model's last, or None: such a checkpoint would lose layers in silence."""
+    for key in unexpected:
+        for match in re.finditer(r"\.(\d+)\.", key):
+            path = key[: match.start()]
+            for stack in (path, path.removeprefix(f"{model.base_model_prefix}."), f"{model.base_model_prefix}.{path}"):
+                module = dict(model.named_modules()).get(stack)
+                if isinstance(module, torch.nn.ModuleList) and int(match[1]) >= len(module):
+                    return str(key)
+    return None
 
 
 def _some(keys: list[str]) -> str:

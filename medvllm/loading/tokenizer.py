@@ -1,5 +1,6 @@
 """Snapshot -> tokenizer, with the entry's casing and length, safe to share between threads."""
 
+import re
 import threading
 from functools import cache
 from typing import Any
@@ -7,23 +8,27 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from medvllm.errors import LoadError, MedVLLMError, WeightsMismatchError
-from medvllm.loading.config import model_class, read_config
+from medvllm.loading.config import read_config
 from medvllm.metadata import ModelMetadata
 from medvllm.options import LoadOptions
 from medvllm.sources import Snapshot
 
 # Architectures whose positions begin behind the padding token's id.
 _OFFSET_POSITIONS = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet"}
+_UNUSED = {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}
 _UNSET_LENGTH = 10**9  # transformers says 1e30 when no length is known
 
 
-def load_tokenizer(metadata: ModelMetadata, snapshot: Snapshot) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    metadata: ModelMetadata, snapshot: Snapshot, cls: type[Any] | None = None
+) -> PreTrainedTokenizerBase:
     """Return the entry's tokenizer; several threads may call it with different lengths at the same time.
 
-    `model_max_length` is the smallest of the entry's, the tokenizer's own and the model's positions.
+    `cls` is the class that the model was loaded with, where the caller chose one. `model_max_length` is the smallest of
+    the entry's, the tokenizer's own and the model's positions.
     """
-    behaviour, nothing = metadata.behaviour, LoadOptions()
-    config = read_config(metadata, nothing, snapshot, model_class(metadata, nothing, snapshot))
+    behaviour = metadata.behaviour
+    config = read_config(metadata, LoadOptions(), snapshot, cls or metadata.model_class)
     casing = {"do_lower_case": behaviour.do_lower_case, "strip_accents": behaviour.strip_accents}
     stated = {option: value for option, value in casing.items() if value is not None}
     try:
@@ -46,6 +51,7 @@ def load_tokenizer(metadata: ModelMetadata, snapshot: Snapshot) -> PreTrainedTok
     if config.model_type in _OFFSET_POSITIONS and positions != _UNSET_LENGTH:
         positions -= (config.pad_token_id or 0) + 1
     tokenizer.model_max_length = min(behaviour.max_length or _UNSET_LENGTH, tokenizer.model_max_length, positions)
+    tokenizer.truncation_side = "right"  # windows are counted from the beginning of a text
     return guarded(tokenizer)
 
 
@@ -95,6 +101,13 @@ def _check(metadata: ModelMetadata, snapshot: Snapshot, tokenizer: Any) -> None:
             f"{snapshot.path} needs a vocab.txt or tokenizer.json.",
             model=metadata.name,
             path=str(snapshot.path),
+        )
+    words = "".join(tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens) - _UNUSED)
+    if metadata.behaviour.do_lower_case is False and re.search("[a-z]", words) and not re.search("[A-Z]", words):
+        raise LoadError(
+            f"The vocabulary of model {metadata.name!r} has no capital letter, and the entry says that it is cased.\n"
+            "Every capitalised word would be unknown. Register it with: do_lower_case=True",
+            model=metadata.name,
         )
     normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
     if metadata.behaviour.do_lower_case is False and normalizer and normalizer.normalize_str("ALS") != "ALS":

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
+from medvllm.errors import LoadError
 from medvllm.residency.flight import Flight
 
 
@@ -65,10 +66,14 @@ class ModelCache(Generic[I]):
         with self._lock:
             return self._use(identity, lease)
 
-    def get(self, identity: I, load: Callable[[], Weighed], *, lease: bool = False) -> Resident[I]:
+    def get(
+        self, identity: I, load: Callable[[], Weighed], *, lease: bool = False, may_wait: bool = True
+    ) -> Resident[I]:
         """Return the resident model of `identity`; callers that come during a load share it.
 
-        With `lease`, the model is leased before any other thread can evict it; give it back with `release`.
+        With `lease`, the model is leased before any other thread can evict it; give it back with `release`. A caller
+        that is itself inside a load must not wait for another one (each could wait for the other): with
+        ``may_wait=False`` it gets a model of its own instead.
         """
         with self._lock:
             resident = self._use(identity, lease)
@@ -77,9 +82,11 @@ class ModelCache(Generic[I]):
             flight = self._flights.get(identity)
             if first := flight is None:
                 flight = self._flights[identity] = Flight()
-            flight.waiting += lease
-        if not first:
-            return flight.wait(identity.name)
+            elif flight.owner == threading.get_ident():
+                raise LoadError(f"Loading {identity.name!r} asks for itself, so it would wait for ever.")
+            if first or may_wait:
+                flight.waiting += lease
+                flight.leaving = False
 
         def make() -> Resident[I]:
             loaded = load()
@@ -89,14 +96,26 @@ class ModelCache(Generic[I]):
         def landed(resident: Resident[I]) -> None:
             with self._lock:
                 del self._flights[identity]
-                resident.leases = flight.waiting
+                flight.value = resident
+                resident.leases, resident.leaving = flight.waiting, flight.leaving
                 self._residents[identity] = resident
+                if resident.leaving and not resident.leases:
+                    self._drop(resident)
 
         def failed() -> None:
             with self._lock:
                 self._flights.pop(identity, None)
 
-        return flight.make(make, landed, failed)
+        if first:
+            return flight.make(make, landed, failed)
+        if not may_wait:
+            return replace(make(), leases=int(lease))
+        try:
+            return flight.wait()
+        except BaseException:  # also Ctrl-C while waiting: the lease that was asked for must not stay
+            if lease:
+                self._withdraw(flight)
+            raise
 
     def release(self, resident: Resident[I]) -> None:
         """Give a lease back."""
@@ -108,9 +127,11 @@ class ModelCache(Generic[I]):
     def evict(self, name: str | None = None) -> int:
         """Let the models of an entry go, all models when None; return how many left.
 
-        A leased model stays until its last lease ends.
+        A leased model stays until its last lease ends; one that is being loaded goes to its callers alone.
         """
         with self._lock:
+            for identity, flight in self._flights.items():
+                flight.leaving |= name is None or identity.name == name
             chosen = [r for r in self._residents.values() if name is None or r.identity.name == name]
             for resident in chosen:
                 resident.leaving = True
@@ -135,6 +156,13 @@ class ModelCache(Generic[I]):
     def __len__(self) -> int:
         with self._lock:
             return len(self._residents)
+
+    def _withdraw(self, flight: Flight[Resident[I]]) -> None:
+        with self._lock:
+            if flight.value is None:
+                flight.waiting -= 1
+                return
+        self.release(flight.value)
 
     def _use(self, identity: I, lease: bool) -> Resident[I] | None:
         resident = self._residents.get(identity) or self._take_back(identity)

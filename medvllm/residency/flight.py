@@ -2,8 +2,7 @@
 
 import copy
 import threading
-from collections.abc import Callable, Hashable
-from concurrent.futures import Future
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from medvllm.errors import LoadError, MedVLLMError
@@ -12,35 +11,37 @@ V = TypeVar("V")
 
 
 class Flight(Generic[V]):
-    """One attempt under way: who makes it, and how many wait for it."""
+    """One attempt under way. The cache changes `waiting`, `leaving` and `value`, under its lock."""
 
     def __init__(self) -> None:
         self.owner = threading.get_ident()
-        self.waiting = 0
-        self._future: Future[V] = Future()
+        self.waiting = 0  # leases that callers have asked for already
+        self.leaving = False  # evicted before it landed
+        self.value: V | None = None
+        self._error: BaseException | None = None
+        self._done = threading.Event()
 
     def make(self, make: Callable[[], V], landed: Callable[[V], None], failed: Callable[[], None]) -> V:
-        """Run the attempt. `landed` or `failed` runs before anybody who waits wakes up."""
+        """Run the attempt. `landed`, which sets `value`, or `failed` runs before anybody who waits wakes up."""
         try:
             value = make()
             landed(value)
+            return value
         except BaseException as error:
             failed()
-            self._future.set_exception(
-                error
-                if isinstance(error, Exception)
-                else LoadError("The load that this call waited for was interrupted.")
-            )
+            self._error = error
             raise
-        self._future.set_result(value)
-        return value
+        finally:
+            self._done.set()
 
-    def wait(self, what: Hashable) -> V:
+    def wait(self) -> V:
         """Return what the attempt made, or raise its error: once for all who waited."""
-        if self.owner == threading.get_ident():
-            raise LoadError(f"Loading {what} asks for itself, so it would wait for ever.")
-        try:
-            return self._future.result()
-        except MedVLLMError as error:
+        self._done.wait()
+        error = self._error
+        if isinstance(error, MedVLLMError):
             # Each thread raises an error of its own: a shared one would collect every thread's traceback.
-            raise copy.copy(error) from error
+            raise copy.copy(error) from error.__cause__
+        if error is not None:
+            raise LoadError(f"The load that this call waited for failed: {type(error).__name__}.") from error
+        assert self.value is not None  # neither failed nor landed cannot be
+        return self.value

@@ -30,18 +30,17 @@ def as_safetensors(snapshot: Snapshot) -> Snapshot:
     if weight_files(snapshot.path):
         return snapshot
     pickles = weight_files(snapshot.path, pickled=True)
-    target = settings.HOME() / "converted" / _key(snapshot, pickles)
+    target = settings.HOME() / "converted" / _key(snapshot)
     if not (target / _RECORD).is_file():
         _convert(snapshot, pickles, target)
     return replace(snapshot, weights=target)
 
 
-def _key(snapshot: Snapshot, pickles: list[Path]) -> str:
+def _key(snapshot: Snapshot) -> str:
     """Name the converted copy by commit or, for a folder of the user's own, by the files as they stand."""
     if snapshot.repo:
         return f"{snapshot.repo.replace('/', '--')}--{snapshot.commit}"
-    stamps = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in pickles]
-    return f"folder--{hashlib.sha256(repr(stamps).encode()).hexdigest()[:40]}"
+    return f"folder--{hashlib.sha256(snapshot.identity.encode()).hexdigest()[:40]}"
 
 
 def _convert(snapshot: Snapshot, pickles: list[Path], target: Path) -> None:

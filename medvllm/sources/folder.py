@@ -12,8 +12,12 @@ def resolve(path: Path, revision: str | None) -> Snapshot:
         raise RequestError(
             f"Revision {revision!r} was asked of {path}, but a folder has only what is in it.", option="revision"
         )
-    if not path.is_dir():
-        what = "is a file, not a folder" if path.exists() else "is not there"
+    try:
+        found, there = path.is_dir(), path.exists()
+    except OSError as error:  # a name longer than the file system takes
+        raise SnapshotNotFoundError(f"Folder '{str(path)[:80]}…' cannot be opened: {error.strerror}.") from error
+    if not found:
+        what = "is a file, not a folder" if there else "is not there"
         raise SnapshotNotFoundError(f"Folder '{path}' {what}.\nName the folder that holds config.json.", path=str(path))
     check_complete(path)
     return Snapshot(path, None, None, path)

@@ -1,5 +1,6 @@
 """A snapshot: a local folder with one commit's files, and what its files say of themselves."""
 
+import hashlib
 import json
 import math
 import struct
@@ -28,10 +29,29 @@ class Snapshot:
     commit: str | None
     weights: Path  # the folder that holds the weights: `path`, or where their converted copy lies
 
-    @property
+    @cached_property
     def identity(self) -> str:
-        """What two loads of the same bytes share: repo@commit, or the folder's real path."""
-        return f"{self.repo}@{self.commit}" if self.repo else str(self.path.resolve())
+        """What two loads of the same bytes share: repo@commit, or the folder's real path and its files' stamps."""
+        if self.repo:
+            return f"{self.repo}@{self.commit}"
+        digest = hashlib.sha256(repr(self.stamps).encode()).hexdigest()
+        return f"{self.path.resolve()}@{digest[:12]}"
+
+    @cached_property
+    def stamps(self) -> tuple[tuple[str, int, int], ...]:
+        """Name, size and modification time of the config and weight files, as they were when first asked."""
+        files = [self.path / "config.json", *weight_files(self.path), *weight_files(self.path, pickled=True)]
+        return tuple((file.name, status.st_size, status.st_mtime_ns) for file in files for status in [file.stat()])
+
+    def is_current(self) -> bool:
+        """Return whether the files are still those of the snapshot. A commit's never change; a user's folder may."""
+        if self.repo:
+            return True
+        try:
+            now = [(self.path / name).stat() for name, _, _ in self.stamps]
+        except OSError:
+            return False
+        return all((s.st_size, s.st_mtime_ns) == stamp[1:] for s, stamp in zip(now, self.stamps, strict=True))
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -64,7 +84,7 @@ class Snapshot:
             return {}
         facts: dict[str, Any] = {}
         modules = read_json(self.path / "modules.json", kind=list)
-        for module in modules:
+        for module in (module for module in modules if isinstance(module, dict)):
             kind, folder = str(module.get("type", "")).rpartition(".")[2], self.path / str(module.get("path", ""))
             if kind == "Pooling" and (folder / "config.json").is_file():
                 modes = read_json(folder / "config.json")
@@ -73,7 +93,8 @@ class Snapshot:
             if kind == "Normalize":
                 facts["normalize"] = True
         if (self.path / "sentence_bert_config.json").is_file():
-            facts["max_length"] = read_json(self.path / "sentence_bert_config.json").get("max_seq_length")
+            length = read_json(self.path / "sentence_bert_config.json").get("max_seq_length")
+            facts["max_length"] = length if type(length) is int and length > 0 else None
         return {fact: value for fact, value in facts.items() if value is not None}
 
 
@@ -152,6 +173,10 @@ def _is_plain(name: object) -> bool:
 def _header(file: Path) -> dict[str, Any]:
     """Return a safetensors header without its metadata; SourceError unless it fits the file to the byte."""
     size = file.stat().st_size
+    if size < 1024 and file.read_bytes().startswith(b"version https://git-lfs"):
+        raise IncompleteSnapshotError(
+            f"{file} is a pointer of Git LFS, not the weights.\nFetch them with: git lfs pull", path=str(file)
+        )
     try:
         with file.open("rb") as stream:
             start = stream.read(8)

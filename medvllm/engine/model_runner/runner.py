@@ -1,7 +1,7 @@
 """ModelRunner: a model's name and texts in, results out."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from medvllm.errors import RequestError, nearest
@@ -21,17 +21,20 @@ class ModelRunner:
     def __init__(self, name: "str | os.PathLike[str]", *, registry: ModelRegistry = registry, **options: Any) -> None:
         self._name, self._registry, self._options = name, registry, options
 
-    def embed(self, texts: Sequence[str]) -> "Embeddings":
+    def __repr__(self) -> str:
+        return f"ModelRunner({str(self._name)!r})"
+
+    def embed(self, texts: Iterable[str]) -> "Embeddings":
         """Return a vector for each text, pooled as the entry says; long texts are read in overlapping windows."""
         result: Embeddings = self.run("embed", texts)[0]
         return result
 
-    def fill_mask(self, texts: Sequence[str], *, top_k: int = 5) -> "list[list[list[Fill]]]":
+    def fill_mask(self, texts: Iterable[str], *, top_k: int = 5) -> "list[list[list[Fill]]]":
         """Return for each text, for each [MASK] in it, the `top_k` likeliest word pieces with their probabilities."""
         result: list[list[list[Fill]]] = self.run("fill-mask", texts, top_k=top_k)[0]
         return result
 
-    def run(self, task: str | None, texts: Sequence[str], **arguments: Any) -> tuple[Any, str, Receipt]:
+    def run(self, task: str | None, texts: Iterable[str], **arguments: Any) -> tuple[Any, str, Receipt]:
         """Return the task's result, the task (the entry's own when None) and the receipt of what answered."""
         from medvllm.engine.model_runner.tasks import TASKS
 

@@ -1,6 +1,7 @@
 """What a runner can do with a model: one function a task, from texts to results."""
 
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ class Fill:
     score: float
 
 
-def embed(lease: Lease, texts: Sequence[str]) -> Embeddings:
+def embed(lease: Lease, texts: Iterable[str]) -> Embeddings:
     """Return a vector for each text, pooled and normalised as the entry says (mean, not normalised, when it does not).
 
     A text longer than the model is read in overlapping windows, each of its tokens counted once.
@@ -48,7 +49,7 @@ def embed(lease: Lease, texts: Sequence[str]) -> Embeddings:
     encoder = lease.model.base_model
     vectors = torch.zeros(len(coverage), encoder.config.hidden_size)
     weights = torch.zeros(len(coverage), 1)
-    for batch in _batches(windows, str(lease.model.device)):
+    for batch in _shown(_batches(windows, str(lease.model.device))):
         inputs = _padded(lease, [window.input_ids for window in batch])
         with torch.inference_mode():
             hidden = encoder(**inputs).last_hidden_state.float()
@@ -66,13 +67,15 @@ def embed(lease: Lease, texts: Sequence[str]) -> Embeddings:
     return Embeddings(vectors, coverage)
 
 
-def fill_mask(lease: Lease, texts: Sequence[str], *, top_k: int = 5) -> list[list[list[Fill]]]:
+def fill_mask(lease: Lease, texts: Iterable[str], *, top_k: int = 5) -> list[list[list[Fill]]]:
     """Return for each text, for each of its gaps, the `top_k` likeliest word pieces, the likeliest first.
 
     A gap is written as [MASK] or as the tokenizer's own mask. InputTooLongError: the model cannot take a text whole.
     """
     import torch
 
+    if type(top_k) is not int or top_k < 1:
+        raise RequestError(f"top_k must be a whole number above 0, not {top_k!r}.", top_k=top_k)
     tokenizer, model = lease.tokenizer, lease.model
     if not type(model).__name__.endswith("ForMaskedLM") or tokenizer.mask_token_id is None:
         raise RequestError(
@@ -94,7 +97,7 @@ def fill_mask(lease: Lease, texts: Sequence[str], *, top_k: int = 5) -> list[lis
             raise RequestError(f"Text {position + 1} has no gap to fill.\nWrite the gap as: [MASK]", position=position)
         windows.append(Window(position, ids, [1] * len(ids)))
     results: list[list[list[Fill]]] = [[] for _ in marked]
-    for batch in _batches(windows, str(model.device)):
+    for batch in _shown(_batches(windows, str(model.device))):
         inputs = _padded(lease, [window.input_ids for window in batch])
         with torch.inference_mode():
             logits = model(**inputs).logits.float()
@@ -111,17 +114,25 @@ def fill_mask(lease: Lease, texts: Sequence[str], *, top_k: int = 5) -> list[lis
 TASKS: dict[str, Callable[..., Any]] = {"embed": embed, "fill-mask": fill_mask}
 
 
-def _batches(windows: list[Window], device: str) -> Iterator[list[Window]]:
-    """Give the windows in batches of like lengths, each within the device's budget of padded tokens."""
+def _shown(batches: list[list[Window]]) -> Iterable[list[Window]]:
+    """Give the batches with a progress bar on stderr, on a terminal and while there is more than one."""
+    if len(batches) < 2 or not sys.stderr.isatty():
+        return batches
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(batches, description="Running", console=Console(stderr=True), transient=True)
+
+
+def _batches(windows: list[Window], device: str) -> list[list[Window]]:
+    """Return the windows in batches of like lengths, each within the device's budget of padded tokens."""
     budget = BATCH_TOKENS.get(device, DEVICE_BATCH_TOKENS)
-    batch: list[Window] = []
+    batches: list[list[Window]] = []
     for window in sorted(windows, key=lambda window: -len(window.input_ids)):
-        if batch and len(batch[0].input_ids) * (len(batch) + 1) > budget:
-            yield batch
-            batch = []
-        batch.append(window)
-    if batch:
-        yield batch
+        if not batches or len(batches[-1][0].input_ids) * (len(batches[-1]) + 1) > budget:
+            batches.append([])
+        batches[-1].append(window)
+    return batches
 
 
 def _padded(lease: Lease, rows: list[list[int]]) -> "dict[str, torch.Tensor]":

@@ -1,6 +1,6 @@
 """Long texts -> windows of at most the model's length, and what of each text they cover."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,21 +23,29 @@ class Window:
 
 @dataclass(frozen=True)
 class Coverage:
-    """What of a text the model saw: content tokens, in how many windows, and whether the rest was left out."""
+    """What of a text the model saw: content tokens, in how many windows, and whether the rest was left out.
+
+    `unknown` of the tokens stand for words that the vocabulary lacks.
+    """
 
     tokens: int
+    unknown: int
     windows: int
     truncated: bool
 
 
-def check_texts(texts: Sequence[str]) -> list[str]:
+def check_texts(texts: Iterable[str]) -> list[str]:
     """Return the texts as a list, or raise RequestError that names the position, never the text."""
-    if isinstance(texts, str):
-        raise RequestError("Texts must be a list of texts, not one text.\nWrite it as: [text]")
-    for position, text in enumerate(texts):
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        kind = "one text" if isinstance(texts, str) else type(texts).__name__
+        raise RequestError(f"Texts must be a list of texts, not {kind}.\nWrite it as: [text]")
+    listed = list(texts)
+    for position, text in enumerate(listed, 1):
         if not isinstance(text, str):
-            raise RequestError(f"Text {position + 1} must be text, not {type(text).__name__}.")
-    return list(texts)
+            raise RequestError(f"Text {position} must be text, not {type(text).__name__}.")
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise RequestError(f"Text {position} is not Unicode: bytes of another encoding were read into it.")
+    return listed
 
 
 def split(
@@ -68,7 +76,14 @@ def split(
             counted = set(content) if shared else set(range(len(ids)))
             windows.append(Window(position, ids, [int(i in counted) for i in range(len(ids))]))
         tokens = sum(special.count(0) for _, special in kept) - step * (len(kept) - 1)
-        coverage.append(Coverage(tokens, len(kept), truncated=len(kept) < len(pieces)))
+        fresh = (
+            token
+            for window in windows[-len(kept) :]
+            for token, counts in zip(window.input_ids, window.counted, strict=True)
+            if counts
+        )
+        unknown = sum(token == tokenizer.unk_token_id for token in fresh)
+        coverage.append(Coverage(tokens, unknown, len(kept), truncated=len(kept) < len(pieces)))
     return windows, coverage
 
 
