@@ -95,11 +95,14 @@ class ModelMetadata:
     def completed(self, facts: Mapping[str, Any]) -> "ModelMetadata":
         """Return the metadata with `facts` of its behaviour filled in where nothing is known yet."""
         unknown = {fact: value for fact, value in facts.items() if getattr(self.behaviour, fact) is None}
-        if not unknown:
-            return self
-        filled = copy.copy(self)
-        object.__setattr__(filled, "behaviour", replace(self.behaviour, **unknown))
-        return filled
+        return self.changed(behaviour=replace(self.behaviour, **unknown)) if unknown else self
+
+    def changed(self, **attributes: Any) -> "ModelMetadata":
+        """Return a copy with other attributes; unlike `dataclasses.replace`, it imports no class."""
+        other = copy.copy(self)
+        for name, value in attributes.items():
+            object.__setattr__(other, name, value)
+        return other
 
     @property
     def class_paths(self) -> tuple[str | None, str | None]:
@@ -119,8 +122,10 @@ class ModelMetadata:
 
     def matches(self, task: str | None, tags: Sequence[str]) -> bool:
         """Return whether the model is ready for `task` and carries every one of `tags`."""
-        own: list[str] = self.__dict__["_tags"]  # no copy: a list of 100,000 entries asks each one
-        return (task is None or task in self.tasks) and all(tag in own for tag in tags)
+        # No copies: a listing asks each of perhaps 100,000 entries.
+        own: list[str] = self.__dict__["_tags"]
+        ready = task is None or task == self.behaviour.task or (task == "embed" and self.behaviour.pooling is not None)
+        return ready and all(tag in own for tag in tags)
 
     def to_dict(self) -> dict[str, Any]:
         """Return every fact as JSON has it: classes as references, facts that are not known as null."""

@@ -3,6 +3,7 @@
 import logging
 import os
 import threading
+import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -83,7 +84,7 @@ class ModelRegistry:
         self._catalog = catalog or Catalog()
         self._model_cache: ModelCache[Identity] = ModelCache()
         # What a call resolved to, so that a hit need not resolve it again; an entry is replaced, never changed.
-        self._resolved: dict[Hashable, _Resolved] = {}
+        self._resolved: dict[Hashable, tuple[_Resolved | None, Callable[[], Resident[Identity] | None]]] = {}
         self._tokenizer_lock = threading.Lock()  # guards _tokenizers, and is held while one loads
         self._tokenizers: dict[tuple[str, int, str, str], PreTrainedTokenizerBase] = {}
         self._nesting = threading.local()  # `.depth`: how many loads of ours this thread is inside of
@@ -270,11 +271,15 @@ class ModelRegistry:
     ) -> "tuple[_Resolved, Resident[Identity]]":
         """Return the resident model of a call, loading it when it is not in memory."""
         stated = LoadOptions.stated(options)
-        key = (name, stated, *(os.environ.get(setting.name) for setting in _SETTINGS))
-        target = self._resolved.get(key) if isinstance(name, str) else None
-        if target is not None and target.generation == self._catalog.generation() and target.snapshot.is_current():
-            resident = self._model_cache.hit(target.identity, lease=lease)
-            if resident is not None:
+        key = (name, stated, os.environ.get(settings.DEVICE.name), os.environ.get(settings.DTYPE.name))
+        target, found = self._resolved.get(key, _UNKNOWN) if isinstance(name, str) else _UNKNOWN
+        resident = found()
+        if target is not None and resident is not None and target.generation == self._catalog.generation():
+            if not target.snapshot.is_current():
+                self._leave(target.metadata.name)  # the folder has changed: what was loaded from it is outdated
+            elif (target.metadata.origin != "direct" or settings.DIRECT()) and self._model_cache.hit(
+                resident, lease=lease
+            ):
                 return target, resident
         target = self._resolve(name, stated)
         # Inside a load this thread holds the gate: waiting for another load, which needs the gate, would be for ever.
@@ -283,8 +288,8 @@ class ModelRegistry:
         if len(self._resolved) >= _REMEMBERED:
             self._resolved.clear()
         # What a folder's name means depends on the working directory and on links: not remembered.
-        if isinstance(name, str) and parse(name).kind != "folder":
-            self._resolved[key] = target
+        if isinstance(name, str) and not nested and parse(name).kind != "folder":
+            self._resolved[key] = target, weakref.ref(resident)
         return target, resident
 
     def _load(self, target: "_Resolved") -> "Weighed":
@@ -314,15 +319,15 @@ class ModelRegistry:
         if entry is not None:
             return entry
         if ref.kind == "name":
-            if "/" not in ref.name and self._catalog.near(ref.name):
-                raise self._catalog.not_found(
-                    ref.text, advice=f"\nA repository of that name is written as: hf://{ref.text}"
-                )
+            near = [] if "/" in ref.name else self._catalog.near(ref.name)
+            if near:
+                advice = f"\nA repository of that name is written as: hf://{ref.text}"
+                raise self._catalog.not_found(ref.text, advice=advice, near=near)
             if "/" not in ref.name and os.path.isdir(ref.name):
                 raise self._catalog.not_found(ref.text, advice=f"\nThe folder of that name is written as: ./{ref.text}")
             if not ref.is_repo_id:
                 raise self._catalog.not_found(
-                    ref.text, ", nor is it a repository's id", f"\nA folder is written as: ./{ref.text}"
+                    ref.text, ", nor is it a repository's id", advice=f"\nA folder is written as: ./{ref.text}"
                 )
         if not settings.DIRECT():
             raise self._catalog.not_found(ref.text, f", and direct loading is switched off ({settings.DIRECT.name})")
@@ -356,7 +361,7 @@ class ModelRegistry:
 
 
 _REMEMBERED = 10_000  # resolved calls
-_SETTINGS = (settings.DEVICE, settings.DTYPE, settings.DIRECT)  # what a call means depends on them
+_UNKNOWN: tuple[None, Callable[[], None]] = (None, lambda: None)
 
 
 @dataclass(frozen=True)

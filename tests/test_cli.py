@@ -178,9 +178,8 @@ def test_doctor() -> None:
     )
     gone = _medvllm("doctor", HF_ENDPOINT="http://127.0.0.1:9")
     assert gone.returncode == 0 and "does not answer" in gone.stdout
-    wrong = json.loads(
-        _medvllm("doctor", "--json", MEDVLLM_DEVICE="gpu", MEDVLLM_HUB_TIMEOUT="x", MEDVLLM_HOMEE="y").stdout
-    )
+    mistakes = {"MEDVLLM_DEVICE": "gpu", "MEDVLLM_HUB_TIMEOUT": "x", "MEDVLLM_HOMEE": "y"}
+    wrong = json.loads(_medvllm("doctor", "--json", **mistakes).stdout)
     assert wrong["setting"]["MEDVLLM_DEVICE"].startswith("wrong: Device 'gpu'")
     assert wrong["setting"]["MEDVLLM_HUB_TIMEOUT"].startswith("wrong: Setting MEDVLLM_HUB_TIMEOUT is 'x'")
     assert wrong["setting"]["MEDVLLM_HOMEE"] == "not a setting of medvllm; nearest: MEDVLLM_HOME"
@@ -188,14 +187,9 @@ def test_doctor() -> None:
 
 def test_output_that_cannot_be_written_is_an_error(mlm: Path) -> None:
     """A full disk behind a redirection: one line, not a traceback."""
+    command = [sys.executable, "-u", "-m", "medvllm.cli", "list"]
     with open("/dev/full", "w") as full:
-        run = subprocess.run(
-            [sys.executable, "-u", "-m", "medvllm.cli", "list"],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=60,
-        )
+        run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
     assert run.returncode == 1 and "No space left" in run.stderr and "Traceback" not in run.stderr
 
 

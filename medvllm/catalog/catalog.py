@@ -79,7 +79,7 @@ class Catalog:
                     model=name,
                 )
             newest = max(self._versions.get(name, 0), taken.version if taken else 0)
-            entry = ModelMetadata.build(name, model_type, facts, version=newest + 1)
+            entry = entry.changed(version=newest + 1)
             self._versions[name] = entry.version
             self._forget_aliases(name)
             self._own[name] = entry
@@ -142,6 +142,8 @@ class Catalog:
         pattern = None if match is None else match.casefold()
         with self._lock:
             entries = self._entries()
+        if kind is None and task is None and not tags and pattern is None:
+            return entries
         return {
             name: metadata
             for name, metadata in entries.items()
@@ -156,9 +158,11 @@ class Catalog:
             entries = self._entries()
         return nearest(name, entries, 3)
 
-    def not_found(self, name: str, why: str = "", advice: str = "") -> ModelNotFoundError:
-        """Return the error for a name that no entry answers to."""
-        near = self.near(name.partition("@")[0])
+    def not_found(
+        self, name: str, why: str = "", *, advice: str = "", near: list[str] | None = None
+    ) -> ModelNotFoundError:
+        """Return the error for a name that no entry answers to; `near` is what `near()` gave, when it was asked."""
+        near = self.near(name.partition("@")[0]) if near is None else near
         offer = f" Nearest: {', '.join(map(repr, near))}." if near else ""
         return ModelNotFoundError(
             f"Model {name!r} is not registered{why}.{offer}\nList them with: medvllm list{advice}",

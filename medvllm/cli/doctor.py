@@ -9,7 +9,7 @@ from typing import Any
 from medvllm import settings
 from medvllm.cli.models import Json
 from medvllm.cli.output import print_json, print_table
-from medvllm.errors import HubUnreachableError, MedVLLMError, nearest
+from medvllm.errors import MedVLLMError, nearest
 from medvllm.options import LoadOptions
 from medvllm.receipt import library_versions
 
@@ -69,5 +69,5 @@ def _hub(offline: bool) -> str:
         return f"{hub.endpoint()} is not asked: HF_HUB_OFFLINE is set"
     try:
         return f"{hub.endpoint()} answers in {hub.check_reachable() * 1000:.0f} ms"
-    except HubUnreachableError as error:
+    except MedVLLMError as error:  # also a wrong MEDVLLM_HUB_TIMEOUT
         return str(error)

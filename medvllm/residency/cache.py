@@ -44,6 +44,7 @@ class Resident(Generic[I]):
     last_used: float = 0.0
     hits: int = 0
     leases: int = 0
+    present: bool = True  # False once it has left
     leaving: bool = False  # evicted while leased: it goes when the last lease ends
 
 
@@ -61,10 +62,18 @@ class ModelCache(Generic[I]):
         self._flights: dict[I, Flight[Resident[I]]] = {}
         self._held: dict[I, tuple[weakref.ref[Any], Resident[I]]] = {}
 
-    def hit(self, identity: I, *, lease: bool = False) -> Resident[I] | None:
-        """Return the resident model and count the use, or None when it must be loaded."""
+    def hit(self, resident: Resident[I], *, lease: bool = False) -> bool:
+        """Count a use of a model that the caller found before; False when it has left since."""
+        now = self._clock()
+        # No call inside: a thread that is switched out while it holds the lock makes all others queue.
         with self._lock:
-            return self._use(identity, lease)
+            if resident.present:
+                resident.hits += 1
+                resident.last_used = now
+                resident.leases += lease
+                resident.leaving = False
+                return True
+        return False
 
     def get(
         self, identity: I, load: Callable[[], Weighed], *, lease: bool = False, may_wait: bool = True
@@ -178,12 +187,13 @@ class ModelCache(Generic[I]):
         model = reference() if reference is not None else None
         if model is None or resident is None:
             return None
-        resident.model = model
+        resident.model, resident.present = model, True
         self._residents[identity] = resident
         return resident
 
     def _drop(self, resident: Resident[I]) -> None:
         del self._residents[resident.identity]
+        resident.present = False
         self._forget_dead()
         # A copy without the model: whoever has just been handed `resident` still reads its model.
         self._held[resident.identity] = weakref.ref(resident.model), replace(resident, model=None, leaving=False)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,19 +40,22 @@ class Snapshot:
 
     @cached_property
     def stamps(self) -> tuple[tuple[str, int, int], ...]:
-        """Name, size and modification time of the config and weight files, as they were when first asked."""
+        """Path, size and modification time of the config and weight files, as they were when first asked."""
         files = [self.path / "config.json", *weight_files(self.path), *weight_files(self.path, pickled=True)]
-        return tuple((file.name, status.st_size, status.st_mtime_ns) for file in files for status in [file.stat()])
+        return tuple((str(file), status.st_size, status.st_mtime_ns) for file in files for status in [file.stat()])
 
     def is_current(self) -> bool:
         """Return whether the files are still those of the snapshot. A commit's never change; a user's folder may."""
         if self.repo:
             return True
         try:
-            now = [(self.path / name).stat() for name, _, _ in self.stamps]
+            for file, size, modified in self.stamps:
+                now = os.stat(file)
+                if now.st_size != size or now.st_mtime_ns != modified:
+                    return False
         except OSError:
             return False
-        return all((s.st_size, s.st_mtime_ns) == stamp[1:] for s, stamp in zip(now, self.stamps, strict=True))
+        return True
 
     @cached_property
     def config(self) -> dict[str, Any]:
