@@ -23,7 +23,7 @@ from medvllm.residency import ModelCache, Resident
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from medvllm.residency.cache import Weighed
     from medvllm.sources import Snapshot
@@ -295,7 +295,9 @@ class ModelRegistry:
     def _load(self, target: "_Resolved") -> "Weighed":
         self._nesting.depth = getattr(self._nesting, "depth", 0) + 1
         try:
-            return cast("Weighed", _loading().load_model(target.metadata, target.identity, target.snapshot))
+            return cast(
+                "Weighed", _loading().load_model(target.metadata, target.identity, target.config, target.snapshot)
+            )
         finally:
             self._nesting.depth -= 1
 
@@ -311,7 +313,8 @@ class ModelRegistry:
             level = logging.INFO if snapshot.repo is None else logging.WARNING
             logger.log(level, "%r is not registered: loaded directly, from %s", metadata.name, snapshot.identity)
         metadata = metadata.completed(snapshot.sentence_transformer)
-        return _Resolved(metadata, snapshot, _loading().identify(metadata, options, snapshot), generation)
+        identity, config = _loading().identify(metadata, options, snapshot)
+        return _Resolved(metadata, snapshot, identity, config, generation)
 
     def _find(self, ref: ModelRef) -> tuple[ModelMetadata, str | None]:
         """Return the metadata and revision that a reference means, falling back to direct loading."""
@@ -371,6 +374,7 @@ class _Resolved:
     metadata: ModelMetadata
     snapshot: "Snapshot"
     identity: Identity
+    config: "PreTrainedConfig"  # given to the model that is loaded: at most one is
     generation: tuple[int, int]
 
 

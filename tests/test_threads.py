@@ -44,7 +44,10 @@ def _fault(model: Any, dtype: str, tied: bool) -> str | None:
     return None
 
 
-def test_eight_threads_a_hundred_rounds(registry: ModelRegistry, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "rounds", [100, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])], ids=str
+)
+def test_eight_threads_many_rounds(registry: ModelRegistry, tmp_path: Path, rounds: int) -> None:
     """Mixed models, dtypes, heads, loads and forwards: each model is as it is when loaded alone."""
     for name, make in MAKERS.items():
         registry.register(name, "generic", model_path=str(make(tmp_path / name)))
@@ -57,7 +60,7 @@ def test_eight_threads_a_hundred_rounds(registry: ModelRegistry, tmp_path: Path)
 
     def work(seed: int) -> None:
         choose = random.Random(seed)
-        for _ in range(100):
+        for _ in range(rounds):
             name, dtype = choose.choice(pairs)
             with registry.lease(name, dtype=dtype) as lease:
                 fault = _fault(lease.model, dtype, tied=name in ("tied-bert", "tied-gpt2", "roberta"))

@@ -61,7 +61,10 @@ def concrete_class(metadata: ModelMetadata, cls: type[Any], config: PreTrainedCo
 def read_config(
     metadata: ModelMetadata, options: LoadOptions, snapshot: Snapshot, cls: type[Any] | None
 ) -> PreTrainedConfig:
-    """Return the model's config with the overrides of `options` applied; `cls` may bring a config class of its own."""
+    """Return the model's config: the one that `options` give, else the checkpoint's.
+
+    `cls` may bring a config class of its own.
+    """
     given = options.config
     try:
         config = _from_dict(metadata, json.loads(given), cls) if given else _from_snapshot(metadata, snapshot, cls)
@@ -77,24 +80,27 @@ def read_config(
         raise kind(
             f"The {what} cannot be used: {type(error).__name__}: {str(error)[:300]}", model=metadata.name
         ) from error
+    return config
+
+
+def override(config: PreTrainedConfig, options: LoadOptions) -> tuple[tuple[str, str], ...]:
+    """Apply the overrides of `options` to the config, and return those that changed it.
+
+    RequestError names one that is no field of the config, or that cannot have that value.
+    """
+    fields = {**config.to_dict(), **config.attribute_map, "num_labels": config.num_labels}
+    if unknown := next((field for field, _ in options.overrides if field not in fields), None):
+        raise unknown_option(unknown, fields)
+    changed = []
     for field, text in options.overrides:
+        if json.dumps(getattr(config, field, None), sort_keys=True, default=repr) == text:
+            continue
         try:
             setattr(config, field, json.loads(text))
         except Exception as error:
             raise RequestError(f"Option {field!r} cannot be {text[:80]}: {str(error)[:200]}", option=field) from error
-    return config
-
-
-def effective_overrides(config: PreTrainedConfig, options: LoadOptions) -> tuple[tuple[str, str], ...]:
-    """Return the overrides that change the config; RequestError names one that is no field of it."""
-    fields = {**config.to_dict(), **config.attribute_map, "num_labels": config.num_labels}
-    if unknown := next((field for field, _ in options.overrides if field not in fields), None):
-        raise unknown_option(unknown, fields)
-    return tuple(
-        (field, text)
-        for field, text in options.overrides
-        if json.dumps(getattr(config, field, None), sort_keys=True, default=repr) != text
-    )
+        changed.append((field, text))
+    return tuple(changed)
 
 
 def refuse_remote_code(name: str, snapshot: Snapshot) -> None:

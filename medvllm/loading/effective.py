@@ -3,6 +3,8 @@
 import json
 from dataclasses import replace
 
+from transformers import PreTrainedConfig
+
 from medvllm.loading import config, device
 from medvllm.metadata import ModelMetadata
 from medvllm.options import Identity, LoadOptions
@@ -18,8 +20,8 @@ def filled(metadata: ModelMetadata, stated: LoadOptions) -> LoadOptions:
     return replace(options, device=device.resolve(options.device or "cpu"))
 
 
-def identify(metadata: ModelMetadata, options: LoadOptions, snapshot: Snapshot) -> Identity:
-    """Return the identity of a load: what `options` leave open is the checkpoint's own.
+def identify(metadata: ModelMetadata, options: LoadOptions, snapshot: Snapshot) -> tuple[Identity, PreTrainedConfig]:
+    """Return the identity of a load, and its config: what `options` leave open is the checkpoint's own.
 
     What says aloud what holds anyway is left out, so that it makes no difference.
     """
@@ -31,7 +33,8 @@ def identify(metadata: ModelMetadata, options: LoadOptions, snapshot: Snapshot) 
         given = None
     base = own if given is None else config.read_config(metadata, LoadOptions(config=given), snapshot, named)
     attention = "sdpa" if getattr(cls, "_supports_sdpa", False) else "eager"
-    return Identity(
+    overrides = config.override(base, options)
+    identity = Identity(
         metadata.name,
         metadata.version,
         metadata.origin,
@@ -43,9 +46,10 @@ def identify(metadata: ModelMetadata, options: LoadOptions, snapshot: Snapshot) 
             model_class=cls,
             attn_implementation=None if options.attn_implementation == attention else options.attn_implementation,
             config=given,
-            overrides=config.effective_overrides(base, options),
+            overrides=overrides,
         ),
     )
+    return identity, base
 
 
 def _dtype(options: LoadOptions, snapshot: Snapshot) -> str:

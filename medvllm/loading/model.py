@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from transformers import PreTrainedConfig
 
 from medvllm.errors import (
     DeviceMemoryError,
@@ -18,7 +19,6 @@ from medvllm.errors import (
     UnsafeWeightsError,
     WeightsMismatchError,
 )
-from medvllm.loading.config import read_config
 from medvllm.loading.gate import foreign_load_running, gate, retie, wait_until_quiet
 from medvllm.loading.memory import Loaded, size_bytes
 from medvllm.metadata import ModelMetadata
@@ -30,8 +30,10 @@ logger = logging.getLogger(__name__)
 _ATTEMPTS = 10  # a load elsewhere that does not take the gate may spoil one of ours
 
 
-def load_model(metadata: ModelMetadata, identity: Identity, snapshot: Snapshot) -> Loaded:
+def load_model(metadata: ModelMetadata, identity: Identity, config: PreTrainedConfig, snapshot: Snapshot) -> Loaded:
     """Return the model that `identity` describes, in eval mode on its device, every weight accounted for.
+
+    `config` becomes the model's own.
 
     WeightsMismatchError: weights are missing or misshapen, or there are layers that the config has no place for.
     UnsafeWeightsError: loading would run code. DeviceMemoryError: no room. LoadError: anything else.
@@ -39,7 +41,6 @@ def load_model(metadata: ModelMetadata, identity: Identity, snapshot: Snapshot) 
     start = time.perf_counter()
     options = identity.options
     cls: Any = options.model_class
-    config = read_config(metadata, options, snapshot, cls)
     dtype = getattr(torch, options.dtype or "float32")
     if dtype is torch.float16 and options.device == "cpu":
         logger.warning("%r runs in float16 on the CPU, several times slower than in float32 or bfloat16", metadata.name)
