@@ -1,7 +1,7 @@
 """The entries a process can see, in the order in which they are looked up."""
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import count
@@ -25,13 +25,8 @@ class Store(Protocol):
 class Catalog:
     """This process's registrations, then the stored entries, then the built-ins: the first that knows a name wins."""
 
-    def __init__(
-        self,
-        store: Store | None = None,
-        builtins: Callable[[], dict[str, ModelMetadata]] = builtin_entries,
-    ) -> None:
+    def __init__(self, store: Store | None = None) -> None:
         self._store = store
-        self._read_builtins = builtins
         self._lock = threading.Lock()  # guards everything below; held for look-ups, never for I/O of a load
         self._own: dict[str, ModelMetadata] = {}
         self._own_aliases: dict[str, str] = {}  # other names of this process's entries
@@ -42,7 +37,7 @@ class Catalog:
 
     @cached_property
     def _builtins(self) -> dict[str, ModelMetadata]:
-        return self._read_builtins()
+        return builtin_entries()
 
     @cached_property
     def _builtin_aliases(self) -> dict[str, str]:
@@ -104,13 +99,6 @@ class Catalog:
                 self._changed()
         if not found:
             raise self.not_found(name)
-
-    def get(self, name: str) -> ModelMetadata:
-        """Return the entry of that name or alias, or raise ModelNotFoundError with near names."""
-        found = self.find(name)
-        if found is None:
-            raise self.not_found(name)
-        return found
 
     def find(self, name: str) -> ModelMetadata | None:
         """Return the entry of that name or alias, or None."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from medvllm import settings
 from medvllm.errors import IncompleteSnapshotError, SourceError, UnsafeWeightsError
-from medvllm.sources.snapshot import Snapshot, read_json, weight_files
+from medvllm.sources.snapshot import Snapshot, weight_files
 
 logger = logging.getLogger(__name__)
 
@@ -148,11 +148,6 @@ def _digest(file: Path) -> dict[str, Any]:
             "size": file.stat().st_size,
             "sha256": hashlib.file_digest(stream, "sha256").hexdigest(),
         }
-
-
-def conversion_record(snapshot: Snapshot) -> dict[str, Any] | None:
-    """Return the digests of original and converted files, for a snapshot whose weights were converted."""
-    return read_json(snapshot.weights / _RECORD) if snapshot.weights != snapshot.path else None
 
 
 if __name__ == "__main__":

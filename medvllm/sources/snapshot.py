@@ -18,7 +18,6 @@ __all__ = ["Snapshot", "read_json", "weight_files"]
 MAX_HEADER = 100_000_000  # bytes; the safetensors format allows no more
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
-SAFETENSORS, PICKLE = ("model.safetensors",), ("pytorch_model.bin",)
 
 
 @dataclass(frozen=True)
