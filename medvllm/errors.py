@@ -12,7 +12,7 @@ holds the text of a note, a prompt or a token.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "UnsafeWeightsError",
     "WeightsMismatchError",
     "nearest",
+    "offer",
 ]
 
 
@@ -142,3 +143,8 @@ def nearest(word: str, candidates: Iterable[str], n: int = 1) -> list[str]:
                 scored.append((-matcher.ratio(), candidate))
                 break
     return [candidate for _, candidate in sorted(scored)[:n]]
+
+
+def offer(near: Sequence[str]) -> str:
+    """Return near names as a message ends with them, or nothing when there are none."""
+    return f" Nearest: {', '.join(map(repr, near))}." if near else ""

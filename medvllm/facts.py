@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from medvllm.classes import is_reference
-from medvllm.errors import RequestError, nearest
+from medvllm.errors import RequestError, nearest, offer
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,12 @@ def checked(model: str, keyword: str, value: Any) -> tuple[str, Any]:
     if known is None:
         near = nearest(keyword, keywords())
         raise RequestError(
-            f"Unknown keyword {keyword!r} for model {model!r}.{f' Nearest: {near[0]!r}.' if near else ''}\n"
-            f"It takes: {', '.join(sorted(keywords()))}",
+            f"Unknown keyword {keyword!r} for model {model!r}.{offer(near)}\nIt takes: {', '.join(sorted(keywords()))}",
             keyword=keyword,
             candidates=tuple(near),
         )
     group, hint = known
-    options = get_args(hint) if isinstance(hint, UnionType) or type(hint).__name__ == "_UnionGenericAlias" else (hint,)
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     for option in options:
         fits, kept = _fit(option, value)
         if fits and not (hint is Class and isinstance(value, str) and not is_reference(value)):

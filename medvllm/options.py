@@ -7,7 +7,7 @@ from typing import Any
 
 from medvllm import settings
 from medvllm.classes import class_path, is_reference
-from medvllm.errors import RequestError, UnsafeWeightsError, nearest
+from medvllm.errors import RequestError, UnsafeWeightsError, nearest, offer
 
 __all__ = ["Identity", "LoadOptions", "dtype_name", "unknown_option"]
 
@@ -140,8 +140,7 @@ def unknown_option(name: str, fields: Mapping[str, Any]) -> RequestError:
     """Return the error for an option that is neither ours nor a field of the model's config."""
     near = nearest(name, (*_KNOWN, *fields))
     return RequestError(
-        f"Unknown option {name!r}.{f' Nearest: {near[0]!r}.' if near else ''}\n"
-        f"It takes: {', '.join(_KNOWN)}, and the fields of the model's config.",
+        f"Unknown option {name!r}.{offer(near)}\nIt takes: {', '.join(_KNOWN)}, and the fields of the model's config.",
         option=name,
         candidates=tuple(near),
     )

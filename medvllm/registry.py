@@ -208,15 +208,12 @@ class ModelRegistry:
         self, name: "str | os.PathLike[str]", *, revision: str | None = None
     ) -> "PreTrainedTokenizerBase":
         """Return the tokenizer of that name with the entry's casing and length; threads may share it."""
-        metadata, named_revision = self._find(parse(name))
-        snapshot = _sources().resolve(metadata, revision or named_revision)
+        metadata, snapshot = self._fetch(name, revision)
         return self._tokenizer(metadata.completed(snapshot.sentence_transformer), snapshot)
 
     def pull(self, name: "str | os.PathLike[str]", *, revision: str | None = None) -> Path:
         """Return the local folder of a model's files, fetched if they are not here; nothing is loaded."""
-        metadata, named_revision = self._find(parse(name))
-        snapshot: Snapshot = _sources().resolve(metadata, revision or named_revision)
-        return snapshot.path
+        return self._fetch(name, revision)[1].path
 
     def resident(self) -> list[ResidentModel]:
         """Return what is in memory, in the order of loading."""
@@ -315,6 +312,10 @@ class ModelRegistry:
         metadata = metadata.completed(snapshot.sentence_transformer)
         identity, config = _loading().identify(metadata, options, snapshot)
         return _Resolved(metadata, snapshot, identity, config, generation)
+
+    def _fetch(self, name: "str | os.PathLike[str]", revision: str | None) -> "tuple[ModelMetadata, Snapshot]":
+        metadata, named_revision = self._find(parse(name))
+        return metadata, _sources().resolve(metadata, revision or named_revision)
 
     def _find(self, ref: ModelRef) -> tuple[ModelMetadata, str | None]:
         """Return the metadata and revision that a reference means, falling back to direct loading."""

@@ -20,7 +20,7 @@ def test_every_error_survives_pickle_with_its_facts(kind: type[MedVLLMError]) ->
 
 def test_everything_exported_exists_and_every_error_is_exported() -> None:
     """`__all__` is the tree."""
-    assert {kind.__name__ for kind in CLASSES} | {"nearest"} == set(errors.__all__)
+    assert {kind.__name__ for kind in CLASSES} | {"nearest", "offer"} == set(errors.__all__)
 
 
 def test_errors_are_also_the_builtin_kind_that_callers_expect() -> None:

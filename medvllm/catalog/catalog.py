@@ -8,7 +8,7 @@ from itertools import count
 from typing import Any, Protocol
 
 from medvllm.catalog.builtin import builtin_entries
-from medvllm.errors import CatalogError, ModelExistsError, ModelNotFoundError, nearest
+from medvllm.errors import CatalogError, ModelExistsError, ModelNotFoundError, nearest, offer
 from medvllm.metadata import ModelMetadata, ModelType
 from medvllm.names import valid_name
 
@@ -151,9 +151,8 @@ class Catalog:
     ) -> ModelNotFoundError:
         """Return the error for a name that no entry answers to; `near` is what `near()` gave, when it was asked."""
         near = self.near(name.partition("@")[0]) if near is None else near
-        offer = f" Nearest: {', '.join(map(repr, near))}." if near else ""
         return ModelNotFoundError(
-            f"Model {name!r} is not registered{why}.{offer}\nList them with: medvllm list{advice}",
+            f"Model {name!r} is not registered{why}.{offer(near)}\nList them with: medvllm list{advice}",
             model=name,
             candidates=tuple(near),
         )

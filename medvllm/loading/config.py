@@ -88,6 +88,8 @@ def override(config: PreTrainedConfig, options: LoadOptions) -> tuple[tuple[str,
 
     RequestError names one that is no field of the config, or that cannot have that value.
     """
+    if not options.overrides:
+        return ()
     fields = {**config.to_dict(), **config.attribute_map, "num_labels": config.num_labels}
     if unknown := next((field for field, _ in options.overrides if field not in fields), None):
         raise unknown_option(unknown, fields)

@@ -59,15 +59,17 @@ def _genuine_tie_weights() -> Any:
 _TIE_WEIGHTS = _genuine_tie_weights()
 
 
-def restore_tie_weights() -> bool:
-    """Put the original `tie_weights` back if it is swapped; return whether it was."""
-    if PreTrainedModel.tie_weights is _TIE_WEIGHTS:
-        return False
+def restore_tie_weights() -> None:
+    """Put the original `tie_weights` back if it was left swapped.
+
+    A load elsewhere that is under way needs its swap; ours is checked and tied again afterwards.
+    """
+    if PreTrainedModel.tie_weights is _TIE_WEIGHTS or foreign_load_running():
+        return
     PreTrainedModel.tie_weights = _TIE_WEIGHTS  # type: ignore[method-assign]
     logger.warning(
         "PreTrainedModel.tie_weights had been left replaced by loads outside the registry that overlapped; put right"
     )
-    return True
 
 
 def retie(model: PreTrainedModel, missing_keys: set[str]) -> None:
@@ -79,18 +81,12 @@ def retie(model: PreTrainedModel, missing_keys: set[str]) -> None:
 def gate() -> Iterator[None]:
     """Let one load of ours through at a time; a swap that others left behind is put right before and after it."""
     with _GATE:
-        _restore_unless_in_use()
+        restore_tie_weights()
         try:
             with _quiet():
                 yield
         finally:
-            _restore_unless_in_use()
-
-
-def _restore_unless_in_use() -> None:
-    # A load elsewhere that is under way needs its swap; ours is checked and tied again afterwards.
-    if PreTrainedModel.tie_weights is not _TIE_WEIGHTS and not foreign_load_running():
-        restore_tie_weights()
+            restore_tie_weights()
 
 
 @contextmanager

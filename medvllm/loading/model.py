@@ -189,12 +189,12 @@ def _check_weights(metadata: ModelMetadata, model: Any, info: Any) -> None:
 
 def _surplus_layer(model: Any, unexpected: Iterable[str]) -> str | None:
     """Return a key of a layer beyond the model's last, or None: such a checkpoint would lose layers in silence."""
+    stacks = {name: len(module) for name, module in model.named_modules() if isinstance(module, torch.nn.ModuleList)}
     for key in unexpected:
         for match in re.finditer(r"\.(\d+)\.", key):
             path = key[: match.start()]
             for stack in (path, path.removeprefix(f"{model.base_model_prefix}."), f"{model.base_model_prefix}.{path}"):
-                module = dict(model.named_modules()).get(stack)
-                if isinstance(module, torch.nn.ModuleList) and int(match[1]) >= len(module):
+                if stack in stacks and int(match[1]) >= stacks[stack]:
                     return str(key)
     return None
 

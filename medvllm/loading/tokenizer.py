@@ -15,7 +15,7 @@ from medvllm.sources import Snapshot
 
 # Architectures whose positions begin behind the padding token's id.
 _OFFSET_POSITIONS = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet"}
-_UNUSED = {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}
+_BERT_SPECIAL = {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}  # also where a tokenizer does not declare them
 _UNSET_LENGTH = 10**9  # transformers says 1e30 when no length is known
 
 
@@ -95,20 +95,23 @@ def _rebuild(base: type[Any], state: dict[str, Any]) -> PreTrainedTokenizerBase:
 
 def _check(metadata: ModelMetadata, snapshot: Snapshot, tokenizer: Any) -> None:
     """Refuse a tokenizer without words, or with another casing than the entry's."""
-    if len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) == 0:
+    vocabulary = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
+    if not vocabulary:
         raise WeightsMismatchError(
             f"The tokenizer of model {metadata.name!r} has no vocabulary: every word would be unknown.\n"
             f"{snapshot.path} needs a vocab.txt or tokenizer.json.",
             model=metadata.name,
             path=str(snapshot.path),
         )
-    words = "".join(tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens) - _UNUSED)
-    if metadata.behaviour.do_lower_case is False and re.search("[a-z]", words) and not re.search("[A-Z]", words):
+    if metadata.behaviour.do_lower_case is not False:
+        return
+    words = "".join(vocabulary - _BERT_SPECIAL)
+    if re.search("[a-z]", words) and not re.search("[A-Z]", words):
         raise LoadError(
             f"The vocabulary of model {metadata.name!r} has no capital letter, and the entry says that it is cased.\n"
             "Every capitalised word would be unknown. Register it with: do_lower_case=True",
             model=metadata.name,
         )
     normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
-    if metadata.behaviour.do_lower_case is False and normalizer and normalizer.normalize_str("ALS") != "ALS":
+    if normalizer and normalizer.normalize_str("ALS") != "ALS":
         raise LoadError(f"The tokenizer of model {metadata.name!r} lowercases, and the entry says that it must not.")

@@ -59,9 +59,9 @@ def _convert(snapshot: Snapshot, pickles: list[Path], target: Path) -> None:
                 work.rename(target)
             finally:
                 shutil.rmtree(work, ignore_errors=True)
+    except SourceError:
+        raise
     except OSError as error:
-        if isinstance(error, SourceError):
-            raise
         raise SourceError(
             f"{snapshot.path} could not be converted to safetensors: {error}.", path=str(snapshot.path)
         ) from error

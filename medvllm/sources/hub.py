@@ -61,7 +61,7 @@ def endpoint() -> str:
     return str(constants.ENDPOINT)
 
 
-def check_reachable(timeout_s: float | None = None) -> float:
+def check_reachable() -> float:
     """Return the seconds that a connection to the Hub took, or raise HubUnreachableError.
 
     huggingface_hub itself tries for 23 s, for each file, before it gives up.
@@ -74,7 +74,7 @@ def check_reachable(timeout_s: float | None = None) -> float:
     port = url.port or (443 if url.scheme == "https" else 80)
     start = time.perf_counter()
     try:
-        socket.create_connection((url.hostname or host, port), timeout_s or settings.HUB_TIMEOUT()).close()
+        socket.create_connection((url.hostname or host, port), settings.HUB_TIMEOUT()).close()
     except OSError as error:
         raise HubUnreachableError(f"The Hub at {endpoint()} does not answer: {error}.", endpoint=endpoint()) from error
     return time.perf_counter() - start

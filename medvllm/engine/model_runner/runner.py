@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from medvllm.errors import RequestError, nearest
+from medvllm.errors import RequestError, nearest, offer
 from medvllm.receipt import Receipt
 from medvllm.registry import ModelRegistry, registry
 
@@ -43,8 +43,7 @@ class ModelRunner:
             if chosen not in TASKS:
                 near = nearest(chosen, TASKS)
                 raise RequestError(
-                    f"Task {chosen!r} is not known.{f' Nearest: {near[0]!r}.' if near else ''}\n"
-                    f"There is: {', '.join(TASKS)}",
+                    f"Task {chosen!r} is not known.{offer(near)}\nThere is: {', '.join(TASKS)}",
                     task=chosen,
                 )
             return TASKS[chosen](lease, texts, **arguments), chosen, lease.receipt
