@@ -3,7 +3,8 @@
 MedVLLMError(Exception)
   SettingError(ValueError)   ModelNameError(ValueError)   MissingDependencyError(ImportError)
   ModelNotFoundError(KeyError)   ModelExistsError(ValueError)   CatalogError
-  SourceError(OSError) > SnapshotNotFoundError, IncompleteSnapshotError, GatedModelError, HubUnreachableError
+  SourceError(OSError) > SnapshotNotFoundError, IncompleteSnapshotError, GatedModelError, HubUnreachableError,
+                         DigestMismatchError
   LoadError(RuntimeError) > WeightsMismatchError, UnsafeWeightsError, DeviceMemoryError
   RequestError(ValueError) > InputTooLongError
 
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 __all__ = [
     "CatalogError",
     "DeviceMemoryError",
+    "DigestMismatchError",
     "GatedModelError",
     "HubUnreachableError",
     "IncompleteSnapshotError",
@@ -100,6 +102,10 @@ class GatedModelError(SourceError):
 
 class HubUnreachableError(SourceError):
     """The Hub does not answer, or the library is set to offline."""
+
+
+class DigestMismatchError(SourceError):
+    """A file is not the one that was listed, locked or bundled."""
 
 
 class LoadError(MedVLLMError, RuntimeError):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from medvllm.residency.cache import Weighed
-    from medvllm.sources import Snapshot
+    from medvllm.sources import LockedModel, Snapshot
 
 __all__ = ["Lease", "ModelMetadata", "ModelRegistry", "ModelType", "ResidentModel", "registry"]
 
@@ -211,9 +211,38 @@ class ModelRegistry:
         metadata, snapshot = self._fetch(name, revision)
         return self._tokenizer(metadata.completed(snapshot.sentence_transformer), snapshot)
 
-    def pull(self, name: "str | os.PathLike[str]", *, revision: str | None = None) -> Path:
-        """Return the local folder of a model's files, fetched if they are not here; nothing is loaded."""
+    def pull(self, name: "str | os.PathLike[str]", *, revision: str | None = None, refresh: bool = False) -> Path:
+        """Return the local folder of a model's files, fetched if they are not here; nothing is loaded.
+
+        A branch stays at the commit that it had when it was first asked for; `refresh` asks for its commit of today.
+        """
+        if refresh:
+            _sources().refresh(self._find(parse(name))[0], revision)
         return self._fetch(name, revision)[1].path
+
+    def lock(self, *names: "str | os.PathLike[str]") -> "dict[str, LockedModel]":
+        """Approve models as they are: write commit, and size and SHA-256 of every file, into the lock file.
+
+        The files are fetched if they are not here. From then on a load of another commit or byte is refused. Returns
+        what was written, by entry name.
+        """
+        sources = _sources()
+        locked: dict[str, LockedModel] = {}
+        for name in names:
+            metadata, revision = self._find(parse(name))
+            locked[metadata.name] = sources.to_lock(sources.resolve(metadata, revision))
+        sources.Lock.current().update(locked)
+        return locked
+
+    def verify(self, *names: "str | os.PathLike[str]") -> dict[str, dict[str, str]]:
+        """Hash the files of locked models, all when none is named, and return for each model what differs by file.
+
+        An empty dict means that every byte is the approved one. No network is used.
+        """
+        sources = _sources()
+        named = tuple(self._find(parse(name))[0].name for name in names)
+        locked = sources.Lock.current().selected(named)
+        return {name: sources.verify(self._find(parse(name))[0], model) for name, model in locked.items()}
 
     def resident(self) -> list[ResidentModel]:
         """Return what is in memory, in the order of loading."""
@@ -304,7 +333,7 @@ class ModelRegistry:
         metadata, revision = self._find(parse(name))
         # Before anything is fetched: a device that is not here would waste a download.
         options = _loading().filled(metadata, stated)
-        snapshot = _sources().resolve(metadata, stated.revision or revision)
+        snapshot = self._snapshot(metadata, stated.revision or revision)
         if metadata.origin == "direct":
             # A folder was named on purpose; a repository may be a misspelt name.
             level = logging.INFO if snapshot.repo is None else logging.WARNING
@@ -315,7 +344,14 @@ class ModelRegistry:
 
     def _fetch(self, name: "str | os.PathLike[str]", revision: str | None) -> "tuple[ModelMetadata, Snapshot]":
         metadata, named_revision = self._find(parse(name))
-        return metadata, _sources().resolve(metadata, revision or named_revision)
+        return metadata, self._snapshot(metadata, revision or named_revision)
+
+    @staticmethod
+    def _snapshot(metadata: ModelMetadata, revision: str | None) -> "Snapshot":
+        """Return a model's files, checked against the lock."""
+        sources = _sources()
+        snapshot: Snapshot = sources.resolve(metadata, revision, locked=sources.Lock.current().find(metadata.name))
+        return snapshot
 
     def _find(self, ref: ModelRef) -> tuple[ModelMetadata, str | None]:
         """Return the metadata and revision that a reference means, falling back to direct loading."""

@@ -50,16 +50,14 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _folder(text: str) -> Path:
+def _path(text: str) -> Path:
     try:
         return Path(text).expanduser().absolute()
     except (RuntimeError, OSError):
-        raise ValueError("not a folder that can be found") from None
+        raise ValueError("not a path that can be found") from None
 
 
-HOME = Setting(
-    "MEDVLLM_HOME", "~/.medvllm", _folder, "Folder for what medvllm itself keeps, such as converted weights."
-)
+HOME = Setting("MEDVLLM_HOME", "~/.medvllm", _path, "Folder for what medvllm itself keeps, such as converted weights.")
 DIRECT = Setting(
     "MEDVLLM_DIRECT",
     "on",
@@ -81,6 +79,17 @@ DTYPE = Setting(
 HUB_TIMEOUT = Setting(
     "MEDVLLM_HUB_TIMEOUT", "5", _seconds, "Seconds to wait for the Hub to accept a connection before giving up."
 )
+LOCK = Setting("MEDVLLM_LOCK", "medvllm.lock", _path, "The lock file that loads are checked against, if it is there.")
+REQUIRE_LOCK = Setting("MEDVLLM_REQUIRE_LOCK", "off", _switch, "Whether only models of the lock file may be loaded.")
 DEBUG = Setting("MEDVLLM_DEBUG", "off", _switch, "Whether the command line shows a traceback with an error.")
 
-SETTINGS: tuple[Setting[Any], ...] = (HOME, DIRECT, DEVICE, DTYPE, HUB_TIMEOUT, DEBUG)  # each has its own type
+SETTINGS: tuple[Setting[Any], ...] = (
+    HOME,
+    DIRECT,
+    DEVICE,
+    DTYPE,
+    HUB_TIMEOUT,
+    LOCK,
+    REQUIRE_LOCK,
+    DEBUG,
+)  # each has its own type

@@ -56,6 +56,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.setenv("MEDVLLM_HOME", str(folder / "medvllm"))
+    monkeypatch.setenv("MEDVLLM_LOCK", str(folder / "medvllm.lock"))
     return folder
 
 
@@ -64,10 +65,7 @@ def hub(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
     """An empty loopback Hub with an empty cache."""
     from huggingface_hub import constants
 
-    from medvllm.sources import hub as hub_source
-
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
-    hub_source._commits.clear()
     _hub._repos.clear()
     _hub._rules.clear()
     _hub.log.clear()

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from medvllm import __version__
-from medvllm.cli import doctor, models, run
+from medvllm.cli import doctor, lock, models, run
 
 app = typer.Typer(
     help="Say a model's name and get that model.",
@@ -34,4 +34,6 @@ app.command("list")(models.list_)
 app.command("show")(models.show)
 app.command("pull")(models.pull)
 app.command("run")(run.run)
+app.command("lock")(lock.lock)
+app.command("verify")(lock.verify)
 app.command("doctor")(doctor.doctor)

@@ -48,11 +48,14 @@ def show(name: Annotated[str, typer.Argument(help="Name of a registered model.")
     print_table(("FACT", "VALUE", "EVIDENCE"), rows)
 
 
-def pull(names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Models to fetch.")]) -> None:
+def pull(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Models to fetch.")],
+    refresh: Annotated[bool, typer.Option("--refresh", help="Ask for the commit that a branch has today.")] = False,
+) -> None:
     """Fetch the files of models, so that they load without a network; nothing is loaded."""
     for name in names:
         start = time.perf_counter()
-        folder = registry.pull(name)
+        folder = registry.pull(name, refresh=refresh)
         files = [file for file in folder.rglob("*") if file.is_file()]
         size_mb = sum(file.stat().st_size for file in files) / 1e6
         seconds = time.perf_counter() - start

@@ -1,26 +1,85 @@
-"""Entry -> local snapshot: a folder of one commit with everything a load needs."""
+"""Entry -> verified local snapshot: a folder of one commit with everything a load needs, each byte accounted for."""
 
 from pathlib import Path
 
 from medvllm.metadata import ModelMetadata
 from medvllm.names import parse
 from medvllm.sources import conversion, folder, hub
-from medvllm.sources.snapshot import Snapshot
+from medvllm.sources.digest import Digest, differences, digests
+from medvllm.sources.lock import Lock, LockedModel
+from medvllm.sources.snapshot import Snapshot, check_complete
 
-__all__ = ["Snapshot", "resolve"]
+__all__ = ["Digest", "Lock", "LockedModel", "Snapshot", "refresh", "resolve", "to_lock", "verify"]
+
+FOLDER = "folder"  # the source of a model that is no repository's
 
 
-def resolve(metadata: ModelMetadata, revision: str | None = None) -> Snapshot:
+def resolve(metadata: ModelMetadata, revision: str | None = None, *, locked: LockedModel | None = None) -> Snapshot:
     """Return the snapshot of an entry, fetched if it is not here; `revision` overrides the entry's.
 
-    Only the Hub is asked, and only for what its cache lacks. Weights that exist as a pickle alone are converted to
-    safetensors once.
+    Every file is hashed, and compared with the commit's listing and with what is `locked`, before any is parsed. Only
+    the Hub is asked, and only for what its cache lacks. Weights that exist as a pickle alone are converted to
+    safetensors once. DigestMismatchError: a file is not what it should be.
     """
     location = parse(metadata.location)
     if location.kind == "folder":
+        if locked is not None:
+            locked.check_source(metadata.name, FOLDER, None)
         found = folder.resolve(Path(location.name), revision)
     else:
-        found = hub.resolve(location.name, revision or location.suffix or metadata.source.revision)
+        commit = _commit(metadata, location.name, revision, location.suffix or metadata.source.revision, locked)
+        found = hub.resolve(location.name, commit)
+    if locked is not None:
+        locked.check(metadata.name, found.files)
+    check_complete(found)
     snapshot = conversion.as_safetensors(found)
+    if locked is not None:
+        locked.check(metadata.name, snapshot.converted, converted=True)
     snapshot.check()
     return snapshot
+
+
+def refresh(metadata: ModelMetadata, revision: str | None = None) -> None:
+    """Ask the Hub anew what a model's branch or tag points to, and keep that."""
+    location = parse(metadata.location)
+    if location.kind != "folder":
+        hub.refreshed(location.name, revision or location.suffix or metadata.source.revision)
+
+
+def to_lock(snapshot: Snapshot) -> LockedModel:
+    """Return what a lock keeps of a snapshot."""
+    return LockedModel(snapshot.repo or FOLDER, snapshot.commit, snapshot.files, snapshot.converted)
+
+
+def verify(metadata: ModelMetadata, locked: LockedModel) -> dict[str, str]:
+    """Return for each file that is not as `locked` what is wrong with it. All are hashed again; no network is used."""
+    location = parse(metadata.location)
+    source = FOLDER if location.kind == "folder" else location.name
+    if source != locked.source:
+        return {"source": f"is {source}, not {locked.source}"}
+    if locked.commit is None:
+        path = Path(location.name)
+        found = folder.resolve(path, None, fresh=True).files if path.is_dir() else {}
+    else:
+        path, found = hub.local(locked.source, locked.commit)
+    flaws = differences(locked.files, found)
+    if locked.converted and not flaws:
+        made = conversion.made(Snapshot(path, None if locked.commit is None else source, locked.commit, path, found))
+        # What is not there is made again of the original at the next load, and then compared.
+        there = [name for name in locked.converted if (made / name).is_file()]
+        flaws = differences({name: locked.converted[name] for name in there}, digests(made, there, fresh=True))
+    return flaws
+
+
+def _commit(
+    metadata: ModelMetadata, repo: str, asked: str | None, entry: str | None, locked: LockedModel | None
+) -> str:
+    """Return the commit to load: a locked model's, unless the caller or the entry pins another, which is refused."""
+    if locked is None:
+        return hub.commit_of(repo, asked or entry)
+    if asked is not None or hub.is_commit(entry):
+        locked.check_source(metadata.name, repo, hub.commit_of(repo, asked or entry))
+    else:
+        locked.check_source(metadata.name, repo, locked.commit)
+    assert locked.commit is not None  # a lock of a repository has one
+    return locked.commit

@@ -17,7 +17,8 @@ from typing import Any
 
 from medvllm import settings
 from medvllm.errors import IncompleteSnapshotError, SourceError, UnsafeWeightsError
-from medvllm.sources.snapshot import Snapshot, weight_files
+from medvllm.sources.digest import Digest, differences, digests
+from medvllm.sources.snapshot import Snapshot, needed, present, weight_files
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +30,26 @@ def as_safetensors(snapshot: Snapshot) -> Snapshot:
     """Return the snapshot with safetensors weights, converting them when the checkpoint has a pickle alone."""
     if weight_files(snapshot.path):
         return snapshot
-    pickles = weight_files(snapshot.path, pickled=True)
-    target = settings.HOME() / "converted" / _key(snapshot)
-    if not (target / _RECORD).is_file():
-        _convert(snapshot, pickles, target)
-    return replace(snapshot, weights=target)
+    target = made(snapshot)
+    if not _is_whole(target):
+        _convert(snapshot, weight_files(snapshot.path, pickled=True), target)
+    files = [name for name in needed(present(target)) if name != _RECORD]
+    return replace(snapshot, weights=target, converted=digests(target, files))
+
+
+def made(snapshot: Snapshot) -> Path:
+    """Return the folder for the converted weights of a snapshot."""
+    return settings.HOME() / "converted" / _key(snapshot)
+
+
+def _is_whole(target: Path) -> bool:
+    """Return whether a converted copy is there with every byte that was recorded when it was made."""
+    try:
+        made = [file["converted"] for file in json.loads((target / _RECORD).read_text())["files"]]
+        recorded = {file["name"]: Digest(file["size"], file["sha256"]) for file in made}
+        return not differences(recorded, digests(target, list(recorded)))
+    except (OSError, ValueError, KeyError, TypeError):  # also what `digests` says of a file that is missing
+        return False
 
 
 def _key(snapshot: Snapshot) -> str:
@@ -49,7 +65,7 @@ def _convert(snapshot: Snapshot, pickles: list[Path], target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
-            if (target / _RECORD).is_file():  # another process was first
+            if _is_whole(target):  # another process was first
                 return
             logger.info("converting %s to safetensors, once", ", ".join(file.name for file in pickles))
             work = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from medvllm.errors import RequestError, SnapshotNotFoundError
-from medvllm.sources.snapshot import Snapshot, check_complete
+from medvllm.sources.digest import digests
+from medvllm.sources.snapshot import Snapshot, needed, present
 
 
-def resolve(path: Path, revision: str | None) -> Snapshot:
-    """Return the snapshot that a folder is. A folder has no revisions."""
+def resolve(path: Path, revision: str | None, *, fresh: bool = False) -> Snapshot:
+    """Return the snapshot that a folder is, its files hashed (`fresh`: again). A folder has no revisions."""
     if revision is not None:
         raise RequestError(
             f"Revision {revision!r} was asked of {path}, but a folder has only what is in it.", option="revision"
@@ -19,5 +20,4 @@ def resolve(path: Path, revision: str | None) -> Snapshot:
     if not found:
         what = "is a file, not a folder" if there else "is not there"
         raise SnapshotNotFoundError(f"Folder '{path}' {what}.\nName the folder that holds config.json.", path=str(path))
-    check_complete(path)
-    return Snapshot(path, None, None, path)
+    return Snapshot(path, None, None, path, digests(path, needed(present(path)), fresh=fresh))

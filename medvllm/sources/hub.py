@@ -1,4 +1,4 @@
-"""A repository on the Hub, through huggingface_hub and its own cache."""
+"""A repository on the Hub, through huggingface_hub and its cache; files are checked against the commit's listing."""
 
 import functools
 import logging
@@ -6,7 +6,8 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit
@@ -14,44 +15,73 @@ from urllib.request import getproxies, proxy_bypass
 
 from medvllm import settings
 from medvllm.errors import (
+    DigestMismatchError,
     GatedModelError,
     HubUnreachableError,
-    IncompleteSnapshotError,
     MedVLLMError,
     ModelNameError,
     ModelNotFoundError,
     SnapshotNotFoundError,
     SourceError,
 )
-from medvllm.sources.snapshot import Snapshot, check_complete, weight_files
+from medvllm.sources.digest import Digest, described, digests, git_oid
+from medvllm.sources.ledger import ledger
+from medvllm.sources.snapshot import (
+    DESCRIPTION,
+    OTHER_FORMATS,
+    PICKLES,
+    WEIGHTS,
+    Snapshot,
+    is_weights,
+    needed,
+    present,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
 logger = logging.getLogger(__name__)
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_DESCRIPTION = ["*.json", "*.txt", "*.model", "*.jinja"]
-_WEIGHTS = ["model.safetensors", "model-*.safetensors"]
-_PICKLES = ["pytorch_model.bin", "pytorch_model-*.bin"]
-_OTHER_FORMATS = ["onnx/*", "openvino/*", "coreml/*", "original/*", "*/*.safetensors", "*/*.bin"]
-
-# A branch is resolved once in a process, so that a model's commit cannot change between two loads.
-_commits: dict[tuple[str, str], str] = {}
+_WAITS_S = (0.5, 1.0, 2.0)  # between our tries; huggingface_hub retries some faults by itself, and others not at all
+_PATIENCE_S = 30.0  # no further try after this long
+_LONGEST_WAIT_S = 60.0  # that a Hub may ask for with Retry-After
+_ROUNDS = 2  # a file that came damaged is fetched once more
 
 
-def resolve(repo: str, revision: str | None) -> Snapshot:
-    """Return the snapshot of `repo` at `revision` (the default branch when None), from the cache when it is there."""
-    commit = revision if revision and _COMMIT.fullmatch(revision) else _commit(repo, revision or "main")
-    path = _snapshot(repo, commit, _DESCRIPTION + _WEIGHTS)
-    if (path / "config.json").is_file() and not weight_files(path):
-        path = _snapshot(repo, commit, _DESCRIPTION + _PICKLES)
-    try:
-        check_complete(path)
-    except IncompleteSnapshotError as error:
-        raise IncompleteSnapshotError(
-            f"Snapshot of {repo!r} at {commit[:7]} cannot be loaded: {error}", repo=repo, commit=commit, path=str(path)
-        ) from error
-    return Snapshot(path, repo, commit, path)
+def resolve(repo: str, commit: str) -> Snapshot:
+    """Return the snapshot of `repo` at a commit, from the cache when it is there.
+
+    DigestMismatchError: a file is not what the commit's listing says, and the Hub gave nothing better.
+    """
+    cached = _inspect(repo, commit)
+    return cached.snapshot(repo, commit) if cached.is_sound else _fetch(repo, commit)
+
+
+def local(repo: str, commit: str) -> tuple[Path, dict[str, Digest]]:
+    """Return a snapshot's folder and its files as they are now, every one hashed again; the Hub is not asked."""
+    cached = _inspect(repo, commit, fresh=True)
+    return cached.path, cached.found
+
+
+def commit_of(repo: str, revision: str | None) -> str:
+    """Return the commit that is meant; a branch or tag is asked for once, and what it was is kept."""
+    if revision is not None and is_commit(revision):
+        return revision
+    return ledger().commit(endpoint(), repo, revision or "main") or refreshed(repo, revision)
+
+
+def is_commit(revision: str | None) -> bool:
+    """Return whether a revision is a commit: one that cannot move."""
+    return revision is not None and _COMMIT.fullmatch(revision) is not None
+
+
+def refreshed(repo: str, revision: str | None) -> str:
+    """Ask the Hub what a branch or tag points to now, keep it and return it; a commit stands for itself."""
+    if revision is not None and is_commit(revision):
+        return revision
+    commit = _commit(repo, revision or "main")
+    ledger().keep_commit(endpoint(), repo, revision or "main", commit)
+    return commit
 
 
 def endpoint() -> str:
@@ -110,19 +140,22 @@ def _translated(call: Callable[P, R]) -> Callable[P, R]:
             raise SnapshotNotFoundError(f"Model {repo!r} has no revision {revision!r} on the Hub.", **facts) from error
         except hub.HFValidationError as error:
             raise ModelNameError(f"{repo!r} is not a repository's id: {error}", **facts) from error
-        except hub.HfHubHTTPError as error:
-            status = error.response.status_code if error.response is not None else "?"
+        except (
+            hub.HfHubHTTPError,
+            hub.OfflineModeIsEnabled,
+            hub.LocalEntryNotFoundError,
+            hub.RevisionResolutionError,
+            httpx2.HTTPError,
+        ) as error:
+            status = getattr(_response(error), "status_code", None)
             if status in (401, 403):
                 raise GatedModelError(
                     f"The Hub refuses access to {repo!r} ({status}).\nSet a token that may read it: export HF_TOKEN=…",
                     **facts,
                 ) from error
-            raise _absent(repo, revision, f"The Hub answered {status}.") from error
-        except (hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError, hub.RevisionResolutionError) as error:
+            reason = f"It answered {status}." if status else f"The connection failed ({type(error).__name__})."
             offline = "The library is set to offline (HF_HUB_OFFLINE)."
-            raise _absent(repo, revision, offline if _is_offline() else "The Hub did not give it.") from error
-        except httpx2.HTTPError as error:
-            raise _absent(repo, revision, f"The connection failed ({type(error).__name__}).") from error
+            raise _absent(repo, revision, offline if _is_offline() else f"The Hub did not give it. {reason}") from error
         except (OSError, EOFError) as error:
             raise SourceError(f"Model {repo!r} could not be stored in the Hub's cache: {error}.", **facts) from error
 
@@ -135,8 +168,6 @@ def _commit(repo: str, revision: str) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RevisionResolutionError
 
-    if known := _commits.get((repo, revision)):
-        return known
     unreachable: HubUnreachableError | None = None
     if not _is_offline():
         try:
@@ -145,51 +176,191 @@ def _commit(repo: str, revision: str) -> str:
             unreachable = error
     local = _is_offline() or unreachable is not None
     try:
-        commit = str(HfApi().resolve_revision(repo, revision=revision, local_files_only=local).resolved)
+        ask = functools.partial(HfApi().resolve_revision, repo, revision=revision, local_files_only=local)
+        commit = str((ask() if local else _retried(ask)).resolved)
     except RevisionResolutionError as error:
         if unreachable is None:
             raise
         raise _absent(repo, revision, unreachable) from error
     if unreachable is not None:
         logger.warning("the Hub does not answer: using %r at %s, as the cache remembers it", repo, commit[:7])
-    return _commits.setdefault((repo, revision), commit)
+    return commit
 
 
 @_translated
-def _snapshot(repo: str, commit: str, patterns: list[str]) -> Path:
-    """Return the folder with the files of a commit that match, fetching what the cache lacks."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+def _fetch(repo: str, commit: str) -> Snapshot:
+    """Return the snapshot with what the cache lacked, or held damaged, fetched."""
+    from filelock import FileLock
 
-    chosen = functools.partial(
-        snapshot_download,
-        repo,
-        revision=commit,
-        allow_patterns=patterns,
-        ignore_patterns=_OTHER_FORMATS,
-        tqdm_class=_progress_bar(),
-    )
+    cached = _inspect(repo, commit)
+    if _is_offline():
+        raise cached.error(repo, commit, "The library is set to offline (HF_HUB_OFFLINE).")
     try:
-        path = Path(chosen(local_files_only=True))
-    except LocalEntryNotFoundError:
-        path = None
-    # Other libraries leave snapshots of single files; only a listing tells that all is there.
-    listed = path is not None and (path.parents[1] / "trees" / f"{commit}.json").is_file()
-    if path is not None and (listed or _is_offline()):
-        return path
-    try:
-        if not _is_offline():
-            check_reachable()
+        check_reachable()
     except HubUnreachableError as error:
-        if path is not None:
-            return path
-        raise _absent(repo, commit, error) from error
-    return Path(chosen())
+        raise cached.error(repo, commit, error) from error
+    repository = cached.path.parents[1]
+    locks = repository.parent / ".locks" / repository.name
+    locks.mkdir(parents=True, exist_ok=True)
+    # One process of ours at a time: the next finds the files there, and none removes what another has just fetched.
+    with FileLock(locks / "medvllm.lock"):
+        for _ in range(_ROUNDS):
+            cached = _inspect(repo, commit)
+            if cached.is_sound:
+                return cached.snapshot(repo, commit)
+            _sweep(repository / "blobs", locks)
+            for name, flaw in cached.flaws.items():
+                logger.warning("%s of %r at %s %s: fetching it again", name, repo, commit[:7], flaw)
+                _remove(cached.path / name)
+            _download(repo, commit)
+    cached = _inspect(repo, commit)
+    if cached.is_sound:
+        return cached.snapshot(repo, commit)
+    raise cached.error(repo, commit, "The Hub did not give all of it.")
 
 
-@functools.cache
-def _progress_bar() -> Any:
-    """Return the library's progress bar class, made to show on a terminal only."""
+def _download(repo: str, commit: str) -> None:
+    from huggingface_hub import snapshot_download
+
+    fetch = functools.partial(
+        snapshot_download, repo, revision=commit, ignore_patterns=OTHER_FORMATS, tqdm_class=_progress_bar()
+    )
+    _retried(functools.partial(fetch, allow_patterns=[*DESCRIPTION, *WEIGHTS]))
+    if not any(is_weights(name) for name in needed(_listing(repo, commit) or ())):
+        _retried(functools.partial(fetch, allow_patterns=[*DESCRIPTION, *PICKLES]))
+
+
+@dataclass(frozen=True)
+class _Cached:
+    """What the Hub's cache holds of a commit."""
+
+    path: Path
+    found: dict[str, Digest]  # the files that a load needs and that are there
+    flaws: dict[str, str]  # file -> what is wrong with it
+    missing: tuple[str, ...]
+    is_listed: bool  # whether the commit's listing is there: only it tells that nothing is missing
+
+    @property
+    def is_sound(self) -> bool:
+        return bool(self.found) and not self.flaws and not self.missing and (self.is_listed or _is_offline())
+
+    def snapshot(self, repo: str, commit: str) -> Snapshot:
+        return Snapshot(self.path, repo, commit, self.path, self.found)
+
+    def error(self, repo: str, commit: str, reason: object) -> SourceError:
+        if not self.flaws:
+            return _absent(repo, commit, reason)
+        return DigestMismatchError(
+            f"Snapshot of {repo!r} at {commit[:7]} is damaged: {described(self.flaws)}. {reason}\n"
+            f"Where the Hub answers: medvllm pull {repo}",
+            repo=repo,
+            commit=commit,
+            files=tuple(self.flaws),
+        )
+
+
+def _inspect(repo: str, commit: str, *, fresh: bool = False) -> _Cached:
+    """Return what the cache holds of a commit, each file compared with the commit's listing."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    cache = Path(constants.HF_HUB_CACHE)
+    path = cache / repo_folder_name(repo_id=repo, repo_type="model") / "snapshots" / commit
+    listing = _listing(repo, commit)
+    there = present(path)
+    wanted = needed(there if listing is None else listing)
+    found = digests(path, [name for name in wanted if name in there], fresh=fresh)
+    flaws = {name: "is not part of the commit" for name in needed(there) if listing is not None and name not in listing}
+    for name, digest in found.items():
+        blob = (path / name).resolve()
+        size, identifier = (listing or {}).get(name) or (digest.size, blob.name if blob.parent.name == "blobs" else "")
+        actual = digest.sha256 if len(identifier) == 64 else git_oid(blob) if len(identifier) == 40 else identifier
+        if digest.size != size:
+            flaws[name] = f"has {digest.size:,} bytes, not {size:,}"
+        elif actual != identifier:
+            flaws[name] = f"has the digest {actual[:12]}…, not {identifier[:12]}…"
+    missing = tuple(name for name in wanted if name not in there)
+    return _Cached(path, found, flaws, missing, listing is not None)
+
+
+def _listing(repo: str, commit: str) -> dict[str, tuple[int, str]] | None:
+    """Return the size and the SHA-256 or git's SHA-1 of a commit's files, as the Hub listed them, or None."""
+    from huggingface_hub import get_cached_repo_tree
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+    try:
+        rows = get_cached_repo_tree(repo, revision=commit)
+    except CachedRepoTreeNotFoundError:
+        return None
+    return {row.path: (row.lfs.size, row.lfs.sha256) if row.lfs else (row.size, row.blob_id) for row in rows}
+
+
+def _remove(file: Path) -> None:
+    """Take a file out of the cache, with the blob that it links to."""
+    blob = file.resolve()
+    file.unlink(missing_ok=True)
+    if blob.parent.name == "blobs":
+        blob.unlink(missing_ok=True)
+
+
+def _sweep(blobs: Path, locks: Path) -> None:
+    """Remove what downloads that died have left: partial files whose lock nobody holds."""
+    from filelock import FileLock, Timeout
+
+    for partial in blobs.glob("*.incomplete"):
+        try:
+            with FileLock(locks / f"{partial.name.partition('.')[0]}.lock", timeout=0):
+                partial.unlink(missing_ok=True)
+        except Timeout:
+            continue
+
+
+def _retried(call: Callable[[], R]) -> R:
+    """Call until it succeeds, a few times: busy answers, resets and short bodies are often over in a moment."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RevisionResolutionError
+
+    start = time.monotonic()
+    for attempt, wait_s in enumerate(_WAITS_S, 1):
+        try:
+            return call()
+        except (HfHubHTTPError, LocalEntryNotFoundError, RevisionResolutionError, httpx2.HTTPError) as error:
+            asked = _asked_wait(error)
+            if asked is None or time.monotonic() - start > _PATIENCE_S:
+                raise
+            pause = max(wait_s, min(asked, _LONGEST_WAIT_S))
+            logger.info("the Hub failed (%s): try %d in %.1f s", type(error).__name__, attempt + 1, pause)
+            time.sleep(pause)
+        check_reachable()
+    return call()
+
+
+def _asked_wait(error: BaseException) -> float | None:
+    """Return the seconds that the Hub asks to wait (0 when it says nothing), or None when another try is useless."""
+    import httpx2
+
+    response = _response(error)
+    if response is None:
+        return 0.0 if any(isinstance(cause, httpx2.TransportError) for cause in _causes(error)) else None
+    if response.status_code not in (408, 429) and response.status_code < 500:
+        return None
+    asked = response.headers.get("Retry-After", "")
+    return float(asked) if asked.isdecimal() else 0.0
+
+
+def _response(error: BaseException) -> Any:
+    """Return the answer of the Hub that an error comes from, or None."""
+    return next((cause.response for cause in _causes(error) if getattr(cause, "response", None) is not None), None)
+
+
+def _causes(error: BaseException | None) -> Iterator[Any]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _progress_bar() -> type[Any]:
+    """Return huggingface_hub's progress bar, shown on a terminal only."""
     from huggingface_hub import utils
 
     base: Any = utils.tqdm  # type: ignore[attr-defined]  # public, but not listed in __all__
@@ -205,7 +376,7 @@ def _absent(repo: object, revision: object, reason: object) -> HubUnreachableErr
     return HubUnreachableError(
         f"Model {repo!r} at {str(revision)[:40]!r} is not on this machine. {reason}\n"
         f"Where the Hub answers: medvllm pull {repo}\n"
-        "Then copy the Hub's cache (HF_HUB_CACHE) here and set HF_HUB_OFFLINE=1, or give a folder instead of the name.",
+        "Then carry it here: medvllm export and medvllm import; or give a folder instead of the name.",
         repo=repo,
         revision=revision,
     )

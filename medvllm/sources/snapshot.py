@@ -5,15 +5,23 @@ import json
 import math
 import os
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from medvllm.errors import IncompleteSnapshotError, SourceError
+from medvllm.sources.digest import Digest
 
-__all__ = ["Snapshot", "read_json", "weight_files"]
+__all__ = ["Snapshot", "check_complete", "is_weights", "needed", "present", "read_json", "weight_files"]
+
+# What a load may read, as globs on paths in a repository; `*` crosses folders.
+DESCRIPTION = ("*.json", "*.txt", "*.model", "*.jinja")
+WEIGHTS = ("model.safetensors", "model-*.safetensors")
+PICKLES = ("pytorch_model.bin", "pytorch_model-*.bin")
+OTHER_FORMATS = ["onnx/*", "openvino/*", "coreml/*", "original/*", "*/*.safetensors", "*/*.bin"]
 
 MAX_HEADER = 100_000_000  # bytes; the safetensors format allows no more
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -28,6 +36,8 @@ class Snapshot:
     repo: str | None
     commit: str | None
     weights: Path  # the folder that holds the weights: `path`, or where their converted copy lies
+    files: Mapping[str, Digest] = field(hash=False)  # what a load reads of `path`, by path in it
+    converted: Mapping[str, Digest] = field(default_factory=dict, hash=False)  # what it reads of `weights` instead
 
     @cached_property
     def identity(self) -> str:
@@ -101,6 +111,28 @@ class Snapshot:
         return {fact: value for fact, value in facts.items() if value is not None}
 
 
+def needed(names: Collection[str]) -> list[str]:
+    """Return those of a commit's files that a load may read: one format of weights, and what describes the model."""
+    own = [name for name in names if not _matches(name, OTHER_FORMATS)]
+    weights = [name for name in own if is_weights(name)] or [name for name in own if _matches(name, PICKLES)]
+    return sorted({*weights, *(name for name in own if _matches(name, DESCRIPTION))})
+
+
+def is_weights(name: str) -> bool:
+    """Return whether a path is one of safetensors weights of the model itself."""
+    return _matches(name, WEIGHTS) and not _matches(name, OTHER_FORMATS)
+
+
+def present(folder: Path) -> list[str]:
+    """Return the files of a folder and of its subfolders; deeper ones no load reads."""
+    files = (file for pattern in ("*", "*/*") for file in folder.glob(pattern))
+    return [file.relative_to(folder).as_posix() for file in files if file.is_file()]
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
 def read_json(file: Path, kind: type = dict) -> Any:
     """Return a JSON file's content, or SourceError when it is not what it should be."""
     try:
@@ -144,23 +176,25 @@ def weight_files(folder: Path, *, pickled: bool = False) -> list[Path]:
     return files
 
 
-def check_complete(path: Path) -> None:
-    """Raise unless the folder has a config and weights that can be used."""
+def check_complete(snapshot: Snapshot) -> None:
+    """Raise unless the snapshot has a config and weights that can be used."""
+    path, what = snapshot.path, f"Snapshot of {snapshot.repo!r} at {str(snapshot.commit)[:7]}"
+    subject = what if snapshot.repo else str(path)
+    facts = {"path": str(path), "repo": snapshot.repo, "commit": snapshot.commit}
     if not (path / "config.json").is_file():
         if (path / "adapter_config.json").is_file():
             raise SourceError(
-                f"{path} holds an adapter, not a model.\nMerge it into its base model and register the result.",
-                path=str(path),
+                f"{subject} holds an adapter, not a model.\nMerge it into its base model and register the result.",
+                **facts,
             )
         raise IncompleteSnapshotError(
-            f"{path} has no config.json, so it is not a model's folder.\n{_listing(path)}", path=str(path)
+            f"{subject} has no config.json, so it is not a model's folder.\n{_listing(path)}", **facts
         )
-    if weight_files(path) or weight_files(path, pickled=True):
-        return
-    raise IncompleteSnapshotError(
-        f"{path} has no weights: neither model.safetensors nor pytorch_model.bin is there.\n{_listing(path)}",
-        path=str(path),
-    )
+    if not (weight_files(path) or weight_files(path, pickled=True)):
+        raise IncompleteSnapshotError(
+            f"{subject} has no weights: neither model.safetensors nor pytorch_model.bin is there.\n{_listing(path)}",
+            **facts,
+        )
 
 
 def _listing(path: Path) -> str:

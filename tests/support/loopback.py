@@ -3,6 +3,8 @@
 import hashlib
 import json
 import re
+import socket
+import struct
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -15,7 +17,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 from urllib.parse import unquote, urlsplit
 
-Fault = Literal["truncate", "flip", "drop", "throttle", "unavailable", "slow", "hold"]
+Fault = Literal["truncate", "flip", "drop", "reset", "drip", "status", "throttle", "redirect", "slow", "hold"]
 
 
 @dataclass
@@ -40,6 +42,7 @@ class _Rule:
     kind: Fault
     times: float
     argument: Any
+    method: str
 
 
 class LoopbackHub:
@@ -90,15 +93,18 @@ class LoopbackHub:
         """Ask for an agreement before files of the repository are given."""
         self._repos[repo_id].gated = True
 
-    def fault(self, pattern: str, kind: Fault, argument: Any = None, *, times: float = float("inf")) -> None:
-        """Spoil the next `times` GET answers whose path matches a glob.
+    def fault(
+        self, pattern: str, kind: Fault, argument: Any = None, *, times: float = float("inf"), method: str = "GET"
+    ) -> None:
+        """Spoil the next `times` answers to `method` whose path matches a glob.
 
-        truncate: close after `argument` bytes. flip: change the byte at `argument`. drop: close at once.
-        throttle: 429 with Retry-After `argument`. unavailable: 503. slow: wait `argument` seconds. hold: wait for the
-        event `argument`.
+        truncate: close after `argument` bytes. reset: break the connection after `argument` bytes. flip: change the
+        byte at `argument`. drop: close at once. drip: 1,000 bytes every `argument` seconds. status: answer with the
+        status `argument`. throttle: 429 with Retry-After `argument`. redirect: to the same path at `argument`. slow:
+        wait `argument` seconds. hold: wait for the event `argument`.
         """
         with self._lock:
-            self._rules.append(_Rule(pattern, kind, times, argument))
+            self._rules.append(_Rule(pattern, kind, times, argument, method))
 
     def requests(self, substring: str = "") -> list[Request]:
         """Return the requests seen whose path holds `substring`."""
@@ -109,10 +115,10 @@ class LoopbackHub:
         with self._lock:
             self.log.append(request)
 
-    def _fault_for(self, path: str) -> _Rule | None:
+    def _fault_for(self, method: str, path: str) -> _Rule | None:
         with self._lock:
             for rule in self._rules:
-                if rule.times > 0 and fnmatchcase(path, rule.pattern):
+                if rule.times > 0 and rule.method == method and fnmatchcase(path, rule.pattern):
                     rule.times -= 1
                     return rule
         return None
@@ -160,13 +166,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, body: bool) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub._saw(Request(self.command, self.path, _lower(self.headers)))
-        rule = self.hub._fault_for(path) if body else None
+        rule = self.hub._fault_for(self.command, path)
         if rule is not None and rule.kind == "drop":
             self.close_connection = True
             return
-        if rule is not None and rule.kind in ("throttle", "unavailable"):
-            retry = {"Retry-After": str(rule.argument)} if rule.kind == "throttle" else {}
-            return self._send(429 if rule.kind == "throttle" else 503, b"busy", retry)
+        if rule is not None and rule.kind == "status":
+            return self._send(rule.argument, b"no")
+        if rule is not None and rule.kind == "throttle":
+            return self._send(429, b"busy", {"Retry-After": str(rule.argument)})
+        if rule is not None and rule.kind == "redirect":
+            return self._send(302, b"", {"Location": f"{rule.argument}{self.path}"})
         if rule is not None and rule.kind == "slow":
             time.sleep(rule.argument)
         if rule is not None and rule.kind == "hold":
@@ -234,8 +243,7 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         if rule is not None and rule.kind == "flip":
             content = content[: rule.argument] + bytes([content[rule.argument] ^ 0xFF]) + content[rule.argument + 1 :]
-        cut = rule.argument if rule is not None and rule.kind == "truncate" else None
-        self._send(206 if start else 200, content[start:], headers, body=body, cut=cut)
+        self._send(206 if start else 200, content[start:], headers, body=body, rule=rule)
 
     def _error(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
         self._send(status, message.encode(), {"X-Error-Code": code, "X-Error-Message": message, **(headers or {})})
@@ -247,17 +255,29 @@ class _Handler(BaseHTTPRequestHandler):
         headers: Mapping[str, str] | None = None,
         *,
         body: bool = True,
-        cut: int | None = None,
+        rule: _Rule | None = None,
     ) -> None:
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        if body and self.command != "HEAD":
-            self.wfile.write(content[:cut])
-        if cut is not None:
+        if not body or self.command == "HEAD":
+            return
+        if rule is not None and rule.kind == "drip":
+            for begin in range(0, len(content), 1000):
+                self.wfile.write(content[begin : begin + 1000])
+                time.sleep(rule.argument)
+            return
+        broken = rule is not None and rule.kind in ("truncate", "reset")
+        self.wfile.write(content[: rule.argument] if rule is not None and broken else content)
+        if broken:
             self.close_connection = True
+        if rule is not None and rule.kind == "reset":
+            # Lingering for 0 s turns the close into a reset.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.wfile.flush()
+            self.connection.close()
 
 
 def _lower(headers: Message) -> dict[str, str]:

@@ -1,10 +1,10 @@
 """What a runner can do with a model: one function a task, from texts to results."""
 
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from medvllm import progress
 from medvllm.engine.model_runner.windows import Coverage, Window, check_texts, split
 from medvllm.errors import InputTooLongError, RequestError
 from medvllm.registry import Lease
@@ -49,7 +49,7 @@ def embed(lease: Lease, texts: Iterable[str]) -> Embeddings:
     encoder = lease.model.base_model
     vectors = torch.zeros(len(coverage), encoder.config.hidden_size)
     weights = torch.zeros(len(coverage), 1)
-    for batch in _shown(_batches(windows, str(lease.model.device))):
+    for batch in progress.of_items("Running", _batches(windows, str(lease.model.device))):
         inputs = _padded(lease, [window.input_ids for window in batch])
         with torch.inference_mode():
             hidden = encoder(**inputs).last_hidden_state.float()
@@ -97,7 +97,7 @@ def fill_mask(lease: Lease, texts: Iterable[str], *, top_k: int = 5) -> list[lis
             raise RequestError(f"Text {position + 1} has no gap to fill.\nWrite the gap as: [MASK]", position=position)
         windows.append(Window(position, ids, [1] * len(ids)))
     results: list[list[list[Fill]]] = [[] for _ in marked]
-    for batch in _shown(_batches(windows, str(model.device))):
+    for batch in progress.of_items("Running", _batches(windows, str(model.device))):
         inputs = _padded(lease, [window.input_ids for window in batch])
         with torch.inference_mode():
             logits = model(**inputs).logits.float()
@@ -112,16 +112,6 @@ def fill_mask(lease: Lease, texts: Iterable[str], *, top_k: int = 5) -> list[lis
 
 
 TASKS: dict[str, Callable[..., Any]] = {"embed": embed, "fill-mask": fill_mask}
-
-
-def _shown(batches: list[list[Window]]) -> Iterable[list[Window]]:
-    """Give the batches with a progress bar on stderr, on a terminal and while there is more than one."""
-    if len(batches) < 2 or not sys.stderr.isatty():
-        return batches
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(batches, description="Running", console=Console(stderr=True), transient=True)
 
 
 def _batches(windows: list[Window], device: str) -> list[list[Window]]:

@@ -1,0 +1,36 @@
+"""Progress bars: on stderr, on a terminal, and only for what takes a while."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_WORTH_SHOWING = 200_000_000  # bytes; less is done before a bar is read
+
+
+@contextmanager
+def of_bytes(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Give a function to call with each number of bytes that is done."""
+    if total < _WORTH_SHOWING or not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda done: bar.advance(task, done)
+
+
+def of_items(description: str, items: Sequence[T]) -> Iterator[T]:
+    """Give the items, counted on the bar when there is more than one."""
+    if len(items) < 2 or not sys.stderr.isatty():
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(items, description=description, console=Console(stderr=True), transient=True)

@@ -1,0 +1,89 @@
+"""Size and SHA-256 of files: hashed once, remembered for as long as the file does not change."""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from medvllm import progress
+from medvllm.errors import IncompleteSnapshotError, SourceError
+from medvllm.sources.ledger import Stamp, ledger
+
+_CHUNK = 1 << 20
+_SETTLED_NS = (
+    2_000_000_000  # a change within the clock's grain would not show in the stamp: coarse file systems have 2 s
+)
+
+
+@dataclass(frozen=True)
+class Digest:
+    """What tells a file's content."""
+
+    size: int
+    sha256: str
+
+
+def digests(folder: Path, names: list[str], *, fresh: bool = False) -> dict[str, Digest]:
+    """Return the digest of each of a folder's files, by name; `fresh` hashes all of them again.
+
+    IncompleteSnapshotError: a file is not there.
+    """
+    stamps = {name: _stamp(folder / name) for name in sorted(names)}
+    known = {name: None if fresh else ledger().digest(stamp) for name, stamp in stamps.items()}
+    total = sum(stamps[name][2] for name, sha256 in known.items() if sha256 is None)
+    with progress.of_bytes("Checking digests", total) as advance:
+        return {
+            name: Digest(stamps[name][2], sha256) if sha256 else _hashed(folder / name, advance)
+            for name, sha256 in known.items()
+        }
+
+
+def git_oid(file: Path) -> str:
+    """Return the SHA-1 under which git keeps a file: what the Hub knows of files that are not LFS."""
+    content = file.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def differences(expected: Mapping[str, Digest], found: Mapping[str, Digest]) -> dict[str, str]:
+    """Return for each file that is not as expected what is wrong with it."""
+    wrong = dict.fromkeys(expected.keys() - found.keys(), "is missing")
+    wrong |= dict.fromkeys(found.keys() - expected.keys(), "was not there")
+    for name in expected.keys() & found.keys():
+        if expected[name].size != found[name].size:
+            wrong[name] = f"has {found[name].size:,} bytes, not {expected[name].size:,}"
+        elif expected[name].sha256 != found[name].sha256:
+            wrong[name] = f"has the SHA-256 {found[name].sha256[:12]}…, not {expected[name].sha256[:12]}…"
+    return dict(sorted(wrong.items()))
+
+
+def described(flaws: Mapping[str, str]) -> str:
+    """Return what is wrong with which files as a message says it, three files at most."""
+    more = f" and {len(flaws) - 3} more" if len(flaws) > 3 else ""
+    return ", ".join(f"{name} {flaw}" for name, flaw in list(flaws.items())[:3]) + more
+
+
+def _hashed(file: Path, advance: Callable[[int], None]) -> Digest:
+    sha256 = hashlib.sha256()
+    before = _stamp(file)
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            sha256.update(chunk)
+            advance(len(chunk))
+    after = _stamp(file)
+    if before != after:
+        raise SourceError(f"{file} changed while it was read.\nTry again when nothing writes to it.", path=str(file))
+    if time.time_ns() - max(after[3:]) > _SETTLED_NS:
+        ledger().keep_digest(after, sha256.hexdigest())
+    return Digest(after[2], sha256.hexdigest())
+
+
+def _stamp(file: Path) -> Stamp:
+    try:
+        status = os.stat(file)
+    except FileNotFoundError as error:
+        raise IncompleteSnapshotError(f"{file.parent} lacks {file.name}.", path=str(file)) from error
+    except OSError as error:
+        raise SourceError(f"{file} cannot be read: {error.strerror}.", path=str(file)) from error
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -1,0 +1,97 @@
+"""What this machine has seen: the commits of branches, and the digests of files. In `MEDVLLM_HOME/ledger.db`."""
+
+import logging
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from medvllm import settings
+
+logger = logging.getLogger(__name__)
+
+Stamp = tuple[int, int, int, int, int]  # device, inode, size, mtime_ns, ctime_ns
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS digests (
+    device INTEGER, inode INTEGER, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, sha256 TEXT NOT NULL,
+    PRIMARY KEY (device, inode)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS commits (
+    endpoint TEXT, repo TEXT, revision TEXT, commit_id TEXT NOT NULL, PRIMARY KEY (endpoint, repo, revision)
+) WITHOUT ROWID;
+"""
+
+
+class Ledger:
+    """A memory that only saves work: without it (a read-only home, a damaged file), everything is looked up anew.
+
+    A process remembers for itself what it has asked, so that a branch cannot move between two of its loads.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._commits: dict[tuple[str, str, str], str] = {}
+        self._digests: dict[tuple[int, int], tuple[Stamp, str]] = {}
+
+    def commit(self, endpoint: str, repo: str, revision: str) -> str | None:
+        """Return the commit that a branch or tag had when it was first asked for, or None."""
+        key = (endpoint, repo, revision)
+        if key not in self._commits:
+            query = "SELECT commit_id FROM commits WHERE (endpoint, repo, revision) = (?, ?, ?)"
+            for (found,) in self._run(query, key):
+                self._commits.setdefault(key, found)
+        return self._commits.get(key)
+
+    def keep_commit(self, endpoint: str, repo: str, revision: str, commit: str) -> None:
+        """Remember what a branch or tag points to, in place of what was known."""
+        self._commits[endpoint, repo, revision] = commit
+        self._run("INSERT OR REPLACE INTO commits VALUES (?, ?, ?, ?)", (endpoint, repo, revision, commit))
+
+    def digest(self, stamp: Stamp) -> str | None:
+        """Return the SHA-256 of a file that has not changed since it was hashed, or None."""
+        known = self._digests.get(stamp[:2])
+        if known is None:
+            query = "SELECT size, mtime_ns, ctime_ns, sha256 FROM digests WHERE (device, inode) = (?, ?)"
+            for size, modified, changed, sha256 in self._run(query, stamp[:2]):
+                known = self._digests.setdefault(stamp[:2], ((*stamp[:2], size, modified, changed), sha256))
+        return known[1] if known is not None and known[0] == stamp else None
+
+    def keep_digest(self, stamp: Stamp, sha256: str) -> None:
+        """Remember the SHA-256 of a file as it stands."""
+        self._digests[stamp[:2]] = stamp, sha256
+        self._run("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?, ?)", (*stamp, sha256))
+
+    def _run(self, statement: str, values: tuple[object, ...]) -> list[Any]:
+        try:
+            with self._open() as connection:
+                return connection.execute(statement, values).fetchall()
+        except (sqlite3.Error, OSError, OverflowError) as error:
+            logger.debug("nothing is remembered in %s: %s", self._file, error)
+            return []
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        if not self._file.exists():
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(self._file, timeout=5, isolation_level=None)) as connection:
+            try:
+                connection.execute("PRAGMA synchronous = NORMAL")
+                connection.executescript(_TABLES)
+            except sqlite3.DatabaseError as error:
+                if error.sqlite_errorcode in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+                    self._file.unlink(missing_ok=True)  # the next call begins a new one
+                raise
+            yield connection
+
+
+@cache
+def _ledger(file: Path) -> Ledger:
+    return Ledger(file)
+
+
+def ledger() -> Ledger:
+    """Return the ledger of the home folder that is set now."""
+    return _ledger(settings.HOME() / "ledger.db")
