@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shutil
 from pathlib import Path
 
 
@@ -18,6 +19,23 @@ def write_whole(file: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
         raise
     sync_folder(file.parent)
+
+
+def place(file: Path, target: Path) -> None:
+    """Give a file a second name, by a link or else a copy; `target` is whole at every moment."""
+    partial = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.partial")
+    try:
+        try:
+            os.link(file, partial)
+        except OSError:  # another disk, or one without links
+            with file.open("rb") as source, partial.open("xb") as out:
+                shutil.copyfileobj(source, out)
+                out.flush()
+                os.fsync(out.fileno())
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync_folder(target.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -127,6 +127,11 @@ class ModelMetadata:
         ready = task is None or task == self.behaviour.task or (task == "embed" and self.behaviour.pooling is not None)
         return ready and all(tag in own for tag in tags)
 
+    def facts(self) -> dict[str, Any]:
+        """Return every fact that is known, by its keyword: what two entries of the same content share."""
+        computed = ("name", "version", "origin", "tasks")
+        return {fact: v for fact, v in self.to_dict().items() if fact not in computed and v not in (None, "", [], {})}
+
     def to_dict(self) -> dict[str, Any]:
         """Return every fact as JSON has it: classes as references, facts that are not known as null."""
         model_class, config_class = self.class_paths

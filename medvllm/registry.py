@@ -1,5 +1,6 @@
 """The registry: catalogue, sources, loading and residency behind the specified methods."""
 
+import dataclasses
 import logging
 import os
 import threading
@@ -12,11 +13,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from medvllm import settings
-from medvllm.catalog import Catalog
+from medvllm.catalog import Catalog, FileStore, from_toml, to_toml
 from medvllm.classes import class_path
 from medvllm.errors import ModelNotFoundError, RequestError
 from medvllm.metadata import ModelMetadata, ModelType
-from medvllm.names import ModelRef, parse, source_path
+from medvllm.names import ModelRef, parse, source_path, valid_name
 from medvllm.options import Identity, LoadOptions
 from medvllm.receipt import Receipt
 from medvllm.residency import ModelCache, Resident
@@ -81,7 +82,7 @@ class ModelRegistry:
     """
 
     def __init__(self, catalog: Catalog | None = None) -> None:
-        self._catalog = catalog or Catalog()
+        self._catalog = catalog or Catalog(FileStore())
         self._model_cache: ModelCache[Identity] = ModelCache()
         # What a call resolved to, so that a hit need not resolve it again; an entry is replaced, never changed.
         self._resolved: dict[Hashable, tuple[_Resolved | None, Callable[[], Resident[Identity] | None]]] = {}
@@ -345,6 +346,56 @@ class ModelRegistry:
     def _fetch(self, name: "str | os.PathLike[str]", revision: str | None) -> "tuple[ModelMetadata, Snapshot]":
         metadata, named_revision = self._find(parse(name))
         return metadata, self._snapshot(metadata, revision or named_revision)
+
+    def export(self, file: "str | os.PathLike[str]", *names: "str | os.PathLike[str]") -> list[str]:
+        """Write models into one bundle for a site without a network: entries, files and their lock; return the names.
+
+        The files are fetched if they are not here. The same models give the same bytes. A folder that is not
+        registered gets its own last name.
+        """
+        sources = _sources()
+        models, entries, branches = {}, {}, {}
+        for name in names:
+            metadata, revision = self._find(parse(name))
+            snapshot = self._snapshot(metadata, revision)
+            if snapshot.repo is None:  # its path means nothing elsewhere
+                metadata = metadata.changed(source=dataclasses.replace(metadata.source, model_path=None))
+                if metadata.origin == "direct":
+                    metadata = metadata.changed(name=valid_name(snapshot.path.name))
+            if snapshot.repo is None or metadata.origin != "direct":
+                entries[metadata.name] = metadata
+            if (branch := sources.branch(metadata)) and snapshot.repo:
+                branches[metadata.name] = branch if revision is None else revision
+            models[metadata.name] = snapshot, sources.to_lock(snapshot)
+        sources.bundle.write(Path(file).absolute(), to_toml(entries), models, branches)
+        return list(models)
+
+    def import_bundle(self, file: "str | os.PathLike[str]", *, replace: bool = False) -> list[str]:
+        """Make the models of a bundle this machine's and lock them; return their names.
+
+        Every byte is checked before anything becomes visible, and importing again changes nothing. DigestMismatchError:
+        the bundle is damaged, or a model in it is not the locked one; `replace` takes it all the same.
+        """
+        sources = _sources()
+        with sources.bundle.opened(Path(file).absolute()) as bundle:
+            entries = from_toml(bundle.entries, "stored")
+            lock = sources.Lock.current()
+            for name, locked in bundle.locked.items():
+                approved = lock.models.get(name)
+                if approved is not None and not replace:
+                    approved.check_source(name, locked.source, locked.commit)
+                    approved.check(name, locked.files)
+            for name in bundle.locked:
+                path = sources.bundle.land(bundle, name)
+                if entry := entries.get(name):
+                    if path is not None:
+                        entry = entry.changed(source=dataclasses.replace(entry.source, model_path=str(path)))
+                    known = self._catalog.find(name)
+                    if known is None or known.facts() != entry.facts():
+                        self._catalog.keep(entry)
+                        self._leave(name)
+            lock.update(bundle.locked)
+        return sorted(bundle.locked)
 
     @staticmethod
     def _snapshot(metadata: ModelMetadata, revision: str | None) -> "Snapshot":

@@ -4,6 +4,9 @@ import copy
 import dataclasses
 import pickle
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -190,7 +193,7 @@ def test_other_bad_registrations(registry: ModelRegistry) -> None:
     with pytest.raises(ModelNameError, match=r"no repository's id.\nA folder is written as: ./a/b/c"):
         registry.register("m", "generic", model_path="a/b/c")
     with pytest.raises(CatalogError, match="no stored catalogue"):
-        registry.register("m", "generic", persist=True)
+        ModelRegistry(Catalog()).register("m", "generic", persist=True)
     assert "m" not in registry.list_models()
 
 
@@ -240,3 +243,36 @@ def test_builtin_facts_are_all_witnessed() -> None:
         assert known - stated - ours - computed == set(metadata.evidence)
         assert all(text[:3] in ("S: ", "V: ", "L: ") for text in metadata.evidence.values())
         assert metadata.evidence["revision"].startswith("S: ")
+
+
+def test_a_persistent_entry_is_there_in_the_next_process(home: Path) -> None:
+    """With every fact; its version is never given again, also after it was removed."""
+    facts = {"model_path": "acme/bert", "do_lower_case": False, "id2label": ["O", "B-X"], "tags": ["a"]}
+    given: dict[str, Any] = {**facts, "parameters": {"dtype": "float32"}, "model_class": "transformers:BertModel"}
+    first = ModelRegistry().register("kept", "clinical", persist=True, **given)
+    assert (first.origin, first.version) == ("stored", 1)
+    again = ModelRegistry().get_metadata("kept").to_dict()
+    assert again == first.to_dict() and again["id2label"] == ["O", "B-X"]
+    with pytest.raises(ModelExistsError, match=r"stored already \(version 1\)"):
+        ModelRegistry().register("kept", "clinical", persist=True)
+    assert ModelRegistry().register("kept", "clinical", persist=True, replace=True).version == 2
+    one, other = ModelRegistry(), ModelRegistry()
+    other.unregister("kept")
+    assert "kept" not in one.list_models()
+    assert one.register("kept", "clinical", persist=True).version == 3
+
+
+def test_stored_entries_that_cannot_be_read_are_an_error(home: Path) -> None:
+    """Never taken for none."""
+    (home / "medvllm").mkdir()
+    for text in ("nonsense", "models = 3", '[models.m]\nmodel_type = "medical"', "[models.m]\nversion = 0"):
+        (home / "medvllm" / "entries.toml").write_text(text)
+        with pytest.raises(CatalogError, match="entries.toml cannot be used: The entries cannot be read"):
+            ModelRegistry().list_models()
+
+
+def test_eight_threads_store_entries_at_once(home: Path) -> None:
+    """None is lost."""
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: ModelRegistry().register(f"m{i}", "generic", persist=True), range(16)))
+    assert {f"m{i}" for i in range(16)} <= set(ModelRegistry().list_models())

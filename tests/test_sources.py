@@ -176,9 +176,7 @@ def test_a_repository_without_weights(registry: ModelRegistry, acme: LoopbackHub
     folder = tiny.bert_encoder(tmp_path / "empty")
     (folder / "model.safetensors").unlink()
     acme.add("acme/empty", folder)
-    with pytest.raises(
-        IncompleteSnapshotError, match="Snapshot of 'acme/empty' at [0-9a-f]{7} has no weights"
-    ):
+    with pytest.raises(IncompleteSnapshotError, match="Snapshot of 'acme/empty' at [0-9a-f]{7} has no weights"):
         registry.load_model("acme/empty")
 
 

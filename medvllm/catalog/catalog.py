@@ -82,6 +82,12 @@ class Catalog:
             self._changed()
         return entry
 
+    def keep(self, entry: ModelMetadata) -> None:
+        """Store an entry, in place of a stored one of its name."""
+        if self._store is None:
+            raise CatalogError(f"Model {entry.name!r} cannot be kept: this registry has no stored catalogue.")
+        self._store.add(entry, replace=True)
+
     def remove(self, name: str) -> None:
         """Remove an entry: this process's, else the stored one, else hide the built-in. ModelNotFoundError: none."""
         found = True

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from medvllm import __version__
-from medvllm.cli import doctor, lock, models, run
+from medvllm.cli import bundle, doctor, lock, models, run
 
 app = typer.Typer(
     help="Say a model's name and get that model.",
@@ -36,4 +36,6 @@ app.command("pull")(models.pull)
 app.command("run")(run.run)
 app.command("lock")(lock.lock)
 app.command("verify")(lock.verify)
+app.command("export")(bundle.export)
+app.command("import")(bundle.import_)
 app.command("doctor")(doctor.doctor)

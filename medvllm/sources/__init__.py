@@ -4,14 +4,12 @@ from pathlib import Path
 
 from medvllm.metadata import ModelMetadata
 from medvllm.names import parse
-from medvllm.sources import conversion, folder, hub
+from medvllm.sources import bundle, conversion, folder, hub
 from medvllm.sources.digest import Digest, differences, digests
-from medvllm.sources.lock import Lock, LockedModel
+from medvllm.sources.lock import FOLDER, Lock, LockedModel
 from medvllm.sources.snapshot import Snapshot, check_complete
 
-__all__ = ["Digest", "Lock", "LockedModel", "Snapshot", "refresh", "resolve", "to_lock", "verify"]
-
-FOLDER = "folder"  # the source of a model that is no repository's
+__all__ = ["Digest", "Lock", "LockedModel", "Snapshot", "branch", "bundle", "refresh", "resolve", "to_lock", "verify"]
 
 
 def resolve(metadata: ModelMetadata, revision: str | None = None, *, locked: LockedModel | None = None) -> Snapshot:
@@ -44,6 +42,13 @@ def refresh(metadata: ModelMetadata, revision: str | None = None) -> None:
     location = parse(metadata.location)
     if location.kind != "folder":
         hub.refreshed(location.name, revision or location.suffix or metadata.source.revision)
+
+
+def branch(metadata: ModelMetadata) -> str | None:
+    """Return the branch or tag that an entry follows, or None for one that pins a commit or is a folder."""
+    location = parse(metadata.location)
+    wanted = location.suffix or metadata.source.revision or "main"
+    return None if location.kind == "folder" or hub.is_commit(wanted) else wanted
 
 
 def to_lock(snapshot: Snapshot) -> LockedModel:

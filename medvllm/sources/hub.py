@@ -2,11 +2,13 @@
 
 import functools
 import logging
+import os
 import re
+import secrets
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -18,12 +20,14 @@ from medvllm.errors import (
     DigestMismatchError,
     GatedModelError,
     HubUnreachableError,
+    IncompleteSnapshotError,
     MedVLLMError,
     ModelNameError,
     ModelNotFoundError,
     SnapshotNotFoundError,
     SourceError,
 )
+from medvllm.files import place
 from medvllm.sources.digest import Digest, described, digests, git_oid
 from medvllm.sources.ledger import ledger
 from medvllm.sources.snapshot import (
@@ -35,6 +39,7 @@ from medvllm.sources.snapshot import (
     is_weights,
     needed,
     present,
+    read_json,
 )
 
 P = ParamSpec("P")
@@ -42,6 +47,7 @@ R = TypeVar("R")
 logger = logging.getLogger(__name__)
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # git's SHA-1, or SHA-256
 _WAITS_S = (0.5, 1.0, 2.0)  # between our tries; huggingface_hub retries some faults by itself, and others not at all
 _PATIENCE_S = 30.0  # no further try after this long
 _LONGEST_WAIT_S = 60.0  # that a Hub may ask for with Retry-After
@@ -82,6 +88,54 @@ def refreshed(repo: str, revision: str | None) -> str:
     commit = _commit(repo, revision or "main")
     ledger().keep_commit(endpoint(), repo, revision or "main", commit)
     return commit
+
+
+def listing_file(repo: str, commit: str) -> Path:
+    """Return the file in which the cache keeps a commit's listing, or raise IncompleteSnapshotError."""
+    if _listing(repo, commit) is None:
+        raise IncompleteSnapshotError(
+            f"The listing of {repo!r} at {commit[:7]} is not in the Hub's cache.\n"
+            f"Where the Hub answers: medvllm pull {repo}",
+            repo=repo,
+            commit=commit,
+        )
+    return _listing_path(repo, commit)
+
+
+def land(repo: str, commit: str, branch: str | None, files: Mapping[str, Path], listing: Path) -> None:
+    """Put a commit's files into the Hub's cache, as a download would have left them, and its branch into the ledger.
+
+    DigestMismatchError: they are not the files of the commit's listing; the cache is then as it was.
+    """
+    from filelock import FileLock
+
+    path = _folder(repo, commit)
+    repository = path.parents[1]
+    locks = repository.parent / ".locks" / repository.name
+    listed = _listing(repo, commit) or _read_listing(listing)
+    flaws = {name: _flaw(file, *listed.get(name, (0, ""))) for name, file in files.items()}
+    if wrong := {name: flaw for name, flaw in flaws.items() if flaw}:
+        raise DigestMismatchError(
+            f"The files are not those of {repo!r} at {commit[:7]}: {described(wrong)}.",
+            repo=repo,
+            commit=commit,
+            files=tuple(wrong),
+        )
+    for folder in (path, repository / "blobs", repository / "trees", locks):
+        folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / "medvllm.lock"):
+        for name, file in files.items():
+            blob, target = repository / "blobs" / listed[name][1], path / name
+            place(file, blob)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            link = target.with_name(f".{secrets.token_hex(4)}.partial")
+            link.symlink_to(os.path.relpath(blob, target.parent))
+            link.replace(target)
+        # Last: with the listing, the snapshot counts as complete.
+        if _listing(repo, commit) is None:
+            place(listing, _listing_path(repo, commit))
+    if branch is not None:
+        ledger().keep_commit(endpoint(), repo, branch, commit)
 
 
 def endpoint() -> str:
@@ -261,11 +315,7 @@ class _Cached:
 
 def _inspect(repo: str, commit: str, *, fresh: bool = False) -> _Cached:
     """Return what the cache holds of a commit, each file compared with the commit's listing."""
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    cache = Path(constants.HF_HUB_CACHE)
-    path = cache / repo_folder_name(repo_id=repo, repo_type="model") / "snapshots" / commit
+    path = _folder(repo, commit)
     listing = _listing(repo, commit)
     there = present(path)
     wanted = needed(there if listing is None else listing)
@@ -274,25 +324,58 @@ def _inspect(repo: str, commit: str, *, fresh: bool = False) -> _Cached:
     for name, digest in found.items():
         blob = (path / name).resolve()
         size, identifier = (listing or {}).get(name) or (digest.size, blob.name if blob.parent.name == "blobs" else "")
-        actual = digest.sha256 if len(identifier) == 64 else git_oid(blob) if len(identifier) == 40 else identifier
-        if digest.size != size:
-            flaws[name] = f"has {digest.size:,} bytes, not {size:,}"
-        elif actual != identifier:
-            flaws[name] = f"has the digest {actual[:12]}…, not {identifier[:12]}…"
+        if identifier and (flaw := _flaw(blob, size, identifier, digest)):
+            flaws[name] = flaw
     missing = tuple(name for name in wanted if name not in there)
     return _Cached(path, found, flaws, missing, listing is not None)
 
 
-def _listing(repo: str, commit: str) -> dict[str, tuple[int, str]] | None:
-    """Return the size and the SHA-256 or git's SHA-1 of a commit's files, as the Hub listed them, or None."""
-    from huggingface_hub import get_cached_repo_tree
-    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+def _folder(repo: str, commit: str) -> Path:
+    """Return where the Hub's cache has, or would have, a snapshot."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
 
+    repository = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
+    return repository / "snapshots" / commit
+
+
+def _listing(repo: str, commit: str) -> dict[str, tuple[int, str]] | None:
+    """Return the size and the SHA-256 or git's SHA-1 of a commit's files, as the Hub listed them, or None.
+
+    huggingface_hub's own `get_cached_repo_tree` leaves out the SHA-256 that the file holds.
+    """
+    file = _listing_path(repo, commit)
     try:
-        rows = get_cached_repo_tree(repo, revision=commit)
-    except CachedRepoTreeNotFoundError:
+        return _read_listing(file) if file.is_file() else None
+    except (MedVLLMError, ValueError, KeyError, TypeError, AttributeError):
+        logger.warning("%s is damaged: it is fetched again", file)
+        file.unlink(missing_ok=True)
         return None
-    return {row.path: (row.lfs.size, row.lfs.sha256) if row.lfs else (row.size, row.blob_id) for row in rows}
+
+
+def _listing_path(repo: str, commit: str) -> Path:
+    return _folder(repo, commit).parents[1] / "trees" / f"{commit}.json"
+
+
+def _read_listing(file: Path) -> dict[str, tuple[int, str]]:
+    """Return the content of a listing that is not in the cache: sizes, and digests that name blobs."""
+    found: dict[str, tuple[int, str]] = {}
+    for name, row in read_json(file).get("files", {}).items():
+        size, identifier = row.get("lfs_size", row["size"]), row.get("lfs_sha256", row["blob_id"])
+        if type(size) is not int or not isinstance(identifier, str) or not _DIGEST.fullmatch(identifier):
+            raise ValueError(f"{name[:80]!r} is listed without size and digest")
+        found[name] = size, identifier
+    return found
+
+
+def _flaw(file: Path, size: int, identifier: str, digest: Digest | None = None) -> str | None:
+    """Return what of a file is not as listed, or None; `digest` spares hashing it again."""
+    if digest is None:
+        digest = digests(file.parent, [file.name])[file.name]
+    actual = digest.sha256 if len(identifier) == 64 else git_oid(file)
+    if digest.size != size:
+        return f"has {digest.size:,} bytes, not {size:,}"
+    return None if actual == identifier else f"has the digest {actual[:12]}…, not {identifier[:12]}…"
 
 
 def _remove(file: Path) -> None:

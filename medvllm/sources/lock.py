@@ -11,10 +11,12 @@ from typing import Any
 from medvllm import settings
 from medvllm.errors import CatalogError, DigestMismatchError, SourceError
 from medvllm.files import write_whole
+from medvllm.names import parse
 from medvllm.sources.digest import Digest, described, differences
 
 __all__ = ["Lock", "LockedModel"]
 
+FOLDER = "folder"  # the source of a model that is no repository's
 _HEADER = "Written by `medvllm lock`: the commit and the bytes of each model that was approved."
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -24,7 +26,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 class LockedModel:
     """What was approved of one model. `converted` are the safetensors that were made of a pickle."""
 
-    source: str  # a repository's id, or "folder"
+    source: str  # a repository's id, or FOLDER
     commit: str | None
     files: Mapping[str, Digest] = field(hash=False)
     converted: Mapping[str, Digest] = field(default_factory=dict, hash=False)
@@ -178,7 +180,9 @@ def _model(name: str, facts: Any) -> LockedModel:
     source, commit = facts.get("source"), facts.get("commit")
     if not isinstance(source, str) or not (commit is None or (isinstance(commit, str) and _COMMIT.fullmatch(commit))):
         raise ValueError(f"model {name[:80]!r} has no source, or a commit that is none")
-    if (commit is None) != (source == "folder"):
+    if source != FOLDER and not parse(f"hf://{source}").is_repo_id:
+        raise ValueError(f"model {name[:80]!r} has the source {source[:80]!r}, which is no repository")
+    if (commit is None) != (source == FOLDER):
         raise ValueError(f"model {name[:80]!r} is a folder with a commit, or a repository without one")
     files, converted = _digests(name, facts.get("files")), _digests(name, facts.get("converted", {}))
     if not files:
@@ -192,10 +196,18 @@ def _digests(name: str, rows: Any) -> dict[str, Digest]:
     found = {}
     for file, row in rows.items():
         size, sha256 = (row.get("size"), row.get("sha256")) if isinstance(row, dict) else (None, None)
+        if not _is_plain_path(file):
+            raise ValueError(f"file {file[:80]!r} of model {name[:80]!r} is no path inside a snapshot")
         if type(size) is not int or size < 0 or not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
             raise ValueError(f"file {file[:80]!r} of model {name[:80]!r} has no size and SHA-256")
         found[file] = Digest(size, sha256)
     return found
+
+
+def _is_plain_path(path: str) -> bool:
+    """Return whether a path stays in the folder that it is joined to, on every system."""
+    parts = path.split("/")
+    return len(path) <= 1000 and not {"", ".", ".."} & set(parts) and not re.search(r"[\\:\x00-\x1f\x7f]", path)
 
 
 def _at(source: str, commit: str | None) -> str:

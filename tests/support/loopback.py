@@ -222,6 +222,8 @@ class _Handler(BaseHTTPRequestHandler):
         for name, content in files.items():
             row: dict[str, Any] = {"type": "file", "oid": _oid(content), "size": len(content), "path": name}
             if _is_lfs(name):
+                pointer = f"version https://git-lfs.github.com/spec/v1\n{hashlib.sha256(content).hexdigest()}\n"
+                row["oid"] = _oid(pointer.encode())  # git keeps the pointer, not the content
                 row["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 135}
             rows.append(row)
         self._send(200, json.dumps(rows).encode(), {"Content-Type": "application/json"})

@@ -1,0 +1,260 @@
+"""A bundle: entries, snapshots and their lock in one tar file, for sites without a network.
+
+Its members are `manifest.json`, `entries.toml`, `medvllm.lock` and `blobs/<SHA-256>`, in this order, plain files only.
+The manifest tells size and SHA-256 of every other member, so that a bundle is read in one pass and trusted in nothing.
+The same models give the same bytes.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+import secrets
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from medvllm import progress, settings
+from medvllm.errors import DigestMismatchError, SourceError
+from medvllm.files import place, sync_folder
+from medvllm.sources import hub
+from medvllm.sources.digest import Digest, differences, digests
+from medvllm.sources.lock import Lock, LockedModel, parsed
+from medvllm.sources.snapshot import Snapshot, needed, present
+
+__all__ = ["Bundle", "land", "opened", "read", "write"]
+
+_VERSION = 1
+_CHUNK = 1 << 20
+_SMALL = 64 << 20  # bytes of the manifest, the entries or the lock at most
+_BLOB = re.compile(r"blobs/[0-9a-f]{64}")
+_TEXTS = ("entries.toml", "medvllm.lock")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What an unpacked bundle holds. `branches`: what a repository's branch pointed to; `blobs`: files by SHA-256."""
+
+    entries: str
+    locked: dict[str, LockedModel]
+    listings: dict[str, str]  # model -> SHA-256 of its commit's listing
+    branches: dict[str, str]  # model -> the branch or tag that it was asked for by
+    blobs: Path
+
+
+def write(
+    file: Path, entries: str, models: Mapping[str, tuple[Snapshot, LockedModel]], branches: Mapping[str, str]
+) -> None:
+    """Write a bundle; it appears whole or not at all. Every file is hashed once more on its way."""
+    listings = {
+        name: hub.listing_file(snapshot.repo, snapshot.commit)
+        for name, (snapshot, _) in models.items()
+        if snapshot.repo and snapshot.commit
+    }
+    sources: dict[str, Path] = {}
+    members: dict[str, Digest] = {}
+    noted = {}
+    for name, path in listings.items():
+        digest = digests(path.parent, [path.name], fresh=True)[path.name]
+        noted[name] = digest.sha256
+        sources[f"blobs/{digest.sha256}"], members[f"blobs/{digest.sha256}"] = path, digest
+    for snapshot, locked in models.values():
+        for path_in, digest in locked.files.items():
+            member = f"blobs/{digest.sha256}"
+            sources[member], members[member] = snapshot.path / path_in, digest
+    lock = Lock(file, {name: locked for name, (_, locked) in models.items()}).to_toml()
+    texts = dict(zip(_TEXTS, (entries.encode(), lock.encode()), strict=True))
+    listed = {name: _digest(text) for name, text in texts.items()} | dict(sorted(members.items()))
+    manifest = {
+        "version": _VERSION,
+        "members": [{"name": name, "size": digest.size, "sha256": digest.sha256} for name, digest in listed.items()],
+        "listings": noted,
+        "branches": dict(branches),
+    }
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        with (
+            partial.open("wb") as stream,
+            tarfile.open(fileobj=stream, mode="w|", format=tarfile.GNU_FORMAT) as tar,
+            progress.of_bytes("Exporting", sum(digest.size for digest in listed.values())) as advance,
+        ):
+            content = json.dumps(manifest, indent=1, sort_keys=True).encode()
+            _add(tar, "manifest.json", io.BytesIO(content), len(content))
+            for name, digest in listed.items():
+                with io.BytesIO(texts[name]) if name in texts else sources[name].open("rb") as source:
+                    hashed = _Hashed(source, advance)
+                    _add(tar, name, hashed, digest.size)
+                if hashed.sha256.hexdigest() != digest.sha256:
+                    raise SourceError(f"{sources[name]} changed while it was exported.", path=str(sources[name]))
+        sync_folder(partial.parent)
+        partial.replace(file)
+    except OSError as error:
+        if isinstance(error, SourceError):
+            raise
+        raise SourceError(f"Bundle {file} cannot be written: {error}.", path=str(file)) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Bundle]:
+    """Unpack a bundle beside the Hub's cache for as long as the block lasts; one process at a time."""
+    from filelock import FileLock
+    from huggingface_hub import constants
+
+    room = Path(constants.HF_HUB_CACHE) / ".medvllm-import"
+    try:
+        room.mkdir(parents=True, exist_ok=True)
+        with FileLock(room.with_suffix(".lock")):
+            for left in room.iterdir():  # by an import that died
+                shutil.rmtree(left)
+            work = room / secrets.token_hex(4)
+            work.mkdir()
+            try:
+                yield read(file, work)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+    except OSError as error:
+        if isinstance(error, SourceError):
+            raise
+        raise SourceError(f"Bundle {file} cannot be imported: {error}.", path=str(file)) from error
+
+
+def land(bundle: Bundle, name: str) -> Path | None:
+    """Make a model of an opened bundle this machine's: in the Hub's cache, or as a folder, whose path is returned."""
+    locked = bundle.locked[name]
+    files = {path: bundle.blobs / digest.sha256 for path, digest in locked.files.items()}
+    if locked.commit is not None:
+        listing = bundle.blobs / bundle.listings[name]
+        hub.land(locked.source, locked.commit, bundle.branches.get(name), files, listing)
+        return None
+    key = hashlib.sha256(repr(sorted((path, digest.sha256) for path, digest in locked.files.items())).encode())
+    target = settings.HOME() / "models" / key.hexdigest()[:40]
+    if target.is_dir() and not differences(locked.files, digests(target, needed(present(target)), fresh=True)):
+        return target
+    work = target.with_name(f"{target.name}.{secrets.token_hex(4)}")
+    try:
+        for path, blob in files.items():
+            (work / path).parent.mkdir(parents=True, exist_ok=True)
+            place(blob, work / path)
+        shutil.rmtree(target, ignore_errors=True)
+        work.rename(target)
+        sync_folder(target.parent)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+def read(file: Path, into: Path) -> Bundle:
+    """Unpack a bundle into an empty folder, and return what it holds once every byte has been checked.
+
+    SourceError: it is no bundle, or it has members that one does not have. DigestMismatchError: a member is not what
+    the manifest says.
+    """
+    try:
+        with file.open("rb") as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+            return _unpacked(file, tar, into)
+    except (tarfile.TarError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise SourceError(f"{file} is no sound bundle: {str(error)[:200]}.", path=str(file)) from error
+    except OSError as error:
+        if isinstance(error, SourceError):
+            raise
+        raise SourceError(f"Bundle {file} cannot be read: {error}.", path=str(file)) from error
+
+
+def _unpacked(file: Path, tar: tarfile.TarFile, into: Path) -> Bundle:
+    members = iter(tar)
+    first = next(members, None)
+    if first is None or first.name != "manifest.json" or not first.isreg() or first.size > _SMALL:
+        raise ValueError("it does not begin with manifest.json")
+    manifest = json.loads(_content(tar, first))
+    if manifest.get("version") != _VERSION:
+        raise ValueError(f"its version is {manifest.get('version')!r:.20}, and this program knows {_VERSION}")
+    listed = [(str(row["name"]), Digest(int(row["size"]), str(row["sha256"]))) for row in manifest["members"]]
+    names = [name for name, _ in listed]
+    if names[:2] != list(_TEXTS) or len(set(names)) != len(names) or not all(map(_BLOB.fullmatch, names[2:])):
+        raise ValueError("its manifest lists other members than a bundle has")
+    if any(digest.size < 0 for _, digest in listed) or any(digest.size > _SMALL for _, digest in listed[:2]):
+        raise ValueError("its manifest lists impossible sizes")
+    total, room = sum(digest.size for _, digest in listed), shutil.disk_usage(into).free
+    if total > room:
+        raise OSError(f"it unpacks to {total:,} bytes, and {into} has room for {room:,}")
+    (into / "blobs").mkdir()
+    with progress.of_bytes("Checking the bundle", total) as advance:
+        expected = iter(listed)
+        for member in members:
+            name, digest = next(expected, ("nothing more", Digest(0, "")))
+            if member.name != name or not member.isreg() or member.size != digest.size:
+                raise ValueError(f"it has {member.name[:80]!r} ({member.size:,} bytes) in place of {name}")
+            # The name is one of those above, so that it cannot lead out of the folder.
+            _save(file, tar, member, digest, into / name, advance)
+        if (left := next(expected, None)) is not None:
+            raise ValueError(f"it ends before {left[0]}")
+    locked = parsed((into / "medvllm.lock").read_text(encoding="utf-8"))
+    listings = {str(name): str(sha256) for name, sha256 in manifest["listings"].items()}
+    branches = {str(name): str(branch) for name, branch in manifest["branches"].items()}
+    held = {digest.sha256: digest.size for _, digest in listed[2:]}
+    for name, model in locked.items():
+        if any(held.get(digest.sha256) != digest.size for digest in model.files.values()):
+            raise ValueError(f"it lacks files of {name[:80]!r}")
+        if model.commit and listings.get(name) not in held:
+            raise ValueError(f"it lacks the listing of {name[:80]!r}")
+    return Bundle((into / "entries.toml").read_text(encoding="utf-8"), locked, listings, branches, into / "blobs")
+
+
+class _Hashed:
+    """A stream that is hashed while it is read."""
+
+    def __init__(self, source: IO[bytes], advance: Callable[[int], None]) -> None:
+        self._source, self._advance, self.sha256 = source, advance, hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        chunk = self._source.read(size)
+        self.sha256.update(chunk)
+        self._advance(len(chunk))
+        return chunk
+
+
+def _add(tar: tarfile.TarFile, name: str, source: Any, size: int) -> None:
+    member = tarfile.TarInfo(name)  # no owner, no time: the same content gives the same bytes
+    member.size, member.mode = size, 0o644
+    tar.addfile(member, source)
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    stream = tar.extractfile(member)
+    assert stream is not None  # a plain file has one
+    return stream.read()
+
+
+def _save(
+    file: Path,
+    tar: tarfile.TarFile,
+    member: tarfile.TarInfo,
+    digest: Digest,
+    target: Path,
+    advance: Callable[[int], None],
+) -> None:
+    stream = tar.extractfile(member)
+    assert stream is not None  # a plain file has one
+    source = _Hashed(stream, advance)
+    with target.open("xb") as out:
+        shutil.copyfileobj(source, out, _CHUNK)
+        out.flush()
+        os.fsync(out.fileno())
+    if source.sha256.hexdigest() != digest.sha256:
+        raise DigestMismatchError(
+            f"Bundle {file} is damaged: {member.name} does not have the SHA-256 that its manifest says.\n"
+            "Nothing of it was imported. Copy it again.",
+            path=str(file),
+            files=(member.name,),
+        )
+
+
+def _digest(content: bytes) -> Digest:
+    return Digest(len(content), hashlib.sha256(content).hexdigest())
