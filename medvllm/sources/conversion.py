@@ -1,29 +1,28 @@
-"""Pickled weights -> safetensors: once, in a process of its own that can reach nothing.
+"""Pickled weights -> safetensors: once, in a process of its own that can reach nothing."""
 
-``python -m medvllm.sources.conversion SOURCE TARGET`` is that process.
-"""
-
+import glob
 import hashlib
 import json
 import logging
 import os
+import secrets
 import shutil
+import signal
 import subprocess
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from medvllm import settings
 from medvllm.errors import IncompleteSnapshotError, SourceError, UnsafeWeightsError
+from medvllm.sources.confinement import cpu_seconds
 from medvllm.sources.digest import Digest, differences, digests
 from medvllm.sources.snapshot import Snapshot, needed, present, weight_files
 
 logger = logging.getLogger(__name__)
 
-_SPARE_BYTES = 8 << 30  # address space for Python and torch, beside the weights
-_RECORD = "conversion.json"
+RECORD = "conversion.json"
+_REPORTED = {kind.__name__: kind for kind in (SourceError, IncompleteSnapshotError, UnsafeWeightsError)}
 
 
 def as_safetensors(snapshot: Snapshot) -> Snapshot:
@@ -32,24 +31,14 @@ def as_safetensors(snapshot: Snapshot) -> Snapshot:
         return snapshot
     target = made(snapshot)
     if not _is_whole(target):
-        _convert(snapshot, weight_files(snapshot.path, pickled=True), target)
-    files = [name for name in needed(present(target)) if name != _RECORD]
+        _convert(snapshot, target)
+    files = [name for name in needed(present(target)) if name != RECORD]
     return replace(snapshot, weights=target, converted=digests(target, files))
 
 
 def made(snapshot: Snapshot) -> Path:
     """Return the folder for the converted weights of a snapshot."""
     return settings.HOME() / "converted" / _key(snapshot)
-
-
-def _is_whole(target: Path) -> bool:
-    """Return whether a converted copy is there with every byte that was recorded when it was made."""
-    try:
-        made = [file["converted"] for file in json.loads((target / _RECORD).read_text())["files"]]
-        recorded = {file["name"]: Digest(file["size"], file["sha256"]) for file in made}
-        return not differences(recorded, digests(target, list(recorded)))
-    except (OSError, ValueError, KeyError, TypeError):  # also what `digests` says of a file that is missing
-        return False
 
 
 def _key(snapshot: Snapshot) -> str:
@@ -59,7 +48,17 @@ def _key(snapshot: Snapshot) -> str:
     return f"folder--{hashlib.sha256(snapshot.identity.encode()).hexdigest()[:40]}"
 
 
-def _convert(snapshot: Snapshot, pickles: list[Path], target: Path) -> None:
+def _is_whole(target: Path) -> bool:
+    """Return whether a converted copy is there with every byte that was recorded when it was made."""
+    try:
+        made = [file["converted"] for file in json.loads((target / RECORD).read_text())["files"]]
+        recorded = {file["name"]: Digest(file["size"], file["sha256"]) for file in made}
+        return not differences(recorded, digests(target, list(recorded)))
+    except (OSError, ValueError, KeyError, TypeError):  # also what `digests` says of a file that is missing
+        return False
+
+
+def _convert(snapshot: Snapshot, target: Path) -> None:
     from filelock import FileLock
 
     try:
@@ -67,107 +66,79 @@ def _convert(snapshot: Snapshot, pickles: list[Path], target: Path) -> None:
         with FileLock(f"{target}.lock"):
             if _is_whole(target):  # another process was first
                 return
-            logger.info("converting %s to safetensors, once", ", ".join(file.name for file in pickles))
-            work = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
+            # Whoever left these died at it: only the holder of the lock converts.
+            for left in target.parent.glob(f"{glob.escape(target.name)}.*"):
+                if left.is_dir():
+                    shutil.rmtree(left)
+            work = target.with_name(f"{target.name}.{secrets.token_hex(4)}")
+            work.mkdir()
             try:
-                _run_worker(snapshot, pickles, work)
+                _run_converter(snapshot, work)
                 shutil.rmtree(target, ignore_errors=True)
-                work.rename(target)
+                _publish(work, target)
             finally:
                 shutil.rmtree(work, ignore_errors=True)
     except SourceError:
         raise
     except OSError as error:
-        raise SourceError(
-            f"{snapshot.path} could not be converted to safetensors: {error}.", path=str(snapshot.path)
-        ) from error
+        raise _failed(snapshot, str(error)) from error
 
 
-def _run_worker(snapshot: Snapshot, pickles: list[Path], work: Path) -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "medvllm.sources.conversion", str(snapshot.path), str(work)],
-        env={"PATH": os.environ.get("PATH", ""), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if run.returncode == 0:
-        return
-    reason = (run.stderr.strip().splitlines() or [f"it ended with status {run.returncode}"])[-1][:300]
-    if reason.startswith("UnpicklingError"):
-        raise UnsafeWeightsError(
-            f"{pickles[0]} is not opened: a pickle that is damaged or holds more than tensors, and so could run code.\n"
-            "Ask its authors for model.safetensors.",
-            path=str(pickles[0]),
-        )
-    raise IncompleteSnapshotError(f"{pickles[0]} could not be converted to safetensors: {reason}", path=str(pickles[0]))
-
-
-def _work(source: Path, target: Path) -> None:
-    """Write every pickled weight file of `source` as safetensors into `target`, and compare tensor by tensor."""
-    import torch
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
-    pickles = weight_files(source, pickled=True)
-    _confine(sum(file.stat().st_size for file in pickles))
-    record: dict[str, Any] = {"files": []}
-    names: dict[str, str] = {}
-    for file in pickles:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
-            raise ValueError(f"{file.name} is not a state dict: a dict from name to tensor")
-        # Tied tensors share memory, which safetensors refuses: each name gets its bytes, and loading ties them again.
-        tensors = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
-        written = target / f"{file.stem.replace('pytorch_model', 'model', 1)}.safetensors"
-        save_file(tensors, written, metadata={"format": "pt"})
-        with safe_open(written, framework="pt") as stored:
-            for name, tensor in state.items():
-                same = stored.get_tensor(name)
-                if same.dtype != tensor.dtype or not torch.equal(same.nan_to_num(), tensor.nan_to_num()):
-                    raise ValueError(f"tensor {name} of {file.name} changed in the conversion")
-                names[name] = written.name
-        record["files"].append({"original": _digest(file), "converted": _digest(written)})
-    if len(pickles) > 1:
-        (target / "model.safetensors.index.json").write_text(
-            json.dumps({"metadata": {}, "weight_map": names}, sort_keys=True)
-        )
-    if (source / "generation_config.json").is_file():
-        shutil.copyfile(source / "generation_config.json", target / "generation_config.json")
-    (target / _RECORD).write_text(json.dumps(record, indent=1))
-    for file in target.iterdir():
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
-
-
-def _confine(weight_bytes: int) -> None:
-    """Take the network, other programs and unbounded memory away from this process, for good."""
-    import resource
-
-    limit = _SPARE_BYTES + 4 * weight_bytes
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-
-    def refuse(event: str, _: object) -> None:
-        if event.startswith(
-            ("socket.", "subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.fork", "ctypes.dlopen")
-        ):
-            raise PermissionError(f"conversion may not use {event}")
-
-    sys.addaudithook(refuse)
-
-
-def _digest(file: Path) -> dict[str, Any]:
-    with file.open("rb") as stream:
-        return {
-            "name": file.name,
-            "size": file.stat().st_size,
-            "sha256": hashlib.file_digest(stream, "sha256").hexdigest(),
-        }
-
-
-if __name__ == "__main__":
+def _run_converter(snapshot: Snapshot, work: Path) -> None:
+    pickles = weight_files(snapshot.path, pickled=True)
+    total = sum(file.stat().st_size for file in pickles)
+    logger.info("converting %s to safetensors, once", ", ".join(file.name for file in pickles))
+    own = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
     try:
-        _work(Path(sys.argv[1]), Path(sys.argv[2]))
-    except Exception as error:
-        sys.exit(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+        run = subprocess.run(
+            [sys.executable, "-P", "-m", "medvllm.sources.converter", str(snapshot.path), str(work)],
+            # No token, no proxy, not the user's home; one thread, whose memory is bounded.
+            env=own
+            | {"HOME": str(work), "TMPDIR": str(work), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+            | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=10 * cpu_seconds(total),
+        )
+    except subprocess.TimeoutExpired as error:
+        raise _failed(snapshot, f"it took more than {error.timeout:.0f} seconds") from error
+    if run.returncode == 0:
+        if not snapshot.is_current():
+            raise _failed(snapshot, "its files changed meanwhile")
+        return
+    if run.returncode < 0:
+        name = signal.Signals(-run.returncode).name
+        why = {"SIGKILL": ", likely for want of memory", "SIGXCPU": " for taking too long"}.get(name, "")
+        raise _failed(snapshot, f"its process was ended by {name}{why}")
+    last = (run.stderr.strip().splitlines() or [f"it ended with status {run.returncode}"])[-1]
+    try:
+        kind, message = json.loads(last)
+        report = _REPORTED[kind](str(message), path=str(snapshot.path))
+    except (ValueError, KeyError, TypeError):
+        report = _failed(snapshot, last[:300])
+    raise report
+
+
+def _publish(work: Path, target: Path) -> None:
+    """Give the finished folder its name; neither the name nor the bytes are lost when the power fails."""
+    for file in work.iterdir():
+        shutil.copymode(work / RECORD, file)  # safetensors lets its owner alone read what it writes
+        _sync(file)
+    _sync(work)
+    work.rename(target)
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _failed(snapshot: Snapshot, reason: str) -> SourceError:
+    return SourceError(f"{snapshot.path} could not be converted to safetensors: {reason}.", path=str(snapshot.path))

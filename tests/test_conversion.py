@@ -1,0 +1,706 @@
+"""Pickled weights become safetensors once, bit for bit, in a process that can reach nothing; or an error of ours."""
+
+import contextlib
+import ctypes
+import hashlib
+import json
+import logging
+import os
+import pickle
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from medvllm.engine.model_runner import ModelRegistry
+from medvllm.errors import IncompleteSnapshotError, SourceError, UnsafeWeightsError
+from medvllm.sources import Snapshot, converter
+from medvllm.sources.conversion import as_safetensors
+from tests.support import tiny
+
+BASE = torch.arange(100.0).reshape(10, 10)
+NANS = torch.tensor([0x7FC00001, 0x7F800001, -1, -(2**31), 0x7F800000], dtype=torch.int32).view(torch.float32)
+
+STATES: dict[str, dict[str, torch.Tensor]] = {
+    "nan payloads": {"single": NANS, "half": torch.tensor([0x7E01, -1], dtype=torch.int16).view(torch.float16)},
+    "layouts": {"transposed": BASE.t(), "strided": BASE[2:4, ::2], "expanded": BASE[0].expand(3, 10)},
+    "small": {"empty": torch.zeros(0, 3), "none": torch.zeros(0), "scalar": torch.tensor(3.0)},
+    "tied": {"a": BASE, "b": BASE, "row": BASE[1], "tail": BASE[5:]},
+    "parameters": {"a": torch.nn.Parameter(BASE)},
+    "dtypes": {
+        str(dtype): torch.tensor([0, 1, 1]).to(dtype)
+        for dtype in (
+            *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+            *(torch.float16, torch.bfloat16, torch.float64, torch.complex64),
+        )
+    },
+    "conjugated": {
+        "a": torch.tensor([1j, 2 + 1j], dtype=torch.complex64).conj(),
+        "b": torch.tensor([1j, 2j]).conj().imag,
+        "c": torch.tensor([1j]).conj().imag,
+    },
+}
+# Older pickles cannot hold these.
+NEW_STATES = {
+    "new dtypes": {
+        "unsigned": torch.tensor([65535], dtype=torch.uint16),
+        "float8": torch.tensor([0.5]).to(torch.float8_e4m3fn),
+    }
+}
+UNFIT: dict[str, tuple[Any, str]] = {
+    "nested": ({"model": {"a": BASE}}, "its 'model' is a dict, not a tensor"),
+    "checkpoint": ({"state_dict": {"a": BASE}, "epoch": 3}, "its 'state_dict' is a dict, not a tensor"),
+    "number": ({"a": BASE, "epoch": 3}, "its 'epoch' is a int, not a tensor"),
+    "list": ([BASE], "it holds a list"),
+    "tensor": (BASE, "it holds a Tensor"),
+    "empty": ({}, "it holds an empty dict"),
+    "numbered": ({3: BASE}, "one of its names is a int"),
+    "sparse": ({"a": BASE.to_sparse()}, r"its 'a' is a tensor that safetensors cannot hold \(torch.sparse_coo\)"),
+    "meta": ({"a": torch.zeros(3, device="meta")}, r"cannot hold \(without data\)"),
+    "complex128": ({"a": torch.zeros(2, dtype=torch.complex128)}, "safetensors has no dtype for torch.complex128"),
+}
+
+
+def _folder(path: Path, state: Any, *, legacy: bool = False) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "config.json").write_text("{}")
+    torch.save(state, path / "pytorch_model.bin", _use_new_zipfile_serialization=not legacy)
+    return path
+
+
+def _convert(folder: Path) -> Path:
+    """Convert a folder as a load does, in a process of its own; return the folder with the result."""
+    return as_safetensors(Snapshot(folder, None, None, folder)).weights
+
+
+def _same(stored: dict[str, torch.Tensor], original: dict[str, torch.Tensor]) -> bool:
+    assert stored.keys() == original.keys()
+    return all(
+        stored[name].dtype == tensor.dtype
+        and stored[name].shape == tensor.shape
+        and _bytes(stored[name]) == _bytes(tensor)
+        for name, tensor in original.items()
+    )
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    plain = tensor.detach().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
+    return bytes(plain.reshape(-1).view(torch.uint8).tolist())
+
+
+def _leftovers(home: Path) -> list[str]:
+    """Return what a failed conversion left: nothing but locks is right."""
+    return [path.name for path in (home / "medvllm").rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("name", [*STATES, *NEW_STATES])
+def test_every_tensor_keeps_its_bytes(tmp_path: Path, name: str, legacy: bool) -> None:
+    """Whatever its layout, dtype or ties; a NaN keeps its payload."""
+    if legacy and name in NEW_STATES:
+        pytest.skip("torch itself cannot write or read these dtypes in its older format")
+    state = (STATES | NEW_STATES)[name]
+    (tmp_path / "out").mkdir()
+    converter.convert(_folder(tmp_path / "m", state, legacy=legacy), tmp_path / "out", "namespace")
+    assert _same(load_file(tmp_path / "out" / "model.safetensors"), state)
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_what_is_no_dict_of_tensors_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    """With what was found in it, and how to write one."""
+    content, message = UNFIT[name]
+    (tmp_path / "out").mkdir()
+    with pytest.raises(SourceError, match=rf"pytorch_model.bin cannot be converted.*{message}.*\n.*model.state_dict"):
+        converter.convert(_folder(tmp_path / "m", content), tmp_path / "out", "namespace")
+
+
+def test_the_record_holds_both_digests_and_how_the_process_was_confined(tmp_path: Path) -> None:
+    """For each file; readable by the user's group like any other file."""
+    folder = tiny.bert_masked_lm(tmp_path / "m", weights="sharded_bin")
+    target = _convert(folder)
+    record = json.loads((target / "conversion.json").read_text())
+    assert record["network"] == ("namespace" if _namespaces_permitted() else "audit hook")
+    assert len(record["files"]) == 2
+    for file in record["files"]:
+        for place, described in ((folder, file["original"]), (target, file["converted"])):
+            content = (place / described["name"]).read_bytes()
+            assert (len(content), hashlib.sha256(content).hexdigest()) == (described["size"], described["sha256"])
+    modes = {file.stat().st_mode & 0o777 for file in target.iterdir()}
+    assert modes == {(target / "conversion.json").stat().st_mode & 0o777} and modes != {0o600}
+
+
+def test_shards_of_any_name_become_shards(tmp_path: Path) -> None:
+    """Two that differ in their endings alone do not overwrite each other; an index of one shard is one file."""
+    states = {"x.bin": {"a": BASE}, "x.pt": {"b": BASE + 1}}
+    folder = tmp_path / "m"
+    for file, state in states.items():
+        torch.save(state, _folder(folder, {}) / file)
+    (folder / "pytorch_model.bin").unlink()
+    index = folder / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "x.bin", "b": "x.pt"}}))
+    target = _convert(folder)
+    mapped = json.loads((target / "model.safetensors.index.json").read_text())["weight_map"]
+    assert mapped == {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    assert _same(load_file(target / mapped["b"]), states["x.pt"])
+    index.write_text(json.dumps({"weight_map": {"a": "x.bin"}}))
+    assert (_convert(folder) / "model.safetensors").is_file()
+
+
+def test_a_pickle_that_would_run_code_is_not_opened(registry: ModelRegistry, tmp_path: Path, home: Path) -> None:
+    """Its bytes are read by a confined process that takes tensors alone."""
+    folder = tiny.malicious_bin(tmp_path / "m", tmp_path / "ran")
+    with pytest.raises(UnsafeWeightsError, match=r"pytorch_model.bin is not opened.*\n.*model.safetensors"):
+        registry.load_model(folder)
+    assert not (tmp_path / "ran").exists()
+    assert _leftovers(home) == []
+
+
+def test_converted_weights_are_made_once(
+    registry: ModelRegistry, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The second process, or registry, finds them; a changed file is converted anew."""
+    caplog.set_level(logging.INFO)
+    folder = tiny.bert_masked_lm(tmp_path / "m", weights="bin")
+    first: Any = registry.load_model(folder)
+    assert ModelRegistry().load_model(folder) is not first
+    assert caplog.text.count("converting pytorch_model.bin") == 1
+    tiny.bert_masked_lm(folder, weights="bin", seed=1)
+    other: Any = ModelRegistry().load_model(folder)
+    assert not torch.equal(other.bert.embeddings.word_embeddings.weight, first.bert.embeddings.word_embeddings.weight)
+
+
+def test_a_converted_file_that_was_cut_short_is_made_anew(tmp_path: Path) -> None:
+    """A copy is taken for whole only with every file in its recorded size."""
+    folder = _folder(tmp_path / "m", {"a": BASE})
+    file = _convert(folder) / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    assert (_convert(folder) / "model.safetensors").read_bytes() == content
+
+
+# Confinement
+
+CONFINED = """
+import sys
+from pathlib import Path
+from medvllm.sources.confinement import isolate, seal
+network = isolate()
+import ctypes, os, socket, subprocess, torch
+torch.set_num_threads(1)
+libc = ctypes.CDLL(None, use_errno=True)
+seal(Path(sys.argv[1]), 1_000_000)
+
+def attempt(name, call):
+    try:
+        result = call()
+    except Exception as error:
+        print(name, type(error).__name__)
+    else:
+        print(name, "done" if result in (None, 0) or not isinstance(result, int) or result > 0 else "failed")
+
+print(network)
+"""
+
+
+def _confined(folder: Path, code: str, **arguments: Any) -> list[str]:
+    """Run code in a process that has confined itself; return the lines it printed."""
+    run = subprocess.run(
+        [sys.executable, "-c", CONFINED + textwrap.dedent(code), str(folder)],
+        **{"capture_output": True, "text": True, "timeout": 120} | arguments,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout.splitlines()
+
+
+def _namespaces_permitted() -> bool:
+    probe = "import ctypes, sys; sys.exit(ctypes.CDLL(None).unshare(0x50000000) != 0)"
+    return subprocess.run([sys.executable, "-c", probe]).returncode == 0
+
+
+@contextlib.contextmanager
+def _listener() -> Iterator[tuple[int, list[Any]]]:
+    """A loopback port, and the connections that it got."""
+    seen: list[Any] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.05)
+        done = threading.Event()
+
+        def accept() -> None:
+            while not done.is_set():
+                with contextlib.suppress(TimeoutError):
+                    connection, address = server.accept()
+                    connection.close()
+                    seen.append(address)
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        try:
+            yield server.getsockname()[1], seen
+        finally:
+            done.set()
+            thread.join()
+
+
+# struct sockaddr_in of 127.0.0.1
+_BY_LIBC = """
+import struct
+address = struct.pack("=HHI8x", socket.AF_INET, socket.htons({port}), int.from_bytes(bytes([127, 0, 0, 1]), "little"))
+attempt("libc", lambda: libc.connect(libc.socket(2, 1, 0), address, len(address)))
+"""
+
+
+def test_no_socket_of_python_opens_in_a_confined_process(tmp_path: Path) -> None:
+    """Nor does a look-up of a name; an unconfined one reaches the same port."""
+    with _listener() as (port, seen):
+        lines = _confined(
+            tmp_path,
+            f"""
+            attempt("connect", lambda: socket.create_connection(("127.0.0.1", {port}), 2))
+            attempt("socket", lambda: socket.socket())
+            attempt("look-up", lambda: socket.getaddrinfo("localhost", 80))
+            """,
+        )
+        assert lines[1:] == ["connect PermissionError", "socket PermissionError", "look-up PermissionError"]
+        assert seen == []
+        socket.create_connection(("127.0.0.1", port), 5).close()
+        _wait_for(lambda: len(seen) == 1)
+
+
+def test_not_even_native_code_reaches_the_network_of_a_confined_process(tmp_path: Path) -> None:
+    """libc's own connect, which no hook of Python's sees: the namespace has no way out, not even a loopback."""
+    if not _namespaces_permitted():
+        pytest.skip("this kernel permits no user namespaces here")
+    with _listener() as (port, seen):
+        assert _confined(tmp_path, _BY_LIBC.format(port=port)) == ["namespace", "libc failed"]
+        assert seen == []
+        prelude = "import ctypes, socket\nlibc = ctypes.CDLL(None)\nattempt = lambda name, call: print(name, call())\n"
+        run = subprocess.run(
+            [sys.executable, "-c", prelude + _BY_LIBC.format(port=port)], capture_output=True, text=True, timeout=60
+        )
+        assert run.stdout == "libc 0\n"
+        _wait_for(lambda: len(seen) == 1)
+
+
+def test_a_confined_process_starts_nothing_and_writes_nothing_elsewhere(tmp_path: Path) -> None:
+    """Programs, forks, libraries and files outside of its folder are refused; its own folder and reading are not."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "there").write_text("kept")
+    lines = _confined(
+        tmp_path / "own",
+        """
+        own = Path(sys.argv[1])
+        attempt("system", lambda: os.system("true"))
+        attempt("subprocess", lambda: subprocess.run(["true"]))
+        attempt("fork", os.fork)
+        attempt("exec", lambda: os.execv("/bin/true", ["true"]))
+        attempt("library", lambda: ctypes.CDLL("libm.so.6"))
+        attempt("write", lambda: (own.parent / "x").write_text("x"))
+        attempt("append", lambda: open(own.parent / "there", "a"))
+        attempt("os.open", lambda: os.open(own.parent / "x", os.O_CREAT | os.O_WRONLY))
+        attempt("through a link", lambda: (own.parent / "link" / "x").write_text("x"))
+        attempt("upwards", lambda: (own / ".." / "x").write_text("x"))
+        attempt("remove", lambda: (own.parent / "there").unlink())
+        attempt("rename", lambda: (own.parent / "there").rename(own / "there"))
+        attempt("own", lambda: (own / "x").write_text("x"))
+        attempt("read", lambda: (own.parent / "there").read_text())
+        """,
+    )
+    refused = ["system", "subprocess", "fork", "exec", "library", "write", "append", "os.open", "through a link"]
+    refused += ["upwards", "remove", "rename"]
+    assert lines[1:] == [f"{name} PermissionError" for name in refused] + ["own done", "read done"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["home", "link", "own", "there"]
+    assert (tmp_path / "there").read_text() == "kept"
+
+
+def test_a_confined_process_has_bounded_memory_time_and_output(tmp_path: Path) -> None:
+    """By the size of the weights; it dumps no core, and goes first when memory runs out."""
+    lines = _confined(
+        tmp_path,
+        """
+        import resource
+        attempt("memory", lambda: bytearray(3 << 30))
+        print(resource.getrlimit(resource.RLIMIT_CPU)[0], resource.getrlimit(resource.RLIMIT_CORE)[1])
+        print(resource.getrlimit(resource.RLIMIT_FSIZE)[1] < 2 << 30, resource.getrlimit(resource.RLIMIT_NPROC)[1])
+        print(Path("/proc/self/oom_score_adj").read_text().strip())
+        """,
+    )
+    assert lines[1:] == ["memory MemoryError", "60 0", "True 0", "1000"]
+
+
+def test_the_converting_process_sees_no_token_proxy_or_home(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its environment, read from outside while it runs."""
+    for name in ("HF_TOKEN", "HTTPS_PROXY", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "secret-value")
+    folder = _folder(tmp_path / "m", {"a": BASE})
+    with ThreadPoolExecutor(1) as pool:
+        converting = pool.submit(_convert, folder)
+        pid = _wait_for(_converter_of(os.getpid()))
+        environment = _wait_for(lambda: _environment(pid))
+        assert converting.result(60)
+    assert "secret-value" not in environment.values()
+    assert environment["HOME"].startswith(str(home / "medvllm"))
+    assert not {"HF_HOME", "HF_ENDPOINT", "MEDVLLM_HOME"} & environment.keys()
+
+
+def _environment(pid: int) -> dict[str, str]:
+    pairs = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+
+
+def _converter_of(parent: int) -> Any:
+    """Return a function that gives the pid of the converting process that `parent` has started, or None."""
+
+    def find() -> int | None:
+        for process in Path("/proc").iterdir():
+            with contextlib.suppress(OSError, ValueError):
+                started = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+                if started == parent and b"medvllm.sources.converter" in (process / "cmdline").read_bytes():
+                    return int(process.name)
+        return None
+
+    return find
+
+
+def _wait_for(condition: Any, timeout_s: float = 60.0) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    return found
+
+
+# Damage and malice
+
+
+def _zip_with(folder: Path, *, compress: bool = False, pickled: bytes | None = None) -> Path:
+    """A checkpoint whose archive is written anew, its entries compressed or its pickle replaced."""
+    _folder(folder, {"a": torch.zeros(1000, 1000)})
+    file = folder / "pytorch_model.bin"
+    with zipfile.ZipFile(file) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    kind = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
+    with zipfile.ZipFile(file, "w", kind) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, pickled if pickled is not None and name.endswith("data.pkl") else content)
+    return folder
+
+
+class _Call:
+    """Pickled as a call of a function that weights_only allows."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.function, self.arguments
+
+
+def _flip(file: Path, position: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[position] ^= 0x40
+    file.write_bytes(content)
+
+
+def _bomb_by_strides(folder: Path) -> Path:
+    """A tensor of 4 TB over the memory of one number."""
+    return _folder(folder, {"a": torch.zeros(1).expand(10**6, 10**6)})
+
+
+def _bomb_by_allocation(folder: Path) -> Path:
+    """A few bytes that ask for 1 TB when they are read."""
+    _folder(folder, {})
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"a": _Call(bytearray, 10**12)}, protocol=2))
+    return folder
+
+
+def _bomb_in_legacy_storage(folder: Path) -> Path:
+    """An older pickle whose storage says that it has 10**12 numbers, and brings 10."""
+    _folder(folder, {"a": torch.zeros(10**5)}, legacy=True)
+    file = folder / "pytorch_model.bin"
+    size = pickle.dumps(10**5, protocol=2)[2:-1]
+    assert file.read_bytes().count(size) > 1
+    file.write_bytes(file.read_bytes().replace(size, pickle.dumps(10**12, protocol=2)[2:-1]))
+    return folder
+
+
+def _bomb_by_compression(folder: Path) -> Path:
+    """4 MB of zeros in 4 kB."""
+    return _zip_with(folder, compress=True)
+
+
+def _truncated(folder: Path) -> Path:
+    file = _folder(folder, {"a": BASE}) / "pytorch_model.bin"
+    file.write_bytes(file.read_bytes()[:-100])
+    return folder
+
+
+def _legacy_truncated(folder: Path) -> Path:
+    file = _folder(folder, {"a": BASE}, legacy=True) / "pytorch_model.bin"
+    file.write_bytes(file.read_bytes()[:-100])
+    return folder
+
+
+def _flipped(folder: Path) -> Path:
+    file = _folder(folder, {"a": torch.full((1000,), 7.0)}) / "pytorch_model.bin"
+    _flip(file, file.read_bytes().index(torch.full((9,), 7.0).numpy().tobytes()) + 5)
+    return folder
+
+
+def _no_bytes(folder: Path) -> Path:
+    (_folder(folder, {"a": BASE}) / "pytorch_model.bin").write_bytes(b"")
+    return folder
+
+
+def _text(folder: Path) -> Path:
+    (_folder(folder, {"a": BASE}) / "pytorch_model.bin").write_text("<html>404</html>")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (_bomb_by_allocation, "is not (opened|converted)"),
+        (_bomb_in_legacy_storage, "asks for more memory than its [0-9,]+ bytes account for"),
+    ],
+)
+def test_a_bomb_that_goes_off_ends_in_an_error_of_ours(tmp_path: Path, home: Path, make: Any, message: str) -> None:
+    """Within seconds, with the file's name, and nothing left behind."""
+    folder = make(tmp_path / "m")
+    start = time.monotonic()
+    with pytest.raises(UnsafeWeightsError, match=message) as caught:
+        _convert(folder)
+    assert str(folder / "pytorch_model.bin") in str(caught.value)
+    assert time.monotonic() - start < 30
+    assert _leftovers(home) == []
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "message"),
+    [
+        (_truncated, IncompleteSnapshotError, "is damaged.*\n.*Fetch it again"),
+        (_legacy_truncated, IncompleteSnapshotError, "is damaged"),
+        (_flipped, IncompleteSnapshotError, "checksum of its entry '.*/data/0' is wrong"),
+        (_no_bytes, IncompleteSnapshotError, "is damaged"),
+        (_text, UnsafeWeightsError, "is not opened"),
+        (_bomb_by_strides, UnsafeWeightsError, "would become 4,000,000,000,000"),
+        (_bomb_by_compression, UnsafeWeightsError, "is compressed"),
+    ],
+)
+def test_damage_and_bombs_that_can_be_seen_are_errors_of_ours(
+    tmp_path: Path, make: Any, kind: type[Exception], message: str
+) -> None:
+    """With the file's name and the way out."""
+    folder = make(tmp_path / "m")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(kind, match=message) as caught:
+        converter.convert(folder, tmp_path / "out", "namespace")
+    assert type(caught.value) is kind and str(folder / "pytorch_model.bin") in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_pickle_that_only_burns_time_is_stopped(tmp_path: Path) -> None:
+    """A tuple that holds its forerunner twice, 200 times over: the hash of such a key would take for ever."""
+    pairs = b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(200))
+    folder = _zip_with(tmp_path / "m", pickled=b"\x80\x02}()q\x00" + pairs + b"K\x01u.")
+    with pytest.raises(SourceError, match="ended by SIGXCPU for taking too long"):
+        _convert(folder)
+
+
+MUTATIONS = """
+import json, sys
+from pathlib import Path
+from medvllm.errors import MedVLLMError
+from medvllm.sources import confinement, converter
+confinement.isolate()
+import safetensors.torch, torch
+torch.set_num_threads(1)
+source, target = Path(sys.argv[1]), Path(sys.argv[2])
+confinement.seal(source.parent, 1_000_000)
+original = (source / "pytorch_model.bin").read_bytes()
+for line in sys.stdin:
+    cut, flips = json.loads(line)
+    content = bytearray(original[: len(original) - cut])
+    for position, value in flips:
+        content[position % len(content)] = value
+    (source / "pytorch_model.bin").write_bytes(content)
+    try:
+        converter.convert(source, target, "")
+        print("converted", flush=True)
+    except MedVLLMError as error:
+        print(type(error).__name__, flush=True)
+"""
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_any_change_of_bytes_gives_the_same_tensors_or_an_error_of_ours(tmp_path: Path, legacy: bool) -> None:
+    """Bytes replaced and cut: one process takes them all and survives. An archive never gives other tensors; an older
+    pickle, which has no checksum, gives what it says, with its own digest in the record."""
+    state = {"a": BASE, "b": torch.tensor([1.5, 2.5]), "c": BASE}
+    folder = _folder(tmp_path / "m", state, legacy=legacy)
+    size = (folder / "pytorch_model.bin").stat().st_size
+    (tmp_path / "out").mkdir()
+    outcomes: dict[str, int] = {}
+    with subprocess.Popen(
+        [sys.executable, "-c", MUTATIONS, str(folder), str(tmp_path / "out")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as worker:
+
+        @settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+        @given(
+            cut=st.one_of(st.just(0), st.integers(0, size - 1)),
+            flips=st.lists(st.tuples(st.integers(0, size - 1), st.integers(0, 255)), max_size=4),
+        )
+        def check(cut: int, flips: list[tuple[int, int]]) -> None:
+            assert worker.stdin is not None and worker.stdout is not None
+            worker.stdin.write(json.dumps([cut, flips]) + "\n")
+            worker.stdin.flush()
+            outcome = worker.stdout.readline().strip()
+            outcomes[outcome] = outcomes.get(outcome, 0) + 1
+            assert outcome in {"converted", "UnsafeWeightsError", "IncompleteSnapshotError", "SourceError"}
+            if outcome == "converted" and not legacy:
+                assert _same(load_file(tmp_path / "out" / "model.safetensors"), state)
+
+        check()
+    assert worker.returncode == 0
+    assert outcomes["converted"] and outcomes["IncompleteSnapshotError"]
+
+
+# Death, company and full disks
+
+LOAD = """
+import sys
+from pathlib import Path
+from medvllm.sources import Snapshot
+from medvllm.sources.conversion import as_safetensors
+import logging
+logging.basicConfig(level=logging.INFO)
+folder = Path(sys.argv[1])
+print(as_safetensors(Snapshot(folder, None, None, folder)).weights)
+"""
+
+
+def _start(folder: Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", LOAD, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_processes_that_need_one_conversion_share_it(tmp_path: Path) -> None:
+    """One converts, the others wait for it and find its result."""
+    folder = tiny.bert_masked_lm(tmp_path / "m", weights="bin")
+    processes = [_start(folder) for _ in range(3)]
+    ends = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], ends
+    assert len({out for out, _ in ends}) == 1
+    assert sum(log.count("converting pytorch_model.bin") for _, log in ends) == 1
+
+
+def test_threads_that_need_one_conversion_share_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The same within a process."""
+    caplog.set_level(logging.INFO)
+    folder = _folder(tmp_path / "m", {"a": BASE})
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(_convert, [folder] * 4))) == 1
+    assert caplog.text.count("converting pytorch_model.bin") == 1
+
+
+def test_a_killed_converting_process_is_a_clear_error_and_the_next_call_succeeds(tmp_path: Path, home: Path) -> None:
+    """As the kernel does when memory runs out."""
+    folder = _folder(tmp_path / "m", {"a": BASE})
+    with ThreadPoolExecutor(1) as pool:
+        converting = pool.submit(_convert, folder)
+        os.kill(_wait_for(_converter_of(os.getpid())), signal.SIGKILL)
+        with pytest.raises(SourceError, match="ended by SIGKILL, likely for want of memory"):
+            converting.result(60)
+    assert _leftovers(home) == []
+    assert _same(load_file(_convert(folder) / "model.safetensors"), {"a": BASE})
+
+
+def test_nothing_half_made_is_seen_after_a_kill_and_the_next_call_sweeps(tmp_path: Path, home: Path) -> None:
+    """The calling process dies: its converting process goes with it, and what they left goes with the next call."""
+    folder = _folder(tmp_path / "m", {"a": BASE})
+    process = _start(folder)
+    converting = _wait_for(_converter_of(process.pid))
+    _wait_for(lambda: b"libtorch" in Path(f"/proc/{converting}/maps").read_bytes())
+    process.kill()
+    process.communicate()
+    _wait_for(lambda: not Path(f"/proc/{converting}").exists() or _is_dead(converting))
+    converted = home / "medvllm" / "converted"
+    assert [path.suffix for path in converted.iterdir() if path.is_dir()] != [""]
+    target = _convert(folder)
+    assert [path for path in converted.iterdir() if path.is_dir()] == [target]
+
+
+def _is_dead(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment_leave_nothing_half_made(tmp_path: Path, home: Path) -> None:
+    """Fifty of them, of the whole group: a converted copy is either not there or whole."""
+    state = {str(i): torch.randn(500, 1000) for i in range(10)}
+    folder = _folder(tmp_path / "m", state)
+    converted = home / "medvllm" / "converted"
+    chance = random.Random(0)
+    for _ in range(50):
+        process = _start(folder)
+        time.sleep(chance.uniform(0.1, 4.0))
+        process.kill()
+        process.communicate()
+        for target in (path for path in converted.glob("folder--*") if path.is_dir() and not path.suffix):
+            assert _same(load_file(target / "model.safetensors"), state)
+            shutil.rmtree(target)
+    assert _same(load_file(_convert(folder) / "model.safetensors"), state)
+    assert len([path for path in converted.iterdir() if path.is_dir()]) == 1
+
+
+@pytest.fixture
+def small_disk(home: Path) -> Iterator[Path]:
+    """A file system of 1 MB at MEDVLLM_HOME."""
+    folder = home / "medvllm"
+    folder.mkdir()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(b"tmpfs", str(folder).encode(), b"tmpfs", 0, b"size=1m") != 0:
+        pytest.skip(f"no file system may be mounted here: {os.strerror(ctypes.get_errno())}")
+    yield folder
+    assert libc.umount2(str(folder).encode(), 2) == 0
+
+
+def test_a_full_disk_is_a_clear_error_that_leaves_nothing(tmp_path: Path, home: Path, small_disk: Path) -> None:
+    """And a smaller model still fits."""
+    with pytest.raises(SourceError, match="could not be converted to safetensors: .*No space left on device"):
+        _convert(_folder(tmp_path / "large", {"a": torch.zeros(1000, 1000)}))
+    assert _leftovers(home) == []
+    assert _convert(_folder(tmp_path / "small", {"a": BASE}))
+
+
+def test_a_home_that_cannot_be_written_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here because a file is in the way."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MEDVLLM_HOME", str(tmp_path / "file"))
+    with pytest.raises(SourceError, match="could not be converted to safetensors"):
+        _convert(_folder(tmp_path / "m", {"a": BASE}))
