@@ -86,7 +86,7 @@ def _folder(path: Path, state: Any, *, legacy: bool = False) -> Path:
 
 def _convert(folder: Path) -> Path:
     """Convert a folder as a load does, in a process of its own; return the folder with the result."""
-    return as_safetensors(Snapshot(folder, None, None, folder)).weights
+    return as_safetensors(Snapshot(folder, None, None, folder, {})).weights
 
 
 def _same(stored: dict[str, torch.Tensor], original: dict[str, torch.Tensor]) -> bool:
@@ -596,7 +596,7 @@ from medvllm.sources.conversion import as_safetensors
 import logging
 logging.basicConfig(level=logging.INFO)
 folder = Path(sys.argv[1])
-print(as_safetensors(Snapshot(folder, None, None, folder)).weights)
+print(as_safetensors(Snapshot(folder, None, None, folder, {})).weights)
 """
 
 
