@@ -1,7 +1,8 @@
 """The facts of an entry in their groups, and the check that each one is what it should be."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -17,13 +18,14 @@ class Source:
     model_path: str | None = None  # repository id, hf://…, or folder; None: the name itself
     revision: str | None = None  # commit, tag or branch; a commit where one was seen
     aliases: tuple[str, ...] = ()  # other names of the same model, such as its repository's id
+    requires: tuple[str, ...] = ()  # Python packages beside transformers, without which it does not load
 
 
 @dataclass(frozen=True)
 class Behaviour:
     """What the files alone do not say, and without which the model behaves differently than its authors meant."""
 
-    task: str | None = None
+    task: str | None = None  # embed, fill-mask, ner, deid, classify, rerank, generate, or a word of one's own
     architecture: str | None = None  # the config's `model_type`, for repositories that lack it
     do_lower_case: bool | None = None
     strip_accents: bool | None = None
@@ -31,6 +33,9 @@ class Behaviour:
     long_input: Literal["window", "error", "truncate"] | None = None
     pooling: Literal["mean", "cls"] | None = None
     normalize: bool | None = None  # whether vectors are scaled to unit length
+    role: Literal["query", "document"] | None = None  # which side of a search the vectors are for
+    counterpart: str | None = None  # the entry of the other side
+    inputs: tuple[str, ...] = ()  # what is given, in order, where that is not one plain text
     label_scheme: Literal["BIO", "BILOU", "IO"] | None = None
     id2label: tuple[str, ...] | None = None  # the label of each class id, in order
     expected_missing_keys: tuple[str, ...] = ()  # glob patterns of weights that the checkpoint rightly lacks
@@ -42,7 +47,8 @@ class Rights:
 
     license: str | None = None
     license_status: Literal["declared", "undeclared", "unverified"] | None = None
-    data_restrictions: tuple[str, ...] = ()
+    data_restrictions: tuple[str, ...] = ()  # agreements that bind the training data
+    use_restrictions: tuple[str, ...] = ()  # what the licence or the authors forbid
     gated: bool | None = None
 
 
@@ -66,6 +72,7 @@ _PLAIN: dict[str, Any] = {
     "tags": list[str],
     "parameters": dict[str, Any],
     "evidence": dict[str, str],
+    "acceptance": list[dict[str, Any]],
 }
 
 
@@ -81,15 +88,9 @@ def keywords() -> dict[str, tuple[str, Any]]:
 
 def checked(model: str, keyword: str, value: Any) -> tuple[str, Any]:
     """Return the keyword's group and its value in the form it is kept in, or raise RequestError."""
-    known = keywords().get(keyword)
-    if known is None:
-        near = nearest(keyword, keywords())
-        raise RequestError(
-            f"Unknown keyword {keyword!r} for model {model!r}.{offer(near)}\nIt takes: {', '.join(sorted(keywords()))}",
-            keyword=keyword,
-            candidates=tuple(near),
-        )
-    group, hint = known
+    if keyword not in keywords():
+        raise _unknown(keyword, f"keyword {keyword!r} for model {model!r}", keywords())
+    group, hint = keywords()[keyword]
     options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     for option in options:
         fits, kept = _fit(option, value)
@@ -101,14 +102,38 @@ def checked(model: str, keyword: str, value: Any) -> tuple[str, Any]:
     )
 
 
+def pattern(keyword: str, value: object) -> str:
+    """Return a filter's value as a glob in lower case, "" for what is not known, or raise RequestError."""
+    single = [known for known, (_, hint) in keywords().items() if dict not in (get_origin(hint), *map(get_origin, get_args(hint)))]
+    if keyword not in single:
+        raise _unknown(keyword, f"fact {keyword!r} to filter by", single)
+    return "" if value is None else str(value).casefold()
+
+
+def matches(value: object, glob: str) -> bool:
+    """Return whether a fact, or one item of it, is what `pattern` gave."""
+    if not glob:
+        return value in (None, "", (), [])
+    items = value if isinstance(value, (tuple, list)) else (value,)
+    return any(item is not None and fnmatchcase(str(item).casefold(), glob) for item in items)
+
+
+def _unknown(keyword: str, what: str, known: Iterable[str]) -> RequestError:
+    near = nearest(keyword, known)
+    return RequestError(
+        f"Unknown {what}.{offer(near)}\nIt takes: {', '.join(sorted(known))}", keyword=keyword, candidates=tuple(near)
+    )
+
+
 def _fit(option: Any, value: Any) -> tuple[bool, Any]:
     """Return whether `value` is of the type `option`, and the form it is kept in."""
     origin = get_origin(option) or option
     if origin is Literal:
         return isinstance(value, str) and value in get_args(option), value
     if origin in (tuple, list):
-        texts = isinstance(value, (tuple, list)) and all(type(item) is str for item in value)
-        return texts, origin(value) if texts else None
+        kind = get_origin(get_args(option)[0]) or str
+        fits = isinstance(value, (tuple, list)) and all(type(item) is kind for item in value)
+        return fits, origin(value) if fits else None
     if origin is dict:
         named = isinstance(value, Mapping) and all(type(key) is str for key in value)
         return named, dict(value) if named else None
@@ -128,6 +153,6 @@ def _described(option: Any) -> str:
         bool: "True or False",
         NoneType: "None",
         tuple: "a list of texts",
-        list: "a list of texts",
+        list: "a list of dicts" if option == list[dict[str, Any]] else "a list of texts",
         dict: "a dict with text keys",
     }[get_origin(option) or option]

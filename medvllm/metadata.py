@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from medvllm.classes import LazyClass, class_path
 from medvllm.errors import RequestError
-from medvllm.facts import GROUPS, Behaviour, Purpose, Rights, Source, checked
+from medvllm.facts import GROUPS, Behaviour, Purpose, Rights, Source, checked, keywords, matches
 
 __all__ = ["Behaviour", "ModelMetadata", "ModelType", "Origin", "Purpose", "Rights", "Source"]
 
@@ -70,6 +70,7 @@ class ModelMetadata:
     rights: Rights = Rights()
     purpose: Purpose = Purpose()
     evidence: Copied = Copied(dict)  # fact -> "confidence: where it was seen"
+    acceptance: Copied = Copied(list)  # inputs with the outputs that were accepted, as `medvllm accept` records them
     version: int = 1
     origin: Origin = "process"
 
@@ -120,12 +121,18 @@ class ModelMetadata:
         embeds = self.behaviour.pooling is not None and self.behaviour.task != "embed"
         return tuple(task for task in (self.behaviour.task, "embed" if embeds else None) if task)
 
-    def matches(self, task: str | None, tags: Sequence[str]) -> bool:
-        """Return whether the model is ready for `task` and carries every one of `tags`."""
+    def matches(self, task: str | None, tags: Sequence[str], globs: Mapping[str, str]) -> bool:
+        """Return whether the model is ready for `task`, carries every one of `tags`, and each fact is as its glob."""
         # No copies: a listing asks each of perhaps 100,000 entries.
         own: list[str] = self.__dict__["_tags"]
         ready = task is None or task == self.behaviour.task or (task == "embed" and self.behaviour.pooling is not None)
-        return ready and all(tag in own for tag in tags)
+        return ready and all(tag in own for tag in tags) and all(matches(self._fact(f), glob) for f, glob in globs.items())
+
+    def _fact(self, keyword: str) -> object:
+        group = keywords()[keyword][0]
+        if group:
+            return getattr(getattr(self, group), keyword)
+        return class_path(self.__dict__[f"_{keyword}"]) if keyword.endswith("_class") else getattr(self, keyword)
 
     def facts(self) -> dict[str, Any]:
         """Return every fact that is known, by its keyword: what two entries of the same content share."""
@@ -150,7 +157,7 @@ class ModelMetadata:
         for group in GROUPS:
             facts = vars(getattr(self, group))
             flat |= {key: list(value) if isinstance(value, tuple) else value for key, value in facts.items()}
-        return flat | {"evidence": self.evidence}
+        return flat | {"evidence": self.evidence, "acceptance": self.acceptance}
 
     def __eq__(self, other: object) -> bool:
         return vars(self) == vars(other) if isinstance(other, ModelMetadata) else NotImplemented

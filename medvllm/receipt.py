@@ -1,14 +1,17 @@
-"""What exactly answered: entry, source, commit, effective options, library versions."""
+"""What exactly answered: which of it the bytes prove, and which of it somebody declared."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata as packages
 from typing import Any
 
+from medvllm.metadata import ModelMetadata
 from medvllm.options import Identity
 
 LIBRARIES = ("medvllm", "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub")
+_FORMAT = 1  # changes when a key of `to_dict` changes its meaning or goes; keys may be added
 
 
 @cache
@@ -24,23 +27,66 @@ def library_versions() -> Mapping[str, str]:
 
 
 @dataclass(frozen=True)
+class Proof:
+    """What the bytes of a loaded model say: `files` and `converted` give size and SHA-256 by path."""
+
+    commit: str | None  # None for a folder
+    files: dict[str, dict[str, Any]]
+    converted: dict[str, dict[str, Any]]  # safetensors that were made of a pickle among `files`
+    locked: bool  # whether the lock file approves them
+    architecture: str | None  # the config's own model_type
+    size_bytes: int  # in memory
+    tokenizer_sha256: str | None  # of the tokenizer as it works: vocabulary, casing, length; None without one
+    labels_sha256: str | None  # of the label map; None for a model without named labels
+
+    @property
+    def digest(self) -> str:
+        """One SHA-256 for all files: of a line "SHA-256  size  path" each, sorted by path."""
+        rows = sorted((*self.files.items(), *self.converted.items()))
+        lines = "".join(f"{row['sha256']}  {row['size']}  {path}\n" for path, row in rows)
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
 class Receipt:
-    """The facts of one loaded model. `source` is "direct" for a name that no entry answers to."""
+    """The facts of one loaded model. `source` is "direct" for a name that no entry answers to.
+
+    `proof` is verified, as it comes from the bytes; `declared` is what the entry says of them, each fact with where it
+    was seen.
+    """
 
     name: str
     version: int
     source: str
     snapshot: str  # "repo@commit", or the folder
-    options: dict[str, Any]
-    size_bytes: int
+    options: dict[str, Any]  # those in effect
+    proof: Proof
+    declared: dict[str, dict[str, Any]]
     libraries: dict[str, str] = field(default_factory=lambda: dict(library_versions()))
 
     @classmethod
-    def of(cls, identity: Identity, size_bytes: int) -> "Receipt":
+    def of(cls, metadata: ModelMetadata, identity: Identity, proof: Proof) -> "Receipt":
         """Return the receipt of a load."""
+        evidence = metadata.evidence
+        facts = metadata.facts()
+        declared = {
+            fact: {"value": value, "evidence": evidence.get(fact)}
+            for fact, value in facts.items()
+            if fact not in ("evidence", "acceptance")
+        }
         options = identity.options.to_dict()
-        return cls(identity.name, identity.version, identity.origin, identity.snapshot, options, size_bytes)
+        return cls(identity.name, identity.version, identity.origin, identity.snapshot, options, proof, declared)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the receipt as JSON has it."""
-        return vars(self).copy()
+        """Return the receipt as JSON has it, under keys that stay."""
+        return {
+            "format": _FORMAT,
+            "name": self.name,
+            "version": self.version,
+            "source": self.source,
+            "snapshot": self.snapshot,
+            "verified": {"digest": self.proof.digest, **vars(self.proof)},
+            "declared": self.declared,
+            "options": self.options,
+            "libraries": self.libraries,
+        }

@@ -41,8 +41,9 @@ class Lease:
 
     model: Any = field(repr=False)  # a PreTrainedModel; typed Any as its methods depend on the class
     metadata: ModelMetadata
-    receipt: Receipt
+    size_bytes: int  # of the model's parameters and buffers
     _tokenizer: Callable[[], "PreTrainedTokenizerBase"] = field(repr=False)
+    _receipt: Callable[[], Receipt] = field(repr=False)
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -50,9 +51,9 @@ class Lease:
         return self._tokenizer()
 
     @property
-    def size_bytes(self) -> int:
-        """The bytes of the model's parameters and buffers."""
-        return self.receipt.size_bytes
+    def receipt(self) -> Receipt:
+        """What exactly answers, and how each fact of it is known; it loads the tokenizer, to tell which one it is."""
+        return self._receipt()
 
 
 @dataclass(frozen=True)
@@ -129,12 +130,15 @@ class ModelRegistry:
         task: str | None = None,
         tags: Sequence[str] = (),
         match: str | None = None,
+        **facts: Any,
     ) -> dict[str, ModelMetadata]:
         """Return metadata by name, of the entries that fit every filter; it never waits for a load.
 
-        `tags` must all be there; `match` is a glob on the name in any case, such as "bio*".
+        `tags` must all be there; `match` is a glob on the name in any case, such as "bio*". Any other fact of
+        `register` is a filter too: license="apache*", gated=False, languages="en"; None asks for what is not known.
         """
-        return self._catalog.select(model_type, task=task, tags=(tags,) if isinstance(tags, str) else tags, match=match)
+        tags = (tags,) if isinstance(tags, str) else tags
+        return self._catalog.select(model_type, task=task, tags=tags, match=match, facts=facts)
 
     def get_metadata(self, name: str) -> ModelMetadata:
         """Return an entry's metadata, or raise ModelNotFoundError with near names; it never waits for a load."""
@@ -195,13 +199,16 @@ class ModelRegistry:
     def lease(self, name: "str | os.PathLike[str]", **options: Any) -> Iterator[Lease]:
         """Give a model that stays in memory inside the ``with`` block; the options are those of `load_model`."""
         target, resident = self._acquire(name, options, lease=True)
+
+        def tokenizer() -> "PreTrainedTokenizerBase":
+            return self._tokenizer(target.metadata, target.snapshot, target.identity.options.model_class)
+
+        def receipt() -> Receipt:
+            proof = _loading().proof(target.snapshot, resident.model, resident.size_bytes, tokenizer)
+            return Receipt.of(target.metadata, target.identity, proof)
+
         try:
-            yield Lease(
-                resident.model,
-                target.metadata,
-                Receipt.of(target.identity, resident.size_bytes),
-                lambda: self._tokenizer(target.metadata, target.snapshot, target.identity.options.model_class),
-            )
+            yield Lease(resident.model, target.metadata, resident.size_bytes, tokenizer, receipt)
         finally:
             self._model_cache.release(resident)
 

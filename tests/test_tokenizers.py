@@ -31,6 +31,33 @@ def test_casing_follows_the_entry(registry: ModelRegistry, tmp_path: Path, files
     assert tokenizer.tokenize("Aspirin") == (["aspirin"] if lower else ["Aspirin"])
 
 
+@pytest.mark.parametrize("files", ["vocab_only", "tokenizer_json", "empty_config"])
+def test_a_cased_vocabulary_is_not_lowercased_where_nothing_says_so(
+    registry: ModelRegistry, tmp_path: Path, files: str
+) -> None:
+    """Where transformers' default would lowercase it in silence, also past what a tokenizer.json alone says."""
+    folder = tiny.bert_masked_lm(tmp_path / "m", tokenizer_files="full")
+    if files == "tokenizer_json":
+        AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
+    (folder / "tokenizer_config.json").unlink()
+    if files == "empty_config":
+        (folder / "tokenizer_config.json").write_text("{}")
+    assert AutoTokenizer.from_pretrained(folder).tokenize("Aspirin") == ["aspirin"]
+    assert registry.load_tokenizer(folder).tokenize("Aspirin café") == ["Aspirin", "café"]
+    uncased = tiny.bert_masked_lm(tmp_path / "u", tokenizer_files="vocab_only", do_lower_case=True)
+    assert registry.load_tokenizer(uncased).tokenize("Aspirin") == ["aspirin"]
+
+
+def test_files_that_lowercase_a_cased_vocabulary_are_believed_aloud(
+    registry: ModelRegistry, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is what their authors said; the log says what it costs."""
+    folder = tiny.bert_masked_lm(tmp_path / "m", tokenizer_files="full")
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+    assert registry.load_tokenizer(folder).tokenize("Aspirin") == ["aspirin"]
+    assert "lowercases, as its files say, but its vocabulary is cased" in caplog.text
+
+
 def test_accents_follow_the_entry(registry: ModelRegistry, tmp_path: Path) -> None:
     """Kept or stripped apart from the casing."""
     folder = tiny.bert_masked_lm(tmp_path / "m", tokenizer_files="vocab_only")
@@ -103,12 +130,12 @@ def test_a_casing_that_the_vocabulary_does_not_have_is_refused(registry: ModelRe
 def test_an_entry_never_gets_the_tokenizer_of_a_direct_load(
     registry: ModelRegistry, hub: LoopbackHub, tmp_path: Path
 ) -> None:
-    """The same repository, loaded directly and then registered as cased."""
+    """The same repository, loaded directly and then registered as one whose text is lowercased."""
     hub.add("acme/enc", tiny.bert_encoder(tmp_path / "m", tokenizer_files="vocab_only"))
-    assert registry.load_tokenizer("acme/enc").tokenize("Aspirin") == ["aspirin"]
-    registry.register("acme/enc", "clinical", do_lower_case=False)
     assert registry.load_tokenizer("acme/enc").tokenize("Aspirin") == ["Aspirin"]
-    assert registry.load_tokenizer("hf://acme/enc").tokenize("Aspirin") == ["aspirin"]
+    registry.register("acme/enc", "clinical", do_lower_case=True)
+    assert registry.load_tokenizer("acme/enc").tokenize("Aspirin") == ["aspirin"]
+    assert registry.load_tokenizer("hf://acme/enc").tokenize("Aspirin") == ["Aspirin"]
 
 
 def test_a_lease_has_the_tokenizer_whatever_class_was_chosen(registry: ModelRegistry, tmp_path: Path) -> None:

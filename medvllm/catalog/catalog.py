@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from medvllm.catalog.builtin import builtin_entries
 from medvllm.errors import CatalogError, ModelExistsError, ModelNotFoundError, nearest, offer
+from medvllm.facts import pattern
 from medvllm.metadata import ModelMetadata, ModelType
 from medvllm.names import valid_name
 
@@ -119,7 +120,9 @@ class Catalog:
         """Return the built-in entry that describes a repository, or None: ``hf://`` skips what was registered."""
         with self._lock:
             found = (
-                entry for name, entry in self._builtins.items() if name not in self._hidden and entry.location == repo
+                entry
+                for name, entry in self._builtins.items()
+                if name not in self._hidden and repo in (entry.location, *entry.source.aliases)
             )
             return next(found, None)
 
@@ -130,20 +133,22 @@ class Catalog:
         task: str | None = None,
         tags: Sequence[str] = (),
         match: str | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> dict[str, ModelMetadata]:
-        """Return the entries that fit every filter given; `match` is a glob on the name, in any case."""
+        """Return the entries that fit every filter given; `match` and `facts` are globs, in any case."""
         kind = None if model_type is None else ModelType.of(model_type)
-        pattern = None if match is None else match.casefold()
+        named = None if match is None else match.casefold()
+        globs = {fact: pattern(fact, value) for fact, value in (facts or {}).items()}
         with self._lock:
             entries = self._entries()
-        if kind is None and task is None and not tags and pattern is None:
+        if kind is None and task is None and not tags and named is None and not globs:
             return entries
         return {
             name: metadata
             for name, metadata in entries.items()
             if (kind is None or metadata.model_type is kind)
-            and (pattern is None or fnmatchcase(name.casefold(), pattern))
-            and metadata.matches(task, tags)
+            and (named is None or fnmatchcase(name.casefold(), named))
+            and metadata.matches(task, tags, globs)
         }
 
     def near(self, name: str) -> list[str]:

@@ -19,10 +19,15 @@ def list_(
     ] = None,
     task: Annotated[str | None, typer.Option(help="Only models that are ready for this task.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="Only models with this tag; may be repeated.")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FACT=VALUE", help="Only models with this fact, a glob: license=apache*; may be repeated."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List the registered models."""
-    entries = registry.list_models(model_type, task=task, tags=tag or (), match=pattern)
+    facts = dict(_fact(text) for text in where or ())
+    entries = registry.list_models(model_type, task=task, tags=tag or (), match=pattern, **facts)
     if as_json:
         print_json([metadata.to_dict() for metadata in entries.values()])
         return
@@ -46,6 +51,15 @@ def show(name: Annotated[str, typer.Argument(help="Name of a registered model.")
         if value not in (None, "", [], {})
     )
     print_table(("FACT", "VALUE", "EVIDENCE"), rows)
+
+
+def _fact(text: str) -> tuple[str, str]:
+    fact, equals, value = text.partition("=")
+    if not equals:
+        raise typer.BadParameter(f"{text!r} is not written as FACT=VALUE, such as gated=false")
+    if option := {"task": "--task", "tags": "--tag", "model_type": "--type"}.get(fact):
+        raise typer.BadParameter(f"{fact} has an option of its own: {option} {value}")
+    return fact.replace("-", "_"), value
 
 
 def pull(

@@ -1,6 +1,7 @@
 """Config and class of a model: from the entry, then from the checkpoint."""
 
 import json
+import re
 from typing import Any
 
 import transformers
@@ -105,6 +106,12 @@ def override(config: PreTrainedConfig, options: LoadOptions) -> tuple[tuple[str,
     return tuple(changed)
 
 
+def label_map(config: Any) -> dict[int, str] | None:
+    """Return the label of each class id, or None when a config names none: LABEL_0, LABEL_1 … say nothing."""
+    labels = getattr(config, "id2label", None) or {}
+    return None if all(re.fullmatch(r"LABEL_\d+", str(label)) for label in labels.values()) else dict(labels)
+
+
 def refuse_remote_code(name: str, snapshot: Snapshot) -> None:
     """Raise when the checkpoint asks for Python files of its own."""
     if auto_map := snapshot.config.get("auto_map"):
@@ -118,7 +125,14 @@ def refuse_remote_code(name: str, snapshot: Snapshot) -> None:
 
 def _from_snapshot(metadata: ModelMetadata, snapshot: Snapshot, cls: type[Any] | None) -> PreTrainedConfig:
     own = metadata.config_class or getattr(cls, "config_class", None)
-    model_type = metadata.behaviour.architecture or snapshot.config.get("model_type")
+    declared, stated = metadata.behaviour.architecture, snapshot.config.get("model_type")
+    if declared and stated and declared != stated:
+        raise LoadError(
+            f"Model {metadata.name!r} is a {str(stated)[:80]!r} by its config, and a {declared!r} by its entry.\n"
+            f"If the files are the right ones, register it with: architecture={str(stated)[:80]!r}",
+            model=metadata.name,
+        )
+    model_type = declared or stated
     if isinstance(own, type) and issubclass(own, PreTrainedConfig):
         if isinstance(model_type, str) and own.model_type and model_type != own.model_type:
             refuse_remote_code(metadata.name, snapshot)

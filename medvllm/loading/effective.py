@@ -2,9 +2,11 @@
 
 import json
 from dataclasses import replace
+from importlib import metadata as packages
 
 from transformers import PreTrainedConfig
 
+from medvllm.errors import MissingDependencyError
 from medvllm.loading import config, device
 from medvllm.metadata import ModelMetadata
 from medvllm.options import Identity, LoadOptions
@@ -15,9 +17,27 @@ _INCIDENTAL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", 
 
 
 def filled(metadata: ModelMetadata, stated: LoadOptions) -> LoadOptions:
-    """Return `stated` with the rest from the entry, then from the settings; LoadError when the device is not here."""
+    """Return `stated` with the rest from the entry, then from the settings.
+
+    MissingDependencyError: a package that the model needs is not here. LoadError: the device is not.
+    """
+    check_requirements(metadata)
     options = stated.filled(LoadOptions.stated(metadata.parameters))
     return replace(options, device=device.resolve(options.device or "cpu"))
+
+
+def check_requirements(metadata: ModelMetadata) -> None:
+    """Raise MissingDependencyError when a package that the entry requires is not installed."""
+    for package in metadata.source.requires:
+        try:
+            packages.version(package)
+        except packages.PackageNotFoundError as error:
+            raise MissingDependencyError(
+                f"Model {metadata.name!r} needs the package {package!r}, which is not installed.\n"
+                f"Install it with: pip install {package}",
+                model=metadata.name,
+                package=package,
+            ) from error
 
 
 def identify(metadata: ModelMetadata, options: LoadOptions, snapshot: Snapshot) -> tuple[Identity, PreTrainedConfig]:

@@ -19,6 +19,7 @@ from medvllm.errors import (
     UnsafeWeightsError,
     WeightsMismatchError,
 )
+from medvllm.loading.config import label_map
 from medvllm.loading.gate import foreign_load_running, gate, retie, wait_until_quiet
 from medvllm.loading.memory import Loaded, size_bytes
 from medvllm.metadata import ModelMetadata
@@ -171,12 +172,9 @@ def _check_weights(metadata: ModelMetadata, model: Any, info: Any) -> None:
             model=metadata.name,
             missing=tuple(missing),
         )
-    labels = getattr(model.config, "id2label", None) or {}
-    if type(model).__name__.endswith("ForTokenClassification") and all(
-        re.fullmatch(r"LABEL_\d+", str(v)) for v in labels.values()
-    ):
+    if type(model).__name__.endswith("ForTokenClassification") and label_map(model.config) is None:
         raise WeightsMismatchError(
-            f"The tagger {metadata.name!r} names its labels LABEL_0 to LABEL_{len(labels) - 1}, which say nothing.\n"
+            f"The tagger {metadata.name!r} names its labels LABEL_0 to LABEL_{model.num_labels - 1}, which say nothing.\n"
             "Register it with their names: register(…, id2label=['O', 'B-DISEASE', 'I-DISEASE'])",
             model=metadata.name,
         )

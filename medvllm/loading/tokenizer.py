@@ -1,7 +1,8 @@
 """Snapshot -> tokenizer, with the entry's casing and length, safe to share between threads."""
 
-import re
+import logging
 import threading
+from collections.abc import Collection
 from functools import cache
 from typing import Any
 
@@ -9,9 +10,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from medvllm.errors import LoadError, MedVLLMError, WeightsMismatchError
 from medvllm.loading.config import read_config
+from medvllm.loading.effective import check_requirements
 from medvllm.metadata import ModelMetadata
 from medvllm.options import LoadOptions
-from medvllm.sources import Snapshot
+from medvllm.sources import Snapshot, read_json
+
+logger = logging.getLogger(__name__)
 
 # Architectures whose positions begin behind the padding token's id.
 _OFFSET_POSITIONS = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet"}
@@ -27,17 +31,38 @@ def load_tokenizer(
     `cls` is the class that the model was loaded with, where the caller chose one. `model_max_length` is the smallest of
     the entry's, the tokenizer's own and the model's positions.
     """
+    check_requirements(metadata)
     behaviour = metadata.behaviour
     config = read_config(metadata, LoadOptions(), snapshot, cls or metadata.model_class)
     casing = {"do_lower_case": behaviour.do_lower_case, "strip_accents": behaviour.strip_accents}
+    # Said aloud, the entry's casing wins over every file; left out, transformers lowercases in silence.
     stated = {option: value for option, value in casing.items() if value is not None}
+    tokenizer = _read(metadata, snapshot, config, stated)
+    words = _words(metadata, snapshot, tokenizer)
+    if _is_cased(words) and _lowercases(tokenizer):
+        if behaviour.do_lower_case is None and not _states_casing(snapshot):
+            logger.info("the vocabulary of %r is cased: its tokenizer does not lowercase", metadata.name)
+            tokenizer = _read(metadata, snapshot, config, stated | {"do_lower_case": False})
+        else:
+            logger.warning(
+                "the tokenizer of %r lowercases, as its %s, but its vocabulary is cased: no word with a capital is found",
+                metadata.name,
+                "files say" if behaviour.do_lower_case is None else "entry says",
+            )
+    _check_casing(metadata, words, tokenizer)
+    positions = getattr(config, "max_position_embeddings", None) or _UNSET_LENGTH
+    if config.model_type in _OFFSET_POSITIONS and positions != _UNSET_LENGTH:
+        positions -= (config.pad_token_id or 0) + 1
+    tokenizer.model_max_length = min(behaviour.max_length or _UNSET_LENGTH, tokenizer.model_max_length, positions)
+    tokenizer.truncation_side = "right"  # windows are counted from the beginning of a text
+    return guarded(tokenizer)
+
+
+def _read(metadata: ModelMetadata, snapshot: Snapshot, config: Any, stated: dict[str, bool]) -> Any:
     try:
-        # Said aloud, the entry's casing wins over every file; left out, transformers lowercases in silence.
-        tokenizer = AutoTokenizer.from_pretrained(
+        return AutoTokenizer.from_pretrained(
             snapshot.path, config=config, local_files_only=True, trust_remote_code=False, **stated
         )
-    except MedVLLMError:
-        raise
     except ImportError as error:
         raise LoadError(f"The tokenizer of model {metadata.name!r} needs a library that is missing: {error}") from error
     except Exception as error:
@@ -46,13 +71,6 @@ def load_tokenizer(
             model=metadata.name,
             path=str(snapshot.path),
         ) from error
-    _check(metadata, snapshot, tokenizer)
-    positions = getattr(config, "max_position_embeddings", None) or _UNSET_LENGTH
-    if config.model_type in _OFFSET_POSITIONS and positions != _UNSET_LENGTH:
-        positions -= (config.pad_token_id or 0) + 1
-    tokenizer.model_max_length = min(behaviour.max_length or _UNSET_LENGTH, tokenizer.model_max_length, positions)
-    tokenizer.truncation_side = "right"  # windows are counted from the beginning of a text
-    return guarded(tokenizer)
 
 
 def guarded(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -93,25 +111,44 @@ def _rebuild(base: type[Any], state: dict[str, Any]) -> PreTrainedTokenizerBase:
     return guarded(tokenizer)
 
 
-def _check(metadata: ModelMetadata, snapshot: Snapshot, tokenizer: Any) -> None:
-    """Refuse a tokenizer without words, or with another casing than the entry's."""
-    vocabulary = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
-    if not vocabulary:
+def _words(metadata: ModelMetadata, snapshot: Snapshot, tokenizer: Any) -> set[str]:
+    """Return a tokenizer's vocabulary without its special tokens; WeightsMismatchError when it has none."""
+    words: set[str] = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
+    if not words:
         raise WeightsMismatchError(
             f"The tokenizer of model {metadata.name!r} has no vocabulary: every word would be unknown.\n"
             f"{snapshot.path} needs a vocab.txt or tokenizer.json.",
             model=metadata.name,
             path=str(snapshot.path),
         )
+    return words - _BERT_SPECIAL
+
+
+def _is_cased(words: Collection[str]) -> bool:
+    """Return whether a vocabulary was made of text whose case was kept: then one piece of many has a capital."""
+    return sum(word != word.lower() for word in words) > len(words) / 100
+
+
+def _lowercases(tokenizer: Any) -> bool:
+    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    return normalizer is not None and normalizer.normalize_str("ALS") == "als"
+
+
+def _states_casing(snapshot: Snapshot) -> bool:
+    """Return whether the files themselves say whether to lowercase; a tokenizer.json alone is read past its word."""
+    file = snapshot.path / "tokenizer_config.json"
+    return file.is_file() and "do_lower_case" in read_json(file)
+
+
+def _check_casing(metadata: ModelMetadata, words: Collection[str], tokenizer: Any) -> None:
+    """Refuse a tokenizer, or a vocabulary, that is not cased where the entry says so."""
     if metadata.behaviour.do_lower_case is not False:
         return
-    words = "".join(vocabulary - _BERT_SPECIAL)
-    if re.search("[a-z]", words) and not re.search("[A-Z]", words):
+    if any(word != word.upper() for word in words) and not any(word != word.lower() for word in words):
         raise LoadError(
             f"The vocabulary of model {metadata.name!r} has no capital letter, and the entry says that it is cased.\n"
             "Every capitalised word would be unknown. Register it with: do_lower_case=True",
             model=metadata.name,
         )
-    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
-    if normalizer and normalizer.normalize_str("ALS") != "ALS":
+    if _lowercases(tokenizer):
         raise LoadError(f"The tokenizer of model {metadata.name!r} lowercases, and the entry says that it must not.")

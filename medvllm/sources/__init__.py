@@ -1,5 +1,6 @@
 """Entry -> verified local snapshot: a folder of one commit with everything a load needs, each byte accounted for."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from medvllm.metadata import ModelMetadata
@@ -7,9 +8,12 @@ from medvllm.names import parse
 from medvllm.sources import bundle, conversion, folder, hub
 from medvllm.sources.digest import Digest, differences, digests
 from medvllm.sources.lock import FOLDER, Lock, LockedModel
-from medvllm.sources.snapshot import Snapshot, check_complete
+from medvllm.sources.snapshot import Snapshot, check_complete, read_json
 
-__all__ = ["Digest", "Lock", "LockedModel", "Snapshot", "branch", "bundle", "refresh", "resolve", "to_lock", "verify"]
+__all__ = [
+    *("Digest", "Lock", "LockedModel", "Snapshot", "branch", "bundle", "read_json", "refresh", "resolve", "to_lock"),
+    "verify",
+]
 
 
 def resolve(metadata: ModelMetadata, revision: str | None = None, *, locked: LockedModel | None = None) -> Snapshot:
@@ -29,6 +33,7 @@ def resolve(metadata: ModelMetadata, revision: str | None = None, *, locked: Loc
         found = hub.resolve(location.name, commit)
     if locked is not None:
         locked.check(metadata.name, found.files)
+        found = replace(found, locked=True)
     check_complete(found)
     snapshot = conversion.as_safetensors(found)
     if locked is not None:

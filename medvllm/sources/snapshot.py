@@ -38,6 +38,7 @@ class Snapshot:
     weights: Path  # the folder that holds the weights: `path`, or where their converted copy lies
     files: Mapping[str, Digest] = field(hash=False)  # what a load reads of `path`, by path in it
     converted: Mapping[str, Digest] = field(default_factory=dict, hash=False)  # what it reads of `weights` instead
+    locked: bool = False  # whether the lock file approves of the files
 
     @cached_property
     def identity(self) -> str:

@@ -1,0 +1,54 @@
+"""What a loaded model and its files prove, for the receipt."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from transformers import PreTrainedTokenizerBase
+
+from medvllm.errors import MedVLLMError
+from medvllm.loading.config import label_map
+from medvllm.receipt import Proof
+from medvllm.sources import Snapshot
+
+_digests: WeakKeyDictionary[PreTrainedTokenizerBase, str] = WeakKeyDictionary()  # a large vocabulary takes 0.1 s
+
+
+def proof(
+    snapshot: Snapshot, model: Any, size_bytes: int, tokenizer: Callable[[], PreTrainedTokenizerBase]
+) -> Proof:
+    """Return the proof of a loaded model; `tokenizer` loads its tokenizer, which it may lack."""
+    architecture, labels = snapshot.config.get("model_type"), label_map(getattr(model, "config", None))
+    return Proof(
+        commit=snapshot.commit,
+        files={name: vars(digest) for name, digest in snapshot.files.items()},
+        converted={name: vars(digest) for name, digest in snapshot.converted.items()},
+        locked=snapshot.locked,
+        architecture=architecture if isinstance(architecture, str) else None,
+        size_bytes=size_bytes,
+        tokenizer_sha256=_tokenizer_digest(tokenizer),
+        labels_sha256=_sha256(sorted(labels.items())) if labels else None,
+    )
+
+
+def _tokenizer_digest(load: Callable[[], PreTrainedTokenizerBase]) -> str | None:
+    try:
+        tokenizer: Any = load()
+    except MedVLLMError:  # a model may be used without one
+        return None
+    if tokenizer not in _digests:
+        if tokenizer.is_fast:
+            content = json.loads(tokenizer.backend_tokenizer.to_str())
+            # What the last call left behind.
+            content |= {"truncation": None, "padding": None}
+        else:
+            content = sorted(tokenizer.get_vocab().items())
+        shape = type(tokenizer).__name__, tokenizer.model_max_length, tokenizer.special_tokens_map
+        _digests[tokenizer] = _sha256([*shape, content])
+    return _digests[tokenizer]
+
+
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
