@@ -104,7 +104,11 @@ def checked(model: str, keyword: str, value: Any) -> tuple[str, Any]:
 
 def pattern(keyword: str, value: object) -> str:
     """Return a filter's value as a glob in lower case, "" for what is not known, or raise RequestError."""
-    single = [known for known, (_, hint) in keywords().items() if dict not in (get_origin(hint), *map(get_origin, get_args(hint)))]
+    single = [
+        known
+        for known, (_, hint) in keywords().items()
+        if dict not in (get_origin(hint), *map(get_origin, get_args(hint)))
+    ]
     if keyword not in single:
         raise _unknown(keyword, f"fact {keyword!r} to filter by", single)
     return "" if value is None else str(value).casefold()

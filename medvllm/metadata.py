@@ -126,7 +126,9 @@ class ModelMetadata:
         # No copies: a listing asks each of perhaps 100,000 entries.
         own: list[str] = self.__dict__["_tags"]
         ready = task is None or task == self.behaviour.task or (task == "embed" and self.behaviour.pooling is not None)
-        return ready and all(tag in own for tag in tags) and all(matches(self._fact(f), glob) for f, glob in globs.items())
+        return (
+            ready and all(tag in own for tag in tags) and all(matches(self._fact(f), glob) for f, glob in globs.items())
+        )
 
     def _fact(self, keyword: str) -> object:
         group = keywords()[keyword][0]

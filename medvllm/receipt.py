@@ -42,8 +42,8 @@ class Proof:
     @property
     def digest(self) -> str:
         """One SHA-256 for all files: of a line "SHA-256  size  path" each, sorted by path."""
-        rows = sorted((*self.files.items(), *self.converted.items()))
-        lines = "".join(f"{row['sha256']}  {row['size']}  {path}\n" for path, row in rows)
+        rows = ((path, row["sha256"], row["size"]) for path, row in (*self.files.items(), *self.converted.items()))
+        lines = "".join(f"{sha256}  {size}  {path}\n" for path, sha256, size in sorted(rows))
         return hashlib.sha256(lines.encode()).hexdigest()
 
 

@@ -105,8 +105,9 @@ def _bytes(tensor: torch.Tensor) -> bytes:
 
 
 def _leftovers(home: Path) -> list[str]:
-    """Return what a failed conversion left: nothing but locks is right."""
-    return [path.name for path in (home / "medvllm").rglob("*") if path.is_file() and path.suffix != ".lock"]
+    """Return what a failed conversion left: nothing but locks, and what was noted of the original, is right."""
+    left = [path.name for path in (home / "medvllm").rglob("*") if path.is_file() and path.suffix != ".lock"]
+    return [name for name in left if not name.startswith("ledger.db")]
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
@@ -136,13 +137,26 @@ def test_the_record_holds_both_digests_and_how_the_process_was_confined(tmp_path
     target = _convert(folder)
     record = json.loads((target / "conversion.json").read_text())
     assert record["network"] == ("namespace" if _namespaces_permitted() else "audit hook")
-    assert len(record["files"]) == 2
+    assert [file["converted"]["name"] for file in record["files"]] == [
+        *("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "config.json")
+    ]
     for file in record["files"]:
         for place, described in ((folder, file["original"]), (target, file["converted"])):
             content = (place / described["name"]).read_bytes()
             assert (len(content), hashlib.sha256(content).hexdigest()) == (described["size"], described["sha256"])
     modes = {file.stat().st_mode & 0o777 for file in target.iterdir()}
     assert modes == {(target / "conversion.json").stat().st_mode & 0o777} and modes != {0o600}
+
+
+def test_a_generator_finds_its_generation_config(registry: ModelRegistry, tmp_path: Path) -> None:
+    """Beside converted weights too: the checkpoint's own, else the one that follows from its config."""
+    folder = tiny.gpt2_causal_lm(tmp_path / "m", weights="bin")
+    model: Any = registry.load_model(folder)
+    assert model.generation_config.eos_token_id == 0
+    (folder / "generation_config.json").write_text('{"eos_token_id": 2, "max_length": 17}')
+    (folder / "pytorch_model.bin").touch()  # another model from now on
+    again: Any = registry.load_model(folder)
+    assert (again.generation_config.eos_token_id, again.generation_config.max_length) == (2, 17)
 
 
 def test_shards_of_any_name_become_shards(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_a_lock_holds_commit_size_and_digest_of_every_file(
     }
     assert models["acme/bert"]["files"]["vocab.txt"]["size"] == (tmp_path / "acme" / "vocab.txt").stat().st_size
     assert "pytorch_model.bin" in models["acme/bin"]["files"]
-    assert set(models["acme/bin"]["converted"]) == {"model.safetensors"}
+    assert set(models["acme/bin"]["converted"]) == {"model.safetensors", "config.json"}
     assert registry.verify() == {"acme/bert": {}, "acme/bin": {}}
 
 

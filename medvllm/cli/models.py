@@ -21,7 +21,9 @@ def list_(
     tag: Annotated[list[str] | None, typer.Option(help="Only models with this tag; may be repeated.")] = None,
     where: Annotated[
         list[str] | None,
-        typer.Option(metavar="FACT=VALUE", help="Only models with this fact, a glob: license=apache*; may be repeated."),
+        typer.Option(
+            metavar="FACT=VALUE", help="Only models with this fact, a glob: license=apache*; may be repeated."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

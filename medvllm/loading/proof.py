@@ -16,9 +16,7 @@ from medvllm.sources import Snapshot
 _digests: WeakKeyDictionary[PreTrainedTokenizerBase, str] = WeakKeyDictionary()  # a large vocabulary takes 0.1 s
 
 
-def proof(
-    snapshot: Snapshot, model: Any, size_bytes: int, tokenizer: Callable[[], PreTrainedTokenizerBase]
-) -> Proof:
+def proof(snapshot: Snapshot, model: Any, size_bytes: int, tokenizer: Callable[[], PreTrainedTokenizerBase]) -> Proof:
     """Return the proof of a loaded model; `tokenizer` loads its tokenizer, which it may lack."""
     architecture, labels = snapshot.config.get("model_type"), label_map(getattr(model, "config", None))
     return Proof(

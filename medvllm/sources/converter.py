@@ -7,7 +7,6 @@ It confines itself and writes into TARGET alone. Its error, if any, is the last 
 import hashlib
 import json
 import pickle
-import shutil
 import sys
 import zipfile
 from collections.abc import Mapping
@@ -21,6 +20,8 @@ from medvllm.sources.snapshot import weight_files
 
 if TYPE_CHECKING:
     import torch
+
+_BESIDE = ("config.json", "generation_config.json")  # what transformers reads beside a generator's weights
 
 
 def main(source: Path, target: Path) -> None:
@@ -56,8 +57,10 @@ def convert(source: Path, target: Path, network: str) -> None:
     if len(pickles) > 1:
         index = {"metadata": {}, "weight_map": names}
         (target / "model.safetensors.index.json").write_text(json.dumps(index, sort_keys=True))
-    if (source / "generation_config.json").is_file():
-        shutil.copyfile(source / "generation_config.json", target / "generation_config.json")
+    for file in (source / name for name in _BESIDE):
+        if file.is_file():
+            (target / file.name).write_bytes(file.read_bytes())
+            record["files"].append({"original": _digest(file), "converted": _digest(target / file.name)})
     (target / RECORD).write_text(json.dumps(record, indent=1))
 
 

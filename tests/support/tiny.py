@@ -18,6 +18,8 @@ from transformers import (
     BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
+    DistilBertConfig,
+    DistilBertForTokenClassification,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -74,7 +76,7 @@ WORDS = [
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = [*string.ascii_letters, *string.digits, *".,:;-/()"]
 VOCABULARY = [*SPECIAL, *WORDS, *LETTERS, *(f"##{letter}" for letter in LETTERS)]
-_SMALL: dict[str, Any] = {
+SMALL: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
@@ -85,47 +87,59 @@ _SMALL: dict[str, Any] = {
 
 def bert_masked_lm(folder: Path, **trouble: Any) -> Path:
     """A BERT with its masked-LM head, tied to the embeddings."""
-    return _bert(folder, BertForMaskedLM, **trouble)
+    return bert(folder, BertForMaskedLM, **trouble)
 
 
 def bert_encoder(folder: Path, *, pooler: bool = True, **trouble: Any) -> Path:
     """A plain BERT, with or without the pooler's weights."""
-    return _bert(folder, BertModel, drop=() if pooler else ("pooler.",), **trouble)
+    return bert(folder, BertModel, drop=() if pooler else ("pooler.",), **trouble)
 
 
 def bert_token_classifier(folder: Path, labels: Sequence[str] | None = None, **trouble: Any) -> Path:
     """A tagger; without labels they are LABEL_0 and LABEL_1."""
-    named = (
-        {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
-        if labels
-        else {}
-    )
-    return _bert(folder, BertForTokenClassification, config=named, **trouble)
+    return bert(folder, BertForTokenClassification, config=labelled(labels or ()), **trouble)
 
 
 def bert_sequence_classifier(folder: Path, **trouble: Any) -> Path:
     """A classifier of whole texts."""
-    return _bert(folder, BertForSequenceClassification, **trouble)
+    return bert(folder, BertForSequenceClassification, **trouble)
+
+
+def distilbert_token_classifier(
+    folder: Path, labels: Sequence[str], *, positions: int = 64, do_lower_case: bool = False, **trouble: Any
+) -> Path:
+    """A tagger of the smaller BERT, whose sizes have other names."""
+    size = {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 2, "max_position_embeddings": positions}
+    config = DistilBertConfig(**size, **labelled(labels), vocab_size=len(VOCABULARY))
+    return write(folder, DistilBertForTokenClassification, config, do_lower_case, **trouble)
 
 
 def roberta_masked_lm(folder: Path, **trouble: Any) -> Path:
     """A RoBERTa with 66 position embeddings, so 64 usable positions, and a byte-level tokenizer."""
-    config = RobertaConfig(**_SMALL | {"max_position_embeddings": 66}, vocab_size=len(_bytes()), pad_token_id=1)
-    return _write(folder, RobertaForMaskedLM, config, _byte_tokenizer(), **trouble)
+    config = RobertaConfig(**SMALL | {"max_position_embeddings": 66}, vocab_size=len(byte_vocabulary()), pad_token_id=1)
+    return write(folder, RobertaForMaskedLM, config, byte_tokenizer(), **trouble)
 
 
 def gpt2_causal_lm(folder: Path, **trouble: Any) -> Path:
     """A GPT-2, its head tied."""
     config = GPT2Config(
-        n_embd=32, n_layer=2, n_head=2, n_positions=64, vocab_size=len(_bytes()), bos_token_id=0, eos_token_id=0
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        n_positions=64,
+        vocab_size=len(byte_vocabulary()),
+        bos_token_id=0,
+        eos_token_id=0,
     )
-    return _write(folder, GPT2LMHeadModel, config, _byte_tokenizer(), **trouble)
+    return write(folder, GPT2LMHeadModel, config, byte_tokenizer(), **trouble)
 
 
 def llama_causal_lm(folder: Path, *, tied: bool = False, **trouble: Any) -> Path:
     """A Llama with rotary positions, its head untied or tied."""
-    size = _SMALL | {"num_key_value_heads": 2, "tie_word_embeddings": tied}
-    return _write(folder, LlamaForCausalLM, LlamaConfig(**size, vocab_size=len(_bytes())), _byte_tokenizer(), **trouble)
+    size = SMALL | {"num_key_value_heads": 2, "tie_word_embeddings": tied}
+    return write(
+        folder, LlamaForCausalLM, LlamaConfig(**size, vocab_size=len(byte_vocabulary())), byte_tokenizer(), **trouble
+    )
 
 
 def malicious_bin(folder: Path, marker: Path) -> Path:
@@ -161,7 +175,13 @@ def edit_config(folder: Path, **changes: Any) -> None:
     file.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
 
 
-def _bert(
+def labelled(labels: Sequence[str]) -> dict[str, Any]:
+    """The fields of a config for labels; none for none."""
+    named = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    return named if labels else {}
+
+
+def bert(
     folder: Path,
     cls: type[PreTrainedModel],
     *,
@@ -169,11 +189,12 @@ def _bert(
     config: dict[str, Any] | None = None,
     **trouble: Any,
 ) -> Path:
-    full = BertConfig(**_SMALL, vocab_size=len(VOCABULARY), **(config or {}))
-    return _write(folder, cls, full, do_lower_case, **trouble)
+    """A BERT of any head; fields of its config in `config`."""
+    full = BertConfig(**SMALL | (config or {}), vocab_size=len(VOCABULARY))
+    return write(folder, cls, full, do_lower_case, **trouble)
 
 
-def _write(
+def write(
     folder: Path,
     cls: type[PreTrainedModel],
     config: Any,
@@ -188,6 +209,7 @@ def _write(
     legacy_layer_norm: bool = False,
     drop: tuple[str, ...] = (),
 ) -> Path:
+    """A checkpoint of any class, its trouble chosen; `tokenizer` is one, or whether a BERT's is to lowercase."""
     folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -206,7 +228,7 @@ def _write(
         legacy = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
         state = {_renamed(name, legacy): tensor for name, tensor in state.items()}
     _write_weights(folder, state, list(getattr(model, "all_tied_weights_keys", {})), weights)
-    _write_tokenizer(folder, tokenizer, tokenizer_files)
+    _write_tokenizer(folder, tokenizer, tokenizer_files, config.max_position_embeddings)
     return folder
 
 
@@ -239,7 +261,9 @@ def _write_weights(folder: Path, state: dict[str, torch.Tensor], tied: list[str]
     (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
 
 
-def _write_tokenizer(folder: Path, tokenizer: "PreTrainedTokenizerFast | bool", files: TokenizerFiles) -> None:
+def _write_tokenizer(
+    folder: Path, tokenizer: "PreTrainedTokenizerFast | bool", files: TokenizerFiles, length: int
+) -> None:
     if files == "none":
         return
     if not isinstance(tokenizer, bool):
@@ -251,11 +275,12 @@ def _write_tokenizer(folder: Path, tokenizer: "PreTrainedTokenizerFast | bool", 
     (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     if files == "full":
         (folder / "tokenizer_config.json").write_text(
-            json.dumps({"do_lower_case": tokenizer, "tokenizer_class": "BertTokenizer", "model_max_length": 64})
+            json.dumps({"do_lower_case": tokenizer, "tokenizer_class": "BertTokenizer", "model_max_length": length})
         )
 
 
-def _bytes() -> dict[str, int]:
+def byte_vocabulary() -> dict[str, int]:
+    """The token ids of `byte_tokenizer`."""
     return {
         token: i
         for i, token in enumerate(
@@ -264,8 +289,9 @@ def _bytes() -> dict[str, int]:
     }
 
 
-def _byte_tokenizer() -> PreTrainedTokenizerFast:
-    backend = Tokenizer(models.BPE(_bytes(), [], unk_token="<unk>"))
+def byte_tokenizer(length: int = 64) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer without merges."""
+    backend = Tokenizer(models.BPE(byte_vocabulary(), [], unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
@@ -277,7 +303,10 @@ def _byte_tokenizer() -> PreTrainedTokenizerFast:
         "unk_token": "<unk>",
         "mask_token": "<mask>",
     }
-    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=64, **tokens)  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=length, **tokens)  # type: ignore[no-untyped-call]
+
+
+BYTES = len(byte_vocabulary())
 
 
 def copy(source: Path, target: Path) -> Path:

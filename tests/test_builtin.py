@@ -1,0 +1,135 @@
+"""The built-in medical models: each fact witnessed, and each entry loads what its repository's shape would spoil."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from medvllm.engine.model_runner import ModelMetadata, ModelRegistry, ModelRunner
+from medvllm.errors import WeightsMismatchError
+from tests.support import standins
+from tests.support.loopback import LoopbackHub
+from tests.support.standins import STANDINS
+
+ENTRIES: dict[str, ModelMetadata] = ModelRegistry().list_models()
+
+# Entry -> labels, in the order of their class ids; those of an entry win over those of a config that names none.
+LABELS = {
+    "d4data/biomedical-ner-all": standins.NER,
+    "samrawal/bert-base-uncased_clinical-ner": standins.CLINICAL_NER,
+    "StanfordAIMI/stanford-deidentifier-base": ["O", *standins.PHI],
+    "obi/deid_roberta_i2b2": standins.BILOU,
+    "obi/deid_bert_i2b2": standins.BILOU,
+    "bvanaken/clinical-assertion-negation-bert": ["PRESENT", "ABSENT", "POSSIBLE"],
+    "pritamdeka/PubMedBERT-MNLI-MedNLI": ["contradiction", "entailment", "neutral"],
+}
+HEADS = ("cls.", "lm_head.", "head.", "decoder.", "classifier.")  # of the classes that are there
+
+
+def _served(hub: LoopbackHub, folder: Path, name: str, **trouble: Any) -> None:
+    metadata = ENTRIES[name]
+    hub.add(metadata.location, STANDINS[name](folder, **trouble), commit=metadata.source.revision)
+
+
+def test_every_entry_has_a_stand_in() -> None:
+    """None is left untried."""
+    assert set(STANDINS) == set(ENTRIES) and len(ENTRIES) >= 42
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_an_entry_makes_its_repository_load_as_its_authors_meant(
+    registry: ModelRegistry, hub: LoopbackHub, tmp_path: Path, name: str
+) -> None:
+    """By name alone: class, casing, length, pooling and label map are right, whatever the files say or leave out."""
+    behaviour = ENTRIES[name].behaviour
+    _served(hub, tmp_path / "m", name)
+    with registry.lease(name) as lease:
+        assert lease.receipt.source == "built-in"
+        assert isinstance(lease.model, lease.metadata.model_class._model_mapping[type(lease.model.config)])
+        tokenizer = lease.tokenizer
+        # Where the entry does not know, the repository's own files do.
+        lowercases = behaviour.do_lower_case
+        if lowercases is None:
+            lowercases = bool(getattr(STANDINS[name], "keywords", {}).get("do_lower_case"))
+        assert (tokenizer.tokenize("ALS") == tokenizer.tokenize("als")) is lowercases
+        if behaviour.max_length is not None:
+            assert tokenizer.model_max_length == behaviour.max_length
+        assert tokenizer.model_max_length <= 131_072
+        if name in LABELS:
+            assert list(lease.model.config.id2label.values()) == LABELS[name]
+        if "embed" in lease.metadata.tasks:
+            inputs = tokenizer("Patient denies fever.", return_tensors="pt")
+            with torch.inference_mode():
+                hidden = lease.model.base_model(**inputs).last_hidden_state[0]
+            expected = hidden[0] if behaviour.pooling == "cls" else hidden.mean(0)
+            vectors = ModelRunner(name, registry=registry).embed(["Patient denies fever."]).vectors
+            assert torch.allclose(vectors[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name, entry in ENTRIES.items() if entry.behaviour.task != "embed"])
+def test_without_its_head_an_entry_is_refused(
+    registry: ModelRegistry, hub: LoopbackHub, tmp_path: Path, name: str
+) -> None:
+    """Never a random one. A head that is tied to the embeddings has no weights of its own that could be absent."""
+    _served(hub, tmp_path / "m", name, drop=HEADS, weights="safetensors")
+    if name in ("microsoft/biogpt", "stanford-crfm/BioMedLM", "google/medgemma-27b-text-it"):
+        model: Any = registry.load_model(name)
+        assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    else:
+        with pytest.raises(WeightsMismatchError, match=f"The checkpoint of {name!r} lacks .*partly random"):
+            registry.load_model(name)
+
+
+def test_the_facts_are_all_witnessed() -> None:
+    """Every behavioural or legal fact says how it is known; only a commit that was seen is pinned."""
+    stated = {"description", "tags", "model_class", "config_class", "aliases", "model_path"}
+    ours = {"long_input", "intended_use", "languages", "license_status"}  # our words or choice, not facts of theirs
+    computed = {"name", "version", "origin", "model_type", "tasks", "evidence"}
+    for metadata in ENTRIES.values():
+        known = {fact for fact, value in metadata.to_dict().items() if value not in (None, [], {}, "")}
+        witnessed = set(metadata.evidence)
+        assert known - stated - ours - computed <= witnessed <= known
+        assert all(text[:3] in ("S: ", "V: ", "L: ") for text in metadata.evidence.values())
+        if revision := metadata.source.revision:
+            assert re.fullmatch("[0-9a-f]{40}", revision) and metadata.evidence["revision"].startswith("S: ")
+
+
+def test_an_entry_states_what_a_user_must_know() -> None:
+    """Task, class, architecture, what becomes of long texts, what it is for; and its rights, or that they are open."""
+    for metadata in ENTRIES.values():
+        behaviour, rights = metadata.behaviour, metadata.rights
+        assert behaviour.task and behaviour.architecture and behaviour.long_input and metadata.class_paths[0]
+        assert metadata.purpose.intended_use and metadata.purpose.languages
+        assert rights.license_status and rights.gated is not None
+        assert rights.license or rights.license_status != "declared"
+        if behaviour.counterpart:
+            assert ENTRIES[behaviour.counterpart].behaviour.counterpart == metadata.name
+    for name in ("stanford-crfm/BioMedLM", "epfl-llm/meditron-7b", "BioMistral/BioMistral-7B", "microsoft/biogpt"):
+        assert ENTRIES[name].rights.use_restrictions
+
+
+def test_no_two_entries_share_a_name() -> None:
+    """Nor an alias; and none is ambiguous: several models are called ClinicalBERT."""
+    names = [*ENTRIES, *(alias for entry in ENTRIES.values() for alias in entry.source.aliases)]
+    folded = [name.casefold() for name in names]
+    assert len(set(folded)) == len(folded) and "clinicalbert" not in folded
+
+
+def test_a_former_name_leads_to_the_same_entry(registry: ModelRegistry, hub: LoopbackHub, tmp_path: Path) -> None:
+    """PubMedBERT was renamed: also written as hf://, and the bytes are the same."""
+    old = "microsoft/BiomedNLP-PubMedBERT-base-uncased-abstract-fulltext"
+    entry = registry.get_metadata(old)
+    assert entry.name == registry.get_metadata(f"hf://{old}").name
+    _served(hub, tmp_path / "m", entry.name)
+    assert registry.load_model(old) is registry.load_model(entry.name)
+    assert hub.requests(old) == []
+
+
+@pytest.mark.parametrize("name", ["michiyasunaga/BioLinkBERT-base", "cambridgeltl/SapBERT-from-PubMedBERT-fulltext"])
+def test_an_encoder_fills_no_masks(registry: ModelRegistry, hub: LoopbackHub, tmp_path: Path, name: str) -> None:
+    """Its masked-LM head was never there, whatever the Hub's tags say."""
+    _served(hub, tmp_path / "m", name)
+    with pytest.raises(WeightsMismatchError, match="lacks cls.predictions"):
+        registry.load_model(name, model_class="transformers:AutoModelForMaskedLM")
