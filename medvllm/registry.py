@@ -16,6 +16,7 @@ from medvllm import settings
 from medvllm.catalog import Catalog, FileStore, from_toml, to_toml
 from medvllm.classes import class_path
 from medvllm.errors import ModelNotFoundError, RequestError
+from medvllm.facts import checked
 from medvllm.metadata import ModelMetadata, ModelType
 from medvllm.names import ModelRef, parse, source_path, valid_name
 from medvllm.options import Identity, LoadOptions
@@ -251,6 +252,17 @@ class ModelRegistry:
         named = tuple(self._find(parse(name))[0].name for name in names)
         locked = sources.Lock.current().selected(named)
         return {name: sources.verify(self._find(parse(name))[0], model) for name, model in locked.items()}
+
+    def accept(self, name: "str | os.PathLike[str]", cases: Sequence[Mapping[str, Any]]) -> ModelMetadata:
+        """Keep a model's acceptance tests in its entry, which is then a new version, and return it.
+
+        An entry of this process stays in it; a built-in one is stored as a copy. `ModelRunner(name).accept()` makes the
+        cases. ModelNotFoundError: there is no entry.
+        """
+        _, kept = checked(str(name), "acceptance", list(cases))
+        entry = self._catalog.keep(self.get_metadata(os.fspath(name)).changed(acceptance=kept))
+        self._leave(entry.name)
+        return entry
 
     def resident(self) -> list[ResidentModel]:
         """Return what is in memory, in the order of loading."""

@@ -1,11 +1,15 @@
 """The built-in medical models: each fact witnessed, and each entry loads what its repository's shape would spoil."""
 
+import json
 import re
+import tomllib
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from jsonschema import Draft202012Validator
 
 from medvllm.engine.model_runner import ModelMetadata, ModelRegistry, ModelRunner
 from medvllm.errors import WeightsMismatchError
@@ -94,6 +98,16 @@ def test_the_facts_are_all_witnessed() -> None:
         assert all(text[:3] in ("S: ", "V: ", "L: ") for text in metadata.evidence.values())
         if revision := metadata.source.revision:
             assert re.fullmatch("[0-9a-f]{40}", revision) and metadata.evidence["revision"].startswith("S: ")
+
+
+def test_the_file_keeps_to_its_schema() -> None:
+    """As editors check it; a misspelt fact or a wrong value does not."""
+    catalog = files("medvllm.catalog")
+    content = tomllib.loads(catalog.joinpath("builtin.toml").read_text(encoding="utf-8"))
+    validator: Any = Draft202012Validator(json.loads(catalog.joinpath("entries.schema.json").read_text()))
+    assert [error.message for error in validator.iter_errors(content)] == []
+    for wrong in ({"licence": "mit"}, {"pooling": "max"}, {"max_length": 0}, {"model_class": "BertModel"}):
+        assert not validator.is_valid({"models": {"m": {"model_type": "generic", **wrong}}})
 
 
 def test_an_entry_states_what_a_user_must_know() -> None:

@@ -63,23 +63,31 @@ def test_version() -> None:
 def test_list_in_a_pipe_is_lines_with_tabs() -> None:
     """For cut, awk and grep: no heading, no colour."""
     out = _medvllm("list").stdout
-    assert out.splitlines() == [
+    assert all(line.count("\t") == 3 for line in out.splitlines())
+    assert out.splitlines()[:2] == [
         "biobert-base-cased-v1.2\tBIOMEDICAL\tfill-mask, embed\tBioBERT base cased v1.2",
         "emilyalsentzer/Bio_ClinicalBERT\tCLINICAL\tfill-mask, embed\tClinicalBERT model",
     ]
 
 
 def test_list_filters() -> None:
-    """Pattern, type in any case, task, tags that must all be there."""
+    """Pattern, type in any case, task, tags that must all be there, and any fact."""
 
     def names(*arguments: str) -> list[str]:
         return [row["name"] for row in json.loads(_medvllm("list", "--json", *arguments).stdout)]
 
-    assert names("bio*") == ["biobert-base-cased-v1.2"]
-    assert names("--type", "CLINICAL") == names("--tag", "mimic") == ["emilyalsentzer/Bio_ClinicalBERT"]
-    assert names("--tag", "bert", "--tag", "pubmed") == ["biobert-base-cased-v1.2"]
-    assert len(names("--task", "embed")) == 2
-    assert names("--task", "ner") == []
+    assert names("biobert*") == ["biobert-base-cased-v1.2"]
+    assert names("--type", "CLINICAL", "emily*Clin*") == ["emilyalsentzer/Bio_ClinicalBERT"]
+    assert names("--tag", "bert", "--tag", "reranker") == ["ncbi/MedCPT-Cross-Encoder"]
+    assert "d4data/biomedical-ner-all" in names("--task", "ner") and names("--task", "nerd") == []
+    assert names("--where", "gated=true") == ["epfl-llm/meditron-7b", "google/medgemma-27b-text-it"]
+    assert names("--where", "pooling=cls", "--where", "license=apache*") == [
+        "cambridgeltl/SapBERT-from-PubMedBERT-fulltext"
+    ]
+    assert "yikuan8/Clinical-Longformer" in names("--where", "license=")
+    assert _medvllm("list", "--where", "licence=x").returncode == 1
+    wrong = [_medvllm("list", "--where", text) for text in ("license", "task=ner")]
+    assert [run.returncode for run in wrong] == [2, 2] and "--task ner" in wrong[1].stderr
 
 
 def test_a_table_on_a_terminal_and_no_colour_when_asked() -> None:
@@ -98,6 +106,10 @@ def test_show() -> None:
     assert facts["name"] == "biobert-base-cased-v1.2"
     assert facts["revision"] == "67c9c25b46986521ca33df05d8540da1210b3256"
     assert facts["strip_accents"] is False and facts["label_scheme"] is None
+    shown = _on_a_terminal("show", "d4data/biomedical-ner-all", NO_COLOR="1")
+    assert [shown.index(group) for group in ("ENTRY", "SOURCE", "BEHAVIOUR", "RIGHTS", "PURPOSE")] == sorted(
+        shown.index(group) for group in ("ENTRY", "SOURCE", "BEHAVIOUR", "RIGHTS", "PURPOSE")
+    )
 
 
 def test_an_unknown_name_is_one_clear_error() -> None:
@@ -136,6 +148,19 @@ def test_run_embed(mlm: Path, tmp_path: Path) -> None:
     assert [line.split("\t")[0] for line in with_a_gap.splitlines()] == ["1", "2", "3"]
     lines = _medvllm("run", str(mlm), "chest pain", "--task", "embed").stdout.splitlines()
     assert len(lines) == 1 and len(lines[0].split("\t")[3].split(" ")) == 32
+
+
+def test_run_ner_with_a_receipt(tmp_path: Path) -> None:
+    """One line a span; the receipt in a file of its own, the same as in the JSON."""
+    folder, text = str(tiny.bert_token_classifier(tmp_path / "t", ["B-X", "I-X"])), "chest pain"
+    receipt = tmp_path / "receipt.json"
+    table = _medvllm("run", folder, text, "--receipt", str(receipt))
+    rows = [line.split("\t") for line in table.stdout.splitlines()]
+    assert rows and all(text[int(row[1]) : int(row[2])] == row[5] and row[3] == "X" for row in rows)
+    result = json.loads(_medvllm("run", folder, text, "--json").stdout)
+    assert result["task"] == "ner" and len(result["results"][0]["spans"]) == len(rows)
+    assert result["receipt"] == json.loads(receipt.read_text()) and text not in receipt.read_text()
+    assert list(tmp_path.glob(".receipt*")) == []
 
 
 def test_run_fill_mask(mlm: Path) -> None:

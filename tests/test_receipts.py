@@ -66,12 +66,9 @@ def test_declared_facts_carry_where_they_were_seen(registry: ModelRegistry, tmp_
 def test_equal_models_have_equal_receipts_and_others_differ(registry: ModelRegistry, tmp_path: Path) -> None:
     """The tokenizer's digest is that of how it works, casing and length included, whatever it did before."""
     folder = str(tiny.bert_encoder(tmp_path / "m", tokenizer_files="vocab_only"))
-    for name, facts in {
-        "cased": {"do_lower_case": False},
-        "uncased": {"do_lower_case": True},
-        "short": {"max_length": 9},
-    }.items():
-        registry.register(name, "clinical", model_path=folder, **facts)
+    registry.register("cased", "clinical", model_path=folder, do_lower_case=False)
+    registry.register("uncased", "clinical", model_path=folder, do_lower_case=True)
+    registry.register("short", "clinical", model_path=folder, max_length=9)
     cased = _receipt(registry, "cased")
     registry.load_tokenizer("cased")("fever " * 99, truncation=True, max_length=5, padding="max_length")
     assert _receipt(registry, "cased") == cased

@@ -63,9 +63,7 @@ class Catalog:
         for alias in entry.source.aliases:
             valid_name(alias)
         if persist:
-            if self._store is None:
-                raise CatalogError(f"Model {name!r} cannot be kept: this registry has no stored catalogue.", model=name)
-            return self._store.add(entry, replace=replace)
+            return self._stored().add(entry, replace=replace)
         with self._lock:
             taken = self._find(name)
             if taken is not None and not replace:
@@ -74,20 +72,17 @@ class Catalog:
                     "Take another name, or say that this one takes its place: register(…, replace=True)",
                     model=name,
                 )
-            newest = max(self._versions.get(name, 0), taken.version if taken else 0)
-            entry = entry.changed(version=newest + 1)
-            self._versions[name] = entry.version
-            self._forget_aliases(name)
-            self._own[name] = entry
-            self._own_aliases |= dict.fromkeys(entry.source.aliases, name)
-            self._changed()
-        return entry
+            return self._put(entry)
 
-    def keep(self, entry: ModelMetadata) -> None:
-        """Store an entry, in place of a stored one of its name."""
-        if self._store is None:
-            raise CatalogError(f"Model {entry.name!r} cannot be kept: this registry has no stored catalogue.")
-        self._store.add(entry, replace=True)
+    def keep(self, entry: ModelMetadata) -> ModelMetadata:
+        """Put an entry in place of the one of its name, and return it.
+
+        One of this process's stays in it, others are stored: a built-in one as a copy that stands before it.
+        """
+        if entry.origin != "process":
+            return self._stored().add(entry, replace=True)
+        with self._lock:
+            return self._put(entry)
 
     def remove(self, name: str) -> None:
         """Remove an entry: this process's, else the stored one, else hide the built-in. ModelNotFoundError: none."""
@@ -167,6 +162,23 @@ class Catalog:
             model=name,
             candidates=tuple(near),
         )
+
+    def _put(self, entry: ModelMetadata) -> ModelMetadata:
+        """Make an entry this process's, as the next version of its name."""
+        taken = self._find(entry.name)
+        newest = max(self._versions.get(entry.name, 0), taken.version if taken else 0)
+        entry = entry.changed(version=newest + 1)
+        self._versions[entry.name] = entry.version
+        self._forget_aliases(entry.name)
+        self._own[entry.name] = entry
+        self._own_aliases |= dict.fromkeys(entry.source.aliases, entry.name)
+        self._changed()
+        return entry
+
+    def _stored(self) -> Store:
+        if self._store is None:
+            raise CatalogError("The entry cannot be kept: this registry has no stored catalogue.")
+        return self._store
 
     def _find(self, name: str) -> ModelMetadata | None:
         if name in self._own:

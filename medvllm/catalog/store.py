@@ -44,7 +44,8 @@ class FileStore:
                     "Take another name, or say that this one takes its place: register(…, replace=True)",
                     model=metadata.name,
                 )
-            version = stored.versions.get(metadata.name, 0) + 1
+            built_in = metadata.version if metadata.origin == "built-in" else 0  # the one that this is a copy of
+            version = max(stored.versions.get(metadata.name, 0), built_in) + 1
             entry = metadata.changed(version=version, origin="stored")
             self._write({**stored.entries, entry.name: entry}, {**stored.versions, entry.name: version})
         return entry

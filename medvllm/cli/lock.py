@@ -1,4 +1,4 @@
-"""`medvllm lock` and `medvllm verify`: approve a model's bytes, and prove that they are still those."""
+"""`medvllm lock`, `accept` and `verify`: approve a model's bytes and behaviour, and prove that they are still those."""
 
 from typing import Annotated
 
@@ -7,7 +7,7 @@ import typer
 from medvllm import settings
 from medvllm.cli.models import Json
 from medvllm.cli.output import print_json, print_table, printable
-from medvllm.registry import registry
+from medvllm.engine.model_runner import ModelRunner, registry
 
 
 def lock(names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Models to approve.")]) -> None:
@@ -20,16 +20,42 @@ def lock(names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Mod
 
 def verify(
     names: Annotated[list[str] | None, typer.Argument(metavar="NAME...", help="Locked models; else all.")] = None,
+    behaviour: Annotated[
+        bool, typer.Option("--behaviour", help="Also load them, and run the acceptance tests of their entries again.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Hash the files of locked models again and say which differ; without network. Exit code 1 when one does."""
     flaws = registry.verify(*names or ())
+    if behaviour:
+        _add_drift(flaws, names)
     if as_json:
         print_json(flaws)
     else:
         rows = [
-            (name, file, flaw) for name, files in flaws.items() for file, flaw in (files or {"all files": "ok"}).items()
+            (name, what, flaw)
+            for name, found in flaws.items()
+            for what, flaw in (found or {"everything": "ok"}).items()
         ]
-        print_table(("MODEL", "FILE", "STATE"), rows)
+        print_table(("MODEL", "WHAT", "STATE"), rows)
     if any(flaws.values()):
         raise typer.Exit(1)
+
+
+def accept(names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Registered models.")]) -> None:
+    """Record what models make of a few synthetic inputs into their entries: verify --behaviour compares with it."""
+    for name in names:
+        entry = ModelRunner(name).accept()
+        typer.echo(
+            f"Accepted {printable(entry.name)!r}: {len(entry.acceptance)} tests, in version {entry.version}.\n"
+            f"Run them again with: medvllm verify --behaviour {entry.name}"
+        )
+
+
+def _add_drift(flaws: dict[str, dict[str, str]], names: list[str] | None) -> None:
+    """Add how the behaviour of models differs to what is wrong with their files; damaged ones are not loaded."""
+    accepted = [name for name, metadata in registry.list_models().items() if metadata.acceptance]
+    for name in [registry.get_metadata(name).name for name in names] if names else accepted:
+        found = flaws.setdefault(name, {})
+        if not found:
+            found |= ModelRunner(name).drift()

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from medvllm.cli.output import print_json, print_table, printable
+from medvllm.facts import keywords
 from medvllm.metadata import ModelType
 from medvllm.registry import registry
 
@@ -46,13 +47,16 @@ def show(name: Annotated[str, typer.Argument(help="Name of a registered model.")
     if as_json:
         print_json(facts)
         return
-    evidence = facts.pop("evidence")
-    rows = (
-        (fact, ", ".join(map(str, value)) if isinstance(value, list) else value, evidence.get(fact, ""))
-        for fact, value in facts.items()
-        if value not in (None, "", [], {})
-    )
-    print_table(("FACT", "VALUE", "EVIDENCE"), rows)
+    evidence, accepted = facts.pop("evidence"), facts.pop("acceptance")
+    facts["acceptance_tests"] = len(accepted) or None
+    groups: dict[str, list[tuple[str, object, str]]] = {}
+    for fact, value in facts.items():
+        if value not in (None, "", [], {}):
+            group = keywords()[fact][0] if fact in keywords() else ""
+            shown = "; ".join(map(str, value)) if isinstance(value, list) else value
+            groups.setdefault(group or "entry", []).append((fact, shown, evidence.get(fact, "")))
+    for group, rows in groups.items():
+        print_table((group.upper(), "VALUE", "EVIDENCE"), rows)
 
 
 def _fact(text: str) -> tuple[str, str]:

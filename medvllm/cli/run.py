@@ -1,6 +1,8 @@
 """`medvllm run`: texts through a model."""
 
+import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +12,7 @@ from medvllm.cli.models import Json
 from medvllm.cli.output import print_json, print_table
 from medvllm.engine.model_runner import ModelRunner
 from medvllm.errors import RequestError
+from medvllm.files import write_whole
 
 
 def run(
@@ -17,34 +20,48 @@ def run(
     texts: Annotated[
         list[str] | None, typer.Argument(metavar="TEXT...", help="Texts; or give them on standard input.")
     ] = None,
-    task: Annotated[str | None, typer.Option(help="embed or fill-mask; the entry's own task when left out.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="embed, fill-mask, ner or deid; the entry's own task when left out.")
+    ] = None,
     file: Annotated[Path | None, typer.Option(help="File with one text a line; - is standard input.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N, mps or auto.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto.")] = None,
+    receipt_file: Annotated[
+        Path | None, typer.Option("--receipt", metavar="FILE", help="Also write the receipt of what answered, as JSON.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Run texts through a model and print the results: vectors, or the words that fill a [MASK]."""
+    """Run texts through a model and print the results: vectors, the words that fill a [MASK], or labelled spans."""
     given = _texts(texts, file)
     options: dict[str, Any] = {key: value for key, value in (("device", device), ("dtype", dtype)) if value is not None}
     result, done, receipt = ModelRunner(name, **options).run(task, given)
-    records: list[Any] = (
-        result.to_dict()
-        if done == "embed"
-        else [{"gaps": [[vars(fill) for fill in gap] for gap in gaps]} for gaps in result]
-    )
-    if as_json:
-        print_json({"task": done, "results": records, "receipt": receipt.to_dict()})
-    elif done == "embed":
-        rows = ((i, r["tokens"], r["windows"], _vector(r["vector"])) for i, r in enumerate(records, 1))
-        print_table(("TEXT", "TOKENS", "WINDOWS", "VECTOR"), rows)
-    else:
-        fills = (
+    if receipt_file is not None:
+        write_whole(receipt_file, (json.dumps(receipt.to_dict(), indent=2) + "\n").encode())
+    if done == "embed":
+        records: list[Any] = result.to_dict()
+        columns: tuple[str, ...] = ("TEXT", "TOKENS", "WINDOWS", "VECTOR")
+        rows: Iterable[Any] = ((i, r["tokens"], r["windows"], _vector(r["vector"])) for i, r in enumerate(records, 1))
+    elif done == "fill-mask":
+        records = [{"gaps": [[vars(fill) for fill in gap] for gap in gaps]} for gaps in result]
+        columns = ("TEXT", "GAP", "TOKEN", "SCORE")
+        rows = (
             (i, j, fill["token"], f"{fill['score']:.4f}")
             for i, record in enumerate(records, 1)
             for j, gap in enumerate(record["gaps"], 1)
             for fill in gap
         )
-        print_table(("TEXT", "GAP", "TOKEN", "SCORE"), fills)
+    else:
+        records = [tags.to_dict() for tags in result]
+        columns = ("TEXT", "START", "END", "LABEL", "SCORE", "SPAN")
+        rows = (
+            (i, span.start, span.end, span.label, f"{span.score:.4f}", text[span.start : span.end])
+            for i, (text, tags) in enumerate(zip(given, result, strict=True), 1)
+            for span in tags.spans
+        )
+    if as_json:
+        print_json({"task": done, "results": records, "receipt": receipt.to_dict()})
+    else:
+        print_table(columns, rows)
 
 
 def _texts(texts: list[str] | None, file: Path | None) -> list[str]:

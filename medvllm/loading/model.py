@@ -173,8 +173,9 @@ def _check_weights(metadata: ModelMetadata, model: Any, info: Any) -> None:
             missing=tuple(missing),
         )
     if type(model).__name__.endswith("ForTokenClassification") and label_map(model.config) is None:
+        last = f"LABEL_{model.num_labels - 1}"
         raise WeightsMismatchError(
-            f"The tagger {metadata.name!r} names its labels LABEL_0 to LABEL_{model.num_labels - 1}, which say nothing.\n"
+            f"The tagger {metadata.name!r} names its labels LABEL_0 to {last}, which say nothing.\n"
             "Register it with their names: register(…, id2label=['O', 'B-DISEASE', 'I-DISEASE'])",
             model=metadata.name,
         )

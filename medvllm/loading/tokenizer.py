@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from medvllm.errors import LoadError, MedVLLMError, WeightsMismatchError
+from medvllm.errors import LoadError, WeightsMismatchError
 from medvllm.loading.config import read_config
 from medvllm.loading.effective import check_requirements
 from medvllm.metadata import ModelMetadata
@@ -45,7 +45,7 @@ def load_tokenizer(
             tokenizer = _read(metadata, snapshot, config, stated | {"do_lower_case": False})
         else:
             logger.warning(
-                "the tokenizer of %r lowercases, as its %s, but its vocabulary is cased: no word with a capital is found",
+                "the tokenizer of %r lowercases, as its %s, but its vocabulary is cased: none of its capitals is found",
                 metadata.name,
                 "files say" if behaviour.do_lower_case is None else "entry says",
             )

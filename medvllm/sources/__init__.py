@@ -11,7 +11,16 @@ from medvllm.sources.lock import FOLDER, Lock, LockedModel
 from medvllm.sources.snapshot import Snapshot, check_complete, read_json
 
 __all__ = [
-    *("Digest", "Lock", "LockedModel", "Snapshot", "branch", "bundle", "read_json", "refresh", "resolve", "to_lock"),
+    "Digest",
+    "Lock",
+    "LockedModel",
+    "Snapshot",
+    "branch",
+    "bundle",
+    "read_json",
+    "refresh",
+    "resolve",
+    "to_lock",
     "verify",
 ]
 

@@ -109,7 +109,13 @@ def distilbert_token_classifier(
     folder: Path, labels: Sequence[str], *, positions: int = 64, do_lower_case: bool = False, **trouble: Any
 ) -> Path:
     """A tagger of the smaller BERT, whose sizes have other names."""
-    size = {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 2, "max_position_embeddings": positions}
+    size: dict[str, Any] = {
+        "dim": 32,
+        "hidden_dim": 64,
+        "n_layers": 2,
+        "n_heads": 2,
+        "max_position_embeddings": positions,
+    }
     config = DistilBertConfig(**size, **labelled(labels), vocab_size=len(VOCABULARY))
     return write(folder, DistilBertForTokenClassification, config, do_lower_case, **trouble)
 

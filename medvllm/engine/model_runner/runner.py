@@ -4,12 +4,13 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from medvllm.errors import RequestError, nearest, offer
+from medvllm.errors import CatalogError, RequestError, nearest, offer
+from medvllm.metadata import ModelMetadata
 from medvllm.receipt import Receipt
 from medvllm.registry import ModelRegistry, registry
 
 if TYPE_CHECKING:
-    from medvllm.engine.model_runner.tasks import Embeddings, Fill
+    from medvllm.engine.model_runner.tasks import Embeddings, Fill, Tags
 
 
 class ModelRunner:
@@ -34,16 +35,51 @@ class ModelRunner:
         result: list[list[list[Fill]]] = self.run("fill-mask", texts, top_k=top_k)[0]
         return result
 
+    def tag(self, texts: Iterable[str]) -> "list[Tags]":
+        """Return the spans that a tagger finds in each text: entities, or what a de-identifier would take out."""
+        result: list[Tags] = self.run("ner", texts)[0]
+        return result
+
+    def accept(self) -> ModelMetadata:
+        """Record what the model makes of a few synthetic inputs into its entry, and return that; see `drift`.
+
+        An entry of this process keeps it as long as the process; another is stored, a built-in one as a copy.
+        """
+        from medvllm.engine.model_runner.acceptance import cases
+
+        name = self._registry.get_metadata(os.fspath(self._name)).name  # before anything is loaded
+        with self._registry.lease(name, **self._options) as lease:
+            made = cases(lease)
+        return self._registry.accept(name, made)
+
+    def drift(self) -> dict[str, str]:
+        """Run the entry's acceptance tests again, and return how each that fails differs; {} when all pass.
+
+        CatalogError: the entry has none.
+        """
+        from medvllm.engine.model_runner.acceptance import drift
+
+        metadata = self._registry.get_metadata(os.fspath(self._name))
+        if not metadata.acceptance:
+            raise CatalogError(
+                f"Model {metadata.name!r} has no acceptance tests.\nRecord them with: medvllm accept {metadata.name}",
+                model=metadata.name,
+            )
+        with self._registry.lease(metadata.name, **self._options) as lease:
+            return drift(lease, metadata.acceptance)
+
     def run(self, task: str | None, texts: Iterable[str], **arguments: Any) -> tuple[Any, str, Receipt]:
         """Return the task's result, the task (the entry's own when None) and the receipt of what answered."""
-        from medvllm.engine.model_runner.tasks import TASKS
+        from medvllm.engine.model_runner.tasks import TASKS, is_tagger
 
         with self._registry.lease(self._name, **self._options) as lease:
-            chosen = task or next((known for known in lease.metadata.tasks if known in TASKS), "embed")
+            own = lease.metadata.tasks
+            chosen = task or next((known for known in own if known in TASKS), own[0] if own else None)
+            chosen = chosen or ("ner" if is_tagger(lease.model) else "embed")
             if chosen not in TASKS:
                 near = nearest(chosen, TASKS)
                 raise RequestError(
-                    f"Task {chosen!r} is not known.{offer(near)}\nThere is: {', '.join(TASKS)}",
+                    f"Task {chosen!r} is not one that ModelRunner runs.{offer(near)}\nThere is: {', '.join(TASKS)}",
                     task=chosen,
                 )
             return TASKS[chosen](lease, texts, **arguments), chosen, lease.receipt

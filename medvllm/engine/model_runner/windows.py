@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medvllm.errors import InputTooLongError, RequestError
 
@@ -14,11 +14,17 @@ STRIDE = 64  # tokens that neighbouring windows share, so that each token has co
 
 @dataclass(frozen=True)
 class Window:
-    """Token ids of one window, special tokens included. `counted`: 1 for tokens that no earlier window has."""
+    """Token ids of one window, special tokens included. `counted`: 1 for tokens that no other window counts.
+
+    `words` and `offsets` are there when asked for: of each token, the number of its word in the text (None for special
+    tokens), and where it stands in the text, in Unicode code points.
+    """
 
     text: int  # the text's position in the request
     input_ids: list[int]
     counted: list[int]
+    words: Sequence[int | None] = ()
+    offsets: Sequence[tuple[int, int]] = ()
 
 
 @dataclass(frozen=True)
@@ -49,18 +55,22 @@ def check_texts(texts: Iterable[str]) -> list[str]:
 
 
 def split(
-    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], policy: str | None
+    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], policy: str | None, *, offsets: bool = False
 ) -> tuple[list[Window], list[Coverage]]:
     """Return every text's windows in order, and each text's coverage.
 
     `policy` is the entry's: "window" (the default), "error" (InputTooLongError) or "truncate" (said in the coverage).
+    Of the tokens that two windows share, each counts those that lie further from its edge. RequestError: `offsets` are
+    asked of a tokenizer that has none.
     """
+    if offsets and not tokenizer.is_fast:
+        raise RequestError(f"A {type(tokenizer).__name__} does not tell where its tokens stand in a text.")
     limit = tokenizer.model_max_length
     step = min(STRIDE, (limit - tokenizer.num_special_tokens_to_add()) // 4)
     windows: list[Window] = []
     coverage: list[Coverage] = []
     for position, text in enumerate(texts):
-        pieces = _pieces(tokenizer, text, limit, step)
+        pieces = _pieces(tokenizer, text, limit, step, offsets)
         if len(pieces) > 1 and policy == "error":
             raise InputTooLongError(
                 f"Text {position + 1} is longer than the {limit:,} tokens that the model takes.\n"
@@ -69,13 +79,13 @@ def split(
                 position=position,
             )
         kept = pieces[:1] if policy == "truncate" else pieces
-        for ids, special in kept:
-            # Later windows count neither special tokens nor what the window before has counted.
-            shared = 0 if ids is kept[0][0] else step
-            content = [i for i, is_special in enumerate(special) if not is_special][shared:]
-            counted = set(content) if shared else set(range(len(ids)))
-            windows.append(Window(position, ids, [int(i in counted) for i in range(len(ids))]))
-        tokens = sum(special.count(0) for _, special in kept) - step * (len(kept) - 1)
+        for i, (ids, special, *places) in enumerate(kept):
+            content = [k for k, is_special in enumerate(special) if not is_special]
+            first, last = step // 2 if i else 0, len(content) - (step - step // 2 if i < len(kept) - 1 else 0)
+            # Special tokens stand in every window, and count once.
+            counted = {*content[first:last], *(() if i else set(range(len(ids))) - set(content))}
+            windows.append(Window(position, ids, [int(k in counted) for k in range(len(ids))], *places))
+        tokens = sum(special.count(0) for _, special, *_ in kept) - step * (len(kept) - 1)
         fresh = (
             token
             for window in windows[-len(kept) :]
@@ -88,9 +98,12 @@ def split(
 
 
 def _pieces(
-    tokenizer: "PreTrainedTokenizerBase", text: str, limit: int, step: int
-) -> list[tuple[list[int], list[int]]]:
-    """Return the ids and the special-token mask of each window that a text needs; neighbours share `step` tokens."""
+    tokenizer: "PreTrainedTokenizerBase", text: str, limit: int, step: int, offsets: bool
+) -> list[tuple[Any, ...]]:
+    """Return what a `Window` takes of each window that a text needs, the special-token mask in place of `counted`.
+
+    Neighbours share `step` tokens.
+    """
     if not tokenizer.is_fast:
         encoding = tokenizer(text, return_special_tokens_mask=True, verbose=False)
         if len(encoding["input_ids"]) > limit:
@@ -105,5 +118,9 @@ def _pieces(
         stride=step,
         return_overflowing_tokens=True,
         return_special_tokens_mask=True,
+        return_offsets_mapping=offsets,
     )
-    return list(zip(encoding["input_ids"], encoding["special_tokens_mask"], strict=True))
+    columns = [encoding["input_ids"], encoding["special_tokens_mask"]]
+    if offsets:
+        columns += [[encoding.word_ids(i) for i in range(len(columns[0]))], encoding["offset_mapping"]]
+    return list(zip(*columns, strict=True))
