@@ -9,12 +9,18 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import entries, hits, imports, loads
+from benchmarks import digests, entries, hits, imports, loads
 from benchmarks.measure import Table
 from medvllm import __version__
 from medvllm.settings import SETTINGS
 
-GROUPS = {"imports": imports.tables, "hits": hits.tables, "loads": loads.tables, "entries": entries.tables}
+GROUPS = {
+    "imports": imports.tables,
+    "hits": hits.tables,
+    "loads": loads.tables,
+    "digests": digests.tables,
+    "entries": entries.tables,
+}
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 
 

@@ -11,6 +11,7 @@ import pytest
 from medvllm.engine.model_runner import registry
 from tests.support import tiny
 from tests.support.loopback import LoopbackHub
+from tests.support.standins import STANDINS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -24,6 +25,7 @@ def served(hub: LoopbackHub, tmp_path: Path) -> Iterator[None]:
     # The README's own entry asks for the main branch of a repository whose weights carry the head.
     clinical = tiny.bert_masked_lm(tmp_path / "clinical", weights="bin", tokenizer_files="vocab_only")
     hub.add("emilyalsentzer/Bio_ClinicalBERT", clinical, commit="d5892b39a4adaed74b92212a44081509db72f87b")
+    hub.add("obi/deid_bert_i2b2", STANDINS["obi/deid_bert_i2b2"](tmp_path / "deid"))
     before = set(registry.list_models())
     yield
     for name in set(registry.list_models()) - before:
