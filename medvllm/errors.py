@@ -143,11 +143,13 @@ def nearest(word: str, candidates: Iterable[str], n: int = 1) -> list[str]:
     for candidate in candidates:
         folded = candidate.casefold()
         tail = folded.rpartition("/")[2]
-        for form, cutoff in ((folded, 0.6), (tail, 0.75), (tail[: len(typed)], 0.75)):
+        ratios = []
+        for form, cutoff in {tail: 0.75, tail[: len(typed)]: 0.75, folded: 0.6}.items():
             matcher.set_seq1(form)
             if matcher.real_quick_ratio() >= cutoff and matcher.quick_ratio() >= cutoff and matcher.ratio() >= cutoff:
-                scored.append((-matcher.ratio(), candidate))
-                break
+                ratios.append(matcher.ratio())
+        if ratios:
+            scored.append((-max(ratios), candidate))
     return [candidate for _, candidate in sorted(scored)[:n]]
 
 

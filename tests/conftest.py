@@ -68,6 +68,7 @@ def hub(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     _hub._repos.clear()
     _hub._rules.clear()
+    _hub._renamed.clear()
     _hub.log.clear()
     yield _hub
 

@@ -46,6 +46,17 @@ def test_an_unregistered_repository_loads_directly_and_says_so(
     assert registry.load_model("hf://acme/bert") is registry.load_model("acme/bert@main")
 
 
+def test_a_renamed_repository_answers_to_its_former_id(
+    registry: ModelRegistry, acme: LoopbackHub, tmp_path: Path
+) -> None:
+    """The Hub redirects; the bytes are those of the repository of today, checked as any."""
+    acme.rename("acme/old-bert", "acme/bert")
+    registry.register("m", "clinical", model_path="acme/old-bert")
+    folder = registry.pull("m")
+    assert (folder / "model.safetensors").read_bytes() == (tmp_path / "acme" / "model.safetensors").read_bytes()
+    assert registry.load_model("m") and registry.load_model("hf://acme/old-bert")
+
+
 def test_the_fallback_can_be_switched_off(
     registry: ModelRegistry, acme: LoopbackHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -50,6 +50,7 @@ class LoopbackHub:
 
     def __init__(self) -> None:
         self._repos: dict[str, _Repo] = {}
+        self._renamed: dict[str, str] = {}  # former id -> repository
         self._rules: list[_Rule] = []
         self._lock = threading.Lock()  # guards log and rules
         self.log: list[Request] = []
@@ -88,6 +89,10 @@ class LoopbackHub:
         repo.commits[commit] = files
         repo.refs |= dict.fromkeys((branch, *tags), commit)
         return commit
+
+    def rename(self, former: str, repo_id: str) -> None:
+        """Answer for a repository's former id as the Hub does: with a redirect to the one of today."""
+        self._renamed[former] = repo_id
 
     def gate(self, repo_id: str) -> None:
         """Ask for an agreement before files of the repository are given."""
@@ -180,6 +185,9 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(rule.argument)
         if rule is not None and rule.kind == "hold":
             rule.argument.wait(60)
+        for former, repo_id in self.hub._renamed.items():
+            if path.startswith((f"/{former}/", f"/api/models/{former}/")) or path == f"/api/models/{former}":
+                return self._send(307, b"", {"Location": self.path.replace(former, repo_id, 1)})
         if api := re.fullmatch(r"/api/models/(.+?)(?:/(revision|tree)/([^/]+)(/.*)?)?", path):
             return self._api(*api.groups())
         if file := re.fullmatch(r"/(.+?)/resolve/([^/]+)/(.+)", path):

@@ -66,7 +66,8 @@ def _case(lease: Lease, inputs: Sequence[str]) -> dict[str, Any]:
     import torch
 
     model, tokenizer = lease.model, lease.tokenizer
-    encoding = tokenizer(*inputs, truncation=True, verbose=False, return_tensors="pt").to(model.device)
+    text, pair = inputs if len(inputs) == 2 else (inputs[0], None)
+    encoding = tokenizer(text, pair, truncation=True, verbose=False, return_tensors="pt").to(model.device)
     if model.base_model is model and len(inputs) == 1:
         output = embed(lease, inputs).vectors
     else:
