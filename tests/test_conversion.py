@@ -105,8 +105,8 @@ def _bytes(tensor: torch.Tensor) -> bytes:
 
 
 def _leftovers(home: Path) -> list[str]:
-    """Return what a failed conversion left: nothing but locks is right."""
-    return [path.name for path in (home / "medvllm").rglob("*") if path.is_file() and path.suffix != ".lock"]
+    """Return what a failed conversion left: nothing but locks and the ledger is right."""
+    return [f.name for f in (home / "medvllm").rglob("*") if f.is_file() and f.suffix not in (".db", ".lock")]
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
