@@ -17,6 +17,7 @@ class Source:
     model_path: str | None = None  # repository id, hf://…, or folder; None: the name itself
     revision: str | None = None  # commit, tag or branch; a commit where one was seen
     aliases: tuple[str, ...] = ()  # other names of the same model, such as its repository's id
+    trust_remote_code: bool | None = None  # whether the repository's own code may run; `revision` pins it
 
 
 @dataclass(frozen=True)
