@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from transformers import PreTrainedConfig
 
-from medvllm.loading import config, device
+from medvllm.loading import code, config, device
 from medvllm.metadata import ModelMetadata
 from medvllm.options import Identity, LoadOptions
 from medvllm.sources import Snapshot
@@ -15,7 +15,11 @@ _INCIDENTAL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", 
 
 
 def filled(metadata: ModelMetadata, stated: LoadOptions) -> LoadOptions:
-    """Return `stated` with the rest from the entry, then from the settings; LoadError when the device is not here."""
+    """Return `stated` with the rest from the entry, then from the settings.
+
+    LoadError: the device is not here, or the entry's code is not allowed.
+    """
+    code.check_allowed(metadata)
     options = stated.filled(LoadOptions.stated(metadata.parameters))
     return replace(options, device=device.resolve(options.device or "cpu"))
 

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from medvllm.errors import LoadError, MedVLLMError, WeightsMismatchError
+from medvllm.loading import code
 from medvllm.loading.config import read_config
 from medvllm.metadata import ModelMetadata
 from medvllm.options import LoadOptions
@@ -30,17 +31,21 @@ def load_tokenizer(
     behaviour = metadata.behaviour
     config = read_config(metadata, LoadOptions(), snapshot, cls or metadata.model_class)
     casing = {"do_lower_case": behaviour.do_lower_case, "strip_accents": behaviour.strip_accents}
-    stated = {option: value for option, value in casing.items() if value is not None}
+    stated: dict[str, Any] = {option: value for option, value in casing.items() if value is not None}
+    own = code.own_class(metadata, snapshot, "AutoTokenizer")
+    stated |= {} if own else {"config": config}
     try:
         # Said aloud, the entry's casing wins over every file; left out, transformers lowercases in silence.
-        tokenizer = AutoTokenizer.from_pretrained(
-            snapshot.path, config=config, local_files_only=True, trust_remote_code=False, **stated
+        tokenizer = (own or AutoTokenizer).from_pretrained(
+            snapshot.path, local_files_only=True, trust_remote_code=False, **stated
         )
     except MedVLLMError:
         raise
     except ImportError as error:
         raise LoadError(f"The tokenizer of model {metadata.name!r} needs a library that is missing: {error}") from error
     except Exception as error:
+        if "trust_remote_code" in str(error) and not metadata.source.trust_remote_code:
+            raise code.refusal(metadata, snapshot, code.auto_map(snapshot, "AutoTokenizer")) from error
         raise LoadError(
             f"The tokenizer of model {metadata.name!r} could not be loaded: {type(error).__name__}: {str(error)[:300]}",
             model=metadata.name,
