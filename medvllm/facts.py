@@ -19,6 +19,7 @@ class Source:
     revision: str | None = None  # commit, tag or branch; a commit where one was seen
     aliases: tuple[str, ...] = ()  # other names of the same model, such as its repository's id
     requires: tuple[str, ...] = ()  # Python packages beside transformers, without which it does not load
+    trust_remote_code: bool | None = None  # whether the repository's own code may run; `revision` pins it
 
 
 @dataclass(frozen=True)

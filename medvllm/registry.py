@@ -323,8 +323,10 @@ class ModelRegistry:
         if target is not None and resident is not None and target.generation == self._catalog.generation():
             if not target.snapshot.is_current():
                 self._leave(target.metadata.name)  # the folder has changed: what was loaded from it is outdated
-            elif (target.metadata.origin != "direct" or settings.DIRECT()) and self._model_cache.hit(
-                resident, lease=lease
+            elif (
+                (target.metadata.origin != "direct" or settings.DIRECT())
+                and (not target.metadata.source.trust_remote_code or settings.TRUST_REMOTE_CODE())
+                and self._model_cache.hit(resident, lease=lease)
             ):
                 return target, resident
         target = self._resolve(name, stated)
@@ -464,6 +466,7 @@ class ModelRegistry:
         self, metadata: ModelMetadata, snapshot: "Snapshot", model_class: Any = None
     ) -> "PreTrainedTokenizerBase":
         key = (metadata.name, metadata.version, metadata.origin, snapshot.identity)
+        _loading().check_allowed(metadata)
         with self._tokenizer_lock:
             if key not in self._tokenizers:
                 self._tokenizers[key] = _loading().load_tokenizer(metadata, snapshot, model_class)

@@ -81,6 +81,12 @@ HUB_TIMEOUT = Setting(
 )
 LOCK = Setting("MEDVLLM_LOCK", "medvllm.lock", _path, "The lock file that loads are checked against, if it is there.")
 REQUIRE_LOCK = Setting("MEDVLLM_REQUIRE_LOCK", "off", _switch, "Whether only models of the lock file may be loaded.")
+TRUST_REMOTE_CODE = Setting(
+    "MEDVLLM_TRUST_REMOTE_CODE",
+    "off",
+    _switch,
+    "Whether a repository's own code may run, for entries that pin its commit with trust_remote_code.",
+)
 DEBUG = Setting("MEDVLLM_DEBUG", "off", _switch, "Whether the command line shows a traceback with an error.")
 
 SETTINGS: tuple[Setting[Any], ...] = (
@@ -91,5 +97,6 @@ SETTINGS: tuple[Setting[Any], ...] = (
     HUB_TIMEOUT,
     LOCK,
     REQUIRE_LOCK,
+    TRUST_REMOTE_CODE,
     DEBUG,
 )  # each has its own type

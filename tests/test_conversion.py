@@ -105,9 +105,8 @@ def _bytes(tensor: torch.Tensor) -> bytes:
 
 
 def _leftovers(home: Path) -> list[str]:
-    """Return what a failed conversion left: nothing but locks, and what was noted of the original, is right."""
-    left = [path.name for path in (home / "medvllm").rglob("*") if path.is_file() and path.suffix != ".lock"]
-    return [name for name in left if not name.startswith("ledger.db")]
+    """Return what a failed conversion left: nothing but locks and the ledger is right."""
+    return [f.name for f in (home / "medvllm").rglob("*") if f.is_file() and f.suffix not in (".db", ".lock")]
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])

@@ -46,6 +46,16 @@ def test_an_unregistered_repository_loads_directly_and_says_so(
     assert registry.load_model("hf://acme/bert") is registry.load_model("acme/bert@main")
 
 
+def test_files_deep_in_a_repository_do_not_matter(registry: ModelRegistry, hub: LoopbackHub, tmp_path: Path) -> None:
+    """No load reads them, so none is waited for, checked or locked."""
+    folder = tiny.bert_encoder(tmp_path / "m")
+    (folder / "runs" / "2020").mkdir(parents=True)
+    (folder / "runs" / "2020" / "log.json").write_text("{}")
+    hub.add("acme/deep", folder)
+    assert registry.load_model("acme/deep")
+    assert "runs/2020/log.json" not in registry.lock("acme/deep")["acme/deep"].files
+
+
 def test_a_renamed_repository_answers_to_its_former_id(
     registry: ModelRegistry, acme: LoopbackHub, tmp_path: Path
 ) -> None:

@@ -6,10 +6,20 @@ import os
 # the user's token to an outside service that converts it.
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
+from medvllm.loading.code import check_allowed
 from medvllm.loading.effective import filled, identify
 from medvllm.loading.memory import Loaded, reclaim
 from medvllm.loading.model import load_model
 from medvllm.loading.proof import proof
 from medvllm.loading.tokenizer import load_tokenizer
 
-__all__ = ["Loaded", "filled", "identify", "load_model", "load_tokenizer", "proof", "reclaim"]
+__all__ = [
+    "Loaded",
+    "check_allowed",
+    "filled",
+    "identify",
+    "load_model",
+    "load_tokenizer",
+    "proof",
+    "reclaim",
+]

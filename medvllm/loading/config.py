@@ -9,15 +9,25 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from medvllm.classes import import_class
-from medvllm.errors import LoadError, MedVLLMError, RequestError, UnsafeWeightsError
+from medvllm.errors import LoadError, MedVLLMError, RequestError
+from medvllm.loading import code
 from medvllm.metadata import ModelMetadata
 from medvllm.options import LoadOptions, unknown_option
 from medvllm.sources import Snapshot
 
 
 def model_class(metadata: ModelMetadata, options: LoadOptions, snapshot: Snapshot) -> type[Any]:
-    """Return the class to load with: the caller's, the entry's, or the one that the checkpoint names."""
+    """Return the class to load with: the caller's, the entry's, or the one that the checkpoint names.
+
+    Where the repository's own code may run, its class comes before the one of transformers.
+    """
     chosen = import_class(options.model_class) or metadata.model_class
+    if chosen is None:
+        own = code.model_class(metadata, snapshot)
+    else:
+        own = code.own_class(metadata, snapshot, chosen.__name__) if hasattr(chosen, "_model_mapping") else None
+    if own is not None:
+        return own
     if chosen is not None:
         if not callable(getattr(chosen, "from_pretrained", None)):
             raise RequestError(
@@ -33,7 +43,7 @@ def model_class(metadata: ModelMetadata, options: LoadOptions, snapshot: Snapsho
     found = getattr(transformers, architecture, None)
     if isinstance(found, type) and issubclass(found, PreTrainedModel):
         return found
-    refuse_remote_code(metadata.name, snapshot)
+    _refuse_code(metadata, snapshot)
     raise LoadError(
         f"Model {metadata.name!r} is a {architecture!r}, which transformers {transformers.__version__} does not have.\n"
         "Register it with the class to use: model_class='module:Class'",
@@ -112,18 +122,15 @@ def label_map(config: Any) -> dict[int, str] | None:
     return None if all(re.fullmatch(r"LABEL_\d+", str(label)) for label in labels.values()) else dict(labels)
 
 
-def refuse_remote_code(name: str, snapshot: Snapshot) -> None:
-    """Raise when the checkpoint asks for Python files of its own."""
-    if auto_map := snapshot.config.get("auto_map"):
-        raise UnsafeWeightsError(
-            f"Model {name!r} wants to run code of its own (auto_map: {str(auto_map)[:200]}), "
-            "which medvllm does not do.\n"
-            "Give a class of yours: register(…, model_class='module:Class')",
-            model=name,
-        )
+def _refuse_code(metadata: ModelMetadata, snapshot: Snapshot) -> None:
+    """Raise when the checkpoint asks for code of its own that the entry does not trust."""
+    if (auto_map := snapshot.config.get("auto_map")) and not metadata.source.trust_remote_code:
+        raise code.refusal(metadata, snapshot, auto_map)
 
 
 def _from_snapshot(metadata: ModelMetadata, snapshot: Snapshot, cls: type[Any] | None) -> PreTrainedConfig:
+    if metadata.config_class is None and (its_own := code.own_class(metadata, snapshot, "AutoConfig")):
+        return _read(its_own, snapshot)
     own = metadata.config_class or getattr(cls, "config_class", None)
     declared, stated = metadata.behaviour.architecture, snapshot.config.get("model_type")
     if declared and stated and declared != stated:
@@ -135,13 +142,13 @@ def _from_snapshot(metadata: ModelMetadata, snapshot: Snapshot, cls: type[Any] |
     model_type = declared or stated
     if isinstance(own, type) and issubclass(own, PreTrainedConfig):
         if isinstance(model_type, str) and own.model_type and model_type != own.model_type:
-            refuse_remote_code(metadata.name, snapshot)
+            _refuse_code(metadata, snapshot)
             raise LoadError(
                 f"Model {metadata.name!r} is a {model_type[:80]!r}, not a {own.model_type!r} as {own.__name__} says.\n"
                 "Load it with the class that it was saved from, or register its architecture: architecture='bert'",
                 model=metadata.name,
             )
-        return _checked(own.from_pretrained(snapshot.path, local_files_only=True))
+        return _read(own, snapshot)
     if model_type is None:
         raise LoadError(
             f"The config of model {metadata.name!r} has no model_type, so its architecture is not known.\n"
@@ -150,14 +157,18 @@ def _from_snapshot(metadata: ModelMetadata, snapshot: Snapshot, cls: type[Any] |
             path=str(snapshot.path),
         )
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        refuse_remote_code(metadata.name, snapshot)
+        _refuse_code(metadata, snapshot)
         raise LoadError(
             f"Model {metadata.name!r} has the architecture {str(model_type)[:80]!r}, "
             f"which transformers {transformers.__version__} does not have.",
             model=metadata.name,
         )
     # The class itself, not AutoConfig: AutoConfig gives up on a config.json without model_type.
-    return _checked(CONFIG_MAPPING[model_type].from_pretrained(snapshot.path, local_files_only=True))
+    return _read(CONFIG_MAPPING[model_type], snapshot)
+
+
+def _read(cls: type[Any], snapshot: Snapshot) -> PreTrainedConfig:
+    return _checked(cls.from_pretrained(snapshot.path, local_files_only=True, trust_remote_code=False))
 
 
 def _from_dict(metadata: ModelMetadata, content: dict[str, Any], cls: type[Any] | None) -> PreTrainedConfig:

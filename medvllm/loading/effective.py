@@ -7,7 +7,7 @@ from importlib import metadata as packages
 from transformers import PreTrainedConfig
 
 from medvllm.errors import MissingDependencyError
-from medvllm.loading import config, device
+from medvllm.loading import code, config, device
 from medvllm.metadata import ModelMetadata
 from medvllm.options import Identity, LoadOptions
 from medvllm.sources import Snapshot
@@ -19,9 +19,11 @@ _INCIDENTAL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", 
 def filled(metadata: ModelMetadata, stated: LoadOptions) -> LoadOptions:
     """Return `stated` with the rest from the entry, then from the settings.
 
-    MissingDependencyError: a package that the model needs is not here. LoadError: the device is not.
+    MissingDependencyError: a package that the model needs is not here. LoadError: the device is not, or the entry's code is
+    not allowed.
     """
     check_requirements(metadata)
+    code.check_allowed(metadata)
     options = stated.filled(LoadOptions.stated(metadata.parameters))
     return replace(options, device=device.resolve(options.device or "cpu"))
 

@@ -16,9 +16,9 @@ from medvllm.errors import (
     LoadError,
     MedVLLMError,
     SourceError,
-    UnsafeWeightsError,
     WeightsMismatchError,
 )
+from medvllm.loading import code
 from medvllm.loading.config import label_map
 from medvllm.loading.gate import foreign_load_running, gate, retie, wait_until_quiet
 from medvllm.loading.memory import Loaded, size_bytes
@@ -45,7 +45,13 @@ def load_model(metadata: ModelMetadata, identity: Identity, config: PreTrainedCo
     dtype = getattr(torch, options.dtype or "float32")
     if dtype is torch.float16 and options.device == "cpu":
         logger.warning("%r runs in float16 on the CPU, several times slower than in float32 or bfloat16", metadata.name)
-    arguments: dict[str, Any] = {"config": config, "dtype": dtype, "use_safetensors": True, "local_files_only": True}
+    arguments: dict[str, Any] = {
+        "config": config,
+        "dtype": dtype,
+        "use_safetensors": True,
+        "local_files_only": True,
+        "trust_remote_code": False,  # a repository's own class is imported by us
+    }
     if options.attn_implementation:
         arguments["attn_implementation"] = options.attn_implementation
     try:
@@ -66,10 +72,8 @@ def load_model(metadata: ModelMetadata, identity: Identity, config: PreTrainedCo
             f"The weights of model {metadata.name!r} are damaged: {error}.", path=str(snapshot.weights)
         ) from error
     except Exception as error:
-        if "trust_remote_code" in str(error):
-            raise UnsafeWeightsError(
-                f"Model {metadata.name!r} wants to run code of its own, which medvllm does not do.", model=metadata.name
-            ) from error
+        if "trust_remote_code" in str(error) and not metadata.source.trust_remote_code:
+            raise code.refusal(metadata, snapshot, snapshot.config.get("auto_map")) from error
         raise LoadError(
             f"Model {metadata.name!r} could not be loaded as {cls.__name__}: {_first_line(error)}", model=metadata.name
         ) from error

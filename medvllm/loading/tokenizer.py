@@ -9,11 +9,13 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from medvllm.errors import LoadError, WeightsMismatchError
+from medvllm.loading import code
 from medvllm.loading.config import read_config
 from medvllm.loading.effective import check_requirements
 from medvllm.metadata import ModelMetadata
 from medvllm.options import LoadOptions
-from medvllm.sources import Snapshot, read_json
+from medvllm.sources import Snapshot
+from medvllm.sources.snapshot import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ def load_tokenizer(
     config = read_config(metadata, LoadOptions(), snapshot, cls or metadata.model_class)
     casing = {"do_lower_case": behaviour.do_lower_case, "strip_accents": behaviour.strip_accents}
     # Said aloud, the entry's casing wins over every file; left out, transformers lowercases in silence.
-    stated = {option: value for option, value in casing.items() if value is not None}
+    stated: dict[str, Any] = {option: value for option, value in casing.items() if value is not None}
     tokenizer = _read(metadata, snapshot, config, stated)
     words = _words(metadata, snapshot, tokenizer)
     if _is_cased(words) and _lowercases(tokenizer):
@@ -58,14 +60,18 @@ def load_tokenizer(
     return guarded(tokenizer)
 
 
-def _read(metadata: ModelMetadata, snapshot: Snapshot, config: Any, stated: dict[str, bool]) -> Any:
+def _read(metadata: ModelMetadata, snapshot: Snapshot, config: Any, stated: dict[str, Any]) -> Any:
+    own = code.own_class(metadata, snapshot, "AutoTokenizer")
+    options = stated if own else stated | {"config": config}
     try:
-        return AutoTokenizer.from_pretrained(
-            snapshot.path, config=config, local_files_only=True, trust_remote_code=False, **stated
+        return (own or AutoTokenizer).from_pretrained(
+            snapshot.path, local_files_only=True, trust_remote_code=False, **options
         )
     except ImportError as error:
         raise LoadError(f"The tokenizer of model {metadata.name!r} needs a library that is missing: {error}") from error
     except Exception as error:
+        if "trust_remote_code" in str(error) and not metadata.source.trust_remote_code:
+            raise code.refusal(metadata, snapshot, code.auto_map(snapshot, "AutoTokenizer")) from error
         raise LoadError(
             f"The tokenizer of model {metadata.name!r} could not be loaded: {type(error).__name__}: {str(error)[:300]}",
             model=metadata.name,

@@ -3,12 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
+from medvllm.errors import UnsafeWeightsError
 from medvllm.metadata import ModelMetadata
 from medvllm.names import parse
 from medvllm.sources import bundle, conversion, folder, hub
 from medvllm.sources.digest import Digest, differences, digests
 from medvllm.sources.lock import FOLDER, Lock, LockedModel
-from medvllm.sources.snapshot import Snapshot, check_complete, read_json
+from medvllm.sources.snapshot import Snapshot, check_complete
 
 __all__ = [
     "Digest",
@@ -17,7 +18,6 @@ __all__ = [
     "Snapshot",
     "branch",
     "bundle",
-    "read_json",
     "refresh",
     "resolve",
     "to_lock",
@@ -30,16 +30,18 @@ def resolve(metadata: ModelMetadata, revision: str | None = None, *, locked: Loc
 
     Every file is hashed, and compared with the commit's listing and with what is `locked`, before any is parsed. Only
     the Hub is asked, and only for what its cache lacks. Weights that exist as a pickle alone are converted to
-    safetensors once. DigestMismatchError: a file is not what it should be.
+    safetensors once. DigestMismatchError: a file is not what it should be. UnsafeWeightsError: the entry trusts code
+    that it does not pin.
     """
     location = parse(metadata.location)
+    code = _is_code_pinned(metadata, revision)
     if location.kind == "folder":
         if locked is not None:
             locked.check_source(metadata.name, FOLDER, None)
         found = folder.resolve(Path(location.name), revision)
     else:
         commit = _commit(metadata, location.name, revision, location.suffix or metadata.source.revision, locked)
-        found = hub.resolve(location.name, commit)
+        found = hub.resolve(location.name, commit, code=code)
     if locked is not None:
         locked.check(metadata.name, found.files)
         found = replace(found, locked=True)
@@ -80,7 +82,7 @@ def verify(metadata: ModelMetadata, locked: LockedModel) -> dict[str, str]:
         path = Path(location.name)
         found = folder.resolve(path, None, fresh=True).files if path.is_dir() else {}
     else:
-        path, found = hub.local(locked.source, locked.commit)
+        path, found = hub.local(locked.source, locked.commit, code=bool(metadata.source.trust_remote_code))
     flaws = differences(locked.files, found)
     if locked.converted and not flaws:
         made = conversion.made(Snapshot(path, None if locked.commit is None else source, locked.commit, path, found))
@@ -88,6 +90,36 @@ def verify(metadata: ModelMetadata, locked: LockedModel) -> dict[str, str]:
         there = [name for name in locked.converted if (made / name).is_file()]
         flaws = differences({name: locked.converted[name] for name in there}, digests(made, there, fresh=True))
     return flaws
+
+
+def _is_code_pinned(metadata: ModelMetadata, asked: str | None) -> bool:
+    """Return whether the repository's own code belongs to the entry's snapshot: only at the commit that it pins."""
+    if not metadata.source.trust_remote_code:
+        return False
+    location, model = parse(metadata.location), f"Model {metadata.name!r}"
+    pinned = location.suffix or metadata.source.revision
+    if location.kind == "folder":
+        raise UnsafeWeightsError(
+            f"{model} trusts the code of a folder, which no commit pins.\n"
+            "Give a class of yours: register(…, model_class='module:Class')",
+            model=metadata.name,
+        )
+    if not hub.is_commit(pinned):
+        follows = f"the branch or tag {pinned!r}" if pinned else "the main branch"
+        raise UnsafeWeightsError(
+            f"{model} trusts the code of {location.name!r} at {follows}, which can move.\n"
+            "Pin the commit whose code you have read, with all 40 digits: "
+            "register(…, revision='…', trust_remote_code=True)",
+            model=metadata.name,
+        )
+    if asked not in (None, pinned):
+        raise UnsafeWeightsError(
+            f"{model} trusts the code of {location.name!r} at {pinned}, and {asked!r} was asked for.\n"
+            f"Give the other an entry of its own: register(…, model_path={location.name!r}, revision='…', "
+            "trust_remote_code=True)",
+            model=metadata.name,
+        )
+    return True
 
 
 def _commit(

@@ -54,18 +54,18 @@ _LONGEST_WAIT_S = 60.0  # that a Hub may ask for with Retry-After
 _ROUNDS = 2  # a file that came damaged is fetched once more
 
 
-def resolve(repo: str, commit: str) -> Snapshot:
-    """Return the snapshot of `repo` at a commit, from the cache when it is there.
+def resolve(repo: str, commit: str, *, code: bool = False) -> Snapshot:
+    """Return the snapshot of `repo` at a commit, from the cache when it is there; `code`: with its modules.
 
     DigestMismatchError: a file is not what the commit's listing says, and the Hub gave nothing better.
     """
-    cached = _inspect(repo, commit)
-    return cached.snapshot(repo, commit) if cached.is_sound else _fetch(repo, commit)
+    cached = _inspect(repo, commit, code)
+    return cached.snapshot(repo, commit) if cached.is_sound else _fetch(repo, commit, code)
 
 
-def local(repo: str, commit: str) -> tuple[Path, dict[str, Digest]]:
+def local(repo: str, commit: str, *, code: bool = False) -> tuple[Path, dict[str, Digest]]:
     """Return a snapshot's folder and its files as they are now, every one hashed again; the Hub is not asked."""
-    cached = _inspect(repo, commit, fresh=True)
+    cached = _inspect(repo, commit, code, fresh=True)
     return cached.path, cached.found
 
 
@@ -242,11 +242,11 @@ def _commit(repo: str, revision: str) -> str:
 
 
 @_translated
-def _fetch(repo: str, commit: str) -> Snapshot:
+def _fetch(repo: str, commit: str, code: bool) -> Snapshot:
     """Return the snapshot with what the cache lacked, or held damaged, fetched."""
     from filelock import FileLock
 
-    cached = _inspect(repo, commit)
+    cached = _inspect(repo, commit, code)
     if _is_offline():
         raise cached.error(repo, commit, "The library is set to offline (HF_HUB_OFFLINE).")
     try:
@@ -259,29 +259,31 @@ def _fetch(repo: str, commit: str) -> Snapshot:
     # One process of ours at a time: the next finds the files there, and none removes what another has just fetched.
     with FileLock(locks / "medvllm.lock"):
         for _ in range(_ROUNDS):
-            cached = _inspect(repo, commit)
+            cached = _inspect(repo, commit, code)
             if cached.is_sound:
                 return cached.snapshot(repo, commit)
             _sweep(repository / "blobs", locks)
             for name, flaw in cached.flaws.items():
                 logger.warning("%s of %r at %s %s: fetching it again", name, repo, commit[:7], flaw)
                 _remove(cached.path / name)
-            _download(repo, commit)
-    cached = _inspect(repo, commit)
+            _download(repo, commit, code)
+    cached = _inspect(repo, commit, code)
     if cached.is_sound:
         return cached.snapshot(repo, commit)
     raise cached.error(repo, commit, "The Hub did not give all of it.")
 
 
-def _download(repo: str, commit: str) -> None:
+def _download(repo: str, commit: str, code: bool) -> None:
     from huggingface_hub import snapshot_download
 
+    ignored = [*OTHER_FORMATS, "*/*.py"]
     fetch = functools.partial(
-        snapshot_download, repo, revision=commit, ignore_patterns=OTHER_FORMATS, tqdm_class=_progress_bar()
+        snapshot_download, repo, revision=commit, ignore_patterns=ignored, tqdm_class=_progress_bar()
     )
-    _retried(functools.partial(fetch, allow_patterns=[*DESCRIPTION, *WEIGHTS]))
+    described = [*DESCRIPTION, "*.py"] if code else DESCRIPTION
+    _retried(functools.partial(fetch, allow_patterns=[*described, *WEIGHTS]))
     if not any(is_weights(name) for name in needed(_listing(repo, commit) or ())):
-        _retried(functools.partial(fetch, allow_patterns=[*DESCRIPTION, *PICKLES]))
+        _retried(functools.partial(fetch, allow_patterns=[*described, *PICKLES]))
 
 
 @dataclass(frozen=True)
@@ -293,10 +295,16 @@ class _Cached:
     flaws: dict[str, str]  # file -> what is wrong with it
     missing: tuple[str, ...]
     is_listed: bool  # whether the commit's listing is there: only it tells that nothing is missing
+    has_code: bool  # which is never run without having been compared with the listing
 
     @property
     def is_sound(self) -> bool:
-        return bool(self.found) and not self.flaws and not self.missing and (self.is_listed or _is_offline())
+        return (
+            bool(self.found)
+            and not self.flaws
+            and not self.missing
+            and (self.is_listed or (_is_offline() and not self.has_code))
+        )
 
     def snapshot(self, repo: str, commit: str) -> Snapshot:
         return Snapshot(self.path, repo, commit, self.path, self.found)
@@ -313,21 +321,22 @@ class _Cached:
         )
 
 
-def _inspect(repo: str, commit: str, *, fresh: bool = False) -> _Cached:
+def _inspect(repo: str, commit: str, code: bool, *, fresh: bool = False) -> _Cached:
     """Return what the cache holds of a commit, each file compared with the commit's listing."""
     path = _folder(repo, commit)
     listing = _listing(repo, commit)
     there = present(path)
-    wanted = needed(there if listing is None else listing)
+    wanted = needed(there if listing is None else listing, code=code)
     found = digests(path, [name for name in wanted if name in there], fresh=fresh)
-    flaws = {name: "is not part of the commit" for name in needed(there) if listing is not None and name not in listing}
+    strange = [name for name in needed(there, code=code) if listing is not None and name not in listing]
+    flaws = dict.fromkeys(strange, "is not part of the commit")
     for name, digest in found.items():
         blob = (path / name).resolve()
         size, identifier = (listing or {}).get(name) or (digest.size, blob.name if blob.parent.name == "blobs" else "")
         if identifier and (flaw := _flaw(blob, size, identifier, digest)):
             flaws[name] = flaw
     missing = tuple(name for name in wanted if name not in there)
-    return _Cached(path, found, flaws, missing, listing is not None)
+    return _Cached(path, found, flaws, missing, listing is not None, code)
 
 
 def _folder(repo: str, commit: str) -> Path:

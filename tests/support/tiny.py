@@ -174,6 +174,32 @@ def remote_code(folder: Path, marker: Path) -> Path:
     return folder
 
 
+def own_code(folder: Path, *, says: str = "first", tokenizer: bool = False, **trouble: Any) -> Path:
+    """A model whose config, class and, if wanted, tokenizer are code of its own, in files that import each other."""
+    bert_encoder(folder, **trouble)
+    autos = {"AutoConfig": "configuration_own.OwnConfig", "AutoModel": "modeling_own.OwnModel"}
+    edit_config(folder, model_type="its-own", architectures=["OwnModel"], auto_map=autos)
+    (folder / "configuration_own.py").write_text(
+        "from transformers import BertConfig\n\nclass OwnConfig(BertConfig):\n    model_type = 'its-own'\n"
+    )
+    (folder / "words_own.py").write_text(f"SAYS = {says!r}\n")
+    (folder / "modeling_own.py").write_text(
+        "from transformers import BertModel\n\nfrom . import words_own\nfrom .configuration_own import OwnConfig\n\n"
+        "class OwnModel(BertModel):\n    config_class = OwnConfig\n    says = words_own.SAYS\n"
+    )
+    if tokenizer:
+        (folder / "tokenization_own.py").write_text(
+            "from transformers import BertTokenizer\n\nclass OwnTokenizer(BertTokenizer):\n    own = True\n"
+        )
+        file = folder / "tokenizer_config.json"
+        named = {
+            "tokenizer_class": "OwnTokenizer",
+            "auto_map": {"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]},
+        }
+        file.write_text(json.dumps(json.loads(file.read_text()) | named))
+    return folder
+
+
 def edit_config(folder: Path, **changes: Any) -> None:
     """Change fields of config.json; None removes a field."""
     file = folder / "config.json"
