@@ -19,8 +19,8 @@ _INCIDENTAL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", 
 def filled(metadata: ModelMetadata, stated: LoadOptions) -> LoadOptions:
     """Return `stated` with the rest from the entry, then from the settings.
 
-    MissingDependencyError: a package that the model needs is not here. LoadError: the device is not, or the entry's code is
-    not allowed.
+    MissingDependencyError: a package that the model needs is not here. LoadError: the device is not, or the code of
+    the entry is not allowed.
     """
     check_requirements(metadata)
     code.check_allowed(metadata)

@@ -115,7 +115,8 @@ class Snapshot:
 def needed(names: Collection[str], *, code: bool = False) -> list[str]:
     """Return those of a commit's files that a load may read: one format of weights, and what describes the model.
 
-    Those are at its top or one folder down. `code`: also the modules at its top, among which a repository's own classes are.
+    Those are at its top or one folder down. `code`: also the modules at its top, among which a repository's own classes
+    are.
     """
     own = [name for name in names if name.count("/") < 2 and not _matches(name, OTHER_FORMATS)]
     weights = [name for name in own if is_weights(name)] or [name for name in own if _matches(name, PICKLES)]
