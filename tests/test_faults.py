@@ -118,6 +118,33 @@ def test_a_file_that_is_not_the_commits_is_taken_out(registry: ModelRegistry, ac
     assert registry.load_model("acme/bert") and not (folder / "added_tokens.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"size": 674', '"size": 675'),
+        ("vocab.txt", "other.txt"),
+        ('"files"', '"filed"'),
+        (
+            "{",
+            "[",
+        ),
+        ("e", "d"),
+    ],
+)
+def test_a_damaged_listing_is_asked_for_anew(
+    registry: ModelRegistry, acme: LoopbackHub, home: Path, old: str, new: str
+) -> None:
+    """Whether it cannot be read, or says something else than before; the weights are not fetched again."""
+    folder = registry.pull("acme/bert")
+    listing = _repository(home) / "trees" / f"{folder.name}.json"
+    sound = listing.read_text()
+    listing.write_text(sound.replace(old, new))
+    assert listing.read_text() != sound
+    acme.log.clear()
+    assert registry.load_model("acme/bert") and listing.read_text() == sound
+    assert _gets(acme, "/tree/") == 1 and _gets(acme, "model.safetensors") == 0
+
+
 def test_damage_without_a_hub_is_an_error_that_names_the_file(acme: LoopbackHub, home: Path) -> None:
     """Offline nothing can be fetched again: the model is refused."""
     registry = ModelRegistry()

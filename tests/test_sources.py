@@ -1,5 +1,6 @@
 """Snapshots from the Hub: fetched once, at one commit, and failures that say what to do."""
 
+import json
 import os
 import socket
 import subprocess
@@ -256,6 +257,14 @@ def _load_ok(name: str, **environment: str) -> bool:
     )
     assert run.stdout == "loaded\n", run.stderr
     return True
+
+
+def test_a_shard_whose_name_no_system_takes_is_missing(registry: ModelRegistry, tmp_path: Path) -> None:
+    """An error of ours, and not the system's."""
+    folder = tiny.bert_encoder(tmp_path / "m", weights="sharded")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "x" * 300}}))
+    with pytest.raises(IncompleteSnapshotError, match="xxx is missing"):
+        registry.load_model(folder)
 
 
 def test_no_token_is_sent_for_a_local_folder(registry: ModelRegistry, acme: LoopbackHub, tmp_path: Path) -> None:
