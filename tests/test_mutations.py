@@ -28,10 +28,10 @@ from tests.support import tiny
 from tests.support.loopback import LoopbackHub
 from tests.support.mutations import changed, changes, edited, edits, hostile, to_json, to_toml
 
-# Inputs of each kind: in every run, and in the slow one.
+SOME, MANY = 250, 2000  # inputs of each kind: in every run, and in the slow one; docs/reliability.md says so
 counted = pytest.mark.parametrize(
     "examples",
-    [pytest.param(250, id="some"), pytest.param(2000, id="many", marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],
+    [pytest.param(SOME, id="some"), pytest.param(MANY, id="many", marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],
 )
 
 Tensors = Mapping[str, torch.Tensor]

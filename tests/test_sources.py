@@ -101,6 +101,15 @@ def test_only_what_a_load_needs_is_fetched(registry: ModelRegistry, acme: Loopba
     assert fetched == {"config.json", "model.safetensors", "tokenizer_config.json", "vocab.txt"}
 
 
+def test_files_in_deeper_folders_are_left_out(registry: ModelRegistry, acme: LoopbackHub, tmp_path: Path) -> None:
+    """No load reads them, so none waits for them."""
+    (tmp_path / "acme" / "runs" / "first").mkdir(parents=True)
+    (tmp_path / "acme" / "runs" / "first" / "trainer_state.json").write_text("{}")
+    acme.add("acme/deep", tmp_path / "acme")
+    assert registry.load_model("acme/deep") and not acme.requests("trainer_state")
+    assert registry.load_model(tmp_path / "acme")
+
+
 def test_a_commit_is_kept_while_the_branch_moves(registry: ModelRegistry, acme: LoopbackHub, tmp_path: Path) -> None:
     """A branch is resolved once in a process; another revision is another model."""
     first: Any = registry.load_model("acme/bert")

@@ -24,6 +24,7 @@ DESCRIPTION = ("*.json", "*.txt", "*.model", "*.jinja")
 WEIGHTS = ("model.safetensors", "model-*.safetensors")
 PICKLES = ("pytorch_model.bin", "pytorch_model-*.bin")
 OTHER_FORMATS = ["onnx/*", "openvino/*", "coreml/*", "original/*", "*/*.safetensors", "*/*.bin"]
+OTHER_FORMATS += ["*/*/*"]  # folders in folders: no load reads them
 
 MAX_HEADER = 100_000_000  # bytes; the safetensors format allows no more
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
