@@ -20,6 +20,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from transformers import BertForMaskedLM
 
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import DeviceMemoryError, MedVLLMError, SourceError, WeightsMismatchError
@@ -266,6 +267,20 @@ def test_a_config_alone_takes_no_memory(registry: ModelRegistry, tmp_path: Path,
     tiny.edit_config(folder, **fields)
     with pytest.raises(MedVLLMError, match="account for|far more weights than its checkpoint has"):
         registry.load_model(folder)
+
+
+class _Larger(BertForMaskedLM):
+    """Its loader makes more than the checkpoint has."""
+
+    @classmethod
+    def from_pretrained(cls, *arguments: Any, **options: Any) -> Any:
+        torch.nn.Linear(10**5, 10**5, device="meta")
+        return super().from_pretrained(*arguments, **options)
+
+
+def test_a_loader_of_ones_own_may_make_more(registry: ModelRegistry, tmp_path: Path) -> None:
+    """As it may take parts from elsewhere."""
+    assert registry.load_model(tiny.bert_masked_lm(tmp_path / "m"), model_class=_Larger)
 
 
 def _in_header(file: Path, **changes: Any) -> None:

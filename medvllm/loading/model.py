@@ -86,7 +86,7 @@ def _materialise(
     """Call `from_pretrained` behind the gate until the outcome is sound; a load elsewhere can spoil it."""
     flaw: str | None = None
     for attempt in range(1, _ATTEMPTS + 1):
-        with gate(), bounded(metadata.name, snapshot):
+        with gate(), bounded(metadata.name, cls, snapshot):
             outcome = cls.from_pretrained(snapshot.weights, output_loading_info=True, **arguments)
         model, info = _unpacked(metadata, cls, outcome)
         if _untied(model):

@@ -266,6 +266,8 @@ def _fetch(repo: str, commit: str) -> Snapshot:
                 # What is wrong may be the listing.
                 _list(repo, commit)
                 cached = _inspect(repo, commit)
+                if cached.is_sound:
+                    return cached.snapshot(repo, commit)
             for name, flaw in cached.flaws.items():
                 logger.warning("%s of %r at %s %s: fetching it again", name, repo, commit[:7], flaw)
                 _remove(cached.path / name)
