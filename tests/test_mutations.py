@@ -269,7 +269,7 @@ def test_a_config_alone_takes_no_memory(registry: ModelRegistry, tmp_path: Path,
         registry.load_model(folder)
 
 
-class _Larger(BertForMaskedLM):
+class _Larger(BertForMaskedLM):  # type: ignore[no-untyped-call]
     """Its loader makes more than the checkpoint has."""
 
     @classmethod
