@@ -1,30 +1,31 @@
 """Files that are written whole or not at all."""
 
+import glob
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
 def write_whole(file: Path, content: bytes) -> None:
-    """Write a file so that a reader, or the next process after a crash, sees the old content or all of the new."""
-    partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}.partial")
-    try:
+    """Write a file so that a reader, or the next process after a crash, sees the old content or all of the new.
+
+    The caller sees to it that nobody else writes the same file at this moment.
+    """
+    with _partial(file) as partial:
         with partial.open("xb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(file)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
     sync_folder(file.parent)
 
 
 def place(file: Path, target: Path) -> None:
     """Give a file a second name, by a link or else a copy; `target` is whole at every moment."""
-    partial = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.partial")
-    try:
+    with _partial(target) as partial:
         try:
             os.link(file, partial)
         except OSError:  # another disk, or one without links
@@ -33,9 +34,27 @@ def place(file: Path, target: Path) -> None:
                 out.flush()
                 os.fsync(out.fileno())
         partial.replace(target)
+    sync_folder(target.parent)
+
+
+def point(target: Path, to: str) -> None:
+    """Make `target` a symbolic link, in place of what is there."""
+    with _partial(target) as partial:
+        partial.symlink_to(to)
+        partial.replace(target)
+
+
+@contextmanager
+def _partial(target: Path) -> Iterator[Path]:
+    """Give a name for a file that is to become `target`, and remove what writers that died have left of theirs."""
+    stem = f".{target.name[:100]}."
+    for left in target.parent.glob(f"{glob.escape(stem)}????????.partial"):
+        left.unlink(missing_ok=True)
+    partial = target.with_name(f"{stem}{secrets.token_hex(4)}.partial")
+    try:
+        yield partial
     finally:
         partial.unlink(missing_ok=True)
-    sync_folder(target.parent)
 
 
 def sync_folder(folder: Path) -> None:

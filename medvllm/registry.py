@@ -400,6 +400,7 @@ class ModelRegistry:
         sources = _sources()
         with sources.bundle.opened(Path(file).absolute()) as bundle:
             entries = from_toml(bundle.entries, "stored")
+            bundle.check(entries)
             lock = sources.Lock.current()
             for name, locked in bundle.locked.items():
                 approved = lock.models.get(name)

@@ -187,7 +187,14 @@ def _in_lock(old: str, new: str) -> Callable[[list[Any]], None]:
         _in_manifest(lambda m: m["members"][-1].update(name="../x")),
         _in_manifest(lambda m: m["members"][0].update(size=-1)),
         _in_manifest(lambda m: m["members"][2].update(size=1 << 60)),
+        _in_manifest(lambda m: m["members"][2].update(size=float("inf"))),
         _in_manifest(lambda m: m.update(listings={})),
+        _in_manifest(lambda m: m["listings"].update({"acme/bert": m["members"][-1]["sha256"]})),
+        _in_manifest(lambda m: m.update(branches={"acme/bert": "\ud800"})),
+        _in_lock('models."acme/bert"', 'models."acme/other"'),
+        _typed(tarfile.GNUTYPE_LONGNAME),
+        _typed(tarfile.XHDTYPE),
+        _typed(tarfile.GNUTYPE_SPARSE),
         _in_lock("config.json", "../config.json"),
         _in_lock("vocab.txt", "/etc/x"),
         _in_lock('source = "acme/bert"', 'source = "../../acme"'),
@@ -270,15 +277,17 @@ def test_a_model_that_is_nowhere_cannot_be_exported(registry: ModelRegistry, acm
 
 
 def _peak_mb(statement: str, **environment: str) -> float:
+    # Not ru_maxrss: it begins at what the parent had.
     code = (
-        "import resource\nfrom medvllm.engine.model_runner import registry\n"
-        f"{statement}\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+        "from medvllm.engine.model_runner import registry\n"
+        f"{statement}\n"
+        "print(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0])"
     )
     run = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, timeout=600
     )
     assert run.returncode == 0, run.stderr
-    return float(run.stdout)
+    return int(run.stdout) / 1024
 
 
 @pytest.mark.slow

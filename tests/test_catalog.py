@@ -275,6 +275,9 @@ def test_stored_entries_that_cannot_be_read_are_an_error(home: Path) -> None:
         (home / "medvllm" / "entries.toml").write_text(text)
         with pytest.raises(CatalogError, match="entries.toml cannot be used: The entries cannot be read"):
             ModelRegistry().list_models()
+    (home / "medvllm" / "entries.toml").write_bytes(b"\xff")
+    with pytest.raises(CatalogError, match="entries.toml cannot be used: 'utf-8' codec can't decode"):
+        ModelRegistry().list_models()
 
 
 def test_eight_threads_store_entries_at_once(home: Path) -> None:

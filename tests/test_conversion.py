@@ -7,8 +7,6 @@ import json
 import logging
 import os
 import pickle
-import random
-import shutil
 import signal
 import socket
 import subprocess
@@ -670,25 +668,6 @@ def _is_dead(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except OSError:
         return True
-
-
-@pytest.mark.slow
-def test_kills_at_any_moment_leave_nothing_half_made(tmp_path: Path, home: Path) -> None:
-    """Fifty of them, of the whole group: a converted copy is either not there or whole."""
-    state = {str(i): torch.randn(500, 1000) for i in range(10)}
-    folder = _folder(tmp_path / "m", state)
-    converted = home / "medvllm" / "converted"
-    chance = random.Random(0)
-    for _ in range(50):
-        process = _start(folder)
-        time.sleep(chance.uniform(0.1, 4.0))
-        process.kill()
-        process.communicate()
-        for target in (path for path in converted.glob("folder--*") if path.is_dir() and not path.suffix):
-            assert _same(load_file(target / "model.safetensors"), state)
-            shutil.rmtree(target)
-    assert _same(load_file(_convert(folder) / "model.safetensors"), state)
-    assert len([path for path in converted.iterdir() if path.is_dir()]) == 1
 
 
 @pytest.fixture

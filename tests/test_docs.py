@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from medvllm.engine.model_runner import registry
+from tests import test_kills, test_mutations
 from tests.support import tiny
 from tests.support.loopback import LoopbackHub
 from tests.support.standins import STANDINS
@@ -71,3 +72,17 @@ def test_the_architecture_names_every_room() -> None:
     for entry in (ROOT / "medvllm").iterdir():
         if not entry.name.startswith("__") and entry.name != "py.typed":
             assert f"`{entry.name}" in page, f"{entry.name} is not in architecture.md"
+
+
+def test_the_page_on_reliability_names_tests_and_numbers_that_are_so() -> None:
+    """Every test by its file and name; the inputs and rounds that the tests try."""
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    named = re.findall(r"(test_\w+\.py)::(test_\w+)", page)
+    assert named
+    for file, name in named:
+        assert f"\ndef {name}(" in (ROOT / "tests" / file).read_text(), f"{file}::{name} is not there"
+    for module in (test_mutations, test_kills):
+        assert module.__file__
+        kinds = Path(module.__file__).read_text().count("\n@counted\n")
+        for count in (module.SOME, module.MANY):
+            assert f"{kinds} × {count:,} = {kinds * count:,}" in page

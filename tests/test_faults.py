@@ -13,7 +13,7 @@ import pytest
 from filelock import FileLock
 
 from medvllm.engine.model_runner import ModelRegistry
-from medvllm.errors import DigestMismatchError, GatedModelError, HubUnreachableError, SourceError
+from medvllm.errors import CatalogError, DigestMismatchError, GatedModelError, HubUnreachableError, SourceError
 from tests.support import tiny
 from tests.support.loopback import LoopbackHub
 
@@ -70,6 +70,7 @@ def test_a_fault_that_passes_is_not_noticed(
         ("reset", 50_000, HubUnreachableError),
         ("drop", None, HubUnreachableError),
         ("status", 503, HubUnreachableError),
+        pytest.param("throttle", 0, HubUnreachableError, marks=pytest.mark.slow),  # huggingface_hub tries on for long
         ("flip", 100_000, DigestMismatchError),
         ("status", 404, SourceError),
     ],
@@ -116,6 +117,33 @@ def test_a_file_that_is_not_the_commits_is_taken_out(registry: ModelRegistry, ac
     folder = registry.pull("acme/bert")
     (folder / "added_tokens.json").write_text('{"aspirin": 5}')
     assert registry.load_model("acme/bert") and not (folder / "added_tokens.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"size": 674', '"size": 675'),
+        ("vocab.txt", "other.txt"),
+        ('"files"', '"filed"'),
+        (
+            "{",
+            "[",
+        ),
+        ("e", "d"),
+    ],
+)
+def test_a_damaged_listing_is_asked_for_anew(
+    registry: ModelRegistry, acme: LoopbackHub, home: Path, old: str, new: str
+) -> None:
+    """Whether it cannot be read, or says something else than before; the weights are not fetched again."""
+    folder = registry.pull("acme/bert")
+    listing = _repository(home) / "trees" / f"{folder.name}.json"
+    sound = listing.read_text()
+    listing.write_text(sound.replace(old, new))
+    assert listing.read_text() != sound
+    acme.log.clear()
+    assert registry.load_model("acme/bert") and listing.read_text() == sound
+    assert _gets(acme, "/tree/") == 1 and _gets(acme, "model.safetensors") == 0
 
 
 def test_damage_without_a_hub_is_an_error_that_names_the_file(acme: LoopbackHub, home: Path) -> None:
@@ -215,6 +243,39 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(acme: LoopbackHub, home: Pat
     assert list(small_disk.rglob("*.incomplete")) == []
     subprocess.run(["mount", "-o", "remount,size=1m", small_disk], check=True)
     assert _python("registry.load_model('acme/bert')", home, HF_HUB_CACHE=str(small_disk)).returncode == 0
+
+
+def test_a_full_disk_stops_every_writer_and_leaves_what_was(
+    registry: ModelRegistry, acme: LoopbackHub, tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Export, import, lock and the stored entries: an error of ours, no part of a file, the old content."""
+    from huggingface_hub import constants
+
+    registry.export(tmp_path / "b.tar", "acme/bert")
+    with pytest.raises(SourceError, match="cannot be written: .*No space left"):
+        registry.export(small_disk / "b.tar", "acme/bert")
+    assert list(small_disk.iterdir()) == []
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(small_disk / "hub"))
+    with pytest.raises(SourceError, match="room for|No space left"):
+        ModelRegistry().import_bundle(tmp_path / "b.tar")
+    assert [path for path in small_disk.rglob("*") if path.is_file() and path.suffix != ".lock"] == []
+
+    monkeypatch.setenv("MEDVLLM_LOCK", str(small_disk / "medvllm.lock"))
+    monkeypatch.setenv("MEDVLLM_HOME", str(small_disk / "medvllm"))
+    own = ModelRegistry()
+    own.lock(tiny.bert_encoder(tmp_path / "one"))
+    own.register("stored", "generic", persist=True)
+    before = {path: path.read_bytes() for path in (small_disk / "medvllm.lock", small_disk / "medvllm/entries.toml")}
+    with (small_disk / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError):
+        while True:
+            filler.write(b"x" * 512)
+    with pytest.raises(SourceError, match="medvllm.lock cannot be written: .*No space left"):
+        own.lock(tiny.bert_encoder(tmp_path / "two", seed=1))
+    with pytest.raises(CatalogError, match="entries.toml cannot be written: .*No space left"):
+        own.register("more", "generic", persist=True)
+    assert {path: path.read_bytes() for path in before} == before and not list(small_disk.rglob("*.partial"))
+    (small_disk / "filler").unlink()
+    assert own.lock(tmp_path / "two") and own.register("more", "generic", persist=True)
 
 
 def test_no_token_leaves_but_to_the_hub(hub: LoopbackHub, home: Path, tmp_path: Path) -> None:

@@ -73,6 +73,15 @@ def test_a_lock_is_stable(registry: ModelRegistry, acme: LoopbackHub, file: Path
     assert added and not kept
 
 
+def test_what_a_killed_writer_left_is_removed(registry: ModelRegistry, acme: LoopbackHub, file: Path) -> None:
+    """By the next one that writes the file; another file's stays."""
+    left, other = (file.with_name(f".{name}.0123abcd.partial") for name in (file.name, "another"))
+    left.write_text("version = 1")
+    other.write_text("")
+    registry.lock("acme/bert")
+    assert other.exists() and not left.exists()
+
+
 def test_locks_written_at_once_are_all_there(registry: ModelRegistry, acme: LoopbackHub, tmp_path: Path) -> None:
     """Eight threads, a model each."""
     for i in range(8):
@@ -190,6 +199,7 @@ def test_a_folder_beside_the_lock_travels_with_it(
         ("nonsense", "nonsense|Expected|Invalid"),
         ('version = 1\n[models.m]\nsource = "a/b"\n', "a repository without one"),
         ('version = 1\n[models.m]\nsource = "a/b"\ncommit = "main"\n', "a commit that is none"),
+        (f'version = 1\n[models.m]\nsource = "a/b@v1"\ncommit = "{40 * "0"}"\n', "which is no repository"),
         ('version = 1\n[models.m]\nsource = "folder"\n[models.m.files]\n', "has no files"),
         ('version = 1\n[models.m]\nsource = "folder"\nfiles = {a = {size = 1, sha256 = "x"}}\n', "size and SHA-256"),
         ('version = 1\n[models.m]\nsource = "folder"\nsha = 1\n', "keys that are not known"),

@@ -1,5 +1,6 @@
 """Snapshots from the Hub: fetched once, at one commit, and failures that say what to do."""
 
+import json
 import os
 import socket
 import subprocess
@@ -44,16 +45,6 @@ def test_an_unregistered_repository_loads_directly_and_says_so(
     assert [(r.name, r.source) for r in registry.resident()] == [("acme/bert", "direct")]
     assert "acme/bert" in registry._model_cache and "acme/bert" not in registry.list_models()
     assert registry.load_model("hf://acme/bert") is registry.load_model("acme/bert@main")
-
-
-def test_files_deep_in_a_repository_do_not_matter(registry: ModelRegistry, hub: LoopbackHub, tmp_path: Path) -> None:
-    """No load reads them, so none is waited for, checked or locked."""
-    folder = tiny.bert_encoder(tmp_path / "m")
-    (folder / "runs" / "2020").mkdir(parents=True)
-    (folder / "runs" / "2020" / "log.json").write_text("{}")
-    hub.add("acme/deep", folder)
-    assert registry.load_model("acme/deep")
-    assert "runs/2020/log.json" not in registry.lock("acme/deep")["acme/deep"].files
 
 
 def test_a_renamed_repository_answers_to_its_former_id(
@@ -119,6 +110,15 @@ def test_only_what_a_load_needs_is_fetched(registry: ModelRegistry, acme: Loopba
     registry.load_model("acme/full")
     fetched = {request.path.rpartition("/")[2] for request in acme.requests("/resolve/") if request.method == "GET"}
     assert fetched == {"config.json", "model.safetensors", "tokenizer_config.json", "vocab.txt"}
+
+
+def test_files_in_deeper_folders_are_left_out(registry: ModelRegistry, acme: LoopbackHub, tmp_path: Path) -> None:
+    """No load reads them, so none waits for them."""
+    (tmp_path / "acme" / "runs" / "first").mkdir(parents=True)
+    (tmp_path / "acme" / "runs" / "first" / "trainer_state.json").write_text("{}")
+    acme.add("acme/deep", tmp_path / "acme")
+    assert registry.load_model("acme/deep") and not acme.requests("trainer_state")
+    assert registry.load_model(tmp_path / "acme")
 
 
 def test_a_commit_is_kept_while_the_branch_moves(registry: ModelRegistry, acme: LoopbackHub, tmp_path: Path) -> None:
@@ -277,6 +277,14 @@ def _load_ok(name: str, **environment: str) -> bool:
     )
     assert run.stdout == "loaded\n", run.stderr
     return True
+
+
+def test_a_shard_whose_name_no_system_takes_is_missing(registry: ModelRegistry, tmp_path: Path) -> None:
+    """An error of ours, and not the system's."""
+    folder = tiny.bert_encoder(tmp_path / "m", weights="sharded")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "x" * 300}}))
+    with pytest.raises(IncompleteSnapshotError, match="xxx is missing"):
+        registry.load_model(folder)
 
 
 def test_no_token_is_sent_for_a_local_folder(registry: ModelRegistry, acme: LoopbackHub, tmp_path: Path) -> None:

@@ -106,5 +106,5 @@ class _Stored:
         try:
             text = file.read_text(encoding="utf-8")
             return cls(file, revision, from_toml(text, "stored"), versions_of(text))
-        except (OSError, CatalogError) as error:
+        except (OSError, UnicodeDecodeError, CatalogError) as error:
             raise CatalogError(f"{file} cannot be used: {error}", path=str(file)) from error

@@ -19,6 +19,7 @@ from medvllm.errors import (
     WeightsMismatchError,
 )
 from medvllm.loading import code
+from medvllm.loading.bounds import bounded, is_floating
 from medvllm.loading.config import label_map
 from medvllm.loading.gate import foreign_load_running, gate, retie, wait_until_quiet
 from medvllm.loading.memory import Loaded, size_bytes
@@ -90,7 +91,7 @@ def _materialise(
     """Call `from_pretrained` behind the gate until the outcome is sound; a load elsewhere can spoil it."""
     flaw: str | None = None
     for attempt in range(1, _ATTEMPTS + 1):
-        with gate():
+        with gate(), bounded(metadata.name, cls, snapshot):
             outcome = cls.from_pretrained(snapshot.weights, output_loading_info=True, **arguments)
         model, info = _unpacked(metadata, cls, outcome)
         if _untied(model):
@@ -98,6 +99,7 @@ def _materialise(
         before, flaw = flaw, _flaw(model, dtype)
         if flaw is None:
             _check_weights(metadata, model, info)
+            _check_dtypes(metadata, model, snapshot)
             return model
         if flaw == before and not foreign_load_running():
             raise LoadError(
@@ -188,6 +190,21 @@ def _check_weights(metadata: ModelMetadata, model: Any, info: Any) -> None:
             "%r is a bidirectional BERT loaded as a causal language model: fit for scores, not for generating",
             metadata.name,
         )
+
+
+def _check_dtypes(metadata: ModelMetadata, model: Any, snapshot: Snapshot) -> None:
+    """Raise WeightsMismatchError when whole numbers were taken for weights: transformers converts them in silence."""
+    if snapshot.config.get("quantization_config"):
+        return
+    whole = {name for header in snapshot.headers for name, t in header.items() if not is_floating(t["dtype"])}
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    for name, weight in model.named_parameters() if whole else ():
+        if weight.is_floating_point() and {name, f"{prefix}{name}", name.removeprefix(prefix)} & whole:
+            raise WeightsMismatchError(
+                f"The checkpoint of {metadata.name!r} has whole numbers for {name}, and no quantization_config.\n"
+                "Config and weights do not belong together: fetch both from one commit.",
+                model=metadata.name,
+            )
 
 
 def _surplus_layer(model: Any, unexpected: Iterable[str]) -> str | None:

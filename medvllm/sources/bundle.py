@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from medvllm import progress, settings
-from medvllm.errors import DigestMismatchError, SourceError
+from medvllm.errors import DigestMismatchError, MedVLLMError, SourceError
 from medvllm.files import place, sync_folder
+from medvllm.metadata import ModelMetadata
+from medvllm.names import parse
 from medvllm.sources import hub
 from medvllm.sources.digest import Digest, differences, digests
-from medvllm.sources.lock import Lock, LockedModel, parsed
+from medvllm.sources.lock import FOLDER, Lock, LockedModel, parsed
 from medvllm.sources.snapshot import Snapshot, needed, present
 
 __all__ = ["Bundle", "land", "opened", "read", "write"]
@@ -34,6 +36,11 @@ _CHUNK = 1 << 20
 _SMALL = 64 << 20  # bytes of the manifest, the entries or the lock at most
 _BLOB = re.compile(r"blobs/[0-9a-f]{64}")
 _TEXTS = ("entries.toml", "medvllm.lock")
+# What tarfile, json and a walk through content of any shape raise.
+_UNSOUND = (
+    *(tarfile.TarError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
+    RecursionError,
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,22 @@ class Bundle:
     listings: dict[str, str]  # model -> SHA-256 of its commit's listing
     branches: dict[str, str]  # model -> the branch or tag that it was asked for by
     blobs: Path
+
+    def check(self, entries: Mapping[str, ModelMetadata]) -> None:
+        """Raise SourceError unless each model's entry, or its name when it has none, leads to what is locked of it."""
+        if entries.keys() - self.locked.keys():
+            raise SourceError(f"The bundle has an entry but no files of {min(entries.keys() - self.locked.keys())!r}.")
+        for name, model in self.locked.items():
+            entry = entries.get(name)
+            location = parse(name if entry is None else entry.location)
+            if model.source == FOLDER:
+                leads = entry is not None
+            else:
+                leads = location.kind != "folder" and location.name == model.source
+            if not leads:
+                raise SourceError(
+                    f"The bundle's {name!r} leads to {location.text!r}, and its files are those of {model.source}."
+                )
 
 
 def write(
@@ -127,6 +150,8 @@ def opened(file: Path) -> Iterator[Bundle]:
 
 def land(bundle: Bundle, name: str) -> Path | None:
     """Make a model of an opened bundle this machine's: in the Hub's cache, or as a folder, whose path is returned."""
+    from filelock import FileLock
+
     locked = bundle.locked[name]
     files = {path: bundle.blobs / digest.sha256 for path, digest in locked.files.items()}
     if locked.commit is not None:
@@ -135,18 +160,22 @@ def land(bundle: Bundle, name: str) -> Path | None:
         return None
     key = hashlib.sha256(repr(sorted((path, digest.sha256) for path, digest in locked.files.items())).encode())
     target = settings.HOME() / "models" / key.hexdigest()[:40]
-    if target.is_dir() and not differences(locked.files, digests(target, needed(present(target)), fresh=True)):
-        return target
-    work = target.with_name(f"{target.name}.{secrets.token_hex(4)}")
-    try:
-        for path, blob in files.items():
-            (work / path).parent.mkdir(parents=True, exist_ok=True)
-            place(blob, work / path)
-        shutil.rmtree(target, ignore_errors=True)
-        work.rename(target)
-        sync_folder(target.parent)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        for left in target.parent.glob(f"{target.name}.*/"):  # by an import that died
+            shutil.rmtree(left)
+        if target.is_dir() and not differences(locked.files, digests(target, needed(present(target)), fresh=True)):
+            return target
+        work = target.with_name(f"{target.name}.{secrets.token_hex(4)}")
+        try:
+            for path, blob in files.items():
+                (work / path).parent.mkdir(parents=True, exist_ok=True)
+                place(blob, work / path)
+            shutil.rmtree(target, ignore_errors=True)
+            work.rename(target)
+            sync_folder(target.parent)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
     return target
 
 
@@ -157,9 +186,13 @@ def read(file: Path, into: Path) -> Bundle:
     the manifest says.
     """
     try:
-        with file.open("rb") as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+        with file.open("rb") as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_Plain) as tar:
             return _unpacked(file, tar, into)
-    except (tarfile.TarError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except MedVLLMError as error:
+        if isinstance(error, SourceError):
+            raise
+        raise SourceError(f"{file} is no sound bundle: {error}", path=str(file)) from error
+    except _UNSOUND as error:
         raise SourceError(f"{file} is no sound bundle: {str(error)[:200]}.", path=str(file)) from error
     except OSError as error:
         if isinstance(error, SourceError):
@@ -199,12 +232,30 @@ def _unpacked(file: Path, tar: tarfile.TarFile, into: Path) -> Bundle:
     listings = {str(name): str(sha256) for name, sha256 in manifest["listings"].items()}
     branches = {str(name): str(branch) for name, branch in manifest["branches"].items()}
     held = {digest.sha256: digest.size for _, digest in listed[2:]}
+    used = {digest.sha256 for model in locked.values() for digest in model.files.values()} | set(listings.values())
+    if held.keys() != used:
+        raise ValueError("its files are not those of its lock")
     for name, model in locked.items():
+        if needed(model.files) != sorted(model.files):
+            raise ValueError(f"it locks files of {name[:80]!r} that no load reads")
         if any(held.get(digest.sha256) != digest.size for digest in model.files.values()):
             raise ValueError(f"it lacks files of {name[:80]!r}")
         if model.commit and listings.get(name) not in held:
             raise ValueError(f"it lacks the listing of {name[:80]!r}")
+    for text in (*listings.values(), *branches, *branches.values()):
+        text.encode()  # half a character is none
     return Bundle((into / "entries.toml").read_text(encoding="utf-8"), locked, listings, branches, into / "blobs")
+
+
+class _Plain(tarfile.TarInfo):
+    """A member as a bundle has it: anything else, such as a longer name's, is refused before its content is read."""
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: str, errors: str) -> "_Plain":
+        member = super().frombuf(buf, encoding, errors)
+        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            raise ValueError(f"{member.name[:80]!r} is no plain file")
+        return member
 
 
 class _Hashed:

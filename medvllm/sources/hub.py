@@ -1,10 +1,10 @@
 """A repository on the Hub, through huggingface_hub and its cache; files are checked against the commit's listing."""
 
 import functools
+import json
 import logging
 import os
 import re
-import secrets
 import socket
 import sys
 import time
@@ -27,7 +27,7 @@ from medvllm.errors import (
     SnapshotNotFoundError,
     SourceError,
 )
-from medvllm.files import place
+from medvllm.files import place, point, write_whole
 from medvllm.sources.digest import Digest, described, digests, git_oid
 from medvllm.sources.ledger import ledger
 from medvllm.sources.snapshot import (
@@ -114,6 +114,7 @@ def land(repo: str, commit: str, branch: str | None, files: Mapping[str, Path], 
     locks = repository.parent / ".locks" / repository.name
     listed = _listing(repo, commit) or _read_listing(listing)
     flaws = {name: _flaw(file, *listed.get(name, (0, ""))) for name, file in files.items()}
+    flaws |= {name: "is missing" for name in needed(listed) if name not in files}
     if wrong := {name: flaw for name, flaw in flaws.items() if flaw}:
         raise DigestMismatchError(
             f"The files are not those of {repo!r} at {commit[:7]}: {described(wrong)}.",
@@ -124,16 +125,14 @@ def land(repo: str, commit: str, branch: str | None, files: Mapping[str, Path], 
     for folder in (path, repository / "blobs", repository / "trees", locks):
         folder.mkdir(parents=True, exist_ok=True)
     with FileLock(locks / "medvllm.lock"):
+        # First: by the listing, a snapshot that an import has left half-made is known for one.
+        if _listing(repo, commit) is None:
+            place(listing, _listing_path(repo, commit))
         for name, file in files.items():
             blob, target = repository / "blobs" / listed[name][1], path / name
             place(file, blob)
             target.parent.mkdir(parents=True, exist_ok=True)
-            link = target.with_name(f".{secrets.token_hex(4)}.partial")
-            link.symlink_to(os.path.relpath(blob, target.parent))
-            link.replace(target)
-        # Last: with the listing, the snapshot counts as complete.
-        if _listing(repo, commit) is None:
-            place(listing, _listing_path(repo, commit))
+            point(target, os.path.relpath(blob, target.parent))
     if branch is not None:
         ledger().keep_commit(endpoint(), repo, branch, commit)
 
@@ -262,7 +261,13 @@ def _fetch(repo: str, commit: str, code: bool) -> Snapshot:
             cached = _inspect(repo, commit, code)
             if cached.is_sound:
                 return cached.snapshot(repo, commit)
-            _sweep(repository / "blobs", locks)
+            _sweep(repository, locks)
+            if cached.found or cached.is_listed:
+                # What is wrong may be the listing.
+                _list(repo, commit)
+                cached = _inspect(repo, commit)
+                if cached.is_sound:
+                    return cached.snapshot(repo, commit)
             for name, flaw in cached.flaws.items():
                 logger.warning("%s of %r at %s %s: fetching it again", name, repo, commit[:7], flaw)
                 _remove(cached.path / name)
@@ -356,9 +361,8 @@ def _listing(repo: str, commit: str) -> dict[str, tuple[int, str]] | None:
     file = _listing_path(repo, commit)
     try:
         return _read_listing(file) if file.is_file() else None
-    except (MedVLLMError, ValueError, KeyError, TypeError, AttributeError):
-        logger.warning("%s is damaged: it is fetched again", file)
-        file.unlink(missing_ok=True)
+    except SourceError as error:
+        logger.warning("the listing of %r at %s is left aside: %s", repo, commit[:7], error)
         return None
 
 
@@ -367,14 +371,34 @@ def _listing_path(repo: str, commit: str) -> Path:
 
 
 def _read_listing(file: Path) -> dict[str, tuple[int, str]]:
-    """Return the content of a listing that is not in the cache: sizes, and digests that name blobs."""
+    """Return the content of a listing: sizes, and digests that name blobs; SourceError when it is none."""
     found: dict[str, tuple[int, str]] = {}
-    for name, row in read_json(file).get("files", {}).items():
-        size, identifier = row.get("lfs_size", row["size"]), row.get("lfs_sha256", row["blob_id"])
-        if type(size) is not int or not isinstance(identifier, str) or not _DIGEST.fullmatch(identifier):
-            raise ValueError(f"{name[:80]!r} is listed without size and digest")
-        found[name] = size, identifier
+    try:
+        for name, row in read_json(file)["files"].items():
+            size, identifier = row.get("lfs_size", row["size"]), row.get("lfs_sha256", row["blob_id"])
+            if type(size) is not int or not isinstance(identifier, str) or not _DIGEST.fullmatch(identifier):
+                raise ValueError(f"{name[:80]!r} is listed without size and digest")
+            found[name] = size, identifier
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SourceError(f"{file} is no listing of a commit's files: {str(error)[:200]}.", path=str(file)) from error
     return found
+
+
+def _list(repo: str, commit: str) -> None:
+    """Ask the Hub for a commit's files anew, and keep that as huggingface_hub does."""
+    from huggingface_hub import HfApi, RepoFile
+
+    rows = _retried(lambda: list(HfApi().list_repo_tree(repo, recursive=True, revision=commit)))
+    files: dict[str, dict[str, Any]] = {}
+    for row in sorted((row for row in rows if isinstance(row, RepoFile)), key=lambda row: row.path):
+        files[row.path] = {"size": row.size, "blob_id": row.blob_id}
+        if row.lfs is not None:
+            files[row.path] |= {"lfs_sha256": row.lfs.sha256, "lfs_size": row.lfs.size}
+        if row.xet_hash is not None:
+            files[row.path]["xet_hash"] = row.xet_hash
+    content = json.dumps({"format_version": 1, "files": files}, indent=1)
+    _listing_path(repo, commit).parent.mkdir(parents=True, exist_ok=True)
+    write_whole(_listing_path(repo, commit), content.encode())
 
 
 def _flaw(file: Path, size: int, identifier: str, digest: Digest | None = None) -> str | None:
@@ -395,11 +419,13 @@ def _remove(file: Path) -> None:
         blob.unlink(missing_ok=True)
 
 
-def _sweep(blobs: Path, locks: Path) -> None:
-    """Remove what downloads that died have left: partial files whose lock nobody holds."""
+def _sweep(repository: Path, locks: Path) -> None:
+    """Remove what downloads that died have left: partial files whose lock nobody holds, and parts of listings."""
     from filelock import FileLock, Timeout
 
-    for partial in blobs.glob("*.incomplete"):
+    for part in repository.glob("trees/*.tmp"):
+        part.unlink(missing_ok=True)
+    for partial in repository.glob("blobs/*.incomplete"):
         try:
             with FileLock(locks / f"{partial.name.partition('.')[0]}.lock", timeout=0):
                 partial.unlink(missing_ok=True)

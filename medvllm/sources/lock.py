@@ -180,7 +180,7 @@ def _model(name: str, facts: Any) -> LockedModel:
     source, commit = facts.get("source"), facts.get("commit")
     if not isinstance(source, str) or not (commit is None or (isinstance(commit, str) and _COMMIT.fullmatch(commit))):
         raise ValueError(f"model {name[:80]!r} has no source, or a commit that is none")
-    if source != FOLDER and not parse(f"hf://{source}").is_repo_id:
+    if source != FOLDER and parse(f"hf://{source}").name != source:  # not one with a revision behind it
         raise ValueError(f"model {name[:80]!r} has the source {source[:80]!r}, which is no repository")
     if (commit is None) != (source == FOLDER):
         raise ValueError(f"model {name[:80]!r} is a folder with a commit, or a repository without one")

@@ -4,8 +4,10 @@ import hashlib
 import json
 import math
 import os
+import re
 import struct
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -22,10 +24,14 @@ DESCRIPTION = ("*.json", "*.txt", "*.model", "*.jinja")
 WEIGHTS = ("model.safetensors", "model-*.safetensors")
 PICKLES = ("pytorch_model.bin", "pytorch_model-*.bin")
 OTHER_FORMATS = ["onnx/*", "openvino/*", "coreml/*", "original/*", "*/*.safetensors", "*/*.bin"]
+OTHER_FORMATS += ["*/*/*"]  # folders in folders: no load reads them
 
 MAX_HEADER = 100_000_000  # bytes; the safetensors format allows no more
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+_BYTES |= {"I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+# Fields of a config by which transformers makes lists before it looks at any weight.
+_COUNTED = re.compile(r"(layers?|labels|_types|dense_replace)$")
 
 
 @dataclass(frozen=True)
@@ -79,8 +85,21 @@ class Snapshot:
         return tuple(_header(file) for file in weight_files(self.weights))
 
     def check(self) -> None:
-        """Raise SourceError when the config or a weight file is damaged: no such byte reaches a parser of tensors."""
-        _ = self.config, self.headers
+        """Raise SourceError when the config or a weight file is damaged: no such byte reaches a parser of tensors.
+
+        Nor does a tensor that two files hold, or a number of layers or labels that the weights do not account for.
+        """
+        names = [name for header in self.headers for name in header]
+        if twice := next((name for name, times in Counter(names).items() if times > 1), None):
+            raise SourceError(f"{self.weights} has two tensors {twice[:200]!r}: one in each of two files.")
+        sizes = (size for header in self.headers for tensor in header.values() for size in tensor["shape"])
+        most = max(len(names), *sizes, 1)
+        for what, count in _counts(self.config):
+            if count > most:
+                file = self.path / "config.json"
+                raise SourceError(
+                    f"{file} has {count:,} for {what[:80]!r}, and the weights account for {most:,}.", path=str(file)
+                )
 
     @property
     def dtype(self) -> str | None:
@@ -99,9 +118,12 @@ class Snapshot:
         facts: dict[str, Any] = {}
         modules = read_json(self.path / "modules.json", kind=list)
         for module in (module for module in modules if isinstance(module, dict)):
-            kind, folder = str(module.get("type", "")).rpartition(".")[2], self.path / str(module.get("path", ""))
-            if kind == "Pooling" and (folder / "config.json").is_file():
-                modes = read_json(folder / "config.json")
+            kind, folder = str(module.get("type", "")).rpartition(".")[2], module.get("path", "")
+            if folder and not _is_plain(folder):
+                raise SourceError(f"{self.path / 'modules.json'} names a folder that is none of the model's.")
+            file = self.path / folder / "config.json"
+            if kind == "Pooling" and os.path.isfile(file):
+                modes = read_json(file)
                 facts["pooling"] = "cls" if modes.get("pooling_mode_cls_token") else None
                 facts["pooling"] = "mean" if modes.get("pooling_mode_mean_tokens") else facts["pooling"]
             if kind == "Normalize":
@@ -118,7 +140,7 @@ def needed(names: Collection[str], *, code: bool = False) -> list[str]:
     Those are at its top or one folder down. `code`: also the modules at its top, among which a repository's own classes
     are.
     """
-    own = [name for name in names if name.count("/") < 2 and not _matches(name, OTHER_FORMATS)]
+    own = [name for name in names if not _matches(name, OTHER_FORMATS)]
     weights = [name for name in own if is_weights(name)] or [name for name in own if _matches(name, PICKLES)]
     modules = [name for name in own if code and name.endswith(".py") and "/" not in name]
     return sorted({*weights, *modules, *(name for name in own if _matches(name, DESCRIPTION))})
@@ -173,7 +195,7 @@ def weight_files(folder: Path, *, pickled: bool = False) -> list[Path]:
     if not isinstance(shards, dict) or not shards or not all(_is_plain(shard) for shard in shards.values()):
         raise SourceError(f"{folder / index} does not list the shards of a checkpoint.", path=str(folder / index))
     files = [folder / shard for shard in sorted(set(shards.values()))]
-    if missing := [file.name for file in files if not file.is_file()]:
+    if missing := [file.name for file in files if not os.path.isfile(file)]:  # Path.is_file raises for a long name
         raise IncompleteSnapshotError(
             f"{folder} is incomplete: {', '.join(missing[:3])} {'is' if len(missing) == 1 else 'are'} missing.",
             path=str(folder),
@@ -224,9 +246,10 @@ def _header(file: Path) -> dict[str, Any]:
         with file.open("rb") as stream:
             start = stream.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else MAX_HEADER + 1
-            header: Any = json.loads(stream.read(length)) if length <= min(MAX_HEADER, size - 8) else None
+            text = stream.read(length).decode() if length <= min(MAX_HEADER, size - 8) else "null"
+        header: Any = json.loads(text, object_pairs_hook=_once)
         tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
-        end = max((_end(tensor) for tensor in tensors.values()), default=0)
+        end = _end(tensors.values())
     except (ValueError, RecursionError, AttributeError, TypeError, KeyError, OSError) as error:
         raise SourceError(
             f"{file} is not a sound safetensors file: its header cannot be read.", path=str(file)
@@ -240,15 +263,36 @@ def _header(file: Path) -> dict[str, Any]:
     return tensors
 
 
-def _end(tensor: Mapping[str, Any]) -> int:
-    """Return the offset behind a tensor's last byte; ValueError when shape, dtype and offsets do not agree."""
-    begin, end = tensor["data_offsets"]
-    itemsize = _BYTES.get(tensor["dtype"], 1)
-    sub_byte = tensor["dtype"] not in _BYTES  # 8-bit and smaller: only the order of the offsets is checked
-    if (
-        not 0 <= begin <= end
-        or min(tensor["shape"], default=0) < 0
-        or (not sub_byte and end - begin != itemsize * math.prod(tensor["shape"]))
-    ):
-        raise ValueError("offsets and shape disagree")
-    return int(end)
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is there twice")
+    return found
+
+
+def _end(tensors: Iterable[Mapping[str, Any]]) -> int:
+    """Return the offset behind the last byte; ValueError when the tensors do not lie one behind the other, each in the
+    bytes that its shape and dtype need."""
+    reached = 0
+    for tensor in sorted(tensors, key=lambda tensor: tensor["data_offsets"]):
+        (begin, end), shape = tensor["data_offsets"], tensor["shape"]
+        if {type(number) for number in (begin, end, *shape)} != {int} or min(shape, default=0) < 0:
+            raise ValueError("offsets or shape are not whole numbers")
+        itemsize = _BYTES.get(tensor["dtype"])  # of a dtype that is not known, only the order is checked
+        if not reached == begin <= end or (itemsize is not None and end - begin != itemsize * math.prod(shape)):
+            raise ValueError("offsets and shape disagree")
+        reached = end
+    return reached
+
+
+def _counts(config: Mapping[str, Any]) -> Iterator[tuple[str, int | float]]:
+    """Give each number in a config that says how many of something there are, with its field."""
+    waiting: list[tuple[str, Any]] = [("", config)]
+    while waiting:
+        field, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.items()
+        elif isinstance(value, list):
+            waiting += ((field, inner) for inner in value)
+        elif type(value) in (int, float) and _COUNTED.search(field):
+            yield field, value

@@ -1,0 +1,295 @@
+"""SIGKILL at any moment of an operation: nothing wrong is visible, and the next run completes and leaves nothing."""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from medvllm.engine.model_runner import ModelRegistry
+from medvllm.errors import MedVLLMError
+from medvllm.sources import Lock
+from tests.support import tiny
+from tests.support.loopback import LoopbackHub
+
+SOME, MANY = 3, 50  # rounds of each operation: in every run, and in the slow one; docs/reliability.md says so
+counted = pytest.mark.parametrize(
+    "rounds",
+    [pytest.param(SOME, id="some"), pytest.param(MANY, id="many", marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],
+)
+
+# It imports everything once, and forks a process of its own session for each statement that it is told.
+DRIVER = """
+import json, os, sys
+import torch
+from huggingface_hub import constants, snapshot_download, HfApi
+from medvllm import loading, sources
+from medvllm.catalog import entries
+from medvllm.registry import ModelRegistry
+import filelock, httpx2, tomlkit
+torch.set_num_threads(1)
+for line in sys.stdin:
+    statement, environment = json.loads(line)
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        os.environ.update(environment)
+        constants.HF_HUB_CACHE = os.environ["HF_HUB_CACHE"]
+        print(os.getpid(), flush=True)
+        try:
+            exec(statement, {"registry": ModelRegistry()})
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    print(os.waitstatus_to_exitcode(status), flush=True)
+"""
+
+
+class Driver:
+    """Runs statements, each in a process of its own that begins at once."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", DRIVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def run(
+        self, statement: str, environment: Mapping[str, str], kill_after_s: float | None = None
+    ) -> tuple[int, float]:
+        """Run a statement, or kill it and its children then; return its exit status and the seconds it took."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([statement, dict(environment)]) + "\n")
+        self._process.stdin.flush()
+        pid, start = self._answer(), time.monotonic()
+        if kill_after_s is not None:
+            time.sleep(kill_after_s)
+            with contextlib.suppress(ProcessLookupError):  # it was faster
+                os.killpg(pid, signal.SIGKILL)
+        return self._answer(), time.monotonic() - start
+
+    def _answer(self) -> int:
+        assert self._process.stdout is not None
+        return int(self._process.stdout.readline())
+
+    def stop(self) -> None:
+        """End it; what it runs has ended."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def driver() -> Iterator[Driver]:
+    """One for all operations."""
+    driver = Driver()
+    yield driver
+    driver.stop()
+
+
+@pytest.fixture
+def site(tmp_path: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine's folders, of the test and of the processes alike: home, cache and lock."""
+    from huggingface_hub import constants
+
+    site = tmp_path / "site"
+    site.mkdir()
+    monkeypatch.setenv("MEDVLLM_HOME", str(site / "medvllm"))
+    monkeypatch.setenv("MEDVLLM_LOCK", str(site / "medvllm.lock"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(site / "hub"))
+    return site
+
+
+def _rounds(
+    driver: Driver,
+    site: Path,
+    statement: str,
+    rounds: int,
+    prepare: Callable[[], object],
+    check: Callable[[bool], None],
+) -> None:
+    """Kill the statement at moments spread over its usual time, each time from the same beginning.
+
+    `check` is told whether the statement has completed: first after the kill, then after the next run.
+    """
+    environment = {name: os.environ[name] for name in ("MEDVLLM_HOME", "MEDVLLM_LOCK", "HOME", "HF_ENDPOINT")}
+    environment["HF_HUB_CACHE"] = str(site / "hub")
+
+    def begin() -> None:
+        for left in site.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        prepare()
+
+    usual_s = float("inf")
+    for _ in range(2):  # the first is slower
+        begin()
+        status, seconds = driver.run(statement, environment)
+        assert status == 0
+        check(True)
+        usual_s = min(usual_s, seconds)
+    chance, killed = random.Random(0), 0
+    for _ in range(rounds):
+        begin()
+        status, _ = driver.run(statement, environment, chance.uniform(0, usual_s))
+        killed += status == -signal.SIGKILL
+        check(status == 0)
+        assert driver.run(statement, environment)[0] == 0
+        check(True)
+        assert _partial(site) == []
+    assert killed >= rounds // 4, killed
+
+
+def _partial(site: Path) -> list[str]:
+    """Return what was left half-made: temporary files, folders to be renamed, unpacked bundles."""
+    left = [str(path) for kind in ("*.partial", "*.incomplete", "*.tmp") for path in site.rglob(kind)]
+    left += [str(path) for path in site.glob("hub/.medvllm-import/*")]
+    for folder in (site / "medvllm" / "converted", site / "medvllm" / "models"):
+        left += [str(path) for path in folder.glob("*.*") if path.is_dir()]
+    return left
+
+
+def _bytes(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """A function that takes the Hub from this process, or gives it back."""
+    from huggingface_hub import constants
+
+    return lambda is_offline: monkeypatch.setattr(constants, "HF_HUB_OFFLINE", is_offline)
+
+
+@counted
+def test_pull(
+    driver: Driver, site: Path, hub: LoopbackHub, tmp_path: Path, rounds: int, offline: Callable[[bool], None]
+) -> None:
+    """What is in the cache afterwards is whole, or not taken for the model."""
+    source = _bytes(tiny.bert_masked_lm(tmp_path / "acme", weights="sharded"))
+    commit = hub.add("acme/bert", tmp_path / "acme")
+    folder = site / "hub" / "models--acme--bert" / "snapshots" / commit
+
+    def check(completed: bool) -> None:
+        offline(True)
+        try:
+            found = ModelRegistry().pull("acme/bert")
+        except MedVLLMError:
+            assert not completed
+        else:
+            assert _bytes(found) == source and found == folder
+        finally:
+            offline(False)
+
+    _rounds(driver, site, "registry.pull('acme/bert')", rounds, lambda: None, check)
+
+
+@counted
+def test_convert(driver: Driver, site: Path, tmp_path: Path, rounds: int) -> None:
+    """A converted copy is not there, or has every tensor of the pickle."""
+    state = {str(i): torch.randn(300, 500) for i in range(4)}
+    folder = tiny.bert_masked_lm(tmp_path / "m", weights="bin")
+    torch.save(state, folder / "pytorch_model.bin")
+    converted = site / "medvllm" / "converted"
+
+    def check(completed: bool) -> None:
+        there = [path for path in converted.glob("*") if path.is_dir() and not path.suffix]
+        assert len(there) == 1 or not completed
+        for made in there:
+            stored = load_file(made / "model.safetensors")
+            assert stored.keys() == state.keys() and all(torch.equal(stored[name], state[name]) for name in state)
+
+    _rounds(driver, site, f"registry.pull({str(folder)!r})", rounds, lambda: None, check)
+
+
+@counted
+def test_lock(driver: Driver, site: Path, tmp_path: Path, rounds: int) -> None:
+    """The file is the old one or the new one, to the byte."""
+    one, two = (tiny.bert_masked_lm(tmp_path / name, seed=i) for i, name in enumerate(("one", "two")))
+    file = site / "medvllm.lock"
+    ModelRegistry().lock(one)
+    old = file.read_bytes()
+    ModelRegistry().lock(two)
+    new = file.read_bytes()
+
+    def check(completed: bool) -> None:
+        assert file.read_bytes() in ((new,) if completed else (old, new))
+        assert not any(ModelRegistry().verify().values())
+
+    _rounds(driver, site, f"registry.lock({str(two)!r})", rounds, lambda: file.write_bytes(old), check)
+
+
+def _exported(hub: LoopbackHub, tmp_path: Path, registry: ModelRegistry) -> dict[str, dict[str, bytes]]:
+    """Export a repository and a folder of the user's own; return the files of each."""
+    hub.add("acme/bert", tiny.bert_masked_lm(tmp_path / "acme"))
+    registry.register("tagger", "clinical", model_path=tiny.bert_token_classifier(tmp_path / "t", ["O", "B-X"]))
+    return {"acme/bert": _bytes(tmp_path / "acme"), "tagger": _bytes(tmp_path / "t")}
+
+
+@counted
+def test_import(
+    driver: Driver, site: Path, hub: LoopbackHub, tmp_path: Path, rounds: int, offline: Callable[[bool], None]
+) -> None:
+    """Each model of the bundle is there, whole and with its entry, or is not there."""
+    registry = ModelRegistry()
+    sources = _exported(hub, tmp_path, registry)
+    registry.export(tmp_path / "b.tar", "acme/bert", "tagger")
+
+    def check(completed: bool) -> None:
+        offline(True)
+        other = ModelRegistry()
+        for name, files in sources.items():
+            try:
+                assert _bytes(other.pull(name)) == files
+            except MedVLLMError:
+                assert not completed
+        entries = site / "medvllm" / "entries.toml"
+        if entries.exists():
+            (entry,) = tomllib.loads(entries.read_text())["models"].values()
+            assert _bytes(Path(entry["model_path"])) == sources["tagger"]
+        assert Lock.current().models.keys() == (sources.keys() if completed or Lock.current().models else set())
+        assert not any(other.verify().values())
+        offline(False)
+
+    statement = f"registry.import_bundle({str(tmp_path / 'b.tar')!r})"
+    _rounds(driver, site, statement, rounds, lambda: None, check)
+
+
+@counted
+def test_export(driver: Driver, site: Path, hub: LoopbackHub, tmp_path: Path, rounds: int) -> None:
+    """The bundle is not there, or has the bytes that it always has."""
+    registry = ModelRegistry()
+    _exported(hub, tmp_path, registry)
+    registry.pull("acme/bert")
+    expected = registry.export(tmp_path / "b.tar", "acme/bert", "tagger") and (tmp_path / "b.tar").read_bytes()
+    bundle = site / "b.tar"
+
+    def check(completed: bool) -> None:
+        assert bundle.read_bytes() == expected if completed or bundle.exists() else not completed
+
+    statement = (
+        f"registry.register('tagger', 'clinical', model_path={str(tmp_path / 't')!r}); "
+        f"registry.export({str(bundle)!r}, 'acme/bert', 'tagger')"
+    )
+    kept: Any = shutil.copytree(site, tmp_path / "kept", symlinks=True)
+    _rounds(
+        driver,
+        site,
+        statement,
+        rounds,
+        lambda: shutil.copytree(kept, site, symlinks=True, dirs_exist_ok=True),
+        check,
+    )
