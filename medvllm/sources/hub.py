@@ -265,7 +265,7 @@ def _fetch(repo: str, commit: str, code: bool) -> Snapshot:
             if cached.found or cached.is_listed:
                 # What is wrong may be the listing.
                 _list(repo, commit)
-                cached = _inspect(repo, commit)
+                cached = _inspect(repo, commit, code)
                 if cached.is_sound:
                     return cached.snapshot(repo, commit)
             for name, flaw in cached.flaws.items():
