@@ -133,10 +133,11 @@ def _from_snapshot(metadata: ModelMetadata, snapshot: Snapshot, cls: type[Any] |
         return _read(its_own, snapshot)
     own = metadata.config_class or getattr(cls, "config_class", None)
     declared, stated = metadata.behaviour.architecture, snapshot.config.get("model_type")
-    if declared and stated and declared != stated:
+    # An architecture of the repository's own may be declared to be one that transformers has.
+    if declared and declared != stated and isinstance(stated, str) and stated in CONFIG_MAPPING:
         raise LoadError(
-            f"Model {metadata.name!r} is a {str(stated)[:80]!r} by its config, and a {declared!r} by its entry.\n"
-            f"If the files are the right ones, register it with: architecture={str(stated)[:80]!r}",
+            f"Model {metadata.name!r} is a {stated!r} by its config, and a {declared!r} by its entry.\n"
+            f"If the files are the right ones, register it with: architecture={stated!r}",
             model=metadata.name,
         )
     model_type = declared or stated

@@ -236,7 +236,7 @@ def _unpacked(file: Path, tar: tarfile.TarFile, into: Path) -> Bundle:
     if held.keys() != used:
         raise ValueError("its files are not those of its lock")
     for name, model in locked.items():
-        if needed(model.files) != sorted(model.files):
+        if needed(model.files, code=True) != sorted(model.files):  # modules are but bytes until an entry trusts them
             raise ValueError(f"it locks files of {name[:80]!r} that no load reads")
         if any(held.get(digest.sha256) != digest.size for digest in model.files.values()):
             raise ValueError(f"it lacks files of {name[:80]!r}")
