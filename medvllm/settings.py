@@ -112,7 +112,7 @@ KEEP_ALIVE = Setting(
     "MEDVLLM_KEEP_ALIVE",
     "none",
     _keep_alive,
-    "How long an idle model stays: 10m, seconds, 0 (until it is released), negative (pinned), none (while there is room).",
+    "How long an idle model stays: 10m, seconds, 0 (until released), negative (pinned), none (while there is room).",
 )
 ROOM_TIMEOUT = Setting("MEDVLLM_ROOM_TIMEOUT", "30", _seconds, "Seconds that a load waits for room that is in use.")
 DEBUG = Setting("MEDVLLM_DEBUG", "off", _switch, "Whether the command line shows a traceback with an error.")

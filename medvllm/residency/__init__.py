@@ -4,7 +4,7 @@ from medvllm.residency.accounts import Resident
 from medvllm.residency.budget import machine_bytes
 from medvllm.residency.cache import Limits, ModelCache
 from medvllm.residency.plan import Leaving, Need, Plan
-from medvllm.residency.statistics import DeviceUse, Statistics
+from medvllm.residency.statistics import DeviceUse, Reason, Statistics
 
 __all__ = [
     "DeviceUse",
@@ -13,6 +13,7 @@ __all__ = [
     "ModelCache",
     "Need",
     "Plan",
+    "Reason",
     "Resident",
     "Statistics",
     "machine_bytes",

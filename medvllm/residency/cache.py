@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol
 
 from medvllm.errors import BudgetError, DeviceMemoryError, LoadError
-from medvllm.residency.accounts import Accounts, I, Resident
 from medvllm.quantities import PINNED
+from medvllm.residency.accounts import Accounts, I, Resident
 from medvllm.residency.flight import Flight
 from medvllm.residency.plan import Fit, Leaving, Need, Plan
 from medvllm.residency.policy import is_expired, order, why
@@ -126,7 +126,7 @@ class ModelCache(Generic[I]):
                 del self._flights[identity]
                 flight.value = resident
                 resident.leases, resident.leaving = flight.waiting, flight.leaving
-                resident.keep_alive = flight.keep_alive
+                resident.keep_alive = need.keep_alive if flight.keep_alive is None else flight.keep_alive
                 self._accounts.residents[identity] = resident
                 del self._accounts.reserved[resident]
                 self._settle(resident)
@@ -180,6 +180,8 @@ class ModelCache(Generic[I]):
                 resident.leaving = True
                 if not resident.leases:
                     self._drop(resident, reason)
+            if self._alarm is not None:
+                self._set_alarm()
             return sum(not resident.leases for resident in chosen)
 
     def expire(self) -> int:

@@ -15,6 +15,7 @@ class Need:
     size_bytes: int = 0
     known_by: KnownBy = "unknown"
     load_s: float | None = None  # what the last load of it took
+    keep_alive: float | None = None  # how long it stays after its last use, unless a caller says otherwise
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Leaving:
 class Plan:
     """Whether a model fits on its device, and at what cost.
 
-    "later": once callers release or drop models of theirs; "never": not within this budget.
+    "later": once callers release or drop models of theirs; "never": not within this budget. That a caller holds a model
+    without a lease cannot be seen beforehand: such a one leaves, and its bytes come back when the caller lets go.
     """
 
     name: str
