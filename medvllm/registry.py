@@ -7,7 +7,8 @@ import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
@@ -37,25 +38,46 @@ M = TypeVar("M", bound="PreTrainedModel")
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
 class Lease:
-    """A loaded model that stays in memory while the lease lasts."""
+    """A loaded model that stays in memory while the lease lasts; afterwards it gives none, as its room may be needed."""
 
-    model: Any = field(repr=False)  # a PreTrainedModel; typed Any as its methods depend on the class
-    metadata: ModelMetadata
-    size_bytes: int  # of the model's parameters and buffers
-    _tokenizer: Callable[[], "PreTrainedTokenizerBase"] = field(repr=False)
-    _receipt: Callable[[], Receipt] = field(repr=False)
+    def __init__(
+        self,
+        metadata: ModelMetadata,
+        resident: Resident[Identity],
+        tokenizer: "Callable[[], PreTrainedTokenizerBase]",
+        receipt: Callable[[Any], Receipt],
+    ) -> None:
+        self.metadata = metadata
+        self.size_bytes = resident.size_bytes  # of the model's parameters and buffers
+        self._resident: Resident[Identity] | None = resident
+        self._load_tokenizer, self._make_receipt = tokenizer, receipt
+
+    def __repr__(self) -> str:
+        return f"Lease({self.metadata.name!r}{'' if self._resident else ', over'})"
+
+    @property
+    def model(self) -> Any:
+        """The model: a PreTrainedModel, typed Any as its methods depend on the class."""
+        if self._resident is None:
+            raise RequestError(
+                f"The lease of model {self.metadata.name!r} is over.\nUse the model inside the with block."
+            )
+        return self._resident.model
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The model's tokenizer, of the same snapshot; loaded on first use, safe to share between threads."""
-        return self._tokenizer()
+        return self._load_tokenizer()
 
-    @property
+    @cached_property
     def receipt(self) -> Receipt:
         """What exactly answers, and how each fact of it is known; it loads the tokenizer, to tell which one it is."""
-        return self._receipt()
+        return self._make_receipt(self.model)
+
+    def end(self) -> None:
+        """Let go of the model."""
+        self._resident = None
 
 
 @dataclass(frozen=True)
@@ -223,13 +245,15 @@ class ModelRegistry:
         def tokenizer() -> "PreTrainedTokenizerBase":
             return self._tokenizer(target.metadata, target.snapshot, target.identity.options.model_class)
 
-        def receipt() -> Receipt:
-            proof = _loading().proof(target.snapshot, resident.model, resident.size_bytes, tokenizer)
+        def receipt(model: Any) -> Receipt:
+            proof = _loading().proof(target.snapshot, model, lease.size_bytes, tokenizer)
             return Receipt.of(target.metadata, target.identity, proof)
 
+        lease = Lease(target.metadata, resident, tokenizer, receipt)
         try:
-            yield Lease(resident.model, target.metadata, resident.size_bytes, tokenizer, receipt)
+            yield lease
         finally:
+            lease.end()
             self._model_cache.release(resident)
 
     def load_tokenizer(
