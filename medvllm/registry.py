@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 class Lease:
-    """A loaded model that stays in memory while the lease lasts; afterwards it gives none, as its room may be needed."""
+    """A loaded model that stays in memory while the lease lasts; afterwards it gives none: its room may be needed."""
 
     def __init__(
         self,

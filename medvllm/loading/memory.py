@@ -66,7 +66,7 @@ def _file_mappings() -> list[tuple[int, int, int]] | None:
             begin, _, end = head[0].partition("-")
             if is_file:
                 mappings.append((int(begin, 16), int(end, 16), 0))
-        elif is_file and line.startswith("Private_Dirty:"):
+        elif is_file and line.startswith("Anonymous:"):  # copied on a write; a dirty page may just be a new file's
             begin_at, end_at, _ = mappings[-1]
             mappings[-1] = begin_at, end_at, int(line.split()[1]) * 1024
     return mappings
