@@ -21,7 +21,8 @@ from medvllm.facts import checked
 from medvllm.metadata import ModelMetadata, ModelType
 from medvllm.names import ModelRef, parse, source_path, valid_name
 from medvllm.options import Identity, LoadOptions
-from medvllm.quantities import parse_duration
+from medvllm.presence import Notes
+from medvllm.quantities import PINNED, parse_duration
 from medvllm.receipt import Receipt
 from medvllm.residency import Limits, ModelCache, Need, Plan, Reason, Resident, Statistics, machine_bytes
 
@@ -101,6 +102,10 @@ class ResidentModel:
     mapped_bytes: int | None  # of size_bytes, what is a file's and shared with others; None when it is not known
     evicted: bool
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the facts as JSON has them: -1 stands for a pinned model's keep_alive."""
+        return vars(self) | {"keep_alive": -1 if self.keep_alive == PINNED else self.keep_alive}
+
 
 class ModelRegistry:
     """Models by name: registered with metadata, loaded once, shared, and checked before anybody gets them.
@@ -111,7 +116,13 @@ class ModelRegistry:
     def __init__(self, catalog: Catalog | None = None) -> None:
         self._catalog = catalog or Catalog(FileStore())
         self._model_cache: ModelCache[Identity] = ModelCache(
-            Limits(_budget, settings.MAX_MODELS, settings.ROOM_TIMEOUT, lambda device: _loading().reclaim())
+            Limits(
+                budget=_budget,
+                max_models=settings.MAX_MODELS,
+                wait_s=settings.ROOM_TIMEOUT,
+                reclaim=lambda device: _loading().reclaim(),
+                changed=Notes(lambda: [resident.to_dict() for resident in self.resident()]).change,
+            )
         )
         # What a call resolved to, so that a hit need not resolve it again; an entry is replaced, never changed.
         self._resolved: dict[Hashable, tuple[_Resolved | None, Callable[[], Resident[Identity] | None]]] = {}

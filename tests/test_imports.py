@@ -16,6 +16,7 @@ LAYERS = (
     ("errors",),
     ("quantities",),
     ("settings", "files", "progress"),
+    ("presence",),
     ("classes",),
     ("facts",),
     ("names", "metadata"),

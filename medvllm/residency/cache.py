@@ -40,12 +40,16 @@ class Weighed(Protocol):
 
 @dataclass(frozen=True)
 class Limits:
-    """What bounds a cache, read when it is used. `reclaim` gives freed memory back to a device."""
+    """What bounds a cache, read when it is used. `reclaim` gives freed memory back to a device.
+
+    `changed` is told, under the cache's lock, that a model has come or gone.
+    """
 
     budget: Callable[[str], int | None] = lambda device: None  # device -> bytes; None: no limit
     max_models: Callable[[], int | None] = lambda: None
     wait_s: Callable[[], float] = lambda: 0.0  # for room that callers may give back
     reclaim: Callable[[str], None] = lambda device: None
+    changed: Callable[[], None] = lambda: None
 
 
 class ModelCache(Generic[I]):
@@ -129,6 +133,7 @@ class ModelCache(Generic[I]):
                 resident.keep_alive = need.keep_alive if flight.keep_alive is None else flight.keep_alive
                 self._accounts.residents[identity] = resident
                 del self._accounts.reserved[resident]
+                self._limits.changed()
                 self._settle(resident)
                 # It may weigh more than was expected. It is in its caller's hands, so that it goes last.
                 self._trim(resident.device, last=resident)
@@ -411,6 +416,7 @@ class ModelCache(Generic[I]):
         # A copy without the model: whoever has just been handed `resident` still reads its model.
         kept = replace(resident, model=None, leaving=False, keep_alive=None)
         self._accounts.held[resident.identity] = weakref.ref(resident.model), kept
+        self._limits.changed()
         self._room.notify_all()
 
     def _set_alarm(self) -> None:
