@@ -99,7 +99,7 @@ class ResidentModel:
     loaded_at: float  # seconds since the epoch
     last_used: float
     keep_alive: float | None  # seconds after its last use; infinite for a pinned one; None: while there is room
-    mapped_bytes: int | None  # of size_bytes, what is a file's and shared with others; None when it is not known
+    mapped_bytes: int  # of size_bytes, what is a file's, and shared with every process that maps it
     evicted: bool
 
     def to_dict(self) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class ModelRegistry:
                 max_models=settings.MAX_MODELS,
                 wait_s=settings.ROOM_TIMEOUT,
                 reclaim=lambda device: _loading().reclaim(),
-                changed=Notes(lambda: [resident.to_dict() for resident in self.resident()]).change,
+                changed=Notes(lambda: [model.to_dict() for model in self._listed(None)]).change,
             )
         )
         # What a call resolved to, so that a hit need not resolve it again; an entry is replaced, never changed.
@@ -324,8 +324,11 @@ class ModelRegistry:
         A model whose weights are mapped costs little until it is written to: `mapped_bytes` are the file's own, which
         every process that maps it shares.
         """
-        found = self._model_cache.residents()
-        shares = _loading().mapped_bytes([resident.model for resident, _ in found]) if found else []
+        models = [resident.model for resident, _ in self._model_cache.residents()]
+        return self._listed(_loading().written_bytes(models) if models else {})
+
+    def _listed(self, written: Mapping[int, int] | None) -> list[ResidentModel]:
+        """Return what is in memory; `written` gives the bytes by which a model, by its id, has left its files."""
         return [
             ResidentModel(
                 name=resident.identity.name,
@@ -342,10 +345,10 @@ class ModelRegistry:
                 loaded_at=resident.loaded_at,
                 last_used=resident.last_used,
                 keep_alive=resident.keep_alive,
-                mapped_bytes=mapped,
+                mapped_bytes=resident.mapped_bytes - (written or {}).get(id(resident.model), 0),
                 evicted=evicted,
             )
-            for (resident, evicted), mapped in zip(found, shares, strict=True)
+            for resident, evicted in self._model_cache.residents()
         ]
 
     def plan(self, name: "str | os.PathLike[str]", **options: Any) -> Plan:

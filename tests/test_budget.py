@@ -36,6 +36,7 @@ class Loaded:
     reload_s: float = 1.0
     load_s: float = 1.0
     by: str = "hand"
+    mapped_bytes: int = 0
     model: Thing = field(default_factory=Thing)
 
 

@@ -52,7 +52,7 @@ def test_ps_shows_what_other_processes_hold(tmp_path: Path) -> None:
         assert row[:4] == [str(holder.pid), "ward-bert", "cpu", "float32"] and row[-1] == "pinned"
     finally:
         holder.send_signal(signal.SIGKILL)
-        holder.wait(60)
+        holder.communicate(timeout=60)
     assert _medvllm("ps", "--json").stdout == "[]\n"
     assert "No process has a model in memory." in _medvllm("ps").stderr
 

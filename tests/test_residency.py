@@ -30,6 +30,7 @@ class Loaded:
     load_s: float = 0.1
     reload_s: float = 0.1
     by: str = "hand"
+    mapped_bytes: int = 0
 
 
 @dataclass

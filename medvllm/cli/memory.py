@@ -47,10 +47,9 @@ def ps(as_json: Json = False) -> None:
 
 
 def _row(model: dict[str, Any]) -> tuple[object, ...]:
-    shared = None if model["mapped_bytes"] is None else _size(model["mapped_bytes"])
     stays = "held by its caller" if model["evicted"] else _stays(model["keep_alive"])
     idle = f"{max(time.time() - model['last_used'], 0):,.0f} s"
-    where = model["device"], model["dtype"], _size(model["size_bytes"]), shared
+    where = model["device"], model["dtype"], _size(model["size_bytes"]), _size(model["mapped_bytes"])
     return model["pid"], model["name"], *where, model["leases"], idle, stays
 
 

@@ -9,7 +9,7 @@ os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 from medvllm.loading.code import check_allowed
 from medvllm.loading.device import capacity
 from medvllm.loading.effective import filled, identify
-from medvllm.loading.memory import Loaded, mapped_bytes, reclaim
+from medvllm.loading.memory import Loaded, reclaim, written_bytes
 from medvllm.loading.model import load_model
 from medvllm.loading.proof import proof
 from medvllm.loading.tokenizer import load_tokenizer
@@ -22,7 +22,7 @@ __all__ = [
     "identify",
     "load_model",
     "load_tokenizer",
-    "mapped_bytes",
     "proof",
     "reclaim",
+    "written_bytes",
 ]

@@ -30,6 +30,7 @@ class Resident(Generic[I]):
     size_bytes: int
     load_s: float
     reload_s: float  # what loading it again is expected to take
+    mapped_bytes: int  # of size_bytes, when it was loaded: a file's, shared with every process that maps it
     loaded_at: float  # seconds since the epoch
     last_used: float = 0.0
     hits: int = 0

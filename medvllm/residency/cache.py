@@ -35,6 +35,8 @@ class Weighed(Protocol):
     @property
     def reload_s(self) -> float: ...
     @property
+    def mapped_bytes(self) -> int: ...
+    @property
     def by(self) -> str: ...
 
 
@@ -250,7 +252,7 @@ class ModelCache(Generic[I]):
                 self._room.notify_all()
             raise
         now = self._clock()
-        weight = loaded.size_bytes, loaded.load_s, loaded.reload_s
+        weight = loaded.size_bytes, loaded.load_s, loaded.reload_s, loaded.mapped_bytes
         resident = Resident(identity, loaded.model, need.device, *weight, loaded_at=now, last_used=now)
         with self._lock:
             self._counts.loads += 1
