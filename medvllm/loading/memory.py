@@ -36,7 +36,7 @@ def size_bytes(model: torch.nn.Module) -> int:
 
 
 def mapped_bytes(model: torch.nn.Module) -> int:
-    """Return how many bytes of a model's weights are a file's mapping: in memory once for all who map it; 0 off Linux."""
+    """Return how many bytes of a model's weights are a file's, mapped, and so shared by all who map it; 0 off Linux."""
     maps = Path("/proc/self/maps")
     lines = maps.read_text().splitlines() if maps.exists() else []
     heads = (line.split(maxsplit=5) for line in lines)
