@@ -5,7 +5,7 @@ MedVLLMError(Exception)
   ModelNotFoundError(KeyError)   ModelExistsError(ValueError)   CatalogError
   SourceError(OSError) > SnapshotNotFoundError, IncompleteSnapshotError, GatedModelError, HubUnreachableError,
                          DigestMismatchError
-  LoadError(RuntimeError) > WeightsMismatchError, UnsafeWeightsError, DeviceMemoryError
+  LoadError(RuntimeError) > WeightsMismatchError, UnsafeWeightsError, BudgetError, DeviceMemoryError
   RequestError(ValueError) > InputTooLongError
 
 A message says what happened, to which thing, what was found instead, and ends with a line to paste. It never
@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 __all__ = [
+    "BudgetError",
     "CatalogError",
     "DeviceMemoryError",
     "DigestMismatchError",
@@ -118,6 +119,10 @@ class WeightsMismatchError(LoadError):
 
 class UnsafeWeightsError(LoadError):
     """Loading would run code: a pickle, or a repository's own modules."""
+
+
+class BudgetError(LoadError):
+    """The budget has no room for the model; `plan` says why."""
 
 
 class DeviceMemoryError(LoadError):

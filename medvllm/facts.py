@@ -63,7 +63,20 @@ class Purpose:
     citation: str | None = None
 
 
-GROUPS: dict[str, type] = {"source": Source, "behaviour": Behaviour, "rights": Rights, "purpose": Purpose}
+@dataclass(frozen=True)
+class Residence:
+    """How it is kept in memory: an operator's choice."""
+
+    keep_alive: str | None = None  # how long it stays when idle: "10m", seconds, "0", or negative to pin it
+
+
+GROUPS: dict[str, type] = {
+    "source": Source,
+    "behaviour": Behaviour,
+    "rights": Rights,
+    "purpose": Purpose,
+    "residence": Residence,
+}
 
 Class = type | str | None
 _PLAIN: dict[str, Any] = {

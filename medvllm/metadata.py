@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from medvllm.classes import LazyClass, class_path
 from medvllm.errors import RequestError
-from medvllm.facts import GROUPS, Behaviour, Purpose, Rights, Source, checked, keywords, matches
+from medvllm.facts import GROUPS, Behaviour, Purpose, Residence, Rights, Source, checked, keywords, matches
 
-__all__ = ["Behaviour", "ModelMetadata", "ModelType", "Origin", "Purpose", "Rights", "Source"]
+__all__ = ["Behaviour", "ModelMetadata", "ModelType", "Origin", "Purpose", "Residence", "Rights", "Source"]
 
 Origin = Literal["process", "stored", "built-in", "direct"]
 
@@ -69,6 +69,7 @@ class ModelMetadata:
     behaviour: Behaviour = Behaviour()
     rights: Rights = Rights()
     purpose: Purpose = Purpose()
+    residence: Residence = Residence()
     evidence: Copied = Copied(dict)  # fact -> "confidence: where it was seen"
     acceptance: Copied = Copied(list)  # inputs with the outputs that were accepted, as `medvllm accept` records them
     version: int = 1

@@ -7,7 +7,8 @@ import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
@@ -20,8 +21,10 @@ from medvllm.facts import checked
 from medvllm.metadata import ModelMetadata, ModelType
 from medvllm.names import ModelRef, parse, source_path, valid_name
 from medvllm.options import Identity, LoadOptions
+from medvllm.presence import Notes
+from medvllm.quantities import PINNED, parse_duration
 from medvllm.receipt import Receipt
-from medvllm.residency import ModelCache, Resident
+from medvllm.residency import Limits, ModelCache, Need, Plan, Reason, Resident, Statistics, machine_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -36,25 +39,46 @@ M = TypeVar("M", bound="PreTrainedModel")
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
 class Lease:
-    """A loaded model that stays in memory while the lease lasts."""
+    """A loaded model that stays in memory while the lease lasts; afterwards it gives none: its room may be needed."""
 
-    model: Any = field(repr=False)  # a PreTrainedModel; typed Any as its methods depend on the class
-    metadata: ModelMetadata
-    size_bytes: int  # of the model's parameters and buffers
-    _tokenizer: Callable[[], "PreTrainedTokenizerBase"] = field(repr=False)
-    _receipt: Callable[[], Receipt] = field(repr=False)
+    def __init__(
+        self,
+        metadata: ModelMetadata,
+        resident: Resident[Identity],
+        tokenizer: "Callable[[], PreTrainedTokenizerBase]",
+        receipt: Callable[[Any], Receipt],
+    ) -> None:
+        self.metadata = metadata
+        self.size_bytes = resident.size_bytes  # of the model's parameters and buffers
+        self._resident: Resident[Identity] | None = resident
+        self._load_tokenizer, self._make_receipt = tokenizer, receipt
+
+    def __repr__(self) -> str:
+        return f"Lease({self.metadata.name!r}{'' if self._resident else ', over'})"
+
+    @property
+    def model(self) -> Any:
+        """The model: a PreTrainedModel, typed Any as its methods depend on the class."""
+        if self._resident is None:
+            raise RequestError(
+                f"The lease of model {self.metadata.name!r} is over.\nUse the model inside the with block."
+            )
+        return self._resident.model
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The model's tokenizer, of the same snapshot; loaded on first use, safe to share between threads."""
-        return self._tokenizer()
+        return self._load_tokenizer()
 
-    @property
+    @cached_property
     def receipt(self) -> Receipt:
         """What exactly answers, and how each fact of it is known; it loads the tokenizer, to tell which one it is."""
-        return self._receipt()
+        return self._make_receipt(self.model)
+
+    def end(self) -> None:
+        """Let go of the model."""
+        self._resident = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +98,13 @@ class ResidentModel:
     load_s: float
     loaded_at: float  # seconds since the epoch
     last_used: float
+    keep_alive: float | None  # seconds after its last use; infinite for a pinned one; None: while there is room
+    mapped_bytes: int  # of size_bytes, what is a file's, and shared with every process that maps it
     evicted: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the facts as JSON has them: -1 stands for a pinned model's keep_alive."""
+        return vars(self) | {"keep_alive": -1 if self.keep_alive == PINNED else self.keep_alive}
 
 
 class ModelRegistry:
@@ -85,7 +115,15 @@ class ModelRegistry:
 
     def __init__(self, catalog: Catalog | None = None) -> None:
         self._catalog = catalog or Catalog(FileStore())
-        self._model_cache: ModelCache[Identity] = ModelCache()
+        self._model_cache: ModelCache[Identity] = ModelCache(
+            Limits(
+                budget=_budget,
+                max_models=settings.MAX_MODELS,
+                wait_s=settings.ROOM_TIMEOUT,
+                reclaim=lambda device: _loading().reclaim(),
+                changed=Notes(lambda: [model.to_dict() for model in self._listed(None)]).change,
+            )
+        )
         # What a call resolved to, so that a hit need not resolve it again; an entry is replaced, never changed.
         self._resolved: dict[Hashable, tuple[_Resolved | None, Callable[[], Resident[Identity] | None]]] = {}
         self._tokenizer_lock = threading.Lock()  # guards _tokenizers, and is held while one loads
@@ -112,11 +150,12 @@ class ModelRegistry:
         # Refused now rather than at every load.
         if isinstance(parameters, Mapping) and LoadOptions.stated(parameters).revision is not None:
             raise RequestError("'revision' is no parameter but a fact of its own: register(…, revision='…')")
+        _seconds(facts.get("keep_alive"))
         if isinstance(facts.get("model_path"), str | os.PathLike):
             facts["model_path"] = source_path(facts["model_path"])
         metadata = self._catalog.add(name, model_type, facts, replace=replace, persist=persist)
         if replace:
-            self._leave(name)
+            self._leave(name, "replaced")
         return metadata
 
     def unregister(self, name: str) -> None:
@@ -163,6 +202,7 @@ class ModelRegistry:
         torch_dtype: "str | torch.dtype | None" = None,
         revision: str | None = None,
         use_cache: bool = True,
+        keep_alive: str | float | None = None,
         **options: Any,
     ) -> M: ...
     @overload
@@ -176,41 +216,55 @@ class ModelRegistry:
         torch_dtype: "str | torch.dtype | None" = None,
         revision: str | None = None,
         use_cache: bool = True,
+        keep_alive: str | float | None = None,
         **options: Any,
     ) -> "PreTrainedModel": ...
     def load_model(
-        self, name: "str | os.PathLike[str]", *, use_cache: bool = True, **options: Any
+        self,
+        name: "str | os.PathLike[str]",
+        *,
+        use_cache: bool = True,
+        keep_alive: str | float | None = None,
+        **options: Any,
     ) -> "PreTrainedModel":
         """Return the model of that name, loaded now in eval mode, or the one that is in memory already.
 
         `name` is a registered name, or a repository or folder to load directly. What is not stated comes from the
         entry, then the settings, then the checkpoint, so that equal loads are one object. Other `options` are
         `config`, `attn_implementation` and fields of the model's config. All callers share the object: with
-        `use_cache=False` it is the caller's own, to train or change.
+        `use_cache=False` it is the caller's own, to train or change. `keep_alive` is how long it stays in memory after
+        its last use, from now on: "10m", seconds, 0 (until it is released), or negative (pinned).
 
         ModelNameError, ModelNotFoundError, RequestError: what was asked for. SourceError: its files.
-        LoadError: no sound model came of them.
+        BudgetError: it has no room; `plan` says why. LoadError: no sound model came of them.
         """
         if not use_cache:
             target = self._resolve(name, LoadOptions.stated(options))
-            return cast("PreTrainedModel", self._load(target).model)
-        return cast("PreTrainedModel", self._acquire(name, options)[1].model)
+            own = self._model_cache.copy(
+                target.identity, lambda: self._load(target), need=self._need(target), may_wait=not self._is_nested()
+            )
+            return cast("PreTrainedModel", own.model)
+        return cast("PreTrainedModel", self._acquire(name, options, keep_alive=keep_alive)[1].model)
 
     @contextmanager
-    def lease(self, name: "str | os.PathLike[str]", **options: Any) -> Iterator[Lease]:
+    def lease(
+        self, name: "str | os.PathLike[str]", *, keep_alive: str | float | None = None, **options: Any
+    ) -> Iterator[Lease]:
         """Give a model that stays in memory inside the ``with`` block; the options are those of `load_model`."""
-        target, resident = self._acquire(name, options, lease=True)
+        target, resident = self._acquire(name, options, lease=True, keep_alive=keep_alive)
 
         def tokenizer() -> "PreTrainedTokenizerBase":
             return self._tokenizer(target.metadata, target.snapshot, target.identity.options.model_class)
 
-        def receipt() -> Receipt:
-            proof = _loading().proof(target.snapshot, resident.model, resident.size_bytes, tokenizer)
+        def receipt(model: Any) -> Receipt:
+            proof = _loading().proof(target.snapshot, model, lease.size_bytes, tokenizer)
             return Receipt.of(target.metadata, target.identity, proof)
 
+        lease = Lease(target.metadata, resident, tokenizer, receipt)
         try:
-            yield Lease(resident.model, target.metadata, resident.size_bytes, tokenizer, receipt)
+            yield lease
         finally:
+            lease.end()
             self._model_cache.release(resident)
 
     def load_tokenizer(
@@ -261,11 +315,20 @@ class ModelRegistry:
         """
         _, kept = checked(str(name), "acceptance", list(cases))
         entry = self._catalog.keep(self.get_metadata(os.fspath(name)).changed(acceptance=kept))
-        self._leave(entry.name)
+        self._leave(entry.name, "replaced")
         return entry
 
     def resident(self) -> list[ResidentModel]:
-        """Return what is in memory, in the order of loading."""
+        """Return what is in memory, in the order of loading; `evicted` are those that only a caller holds.
+
+        A model whose weights are mapped costs little until it is written to: `mapped_bytes` are the file's own, which
+        every process that maps it shares.
+        """
+        models = [resident.model for resident, _ in self._model_cache.residents()]
+        return self._listed(_loading().written_bytes(models) if models else {})
+
+    def _listed(self, written: Mapping[int, int] | None) -> list[ResidentModel]:
+        """Return what is in memory; `written` gives the bytes by which a model, by its id, has left its files."""
         return [
             ResidentModel(
                 name=resident.identity.name,
@@ -281,10 +344,24 @@ class ModelRegistry:
                 load_s=resident.load_s,
                 loaded_at=resident.loaded_at,
                 last_used=resident.last_used,
+                keep_alive=resident.keep_alive,
+                mapped_bytes=resident.mapped_bytes - (written or {}).get(id(resident.model), 0),
                 evicted=evicted,
             )
             for resident, evicted in self._model_cache.residents()
         ]
+
+    def plan(self, name: "str | os.PathLike[str]", **options: Any) -> Plan:
+        """Return what `load_model` would take and who would leave for it, without loading.
+
+        The files are fetched if they are not here: their headers tell the size, until a load has been measured.
+        """
+        target = self._resolve(name, LoadOptions.stated(options))
+        return self._model_cache.plan(target.identity, self._need(target))
+
+    def statistics(self) -> Statistics:
+        """Return what this registry has done so far: requests, loads, evictions by reason, and bytes by device."""
+        return self._model_cache.statistics()
 
     def evict(self, name: "str | os.PathLike[str]") -> int:
         """Let the models of that name leave memory; return how many left. A leased one leaves with its last lease.
@@ -302,8 +379,8 @@ class ModelRegistry:
     def __repr__(self) -> str:
         return f"ModelRegistry({len(self.list_models())} entries, {len(self._model_cache)} in memory)"
 
-    def _leave(self, name: str | None) -> int:
-        left = self._model_cache.evict(name)
+    def _leave(self, name: str | None, reason: Reason = "asked") -> int:
+        left = self._model_cache.evict(name, reason)
         with self._tokenizer_lock:
             self._tokenizers = {
                 key: kept for key, kept in self._tokenizers.items() if name is not None and key[0] != name
@@ -313,26 +390,40 @@ class ModelRegistry:
         return left
 
     def _acquire(
-        self, name: "str | os.PathLike[str]", options: Mapping[str, Any], *, lease: bool = False
+        self,
+        name: "str | os.PathLike[str]",
+        options: Mapping[str, Any],
+        *,
+        lease: bool = False,
+        keep_alive: str | float | None = None,
     ) -> "tuple[_Resolved, Resident[Identity]]":
         """Return the resident model of a call, loading it when it is not in memory."""
-        stated = LoadOptions.stated(options)
+        stated, stays_s = LoadOptions.stated(options), _seconds(keep_alive)
         key = (name, stated, os.environ.get(settings.DEVICE.name), os.environ.get(settings.DTYPE.name))
         target, found = self._resolved.get(key, _UNKNOWN) if isinstance(name, str) else _UNKNOWN
         resident = found()
         if target is not None and resident is not None and target.generation == self._catalog.generation():
             if not target.snapshot.is_current():
-                self._leave(target.metadata.name)  # the folder has changed: what was loaded from it is outdated
+                # The folder has changed: what was loaded from it is outdated.
+                self._leave(target.metadata.name, "replaced")
             elif (
-                (target.metadata.origin != "direct" or settings.DIRECT())
+                stays_s is None
+                and (target.metadata.origin != "direct" or settings.DIRECT())
                 and (not target.metadata.source.trust_remote_code or settings.TRUST_REMOTE_CODE())
                 and self._model_cache.hit(resident, lease=lease)
             ):
                 return target, resident
         target = self._resolve(name, stated)
         # Inside a load this thread holds the gate: waiting for another load, which needs the gate, would be for ever.
-        nested = getattr(self._nesting, "depth", 0) > 0
-        resident = self._model_cache.get(target.identity, lambda: self._load(target), lease=lease, may_wait=not nested)
+        nested = self._is_nested()
+        resident = self._model_cache.get(
+            target.identity,
+            lambda: self._load(target),
+            need=self._need(target),
+            lease=lease,
+            keep_alive=stays_s,
+            may_wait=not nested,
+        )
         if len(self._resolved) >= _REMEMBERED:
             self._resolved.clear()
         # What a folder's name means depends on the working directory and on links: not remembered.
@@ -343,11 +434,27 @@ class ModelRegistry:
     def _load(self, target: "_Resolved") -> "Weighed":
         self._nesting.depth = getattr(self._nesting, "depth", 0) + 1
         try:
-            return cast(
+            loaded = cast(
                 "Weighed", _loading().load_model(target.metadata, target.identity, target.config, target.snapshot)
             )
         finally:
             self._nesting.depth -= 1
+        _sources().keep_weight(_weight_key(target.identity), loaded.size_bytes, loaded.load_s)
+        return loaded
+
+    def _is_nested(self) -> bool:
+        """Return whether this thread is inside a load of ours."""
+        return getattr(self._nesting, "depth", 0) > 0
+
+    def _need(self, target: "_Resolved") -> Need:
+        """Return what a load is expected to take: what the last one took, or what the files' headers say."""
+        options, stays = target.identity.options, target.metadata.residence.keep_alive
+        device, keep_alive = str(options.device), settings.KEEP_ALIVE() if stays is None else _seconds(stays)
+        measured = _sources().weight(_weight_key(target.identity))
+        if measured is not None:
+            return Need(device, measured[0], "measured", measured[1], keep_alive)
+        size_bytes = target.snapshot.size_bytes(str(options.dtype))
+        return Need(device, size_bytes, "headers", None, keep_alive)
 
     def _resolve(self, name: "str | os.PathLike[str]", stated: LoadOptions) -> "_Resolved":
         """Return what a call means: the entry, its snapshot (fetched if need be) and the identity of the load."""
@@ -472,6 +579,32 @@ class ModelRegistry:
             if key not in self._tokenizers:
                 self._tokenizers[key] = _loading().load_tokenizer(metadata, snapshot, model_class)
             return self._tokenizers[key]
+
+
+def _budget(device: str) -> int | None:
+    """Return the bytes of models that a device may hold: what the operator says, else what the machine has."""
+    stated = settings.BUDGET()
+    if device in stated:
+        return stated[device]
+    return machine_bytes() if device == "cpu" else cast("int | None", _loading().capacity(device))
+
+
+def _seconds(keep_alive: str | float | None) -> float | None:
+    try:
+        return None if keep_alive is None else parse_duration(keep_alive)
+    except ValueError as error:
+        raise RequestError(
+            f"keep_alive is {error}.\nGive a duration such as '10m', seconds, 0 (until it is released) or -1 (pinned).",
+            option="keep_alive",
+        ) from error
+
+
+def _weight_key(identity: Identity) -> str:
+    """Name what weighs the same: the bytes, and what is made of them on a kind of device."""
+    options = identity.options
+    kind = str(options.device).partition(":")[0]
+    shape = class_path(options.model_class), options.attn_implementation, options.config, options.overrides
+    return repr((identity.snapshot, kind, options.dtype, shape))
 
 
 _REMEMBERED = 10_000  # resolved calls

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from medvllm.errors import SettingError
+from medvllm.quantities import parse_budget, parse_duration
 
 T = TypeVar("T")
 
@@ -50,6 +51,18 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _count(text: str) -> int | None:
+    if text.lower() == "none":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError("not a number of models above 0")
+    return int(text)
+
+
+def _keep_alive(text: str) -> float | None:
+    return None if text.lower() == "none" else parse_duration(text)
+
+
 def _path(text: str) -> Path:
     try:
         return Path(text).expanduser().absolute()
@@ -87,6 +100,21 @@ TRUST_REMOTE_CODE = Setting(
     _switch,
     "Whether a repository's own code may run, for entries that pin its commit with trust_remote_code.",
 )
+BUDGET = Setting(
+    "MEDVLLM_BUDGET",
+    "auto",
+    parse_budget,
+    "Bytes of models by device, such as cpu=8GB,cuda:0=20GB; auto: three quarters of the machine's or cgroup's memory, "
+    "nine tenths of a GPU's.",
+)
+MAX_MODELS = Setting("MEDVLLM_MAX_MODELS", "none", _count, "How many models may be in memory, beside their bytes.")
+KEEP_ALIVE = Setting(
+    "MEDVLLM_KEEP_ALIVE",
+    "none",
+    _keep_alive,
+    "How long an idle model stays: 10m, seconds, 0 (until released), negative (pinned), none (while there is room).",
+)
+ROOM_TIMEOUT = Setting("MEDVLLM_ROOM_TIMEOUT", "30", _seconds, "Seconds that a load waits for room that is in use.")
 DEBUG = Setting("MEDVLLM_DEBUG", "off", _switch, "Whether the command line shows a traceback with an error.")
 
 SETTINGS: tuple[Setting[Any], ...] = (
@@ -97,6 +125,10 @@ SETTINGS: tuple[Setting[Any], ...] = (
     HUB_TIMEOUT,
     LOCK,
     REQUIRE_LOCK,
+    BUDGET,
+    MAX_MODELS,
+    KEEP_ALIVE,
+    ROOM_TIMEOUT,
     TRUST_REMOTE_CODE,
     DEBUG,
 )  # each has its own type

@@ -28,6 +28,9 @@ class Loaded:
     model: Thing = field(default_factory=Thing)
     size_bytes: int = 10
     load_s: float = 0.1
+    reload_s: float = 0.1
+    by: str = "hand"
+    mapped_bytes: int = 0
 
 
 @dataclass

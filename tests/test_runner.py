@@ -144,3 +144,14 @@ def test_an_idle_runner_keeps_nothing(registry: ModelRegistry, minilm: ModelRunn
     """The model is leased for the call alone."""
     minilm.embed(["x"])
     assert [r.leases for r in registry.resident()] == [0]
+
+
+def test_a_load_in_another_thread_does_not_change_vectors(minilm: ModelRunner) -> None:
+    """It sets torch's default dtype for the whole process while it runs."""
+    texts = ["Patient denies fever.", "No chest pain. " * 100]
+    expected = minilm.embed(texts).vectors
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert torch.equal(minilm.embed(texts).vectors, expected)
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from medvllm import __version__
-from medvllm.cli import bundle, doctor, lock, models, run
+from medvllm.cli import bundle, doctor, lock, memory, models, run
 
 app = typer.Typer(
     help="Say a model's name and get that model.",
@@ -34,6 +34,8 @@ app.command("list")(models.list_)
 app.command("show")(models.show)
 app.command("pull")(models.pull)
 app.command("run")(run.run)
+app.command("plan")(memory.plan)
+app.command("ps")(memory.ps)
 app.command("lock")(lock.lock)
 app.command("accept")(lock.accept)
 app.command("verify")(lock.verify)

@@ -7,14 +7,16 @@ import os
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
 from medvllm.loading.code import check_allowed
+from medvllm.loading.device import capacity
 from medvllm.loading.effective import filled, identify
-from medvllm.loading.memory import Loaded, reclaim
+from medvllm.loading.memory import Loaded, reclaim, written_bytes
 from medvllm.loading.model import load_model
 from medvllm.loading.proof import proof
 from medvllm.loading.tokenizer import load_tokenizer
 
 __all__ = [
     "Loaded",
+    "capacity",
     "check_allowed",
     "filled",
     "identify",
@@ -22,4 +24,5 @@ __all__ = [
     "load_tokenizer",
     "proof",
     "reclaim",
+    "written_bytes",
 ]

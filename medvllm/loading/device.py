@@ -4,6 +4,8 @@ import torch
 
 from medvllm.errors import LoadError
 
+_SHARE = 0.9  # the rest is for what models compute
+
 
 def available() -> dict[str, str]:
     """Return the devices that torch can use here -> their names."""
@@ -14,6 +16,13 @@ def available() -> dict[str, str]:
     if torch.xpu.is_available():
         devices |= {f"xpu:{i}": torch.xpu.get_device_name(i) for i in range(torch.xpu.device_count())}
     return devices
+
+
+def capacity(device: str) -> int | None:
+    """Return the bytes of models that a device other than the CPU should hold: a share of its memory, or None."""
+    if device.startswith("cuda"):
+        return int(_SHARE * torch.cuda.get_device_properties(device).total_memory)
+    return None
 
 
 def resolve(device: str) -> str:

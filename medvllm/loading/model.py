@@ -22,7 +22,7 @@ from medvllm.loading import code
 from medvllm.loading.bounds import bounded, is_floating
 from medvllm.loading.config import label_map
 from medvllm.loading.gate import foreign_load_running, gate, retie, wait_until_quiet
-from medvllm.loading.memory import Loaded, size_bytes
+from medvllm.loading.memory import Loaded, mapped_bytes, size_bytes
 from medvllm.metadata import ModelMetadata
 from medvllm.options import Identity
 from medvllm.sources import Snapshot
@@ -78,7 +78,7 @@ def load_model(metadata: ModelMetadata, identity: Identity, config: PreTrainedCo
         raise LoadError(
             f"Model {metadata.name!r} could not be loaded as {cls.__name__}: {_first_line(error)}", model=metadata.name
         ) from error
-    loaded = Loaded(model, size_bytes(model), time.perf_counter() - start)
+    loaded = Loaded(model, size_bytes(model), time.perf_counter() - start, mapped_bytes(model))
     logger.info(
         "loaded %r on %s in %.1f s (%.0f MB)", metadata.name, options.device, loaded.load_s, loaded.size_bytes / 1e6
     )

@@ -1,18 +1,30 @@
-"""The models in memory: found in a microsecond, loaded once, kept while they are leased."""
+"""The models in memory: found in a microsecond, loaded once, kept while they are leased, and within a budget."""
 
+import logging
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol
 
-from medvllm.errors import LoadError
+from medvllm.errors import BudgetError, DeviceMemoryError, LoadError
+from medvllm.quantities import PINNED
+from medvllm.residency.accounts import Accounts, I, Resident
 from medvllm.residency.flight import Flight
+from medvllm.residency.plan import Fit, Leaving, Need, Plan
+from medvllm.residency.policy import is_expired, order, why
+from medvllm.residency.statistics import Counts, Reason, Statistics
+from medvllm.residency.thrash import Reloads
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.05  # between two looks for room: a caller that drops a model tells nobody
 
 
 class Weighed(Protocol):
-    """What a load function returns."""
+    """What a load function returns. `by` says how the model came to be."""
 
     @property
     def model(self) -> Any: ...
@@ -20,47 +32,47 @@ class Weighed(Protocol):
     def size_bytes(self) -> int: ...
     @property
     def load_s(self) -> float: ...
-
-
-class Named(Protocol):
-    """What models are told apart by: hashable, and it knows the entry's name."""
-
     @property
-    def name(self) -> str: ...
+    def reload_s(self) -> float: ...
+    @property
+    def mapped_bytes(self) -> int: ...
+    @property
+    def by(self) -> str: ...
 
 
-I = TypeVar("I", bound=Named)  # noqa: E741  # the identity's type
+@dataclass(frozen=True)
+class Limits:
+    """What bounds a cache, read when it is used. `reclaim` gives freed memory back to a device.
 
+    `changed` is told, under the cache's lock, that a model has come or gone.
+    """
 
-@dataclass(eq=False)
-class Resident(Generic[I]):
-    """A model in memory. Only the cache changes it, under its lock."""
-
-    identity: I
-    model: Any
-    size_bytes: int
-    load_s: float
-    loaded_at: float  # seconds since the epoch
-    last_used: float = 0.0
-    hits: int = 0
-    leases: int = 0
-    present: bool = True  # False once it has left
-    leaving: bool = False  # evicted while leased: it goes when the last lease ends
+    budget: Callable[[str], int | None] = lambda device: None  # device -> bytes; None: no limit
+    max_models: Callable[[], int | None] = lambda: None
+    wait_s: Callable[[], float] = lambda: 0.0  # for room that callers may give back
+    reclaim: Callable[[str], None] = lambda device: None
+    changed: Callable[[], None] = lambda: None
 
 
 class ModelCache(Generic[I]):
     """The models in memory by identity; ``name in cache`` and iteration go by name.
 
-    The lock is held for look-ups only, never during a load. A model that was evicted but that a caller still holds is
-    remembered weakly, and asked for again it comes back without a load.
+    The lock is held for look-ups only, never during a load. Room is made before a load begins: never over budget except
+    by what callers hold. A model that was evicted but that a caller still holds keeps counting, is remembered weakly,
+    and asked for again it comes back without a load.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, limits: Limits | None = None, clock: Callable[[], float] = time.time) -> None:
+        self._limits = limits or Limits()
         self._clock = clock
         self._lock = threading.Lock()  # guards everything below
-        self._residents: dict[I, Resident[I]] = {}
+        self._room = threading.Condition(self._lock)  # told when bytes may have become free
+        self._queue: deque[tuple[object, str]] = deque()  # loads that wait for room on a device, in order
         self._flights: dict[I, Flight[Resident[I]]] = {}
-        self._held: dict[I, tuple[weakref.ref[Any], Resident[I]]] = {}
+        self._accounts: Accounts[I] = Accounts()
+        self._counts = Counts()
+        self._reloads = Reloads()
+        self._alarm: threading.Timer | None = None
 
     def hit(self, resident: Resident[I], *, lease: bool = False) -> bool:
         """Count a use of a model that the caller found before; False when it has left since."""
@@ -72,44 +84,61 @@ class ModelCache(Generic[I]):
                 resident.last_used = now
                 resident.leases += lease
                 resident.leaving = False
+                self._counts.hits += 1
                 return True
         return False
 
     def get(
-        self, identity: I, load: Callable[[], Weighed], *, lease: bool = False, may_wait: bool = True
+        self,
+        identity: I,
+        load: Callable[[], Weighed],
+        *,
+        need: Need | None = None,
+        lease: bool = False,
+        keep_alive: float | None = None,
+        may_wait: bool = True,
     ) -> Resident[I]:
         """Return the resident model of `identity`; callers that come during a load share it.
 
-        With `lease`, the model is leased before any other thread can evict it; give it back with `release`. A caller
-        that is itself inside a load must not wait for another one (each could wait for the other): with
-        ``may_wait=False`` it gets a model of its own instead.
+        With `lease`, the model is leased before any other thread can evict it; give it back with `release`.
+        `keep_alive` is how long it stays after its last use, from now on; None leaves that as it is. A caller that is
+        itself inside a load must not wait for another one (each could wait for the other): with ``may_wait=False`` it
+        gets a copy of its own instead. BudgetError: there is no room, and waiting gave none.
         """
+        need = need or Need()
         with self._lock:
-            resident = self._use(identity, lease)
+            resident = self._use(identity, lease, keep_alive)
             if resident is not None:
                 return resident
             flight = self._flights.get(identity)
             if first := flight is None:
                 flight = self._flights[identity] = Flight()
+                self._counts.misses += 1
             elif flight.owner == threading.get_ident():
                 raise LoadError(f"Loading {identity.name!r} asks for itself, so it would wait for ever.")
             if first or may_wait:
+                self._counts.shared_waits += not first
                 flight.waiting += lease
                 flight.leaving = False
+                flight.keep_alive = flight.keep_alive if keep_alive is None else keep_alive
+        if not first and not may_wait:
+            return replace(self.copy(identity, load, need=need, may_wait=False), leases=int(lease))
 
         def make() -> Resident[I]:
-            loaded = load()
-            now = self._clock()
-            return Resident(identity, loaded.model, loaded.size_bytes, loaded.load_s, loaded_at=now, last_used=now)
+            return self._load(identity, load, need, may_wait)
 
         def landed(resident: Resident[I]) -> None:
             with self._lock:
                 del self._flights[identity]
                 flight.value = resident
                 resident.leases, resident.leaving = flight.waiting, flight.leaving
-                self._residents[identity] = resident
-                if resident.leaving and not resident.leases:
-                    self._drop(resident)
+                resident.keep_alive = need.keep_alive if flight.keep_alive is None else flight.keep_alive
+                self._accounts.residents[identity] = resident
+                del self._accounts.reserved[resident]
+                self._limits.changed()
+                self._settle(resident)
+                # It may weigh more than was expected. It is in its caller's hands, so that it goes last.
+                self._trim(resident.device, last=resident)
 
         def failed() -> None:
             with self._lock:
@@ -117,8 +146,6 @@ class ModelCache(Generic[I]):
 
         if first:
             return flight.make(make, landed, failed)
-        if not may_wait:
-            return replace(make(), leases=int(lease))
         try:
             return flight.wait()
         except BaseException:  # also Ctrl-C while waiting: the lease that was asked for must not stay
@@ -126,45 +153,227 @@ class ModelCache(Generic[I]):
                 self._withdraw(flight)
             raise
 
+    def copy(
+        self, identity: I, load: Callable[[], Weighed], *, need: Need | None = None, may_wait: bool = True
+    ) -> Resident[I]:
+        """Return a model that is the caller's own: it counts for as long as the caller holds it."""
+        with self._lock:
+            self._counts.misses += 1
+        own = self._load(identity, load, need or Need(), may_wait)
+        with self._lock:
+            del self._accounts.reserved[own]
+            self._accounts.copies.append((weakref.ref(own.model), replace(own, model=None)))
+        return own
+
     def release(self, resident: Resident[I]) -> None:
         """Give a lease back."""
         with self._lock:
             resident.leases -= 1
-            if resident.leaving and not resident.leases and self._residents.get(resident.identity) is resident:
-                self._drop(resident)
+            resident.last_used = self._clock()
+            if self._accounts.residents.get(resident.identity) is resident:
+                self._settle(resident)
+            self._room.notify_all()
 
-    def evict(self, name: str | None = None) -> int:
-        """Let the models of an entry go, all models when None; return how many left.
+    def evict(self, name: str | None = None, reason: Reason = "asked") -> int:
+        """Let the models of an entry go, all models when None; return how many left. Pinned ones go too.
 
         A leased model stays until its last lease ends; one that is being loaded goes to its callers alone.
         """
         with self._lock:
             for identity, flight in self._flights.items():
                 flight.leaving |= name is None or identity.name == name
-            chosen = [r for r in self._residents.values() if name is None or r.identity.name == name]
+            chosen = [r for r in self._accounts.residents.values() if name is None or r.identity.name == name]
             for resident in chosen:
                 resident.leaving = True
                 if not resident.leases:
-                    self._drop(resident)
+                    self._drop(resident, reason)
+            if self._alarm is not None:
+                self._set_alarm()
             return sum(not resident.leases for resident in chosen)
 
-    def residents(self) -> list[tuple[Resident[I], bool]]:
-        """Return the models in memory, each with whether it was evicted and only a caller holds it."""
+    def expire(self) -> int:
+        """Let the models go that have been idle for as long as they were to stay; return how many left."""
         with self._lock:
-            self._forget_dead()
-            return [(r, False) for r in self._residents.values()] + [(r, True) for _, r in self._held.values()]
+            now = self._clock()
+            idle = [r for r in self._accounts.residents.values() if not r.leases and is_expired(r, now)]
+            for resident in idle:
+                logger.info("evicted %r after %.0f s idle", resident.identity.name, now - resident.last_used)
+                self._drop(resident, "expired")
+            self._set_alarm()
+            return len(idle)
+
+    def plan(self, identity: I, need: Need) -> Plan:
+        """Return what a load of `identity` would take and who would leave for it; nothing changes."""
+        with self._lock:
+            return self._plan(identity, need)
+
+    def statistics(self) -> Statistics:
+        """Return the counts so far, and the bytes by device now."""
+        with self._lock:
+            devices = {
+                device: self._accounts.use(device, self._limits.budget(device)) for device in self._accounts.devices()
+            }
+            return self._counts.frozen(devices, self._reloads.per_minute(self._clock()))
+
+    def residents(self) -> list[tuple[Resident[I], bool]]:
+        """Return the models in memory, each with whether only a caller holds it: evicted, or its own copy."""
+        with self._lock:
+            self._accounts.forget_dead()
+            inside = [(resident, False) for resident in self._accounts.residents.values()]
+            return inside + [(resident, True) for resident in self._accounts.outside()]
 
     def __contains__(self, name: object) -> bool:
         with self._lock:
-            return any(identity.name == name for identity in self._residents)
+            return any(identity.name == name for identity in self._accounts.residents)
 
     def __iter__(self) -> Iterator[str]:
         with self._lock:
-            return iter(list(dict.fromkeys(identity.name for identity in self._residents)))
+            return iter(list(dict.fromkeys(identity.name for identity in self._accounts.residents)))
 
     def __len__(self) -> int:
         with self._lock:
-            return len(self._residents)
+            return len(self._accounts.residents)
+
+    def _load(self, identity: I, load: Callable[[], Weighed], need: Need, may_wait: bool) -> Resident[I]:
+        """Return a model that was loaded into room of its own; its bytes are then reserved under it."""
+        ticket = object()
+        try:
+            self._make_room(identity, need, ticket, self._limits.wait_s() if may_wait else 0.0)
+            try:
+                loaded = load()
+            except DeviceMemoryError:
+                if not self._clear(need.device):
+                    raise
+                loaded = load()
+        except BaseException:
+            with self._lock:
+                self._counts.failed_loads += 1
+                self._accounts.reserved.pop(ticket, None)
+                self._room.notify_all()
+            raise
+        now = self._clock()
+        weight = loaded.size_bytes, loaded.load_s, loaded.reload_s, loaded.mapped_bytes
+        resident = Resident(identity, loaded.model, need.device, *weight, loaded_at=now, last_used=now)
+        with self._lock:
+            self._counts.loads += 1
+            self._counts.load_s += loaded.load_s
+            self._counts.loaded_by[loaded.by] += 1
+            self._accounts.reserved.pop(ticket)
+            self._accounts.reserved[resident] = replace(need, size_bytes=loaded.size_bytes)
+            used = self._accounts.used(need.device)
+            self._counts.reloads += self._reloads.loaded(identity, identity.name, need.device, used, now)
+        return resident
+
+    def _make_room(self, identity: I, need: Need, ticket: object, wait_s: float) -> None:
+        """Reserve the bytes of a load under `ticket`, once others have left for it; loads that wait take turns."""
+        deadline = time.monotonic() + wait_s
+        with self._lock:
+            self._queue.append((ticket, need.device))
+        try:
+            while True:
+                gone: list[weakref.ref[Any]] = []
+                with self._lock:
+                    if next(waiting for waiting, device in self._queue if device == need.device) is ticket:
+                        if (plan := self._plan(identity, need)).fit == "never":
+                            raise _refusal(plan)
+                        gone = self._evict_for(need)
+                        if not self._lacks(need):
+                            self._accounts.reserved[ticket] = need
+                            return
+                # What has left but is not free yet may be waiting for the collector.
+                if gone:
+                    self._limits.reclaim(need.device)
+                    if any(model() is None for model in gone):
+                        continue
+                with self._lock:
+                    if (left_s := deadline - time.monotonic()) <= 0:
+                        raise _refusal(self._plan(identity, need))
+                    self._room.wait(min(left_s, _POLL_S))
+        finally:
+            with self._lock:
+                self._queue.remove((ticket, need.device))
+                self._room.notify_all()
+
+    def _lacks(self, need: Need) -> bool:
+        """Return whether a load has no room as things are."""
+        limit = self._limits.budget(need.device)
+        return self._is_crowded() or (limit is not None and self._accounts.used(need.device) + need.size_bytes > limit)
+
+    def _is_crowded(self) -> bool:
+        most = self._limits.max_models()
+        return most is not None and len(self._accounts.residents) + len(self._accounts.reserved) >= most
+
+    def _evict_for(self, need: Need) -> list["weakref.ref[Any]"]:
+        """Let models leave, one after the other, until a load has room; return those that are not free yet."""
+        gone: list[weakref.ref[Any]] = []
+        leaving = order(self._accounts.residents.values(), self._clock())[::-1]
+        while leaving and self._lacks(need):
+            resident = leaving.pop()
+            crowded = self._is_crowded()
+            if crowded or resident.device == need.device:
+                now = self._clock()
+                logger.info("evicted %r to make room: %s", resident.identity.name, why(resident, now))
+                self._reloads.left(resident.identity, resident.device, resident.size_bytes, now)
+                gone.append(weakref.ref(resident.model))
+                self._drop(resident, "count" if crowded else "room")
+            del resident  # else its model would stay for as long as this variable
+        return [model for model in gone if model() is not None]
+
+    def _clear(self, device: str) -> bool:
+        """Let all go that may leave a device that is out of memory; return whether any did."""
+        with self._lock:
+            leaving = [r for r in order(self._accounts.residents.values(), self._clock()) if r.device == device]
+            count = len(leaving)
+            while leaving:
+                self._drop(leaving.pop(), "memory")
+        if count:
+            logger.warning("%s is out of memory: %d models left, and the load is tried once more", device, count)
+            self._limits.reclaim(device)
+        return count > 0
+
+    def _trim(self, device: str, last: Resident[I]) -> None:
+        """Let models leave until a device is within its budget, `last` after all others."""
+        limit = self._limits.budget(device)
+        leaving = [r for r in order(self._accounts.residents.values(), self._clock()) if r.device == device]
+        leaving.sort(key=lambda resident: resident is last)
+        leaving.reverse()
+        while leaving and limit is not None and self._accounts.used(device) > limit:
+            self._drop(leaving.pop(), "room")
+
+    def _plan(self, identity: I, need: Need) -> Plan:
+        now, limit, most = self._clock(), self._limits.budget(need.device), self._limits.max_models()
+        used, residents = self._accounts.used(need.device), self._accounts.residents.values()
+        over = used + need.size_bytes - limit if limit is not None else 0
+        surplus = len(residents) + len(self._accounts.reserved) + 1 - most if most is not None else 0
+        leaving: list[Leaving] = []
+        for resident in order(residents, now):
+            if over <= 0 and surplus <= 0:
+                break
+            if surplus > 0 or resident.device == need.device:
+                surplus -= 1
+                over -= resident.size_bytes if resident.device == need.device else 0
+                leaving.append(Leaving(resident.identity.name, resident.size_bytes, why(resident, now)))
+        pinned = [resident for resident in residents if resident.keep_alive == PINNED]
+        fixed = sum(resident.size_bytes for resident in pinned if resident.device == need.device)
+        fit: Fit = "after eviction" if leaving else "now"
+        if over > 0 or surplus > 0:
+            never = (limit is not None and fixed + need.size_bytes > limit) or (
+                most is not None and len(pinned) >= most
+            )
+            fit = "never" if never else "later"
+        if identity in self._accounts.residents or identity in self._accounts.held:
+            fit, leaving = "resident", []
+        return Plan(
+            identity.name,
+            need.device,
+            fit,
+            need.size_bytes,
+            need.known_by,
+            used,
+            limit,
+            tuple(leaving),
+            0.0 if fit == "resident" else need.load_s,
+        )
 
     def _withdraw(self, flight: Flight[Resident[I]]) -> None:
         with self._lock:
@@ -173,30 +382,61 @@ class ModelCache(Generic[I]):
                 return
         self.release(flight.value)
 
-    def _use(self, identity: I, lease: bool) -> Resident[I] | None:
-        resident = self._residents.get(identity) or self._take_back(identity)
+    def _use(self, identity: I, lease: bool, keep_alive: float | None) -> Resident[I] | None:
+        resident = self._accounts.residents.get(identity) or self._take_back(identity)
         if resident is not None:
             resident.hits += 1
             resident.leases += lease
             resident.last_used = self._clock()
             resident.leaving = False
+            self._counts.hits += 1
+            if keep_alive is not None:
+                resident.keep_alive = keep_alive
+                self._settle(resident)
         return resident
 
     def _take_back(self, identity: I) -> Resident[I] | None:
-        reference, resident = self._held.pop(identity, (None, None))
+        reference, resident = self._accounts.held.pop(identity, (None, None))
         model = reference() if reference is not None else None
         if model is None or resident is None:
             return None
         resident.model, resident.present = model, True
-        self._residents[identity] = resident
+        self._accounts.residents[identity] = resident
         return resident
 
-    def _drop(self, resident: Resident[I]) -> None:
-        del self._residents[resident.identity]
-        resident.present = False
-        self._forget_dead()
-        # A copy without the model: whoever has just been handed `resident` still reads its model.
-        self._held[resident.identity] = weakref.ref(resident.model), replace(resident, model=None, leaving=False)
+    def _settle(self, resident: Resident[I]) -> None:
+        """Let a model go that was to leave with its last lease; see to it that another leaves when its time comes."""
+        if not resident.leases and (resident.leaving or resident.keep_alive == 0):
+            self._drop(resident, "asked" if resident.leaving else "expired")
+        elif resident.keep_alive is not None:
+            self._set_alarm()
 
-    def _forget_dead(self) -> None:
-        self._held = {identity: kept for identity, kept in self._held.items() if kept[0]() is not None}
+    def _drop(self, resident: Resident[I], reason: Reason) -> None:
+        del self._accounts.residents[resident.identity]
+        resident.present = False
+        self._counts.evictions[reason] += 1
+        # A copy without the model: whoever has just been handed `resident` still reads its model.
+        kept = replace(resident, model=None, leaving=False, keep_alive=None)
+        self._accounts.held[resident.identity] = weakref.ref(resident.model), kept
+        self._limits.changed()
+        self._room.notify_all()
+
+    def _set_alarm(self) -> None:
+        """Have the next model that expires leave without being asked: one timer, while one is needed."""
+        residents = self._accounts.residents.values()
+        times = [r.last_used + r.keep_alive for r in residents if r.keep_alive not in (None, PINNED) and not r.leases]
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        if times:
+            self._alarm = threading.Timer(max(min(times) - self._clock(), _POLL_S), self.expire)
+            self._alarm.daemon = True
+            self._alarm.start()
+
+
+def _refusal(plan: Plan) -> BudgetError:
+    never = f"Raise the budget of {plan.device!r} (MEDVLLM_BUDGET), unpin a model, or load it with dtype='bfloat16'."
+    later = "Its room is in use: release or drop a model, or raise the budget (MEDVLLM_BUDGET)."
+    return BudgetError(
+        f"There is no room for model {plan}.\n{never if plan.fit == 'never' else later}", plan=plan, model=plan.name
+    )

@@ -11,12 +11,13 @@ V = TypeVar("V")
 
 
 class Flight(Generic[V]):
-    """One attempt under way. The cache changes `waiting`, `leaving` and `value`, under its lock."""
+    """One attempt under way. The cache changes `waiting`, `leaving`, `keep_alive` and `value`, under its lock."""
 
     def __init__(self) -> None:
         self.owner = threading.get_ident()
         self.waiting = 0  # leases that callers have asked for already
         self.leaving = False  # evicted before it landed
+        self.keep_alive: float | None = None  # what the last caller that said so asked for
         self.value: V | None = None
         self._error: BaseException | None = None
         self._done = threading.Event()

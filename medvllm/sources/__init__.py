@@ -8,6 +8,7 @@ from medvllm.metadata import ModelMetadata
 from medvllm.names import parse
 from medvllm.sources import bundle, conversion, folder, hub
 from medvllm.sources.digest import Digest, differences, digests
+from medvllm.sources.ledger import ledger
 from medvllm.sources.lock import FOLDER, Lock, LockedModel
 from medvllm.sources.snapshot import Snapshot, check_complete
 
@@ -18,10 +19,12 @@ __all__ = [
     "Snapshot",
     "branch",
     "bundle",
+    "keep_weight",
     "refresh",
     "resolve",
     "to_lock",
     "verify",
+    "weight",
 ]
 
 
@@ -51,6 +54,16 @@ def resolve(metadata: ModelMetadata, revision: str | None = None, *, locked: Loc
         locked.check(metadata.name, snapshot.converted, converted=True)
     snapshot.check()
     return snapshot
+
+
+def weight(what: str) -> tuple[int, float] | None:
+    """Return the bytes in memory and the seconds that the last load of `what` took on this machine, or None."""
+    return ledger().weight(what)
+
+
+def keep_weight(what: str, size_bytes: int, load_s: float) -> None:
+    """Remember what a load took."""
+    ledger().keep_weight(what, size_bytes, load_s)
 
 
 def refresh(metadata: ModelMetadata, revision: str | None = None) -> None:

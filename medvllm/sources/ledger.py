@@ -1,4 +1,4 @@
-"""What this machine has seen: the commits of branches, and the digests of files. In `MEDVLLM_HOME/ledger.db`."""
+"""What this machine has seen: commits of branches, digests of files, what models weigh. In `MEDVLLM_HOME/ledger.db`."""
 
 import logging
 import sqlite3
@@ -19,6 +19,7 @@ CREATE TABLE IF NOT EXISTS digests (
     device INTEGER, inode INTEGER, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, sha256 TEXT NOT NULL,
     PRIMARY KEY (device, inode)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS weights (what TEXT PRIMARY KEY, size_bytes INTEGER, load_s REAL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS commits (
     endpoint TEXT, repo TEXT, revision TEXT, commit_id TEXT NOT NULL, PRIMARY KEY (endpoint, repo, revision)
 ) WITHOUT ROWID;
@@ -35,6 +36,7 @@ class Ledger:
         self._file = file
         self._commits: dict[tuple[str, str, str], str] = {}
         self._digests: dict[tuple[int, int], tuple[Stamp, str]] = {}
+        self._weights: dict[str, tuple[int, float]] = {}
 
     def commit(self, endpoint: str, repo: str, revision: str) -> str | None:
         """Return the commit that a branch or tag had when it was first asked for, or None."""
@@ -63,6 +65,20 @@ class Ledger:
         """Remember the SHA-256 of a file as it stands."""
         self._digests[stamp[:2]] = stamp, sha256
         self._run("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?, ?)", (*stamp, sha256))
+
+    def weight(self, what: str) -> tuple[int, float] | None:
+        """Return the bytes and seconds that the last load of `what` took, or None."""
+        if what not in self._weights:
+            for size_bytes, load_s in self._run("SELECT size_bytes, load_s FROM weights WHERE what = ?", (what,)):
+                self._weights.setdefault(what, (size_bytes, load_s))
+        return self._weights.get(what)
+
+    def keep_weight(self, what: str, size_bytes: int, load_s: float) -> None:
+        """Remember what a load took; on disk only when its size is news."""
+        known = self._weights.get(what)
+        self._weights[what] = size_bytes, load_s
+        if known is None or known[0] != size_bytes:
+            self._run("INSERT OR REPLACE INTO weights VALUES (?, ?, ?)", (what, size_bytes, load_s))
 
     def _run(self, statement: str, values: tuple[object, ...]) -> list[Any]:
         try:

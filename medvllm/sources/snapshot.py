@@ -84,6 +84,17 @@ class Snapshot:
         """The header of each safetensors file, checked against the file's size."""
         return tuple(_header(file) for file in weight_files(self.weights))
 
+    def size_bytes(self, dtype: str) -> int:
+        """Return the bytes of the weights with floating ones in `dtype`, as their headers tell."""
+        wanted = next((_BYTES[kind] for kind, name in _DTYPES.items() if name == dtype), 4)
+        return sum(
+            (tensor["data_offsets"][1] - tensor["data_offsets"][0])
+            if tensor["dtype"] not in _DTYPES
+            else math.prod(tensor["shape"]) * wanted
+            for header in self.headers
+            for tensor in header.values()
+        )
+
     def check(self) -> None:
         """Raise SourceError when the config or a weight file is damaged: no such byte reaches a parser of tensors.
 

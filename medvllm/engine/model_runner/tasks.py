@@ -61,15 +61,16 @@ def embed(lease: Lease, texts: Iterable[str]) -> Embeddings:
     behaviour = lease.metadata.behaviour
     windows, coverage = split(lease.tokenizer, check_texts(texts), behaviour.long_input)
     encoder = lease.model.base_model
-    vectors = torch.zeros(len(coverage), encoder.config.hidden_size)
-    weights = torch.zeros(len(coverage), 1)
+    # Said aloud: a load in another thread changes torch's default dtype for the whole process.
+    vectors = torch.zeros(len(coverage), encoder.config.hidden_size, dtype=torch.float32)
+    weights = torch.zeros(len(coverage), 1, dtype=torch.float32)
     for batch in progress.of_items("Running", _batches(windows, str(lease.model.device))):
         inputs = _padded(lease, [window.input_ids for window in batch])
         with torch.inference_mode():
             hidden = encoder(**inputs).last_hidden_state.float()
         counted = _stack([window.counted for window in batch]).to(hidden)
         if behaviour.pooling == "cls":
-            summed, weight = hidden[:, 0], torch.ones(len(batch), 1)
+            summed, weight = hidden[:, 0], torch.ones(len(batch), 1, dtype=torch.float32)
         else:
             summed, weight = (hidden * counted.unsqueeze(-1)).sum(1), counted.sum(1, keepdim=True).cpu()
         rows = torch.tensor([window.text for window in batch])

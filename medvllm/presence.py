@@ -1,0 +1,87 @@
+"""Which processes hold which models: each notes what it holds in `MEDVLLM_HOME/run`; `medvllm ps` reads the notes."""
+
+import atexit
+import contextlib
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from medvllm import settings
+from medvllm.errors import MedVLLMError
+
+_DELAY_S = 0.2  # changes within this time are one note
+
+
+class Notes:
+    """Keeps this process's note: soon after a change, in the background, so that no load waits for a disk."""
+
+    def __init__(self, models: Callable[[], list[dict[str, Any]]]) -> None:
+        self._models = models
+        self._lock = threading.Lock()  # guards _pending
+        self._pending: threading.Timer | None = None
+
+    def change(self) -> None:
+        """Note soon what is in memory then."""
+        with self._lock:
+            if self._pending is None or not self._pending.is_alive():
+                self._pending = threading.Timer(_DELAY_S, self._write)
+                self._pending.daemon = True
+                self._pending.start()
+
+    def _write(self) -> None:
+        with self._lock:
+            self._pending = None
+        # A note that cannot be written costs nobody a model.
+        with contextlib.suppress(OSError, MedVLLMError):
+            file, models = _file(os.getpid()), self._models()
+            if not models:
+                file.unlink(missing_ok=True)
+                return
+            file.parent.mkdir(parents=True, exist_ok=True)
+            note = {"started": _started(os.getpid()), "command": " ".join(sys.argv[:3])[:200], "models": models}
+            partial = file.with_suffix(".partial")
+            partial.write_text(json.dumps(note))
+            partial.replace(file)
+            atexit.unregister(_forget)
+            atexit.register(_forget)
+
+
+def processes() -> dict[int, dict[str, Any]]:
+    """Return the notes of the processes that are alive, by process id; those of others are swept."""
+    found: dict[int, dict[str, Any]] = {}
+    for file in sorted((settings.HOME() / "run").glob("*.json")):
+        try:
+            process, note = int(file.stem), json.loads(file.read_text())
+            if _started(process) == note["started"]:
+                found[process] = note
+            else:
+                file.unlink(missing_ok=True)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def _forget() -> None:
+    with contextlib.suppress(OSError, MedVLLMError):
+        _file(os.getpid()).unlink(missing_ok=True)
+
+
+def _file(process: int) -> Path:
+    return settings.HOME() / "run" / f"{process}.json"
+
+
+def _started(process: int) -> str | None:
+    """Return what tells a process from a later one of the same id, or None when it is not alive."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        pass
+    try:
+        os.kill(process, 0)
+    except OSError:
+        return None
+    return "alive"

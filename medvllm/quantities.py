@@ -1,0 +1,64 @@
+"""Sizes, budgets and durations, as people write them."""
+
+import math
+import re
+
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "kb": 1e3,
+    "mb": 1e6,
+    "gb": 1e9,
+    "tb": 1e12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?b?)", re.ASCII)
+_TIME = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)", re.ASCII)
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+PINNED = math.inf
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that a size such as "8GB" or "512 MiB" means, or raise ValueError."""
+    match = _SIZE.fullmatch(text.strip().lower())
+    if match is None or (match[2] not in _UNITS and f"{match[2]}b" not in _UNITS):
+        raise ValueError(f"no size such as 8GB: {text.strip()[:40]!r}")
+    unit = match[2] if match[2] in _UNITS else f"{match[2]}b"
+    return int(float(match[1]) * _UNITS[unit])
+
+
+def parse_budget(text: str) -> dict[str, int]:
+    """Return bytes by device for "cpu=8GB,cuda:0=20GB", or raise ValueError; "auto" is an empty dict."""
+    budgets: dict[str, int] = {}
+    for part in text.split(",") if text.strip().lower() != "auto" else ():
+        device, equals, size = (piece.strip().lower() for piece in part.partition("="))
+        kind, _, index = device.partition(":")
+        if not equals or kind not in ("cpu", "cuda", "mps", "xpu") or not (index.isdecimal() or device == kind):
+            raise ValueError(f"not written as cpu=8GB,cuda:0=20GB: {part.strip()[:40]!r}")
+        budgets[f"{kind}:0" if device in ("cuda", "xpu") else device] = parse_size(size)
+    return budgets
+
+
+def parse_duration(value: object) -> float:
+    """Return seconds for a duration as Ollama writes a keep_alive, or raise ValueError.
+
+    "10m", "1h30m", or seconds as a number or text; a negative one is PINNED: for ever.
+    """
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        seconds = float(value)
+    else:
+        text = str(value).strip().lower()
+        parts = _TIME.findall(text.removeprefix("-"))
+        if parts and "".join(map("".join, parts)) == text.removeprefix("-"):
+            seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts) * (-1 if text[0] == "-" else 1)
+        else:
+            try:
+                seconds = float(text)
+            except ValueError:
+                raise ValueError(f"no duration such as 10m: {text[:40]!r}") from None
+    if math.isnan(seconds):
+        raise ValueError("no duration but not-a-number")
+    return PINNED if seconds < 0 else seconds

@@ -1,0 +1,549 @@
+"""Residency within a budget: who leaves, who waits, what is refused, and what the plan says beforehand."""
+
+import gc
+import logging
+import math
+import pickle
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from medvllm.errors import BudgetError, DeviceMemoryError, SourceError
+from medvllm.quantities import parse_budget, parse_duration
+from medvllm.residency import Limits, ModelCache, Need, Plan, Resident
+
+
+@dataclass(frozen=True)
+class Key:
+    name: str
+
+
+class Thing:
+    """Something that weak references can point to."""
+
+
+@dataclass
+class Loaded:
+    size_bytes: int
+    reload_s: float = 1.0
+    load_s: float = 1.0
+    by: str = "hand"
+    mapped_bytes: int = 0
+    model: Thing = field(default_factory=Thing)
+
+
+class Clock:
+    """Cranked by hand."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Bench:
+    """A cache with limits that a test may change, and a clock that it cranks."""
+
+    budget: dict[str, int | None] = field(default_factory=dict)
+    max_models: int | None = None
+    wait_s: float = 0.0
+    clock: Clock = field(default_factory=Clock)
+    reclaimed: int = 0
+
+    def __post_init__(self) -> None:
+        limits = Limits(
+            lambda device: self.budget.get(device), lambda: self.max_models, lambda: self.wait_s, self._reclaim
+        )
+        self.cache: ModelCache[Key] = ModelCache(limits, self.clock)
+
+    def _reclaim(self, device: str) -> None:
+        self.reclaimed += 1
+        gc.collect()
+
+    def load(
+        self, name: str, size: int = 10, *, real: int | None = None, device: str = "cpu", **how: Any
+    ) -> Resident[Key]:
+        """Load, or find, a thing of some bytes; `real` is what it turns out to weigh."""
+        reload_s, keep = how.pop("reload_s", 1.0), how.pop("default_keep_alive", None)
+        need = Need(device, size, "headers", None, keep)
+        self.clock.now += 1
+        return self.cache.get(Key(name), lambda: Loaded(size if real is None else real, reload_s), need=need, **how)
+
+    @property
+    def names(self) -> set[str]:
+        return set(self.cache)
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+@pytest.fixture(params=["bytes", "count", "both", "none"])
+def bench(request: pytest.FixtureRequest) -> Bench:
+    """A cache for three things, by each kind of limit; or without one."""
+    return Bench(
+        {"cpu": 30} if request.param in ("bytes", "both") else {}, 3 if request.param in ("count", "both") else None
+    )
+
+
+def test_every_policy_keeps_to_its_limit_and_gives_what_was_asked(bench: Bench) -> None:
+    """The contract: the right thing, once while it stays, the least recently used leaves, leased ones never."""
+    limited = bool(bench.budget) or bench.max_models is not None
+    first = bench.load("a", lease=True)
+    for name in "bcdbe":
+        bench.load(name)
+    assert first.present and bench.load("a").model is first.model
+    assert bench.names == ({"a", "b", "e"} if limited else set("abcde"))
+    assert bench.cache.statistics().loads == (6 if limited else 5)
+    bench.cache.release(first)
+    for name in "cd":
+        bench.load(name)
+    assert bench.names == ({"c", "d", "a"} if limited else set("abcde"))
+    assert bench.cache.evict() == (3 if limited else 5) and bench.names == set()
+
+
+def test_every_policy_adds_up(bench: Bench) -> None:
+    """Requests are hits, misses and shared waits; loads and failures are the misses; evictions have their reasons."""
+    for name in "abcdabcd":
+        bench.load(name)
+
+    def fail() -> Loaded:
+        raise SourceError("gone")
+
+    with pytest.raises(SourceError):
+        bench.cache.get(Key("x"), fail, need=Need("cpu", 10))
+    figures = bench.cache.statistics()
+    assert figures.hits + figures.misses == 9 and figures.misses == figures.loads + figures.failed_loads
+    assert figures.loads - sum(figures.evictions.values()) == len(bench.cache)
+    assert figures.devices["cpu"].resident_bytes == 10 * len(bench.cache) and figures.devices["cpu"].reserved_bytes == 0
+    assert figures.loaded_by == {"hand": figures.loads}
+
+
+def test_expired_ones_leave_first_then_the_longest_idle_for_what_a_reload_costs() -> None:
+    """A model that takes long to load stays longer than one that is back in a moment."""
+    bench = Bench({"cpu": 40})
+    bench.load("slow", reload_s=100)
+    bench.load("quick", reload_s=0.01)
+    bench.load("recent", reload_s=0.01)
+    bench.load("expired", reload_s=100, keep_alive=5)
+    bench.clock.now += 20
+    for name, left in (("1", "expired"), ("2", "quick"), ("3", "recent")):
+        bench.load(name, reload_s=1000)
+        assert left not in bench.names
+    assert "slow" in bench.names
+
+
+def test_pinned_ones_never_leave_for_room() -> None:
+    """What would need their room can never fit, and is refused at once; asked to leave, they go."""
+    bench = Bench({"cpu": 30}, wait_s=60)
+    bench.load("pinned", 20, keep_alive=math.inf)
+    for name in "abc":
+        bench.load(name)
+    assert bench.names == {"pinned", "c"}
+    with pytest.raises(BudgetError, match="There is no room for model 'large' takes 0.0 MB"):
+        bench.load("large", 11)
+    assert bench.cache.evict("pinned") == 1
+    assert bench.load("large", 11)
+
+
+def test_what_can_never_fit_is_refused_at_once_with_its_plan() -> None:
+    """Nothing is evicted for it, and the error keeps the plan through pickle."""
+    bench = Bench({"cpu": 30}, wait_s=60)
+    bench.load("a")
+    with pytest.raises(BudgetError) as caught:
+        bench.load("huge", 31)
+    plan = pickle.loads(pickle.dumps(caught.value)).plan
+    assert isinstance(plan, Plan) and (plan.fit, plan.size_bytes, plan.budget_bytes) == ("never", 31, 30)
+    assert bench.names == {"a"}
+
+
+def test_what_fits_later_waits_in_order() -> None:
+    """For a lease to end; whoever came first goes first, also when a later one would fit sooner."""
+    bench = Bench({"cpu": 30}, wait_s=30)
+    leased = bench.load("a", 30, lease=True)
+    begun: list[str] = []
+
+    def ask(name: str, size: int) -> None:
+        def load() -> Loaded:
+            begun.append(name)
+            return Loaded(size)
+
+        bench.cache.get(Key(name), load, need=Need("cpu", size))
+
+    with ThreadPoolExecutor(2) as pool:
+        large = pool.submit(ask, "large", 25)
+        _until(lambda: len(bench.cache._queue) == 1)
+        small = pool.submit(ask, "small", 5)
+        _until(lambda: len(bench.cache._queue) == 2)
+        assert bench.cache.plan(Key("large"), Need("cpu", 25)).fit == "later"
+        bench.cache.release(leased)
+        del leased  # it has the model
+        large.result(), small.result()
+    assert begun == ["large", "small"] and bench.names == {"large", "small"}
+
+
+def test_waiting_is_bounded() -> None:
+    """Then it is an error that says what holds the room; nothing is left behind."""
+    bench = Bench({"cpu": 30}, wait_s=0.1)
+    leased = bench.load("a", 30, lease=True)
+    with pytest.raises(BudgetError, match="Its room is in use") as caught:
+        bench.load("b", 5)
+    assert caught.value.plan.fit == "later" and not bench.cache._queue
+    bench.cache.release(leased)
+    del leased
+    assert bench.load("b", 5) and bench.cache.statistics().devices["cpu"].reserved_bytes == 0
+
+
+def test_devices_do_not_wait_for_each_other() -> None:
+    """A load that waits for one device holds up none for another."""
+    bench = Bench({"cpu": 10, "cuda:0": 10}, wait_s=30)
+    leased = bench.load("a", lease=True)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(bench.load, "b")
+        _until(lambda: len(bench.cache._queue) == 1)
+        assert bench.load("c", device="cuda:0")
+        bench.cache.release(leased)
+        del leased
+        assert waiting.result().present
+
+
+def test_a_model_that_a_caller_holds_keeps_counting_and_comes_back_without_a_load() -> None:
+    """Its memory is not free, whatever the cache has forgotten."""
+    bench = Bench({"cpu": 20})
+    held = bench.load("a").model
+    bench.load("b")
+    bench.cache.evict("a")
+    use = bench.cache.statistics().devices["cpu"]
+    assert (use.resident_bytes, use.held_bytes) == (10, 10)
+    bench.load("c")  # b leaves for it: a cannot
+    assert bench.names == {"c"}
+    with pytest.raises(BudgetError):
+        bench.load("large", 11)
+    assert bench.load("a").model is held and bench.cache.statistics().loads == 3
+    del held
+    bench.load("large", 20)
+    assert bench.names == {"large"}
+
+
+def test_a_callers_own_copy_counts_while_it_is_held() -> None:
+    """And never comes back as the shared one."""
+    bench = Bench({"cpu": 20})
+    own = bench.cache.copy(Key("a"), lambda: Loaded(15), need=Need("cpu", 15))
+    assert bench.names == set() and bench.cache.statistics().devices["cpu"].held_bytes == 15
+    with pytest.raises(BudgetError):
+        bench.load("a", 15)
+    del own
+    assert bench.load("a", 15).present
+
+
+def test_memory_that_only_the_collector_frees_is_waited_for() -> None:
+    """A model in a cycle is not gone when its last name is."""
+    bench = Bench({"cpu": 10})
+    gc.disable()
+    try:
+        thing: Any = bench.load("a").model
+        thing.itself = thing
+        del thing
+        assert bench.load("b").present and bench.reclaimed == 1
+    finally:
+        gc.enable()
+
+
+def test_a_model_heavier_than_expected_makes_others_leave() -> None:
+    """The measured figure counts; the one that was asked for goes last."""
+    bench = Bench({"cpu": 30})
+    bench.load("a")
+    bench.load("b")
+    bench.load("c", 10, real=25)
+    assert bench.names == {"c"} and bench.cache.statistics().devices["cpu"].resident_bytes == 25
+    own = bench.load("d", 10, real=40)
+    assert bench.names == set() and not own.present
+
+
+def test_the_devices_own_limit_evicts_and_tries_once_more() -> None:
+    """Out of memory is an error only when nothing could leave, or it did not help."""
+    bench = Bench()
+    bench.load("a")
+    leased = bench.load("b", lease=True)
+    attempts: list[int] = []
+
+    def full(times: int) -> Callable[[], Loaded]:
+        def load() -> Loaded:
+            attempts.append(1)
+            if len(attempts) <= times:
+                raise DeviceMemoryError("full")
+            return Loaded(10)
+
+        return load
+
+    assert bench.cache.get(Key("c"), full(1), need=Need("cpu", 10)).present
+    assert bench.names == {"b", "c"} and len(attempts) == 2 and bench.cache.statistics().evictions == {"memory": 1}
+    attempts.clear()
+    with pytest.raises(DeviceMemoryError):
+        bench.cache.get(Key("d"), full(9), need=Need("cpu", 10))
+    assert len(attempts) == 2
+    attempts.clear()
+    with pytest.raises(DeviceMemoryError):
+        bench.cache.get(Key("d"), full(9), need=Need("cpu", 10))
+    assert len(attempts) == 1 and leased.present and bench.cache.statistics().devices["cpu"].reserved_bytes == 0
+
+
+def test_keep_alive() -> None:
+    """Idle models leave on time; a use begins the time anew, a caller may change it, 0 ends with the last lease."""
+    bench = Bench()
+    bench.load("a", keep_alive=10)
+    bench.load("b", default_keep_alive=100)
+    bench.load("c")
+    bench.clock.now += 8
+    assert bench.load("a").present and bench.cache.expire() == 0
+    bench.clock.now += 11
+    assert bench.cache.expire() == 1 and bench.names == {"b", "c"}
+    bench.load("c", keep_alive=math.inf)
+    bench.clock.now += 1e6
+    assert bench.cache.expire() == 1 and bench.names == {"c"}
+    leased = bench.load("d", keep_alive=0, lease=True)
+    assert bench.cache.expire() == 0 and "d" in bench.names
+    bench.cache.release(leased)
+    assert "d" not in bench.names
+    once = bench.load("e", keep_alive=0)
+    assert "e" not in bench.names and once.model is not None
+    assert bench.cache.statistics().evictions == {"expired": 4}
+
+
+def test_idle_models_leave_without_being_asked() -> None:
+    """By a timer of their own, of which there is one at most, and none when nothing expires."""
+    cache: ModelCache[Key] = ModelCache()
+    before = set(threading.enumerate())
+    for name in "abc":
+        cache.get(Key(name), lambda: Loaded(10), keep_alive=0.2)
+    assert len(set(threading.enumerate()) - before) == 1
+    _until(lambda: len(cache) == 0)
+    _until(lambda: not set(threading.enumerate()) - before)
+    cache.get(Key("a"), lambda: Loaded(10), keep_alive=1000)
+    cache.evict()
+    _until(lambda: not set(threading.enumerate()) - before)
+
+
+def test_thrash_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
+    """Once a minute, with the budget that would end it."""
+    bench = Bench({"cpu": 2_000_000_000})
+    for name in "abcabcabcabc":
+        bench.load(name, 1_000_000_000)
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert warnings == [
+        "'a' was loaded 3 times within a minute, as others took its room: cpu=3.00GB would hold all of them"
+    ]
+    figures = bench.cache.statistics()
+    assert figures.reloads == 9 and figures.reloads_per_minute == {"a": 3, "b": 3, "c": 3}
+    bench.clock.now += 61
+    assert bench.cache.statistics().reloads_per_minute == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("auto", {}), ("cpu=8GB", {"cpu": 8 * 10**9}), ("cpu=1.5GiB, cuda=20gb", {"cpu": 3 << 29, "cuda:0": 20 * 10**9})],
+)
+def test_budgets_are_written_as_people_write_them(text: str, expected: dict[str, int]) -> None:
+    """By device."""
+    assert parse_budget(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["8GB", "cpu", "cpu=", "cpu=8XB", "cpu=-8GB", "gpu=8GB", "cuda:x=1GB", "cpu=8GB;cuda=1GB"]
+)
+def test_other_budgets_are_refused(text: str) -> None:
+    """Not taken for none."""
+    with pytest.raises(ValueError, match="8GB"):
+        parse_budget(text)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("10m", 600), ("1h30m", 5400), ("45", 45), (45, 45), ("0", 0), ("500ms", 0.5), (-1, math.inf), ("-10m", math.inf)],
+)
+def test_durations_are_ollamas(value: Any, seconds: float) -> None:
+    """Negative is for ever."""
+    assert parse_duration(value) == seconds
+
+
+@pytest.mark.parametrize("value", ["", "soon", "10x", "m10", "nan", float("nan"), True, None])
+def test_other_durations_are_refused(value: Any) -> None:
+    """By name."""
+    with pytest.raises(ValueError, match="duration"):
+        parse_duration(value)
+
+
+class Residency(RuleBasedStateMachine):
+    """Random calls: never over budget but by what callers hold, never evicted in use, and as the plan said."""
+
+    @initialize(limit=st.integers(10, 60))
+    def begin(self, limit: int) -> None:
+        self.bench = Bench({"cpu": limit})
+        self.leases: list[Resident[Key]] = []
+        self.hands: list[Any] = []  # models that a caller holds
+        self.requests = 0
+
+    names = st.sampled_from("abcdef")
+
+    @rule(
+        name=names,
+        size=st.integers(1, 40),
+        lease=st.booleans(),
+        hold=st.booleans(),
+        keep=st.sampled_from([None, 0, 5, math.inf]),
+    )
+    def load(self, name: str, size: int, lease: bool, hold: bool, keep: float | None) -> None:
+        cache = self.bench.cache
+        size = 5 * (ord(name) - ord("a") + 1) if size % 2 else size
+        plan = cache.plan(Key(name), Need("cpu", size))
+        before = self.bench.names
+        evicted = sum(cache.statistics().evictions.values())
+        self.requests += 1
+        try:
+            resident = self.bench.load(name, size, lease=lease, keep_alive=keep)
+        except BudgetError as error:
+            # What a caller holds without a lease cannot be seen beforehand.
+            assert plan.fit in ("never", "later") or (plan.fit == "after eviction" and self.hands)
+            assert error.plan.name == name
+            return
+        assert plan.fit in ("now", "after eviction", "resident")
+        if plan.fit in ("now", "resident"):
+            assert before - self.bench.names <= {name} and sum(cache.statistics().evictions.values()) - evicted <= 1
+        elif not self.hands:
+            assert before - self.bench.names - {name} == {model.name for model in plan.leaving}
+        if lease:
+            self.leases.append(resident)
+        if hold:
+            self.hands.append(resident.model)
+
+    @rule(name=names)
+    def fail(self, name: str) -> None:
+        def load() -> Loaded:
+            raise SourceError("gone")
+
+        known = name in self.bench.names or Key(name) in self.bench.cache._accounts.held
+        self.requests += 1
+        if known:
+            self.bench.cache.get(Key(name), load, need=Need("cpu", 1))
+        else:
+            with pytest.raises((SourceError, BudgetError)):
+                self.bench.cache.get(Key(name), load, need=Need("cpu", 1))
+
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        if self.leases:
+            self.bench.cache.release(self.leases.pop(data.draw(st.integers(0, len(self.leases) - 1))))
+
+    @rule(data=st.data())
+    def drop(self, data: st.DataObject) -> None:
+        if self.hands:
+            self.hands.pop(data.draw(st.integers(0, len(self.hands) - 1)))
+
+    @rule(name=st.one_of(st.none(), names))
+    def evict(self, name: str | None) -> None:
+        self.bench.cache.evict(name)
+
+    @rule(seconds=st.integers(1, 20))
+    def wait(self, seconds: int) -> None:
+        self.bench.clock.now += seconds
+        self.bench.cache.expire()
+
+    @rule(limit=st.integers(10, 60))
+    def change_budget(self, limit: int) -> None:
+        self.bench.budget["cpu"] = limit
+
+    @invariant()
+    def leased_ones_are_there(self) -> None:
+        for resident in getattr(self, "leases", ()):
+            assert resident.present and resident.leases >= 1
+
+    @invariant()
+    def the_books_agree(self) -> None:
+        if not hasattr(self, "bench"):
+            return
+        figures = self.bench.cache.statistics()
+        assert figures.hits + figures.misses == self.requests
+        assert figures.misses == figures.loads + figures.failed_loads
+        use = figures.devices.get("cpu")
+        if use is not None:
+            assert use.reserved_bytes == 0
+            assert use.resident_bytes == sum(r.size_bytes for r, out in self.bench.cache.residents() if not out)
+
+    def teardown(self) -> None:
+        if hasattr(self, "bench"):
+            # Once nobody holds anything, one more load brings everything within the budget.
+            while self.leases:
+                self.bench.cache.release(self.leases.pop())
+            self.hands.clear()
+            for name in self.bench.names:
+                self.bench.load(name, keep_alive=1e9)
+            self.bench.load("last", 1)
+            assert sum(r.size_bytes for r, _ in self.bench.cache.residents()) <= self.bench.budget["cpu"]  # type: ignore[operator]
+            self.bench.cache.evict()
+
+
+Residency.TestCase.settings = settings(
+    max_examples=150, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+TestResidency = Residency.TestCase
+
+
+def test_eight_threads_keep_to_the_budget() -> None:
+    """Random loads, leases, evictions and failures: no identity loads twice at a time, no leased one leaves."""
+    bench = Bench({"cpu": 45}, wait_s=20)
+    under_way: set[str] = set()
+    faults: list[str] = []
+    guard = threading.Lock()
+
+    def work(seed: int) -> None:
+        import random
+
+        random_ = random.Random(seed)
+        for _ in range(300):
+            name = random_.choice("abcdefgh")
+
+            def load(name: str = name) -> Loaded:
+                with guard:
+                    if name in under_way:
+                        faults.append(f"{name} twice")
+                    under_way.add(name)
+                time.sleep(random_.random() / 2000)
+                with guard:
+                    under_way.discard(name)
+                if random_.random() < 0.05:
+                    raise SourceError("gone")
+                return Loaded(10)
+
+            try:
+                resident = bench.cache.get(Key(name), load, need=Need("cpu", 10), lease=True)
+            except SourceError:
+                continue
+            if not resident.present:
+                faults.append(f"{name} left while leased")
+            used = bench.cache.statistics().devices["cpu"]
+            if used.resident_bytes + used.reserved_bytes > 45:
+                faults.append(f"{used} is over the budget")
+            if random_.random() < 0.1:
+                bench.cache.evict(random_.choice("abcdefgh"))
+            bench.cache.release(resident)
+            del resident
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    figures = bench.cache.statistics()
+    assert faults == [] and not bench.cache._queue and not bench.cache._flights
+    assert figures.hits + figures.misses + figures.shared_waits == 8 * 300
+    assert figures.misses == figures.loads + figures.failed_loads
+    assert all(resident.leases == 0 for resident, _ in bench.cache.residents())

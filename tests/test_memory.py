@@ -1,0 +1,181 @@
+"""The registry within its budget: real models, measured bytes, plans, and what a process shares with others."""
+
+import gc
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from medvllm.engine.model_runner import ModelRegistry
+from medvllm.errors import BudgetError, RequestError, SettingError
+from tests.support import tiny
+
+
+@pytest.fixture
+def models(registry: ModelRegistry, tmp_path: Path) -> list[str]:
+    """Five models of the same size."""
+    names = [f"m{i}" for i in range(5)]
+    for i, name in enumerate(names):
+        registry.register(name, "clinical", model_path=str(tiny.bert_encoder(tmp_path / name, seed=i)))
+    return names
+
+
+def _size(registry: ModelRegistry, name: str) -> int:
+    with registry.lease(name) as lease:
+        size: int = lease.size_bytes
+    return size
+
+
+def test_a_budget_in_bytes_is_kept(registry: ModelRegistry, models: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest idle leaves; what it was is loaded anew, equal."""
+    size = _size(registry, "m0")
+    monkeypatch.setenv("MEDVLLM_BUDGET", f"cpu={3 * size}")
+    outputs: dict[str, torch.Tensor] = {}
+    for name in models * 2:
+        with registry.lease(name) as lease, torch.inference_mode():
+            ids = lease.tokenizer("Patient denies fever", return_tensors="pt")
+            output = lease.model(**ids).last_hidden_state
+            assert torch.equal(outputs.setdefault(name, output), output)
+        assert sum(r.size_bytes for r in registry.resident()) <= 3 * size
+    figures = registry.statistics()
+    assert figures.hits + figures.misses == 11 and figures.misses == figures.loads >= 7
+    assert figures.evictions == {"room": figures.loads - 3}
+    assert figures.devices["cpu"].budget_bytes == 3 * size
+
+
+def test_the_plan_says_what_then_happens(
+    registry: ModelRegistry, models: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Size from the headers first, measured afterwards; nothing is loaded or evicted by asking."""
+    first = registry.plan("m0")
+    assert (first.fit, first.known_by, first.load_s, first.leaving) == ("now", "headers", None, ())
+    size = _size(registry, "m0")
+    assert abs(first.size_bytes - size) < 2000  # position ids are no weights
+    assert registry.plan("m0").fit == "resident"
+    monkeypatch.setenv("MEDVLLM_BUDGET", f"cpu={2 * size}")
+    registry.evict("m0")
+    again = registry.plan("m0")
+    assert (again.known_by, again.size_bytes) == ("measured", size) and again.load_s
+    registry.load_model("m1")
+    registry.load_model("m2")
+    plan = registry.plan("m3")
+    (leaving,) = plan.leaving
+    assert plan.fit == "after eviction" and leaving.size_bytes == size and "a reload takes" in leaving.why
+    assert {r.name for r in registry.resident()} == {"m1", "m2"}
+    # Which of the two is the one to leave depends on the moment: idle for how long, over what a reload takes.
+    assert leaving.name in ("m1", "m2")
+    registry.load_model("m3")
+    assert len(registry.resident()) == 2 and "m3" in registry._model_cache
+    monkeypatch.setenv("MEDVLLM_BUDGET", "cpu=1kB")
+    assert registry.plan("m4").fit == "never"
+    with pytest.raises(BudgetError, match="There is no room for model 'm4' takes 0.1 MB") as caught:
+        registry.load_model("m4")
+    assert caught.value.plan == registry.plan("m4")
+    half = registry.plan("m4", dtype="bfloat16").size_bytes
+    assert 2 * half == registry.plan("m4").size_bytes
+
+
+def test_a_measured_weight_is_remembered_by_the_machine(registry: ModelRegistry, models: list[str]) -> None:
+    """For each dtype its own; another registry knows it too."""
+    size = _size(registry, "m0")
+    other = ModelRegistry()
+    entry = registry.get_metadata("m0")
+    other.register("other", "clinical", model_path=entry.source.model_path)
+    assert (other.plan("other").known_by, other.plan("other").size_bytes) == ("measured", size)
+    assert other.plan("other", dtype="bfloat16").known_by == "headers"
+
+
+def test_keep_alive_of_a_call_an_entry_and_the_installation(
+    registry: ModelRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The narrower one wins; a pinned model stays whatever comes."""
+    folder = str(tiny.bert_encoder(tmp_path / "m"))
+    registry.register("entry", "clinical", model_path=folder, keep_alive="10m")
+    registry.register("plain", "clinical", model_path=folder)
+    monkeypatch.setenv("MEDVLLM_KEEP_ALIVE", "90s")
+    registry.load_model("entry")
+    registry.load_model("plain")
+    assert {r.name: r.keep_alive for r in registry.resident()} == {"entry": 600, "plain": 90}
+    registry.load_model("entry", keep_alive=-1)
+    registry.load_model("plain")
+    assert {r.name: r.keep_alive for r in registry.resident()} == {"entry": math.inf, "plain": 90}
+    with registry.lease("plain", keep_alive=0) as lease:
+        assert lease.model is registry.load_model("plain")
+    assert "plain" not in registry._model_cache
+    with pytest.raises(RequestError, match="keep_alive is no duration such as 10m: 'soon'.\nGive a duration"):
+        registry.load_model("plain", keep_alive="soon")
+    with pytest.raises(RequestError, match="keep_alive is no duration"):
+        registry.register("m", "clinical", keep_alive="soon")
+
+
+def test_a_lease_that_is_over_gives_no_model(
+    registry: ModelRegistry, models: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name in the caller's scope must not keep the memory from the next model."""
+    with registry.lease("m0") as lease:
+        receipt = lease.receipt
+    monkeypatch.setenv("MEDVLLM_BUDGET", f"cpu={lease.size_bytes}")
+    monkeypatch.setenv("MEDVLLM_ROOM_TIMEOUT", "0.1")
+    with registry.lease("m1"):
+        assert [r.name for r in registry.resident()] == ["m1"]
+    assert lease.receipt is receipt and lease.metadata.name == "m0" and "over" in repr(lease)
+    with pytest.raises(RequestError, match="The lease of model 'm0' is over"):
+        _ = lease.model
+
+
+def test_a_callers_own_copy_counts(registry: ModelRegistry, models: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """For as long as it is held."""
+    own = registry.load_model("m0", use_cache=False)
+    size = registry.resident()[0].size_bytes
+    monkeypatch.setenv("MEDVLLM_BUDGET", f"cpu={size}")
+    monkeypatch.setenv("MEDVLLM_ROOM_TIMEOUT", "0.1")
+    with pytest.raises(BudgetError, match="Its room is in use"):
+        registry.load_model("m1")
+    assert own is not None
+    del own
+    assert registry.load_model("m1")
+
+
+def test_mapped_bytes_are_told_from_private_ones(registry: ModelRegistry, tmp_path: Path) -> None:
+    """A mapped model costs little until it is written to."""
+    folder = tiny.bert_encoder(tmp_path / "m")
+    model: Any = registry.load_model(folder)
+    (resident,) = registry.resident()
+    assert 0 < resident.mapped_bytes <= resident.size_bytes
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    (written,) = registry.resident()
+    assert written.mapped_bytes < resident.mapped_bytes / 2
+    gc.collect()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MEDVLLM_BUDGET", "8GB"),
+        ("MEDVLLM_BUDGET", "gpu=1GB"),
+        ("MEDVLLM_MAX_MODELS", "0"),
+        ("MEDVLLM_KEEP_ALIVE", "soon"),
+        ("MEDVLLM_ROOM_TIMEOUT", "never"),
+    ],
+)
+def test_wrong_settings_are_named(
+    registry: ModelRegistry, models: list[str], monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """Before anything is loaded."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingError, match=f"Setting {name} is {value!r}"):
+        registry.load_model("m0")
+
+
+def test_a_count_of_models_beside_their_bytes(
+    registry: ModelRegistry, models: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever is reached first."""
+    monkeypatch.setenv("MEDVLLM_MAX_MODELS", "2")
+    for name in models:
+        registry.load_model(name)
+    assert len(registry._model_cache) == 2 and registry.statistics().evictions == {"count": 3}
