@@ -21,11 +21,13 @@ def write_whole(file: Path, content: bytes) -> None:
     sync_folder(file.parent)
 
 
-def place(file: Path, target: Path) -> None:
+def place(file: Path, target: Path, *, link: bool = True) -> None:
     """Give a file a second name, by a link or else a copy; `target` is whole at every moment."""
     partial = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.partial")
     try:
         try:
+            if not link:
+                raise OSError("a link would be the same file")
             os.link(file, partial)
         except OSError:  # another disk, or one without links
             with file.open("rb") as source, partial.open("xb") as out:

@@ -99,9 +99,10 @@ class ModelRegistry:
         *,
         replace: bool = False,
         persist: bool = False,
+        copy: bool = False,
         **facts: Any,
     ) -> ModelMetadata:
-        """Add an entry and return its metadata.
+        """Add an entry and return its metadata; `copy` takes the folder of `model_path` into MEDVLLM_HOME.
 
         `facts` are model_class, config_class (a class or "module:Class"), description, tags, parameters (load options),
         model_path (None: the name is the source), revision, task, architecture, do_lower_case, max_length, pooling,
@@ -114,6 +115,8 @@ class ModelRegistry:
             raise RequestError("'revision' is no parameter but a fact of its own: register(…, revision='…')")
         if isinstance(facts.get("model_path"), str | os.PathLike):
             facts["model_path"] = source_path(facts["model_path"])
+        if copy:
+            facts["model_path"] = str(_sources().take(facts.get("model_path")))
         metadata = self._catalog.add(name, model_type, facts, replace=replace, persist=persist)
         if replace:
             self._leave(name)

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from medvllm import progress, settings
+from medvllm import progress
 from medvllm.errors import DigestMismatchError, SourceError
-from medvllm.files import place, sync_folder
-from medvllm.sources import hub
-from medvllm.sources.digest import Digest, differences, digests
+from medvllm.files import sync_folder
+from medvllm.sources import folder, hub
+from medvllm.sources.digest import Digest, digests
 from medvllm.sources.lock import Lock, LockedModel, parsed
-from medvllm.sources.snapshot import Snapshot, needed, present
+from medvllm.sources.snapshot import Snapshot
 
 __all__ = ["Bundle", "land", "opened", "read", "write"]
 
@@ -133,21 +133,7 @@ def land(bundle: Bundle, name: str) -> Path | None:
         listing = bundle.blobs / bundle.listings[name]
         hub.land(locked.source, locked.commit, bundle.branches.get(name), files, listing)
         return None
-    key = hashlib.sha256(repr(sorted((path, digest.sha256) for path, digest in locked.files.items())).encode())
-    target = settings.HOME() / "models" / key.hexdigest()[:40]
-    if target.is_dir() and not differences(locked.files, digests(target, needed(present(target)), fresh=True)):
-        return target
-    work = target.with_name(f"{target.name}.{secrets.token_hex(4)}")
-    try:
-        for path, blob in files.items():
-            (work / path).parent.mkdir(parents=True, exist_ok=True)
-            place(blob, work / path)
-        shutil.rmtree(target, ignore_errors=True)
-        work.rename(target)
-        sync_folder(target.parent)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return target
+    return folder.keep(files, locked.files, link=True)
 
 
 def read(file: Path, into: Path) -> Bundle:
