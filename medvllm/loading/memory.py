@@ -2,9 +2,11 @@
 
 import gc
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
+
+How = Literal["transformers", "replay"]
 
 
 @dataclass(frozen=True)
@@ -14,15 +16,15 @@ class Loaded:
     model: Any  # a PreTrainedModel, or whatever the entry's class makes
     size_bytes: int
     load_s: float
+    how: How
+    no_recipe: str | None = None  # why the next load of this identity cannot be a replay
 
 
 def size_bytes(model: torch.nn.Module) -> int:
-    """Return the bytes of all parameters and buffers; storage that several share counts once."""
-    storages = {
-        (tensor.device, tensor.untyped_storage().data_ptr()): tensor.untyped_storage().nbytes()
-        for tensor in (*model.parameters(), *model.buffers())
-    }
-    return sum(storages.values())
+    """Return the bytes of all parameters and buffers; memory that several share counts once."""
+    # By tensor: the storage of one that is a view of a mapped file is the whole file.
+    sizes = {(t.device, t.data_ptr()): t.nbytes for t in (*model.parameters(), *model.buffers())}
+    return sum(sizes.values())
 
 
 def reclaim() -> None:
