@@ -39,6 +39,7 @@ _DTYPES = {
 }
 _PAGEMAP = "/proc/self/pagemap"
 _SWAPPED, _OF_FILE = 1 << 62, 1 << 61  # bits of a page there; bit 63, the sign, is set when it is in memory
+_CPU = torch.device("cpu")
 _PAGES = 1 << 14  # are looked at together
 
 
@@ -111,7 +112,7 @@ def view(
     storage: torch.UntypedStorage, dtype: torch.dtype, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]
 ) -> torch.Tensor:
     """Return a tensor on a storage, with a version counter of its own: autograd does not take it for its neighbours."""
-    return torch.empty(0, dtype=dtype, device="cpu").set_(storage, offset, shape, strides)
+    return torch.empty(0, dtype=dtype, device=_CPU).set_(storage, offset, shape, strides)
 
 
 def _octets(storage: torch.UntypedStorage, begin: int, size: int) -> torch.Tensor:

@@ -219,14 +219,12 @@ class _Reader(pickle.Unpickler):
 
 
 def _made(tensor: _Tensor, storages: Sequence[torch.UntypedStorage]) -> torch.Tensor:
-    if tensor.private is None:
-        made = view(storages[tensor.file], tensor.dtype, tensor.offset, tensor.shape, tensor.strides)
-    else:
-        made = tensor.private.clone()
-    if tensor.is_parameter:
-        made = torch.nn.Parameter(made, requires_grad=tensor.requires_grad)
-    elif tensor.requires_grad:
+    file, private, dtype, offset, shape, strides, is_parameter, requires_grad, attributes = tensor
+    made = view(storages[file], dtype, offset, shape, strides) if private is None else private.clone()
+    if is_parameter:
+        made = torch.nn.Parameter(made, requires_grad=requires_grad)
+    elif requires_grad:
         made.requires_grad_()
-    if tensor.attributes:
-        vars(made).update(tensor.attributes)
+    for name, value in attributes.items():
+        setattr(made, name, value)
     return made
