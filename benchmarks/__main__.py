@@ -9,7 +9,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import digests, entries, hits, imports, loads, residency
+from benchmarks import digests, entries, hits, imports, loads, reload, residency
 from benchmarks.measure import Table
 from medvllm import __version__
 from medvllm.settings import SETTINGS
@@ -18,6 +18,7 @@ GROUPS = {
     "imports": imports.tables,
     "hits": hits.tables,
     "loads": loads.tables,
+    "reload": reload.tables,
     "residency": residency.tables,
     "digests": digests.tables,
     "entries": entries.tables,

@@ -23,18 +23,24 @@ def write_whole(file: Path, content: bytes) -> None:
     sync_folder(file.parent)
 
 
-def place(file: Path, target: Path) -> None:
-    """Give a file a second name, by a link or else a copy; `target` is whole at every moment."""
+def place(file: Path, target: Path, *, link: bool = True) -> None:
+    """Give a file a second name, by a `link` where the disk has them, or a copy; `target` is whole at every moment."""
     with _partial(target) as partial:
-        try:
-            os.link(file, partial)
-        except OSError:  # another disk, or one without links
+        if not (link and _linked(file, partial)):
             with file.open("rb") as source, partial.open("xb") as out:
                 shutil.copyfileobj(source, out)
                 out.flush()
                 os.fsync(out.fileno())
         partial.replace(target)
     sync_folder(target.parent)
+
+
+def _linked(file: Path, target: Path) -> bool:
+    try:
+        os.link(file, target)
+    except OSError:  # another disk, or one without links
+        return False
+    return True
 
 
 def point(target: Path, to: str) -> None:

@@ -137,9 +137,10 @@ class ModelRegistry:
         *,
         replace: bool = False,
         persist: bool = False,
+        copy: bool = False,
         **facts: Any,
     ) -> ModelMetadata:
-        """Add an entry and return its metadata.
+        """Add an entry and return its metadata; `copy` takes the folder of `model_path` into MEDVLLM_HOME.
 
         `facts` are model_class, config_class (a class or "module:Class"), description, tags, parameters (load options),
         model_path (None: the name is the source), revision, task, architecture, do_lower_case, max_length, pooling,
@@ -153,6 +154,8 @@ class ModelRegistry:
         _seconds(facts.get("keep_alive"))
         if isinstance(facts.get("model_path"), str | os.PathLike):
             facts["model_path"] = source_path(facts["model_path"])
+        if copy:
+            facts["model_path"] = str(_sources().take(facts.get("model_path")))
         metadata = self._catalog.add(name, model_type, facts, replace=replace, persist=persist)
         if replace:
             self._leave(name, "replaced")

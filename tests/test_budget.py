@@ -35,7 +35,8 @@ class Loaded:
     size_bytes: int
     reload_s: float = 1.0
     load_s: float = 1.0
-    by: str = "hand"
+    how: str = "hand"
+    no_recipe: str | None = None
     mapped_bytes: int = 0
     model: Thing = field(default_factory=Thing)
 

@@ -29,7 +29,8 @@ class Loaded:
     size_bytes: int = 10
     load_s: float = 0.1
     reload_s: float = 0.1
-    by: str = "hand"
+    how: str = "hand"
+    no_recipe: str | None = None
     mapped_bytes: int = 0
 
 

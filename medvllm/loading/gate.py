@@ -89,6 +89,11 @@ def gate() -> Iterator[None]:
             restore_tie_weights()
 
 
+def is_inside() -> bool:
+    """Return whether this thread is inside a load: it must not wait for anything that waits for the gate."""
+    return _GATE._is_owned()  # type: ignore[attr-defined, no-any-return]
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep transformers' report off stderr in this thread: what it says is checked and raised instead."""

@@ -5,9 +5,11 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+
+How = Literal["transformers", "replay"]
 
 
 @dataclass(frozen=True)
@@ -17,22 +19,17 @@ class Loaded:
     model: Any  # a PreTrainedModel, or whatever the entry's class makes
     size_bytes: int
     load_s: float
+    how: How
     mapped_bytes: int  # of size_bytes, what is a file's mapping
-    by: str = "transformers"  # how the model came to be
-
-    @property
-    def reload_s(self) -> float:
-        """What loading it again is expected to take."""
-        return self.load_s
+    reload_s: float  # what loading it again is expected to take
+    no_recipe: str | None = None  # why the next load of this identity cannot be a replay
 
 
 def size_bytes(model: torch.nn.Module) -> int:
-    """Return the bytes of all parameters and buffers; storage that several share counts once."""
-    storages = {
-        (tensor.device, tensor.untyped_storage().data_ptr()): tensor.untyped_storage().nbytes()
-        for tensor in (*model.parameters(), *model.buffers())
-    }
-    return sum(storages.values())
+    """Return the bytes of all parameters and buffers; memory that several share counts once."""
+    # By tensor: the storage of one that is a view of a mapped file is the whole file.
+    sizes = {(t.device, t.data_ptr()): t.nbytes for t in (*model.parameters(), *model.buffers())}
+    return sum(sizes.values())
 
 
 def mapped_bytes(model: torch.nn.Module) -> int:
@@ -68,7 +65,7 @@ def written_bytes(models: Iterable[Any]) -> dict[int, int]:
 def _overlaps(model: torch.nn.Module, spans: Sequence[tuple[int, int]]) -> list[int]:
     """Return how many bytes of a model's weights lie in each stretch of memory, given by beginning and end."""
     tensors = (*model.parameters(), *model.buffers())
-    own = {(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) for t in tensors if t.device.type == "cpu"}
+    own = {(t.data_ptr(), t.nbytes) for t in tensors if t.device.type == "cpu"}
     inside = [0] * len(spans)
     ends = [end for _, end in spans]  # in order, as the stretches do not overlap
     for at, size in own:

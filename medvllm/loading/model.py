@@ -18,24 +18,29 @@ from medvllm.errors import (
     SourceError,
     WeightsMismatchError,
 )
-from medvllm.loading import code
+from medvllm.loading import code, prepared
 from medvllm.loading.bounds import bounded, is_floating
+from medvllm.loading.checkpoint import Checkpoint
 from medvllm.loading.config import label_map
 from medvllm.loading.gate import foreign_load_running, gate, retie, wait_until_quiet
-from medvllm.loading.memory import Loaded, mapped_bytes, size_bytes
+from medvllm.loading.memory import How, Loaded, mapped_bytes, size_bytes
+from medvllm.loading.place import place
+from medvllm.loading.recipe import NoRecipe, Recipe, recipe_of
+from medvllm.loading.recipes import origin, recipes
 from medvllm.metadata import ModelMetadata
 from medvllm.options import Identity
 from medvllm.sources import Snapshot
 
 logger = logging.getLogger(__name__)
 
+_REPLAY_S = 0.005  # that a reload takes until one was measured
 _ATTEMPTS = 10  # a load elsewhere that does not take the gate may spoil one of ours
 
 
 def load_model(metadata: ModelMetadata, identity: Identity, config: PreTrainedConfig, snapshot: Snapshot) -> Loaded:
     """Return the model that `identity` describes, in eval mode on its device, every weight accounted for.
 
-    `config` becomes the model's own.
+    The first load goes through transformers; while the files stay as they are, later ones rebuild what it made.
 
     WeightsMismatchError: weights are missing or misshapen, or there are layers that the config has no place for.
     UnsafeWeightsError: loading would run code. DeviceMemoryError: no room. LoadError: anything else.
@@ -55,10 +60,19 @@ def load_model(metadata: ModelMetadata, identity: Identity, config: PreTrainedCo
     }
     if options.attn_implementation:
         arguments["attn_implementation"] = options.attn_implementation
+    made_of = origin(metadata, snapshot)
+    recipe: Recipe | NoRecipe | None
+    recipe = known = recipes.find(identity, made_of)
     try:
-        model = _materialise(metadata, cls, snapshot, arguments, dtype)
-        model.config._name_or_path = model.name_or_path = str(snapshot.path)
-        model = model.eval().to(options.device)
+        # A caller's inference mode would mark the weights of everybody for good.
+        with torch.inference_mode(False):
+            model = _rebuilt(metadata, known) if known is not None else None
+            how: How = "transformers" if model is None else "replay"
+            if model is None:
+                model, recipe = _first(metadata, cls, snapshot, arguments, dtype)
+                recipes.keep(identity, made_of, recipe)
+            if options.device != "cpu":
+                place(model, torch.device(str(options.device)))
     except MedVLLMError:
         raise
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -78,21 +92,77 @@ def load_model(metadata: ModelMetadata, identity: Identity, config: PreTrainedCo
         raise LoadError(
             f"Model {metadata.name!r} could not be loaded as {cls.__name__}: {_first_line(error)}", model=metadata.name
         ) from error
-    loaded = Loaded(model, size_bytes(model), time.perf_counter() - start, mapped_bytes(model))
+    seconds = time.perf_counter() - start
+    if isinstance(recipe, Recipe):
+        mapped = recipe.mapped_bytes if options.device == "cpu" else 0
+        reload_s = seconds if how == "replay" else _REPLAY_S
+        loaded = Loaded(model, recipe.model_bytes, seconds, how, mapped, reload_s)
+    else:
+        reason = recipe.reason if recipe else None
+        loaded = Loaded(model, size_bytes(model), seconds, how, mapped_bytes(model), seconds, reason)
     logger.info(
-        "loaded %r on %s in %.1f s (%.0f MB)", metadata.name, options.device, loaded.load_s, loaded.size_bytes / 1e6
+        "loaded %r on %s in %.3f s by %s (%.0f MB)",
+        *(metadata.name, options.device, loaded.load_s, how, loaded.size_bytes / 1e6),
     )
     return loaded
 
 
+def _rebuilt(metadata: ModelMetadata, recipe: Recipe) -> Any | None:
+    """Return the model of a recipe, or None when transformers must load it anew."""
+    try:
+        return recipe.rebuild()
+    except MemoryError:
+        raise
+    except Exception:  # whatever a class of the user's own does; what can be loaded is
+        logger.warning("%r could not be rebuilt and is loaded anew", metadata.name, exc_info=True)
+        return None
+
+
+def _first(
+    metadata: ModelMetadata, cls: type[Any], snapshot: Snapshot, arguments: dict[str, Any], dtype: torch.dtype
+) -> tuple[Any, Recipe | NoRecipe]:
+    """Return a model as transformers makes it, and its recipe or why it has none.
+
+    Weights of another dtype than the file's are converted once, and mapped from their copy from then on.
+    """
+
+    def made(weights: Snapshot) -> tuple[Any, set[str], Recipe | NoRecipe]:
+        model, missing, checkpoint = _materialise(metadata, cls, weights, arguments, dtype)
+        model.config._name_or_path = model.name_or_path = str(snapshot.path)
+        model.eval()
+        return model, missing, NoRecipe(why) if (why := checkpoint.reason) else recipe_of(model, checkpoint.files)
+
+    copy = prepared.place(snapshot, cls, arguments)
+    if copy is not None and (ready := copy.find()) is not None:
+        try:
+            model, _, recipe = made(ready)
+            return model, recipe
+        except Exception as error:  # the copy alone may be at fault: the source decides
+            logger.warning("%s, a copy of the weights of %r, is dropped: %s", copy.folder, metadata.name, error)
+            copy.drop()
+    model, missing, recipe = made(snapshot)
+    if recipe.is_converted:
+        try:
+            weights = prepared.make(copy, model, missing, lambda weights: made(weights)[0])
+        except OSError as reason:
+            return model, recipe if isinstance(recipe, Recipe) else NoRecipe(f"{recipe.reason}: {reason}")
+        del model, recipe  # before the mapped copy comes
+        model, _, recipe = made(weights)
+    return model, recipe
+
+
 def _materialise(
     metadata: ModelMetadata, cls: type[Any], snapshot: Snapshot, arguments: dict[str, Any], dtype: torch.dtype
-) -> Any:
-    """Call `from_pretrained` behind the gate until the outcome is sound; a load elsewhere can spoil it."""
+) -> tuple[Any, set[str], Checkpoint]:
+    """Load behind the gate until the outcome is sound; a load elsewhere can spoil it.
+
+    Returns the model, the weights that its checkpoint lacks, and the checkpoint.
+    """
     flaw: str | None = None
     for attempt in range(1, _ATTEMPTS + 1):
+        checkpoint = Checkpoint.opened(cls, snapshot, arguments["config"])
         with gate(), bounded(metadata.name, cls, snapshot):
-            outcome = cls.from_pretrained(snapshot.weights, output_loading_info=True, **arguments)
+            outcome = checkpoint.load(cls, arguments)
         model, info = _unpacked(metadata, cls, outcome)
         if _untied(model):
             retie(model, info["missing_keys"])
@@ -100,7 +170,7 @@ def _materialise(
         if flaw is None:
             _check_weights(metadata, model, info)
             _check_dtypes(metadata, model, snapshot)
-            return model
+            return model, set(info["missing_keys"]), checkpoint
         if flaw == before and not foreign_load_running():
             raise LoadError(
                 f"Model {metadata.name!r} is unsound as {cls.__name__} makes it: {flaw}.", model=metadata.name

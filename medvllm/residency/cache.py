@@ -24,7 +24,7 @@ _POLL_S = 0.05  # between two looks for room: a caller that drops a model tells 
 
 
 class Weighed(Protocol):
-    """What a load function returns. `by` says how the model came to be."""
+    """What a load function returns. `how` the model came to be, and why the next load cannot be a replay, if so."""
 
     @property
     def model(self) -> Any: ...
@@ -37,7 +37,9 @@ class Weighed(Protocol):
     @property
     def mapped_bytes(self) -> int: ...
     @property
-    def by(self) -> str: ...
+    def how(self) -> str: ...
+    @property
+    def no_recipe(self) -> str | None: ...
 
 
 @dataclass(frozen=True)
@@ -257,7 +259,9 @@ class ModelCache(Generic[I]):
         with self._lock:
             self._counts.loads += 1
             self._counts.load_s += loaded.load_s
-            self._counts.loaded_by[loaded.by] += 1
+            self._counts.loaded_by[loaded.how] += 1
+            if loaded.no_recipe is not None:
+                self._counts.no_recipe[loaded.no_recipe] += 1
             self._accounts.reserved.pop(ticket)
             self._accounts.reserved[resident] = replace(need, size_bytes=loaded.size_bytes)
             used = self._accounts.used(need.device)

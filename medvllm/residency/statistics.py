@@ -35,7 +35,8 @@ class Statistics:
     reloads: int  # loads of what had left for room less than a minute before
     reloads_per_minute: dict[str, int]  # in the last minute, by entry
     evictions: dict[str, int]
-    loaded_by: dict[str, int]  # how models came to be -> how many
+    loaded_by: dict[str, int]  # "transformers" or "replay" -> how many
+    no_recipe: dict[str, int]  # why a model's next load cannot be a replay -> how often
     devices: dict[str, DeviceUse]
 
     def to_dict(self) -> dict[str, Any]:
@@ -56,6 +57,7 @@ class Counts:
     reloads: int = 0
     evictions: Counter[str] = field(default_factory=Counter)
     loaded_by: Counter[str] = field(default_factory=Counter)
+    no_recipe: Counter[str] = field(default_factory=Counter)
 
     def frozen(self, devices: Mapping[str, DeviceUse], reloads_per_minute: Mapping[str, int]) -> Statistics:
         """Return the figures as they stand."""

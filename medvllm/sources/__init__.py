@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from medvllm.errors import UnsafeWeightsError
+from medvllm.errors import RequestError, SourceError, UnsafeWeightsError
 from medvllm.metadata import ModelMetadata
 from medvllm.names import parse
 from medvllm.sources import bundle, conversion, folder, hub
@@ -22,6 +22,7 @@ __all__ = [
     "keep_weight",
     "refresh",
     "resolve",
+    "take",
     "to_lock",
     "verify",
     "weight",
@@ -64,6 +65,22 @@ def weight(what: str) -> tuple[int, float] | None:
 def keep_weight(what: str, size_bytes: int, load_s: float) -> None:
     """Remember what a load took."""
     ledger().keep_weight(what, size_bytes, load_s)
+
+
+def take(location: str | None) -> Path:
+    """Copy a folder of the user's own into MEDVLLM_HOME, where nobody writes to it, and return the copy."""
+    if location is None or parse(location).kind != "folder":
+        raise RequestError(
+            "'copy' takes a folder of yours: register(…, model_path='./folder', copy=True)", option="copy"
+        )
+    found = folder.resolve(Path(parse(location).name), None)
+    check_complete(found)
+    try:
+        return folder.keep({name: found.path / name for name in found.files}, found.files, link=False)
+    except OSError as error:
+        if isinstance(error, SourceError):
+            raise
+        raise SourceError(f"{found.path} cannot be copied: {error}.", path=str(found.path)) from error
 
 
 def refresh(metadata: ModelMetadata, revision: str | None = None) -> None:

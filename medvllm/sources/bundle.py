@@ -19,15 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from medvllm import progress, settings
+from medvllm import progress
 from medvllm.errors import DigestMismatchError, MedVLLMError, SourceError
-from medvllm.files import place, sync_folder
+from medvllm.files import sync_folder
 from medvllm.metadata import ModelMetadata
 from medvllm.names import parse
-from medvllm.sources import hub
-from medvllm.sources.digest import Digest, differences, digests
+from medvllm.sources import folder, hub
+from medvllm.sources.digest import Digest, digests
 from medvllm.sources.lock import FOLDER, Lock, LockedModel, parsed
-from medvllm.sources.snapshot import Snapshot, needed, present
+from medvllm.sources.snapshot import Snapshot, needed
 
 __all__ = ["Bundle", "land", "opened", "read", "write"]
 
@@ -150,33 +150,13 @@ def opened(file: Path) -> Iterator[Bundle]:
 
 def land(bundle: Bundle, name: str) -> Path | None:
     """Make a model of an opened bundle this machine's: in the Hub's cache, or as a folder, whose path is returned."""
-    from filelock import FileLock
-
     locked = bundle.locked[name]
     files = {path: bundle.blobs / digest.sha256 for path, digest in locked.files.items()}
     if locked.commit is not None:
         listing = bundle.blobs / bundle.listings[name]
         hub.land(locked.source, locked.commit, bundle.branches.get(name), files, listing)
         return None
-    key = hashlib.sha256(repr(sorted((path, digest.sha256) for path, digest in locked.files.items())).encode())
-    target = settings.HOME() / "models" / key.hexdigest()[:40]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
-        for left in target.parent.glob(f"{target.name}.*/"):  # by an import that died
-            shutil.rmtree(left)
-        if target.is_dir() and not differences(locked.files, digests(target, needed(present(target)), fresh=True)):
-            return target
-        work = target.with_name(f"{target.name}.{secrets.token_hex(4)}")
-        try:
-            for path, blob in files.items():
-                (work / path).parent.mkdir(parents=True, exist_ok=True)
-                place(blob, work / path)
-            shutil.rmtree(target, ignore_errors=True)
-            work.rename(target)
-            sync_folder(target.parent)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    return target
+    return folder.keep(files, locked.files, link=True)
 
 
 def read(file: Path, into: Path) -> Bundle:

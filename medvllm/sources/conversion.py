@@ -1,12 +1,9 @@
 """Pickled weights -> safetensors: once, in a process of its own that can reach nothing."""
 
-import glob
 import hashlib
 import json
 import logging
 import os
-import secrets
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +12,7 @@ from pathlib import Path
 
 from medvllm import settings
 from medvllm.errors import IncompleteSnapshotError, SourceError, UnsafeWeightsError
+from medvllm.sources import making
 from medvllm.sources.confinement import cpu_seconds
 from medvllm.sources.digest import Digest, differences, digests
 from medvllm.sources.snapshot import Snapshot, needed, present, weight_files
@@ -59,25 +57,8 @@ def _is_whole(target: Path) -> bool:
 
 
 def _convert(snapshot: Snapshot, target: Path) -> None:
-    from filelock import FileLock
-
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{target}.lock"):
-            if _is_whole(target):  # another process was first
-                return
-            # Whoever left these died at it: only the holder of the lock converts.
-            for left in target.parent.glob(f"{glob.escape(target.name)}.*"):
-                if left.is_dir():
-                    shutil.rmtree(left)
-            work = target.with_name(f"{target.name}.{secrets.token_hex(4)}")
-            work.mkdir()
-            try:
-                _run_converter(snapshot, work)
-                shutil.rmtree(target, ignore_errors=True)
-                _publish(work, target)
-            finally:
-                shutil.rmtree(work, ignore_errors=True)
+        making.make(target, RECORD, is_whole=_is_whole, fill=lambda work: _run_converter(snapshot, work))
     except SourceError:
         raise
     except OSError as error:
@@ -120,24 +101,6 @@ def _run_converter(snapshot: Snapshot, work: Path) -> None:
     except (ValueError, KeyError, TypeError):
         report = _failed(snapshot, last[:300])
     raise report
-
-
-def _publish(work: Path, target: Path) -> None:
-    """Give the finished folder its name; neither the name nor the bytes are lost when the power fails."""
-    for file in work.iterdir():
-        shutil.copymode(work / RECORD, file)  # safetensors lets its owner alone read what it writes
-        _sync(file)
-    _sync(work)
-    work.rename(target)
-    _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _failed(snapshot: Snapshot, reason: str) -> SourceError:

@@ -30,8 +30,8 @@ def digests(folder: Path, names: list[str], *, fresh: bool = False) -> dict[str,
 
     IncompleteSnapshotError: a file is not there.
     """
-    stamps = {name: _stamp(folder / name) for name in sorted(names)}
-    known = {name: None if fresh else ledger().digest(stamp) for name, stamp in stamps.items()}
+    stamps = {name: stamp(folder / name) for name in sorted(names)}
+    known = {name: None if fresh else ledger().digest(seen) for name, seen in stamps.items()}
     total = sum(stamps[name][2] for name, sha256 in known.items() if sha256 is None)
     with progress.of_bytes("Checking digests", total) as advance:
         return {
@@ -66,12 +66,12 @@ def described(flaws: Mapping[str, str]) -> str:
 
 def _hashed(file: Path, advance: Callable[[int], None]) -> Digest:
     sha256 = hashlib.sha256()
-    before = _stamp(file)
+    before = stamp(file)
     with file.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
             sha256.update(chunk)
             advance(len(chunk))
-    after = _stamp(file)
+    after = stamp(file)
     if before != after:
         raise SourceError(f"{file} changed while it was read.\nTry again when nothing writes to it.", path=str(file))
     if time.time_ns() - max(after[3:]) > _SETTLED_NS:
@@ -79,7 +79,8 @@ def _hashed(file: Path, advance: Callable[[int], None]) -> Digest:
     return Digest(after[2], sha256.hexdigest())
 
 
-def _stamp(file: Path) -> Stamp:
+def stamp(file: Path) -> Stamp:
+    """Return what tells that a file is still the one it was, without reading it."""
     try:
         status = os.stat(file)
     except FileNotFoundError as error:

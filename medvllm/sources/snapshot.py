@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from medvllm.errors import IncompleteSnapshotError, SourceError
-from medvllm.sources.digest import Digest
+from medvllm.sources.digest import Digest, stamp
+from medvllm.sources.ledger import Stamp
 
 __all__ = ["Snapshot", "check_complete", "is_weights", "needed", "present", "read_json", "weight_files"]
 
@@ -82,7 +83,7 @@ class Snapshot:
     @cached_property
     def headers(self) -> tuple[dict[str, Any], ...]:
         """The header of each safetensors file, checked against the file's size."""
-        return tuple(_header(file) for file in weight_files(self.weights))
+        return tuple(_header_of(file, stamp(file)) for file in weight_files(self.weights))
 
     def size_bytes(self, dtype: str) -> int:
         """Return the bytes of the weights with floating ones in `dtype`, as their headers tell."""
@@ -244,6 +245,12 @@ def _listing(path: Path) -> str:
 
 def _is_plain(name: object) -> bool:
     return isinstance(name, str) and name == Path(name).name and name not in ("", ".", "..")
+
+
+@lru_cache(maxsize=128)
+def _header_of(file: Path, stamp: Stamp) -> dict[str, Any]:
+    """Return the header of a file as it stands: a reload need not read it again."""
+    return _header(file)
 
 
 def _header(file: Path) -> dict[str, Any]:

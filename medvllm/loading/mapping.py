@@ -1,0 +1,129 @@
+"""A safetensors file as one private mapping: its tensors are views, and no byte is read before it is used.
+
+Private means copy on write: what is written to a tensor reaches neither the file nor another mapping of it.
+"""
+
+import ctypes
+import json
+import mmap
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medvllm.errors import SourceError
+from medvllm.sources.digest import stamp
+from medvllm.sources.ledger import Stamp
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_PAGEMAP = "/proc/self/pagemap"
+_SWAPPED, _OF_FILE = 1 << 62, 1 << 61  # bits of a page there; bit 63, the sign, is set when it is in memory
+_CPU = torch.device("cpu")
+_PAGES = 1 << 14  # are looked at together
+
+
+@dataclass(frozen=True)
+class MappedFile:
+    """One mapping of a file: the storage that its tensors share, and the file's stamp when it was mapped."""
+
+    path: Path
+    stamp: Stamp
+    storage: torch.UntypedStorage
+
+    def tensors(self, header: Mapping[str, Any]) -> dict[str, torch.Tensor] | None:
+        """Return the tensors that a header describes, as views; None when torch has no such dtype.
+
+        SourceError: the file has another header, so it changed since it was checked.
+        """
+        length = int.from_bytes(_bytes(self.storage, 0, 8), "little")
+        own = json.loads(_bytes(self.storage, 8, min(length, self.stamp[2] - 8)))
+        own.pop("__metadata__", None)
+        if own != header:
+            raise SourceError(
+                f"{self.path} changed while it was read.\nTry again when nothing writes to it.", path=str(self.path)
+            )
+        if any(tensor["dtype"] not in _DTYPES for tensor in own.values()):
+            return None
+        return {
+            name: self._tensor(_DTYPES[tensor["dtype"]], 8 + length + tensor["data_offsets"][0], tensor["shape"])
+            for name, tensor in own.items()
+        }
+
+    def _tensor(self, dtype: torch.dtype, begin: int, shape: list[int]) -> torch.Tensor:
+        if begin % dtype.itemsize:  # no view can begin there
+            octets = _octets(self.storage, begin, dtype.itemsize * torch.Size(shape).numel())
+            return octets.clone().view(dtype).view(shape)
+        sizes = (max(size, 1) for size in reversed(shape[1:]))
+        strides = tuple(accumulate(sizes, mul, initial=1))[::-1] if shape else ()
+        return view(self.storage, dtype, begin // dtype.itemsize, tuple(shape), strides)
+
+    def is_written(self) -> bool:
+        """Return whether anything was written to the mapping, so that it is no longer what the file is.
+
+        What writes through `tensor.data` leaves no other trace than the page that the system then copies.
+        """
+        first, left = self.storage.data_ptr() // mmap.PAGESIZE, -(-self.stamp[2] // mmap.PAGESIZE)
+        try:
+            pages = os.open(_PAGEMAP, os.O_RDONLY)
+        except OSError:  # a system that does not tell
+            whole = _octets(self.storage, 0, self.stamp[2])
+            return not torch.equal(whole, _octets(mapped(self.path).storage, 0, self.stamp[2]))
+        try:
+            for begin in range(0, left, _PAGES):
+                entries = os.pread(pages, 8 * min(_PAGES, left - begin), 8 * (first + begin))
+                if entries.count(0) != len(entries) and _is_any_copied(entries):
+                    return True
+        finally:
+            os.close(pages)
+        return False
+
+
+def mapped(file: Path) -> MappedFile:
+    """Map a file; SourceError when it is being replaced."""
+    before = stamp(file)
+    storage: Any = torch.UntypedStorage.from_file(str(file), shared=False, nbytes=before[2])
+    if stamp(file) != before:
+        raise SourceError(f"{file} changed while it was read.\nTry again when nothing writes to it.", path=str(file))
+    return MappedFile(file, before, storage)
+
+
+def view(
+    storage: torch.UntypedStorage, dtype: torch.dtype, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]
+) -> torch.Tensor:
+    """Return a tensor on a storage, with a version counter of its own: autograd does not take it for its neighbours."""
+    return torch.empty(0, dtype=dtype, device=_CPU).set_(storage, offset, shape, strides)
+
+
+def _octets(storage: torch.UntypedStorage, begin: int, size: int) -> torch.Tensor:
+    return view(storage, torch.uint8, begin, (size,), (1,))
+
+
+def _bytes(storage: torch.UntypedStorage, begin: int, size: int) -> bytes:
+    return ctypes.string_at(storage.data_ptr() + begin, size)
+
+
+def _is_any_copied(entries: bytes) -> bool:
+    words = torch.frombuffer(bytearray(entries), dtype=torch.int64)
+    there = (words < 0) | (words & _SWAPPED != 0)
+    return bool((there & (words & _OF_FILE == 0)).any())
