@@ -1,12 +1,12 @@
 """The registry: catalogue, sources, loading and residency behind the specified methods."""
 
+import contextlib
 import dataclasses
 import logging
 import os
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 from medvllm import settings
 from medvllm.catalog import Catalog, FileStore, from_toml, to_toml
 from medvllm.classes import class_path
-from medvllm.errors import ModelNotFoundError, RequestError
+from medvllm.errors import BudgetError, ModelNotFoundError, RequestError
 from medvllm.facts import checked
 from medvllm.metadata import ModelMetadata, ModelType
 from medvllm.names import ModelRef, parse, source_path, valid_name
@@ -249,7 +249,7 @@ class ModelRegistry:
             return cast("PreTrainedModel", own.model)
         return cast("PreTrainedModel", self._acquire(name, options, keep_alive=keep_alive)[1].model)
 
-    @contextmanager
+    @contextlib.contextmanager
     def lease(
         self, name: "str | os.PathLike[str]", *, keep_alive: str | float | None = None, **options: Any
     ) -> Iterator[Lease]:
@@ -366,6 +366,31 @@ class ModelRegistry:
         """Return what this registry has done so far: requests, loads, evictions by reason, and bytes by device."""
         return self._model_cache.statistics()
 
+    def sleep(self, name: "str | os.PathLike[str]", **options: Any) -> bool:
+        """Move a model from its accelerator to host memory, from where it wakes in the time that the bus takes.
+
+        It wakes when it is asked for. Asleep it counts on the CPU; without room there it is gone, as evicted. On the
+        CPU a model is evicted: its weights are mapped, and a reload takes milliseconds. Returns whether it was in
+        memory; a leased model stays.
+        """
+        target = self._resolve(name, LoadOptions.stated(options))
+        if self._model_cache.take(target.identity, "asleep") is None:
+            return False
+        if target.identity.options.device != "cpu":
+            with contextlib.suppress(BudgetError):
+                self._rest(target)
+            _loading().reclaim()
+        return True
+
+    def _rest(self, target: "_Resolved") -> None:
+        """Keep a model's weights in host memory."""
+        need = dataclasses.replace(self._need(target), device="cpu")
+
+        def rest() -> "Weighed":
+            return cast("Weighed", _loading().rest(target.metadata, target.identity, target.config, target.snapshot))
+
+        self._model_cache.get(_asleep(target.identity), rest, need=need, may_wait=False)
+
     def evict(self, name: "str | os.PathLike[str]") -> int:
         """Let the models of that name leave memory; return how many left. A leased one leaves with its last lease.
 
@@ -404,19 +429,17 @@ class ModelRegistry:
         stated, stays_s = LoadOptions.stated(options), _seconds(keep_alive)
         key = (name, stated, os.environ.get(settings.DEVICE.name), os.environ.get(settings.DTYPE.name))
         target, found = self._resolved.get(key, _UNKNOWN) if isinstance(name, str) else _UNKNOWN
-        resident = found()
-        if target is not None and resident is not None and target.generation == self._catalog.generation():
+        if target is not None and not self._holds(target):
+            target = None
+        if target is not None and (known := found()) is not None:
             if not target.snapshot.is_current():
                 # The folder has changed: what was loaded from it is outdated.
                 self._leave(target.metadata.name, "replaced")
-            elif (
-                stays_s is None
-                and (target.metadata.origin != "direct" or settings.DIRECT())
-                and (not target.metadata.source.trust_remote_code or settings.TRUST_REMOTE_CODE())
-                and self._model_cache.hit(resident, lease=lease)
-            ):
-                return target, resident
-        target = self._resolve(name, stated)
+            elif stays_s is None and self._model_cache.hit(known, lease=lease):
+                return target, known
+            del known  # one that has left is not to keep its memory from the load
+        if target is None or target.seen != _sources().seen(target.snapshot):
+            target = self._resolve(name, stated)
         # Inside a load this thread holds the gate: waiting for another load, which needs the gate, would be for ever.
         nested = self._is_nested()
         resident = self._model_cache.get(
@@ -435,6 +458,9 @@ class ModelRegistry:
         return target, resident
 
     def _load(self, target: "_Resolved") -> "Weighed":
+        asleep = self._model_cache.take(_asleep(target.identity), "woken")
+        if asleep is not None and target.snapshot.is_current():
+            return cast("Weighed", _loading().wake(asleep, str(target.identity.options.device)))
         self._nesting.depth = getattr(self._nesting, "depth", 0) + 1
         try:
             loaded = cast(
@@ -444,6 +470,14 @@ class ModelRegistry:
             self._nesting.depth -= 1
         _sources().keep_weight(_weight_key(target.identity), loaded.size_bytes, loaded.load_s)
         return loaded
+
+    def _holds(self, target: "_Resolved") -> bool:
+        """Return whether entries and settings are still those with which a call was resolved."""
+        return (
+            target.generation == self._catalog.generation()
+            and (target.metadata.origin != "direct" or settings.DIRECT())
+            and (not target.metadata.source.trust_remote_code or settings.TRUST_REMOTE_CODE())
+        )
 
     def _is_nested(self) -> bool:
         """Return whether this thread is inside a load of ours."""
@@ -472,7 +506,7 @@ class ModelRegistry:
             logger.log(level, "%r is not registered: loaded directly, from %s", metadata.name, snapshot.identity)
         metadata = metadata.completed(snapshot.sentence_transformer)
         identity, config = _loading().identify(metadata, options, snapshot)
-        return _Resolved(metadata, snapshot, identity, config, generation)
+        return _Resolved(metadata, snapshot, identity, config, generation, _sources().seen(snapshot))
 
     def _fetch(self, name: "str | os.PathLike[str]", revision: str | None) -> "tuple[ModelMetadata, Snapshot]":
         metadata, named_revision = self._find(parse(name))
@@ -602,6 +636,13 @@ def _seconds(keep_alive: str | float | None) -> float | None:
         ) from error
 
 
+def _asleep(identity: Identity) -> Identity:
+    """Name a model's weights in host memory, apart from the model itself."""
+    return dataclasses.replace(
+        identity, options=dataclasses.replace(identity.options, device=f"{identity.options.device} asleep")
+    )
+
+
 def _weight_key(identity: Identity) -> str:
     """Name what weighs the same: the bytes, and what is made of them on a kind of device."""
     options = identity.options
@@ -616,13 +657,14 @@ _UNKNOWN: tuple[None, Callable[[], None]] = (None, lambda: None)
 
 @dataclass(frozen=True)
 class _Resolved:
-    """What a call to `load_model` means, and the catalogue's generation for which that holds."""
+    """What a call to `load_model` means, for as long as the catalogue's generation and what was `seen` stay."""
 
     metadata: ModelMetadata
     snapshot: "Snapshot"
     identity: Identity
-    config: "PreTrainedConfig"  # given to the model that is loaded: at most one is
+    config: "PreTrainedConfig"
     generation: tuple[int, int]
+    seen: tuple[Any, ...]  # the stamps of the files and of the lock
 
 
 # Imported on first use: listing and registering must not wait seconds for torch.

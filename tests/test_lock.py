@@ -249,6 +249,29 @@ def test_an_unchanged_file_is_hashed_once(registry: ModelRegistry, tmp_path: Pat
     assert registry.load_model(folder)
 
 
+def test_a_reload_is_checked_against_the_lock_of_the_moment(
+    registry: ModelRegistry, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a call resolved to is remembered only while the lock and the files are as they were."""
+    folder = tiny.bert_encoder(tmp_path / "m")
+    registry.register("m", "clinical", model_path=str(folder))
+    registry.load_model("m")
+    registry.lock("m")
+    registry.evict("m")
+    assert registry.load_model("m") is not None
+    registry.evict("m")
+    digest = registry.lock("m")["m"].files["config.json"].sha256
+    file.write_text(file.read_text().replace(digest, "0" * 64))
+    with pytest.raises(DigestMismatchError, match="not the locked ones: config.json"):
+        registry.load_model("m")
+    file.unlink()
+    assert registry.load_model("m") is not None
+    registry.evict("m")
+    monkeypatch.setenv("MEDVLLM_REQUIRE_LOCK", "1")
+    with pytest.raises(DigestMismatchError, match="only locked models may be loaded"):
+        registry.load_model("m")
+
+
 def test_a_damaged_ledger_is_begun_anew(registry: ModelRegistry, tmp_path: Path, home: Path) -> None:
     """It only saves work."""
     (home / "medvllm").mkdir()

@@ -12,6 +12,7 @@ from medvllm.loading.effective import filled, identify
 from medvllm.loading.memory import Loaded, reclaim, written_bytes
 from medvllm.loading.model import load_model
 from medvllm.loading.proof import proof
+from medvllm.loading.sleep import rest, wake
 from medvllm.loading.tokenizer import load_tokenizer
 
 __all__ = [
@@ -24,5 +25,7 @@ __all__ = [
     "load_tokenizer",
     "proof",
     "reclaim",
+    "rest",
+    "wake",
     "written_bytes",
 ]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-How = Literal["transformers", "replay"]
+How = Literal["transformers", "replay", "sleep"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,11 @@ def _overlaps(model: torch.nn.Module, spans: Sequence[tuple[int, int]]) -> list[
 def _span(text: str) -> tuple[int, int]:
     begin, _, end = text.partition("-")
     return int(begin, 16), int(end, 16)
+
+
+def allocated_bytes(device: str) -> int:
+    """Return the bytes that torch has allocated on a GPU; 0 elsewhere, where nothing counts them."""
+    return torch.cuda.memory_allocated(device) if device.startswith("cuda") else 0
 
 
 def reclaim() -> None:

@@ -4,6 +4,7 @@ import logging
 import re
 import time
 from collections.abc import Iterable
+from copy import deepcopy
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -23,7 +24,7 @@ from medvllm.loading.bounds import bounded, is_floating
 from medvllm.loading.checkpoint import Checkpoint
 from medvllm.loading.config import label_map
 from medvllm.loading.gate import foreign_load_running, gate, retie, wait_until_quiet
-from medvllm.loading.memory import How, Loaded, mapped_bytes, size_bytes
+from medvllm.loading.memory import How, Loaded, allocated_bytes, mapped_bytes, size_bytes
 from medvllm.loading.place import place
 from medvllm.loading.recipe import NoRecipe, Recipe, recipe_of
 from medvllm.loading.recipes import origin, recipes
@@ -47,12 +48,12 @@ def load_model(metadata: ModelMetadata, identity: Identity, config: PreTrainedCo
     """
     start = time.perf_counter()
     options = identity.options
+    allocated = allocated_bytes(str(options.device))
     cls: Any = options.model_class
     dtype = getattr(torch, options.dtype or "float32")
     if dtype is torch.float16 and options.device == "cpu":
         logger.warning("%r runs in float16 on the CPU, several times slower than in float32 or bfloat16", metadata.name)
     arguments: dict[str, Any] = {
-        "config": config,
         "dtype": dtype,
         "use_safetensors": True,
         "local_files_only": True,
@@ -69,6 +70,7 @@ def load_model(metadata: ModelMetadata, identity: Identity, config: PreTrainedCo
             model = _rebuilt(metadata, known) if known is not None else None
             how: How = "transformers" if model is None else "replay"
             if model is None:
+                arguments["config"] = deepcopy(config)  # the model's own
                 model, recipe = _first(metadata, cls, snapshot, arguments, dtype)
                 recipes.keep(identity, made_of, recipe)
             if options.device != "cpu":
@@ -93,13 +95,16 @@ def load_model(metadata: ModelMetadata, identity: Identity, config: PreTrainedCo
             f"Model {metadata.name!r} could not be loaded as {cls.__name__}: {_first_line(error)}", model=metadata.name
         ) from error
     seconds = time.perf_counter() - start
+    # A device's allocator gives whole blocks; another thread's work on it may be among them, but never less.
+    taken = allocated_bytes(str(options.device)) - allocated
     if isinstance(recipe, Recipe):
         mapped = recipe.mapped_bytes if options.device == "cpu" else 0
         reload_s = seconds if how == "replay" else _REPLAY_S
-        loaded = Loaded(model, recipe.model_bytes, seconds, how, mapped, reload_s)
+        loaded = Loaded(model, max(recipe.model_bytes, taken), seconds, how, mapped, reload_s)
     else:
         reason = recipe.reason if recipe else None
-        loaded = Loaded(model, size_bytes(model), seconds, how, mapped_bytes(model), seconds, reason)
+        weight = max(size_bytes(model), taken)
+        loaded = Loaded(model, weight, seconds, how, mapped_bytes(model), seconds, reason)
     logger.info(
         "loaded %r on %s in %.3f s by %s (%.0f MB)",
         *(metadata.name, options.device, loaded.load_s, how, loaded.size_bytes / 1e6),

@@ -9,14 +9,16 @@ def place(model: torch.nn.Module, device: torch.device) -> None:
     """Copy the parameters and buffers of a model to a device.
 
     What several of them share in memory, they share there. To CUDA they go through page-locked memory: of a mapped
-    file, the driver would copy at a fraction of the bus's speed.
+    file, the driver would copy at a fraction of the bus's speed. On the CPU of a machine with CUDA they stay in it.
     """
     placed: dict[tuple[Any, ...], torch.Tensor] = {}
 
     def copied(tensor: torch.Tensor) -> torch.Tensor:
         if (there := placed.get(_where(tensor))) is None:
             source = tensor.pin_memory() if device.type == "cuda" else tensor
-            there = source.to(device, non_blocking=True, copy=True)
+            there = source.to(device, non_blocking=device.type != "cpu", copy=True)
+            if device.type == "cpu" and torch.cuda.is_available():
+                there = there.pin_memory()
             # Under both: a tied weight is met again after it has moved.
             placed[_where(tensor)] = placed[_where(there)] = there
         return there

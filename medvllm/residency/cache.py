@@ -193,6 +193,16 @@ class ModelCache(Generic[I]):
                 self._set_alarm()
             return sum(not resident.leases for resident in chosen)
 
+    def take(self, identity: I, reason: Reason) -> Any | None:
+        """Take a model out and return it, to be the caller's own; None when it is not here, or leased."""
+        with self._lock:
+            resident = self._accounts.residents.get(identity)
+            if resident is None or resident.leases:
+                return None
+            self._drop(resident, reason)
+            del self._accounts.held[identity]
+            return resident.model
+
     def expire(self) -> int:
         """Let the models go that have been idle for as long as they were to stay; return how many left."""
         with self._lock:

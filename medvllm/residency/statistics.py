@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Reason = Literal["room", "count", "expired", "asked", "replaced", "memory"]
+Reason = Literal["room", "count", "expired", "asked", "replaced", "memory", "asleep", "woken"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Statistics:
     """Counts since the registry was made. Every request is a hit, a miss, or shared another's load.
 
     `loads` + `failed_loads` is the number of misses that are over; `evictions` are by reason: for room, for the count
-    of models, expired, asked for, replaced by another version, or for want of the device's memory.
+    of models, expired, asked for, replaced by another version, for want of the device's memory, to sleep, or to wake.
     """
 
     hits: int
@@ -35,7 +35,7 @@ class Statistics:
     reloads: int  # loads of what had left for room less than a minute before
     reloads_per_minute: dict[str, int]  # in the last minute, by entry
     evictions: dict[str, int]
-    loaded_by: dict[str, int]  # "transformers" or "replay" -> how many
+    loaded_by: dict[str, int]  # "transformers", "replay" or "sleep" -> how many
     no_recipe: dict[str, int]  # why a model's next load cannot be a replay -> how often
     devices: dict[str, DeviceUse]
 

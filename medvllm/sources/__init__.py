@@ -3,12 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
+from medvllm import settings
 from medvllm.errors import RequestError, SourceError, UnsafeWeightsError
 from medvllm.metadata import ModelMetadata
 from medvllm.names import parse
 from medvllm.sources import bundle, conversion, folder, hub
-from medvllm.sources.digest import Digest, differences, digests
-from medvllm.sources.ledger import ledger
+from medvllm.sources.digest import Digest, differences, digests, stamp
+from medvllm.sources.ledger import Stamp, ledger
 from medvllm.sources.lock import FOLDER, Lock, LockedModel
 from medvllm.sources.snapshot import Snapshot, check_complete
 
@@ -22,6 +23,7 @@ __all__ = [
     "keep_weight",
     "refresh",
     "resolve",
+    "seen",
     "take",
     "to_lock",
     "verify",
@@ -55,6 +57,20 @@ def resolve(metadata: ModelMetadata, revision: str | None = None, *, locked: Loc
         locked.check(metadata.name, snapshot.converted, converted=True)
     snapshot.check()
     return snapshot
+
+
+def seen(snapshot: Snapshot) -> tuple[object, ...]:
+    """Return what must be as it was for a snapshot to stand without being checked again: its files, and the lock."""
+    files = [snapshot.path, snapshot.weights, *(snapshot.path / name for name in snapshot.files), settings.LOCK()]
+    files += [snapshot.weights / name for name in snapshot.converted]
+    return settings.REQUIRE_LOCK(), *((file, _stamp(file)) for file in files)
+
+
+def _stamp(file: Path) -> Stamp | None:
+    try:
+        return stamp(file)
+    except SourceError:
+        return None
 
 
 def weight(what: str) -> tuple[int, float] | None:
