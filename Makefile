@@ -24,7 +24,7 @@ demo: $(STAMP) ## Register a real model, load it by name, embed clinical sentenc
 	@$(BIN)/python examples/demo.py
 
 test: $(STAMP) lint ## Check style and types, then run the tests
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2
 
 test-slow: $(STAMP) ## Run the long tests too
 	$(BIN)/pytest -m "slow or not slow"

@@ -326,15 +326,19 @@ def test_keep_alive() -> None:
 def test_idle_models_leave_without_being_asked() -> None:
     """By a timer of their own, of which there is one at most, and none when nothing expires."""
     cache: ModelCache[Key] = ModelCache()
-    before = set(threading.enumerate())
+
+    def timers() -> int:
+        running = (thread for thread in threading.enumerate() if isinstance(thread, threading.Timer))
+        return sum(thread.function == cache.expire for thread in running)
+
     for name in "abc":
         cache.get(Key(name), lambda: Loaded(10), keep_alive=0.2)
-    assert len(set(threading.enumerate()) - before) == 1
+    assert timers() == 1
     _until(lambda: len(cache) == 0)
-    _until(lambda: not set(threading.enumerate()) - before)
+    _until(lambda: not timers())
     cache.get(Key("a"), lambda: Loaded(10), keep_alive=1000)
     cache.evict()
-    _until(lambda: not set(threading.enumerate()) - before)
+    _until(lambda: not timers())
 
 
 def test_thrash_is_noticed(caplog: pytest.LogCaptureFixture) -> None:

@@ -47,7 +47,7 @@ def _files(folder: Path) -> dict[str, str]:
     return {
         str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest()
         for f in folder.rglob("*")
-        if f.is_file() and f.suffix not in (".db", ".lock")
+        if f.is_file() and f.suffix not in (".db", ".lock") and f.parent.name != "run"
     }
 
 

@@ -267,6 +267,9 @@ def _header(file: Path) -> dict[str, Any]:
             text = stream.read(length).decode() if length <= min(MAX_HEADER, size - 8) else "null"
         header: Any = json.loads(text, object_pairs_hook=_once)
         tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+        notes = header.get("__metadata__", {})
+        if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
+            raise ValueError("the metadata are no texts")
         end = _end(tensors.values())
     except (ValueError, RecursionError, AttributeError, TypeError, KeyError, OSError) as error:
         raise SourceError(
