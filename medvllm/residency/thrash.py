@@ -27,9 +27,9 @@ class Reloads:
         self._left = {key: left for key, left in self._left.items() if now - left[0] < _MINUTE_S}
         if self._left.pop(identity, None) is None:
             return False
-        times = self._times.setdefault(name, deque(maxlen=1000))
+        times = self._recent(self._times.setdefault(name, deque()), now)
         times.append(now)
-        if self.per_minute(now)[name] >= _OFTEN and now - self._warned_at >= _MINUTE_S:
+        if len(times) >= _OFTEN and now - self._warned_at >= _MINUTE_S:
             self._warned_at = now
             # Wanted within a minute: what is there, and what has left for it.
             wanted = used_bytes + sum(size for _, place, size in self._left.values() if place == device)
@@ -41,5 +41,11 @@ class Reloads:
 
     def per_minute(self, now: float) -> dict[str, int]:
         """Return how often each entry came back within the last minute."""
-        counts = {name: sum(now - time < _MINUTE_S for time in times) for name, times in self._times.items()}
+        counts = {name: len(self._recent(times, now)) for name, times in self._times.items()}
         return {name: count for name, count in counts.items() if count}
+
+    @staticmethod
+    def _recent(times: deque[float], now: float) -> deque[float]:
+        while times and now - times[0] >= _MINUTE_S:
+            times.popleft()
+        return times
