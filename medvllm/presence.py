@@ -6,9 +6,9 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable
+import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from medvllm import settings
 from medvllm.errors import MedVLLMError
@@ -16,17 +16,25 @@ from medvllm.errors import MedVLLMError
 _DELAY_S = 0.2  # changes within this time are one note
 
 
+class Holder(Protocol):
+    """What has models in memory."""
+
+    def noted(self) -> list[dict[str, Any]]: ...
+
+
 class Notes:
     """Keeps this process's note: soon after a change, in the background, so that no load waits for a disk."""
 
-    def __init__(self, models: Callable[[], list[dict[str, Any]]]) -> None:
-        self._models = models
+    def __init__(self) -> None:
+        self._holders: weakref.WeakSet[Holder] = weakref.WeakSet()
         self._lock = threading.Lock()  # guards _pending
+        self._writing = threading.Lock()  # one note at a time, the later one last
         self._pending: threading.Timer | None = None
 
-    def change(self) -> None:
-        """Note soon what is in memory then."""
-        with self._lock:
+    def change(self, holder: Holder) -> None:
+        """Note soon what is in memory then, of this holder and of the others in this process."""
+        with self._lock, contextlib.suppress(RuntimeError):  # no thread can be had: the next change is noted
+            self._holders.add(holder)
             if self._pending is None or not self._pending.is_alive():
                 self._pending = threading.Timer(_DELAY_S, self._write)
                 self._pending.daemon = True
@@ -35,9 +43,10 @@ class Notes:
     def _write(self) -> None:
         with self._lock:
             self._pending = None
+            holders = list(self._holders)
         # A note that cannot be written costs nobody a model.
-        with contextlib.suppress(OSError, MedVLLMError):
-            file, models = _file(os.getpid()), self._models()
+        with self._writing, contextlib.suppress(OSError, MedVLLMError):
+            file, models = _file(os.getpid()), [model for holder in holders for model in holder.noted()]
             if not models:
                 file.unlink(missing_ok=True)
                 return
@@ -48,6 +57,9 @@ class Notes:
             partial.replace(file)
             atexit.unregister(_forget)
             atexit.register(_forget)
+
+
+notes = Notes()
 
 
 def processes() -> dict[int, dict[str, Any]]:

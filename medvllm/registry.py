@@ -13,15 +13,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
-from medvllm import settings
+from medvllm import presence, settings
 from medvllm.catalog import Catalog, FileStore, from_toml, to_toml
 from medvllm.classes import class_path
-from medvllm.errors import BudgetError, ModelNotFoundError, RequestError
+from medvllm.errors import BudgetError, DeviceMemoryError, ModelNotFoundError, RequestError
 from medvllm.facts import checked
 from medvllm.metadata import ModelMetadata, ModelType
 from medvllm.names import ModelRef, parse, source_path, valid_name
 from medvllm.options import Identity, LoadOptions
-from medvllm.presence import Notes
 from medvllm.quantities import PINNED, parse_duration
 from medvllm.receipt import Receipt
 from medvllm.residency import Limits, ModelCache, Need, Plan, Reason, Resident, Statistics, machine_bytes
@@ -121,7 +120,7 @@ class ModelRegistry:
                 max_models=settings.MAX_MODELS,
                 wait_s=settings.ROOM_TIMEOUT,
                 reclaim=lambda device: _loading().reclaim(),
-                changed=Notes(lambda: [model.to_dict() for model in self._listed(None)]).change,
+                changed=lambda: presence.notes.change(self),
             )
         )
         # What a call resolved to, so that a hit need not resolve it again; an entry is replaced, never changed.
@@ -330,6 +329,10 @@ class ModelRegistry:
         models = [resident.model for resident, _ in self._model_cache.residents()]
         return self._listed(_loading().written_bytes(models) if models else {})
 
+    def noted(self) -> list[dict[str, Any]]:
+        """Return what is in memory, for `medvllm ps`, without asking the system what was written to."""
+        return [model.to_dict() for model in self._listed(None)]
+
     def _listed(self, written: Mapping[int, int] | None) -> list[ResidentModel]:
         """Return what is in memory; `written` gives the bytes by which a model, by its id, has left its files."""
         return [
@@ -374,11 +377,13 @@ class ModelRegistry:
         memory; a leased model stays.
         """
         target = self._resolve(name, LoadOptions.stated(options))
-        if self._model_cache.take(target.identity, "asleep") is None:
+        if not self._model_cache.leave(target.identity, "asleep"):
             return False
-        if target.identity.options.device != "cpu":
-            with contextlib.suppress(BudgetError):
-                self._rest(target)
+        try:
+            if target.identity.options.device != "cpu":
+                with contextlib.suppress(BudgetError, DeviceMemoryError):
+                    self._rest(target)
+        finally:
             _loading().reclaim()
         return True
 
@@ -387,7 +392,10 @@ class ModelRegistry:
         need = dataclasses.replace(self._need(target), device="cpu")
 
         def rest() -> "Weighed":
-            return cast("Weighed", _loading().rest(target.metadata, target.identity, target.config, target.snapshot))
+            with self._nested():
+                return cast(
+                    "Weighed", _loading().rest(target.metadata, target.identity, target.config, target.snapshot)
+                )
 
         self._model_cache.get(_asleep(target.identity), rest, need=need, may_wait=False)
 
@@ -460,14 +468,12 @@ class ModelRegistry:
     def _load(self, target: "_Resolved") -> "Weighed":
         asleep = self._model_cache.take(_asleep(target.identity), "woken")
         if asleep is not None and target.snapshot.is_current():
-            return cast("Weighed", _loading().wake(asleep, str(target.identity.options.device)))
-        self._nesting.depth = getattr(self._nesting, "depth", 0) + 1
-        try:
+            return cast("Weighed", _loading().wake(asleep, target.metadata.name, str(target.identity.options.device)))
+        del asleep
+        with self._nested():
             loaded = cast(
                 "Weighed", _loading().load_model(target.metadata, target.identity, target.config, target.snapshot)
             )
-        finally:
-            self._nesting.depth -= 1
         _sources().keep_weight(_weight_key(target.identity), loaded.size_bytes, loaded.load_s)
         return loaded
 
@@ -478,6 +484,15 @@ class ModelRegistry:
             and (target.metadata.origin != "direct" or settings.DIRECT())
             and (not target.metadata.source.trust_remote_code or settings.TRUST_REMOTE_CODE())
         )
+
+    @contextlib.contextmanager
+    def _nested(self) -> Iterator[None]:
+        """Mark this thread as inside a load of ours."""
+        self._nesting.depth = getattr(self._nesting, "depth", 0) + 1
+        try:
+            yield
+        finally:
+            self._nesting.depth -= 1
 
     def _is_nested(self) -> bool:
         """Return whether this thread is inside a load of ours."""

@@ -6,6 +6,7 @@ import math
 import pickle
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from medvllm.errors import BudgetError, DeviceMemoryError, SourceError
+from medvllm.errors import BudgetError, DeviceMemoryError, SettingError, SourceError
 from medvllm.quantities import parse_budget, parse_duration
 from medvllm.residency import Limits, ModelCache, Need, Plan, Resident
 
@@ -59,12 +60,16 @@ class Bench:
     wait_s: float = 0.0
     clock: Clock = field(default_factory=Clock)
     reclaimed: int = 0
+    budget_error: Exception | None = None
 
     def __post_init__(self) -> None:
-        limits = Limits(
-            lambda device: self.budget.get(device), lambda: self.max_models, lambda: self.wait_s, self._reclaim
-        )
+        limits = Limits(self._budget, lambda: self.max_models, lambda: self.wait_s, self._reclaim)
         self.cache: ModelCache[Key] = ModelCache(limits, self.clock)
+
+    def _budget(self, device: str) -> int | None:
+        if self.budget_error is not None:
+            raise self.budget_error
+        return self.budget.get(device)
 
     def _reclaim(self, device: str) -> None:
         self.reclaimed += 1
@@ -329,7 +334,8 @@ def test_idle_models_leave_without_being_asked() -> None:
 
     def timers() -> int:
         running = (thread for thread in threading.enumerate() if isinstance(thread, threading.Timer))
-        return sum(thread.function == cache.expire for thread in running)
+        arguments = (list(thread.args) for thread in running)
+        return sum(len(given) == 1 and given[0]() is cache for given in arguments)
 
     for name in "abc":
         cache.get(Key(name), lambda: Loaded(10), keep_alive=0.2)
@@ -339,6 +345,96 @@ def test_idle_models_leave_without_being_asked() -> None:
     cache.get(Key("a"), lambda: Loaded(10), keep_alive=1000)
     cache.evict()
     _until(lambda: not timers())
+
+
+def test_a_cache_that_nobody_holds_goes_with_its_models() -> None:
+    """A timer for a model that is to leave in an hour does not keep them for an hour."""
+    cache: ModelCache[Key] = ModelCache()
+    thing = weakref.ref(cache.get(Key("a"), lambda: Loaded(10), keep_alive=3600).model)
+    del cache
+    gc.collect()
+    assert thing() is None
+
+
+def test_a_limit_that_turns_wrong_during_a_load_strands_nothing() -> None:
+    """The load is over: its lease counts and ends as any."""
+    bench = Bench({"cpu": 30})
+
+    def load() -> Loaded:
+        bench.budget_error = SettingError("wrong")
+        return Loaded(10)
+
+    leased = bench.cache.get(Key("a"), load, need=Need("cpu", 10), lease=True)
+    with pytest.raises(SettingError):
+        bench.load("b")
+    bench.budget_error = None
+    bench.cache.release(leased)
+    assert leased.leases == 0 and bench.cache.evict() == 1
+    assert not bench.cache._queue and not bench.cache._flights and not bench.cache._accounts.reserved
+
+
+def test_a_failed_attempt_has_let_go_before_the_next() -> None:
+    """What it had on the device is free when the load is tried once more."""
+    bench = Bench()
+    bench.load("a")
+    parts: list[weakref.ref[Thing]] = []
+
+    def load() -> Loaded:
+        if parts:
+            assert parts[0]() is None
+            return Loaded(10)
+        half = Thing()
+        parts.append(weakref.ref(half))
+        raise DeviceMemoryError("full")
+
+    assert bench.cache.get(Key("b"), load, need=Need("cpu", 10)).present
+
+
+def test_one_that_comes_back_stays_as_its_entry_says() -> None:
+    """And makes room for itself, in bytes and in number."""
+    bench = Bench({}, 1)
+    held = bench.load("a", default_keep_alive=math.inf).model
+    bench.cache.evict("a")
+    bench.load("b")
+    back = bench.load("a", default_keep_alive=math.inf)
+    assert back.model is held and back.keep_alive == math.inf and bench.names == {"a"}
+
+
+def test_who_may_not_wait_takes_the_room_that_there_is() -> None:
+    """Past those who wait for more: inside a load, waiting could be for ever."""
+    bench = Bench({"cpu": 30}, wait_s=30)
+    leased = bench.load("a", 20, lease=True)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(lambda: bench.load("large", 25).present)
+        _until(lambda: len(bench.cache._queue) == 1)
+        assert bench.load("part", 5, may_wait=False).present
+        bench.cache.release(leased)
+        del leased
+        assert waiting.result()
+
+
+def test_a_lease_that_ends_inside_the_books_ends_afterwards() -> None:
+    """A generator that holds one may be collected at any moment, also while its thread changes the books."""
+    bench = Bench()
+    leased = bench.load("a", lease=True)
+    with bench.cache._lock:
+        bench.cache.release(leased)
+        assert leased.leases == 1
+    assert bench.load("b") and leased.leases == 0
+
+
+def test_a_copy_heavier_than_expected_makes_others_leave() -> None:
+    """And one that can never fit is refused at once, whatever is in memory under its name."""
+    bench = Bench({"cpu": 30}, wait_s=60)
+    bench.load("a")
+    bench.load("b")
+    own = bench.cache.copy(Key("c"), lambda: Loaded(25), need=Need("cpu", 10))
+    assert bench.names == set() and own.model is not None
+    del own
+    bench.load("a", 20, keep_alive=math.inf)
+    with pytest.raises(BudgetError) as caught:
+        bench.cache.copy(Key("a"), lambda: Loaded(20), need=Need("cpu", 20))
+    assert caught.value.plan.fit == "never"
 
 
 def test_thrash_is_noticed(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,5 +1,6 @@
 """The models in memory: found in a microsecond, loaded once, kept while they are leased, and within a budget."""
 
+import contextlib
 import logging
 import threading
 import time
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol
 
-from medvllm.errors import BudgetError, DeviceMemoryError, LoadError
+from medvllm.errors import BudgetError, DeviceMemoryError, LoadError, SettingError
 from medvllm.quantities import PINNED
 from medvllm.residency.accounts import Accounts, I, Resident
 from medvllm.residency.flight import Flight
@@ -67,7 +68,8 @@ class ModelCache(Generic[I]):
     def __init__(self, limits: Limits | None = None, clock: Callable[[], float] = time.time) -> None:
         self._limits = limits or Limits()
         self._clock = clock
-        self._lock = threading.Lock()  # guards everything below
+        # Guards everything below. Reentrant only so that a lease can tell that it ends inside: see `release`.
+        self._lock = threading.RLock()
         self._room = threading.Condition(self._lock)  # told when bytes may have become free
         self._queue: deque[tuple[object, str]] = deque()  # loads that wait for room on a device, in order
         self._flights: dict[I, Flight[Resident[I]]] = {}
@@ -75,6 +77,8 @@ class ModelCache(Generic[I]):
         self._counts = Counts()
         self._reloads = Reloads()
         self._alarm: threading.Timer | None = None
+        self._returned: deque[Resident[I]] = deque()  # leases that ended while this thread held the lock
+        self._unsaid: deque[tuple[int, str]] = deque()  # for the log, once the lock is free
 
     def hit(self, resident: Resident[I], *, lease: bool = False) -> bool:
         """Count a use of a model that the caller found before; False when it has left since."""
@@ -109,7 +113,8 @@ class ModelCache(Generic[I]):
         """
         need = need or Need()
         with self._lock:
-            resident = self._use(identity, lease, keep_alive)
+            self._settle_returned()
+            resident = self._use(identity, lease, keep_alive, need)
             if resident is not None:
                 return resident
             flight = self._flights.get(identity)
@@ -127,7 +132,7 @@ class ModelCache(Generic[I]):
             return replace(self.copy(identity, load, need=need, may_wait=False), leases=int(lease))
 
         def make() -> Resident[I]:
-            return self._load(identity, load, need, may_wait)
+            return self._load(identity, load, need, may_wait, flight)
 
         def landed(resident: Resident[I]) -> None:
             with self._lock:
@@ -136,7 +141,7 @@ class ModelCache(Generic[I]):
                 resident.leases, resident.leaving = flight.waiting, flight.leaving
                 resident.keep_alive = need.keep_alive if flight.keep_alive is None else flight.keep_alive
                 self._accounts.residents[identity] = resident
-                del self._accounts.reserved[resident]
+                del self._accounts.reserved[flight]
                 self._limits.changed()
                 self._settle(resident)
                 # It may weigh more than was expected. It is in its caller's hands, so that it goes last.
@@ -144,13 +149,14 @@ class ModelCache(Generic[I]):
 
         def failed() -> None:
             with self._lock:
-                self._flights.pop(identity, None)
+                if self._flights.get(identity) is flight:
+                    del self._flights[identity]
+                self._accounts.reserved.pop(flight, None)
+                self._room.notify_all()
 
-        if first:
-            return flight.make(make, landed, failed)
         try:
-            return flight.wait()
-        except BaseException:  # also Ctrl-C while waiting: the lease that was asked for must not stay
+            return flight.make(make, landed, failed) if first else flight.wait()
+        except BaseException:  # also Ctrl-C: the lease that was asked for must not stay
             if lease:
                 self._withdraw(flight)
             raise
@@ -159,22 +165,27 @@ class ModelCache(Generic[I]):
         self, identity: I, load: Callable[[], Weighed], *, need: Need | None = None, may_wait: bool = True
     ) -> Resident[I]:
         """Return a model that is the caller's own: it counts for as long as the caller holds it."""
+        ticket = object()
         with self._lock:
             self._counts.misses += 1
-        own = self._load(identity, load, need or Need(), may_wait)
+        try:
+            own = self._load(identity, load, need or Need(), may_wait, ticket)
+            with self._lock:
+                self._accounts.copies.append((weakref.ref(own.model), replace(own, model=None)))
+        finally:
+            with self._lock:
+                self._accounts.reserved.pop(ticket, None)
         with self._lock:
-            del self._accounts.reserved[own]
-            self._accounts.copies.append((weakref.ref(own.model), replace(own, model=None)))
+            self._trim(own.device, last=own)
         return own
 
     def release(self, resident: Resident[I]) -> None:
         """Give a lease back."""
-        with self._lock:
-            resident.leases -= 1
-            resident.last_used = self._clock()
-            if self._accounts.residents.get(resident.identity) is resident:
-                self._settle(resident)
-            self._room.notify_all()
+        self._returned.append(resident)
+        # A generator that holds a lease may be collected while this very thread changes the books: then it waits.
+        if not self._lock._is_owned():  # type: ignore[attr-defined]
+            with self._lock:
+                self._settle_returned()
 
     def evict(self, name: str | None = None, reason: Reason = "asked") -> int:
         """Let the models of an entry go, all models when None; return how many left. Pinned ones go too.
@@ -193,6 +204,15 @@ class ModelCache(Generic[I]):
                 self._set_alarm()
             return sum(not resident.leases for resident in chosen)
 
+    def leave(self, identity: I, reason: Reason) -> bool:
+        """Let one model go, unless it is leased; return whether it went."""
+        with self._lock:
+            resident = self._accounts.residents.get(identity)
+            if resident is None or resident.leases:
+                return False
+            self._drop(resident, reason)
+            return True
+
     def take(self, identity: I, reason: Reason) -> Any | None:
         """Take a model out and return it, to be the caller's own; None when it is not here, or leased."""
         with self._lock:
@@ -209,15 +229,21 @@ class ModelCache(Generic[I]):
             now = self._clock()
             idle = [r for r in self._accounts.residents.values() if not r.leases and is_expired(r, now)]
             for resident in idle:
-                logger.info("evicted %r after %.0f s idle", resident.identity.name, now - resident.last_used)
+                idle_s = now - resident.last_used
+                self._unsaid.append((logging.INFO, f"evicted {resident.identity.name!r} after {idle_s:.0f} s idle"))
                 self._drop(resident, "expired")
             self._set_alarm()
-            return len(idle)
+            count = len(idle)
+        self._say()
+        return count
 
     def plan(self, identity: I, need: Need) -> Plan:
         """Return what a load of `identity` would take and who would leave for it; nothing changes."""
         with self._lock:
-            return self._plan(identity, need)
+            plan = self._plan(identity, need)
+            if identity in self._accounts.residents or identity in self._accounts.held:
+                return replace(plan, fit="resident", leaving=(), load_s=0.0)
+            return plan
 
     def statistics(self) -> Statistics:
         """Return the counts so far, and the bytes by device now."""
@@ -246,48 +272,63 @@ class ModelCache(Generic[I]):
         with self._lock:
             return len(self._accounts.residents)
 
-    def _load(self, identity: I, load: Callable[[], Weighed], need: Need, may_wait: bool) -> Resident[I]:
-        """Return a model that was loaded into room of its own; its bytes are then reserved under it."""
-        ticket = object()
+    def _load(
+        self, identity: I, load: Callable[[], Weighed], need: Need, may_wait: bool, ticket: object
+    ) -> Resident[I]:
+        """Return a model that was loaded into room of its own; its bytes are then reserved under `ticket`."""
+        is_loaded = False
         try:
-            self._make_room(identity, need, ticket, self._limits.wait_s() if may_wait else 0.0)
+            self._make_room(identity, need, ticket, may_wait)
+            loaded: Weighed | None = None
             try:
                 loaded = load()
             except DeviceMemoryError:
-                if not self._clear(need.device):
+                if not self._may_leave(need.device):
                     raise
+            if loaded is None:  # outside of the handler: it would keep what the failed attempt has on the device
+                self._clear(need.device)
                 loaded = load()
+            now = self._clock()
+            weight = loaded.size_bytes, loaded.load_s, loaded.reload_s, loaded.mapped_bytes
+            resident = Resident(identity, loaded.model, need.device, *weight, loaded_at=now, last_used=now)
+            with self._lock:
+                is_loaded = True
+                self._counts.loads += 1
+                self._counts.load_s += loaded.load_s
+                self._counts.loaded_by[loaded.how] += 1
+                if loaded.no_recipe is not None:
+                    self._counts.no_recipe[loaded.no_recipe] += 1
+                self._accounts.reserved[ticket] = replace(need, size_bytes=loaded.size_bytes)
+                used = self._accounts.used(need.device)
+                is_reload, warning = self._reloads.loaded(identity, identity.name, need.device, used, now)
+                self._counts.reloads += is_reload
+                if warning:
+                    self._unsaid.append((logging.WARNING, warning))
+            self._say()
+            return resident
         except BaseException:
             with self._lock:
-                self._counts.failed_loads += 1
+                self._counts.failed_loads += not is_loaded
                 self._accounts.reserved.pop(ticket, None)
                 self._room.notify_all()
             raise
-        now = self._clock()
-        weight = loaded.size_bytes, loaded.load_s, loaded.reload_s, loaded.mapped_bytes
-        resident = Resident(identity, loaded.model, need.device, *weight, loaded_at=now, last_used=now)
-        with self._lock:
-            self._counts.loads += 1
-            self._counts.load_s += loaded.load_s
-            self._counts.loaded_by[loaded.how] += 1
-            if loaded.no_recipe is not None:
-                self._counts.no_recipe[loaded.no_recipe] += 1
-            self._accounts.reserved.pop(ticket)
-            self._accounts.reserved[resident] = replace(need, size_bytes=loaded.size_bytes)
-            used = self._accounts.used(need.device)
-            self._counts.reloads += self._reloads.loaded(identity, identity.name, need.device, used, now)
-        return resident
 
-    def _make_room(self, identity: I, need: Need, ticket: object, wait_s: float) -> None:
-        """Reserve the bytes of a load under `ticket`, once others have left for it; loads that wait take turns."""
-        deadline = time.monotonic() + wait_s
-        with self._lock:
-            self._queue.append((ticket, need.device))
+    def _make_room(self, identity: I, need: Need, ticket: object, may_wait: bool) -> None:
+        """Reserve the bytes of a load under `ticket`, once others have left for it; loads that wait take turns.
+
+        Who may not wait does not queue: it takes the room that there is.
+        """
+        deadline = time.monotonic() + (self._limits.wait_s() if may_wait else 0.0)
+        place = ticket, need.device
         try:
+            with self._lock:
+                if may_wait:
+                    self._queue.append(place)
             while True:
                 gone: list[weakref.ref[Any]] = []
                 with self._lock:
-                    if next(waiting for waiting, device in self._queue if device == need.device) is ticket:
+                    self._settle_returned()
+                    if not may_wait or next(turn for turn in self._queue if turn[1] == need.device) == place:
                         if (plan := self._plan(identity, need)).fit == "never":
                             raise _refusal(plan)
                         gone = self._evict_for(need)
@@ -305,8 +346,10 @@ class ModelCache(Generic[I]):
                     self._room.wait(min(left_s, _POLL_S))
         finally:
             with self._lock:
-                self._queue.remove((ticket, need.device))
+                if place in self._queue:
+                    self._queue.remove(place)
                 self._room.notify_all()
+            self._say()
 
     def _lacks(self, need: Need) -> bool:
         """Return whether a load has no room as things are."""
@@ -326,33 +369,47 @@ class ModelCache(Generic[I]):
             crowded = self._is_crowded()
             if crowded or resident.device == need.device:
                 now = self._clock()
-                logger.info("evicted %r to make room: %s", resident.identity.name, why(resident, now))
+                reason = f"evicted {resident.identity.name!r} to make room: {why(resident, now)}"
+                self._unsaid.append((logging.INFO, reason))
                 self._reloads.left(resident.identity, resident.device, resident.size_bytes, now)
                 gone.append(weakref.ref(resident.model))
                 self._drop(resident, "count" if crowded else "room")
             del resident  # else its model would stay for as long as this variable
         return [model for model in gone if model() is not None]
 
-    def _clear(self, device: str) -> bool:
-        """Let all go that may leave a device that is out of memory; return whether any did."""
+    def _may_leave(self, device: str) -> bool:
+        """Return whether any model may leave a device."""
+        with self._lock:
+            return any(r.device == device for r in order(self._accounts.residents.values(), self._clock()))
+
+    def _clear(self, device: str) -> None:
+        """Let all go that may leave a device that is out of memory."""
         with self._lock:
             leaving = [r for r in order(self._accounts.residents.values(), self._clock()) if r.device == device]
             count = len(leaving)
             while leaving:
                 self._drop(leaving.pop(), "memory")
-        if count:
-            logger.warning("%s is out of memory: %d models left, and the load is tried once more", device, count)
-            self._limits.reclaim(device)
-        return count > 0
+        logger.warning("%s is out of memory: %d models left, and the load is tried once more", device, count)
+        self._limits.reclaim(device)
 
     def _trim(self, device: str, last: Resident[I]) -> None:
-        """Let models leave until a device is within its budget, `last` after all others."""
-        limit = self._limits.budget(device)
-        leaving = [r for r in order(self._accounts.residents.values(), self._clock()) if r.device == device]
+        """Let models leave until all is within its limits, `last` after all others."""
+        try:
+            limit, most = self._limits.budget(device), self._limits.max_models()
+        except SettingError:  # changed to a wrong one meanwhile: the next load says so
+            return
+        leaving = order(self._accounts.residents.values(), self._clock())
         leaving.sort(key=lambda resident: resident is last)
         leaving.reverse()
-        while leaving and limit is not None and self._accounts.used(device) > limit:
-            self._drop(leaving.pop(), "room")
+        while leaving:
+            crowded = most is not None and len(self._accounts.residents) > most
+            heavy = limit is not None and self._accounts.used(device) > limit
+            if not crowded and not heavy:
+                return
+            resident = leaving.pop()
+            if crowded or resident.device == device:
+                self._drop(resident, "count" if crowded else "room")
+            del resident
 
     def _plan(self, identity: I, need: Need) -> Plan:
         now, limit, most = self._clock(), self._limits.budget(need.device), self._limits.max_models()
@@ -375,8 +432,6 @@ class ModelCache(Generic[I]):
                 most is not None and len(pinned) >= most
             )
             fit = "never" if never else "later"
-        if identity in self._accounts.residents or identity in self._accounts.held:
-            fit, leaving = "resident", []
         return Plan(
             identity.name,
             need.device,
@@ -386,7 +441,7 @@ class ModelCache(Generic[I]):
             used,
             limit,
             tuple(leaving),
-            0.0 if fit == "resident" else need.load_s,
+            need.load_s,
         )
 
     def _withdraw(self, flight: Flight[Resident[I]]) -> None:
@@ -396,17 +451,25 @@ class ModelCache(Generic[I]):
                 return
         self.release(flight.value)
 
-    def _use(self, identity: I, lease: bool, keep_alive: float | None) -> Resident[I] | None:
-        resident = self._accounts.residents.get(identity) or self._take_back(identity)
-        if resident is not None:
-            resident.hits += 1
-            resident.leases += lease
-            resident.last_used = self._clock()
-            resident.leaving = False
-            self._counts.hits += 1
-            if keep_alive is not None:
-                resident.keep_alive = keep_alive
-                self._settle(resident)
+    def _use(self, identity: I, lease: bool, keep_alive: float | None, need: Need) -> Resident[I] | None:
+        resident = self._accounts.residents.get(identity)
+        is_back = resident is None
+        resident = resident or self._take_back(identity)
+        if resident is None:
+            return None
+        resident.hits += 1
+        resident.last_used = self._clock()
+        resident.leaving = False
+        self._counts.hits += 1
+        if is_back:
+            resident.keep_alive = need.keep_alive
+        if keep_alive is not None:
+            resident.keep_alive = keep_alive
+        resident.leases += lease
+        if is_back or keep_alive is not None:
+            self._settle(resident)
+        if is_back:
+            self._trim(resident.device, last=resident)
         return resident
 
     def _take_back(self, identity: I) -> Resident[I] | None:
@@ -416,7 +479,18 @@ class ModelCache(Generic[I]):
             return None
         resident.model, resident.present = model, True
         self._accounts.residents[identity] = resident
+        self._limits.changed()
         return resident
+
+    def _settle_returned(self) -> None:
+        """Take account of the leases that have ended."""
+        while self._returned:
+            resident = self._returned.popleft()
+            resident.leases -= 1
+            resident.last_used = self._clock()
+            if self._accounts.residents.get(resident.identity) is resident:
+                self._settle(resident)
+            self._room.notify_all()
 
     def _settle(self, resident: Resident[I]) -> None:
         """Let a model go that was to leave with its last lease; see to it that another leaves when its time comes."""
@@ -443,9 +517,22 @@ class ModelCache(Generic[I]):
             self._alarm.cancel()
             self._alarm = None
         if times:
-            self._alarm = threading.Timer(max(min(times) - self._clock(), _POLL_S), self.expire)
+            # Weakly: a cache that nobody else holds goes, and its models with it.
+            self._alarm = threading.Timer(max(min(times) - self._clock(), _POLL_S), _expire, [weakref.ref(self)])
             self._alarm.daemon = True
-            self._alarm.start()
+            with contextlib.suppress(RuntimeError):  # no thread can be had: they leave with the next call that looks
+                self._alarm.start()
+
+    def _say(self) -> None:
+        """Log what happened under the lock: a log handler may itself ask the cache something."""
+        while self._unsaid:
+            with contextlib.suppress(IndexError):
+                logger.log(*self._unsaid.popleft())
+
+
+def _expire(cache: "weakref.ref[ModelCache[Any]]") -> None:
+    if (alive := cache()) is not None:
+        alive.expire()
 
 
 def _refusal(plan: Plan) -> BudgetError:

@@ -29,8 +29,8 @@ class Flight(Generic[V]):
             landed(value)
             return value
         except BaseException as error:
-            failed()
             self._error = error
+            failed()
             raise
         finally:
             self._done.set()
