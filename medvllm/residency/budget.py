@@ -1,10 +1,12 @@
 """How many bytes of models this machine should hold in memory, when nobody says."""
 
+from functools import cache
 from pathlib import Path
 
 _SHARE = 0.75  # of a machine's memory; the rest is for what models compute, and for everybody else
 
 
+@cache
 def machine_bytes() -> int:
     """Return the bytes of models that this machine should hold in memory: a share of its own, or of its cgroup's."""
     return int(_SHARE * min(_limits()))
