@@ -207,19 +207,14 @@ class ModelCache(Generic[I]):
     def leave(self, identity: I, reason: Reason) -> bool:
         """Let one model go, unless it is leased; return whether it went."""
         with self._lock:
-            resident = self._accounts.residents.get(identity)
-            if resident is None or resident.leases:
-                return False
-            self._drop(resident, reason)
-            return True
+            return self._drop_unleased(identity, reason) is not None
 
     def take(self, identity: I, reason: Reason) -> Any | None:
         """Take a model out and return it, to be the caller's own; None when it is not here, or leased."""
         with self._lock:
-            resident = self._accounts.residents.get(identity)
-            if resident is None or resident.leases:
+            resident = self._drop_unleased(identity, reason)
+            if resident is None:
                 return None
-            self._drop(resident, reason)
             del self._accounts.held[identity]
             return resident.model
 
@@ -508,6 +503,13 @@ class ModelCache(Generic[I]):
         self._accounts.held[resident.identity] = weakref.ref(resident.model), kept
         self._limits.changed()
         self._room.notify_all()
+
+    def _drop_unleased(self, identity: I, reason: Reason) -> Resident[I] | None:
+        resident = self._accounts.residents.get(identity)
+        if resident is None or resident.leases:
+            return None
+        self._drop(resident, reason)
+        return resident
 
     def _set_alarm(self) -> None:
         """Have the next model that expires leave without being asked: one timer, while one is needed."""
