@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from medvllm.cli.output import printable
+from medvllm.cli.output import megabytes, printable
 from medvllm.registry import registry
 
 
@@ -15,7 +15,7 @@ def export(
 ) -> None:
     """Write models with their files and their lock into one bundle. The same models give the same bytes."""
     exported = registry.export(output, *names)
-    typer.echo(f"Exported {_quoted(exported)} to {output}: {output.stat().st_size / 1e6:,.1f} MB.")
+    typer.echo(f"Exported {_quoted(exported)} to {output}: {megabytes(output.stat().st_size)}.")
 
 
 def import_(

@@ -6,16 +6,16 @@ import typer
 
 from medvllm import settings
 from medvllm.cli.models import Json
-from medvllm.cli.output import print_json, print_table, printable
+from medvllm.cli.output import megabytes, print_json, print_table, printable
 from medvllm.engine.model_runner import ModelRunner, registry
 
 
 def lock(names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Models to approve.")]) -> None:
     """Approve models as they are: write commit, size and SHA-256 of every file to the lock file (MEDVLLM_LOCK)."""
     for name, model in registry.lock(*names).items():
-        size_mb = sum(digest.size for digest in model.files.values()) / 1e6
+        size = megabytes(sum(digest.size for digest in model.files.values()))
         at = f" at {model.commit[:7]}" if model.commit else ""
-        typer.echo(f"Locked {printable(name)!r}{at}: {len(model.files)} files, {size_mb:,.1f} MB, in {settings.LOCK()}")
+        typer.echo(f"Locked {printable(name)!r}{at}: {len(model.files)} files, {size}, in {settings.LOCK()}")
 
 
 def verify(

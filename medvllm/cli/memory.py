@@ -7,7 +7,7 @@ import typer
 
 from medvllm import presence
 from medvllm.cli.models import Json
-from medvllm.cli.output import print_json, print_table
+from medvllm.cli.output import megabytes, print_json, print_table
 from medvllm.registry import registry
 
 
@@ -25,9 +25,9 @@ def plan(
         return
     rows = [
         ("fits", found.fit),
-        ("size", f"{_size(found.size_bytes)} ({found.known_by})"),
+        ("size", f"{megabytes(found.size_bytes)} ({found.known_by})"),
         ("device", found.device),
-        ("budget", "no limit" if found.budget_bytes is None else _size(found.budget_bytes)),
+        ("budget", "no limit" if found.budget_bytes is None else megabytes(found.budget_bytes)),
         ("load", "not known yet" if found.load_s is None else f"{found.load_s:.2f} s"),
     ]
     print_table(("WHAT", found.name), rows)
@@ -49,7 +49,7 @@ def ps(as_json: Json = False) -> None:
 def _row(model: dict[str, Any]) -> tuple[object, ...]:
     stays = "held by its caller" if model["evicted"] else _stays(model["keep_alive"])
     idle = f"{max(time.time() - model['last_used'], 0):,.0f} s"
-    where = model["device"], model["dtype"], _size(model["size_bytes"]), _size(model["mapped_bytes"])
+    where = model["device"], model["dtype"], megabytes(model["size_bytes"]), megabytes(model["mapped_bytes"])
     return model["pid"], model["name"], *where, model["leases"], idle, stays
 
 
@@ -57,7 +57,3 @@ def _stays(keep_alive: float | None) -> str:
     if keep_alive is None:
         return "while there is room"
     return "pinned" if keep_alive < 0 else f"{keep_alive:,.0f} s"
-
-
-def _size(size_bytes: int) -> str:
-    return f"{size_bytes / 1e6:,.1f} MB"

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from medvllm.cli.output import print_json, print_table, printable
+from medvllm.cli.output import megabytes, print_json, print_table, printable
 from medvllm.facts import keywords
 from medvllm.metadata import ModelType
 from medvllm.registry import registry
@@ -77,8 +77,6 @@ def pull(
         start = time.perf_counter()
         folder = registry.pull(name, refresh=refresh)
         files = [file for file in folder.rglob("*") if file.is_file()]
-        size_mb = sum(file.stat().st_size for file in files) / 1e6
+        size = megabytes(sum(file.stat().st_size for file in files))
         seconds = time.perf_counter() - start
-        typer.echo(
-            f"Fetched {printable(name)!r}: {len(files)} files, {size_mb:,.1f} MB, in {seconds:.1f} s, to {folder}"
-        )
+        typer.echo(f"Fetched {printable(name)!r}: {len(files)} files, {size}, in {seconds:.1f} s, to {folder}")

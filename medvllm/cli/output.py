@@ -30,6 +30,11 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     Console().print(table)
 
 
+def megabytes(size_bytes: int) -> str:
+    """Return a size as text."""
+    return f"{size_bytes / 1e6:,.1f} MB"
+
+
 def printable(value: object) -> str:
     """Return a value as text that cannot move the cursor or turn the line around."""
     text = "-" if value is None or value == () or value == [] else str(value)
