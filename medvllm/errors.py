@@ -2,7 +2,7 @@
 
 MedVLLMError(Exception)
   SettingError(ValueError)   ModelNameError(ValueError)   MissingDependencyError(ImportError)
-  ModelNotFoundError(KeyError)   ModelExistsError(ValueError)   CatalogError
+  ModelNotFoundError(KeyError)   ModelExistsError(ValueError)   CatalogError > MigrationError
   SourceError(OSError) > SnapshotNotFoundError, IncompleteSnapshotError, GatedModelError, HubUnreachableError,
                          DigestMismatchError
   LoadError(RuntimeError) > WeightsMismatchError, UnsafeWeightsError, BudgetError, DeviceMemoryError
@@ -27,6 +27,7 @@ __all__ = [
     "InputTooLongError",
     "LoadError",
     "MedVLLMError",
+    "MigrationError",
     "MissingDependencyError",
     "ModelExistsError",
     "ModelNameError",
@@ -83,6 +84,10 @@ class ModelExistsError(MedVLLMError, ValueError):
 
 class CatalogError(MedVLLMError):
     """The catalogue, or an entry in it, is not usable."""
+
+
+class MigrationError(CatalogError):
+    """The catalogue's database has another schema than this program reads and writes."""
 
 
 class SourceError(MedVLLMError, OSError):

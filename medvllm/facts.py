@@ -70,13 +70,26 @@ class Residence:
     keep_alive: str | None = None  # how long it stays when idle: "10m", seconds, "0", or negative to pin it
 
 
+@dataclass(frozen=True)
+class Standing:
+    """What has been decided of it since."""
+
+    deprecated: str | None = None  # why it is not to be used any more
+    successor: str | None = None  # the model to use in its place
+    accepted: str | None = None  # SHA-256 over the files that its acceptance tests were recorded with
+
+
 GROUPS: dict[str, type] = {
     "source": Source,
     "behaviour": Behaviour,
     "rights": Rights,
     "purpose": Purpose,
     "residence": Residence,
+    "standing": Standing,
 }
+
+# What may change in a stored version; everything else makes the next one.
+MARKS = ("tags", "values", "deprecated", "successor", "acceptance", "accepted")
 
 Class = type | str | None
 _PLAIN: dict[str, Any] = {
@@ -84,6 +97,7 @@ _PLAIN: dict[str, Any] = {
     "config_class": Class,
     "description": str,
     "tags": list[str],
+    "values": dict[str, str],
     "parameters": dict[str, Any],
     "evidence": dict[str, str],
     "acceptance": list[dict[str, Any]],

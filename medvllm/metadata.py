@@ -2,16 +2,38 @@
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Literal
 
 from medvllm.classes import LazyClass, class_path
 from medvllm.errors import RequestError
-from medvllm.facts import GROUPS, Behaviour, Purpose, Residence, Rights, Source, checked, keywords, matches
+from medvllm.facts import (
+    GROUPS,
+    Behaviour,
+    Purpose,
+    Residence,
+    Rights,
+    Source,
+    Standing,
+    checked,
+    keywords,
+    matches,
+)
 
-__all__ = ["Behaviour", "ModelMetadata", "ModelType", "Origin", "Purpose", "Residence", "Rights", "Source"]
+__all__ = [
+    "Behaviour",
+    "ModelMetadata",
+    "ModelType",
+    "Origin",
+    "Purpose",
+    "Residence",
+    "Rights",
+    "Source",
+    "Standing",
+    "fits",
+]
 
 Origin = Literal["process", "stored", "built-in", "direct"]
 
@@ -64,12 +86,14 @@ class ModelMetadata:
     config_class: LazyClass = LazyClass()
     description: str = ""
     tags: Copied = Copied(list)
+    values: Copied = Copied(dict)  # a team's own keys, with a text each
     parameters: Copied = Copied(dict)
     source: Source = Source()
     behaviour: Behaviour = Behaviour()
     rights: Rights = Rights()
     purpose: Purpose = Purpose()
     residence: Residence = Residence()
+    standing: Standing = Standing()
     evidence: Copied = Copied(dict)  # fact -> "confidence: where it was seen"
     acceptance: Copied = Copied(list)  # inputs with the outputs that were accepted, as `medvllm accept` records them
     version: int = 1
@@ -112,6 +136,11 @@ class ModelMetadata:
         return class_path(self.__dict__["_model_class"]), class_path(self.__dict__["_config_class"])
 
     @property
+    def reference(self) -> str:
+        """The name under which a stored entry is always this version; the plain name of another."""
+        return f"{self.name}@{self.version}" if self.origin == "stored" else self.name
+
+    @property
     def location(self) -> str:
         """Where the bytes come from: the model_path, or the name itself."""
         return self.source.model_path or self.name
@@ -122,20 +151,13 @@ class ModelMetadata:
         embeds = self.behaviour.pooling is not None and self.behaviour.task != "embed"
         return tuple(task for task in (self.behaviour.task, "embed" if embeds else None) if task)
 
-    def matches(self, task: str | None, tags: Sequence[str], globs: Mapping[str, str]) -> bool:
-        """Return whether the model is ready for `task`, carries every one of `tags`, and each fact is as its glob."""
-        # No copies: a listing asks each of perhaps 100,000 entries.
-        own: list[str] = self.__dict__["_tags"]
-        ready = task is None or task == self.behaviour.task or (task == "embed" and self.behaviour.pooling is not None)
-        return (
-            ready and all(tag in own for tag in tags) and all(matches(self._fact(f), glob) for f, glob in globs.items())
-        )
-
-    def _fact(self, keyword: str) -> object:
+    def fact(self, keyword: str) -> object:
+        """Return a fact by its keyword: without a copy, as a listing asks each of perhaps 100,000 entries."""
         group = keywords()[keyword][0]
         if group:
             return getattr(getattr(self, group), keyword)
-        return class_path(self.__dict__[f"_{keyword}"]) if keyword.endswith("_class") else getattr(self, keyword)
+        kept = self.__dict__[f"_{keyword}"] if f"_{keyword}" in self.__dict__ else getattr(self, keyword)
+        return class_path(kept) if keyword.endswith("_class") else kept
 
     def facts(self) -> dict[str, Any]:
         """Return every fact that is known, by its keyword: what two entries of the same content share."""
@@ -152,6 +174,7 @@ class ModelMetadata:
             "model_type": str(self.model_type),
             "description": self.description,
             "tags": self.tags,
+            "values": self.values,
             "tasks": list(self.tasks),
             "model_class": model_class,
             "config_class": config_class,
@@ -170,3 +193,16 @@ class ModelMetadata:
 
     def __repr__(self) -> str:
         return f"ModelMetadata({self.name!r}, {self.model_type.name}, {self.description!r})"
+
+
+def fits(fact: Callable[[str], Any], task: str | None, tags: Sequence[str], globs: Mapping[str, str]) -> bool:
+    """Return whether a model is ready for `task`, carries every one of `tags`, and each fact is as its glob.
+
+    `fact` gives its facts by their keywords.
+    """
+    ready = task is None or task == fact("task") or (task == "embed" and fact("pooling") is not None)
+    return (
+        ready
+        and all(tag in (fact("tags") or ()) for tag in tags)
+        and all(matches(fact(keyword), glob) for keyword, glob in globs.items())
+    )

@@ -1,7 +1,8 @@
 """What exactly answered: which of it the bytes prove, and which of it somebody declared."""
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata as packages
@@ -26,6 +27,12 @@ def library_versions() -> Mapping[str, str]:
     return found
 
 
+def digest_of(rows: Iterable[tuple[str, str, int]]) -> str:
+    """Return one SHA-256 for files given as path, SHA-256 and size: of a line "SHA-256  size  path" each, sorted."""
+    lines = "".join(f"{sha256}  {size}  {path}\n" for path, sha256, size in sorted(rows))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class Proof:
     """What the bytes of a loaded model say: `files` and `converted` give size and SHA-256 by path."""
@@ -41,10 +48,9 @@ class Proof:
 
     @property
     def digest(self) -> str:
-        """One SHA-256 for all files: of a line "SHA-256  size  path" each, sorted by path."""
-        rows = ((path, row["sha256"], row["size"]) for path, row in (*self.files.items(), *self.converted.items()))
-        lines = "".join(f"{sha256}  {size}  {path}\n" for path, sha256, size in sorted(rows))
-        return hashlib.sha256(lines.encode()).hexdigest()
+        """One SHA-256 for all files."""
+        rows = (*self.files.items(), *self.converted.items())
+        return digest_of((path, row["sha256"], row["size"]) for path, row in rows)
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,11 @@ class Receipt:
         }
         options = identity.options.to_dict()
         return cls(identity.name, identity.version, identity.origin, identity.snapshot, options, proof, declared)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the receipt as JSON, with sorted keys: what the history keeps of a load."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the receipt as JSON has it, under keys that stay."""

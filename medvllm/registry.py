@@ -8,13 +8,13 @@ import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from medvllm import presence, settings
-from medvllm.catalog import Catalog, FileStore, from_toml, to_toml
+from medvllm.catalog import Catalog, StoredCatalog, from_toml, to_toml
 from medvllm.classes import class_path
 from medvllm.errors import BudgetError, DeviceMemoryError, ModelNotFoundError, RequestError
 from medvllm.facts import checked
@@ -113,7 +113,8 @@ class ModelRegistry:
     """
 
     def __init__(self, catalog: Catalog | None = None) -> None:
-        self._catalog = catalog or Catalog(FileStore())
+        self._catalog = catalog or Catalog(StoredCatalog(approval=_lacking))
+        self._warned: set[str] = set()  # deprecated entries that the log has named
         self._model_cache: ModelCache[Identity] = ModelCache(
             Limits(
                 budget=_budget,
@@ -129,6 +130,11 @@ class ModelRegistry:
         self._tokenizers: dict[tuple[str, int, str, str], PreTrainedTokenizerBase] = {}
         self._nesting = threading.local()  # `.depth`: how many loads of ours this thread is inside of
 
+    @property
+    def catalog(self) -> StoredCatalog:
+        """The entries that outlive the process: their versions, aliases and history."""
+        return self._catalog.stored
+
     def register(
         self,
         name: str,
@@ -137,9 +143,13 @@ class ModelRegistry:
         replace: bool = False,
         persist: bool = False,
         copy: bool = False,
+        reason: str | None = None,
         **facts: Any,
     ) -> ModelMetadata:
         """Add an entry and return its metadata; `copy` takes the folder of `model_path` into MEDVLLM_HOME.
+
+        `persist` stores it: other processes see it from their next look-up on, earlier versions stay, and the history
+        keeps the `reason`. Storing what the newest version is already makes no other.
 
         `facts` are model_class, config_class (a class or "module:Class"), description, tags, parameters (load options),
         model_path (None: the name is the source), revision, task, architecture, do_lower_case, max_length, pooling,
@@ -155,15 +165,23 @@ class ModelRegistry:
             facts["model_path"] = source_path(facts["model_path"])
         if copy:
             facts["model_path"] = str(_sources().take(facts.get("model_path")))
-        metadata = self._catalog.add(name, model_type, facts, replace=replace, persist=persist)
-        if replace:
+        metadata = self._catalog.add(name, model_type, facts, replace=replace, persist=persist, reason=reason)
+        if replace and not persist:
             self._leave(name, "replaced")
         return metadata
 
-    def unregister(self, name: str) -> None:
-        """Remove an entry and let its models go. ModelNotFoundError: there is none of that name."""
-        self._catalog.remove(name)
-        self._leave(name)
+    def unregister(self, name: str, *, force: bool = False, reason: str | None = None) -> None:
+        """Remove an entry, or one stored version (`name@2`), and let its models go.
+
+        ModelNotFoundError: there is none of that name. CatalogError: it is stored, and an alias points to it or a
+        process on this machine has it leased; `force` removes it all the same.
+        """
+        ref = parse(name)
+        if ref.suffix is None:
+            self._catalog.remove(name, force=force, reason=reason)
+        else:
+            self.catalog.remove(name, force=force, reason=reason)
+        self._leave(ref.name)
 
     def list_models(
         self,
@@ -172,15 +190,22 @@ class ModelRegistry:
         task: str | None = None,
         tags: Sequence[str] = (),
         match: str | None = None,
+        limit: int | None = None,
+        after: str | None = None,
         **facts: Any,
     ) -> dict[str, ModelMetadata]:
-        """Return metadata by name, of the entries that fit every filter; it never waits for a load.
+        """Return metadata by name, sorted, of the entries that fit every filter; it never waits for a load.
 
         `tags` must all be there; `match` is a glob on the name in any case, such as "bio*". Any other fact of
         `register` is a filter too: license="apache*", gated=False, languages="en"; None asks for what is not known.
+        A page of a long list are the first `limit` names `after` the last one of the page before.
         """
+        if limit is not None and limit < 1:
+            raise RequestError(f"limit is {limit}, which is no number of entries above 0.", option="limit")
         tags = (tags,) if isinstance(tags, str) else tags
-        return self._catalog.select(model_type, task=task, tags=tags, match=match, facts=facts)
+        return self._catalog.select(
+            model_type, task=task, tags=tags, match=match, facts=facts, limit=limit, after=after
+        )
 
     def get_metadata(self, name: str) -> ModelMetadata:
         """Return an entry's metadata, or raise ModelNotFoundError with near names; it never waits for a load."""
@@ -255,19 +280,24 @@ class ModelRegistry:
         """Give a model that stays in memory inside the ``with`` block; the options are those of `load_model`."""
         target, resident = self._acquire(name, options, lease=True, keep_alive=keep_alive)
 
-        def tokenizer() -> "PreTrainedTokenizerBase":
-            return self._tokenizer(target.metadata, target.snapshot, target.identity.options.model_class)
-
-        def receipt(model: Any) -> Receipt:
-            proof = _loading().proof(target.snapshot, model, lease.size_bytes, tokenizer)
-            return Receipt.of(target.metadata, target.identity, proof)
-
-        lease = Lease(target.metadata, resident, tokenizer, receipt)
+        lease = Lease(
+            target.metadata,
+            resident,
+            partial(self._tokenizer_of, target),
+            partial(self._receipt, target, size_bytes=resident.size_bytes),
+        )
         try:
             yield lease
         finally:
             lease.end()
             self._model_cache.release(resident)
+
+    def _tokenizer_of(self, target: "_Resolved") -> "PreTrainedTokenizerBase":
+        return self._tokenizer(target.metadata, target.snapshot, target.identity.options.model_class)
+
+    def _receipt(self, target: "_Resolved", model: Any, size_bytes: int) -> Receipt:
+        proof = _loading().proof(target.snapshot, model, size_bytes, partial(self._tokenizer_of, target))
+        return Receipt.of(target.metadata, target.identity, proof)
 
     def load_tokenizer(
         self, name: "str | os.PathLike[str]", *, revision: str | None = None
@@ -294,8 +324,12 @@ class ModelRegistry:
         sources = _sources()
         locked: dict[str, LockedModel] = {}
         for name in names:
-            metadata, revision = self._find(parse(name))
-            locked[metadata.name] = sources.to_lock(sources.resolve(metadata, revision))
+            ref = parse(name)
+            metadata, revision = self._find(ref)
+            # Asked for by its version, a stored entry has that version approved, beside others.
+            is_version = ref.suffix is not None and revision is None
+            approved = metadata.reference if is_version else metadata.name
+            locked[approved] = sources.to_lock(sources.resolve(metadata, revision))
         sources.Lock.current().update(locked)
         return locked
 
@@ -305,18 +339,22 @@ class ModelRegistry:
         An empty dict means that every byte is the approved one. No network is used.
         """
         sources = _sources()
-        named = tuple(self._find(parse(name))[0].name for name in names)
-        locked = sources.Lock.current().selected(named)
+        lock = sources.Lock.current()
+        locked = lock.selected(tuple(lock.name_of(self._find(parse(name))[0]) for name in names))
         return {name: sources.verify(self._find(parse(name))[0], model) for name, model in locked.items()}
 
     def accept(self, name: "str | os.PathLike[str]", cases: Sequence[Mapping[str, Any]]) -> ModelMetadata:
-        """Keep a model's acceptance tests in its entry, which is then a new version, and return it.
+        """Keep a model's acceptance tests in its entry, with the digest of the files that they hold for, and return it.
 
-        An entry of this process stays in it; a built-in one is stored as a copy. `ModelRunner(name).accept()` makes the
-        cases. ModelNotFoundError: there is no entry.
+        A stored version takes them as it is. An entry of this process stays in it; a built-in one is stored as a copy.
+        `ModelRunner(name).accept()` makes the cases. ModelNotFoundError: there is no entry.
         """
         _, kept = checked(str(name), "acceptance", list(cases))
-        entry = self._catalog.keep(self.get_metadata(os.fspath(name)).changed(acceptance=kept))
+        entry, files = self.get_metadata(os.fspath(name)), _sources().to_lock(self._fetch(name, None)[1]).digest
+        if entry.origin == "stored":
+            return self.catalog.mark(entry.reference, acceptance=kept, accepted=files)[0]
+        standing = dataclasses.replace(entry.standing, accepted=files)
+        entry = self._catalog.keep(entry.changed(acceptance=kept, standing=standing))
         self._leave(entry.name, "replaced")
         return entry
 
@@ -475,7 +513,15 @@ class ModelRegistry:
                 "Weighed", _loading().load_model(target.metadata, target.identity, target.config, target.snapshot)
             )
         _sources().keep_weight(_weight_key(target.identity), loaded.size_bytes, loaded.load_s)
+        if settings.HISTORY_LOADS():
+            self._note_load(target, loaded)
         return loaded
+
+    def _note_load(self, target: "_Resolved", loaded: "Weighed") -> None:
+        """Add a load to the history; one that cannot be added is none: the model is not handed out."""
+        receipt = self._receipt(target, loaded.model, loaded.size_bytes)
+        detail = {"snapshot": receipt.snapshot, "options": receipt.options, "receipt": receipt.digest}
+        self.catalog.note_load(target.metadata, detail)
 
     def _holds(self, target: "_Resolved") -> bool:
         """Return whether entries and settings are still those with which a call was resolved."""
@@ -512,6 +558,7 @@ class ModelRegistry:
         """Return what a call means: the entry, its snapshot (fetched if need be) and the identity of the load."""
         generation = self._catalog.generation()
         metadata, revision = self._find(parse(name))
+        self._warn(metadata)
         # Before anything is fetched: a device that is not here would waste a download.
         options = _loading().filled(metadata, stated)
         snapshot = self._snapshot(metadata, stated.revision or revision)
@@ -522,6 +569,15 @@ class ModelRegistry:
         metadata = metadata.completed(snapshot.sentence_transformer)
         identity, config = _loading().identify(metadata, options, snapshot)
         return _Resolved(metadata, snapshot, identity, config, generation, _sources().seen(snapshot))
+
+    def _warn(self, metadata: ModelMetadata) -> None:
+        """Say once of a deprecated entry that it is, and what takes its place."""
+        standing = metadata.standing
+        if (standing.deprecated or standing.successor) and metadata.reference not in self._warned:
+            self._warned.add(metadata.reference)
+            why = f": {standing.deprecated}" if standing.deprecated else ""
+            instead = f". Use {standing.successor!r} in its place" if standing.successor else ""
+            logger.warning("Model %r is deprecated%s%s", metadata.reference, why, instead)
 
     def _fetch(self, name: "str | os.PathLike[str]", revision: str | None) -> "tuple[ModelMetadata, Snapshot]":
         metadata, named_revision = self._find(parse(name))
@@ -547,7 +603,7 @@ class ModelRegistry:
             if (branch := sources.branch(metadata)) and snapshot.repo:
                 branches[metadata.name] = branch if revision is None else revision
             models[metadata.name] = snapshot, sources.to_lock(snapshot)
-        sources.bundle.write(Path(file).absolute(), to_toml(entries), models, branches)
+        sources.bundle.write(Path(file).absolute(), to_toml(entries.values()), models, branches)
         return list(models)
 
     def import_bundle(self, file: "str | os.PathLike[str]", *, replace: bool = False) -> list[str]:
@@ -582,7 +638,7 @@ class ModelRegistry:
     def _snapshot(metadata: ModelMetadata, revision: str | None) -> "Snapshot":
         """Return a model's files, checked against the lock."""
         sources = _sources()
-        snapshot: Snapshot = sources.resolve(metadata, revision, locked=sources.Lock.current().find(metadata.name))
+        snapshot: Snapshot = sources.resolve(metadata, revision, locked=sources.Lock.current().find(metadata))
         return snapshot
 
     def _find(self, ref: ModelRef) -> tuple[ModelMetadata, str | None]:
@@ -610,17 +666,22 @@ class ModelRegistry:
         """Return the entry that a reference names, and the revision it asks of it; None when there is no entry."""
         if ref.kind == "folder":
             return None
-        entry = self._catalog.find_source(ref.name) if ref.kind == "hub" else self._catalog.find(ref.name)
-        if entry is None or ref.suffix is None or (ref.kind == "name" and ref.suffix == str(entry.version)):
+        if ref.kind == "hub":
+            entry = self._catalog.find_source(ref.name)
+            return None if entry is None else (entry, ref.suffix)
+        entry = self._catalog.find(ref.name, ref.suffix)
+        if entry is not None or ref.suffix is None:
             return None if entry is None else (entry, None)
-        if ref.kind == "name" and ("/" not in ref.name or ref.suffix.isdecimal()):
+        entry = self._catalog.find(ref.name)
+        if entry is not None and ("/" not in ref.name or ref.suffix.isdecimal()):
+            known = self._catalog.known(ref.name)
             raise ModelNotFoundError(
-                f"Model {ref.name!r} has no version or alias {ref.suffix!r}. It has: {entry.version}.\n"
+                f"Model {ref.name!r} has no version or alias {ref.suffix!r}. It has: {', '.join(known[-20:])}.\n"
                 f"Load it with: {ref.name}@{entry.version}",
                 model=ref.name,
-                candidates=(str(entry.version),),
+                candidates=tuple(known),
             )
-        return entry, ref.suffix
+        return None if entry is None else (entry, ref.suffix)
 
     def _tokenizer(
         self, metadata: ModelMetadata, snapshot: "Snapshot", model_class: Any = None
@@ -639,6 +700,24 @@ def _budget(device: str) -> int | None:
     if device in stated:
         return stated[device]
     return machine_bytes() if device == "cpu" else cast("int | None", _loading().capacity(device))
+
+
+def _lacking(entry: ModelMetadata) -> list[str]:
+    """Return what a version lacks to be pointed to by a guarded alias: a lock that its files fit, and acceptance tests
+    that were recorded with these files."""
+    sources = _sources()
+    lock, name = sources.Lock.current(), entry.reference
+    locked = lock.models.get(lock.key(lock.name_of(entry)))
+    lacking = []
+    if locked is None:
+        lacking.append(f"a lock in {lock.file}: medvllm lock {name}")
+    elif sources.verify(entry, locked):
+        lacking.append(f"files that are the locked ones; see: medvllm verify {name}")
+    if not entry.acceptance:
+        lacking.append(f"acceptance tests: medvllm accept {name}")
+    elif locked is not None and entry.standing.accepted != locked.digest:
+        lacking.append(f"acceptance tests of the locked files: medvllm accept {name}")
+    return lacking
 
 
 def _seconds(keep_alive: str | float | None) -> float | None:
@@ -678,7 +757,7 @@ class _Resolved:
     snapshot: "Snapshot"
     identity: Identity
     config: "PreTrainedConfig"
-    generation: tuple[int, int]
+    generation: tuple[int, Hashable]
     seen: tuple[Any, ...]  # the stamps of the files and of the lock
 
 

@@ -1,6 +1,7 @@
 """One table of the MEDVLLM_* variables: name, default, parser and help. Each is read when it is used."""
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +29,17 @@ class Setting(Generic[T]):
         try:
             return self.parse(text)
         except ValueError as error:
+            shown = without_password(text)
             raise SettingError(
-                f"Setting {self.name} is {text!r}, which is {error}.\nUnset it, or: export {self.name}={self.default}",
+                f"Setting {self.name} is {shown!r}, which is {error}.\nUnset it, or: export {self.name}={self.default}",
                 setting=self.name,
-                value=text,
+                value=shown,
             ) from error
+
+
+def without_password(text: str) -> str:
+    """Return a URL as it may be shown; another text as it is."""
+    return re.sub(r"((?<=://)[^/@:]*:).*(?=@)|(\bpassword=)[^&\s]*", r"\1\2***", text)
 
 
 def _switch(text: str) -> bool:
@@ -70,7 +77,30 @@ def _path(text: str) -> Path:
         raise ValueError("not a path that can be found") from None
 
 
+def _catalog(text: str) -> Path | str | None:
+    if text.lower() == "auto":
+        return None
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        return _path(text)
+    if scheme.lower() in ("postgresql", "postgres", "postgresql+psycopg") and rest:
+        return f"postgresql://{rest}"
+    if scheme.lower() == "sqlite" and rest.startswith("/") and rest.strip("/"):
+        return _path(rest.removeprefix("/"))
+    raise ValueError("neither postgresql://user@host/database nor a file")
+
+
 HOME = Setting("MEDVLLM_HOME", "~/.medvllm", _path, "Folder for what medvllm itself keeps, such as converted weights.")
+CATALOG = Setting(
+    "MEDVLLM_CATALOG",
+    "auto",
+    _catalog,
+    "Database of the stored catalogue: a SQLite file, or postgresql://user@host/database; auto: "
+    "catalog.db in MEDVLLM_HOME.",
+)
+HISTORY_LOADS = Setting(
+    "MEDVLLM_HISTORY_LOADS", "off", _switch, "Whether the history also keeps which model was loaded, and its receipt."
+)
 DIRECT = Setting(
     "MEDVLLM_DIRECT",
     "on",
@@ -119,6 +149,8 @@ DEBUG = Setting("MEDVLLM_DEBUG", "off", _switch, "Whether the command line shows
 
 SETTINGS: tuple[Setting[Any], ...] = (
     HOME,
+    CATALOG,
+    HISTORY_LOADS,
     DIRECT,
     DEVICE,
     DTYPE,

@@ -1,8 +1,9 @@
-"""Which entries exist: this process's registrations, a stored catalogue, and the built-in medical models."""
+"""Which entries exist: this process's registrations, the stored catalogue, and the built-in medical models."""
 
 from medvllm.catalog.builtin import builtin_entries
-from medvllm.catalog.catalog import Catalog, Store
+from medvllm.catalog.catalog import Catalog
 from medvllm.catalog.entries import from_toml, to_toml
-from medvllm.catalog.store import FileStore
+from medvllm.catalog.events import Alias, Event
+from medvllm.catalog.stored import StoredCatalog
 
-__all__ = ["Catalog", "FileStore", "Store", "builtin_entries", "from_toml", "to_toml"]
+__all__ = ["Alias", "Catalog", "Event", "StoredCatalog", "builtin_entries", "from_toml", "to_toml"]

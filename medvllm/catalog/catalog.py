@@ -1,34 +1,27 @@
 """The entries a process can see, in the order in which they are looked up."""
 
+import heapq
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property
-from itertools import count
-from typing import Any, Protocol
+from itertools import count, islice
+from typing import Any
 
 from medvllm.catalog.builtin import builtin_entries
+from medvllm.catalog.stored import StoredCatalog, StoredRow
 from medvllm.errors import CatalogError, ModelExistsError, ModelNotFoundError, nearest, offer
 from medvllm.facts import pattern
-from medvllm.metadata import ModelMetadata, ModelType
+from medvllm.metadata import ModelMetadata, ModelType, fits
 from medvllm.names import valid_name
-
-
-class Store(Protocol):
-    """Entries that outlive the process. `revision` changes whenever an entry does, in any process."""
-
-    def entries(self) -> Mapping[str, ModelMetadata]: ...
-    def add(self, metadata: ModelMetadata, *, replace: bool) -> ModelMetadata: ...
-    def remove(self, name: str) -> None: ...
-    def revision(self) -> int: ...
 
 
 class Catalog:
     """This process's registrations, then the stored entries, then the built-ins: the first that knows a name wins."""
 
-    def __init__(self, store: Store | None = None) -> None:
-        self._store = store
-        self._lock = threading.Lock()  # guards everything below; held for look-ups, never for I/O of a load
+    def __init__(self, stored: StoredCatalog | None = None) -> None:
+        self._stored = stored
+        self._lock = threading.Lock()  # guards everything below; never held while a database is asked
         self._own: dict[str, ModelMetadata] = {}
         self._own_aliases: dict[str, str] = {}  # other names of this process's entries
         self._versions: dict[str, int] = {}  # the newest version ever given to a name: never given again
@@ -44,9 +37,16 @@ class Catalog:
     def _builtin_aliases(self) -> dict[str, str]:
         return {alias: name for name, metadata in self._builtins.items() for alias in metadata.source.aliases}
 
-    def generation(self) -> tuple[int, int]:
+    @property
+    def stored(self) -> StoredCatalog:
+        """The entries that last. CatalogError: there are none to this catalogue."""
+        if self._stored is None:
+            raise CatalogError("The entry cannot be kept: this registry has no stored catalogue.")
+        return self._stored
+
+    def generation(self) -> tuple[int, Hashable]:
         """Return a value that changes whenever an entry does, so that look-ups can be remembered."""
-        return self._generation, self._store.revision() if self._store else 0
+        return self._generation, self._stored.revision() if self._stored else None
 
     def add(
         self,
@@ -56,23 +56,23 @@ class Catalog:
         *,
         replace: bool = False,
         persist: bool = False,
+        reason: str | None = None,
     ) -> ModelMetadata:
         """Add an entry and return it. ModelExistsError: the name is taken and `replace` is not set."""
         valid_name(name)
         entry = ModelMetadata.build(name, model_type, facts)  # checked before anything changes
         for alias in entry.source.aliases:
             valid_name(alias)
+        taken = self._find(name)
+        if taken is not None and not replace:
+            raise self._exists(taken)
         if persist:
-            return self._stored().add(entry, replace=replace)
+            return self._keep(entry, replace=replace, reason=reason)
+        newest = self._newest(name)
         with self._lock:
-            taken = self._find(name)
-            if taken is not None and not replace:
-                raise ModelExistsError(
-                    f"Model {name!r} is registered already ({taken.origin}, version {taken.version}).\n"
-                    "Take another name, or say that this one takes its place: register(…, replace=True)",
-                    model=name,
-                )
-            return self._put(entry)
+            if name in self._own and not replace:
+                raise self._exists(self._own[name])
+            return self._put(entry, newest)
 
     def keep(self, entry: ModelMetadata) -> ModelMetadata:
         """Put an entry in place of the one of its name, and return it.
@@ -80,36 +80,47 @@ class Catalog:
         One of this process's stays in it, others are stored: a built-in one as a copy that stands before it.
         """
         if entry.origin != "process":
-            return self._stored().add(entry, replace=True)
+            return self._keep(entry, replace=True)
+        newest = self._newest(entry.name)
         with self._lock:
-            return self._put(entry)
+            return self._put(entry, newest)
 
-    def remove(self, name: str) -> None:
-        """Remove an entry: this process's, else the stored one, else hide the built-in. ModelNotFoundError: none."""
-        found = True
+    def remove(self, name: str, *, force: bool = False, reason: str | None = None) -> None:
+        """Remove an entry: this process's, else the stored one with all versions, else hide the built-in.
+
+        ModelNotFoundError: there is none. CatalogError: the stored one is in use, and `force` is not set.
+        """
         with self._lock:
-            if name in self._own:
-                del self._own[name]
+            own = self._own.pop(name, None)
+            if own is not None:
                 self._forget_aliases(name)
-            elif self._store is not None and name in self._store.entries():
-                self._store.remove(name)
-            elif name in self._builtins and name not in self._hidden:
-                self._hidden.add(name)
-            else:
-                found = False
-            if found:
                 self._changed()
-        if not found:
+        if own is not None:
+            return
+        if self._stored is not None and self._stored.find(name) is not None:
+            self._stored.remove(name, force=force, reason=reason)
+            return
+        with self._lock:
+            hidden = name in self._builtins and name not in self._hidden
+            if hidden:
+                self._hidden.add(name)
+                self._changed()
+        if not hidden:
             raise self.not_found(name)
 
-    def find(self, name: str) -> ModelMetadata | None:
-        """Return the entry of that name or alias, or None."""
-        with self._lock:
-            return (
-                self._find(name)
-                or self._find(self._own_aliases.get(name, ""))
-                or self._find(self._builtin_aliases.get(name, ""))
-            )
+    def find(self, name: str, suffix: str | None = None) -> ModelMetadata | None:
+        """Return the entry of that name, or of another name for it, or None; `suffix` is a version or an alias."""
+        owners = (self._find(owner, suffix) for owner in self._owners(name))
+        return self._find(name, suffix) or next((entry for entry in owners if entry is not None), None)
+
+    def known(self, name: str) -> list[str]:
+        """Return the versions and aliases that may follow a name."""
+        stored = self._stored
+        names = {name, *self._owners(name)}
+        own = {entry.version for of in names for entry in self._unstored(of)}
+        versions = sorted(own.union(*(stored.versions(of) for of in names) if stored else ()))
+        aliases = [alias for of in sorted(names) for alias in (stored.aliases(of) if stored else ())]
+        return [*map(str, versions), *(alias.alias for alias in aliases if alias.version is not None)]
 
     def find_source(self, repo: str) -> ModelMetadata | None:
         """Return the built-in entry that describes a repository, or None: ``hf://`` skips what was registered."""
@@ -129,28 +140,28 @@ class Catalog:
         tags: Sequence[str] = (),
         match: str | None = None,
         facts: Mapping[str, Any] | None = None,
+        limit: int | None = None,
+        after: str | None = None,
     ) -> dict[str, ModelMetadata]:
-        """Return the entries that fit every filter given; `match` and `facts` are globs, in any case."""
+        """Return the entries that fit every filter given, by name; `match` and `facts` are globs, in any case."""
         kind = None if model_type is None else ModelType.of(model_type)
         named = None if match is None else match.casefold()
         globs = {fact: pattern(fact, value) for fact, value in (facts or {}).items()}
-        with self._lock:
-            entries = self._entries()
-        if kind is None and task is None and not tags and named is None and not globs:
-            return entries
-        return {
-            name: metadata
-            for name, metadata in entries.items()
-            if (kind is None or metadata.model_type is kind)
-            and (named is None or fnmatchcase(name.casefold(), named))
-            and metadata.matches(task, tags, globs)
-        }
+        fitting = (
+            candidate
+            for candidate in self._candidates(after)
+            if (named is None or fnmatchcase(candidate.name.casefold(), named))
+            and (kind is None or candidate.model_type == kind)
+            and fits(candidate.fact, task, tags, globs)
+        )
+        chosen = islice(fitting, limit)
+        return {entry.name: entry.metadata() if isinstance(entry, StoredRow) else entry for entry in chosen}
 
     def near(self, name: str) -> list[str]:
         """Return at most three names that `name` is likely a misspelling of."""
         with self._lock:
-            entries = self._entries()
-        return nearest(name, entries, 3)
+            names = {*self._own, *(name for name in self._builtins if name not in self._hidden)}
+        return nearest(name, names.union(self._stored.names() if self._stored else ()), 3)
 
     def not_found(
         self, name: str, why: str = "", *, advice: str = "", near: list[str] | None = None
@@ -163,11 +174,24 @@ class Catalog:
             candidates=tuple(near),
         )
 
-    def _put(self, entry: ModelMetadata) -> ModelMetadata:
+    def builtin(self, name: str) -> ModelMetadata | None:
+        """Return the built-in entry of that name, or None."""
+        return None if name in self._hidden else self._builtins.get(name)
+
+    def _keep(self, entry: ModelMetadata, *, replace: bool, reason: str | None = None) -> ModelMetadata:
+        """Store an entry; its numbers go on from those of the built-in one."""
+        before = self._builtins.get(entry.name)
+        kept = self.stored.add(entry, replace=replace, above=before.version if before else 0, reason=reason)
+        with self._lock:
+            # One of this process's would stand before it.
+            if self._own.pop(entry.name, None) is not None:
+                self._forget_aliases(entry.name)
+                self._changed()
+        return kept
+
+    def _put(self, entry: ModelMetadata, newest: int) -> ModelMetadata:
         """Make an entry this process's, as the next version of its name."""
-        taken = self._find(entry.name)
-        newest = max(self._versions.get(entry.name, 0), taken.version if taken else 0)
-        entry = entry.changed(version=newest + 1)
+        entry = entry.changed(version=max(newest, self._versions.get(entry.name, 0)) + 1)
         self._versions[entry.name] = entry.version
         self._forget_aliases(entry.name)
         self._own[entry.name] = entry
@@ -175,25 +199,61 @@ class Catalog:
         self._changed()
         return entry
 
-    def _stored(self) -> Store:
-        if self._store is None:
-            raise CatalogError("The entry cannot be kept: this registry has no stored catalogue.")
-        return self._store
+    def _newest(self, name: str) -> int:
+        """Return the highest number that a version of a name has outside this process, 0 for none."""
+        stored = self._stored.versions(name) if self._stored else {}
+        return max([*stored, *(entry.version for entry in self._unstored(name))], default=0)
 
-    def _find(self, name: str) -> ModelMetadata | None:
-        if name in self._own:
-            return self._own[name]
-        if self._store is not None and (stored := self._store.entries().get(name)) is not None:
-            return stored
-        return None if name in self._hidden else self._builtins.get(name)
+    def _find(self, name: str, suffix: str | None = None) -> ModelMetadata | None:
+        unstored = [entry for entry in self._unstored(name) if suffix in (None, str(entry.version))]
+        if unstored and unstored[0].origin == "process":
+            return unstored[0]
+        stored = self._stored.find(name, suffix) if self._stored is not None else None
+        return stored or next(iter(unstored), None)
 
-    def _entries(self) -> dict[str, ModelMetadata]:
-        shown = {name: entry for name, entry in self._builtins.items() if name not in self._hidden}
-        stored = self._store.entries() if self._store is not None else {}
-        return {**shown, **stored, **self._own}
+    def _unstored(self, name: str) -> list[ModelMetadata]:
+        """Return this process's entry of that name, and the built-in one."""
+        with self._lock:
+            return [entry for entry in (self._own.get(name), self.builtin(name)) if entry is not None]
+
+    def _owners(self, other: str) -> Iterator[str]:
+        """Give the names of the entries that are known by another name too."""
+        with self._lock:
+            own = self._own_aliases.get(other)
+        if own is not None:
+            yield own
+        if self._stored is not None and (stored := self._stored.find_other(other)) is not None:
+            yield stored.name
+        if (builtin := self._builtin_aliases.get(other)) is not None:
+            yield builtin
+
+    def _candidates(self, after: str | None) -> Iterator[ModelMetadata | StoredRow]:
+        """Give what each name means, sorted by name."""
+        with self._lock:
+            own = sorted(self._own.values(), key=_name)
+            builtins = sorted((entry for name, entry in self._builtins.items() if name not in self._hidden), key=_name)
+        stored = self._stored.rows(after) if self._stored is not None else iter(())
+        layers: list[Iterable[ModelMetadata | StoredRow]] = [own, stored, builtins]  # the first wins a tie
+        last = after or ""
+        for candidate in heapq.merge(*layers, key=_name):
+            if candidate.name > last:
+                yield candidate
+                last = candidate.name
 
     def _forget_aliases(self, name: str) -> None:
         self._own_aliases = {alias: owner for alias, owner in self._own_aliases.items() if owner != name}
 
     def _changed(self) -> None:
         self._generation = next(self._changes)
+
+    @staticmethod
+    def _exists(taken: ModelMetadata) -> ModelExistsError:
+        return ModelExistsError(
+            f"Model {taken.name!r} is registered already ({taken.origin}, version {taken.version}).\n"
+            "Take another name, or say that this one takes its place: register(…, replace=True)",
+            model=taken.name,
+        )
+
+
+def _name(entry: ModelMetadata | StoredRow) -> str:
+    return entry.name

@@ -1,44 +1,88 @@
-"""Entries as TOML: one table an entry, in the keywords of `registry.register`."""
+"""Entries as TOML: one table an entry, in the keywords of `registry.register`, and one for the aliases of each name."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
+from medvllm.catalog.events import Alias
 from medvllm.errors import CatalogError, MedVLLMError
 from medvllm.metadata import ModelMetadata, Origin
 from medvllm.names import valid_name
 
 
-def from_toml(text: str, origin: Origin) -> dict[str, ModelMetadata]:
-    """Return the entries by name, in their order in `text`; CatalogError says which one cannot be used."""
+@dataclass(frozen=True)
+class Entries:
+    """What a file says. The version of a table ``[models.name]`` is 0, that of ``[models."name@2"]`` is 2."""
+
+    models: tuple[ModelMetadata, ...]
+    aliases: tuple[Alias, ...] | None  # None: the file says nothing of aliases
+
+
+def parsed(text: str, origin: Origin) -> Entries:
+    """Return the entries in their order in `text`; CatalogError says which one cannot be used."""
     try:
-        models = tomllib.loads(text)["models"]
-        return {valid_name(name): _entry(name, dict(facts), origin) for name, facts in models.items()}
+        content = tomllib.loads(text)
+        if unknown := content.keys() - {"models", "aliases"}:
+            raise CatalogError(f"it has the table {min(unknown)[:80]!r}, and takes 'models' and 'aliases'")
+        models = tuple(_entry(key, dict(facts), origin) for key, facts in content["models"].items())
+        aliases = content.get("aliases")
+        if aliases is None:
+            return Entries(models, None)
+        states = ((name, alias, state) for name, known in aliases.items() for alias, state in known.items())
+        return Entries(models, tuple(_alias(name, alias, state) for name, alias, state in states))
     except MedVLLMError as error:
         raise CatalogError(f"The entries cannot be read: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CatalogError(f"The entries cannot be read: {type(error).__name__}: {str(error)[:200]}") from error
 
 
-def versions_of(text: str) -> dict[str, int]:
-    """Return the newest version that `to_toml` noted for each name, also for one that has no entry any more."""
-    versions = tomllib.loads(text).get("versions", {})
-    if not isinstance(versions, dict) or not all(type(version) is int for version in versions.values()):
-        raise CatalogError("The entries cannot be read: 'versions' is not a table of numbers.")
-    return versions
+def from_toml(text: str, origin: Origin) -> dict[str, ModelMetadata]:
+    """Return the entries by name, one of each; CatalogError says which one cannot be used."""
+    found: dict[str, ModelMetadata] = {}
+    for entry in parsed(text, origin).models:
+        if entry.name in found:
+            raise CatalogError(f"The entries cannot be read: model {entry.name!r} is there twice.")
+        found[entry.name] = entry if entry.version else entry.changed(version=1)
+    return found
 
 
-def to_toml(entries: Mapping[str, ModelMetadata], versions: Mapping[str, int] | None = None) -> str:
-    """Return the entries as text, sorted by name, with every fact that is known."""
+def to_toml(entries: Iterable[ModelMetadata], aliases: Iterable[Alias] = ()) -> str:
+    """Return entries as text with every fact that is known, sorted: stored ones by name and version."""
     import tomlkit
 
-    noted = {"versions": dict(sorted(versions.items()))} if versions else {}
-    models = {name: {"version": entry.version, **entry.facts()} for name, entry in sorted(entries.items())}
-    return tomlkit.dumps({**noted, "models": models})
+    models = {
+        entry.reference: entry.facts() for entry in sorted(entries, key=lambda entry: (entry.name, entry.version))
+    }
+    pointing: dict[str, dict[str, Any]] = {}
+    for alias in sorted(aliases, key=lambda alias: (alias.name, alias.alias)):
+        state = {} if alias.version is None else {"version": alias.version}
+        if alias.guarded:
+            table = tomlkit.inline_table()
+            table.update({**state, "guarded": True})
+            pointing.setdefault(alias.name, {})[alias.alias] = table
+        else:
+            pointing.setdefault(alias.name, {})[alias.alias] = alias.version
+    return tomlkit.dumps({"models": models, **({"aliases": pointing} if pointing else {})})
 
 
-def _entry(name: str, facts: dict[str, Any], origin: Origin) -> ModelMetadata:
-    version = facts.pop("version", 1)
-    if type(version) is not int or version < 1:
-        raise CatalogError(f"Model {name!r} has the version {version!r:.20}, which is no whole number above 0.")
-    return ModelMetadata.build(name, facts.pop("model_type"), facts, version=version, origin=origin)
+def _entry(key: str, facts: dict[str, Any], origin: Origin) -> ModelMetadata:
+    name, at, number = key.partition("@")
+    version = _number(key, int(number) if number.isdecimal() else number) if at else 0
+    return ModelMetadata.build(valid_name(name), facts.pop("model_type"), facts, version=version, origin=origin)
+
+
+def _alias(name: str, alias: str, state: Any) -> Alias:
+    facts = state if isinstance(state, dict) else {"version": state}
+    version, guarded = facts.get("version"), facts.get("guarded", False)
+    if facts.keys() - {"version", "guarded"} or type(guarded) is not bool or not (guarded or version is not None):
+        raise CatalogError(
+            f"Alias {alias[:80]!r} of model {name[:80]!r} is no version, nor {{version = 2, guarded = true}}."
+        )
+    return Alias(valid_name(name), alias, None if version is None else _number(f"{name}@{alias}", version), guarded)
+
+
+def _number(of: str, version: object) -> int:
+    if type(version) is not int or not 0 < version < 2**31:
+        raise CatalogError(f"{of[:200]!r} has the version {version!r:.20}, which is no whole number above 0.")
+    return version

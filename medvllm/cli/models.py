@@ -1,7 +1,7 @@
 """`medvllm list`, `medvllm show` and `medvllm pull`: what is registered, and its files. None imports torch."""
 
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,7 +29,7 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """List the registered models."""
-    facts = dict(_fact(text) for text in where or ())
+    facts: dict[str, Any] = dict(_fact(text) for text in where or ())
     entries = registry.list_models(model_type, task=task, tags=tag or (), match=pattern, **facts)
     if as_json:
         print_json([metadata.to_dict() for metadata in entries.values()])

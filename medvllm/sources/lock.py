@@ -11,7 +11,9 @@ from typing import Any
 from medvllm import settings
 from medvllm.errors import CatalogError, DigestMismatchError, SourceError
 from medvllm.files import write_whole
+from medvllm.metadata import ModelMetadata
 from medvllm.names import parse
+from medvllm.receipt import digest_of
 from medvllm.sources.digest import Digest, described, differences
 
 __all__ = ["Lock", "LockedModel"]
@@ -30,6 +32,16 @@ class LockedModel:
     commit: str | None
     files: Mapping[str, Digest] = field(hash=False)
     converted: Mapping[str, Digest] = field(default_factory=dict, hash=False)
+
+    @property
+    def digest(self) -> str:
+        """One SHA-256 for all files, as a receipt gives it."""
+        rows = (
+            (path, digest.sha256, digest.size)
+            for files in (self.files, self.converted)
+            for path, digest in files.items()
+        )
+        return digest_of(rows)
 
     def check(self, model: str, found: Mapping[str, Digest], *, converted: bool = False) -> None:
         """Raise DigestMismatchError unless the files are the locked ones."""
@@ -82,11 +94,16 @@ class Lock:
                 path=str(file),
             ) from error
 
-    def find(self, name: str) -> LockedModel | None:
+    def name_of(self, metadata: ModelMetadata) -> str:
+        """Return the name under which a model is asked for here: its version's own, when that is locked by itself."""
+        return metadata.reference if metadata.reference in self.models else metadata.name
+
+    def find(self, metadata: ModelMetadata) -> LockedModel | None:
         """Return what was approved of a model, or None when it is not locked.
 
         DigestMismatchError: it is not, and MEDVLLM_REQUIRE_LOCK is set.
         """
+        name = self.name_of(metadata)
         found = self.models.get(self.key(name))
         if found is None and settings.REQUIRE_LOCK():
             raise DigestMismatchError(

@@ -43,11 +43,11 @@ class ModelRunner:
     def accept(self) -> ModelMetadata:
         """Record what the model makes of a few synthetic inputs into its entry, and return that; see `drift`.
 
-        An entry of this process keeps it as long as the process; another is stored, a built-in one as a copy.
+        A stored version keeps it, an entry of this process as long as the process; a built-in one is stored as a copy.
         """
         from medvllm.engine.model_runner.acceptance import cases
 
-        name = self._registry.get_metadata(os.fspath(self._name)).name  # before anything is loaded
+        name = self._registry.get_metadata(os.fspath(self._name)).reference  # before anything is loaded
         with self._registry.lease(name, **self._options) as lease:
             made = cases(lease)
         return self._registry.accept(name, made)
@@ -65,7 +65,7 @@ class ModelRunner:
                 f"Model {metadata.name!r} has no acceptance tests.\nRecord them with: medvllm accept {metadata.name}",
                 model=metadata.name,
             )
-        with self._registry.lease(metadata.name, **self._options) as lease:
+        with self._registry.lease(metadata.reference, **self._options) as lease:
             return drift(lease, metadata.acceptance)
 
     def run(self, task: str | None, texts: Iterable[str], **arguments: Any) -> tuple[Any, str, Receipt]:

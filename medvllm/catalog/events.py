@@ -1,0 +1,36 @@
+"""What the stored catalogue tells of itself: who changed what, when and why; and where aliases point."""
+
+from dataclasses import dataclass
+from typing import Any
+
+DEFAULT = "default"  # the alias that a bare name means
+
+
+@dataclass(frozen=True)
+class Event:
+    """One change, as the history keeps it. `detail` has what changed; no event holds a text that a model was given."""
+
+    seq: int
+    at: str  # UTC, ISO 8601
+    who: str  # the user of the operating system
+    machine: str
+    action: str  # registered, changed, unregistered, aliased, unaliased, guarded, unguarded, loaded, created, migrated
+    name: str | None
+    version: int | None
+    alias: str | None
+    reason: str | None
+    detail: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the event as JSON has it."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A name that points to a version, such as production; `version` is None for a guard without an alias yet."""
+
+    name: str
+    alias: str
+    version: int | None
+    guarded: bool

@@ -1,0 +1,107 @@
+"""What applying a file of entries changes in the stored catalogue."""
+
+from collections.abc import Collection
+from itertools import groupby
+from operator import attrgetter
+from typing import TYPE_CHECKING
+
+from medvllm.catalog.entries import Entries
+from medvllm.catalog.events import Alias
+from medvllm.catalog.stored import built, storable
+from medvllm.errors import CatalogError
+from medvllm.facts import MARKS
+from medvllm.metadata import ModelMetadata
+
+if TYPE_CHECKING:
+    from medvllm.catalog.sql.turn import Turn
+
+Move = tuple[str, str, ModelMetadata]  # a guarded alias of a name, and the version that it is to point to
+
+
+def apply(
+    turn: "Turn", wanted: Entries, reason: str | None, approved: Collection[tuple[str, str, int]] | None
+) -> list[Move]:
+    """Make the catalogue what is wanted, and return what guarded aliases were moved to.
+
+    Of the moves of guarded aliases only those `approved` are made; None: all, to see what they are.
+    """
+    kept: dict[str, set[int]] = {}  # the versions of each name that stay
+    numbered = {entry.name for entry in wanted.models if entry.version}
+    for entry in sorted(wanted.models, key=lambda entry: (entry.name, entry.version or float("inf"))):
+        stay = kept.setdefault(entry.name, set())
+        if entry.version:
+            _version(turn, entry, reason)
+            stay.add(entry.version)
+        else:
+            # A name of which the file numbers no version keeps its earlier ones.
+            stay |= set() if entry.name in numbered else set(turn.numbers(entry.name))
+            stay.add(turn.register(entry.name, storable(entry), reason=reason))
+    gone = [name for name in turn.names() if name not in kept]
+    moves: list[Move] = []
+    if wanted.aliases is not None:
+        by_name = {name: [*aliases] for name, aliases in groupby(wanted.aliases, attrgetter("name"))}
+        for name in kept:
+            moves += _aliases(turn, name, by_name.pop(name, []), reason, approved)
+        if by_name:
+            raise CatalogError(f"The entries have aliases of model {min(by_name)!r}, but no version of it.")
+    for name in gone:
+        for alias in turn.aliases(name):
+            if alias.version is not None:
+                turn.remove_alias(name, alias.alias, reason=reason)
+    for name in (*kept, *gone):
+        for number in turn.numbers(name):
+            if number not in kept.get(name, ()):
+                turn.unregister(name, number, reason=reason)
+    return moves
+
+
+def _version(turn: "Turn", entry: ModelMetadata, reason: str | None) -> None:
+    """Make a version what is wanted: added, or with other marks; its content never changes."""
+    from medvllm.catalog.sql.turn import content
+
+    facts = storable(entry)
+    if entry.version not in turn.numbers(entry.name):
+        turn.register(entry.name, facts, number=entry.version, reason=reason)
+        return
+    known = turn.facts(entry.name, entry.version)
+    if content(facts) != content(known):
+        changed = sorted(fact for fact in facts.keys() | known.keys() if facts.get(fact) != known.get(fact))
+        raise CatalogError(
+            f"Version {entry.version} of model {entry.name!r} is otherwise in the catalogue: {', '.join(changed)}. "
+            f'A version never changes.\nWrite it as the next one: [models."{entry.name}"]',
+            model=entry.name,
+        )
+    turn.change(entry.name, entry.version, {mark: facts.get(mark) for mark in MARKS}, reason=reason)
+
+
+def _aliases(
+    turn: "Turn",
+    name: str,
+    wanted: list[Alias],
+    reason: str | None,
+    approved: Collection[tuple[str, str, int]] | None,
+) -> list[Move]:
+    moves: list[Move] = []
+    before = {alias.alias: alias for alias in turn.aliases(name)}
+    for alias in wanted:
+        known = before.pop(alias.alias, Alias(name, alias.alias, None, False))
+        if known.guarded and not alias.guarded:
+            turn.guard(name, alias.alias, False, reason=reason)
+        if alias.version is None:
+            if known.version is not None:
+                turn.remove_alias(name, alias.alias, reason=reason)
+        elif alias.version != known.version:
+            is_move = known.guarded and alias.guarded
+            if is_move:
+                number = turn.resolve(name, str(alias.version))
+                moves.append((name, alias.alias, built(name, number, turn.facts(name, number))))
+            ready = not is_move or approved is None or (name, alias.alias, alias.version) in approved
+            turn.set_alias(name, alias.alias, alias.version, approved=ready, reason=reason)
+        if alias.guarded and not known.guarded:
+            turn.guard(name, alias.alias, True, reason=reason)
+    for known in before.values():
+        if known.guarded:
+            turn.guard(name, known.alias, False, reason=reason)
+        if known.version is not None:
+            turn.remove_alias(name, known.alias, reason=reason)
+    return moves

@@ -1,0 +1,5 @@
+"""The stored catalogue in SQL: SQLite or PostgreSQL, by SQLAlchemy. Imported once there is a database to open."""
+
+from medvllm.catalog.sql.store import SqlStore
+
+__all__ = ["SqlStore"]

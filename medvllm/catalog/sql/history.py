@@ -1,0 +1,170 @@
+"""The history: rows that are only added, each with a hash over itself and the row before."""
+
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any
+
+from sqlalchemy import Connection, insert, select, update
+
+from medvllm.catalog.events import DEFAULT, Event
+from medvllm.catalog.sql.tables import aliases, head, history, names, versions
+
+FIRST = "0" * 64
+
+
+def to_json(content: Any) -> str:
+    """Return `content` in the one form that is stored and hashed: sorted, and in ASCII, which every database keeps."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def sha256(text: str) -> str:
+    """Return the SHA-256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Journal:
+    """The changes of one transaction. `close` adds their rows, and moves the catalogue's revision by one."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        # The row is locked: on PostgreSQL, this is where writers take turns.
+        row = connection.execute(select(head).with_for_update()).one()
+        self._length, self._hash = row.length, row.hash
+        self._rows: list[dict[str, Any]] = []
+        self.events: list[Event] = []
+
+    def note(
+        self,
+        action: str,
+        name: str | None = None,
+        *,
+        version: int | None = None,
+        alias: str | None = None,
+        reason: str | None = None,
+        detail: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Add an event."""
+        self._length += 1
+        at = datetime.now(UTC).isoformat(timespec="microseconds")
+        event = Event(
+            self._length, at, _who(), socket.gethostname(), action, name, version, alias, reason, dict(detail or {})
+        )
+        self.events.append(event)
+        record = to_json(event.to_dict())
+        self._hash = sha256(self._hash + record)
+        self._rows.append({"seq": self._length, "at": at, "name": name, "record": record, "hash": self._hash})
+
+    def close(self) -> None:
+        """Write what was noted; without it, nothing changes."""
+        if self._rows:
+            self.connection.execute(insert(history), self._rows)
+            values = {"revision": head.c.revision + 1, "length": self._length, "hash": self._hash}
+            self.connection.execute(update(head).values(values))
+
+
+def events(connection: Connection, name: str | None, since: str | None) -> Iterator[Event]:
+    """Give the events in their order: those of a model, those since a moment (UTC, ISO 8601), or all."""
+    query = select(history.c.record).order_by(history.c.seq)
+    if name is not None:
+        query = query.where(history.c.name == name)
+    if since is not None:
+        query = query.where(history.c.at >= since)
+    for (record,) in connection.execute(query.execution_options(yield_per=1000)):
+        yield Event(**json.loads(record))
+
+
+def flaws(connection: Connection) -> Iterator[str]:
+    """Give what is wrong: events edited, removed or reordered, and entries and aliases that they do not account for."""
+    end = connection.execute(select(head)).one()
+    before, expected, replayed = FIRST, 1, _Replay()
+    whole = True
+    rows = connection.execute(select(history).order_by(history.c.seq).execution_options(yield_per=1000))
+    for row in rows:
+        for gone in range(expected, row.seq):
+            yield f"event {gone} is missing"
+        event = _event(row.record)
+        if event is None or (row.seq, row.at, row.name) != (event.seq, event.at, event.name):
+            yield f"event {row.seq} is not what was written, or not where"
+        else:
+            replayed.add(event)
+            if row.seq == expected and row.hash != sha256(before + row.record):
+                yield f"event {row.seq} is not what was written after event {row.seq - 1}"
+        whole = whole and row.seq == expected
+        before, expected = row.hash, row.seq + 1
+    for gone in range(expected, end.length + 1):
+        yield f"event {gone} is missing"
+    if expected > end.length + 1 or (whole and expected == end.length + 1 and before != end.hash):
+        yield f"the history ends with event {expected - 1}, and the catalogue was last changed by another"
+    yield from replayed.differences(connection)
+
+
+class _Replay:
+    """What the history says that there is."""
+
+    def __init__(self) -> None:
+        self._versions: dict[tuple[str, int], dict[str, Any]] = {}
+        self._aliases: dict[tuple[str, str], tuple[int | None, bool]] = {}
+        self._newest: dict[str, int] = {}
+
+    def add(self, event: Event) -> None:
+        name, number, alias = event.name or "", event.version or 0, event.alias or ""
+        if event.action == "registered":
+            self._versions[name, number] = event.detail["facts"]
+            self._newest[name] = max(number, self._newest.get(name, 0))
+        elif event.action == "changed":
+            facts = {**self._versions.get((name, number), {}), **event.detail["facts"]}
+            self._versions[name, number] = {fact: value for fact, value in facts.items() if value is not None}
+        elif event.action == "unregistered":
+            self._versions.pop((name, number), None)
+        elif event.action in ("aliased", "unaliased", "guarded", "unguarded"):
+            version, guarded = self._aliases.get((name, alias), (None, False))
+            if event.action.endswith("aliased"):
+                version = event.version if event.action == "aliased" else None
+            else:
+                guarded = event.action == "guarded"
+            self._aliases[name, alias] = version, guarded
+
+    def differences(self, connection: Connection) -> Iterator[str]:
+        """Give what is otherwise than the events say."""
+        expected = {key: sha256(to_json(facts)) for key, facts in self._versions.items()}
+        for row in connection.execute(select(versions).execution_options(yield_per=1000)):
+            if expected.pop((row.name, row.number), None) != row.sha256 or row.sha256 != sha256(row.facts):
+                yield f"version {row.number} of {row.name!r} is not what its events say"
+        yield from (f"version {number} of {name!r} is missing" for name, number in expected)
+        pointing = {key: state for key, state in self._aliases.items() if state != (None, False)}
+        for row in connection.execute(select(aliases)):
+            if pointing.pop((row.name, row.alias), None) != (row.number, row.guarded):
+                yield f"alias {row.alias!r} of {row.name!r} is not what its events say"
+        yield from (f"alias {alias!r} of {name!r} is missing" for name, alias in pointing)
+        left: dict[str, int] = {}
+        for name, number in self._versions:
+            left[name] = max(number, left.get(name, 0))
+        for row in connection.execute(select(names)):
+            default = self._aliases.get((row.name, DEFAULT), (None, False))[0]
+            if (row.newest, row.current) != (self._newest.get(row.name), default or left.get(row.name)):
+                yield f"the version that {row.name!r} means is not what its events say"
+
+
+def _event(record: str) -> Event | None:
+    try:
+        return Event(**json.loads(record))
+    except (ValueError, TypeError):
+        return None
+
+
+@cache
+def _who() -> str:
+    """Return the user by the operating system's word: a variable of the environment could say anything."""
+    try:
+        import pwd
+
+        return pwd.getpwuid(os.getuid()).pw_name
+    except (ImportError, KeyError, AttributeError):  # another system, or an id without a name, as in containers
+        import getpass
+
+        return str(os.getuid()) if hasattr(os, "getuid") else getpass.getuser()

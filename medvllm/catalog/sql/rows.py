@@ -1,0 +1,31 @@
+"""Rows of the tables as the values they stand for."""
+
+import json
+from typing import Any
+
+from sqlalchemy import Connection, Row, select
+
+from medvllm.catalog.events import Alias
+from medvllm.catalog.sql.history import sha256
+from medvllm.catalog.sql.tables import aliases
+from medvllm.errors import CatalogError
+
+
+def facts_of(row: Row[Any]) -> dict[str, Any]:
+    """Return the facts of a version's row; CatalogError when they are not the ones that were written."""
+    if sha256(row.facts) != row.sha256:
+        raise CatalogError(
+            f"The catalogue is damaged: version {row.number} of model {row.name!r} is not what was written.\n"
+            "Restore a backup of it. What else is wrong: medvllm history --check",
+            model=row.name,
+        )
+    facts: dict[str, Any] = json.loads(row.facts)
+    return facts
+
+
+def list_aliases(connection: Connection, name: str | None) -> list[Alias]:
+    """Return the aliases of a name, or all, sorted."""
+    query = select(aliases).order_by(aliases.c.name, aliases.c.alias)
+    if name is not None:
+        query = query.where(aliases.c.name == name)
+    return [Alias(row.name, row.alias, row.number, row.guarded) for row in connection.execute(query)]

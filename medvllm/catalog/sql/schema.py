@@ -1,0 +1,61 @@
+"""Which schema a database has, and the migrations to the one that this program knows."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy import Connection, inspect, text
+
+from medvllm.errors import CatalogError, MigrationError
+from medvllm.files import place
+
+VERSION_TABLE = "catalog_schema"
+REVISIONS = ("0001", "0002")  # in their order; the last is the one that this program reads and writes
+HEAD = REVISIONS[-1]
+_SCRIPTS = Path(__file__).parent / "migrations"
+
+
+def version(connection: Connection, where: str) -> str | None:
+    """Return the schema of a database, None for an empty one.
+
+    MigrationError: it is newer than this program. CatalogError: it holds something else.
+    """
+    tables = inspect(connection).get_table_names()
+    if VERSION_TABLE not in tables:
+        if tables and connection.dialect.name == "sqlite":  # a server's database may be shared with others
+            raise CatalogError(f"{where} is a database, but no catalogue: it has the table {tables[0][:80]!r}.")
+        return None
+    found = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()
+    if found not in (None, *REVISIONS):
+        raise MigrationError(
+            f"Catalogue {where} has the schema {str(found)[:20]!r}, and this program knows {HEAD!r} at most.\n"
+            "It is left as it is. Install the program that wrote it, or a later one: pip install --upgrade medvllm",
+            schema=found,
+        )
+    return found if found is None else str(found)
+
+
+def migrate(connection: Connection, revision: str = HEAD) -> None:
+    """Bring a database to a schema, upwards or downwards, in the transaction that the caller has begun."""
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", str(_SCRIPTS).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    known = version(connection, "")
+    downwards = known is not None and (revision == "base" or known > revision)
+    (command.downgrade if downwards else command.upgrade)(config, revision)
+
+
+def back_up(file: Path, schema: str, copy: Callable[[Path], None]) -> Path:
+    """Write a copy of a SQLite file beside it, whole or not at all, and return where. One process at a time does."""
+    now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    target, partial = file.with_name(f"{file.name}.{schema}-{now}.backup"), file.with_name(f"{file.name}.partial")
+    partial.unlink(missing_ok=True)  # of a process that died
+    try:
+        copy(partial)
+        place(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return target

@@ -1,0 +1,115 @@
+"""Entries, versions and aliases in a database. Each change is one transaction with its row in the history."""
+
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Row, and_, select
+
+from medvllm.catalog.events import Alias, Event
+from medvllm.catalog.sql import history
+from medvllm.catalog.sql.database import Database
+from medvllm.catalog.sql.history import Journal
+from medvllm.catalog.sql.rows import facts_of, list_aliases
+from medvllm.catalog.sql.schema import HEAD
+from medvllm.catalog.sql.tables import aliases, head, names, other_names, versions
+from medvllm.catalog.sql.turn import Turn
+
+_MAX_NUMBER = 2**31 - 1  # of an INTEGER
+
+
+class SqlStore:
+    """The stored catalogue of one database. Names here have no version; numbers are those of versions."""
+
+    def __init__(self, location: Path | str) -> None:
+        self._database = Database(location)
+
+    @property
+    def where(self) -> str:
+        """The database's file, or its URL without the password."""
+        return self._database.where
+
+    def revision(self) -> Hashable:
+        """Return a value that changes with the catalogue, in whichever process."""
+        return self._database.revision()
+
+    def migrate(self, revision: str = HEAD) -> tuple[str | None, Path | None]:
+        """Bring the database to a schema; return the one it had, and the backup that was made of a SQLite file."""
+        return self._database.migrate(revision)
+
+    @contextmanager
+    def turn(self, *, keep: bool = True) -> Iterator[Turn]:
+        """Give the catalogue for one change; all of it is kept, or, after an error or without `keep`, nothing."""
+        with self._database.writing(keep=keep) as connection:
+            journal = Journal(connection)
+            yield Turn(journal)
+            journal.close()
+
+    def find(self, name: str, suffix: str | None = None) -> tuple[int, dict[str, Any]] | None:
+        """Return number and facts of the version that a name, a number or an alias means, or None."""
+        query = select(versions).where(versions.c.name == name)
+        if suffix is None:
+            current = and_(names.c.name == versions.c.name, names.c.current == versions.c.number)
+            query = query.join(names, current)
+        elif suffix.isdecimal():
+            if int(suffix) > _MAX_NUMBER:
+                return None
+            query = query.where(versions.c.number == int(suffix))
+        else:
+            pointing = and_(aliases.c.name == versions.c.name, aliases.c.number == versions.c.number)
+            query = query.join(aliases, pointing).where(aliases.c.alias == suffix)
+        with self._database.reading() as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else (row.number, facts_of(row))
+
+    def owners(self, other: str) -> list[str]:
+        """Return the names of the entries of which some version is known by another name too."""
+        query = select(other_names.c.name).where(other_names.c.other == other).distinct().order_by(other_names.c.name)
+        with self._database.reading() as connection:
+            return list(connection.execute(query).scalars())
+
+    def names(self) -> list[str]:
+        """Return the names that have a version, sorted."""
+        query = select(names.c.name).where(names.c.current.is_not(None)).order_by(names.c.name)
+        with self._database.reading() as connection:
+            return list(connection.execute(query).scalars())
+
+    def rows(self, after: str | None) -> Iterator[tuple[str, str, Callable[[], tuple[int, dict[str, Any]]]]]:
+        """Give what each name means, sorted by name: name, type, and a call for number and facts."""
+        current = and_(names.c.name == versions.c.name, names.c.current == versions.c.number)
+        query = select(versions).join(names, current).order_by(versions.c.name)
+        if after is not None:
+            query = query.where(versions.c.name > after)
+        with self._database.reading() as connection:
+            for row in connection.execute(query.execution_options(yield_per=500)):
+                yield row.name, row.model_type, partial(_content, row)
+
+    def versions(self, name: str | None = None) -> list[tuple[str, int, dict[str, Any]]]:
+        """Return every version of a name, or of all, sorted."""
+        query = select(versions).order_by(versions.c.name, versions.c.number)
+        if name is not None:
+            query = query.where(versions.c.name == name)
+        with self._database.reading() as connection:
+            return [(row.name, row.number, facts_of(row)) for row in connection.execute(query)]
+
+    def aliases(self, name: str | None = None) -> list[Alias]:
+        """Return the aliases of a name, or all, sorted."""
+        with self._database.reading() as connection:
+            return list_aliases(connection, name)
+
+    def events(self, name: str | None, since: str | None) -> Iterator[Event]:
+        """Give the events in their order."""
+        with self._database.reading() as connection:
+            yield from history.events(connection, name, since)
+
+    def check(self) -> tuple[int, str, list[str]]:
+        """Return how many events there are, the hash of the last, and what is wrong with them."""
+        with self._database.reading() as connection:
+            end = connection.execute(select(head)).one()
+            return end.length, end.hash, list(history.flaws(connection))
+
+
+def _content(row: Row[Any]) -> tuple[int, dict[str, Any]]:
+    return row.number, facts_of(row)

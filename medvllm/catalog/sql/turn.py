@@ -1,0 +1,236 @@
+"""One change of the stored catalogue, inside its transaction: every step is noted in the history."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import and_, delete, func, insert, select, update
+
+from medvllm.catalog.events import DEFAULT, Alias, Event
+from medvllm.catalog.sql.history import Journal, sha256, to_json
+from medvllm.catalog.sql.rows import facts_of, list_aliases
+from medvllm.catalog.sql.tables import aliases, names, other_names, versions
+from medvllm.errors import CatalogError, ModelExistsError, ModelNotFoundError, RequestError
+from medvllm.facts import MARKS
+
+MAX_FACTS = 1_000_000  # bytes of an entry's facts as JSON
+
+
+class Turn:
+    """The catalogue while nobody else may change it. Names here have no suffix; numbers are those of versions."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal, self._connection = journal, journal.connection
+
+    def register(
+        self,
+        name: str,
+        facts: Mapping[str, Any],
+        *,
+        replace: bool = True,
+        above: int = 0,
+        number: int | None = None,
+        reason: str | None = None,
+    ) -> int:
+        """Add a version and return its number, which is over `above`, or `number`.
+
+        When the newest has the same content, it takes the marks that are stated, and its number is returned.
+        ModelExistsError: the name has a version and `replace` is not set.
+        """
+        found = self.numbers(name)
+        if found and not replace:
+            raise ModelExistsError(
+                f"Model {name!r} is stored already (version {found[-1]}).\n"
+                "Take another name, or say that this one takes its place: register(…, replace=True)",
+                model=name,
+            )
+        if number is None and found and content(facts) == content(self.facts(name, found[-1])):
+            self.change(name, found[-1], {fact: value for fact, value in facts.items() if fact in MARKS}, reason=reason)
+            return found[-1]
+        text = _checked(name, facts)
+        newest = self._connection.execute(select(names.c.newest).where(names.c.name == name)).scalar()
+        if newest is None:
+            self._connection.execute(insert(names).values(name=name, newest=0, current=None))
+        version = max(newest or 0, above) + 1 if number is None else number
+        if version <= (newest or 0):
+            raise CatalogError(
+                f"Version {version} of model {name!r} was given before, and a number is never used again; the newest "
+                f"was {newest}.\nLeave the number out, and the next one is given.",
+                model=name,
+            )
+        row = {"name": name, "number": version, "model_type": facts["model_type"], "facts": text}
+        self._connection.execute(insert(versions).values(**row, sha256=sha256(text)))
+        self._connection.execute(update(names).where(names.c.name == name).values(newest=version))
+        if others := sorted(set(facts.get("aliases", ()))):
+            rows = [{"other": other, "name": name, "number": version} for other in others]
+            self._connection.execute(insert(other_names), rows)
+        self._journal.note("registered", name, version=version, reason=reason, detail={"facts": dict(facts)})
+        self._settle(name)
+        return version
+
+    def change(self, name: str, number: int, marks: Mapping[str, Any], *, reason: str | None = None) -> None:
+        """Change what may change in a version: its marks. None takes one away."""
+        before = self.facts(name, number)
+        news = {mark: value for mark, value in marks.items() if (value or None) != before.get(mark)}
+        if not news:
+            return
+        text = _checked(name, {fact: value for fact, value in {**before, **news}.items() if value})
+        this = and_(versions.c.name == name, versions.c.number == number)
+        self._connection.execute(update(versions).where(this).values(facts=text, sha256=sha256(text)))
+        detail = {"facts": {mark: value or None for mark, value in news.items()}}
+        self._journal.note("changed", name, version=number, reason=reason, detail=detail)
+
+    def unregister(self, name: str, number: int, *, force: bool = False, reason: str | None = None) -> None:
+        """Remove a version for good. CatalogError: an alias points to it, and `force` is not set."""
+        pointing = [alias for alias in self.aliases(name) if alias.version == number]
+        if pointing and not force:
+            which = ", ".join(repr(alias.alias) for alias in pointing)
+            raise CatalogError(
+                f"Version {number} of model {name!r} is what the alias {which} points to.\n"
+                f"Move it first: medvllm alias set {name} {pointing[0].alias} VERSION\n"
+                f"Or remove both: medvllm unregister {name}@{number} --force",
+                model=name,
+            )
+        for alias in pointing:
+            self.remove_alias(name, alias.alias, reason=reason)
+        this = and_(versions.c.name == name, versions.c.number == number)
+        self._connection.execute(delete(versions).where(this))
+        self._journal.note("unregistered", name, version=number, reason=reason)
+        self._settle(name)
+
+    def set_alias(
+        self, name: str, alias: str, number: int, *, approved: bool = False, reason: str | None = None
+    ) -> None:
+        """Point an alias to a version. A guarded one moves only when that was `approved`."""
+        self.resolve(name, str(number))
+        before = self._alias(name, alias)
+        if before is not None and before.version == number:
+            return
+        if before is not None and before.guarded and not approved:
+            raise _guarded(before)
+        self._put_alias(Alias(name, alias, number, before is not None and before.guarded))
+        detail = {"from": before.version if before else None}
+        self._journal.note("aliased", name, version=number, alias=alias, reason=reason, detail=detail)
+        self._settle(name)
+
+    def remove_alias(self, name: str, alias: str, *, reason: str | None = None) -> None:
+        """Let an alias point to nothing; a guarded one asks for a reason and stays guarded."""
+        before = self._alias(name, alias)
+        if before is None or before.version is None:
+            raise ModelNotFoundError(f"Model {name!r} has no alias {alias!r}.{self._has(name)}", model=name)
+        if before.guarded and not reason:
+            raise _guarded(before)
+        self._put_alias(Alias(name, alias, None, before.guarded))
+        self._journal.note("unaliased", name, alias=alias, reason=reason, detail={"from": before.version})
+        self._settle(name)
+
+    def guard(self, name: str, alias: str, guarded: bool, *, reason: str | None = None) -> None:
+        """Guard an alias, or no longer, which asks for a reason."""
+        self.some_numbers(name)
+        before = self._alias(name, alias) or Alias(name, alias, None, False)
+        if before.guarded == guarded:
+            return
+        if before.guarded and not reason:
+            raise _guarded(before)
+        self._put_alias(Alias(name, alias, before.version, guarded))
+        self._journal.note("guarded" if guarded else "unguarded", name, alias=alias, reason=reason)
+
+    def note_load(self, name: str, version: int, detail: Mapping[str, Any]) -> None:
+        """Note that a model was loaded."""
+        self._journal.note("loaded", name, version=version, detail=detail)
+
+    @property
+    def events(self) -> list[Event]:
+        """What was changed so far."""
+        return self._journal.events
+
+    def resolve(self, name: str, suffix: str | None) -> int:
+        """Return the version that a name, a number or an alias means; ModelNotFoundError: there is none."""
+        if suffix is None:
+            number = self._connection.execute(select(names.c.current).where(names.c.name == name)).scalar()
+        elif suffix.isdecimal():
+            number = int(suffix) if int(suffix) in self.numbers(name) else None
+        else:
+            number = next((alias.version for alias in self.aliases(name) if alias.alias == suffix), None)
+        if number is None:
+            raise self._not_found(name, suffix)
+        return int(number)
+
+    def some_numbers(self, name: str) -> list[int]:
+        """Return the numbers of a name's versions; ModelNotFoundError: there is none."""
+        numbers = self.numbers(name)
+        if not numbers:
+            raise self._not_found(name)
+        return numbers
+
+    def numbers(self, name: str) -> list[int]:
+        """Return the numbers of a name's versions, the newest last."""
+        query = select(versions.c.number).where(versions.c.name == name).order_by(versions.c.number)
+        return list(self._connection.execute(query).scalars())
+
+    def names(self) -> list[str]:
+        """Return the names that have a version."""
+        return list(self._connection.execute(select(versions.c.name).distinct().order_by(versions.c.name)).scalars())
+
+    def facts(self, name: str, number: int) -> dict[str, Any]:
+        """Return a version's facts; ModelNotFoundError: there is no such version."""
+        this = and_(versions.c.name == name, versions.c.number == number)
+        row = self._connection.execute(select(versions).where(this)).one_or_none()
+        if row is None:
+            raise self._not_found(name, str(number))
+        return facts_of(row)
+
+    def aliases(self, name: str) -> list[Alias]:
+        """Return the aliases of a name."""
+        return list_aliases(self._connection, name)
+
+    def _alias(self, name: str, alias: str) -> Alias | None:
+        return next((known for known in self.aliases(name) if known.alias == alias), None)
+
+    def _put_alias(self, alias: Alias) -> None:
+        this = and_(aliases.c.name == alias.name, aliases.c.alias == alias.alias)
+        self._connection.execute(delete(aliases).where(this))
+        if alias.version is not None or alias.guarded:
+            values = {"name": alias.name, "alias": alias.alias, "number": alias.version, "guarded": alias.guarded}
+            self._connection.execute(insert(aliases).values(**values))
+
+    def _settle(self, name: str) -> None:
+        """Keep the version that the bare name means: the alias `default`, else the newest."""
+        default = select(aliases.c.number).where(aliases.c.name == name, aliases.c.alias == DEFAULT).scalar_subquery()
+        newest = select(func.max(versions.c.number)).where(versions.c.name == name).scalar_subquery()
+        current = func.coalesce(default, newest)
+        self._connection.execute(update(names).where(names.c.name == name).values(current=current))
+
+    def _not_found(self, name: str, suffix: str | None = None) -> ModelNotFoundError:
+        what = "is not stored" if suffix is None else f"has no stored version or alias {suffix[:80]!r}"
+        return ModelNotFoundError(
+            f"Model {name!r} {what}.{self._has(name)}\nList what there is: medvllm list", model=name
+        )
+
+    def _has(self, name: str) -> str:
+        known = [*map(str, self.numbers(name)), *(alias.alias for alias in self.aliases(name))]
+        return f" It has: {', '.join(known[-20:])}." if known else ""
+
+
+def content(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what makes a version: the facts that cannot change in it."""
+    return {fact: value for fact, value in facts.items() if fact not in MARKS}
+
+
+def _checked(name: str, facts: Mapping[str, Any]) -> str:
+    try:
+        text = to_json(facts)
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"Model {name!r} cannot be stored: {error}.", model=name) from error
+    if len(text) > MAX_FACTS:
+        raise RequestError(
+            f"The facts of model {name!r} take {len(text):,} bytes; {MAX_FACTS:,} are allowed.", model=name
+        )
+    return text
+
+
+def _guarded(alias: Alias) -> CatalogError:
+    return CatalogError(
+        f"Alias {alias.alias!r} of model {alias.name!r} is guarded: it changes with a reason, and points only to a "
+        "version that is locked and accepted.\nGive it, and try again: --reason 'why'",
+        model=alias.name,
+    )

@@ -1,0 +1,390 @@
+"""The catalogue that lasts: versions, aliases and history, in a database. Without one, nothing heavy is imported."""
+
+import os
+import re
+import threading
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cache, cached_property
+from itertools import starmap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medvllm import presence, settings
+from medvllm.catalog.entries import parsed, to_toml
+from medvllm.catalog.events import Alias, Event
+from medvllm.errors import CatalogError, MedVLLMError, ModelNameError, RequestError
+from medvllm.facts import MARKS, checked
+from medvllm.metadata import ModelMetadata
+from medvllm.names import parse
+
+if TYPE_CHECKING:
+    from medvllm.catalog.sql import SqlStore
+    from medvllm.catalog.sql.turn import Turn
+
+_ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_MAX_REASON = 2000  # characters
+_REMEMBERED = 10_000  # look-ups
+
+Approval = Callable[[ModelMetadata], list[str]]  # what a version lacks to be pointed to by a guarded alias
+
+
+class StoredCatalog:
+    """Entries that outlive the process, in the database that MEDVLLM_CATALOG names, or in one of its own.
+
+    A model is given as `name`, `name@3` or `name@production`. Every change is one transaction, and an event of the
+    history. CatalogError: the database cannot be read or written, or what is asked for is not allowed.
+    """
+
+    def __init__(self, location: Path | str | None = None, *, approval: Approval | None = None) -> None:
+        self._location = location
+        self.approval = approval
+        self._lock = threading.Lock()  # guards both below
+        self._remembered_at: Hashable = None
+        self._remembered: dict[tuple[str, str | None], ModelMetadata | None] = {}
+
+    def __repr__(self) -> str:
+        return f"StoredCatalog({settings.without_password(str(self._where()))!r})"
+
+    def revision(self) -> Hashable:
+        """Return a value that changes with the catalogue, in whichever process; None while there is none."""
+        where = self._where()
+        store = _stores.get(where) or self._open()
+        number = None if store is None else store.revision()  # None too when the file has gone
+        return None if number is None else (where, number)
+
+    def find(self, name: str, suffix: str | None = None) -> ModelMetadata | None:
+        """Return what a name means, with a version's number or an alias, or None."""
+        revision, key = self.revision(), (name, suffix)
+        store = None if revision is None else self._open()
+        if store is None:
+            return None
+        with self._lock:
+            if revision != self._remembered_at or len(self._remembered) >= _REMEMBERED:
+                self._remembered_at, self._remembered = revision, {}
+            if key in self._remembered:
+                return self._remembered[key]
+        row = store.find(name, suffix)
+        found = None if row is None else built(name, *row)
+        with self._lock:
+            if revision == self._remembered_at:
+                self._remembered[key] = found
+        return found
+
+    def find_other(self, other: str) -> ModelMetadata | None:
+        """Return the first entry, by name, whose other names have this one, or None."""
+        store = self._open()
+        if store is not None:
+            for name in store.owners(other):
+                found = self.find(name)
+                if found is not None and other in found.source.aliases:
+                    return found
+        return None
+
+    def names(self) -> list[str]:
+        """Return the names that have a version, sorted."""
+        store = self._open()
+        return [] if store is None else store.names()
+
+    def rows(self, after: str | None = None) -> "Iterator[StoredRow]":
+        """Give what each name means, sorted by name; only read as far as it is asked for."""
+        store = self._open()
+        return iter(()) if store is None else starmap(StoredRow, store.rows(after))
+
+    def versions(self, name: str) -> dict[int, ModelMetadata]:
+        """Return every stored version of a name by its number, the newest last."""
+        store = self._open()
+        return {} if store is None else {number: built(of, number, facts) for of, number, facts in store.versions(name)}
+
+    def aliases(self, name: str | None = None) -> list[Alias]:
+        """Return the aliases of a name, or all, sorted."""
+        store = self._open()
+        return [] if store is None else store.aliases(name)
+
+    def history(self, name: str | None = None, *, since: datetime | str | None = None) -> list[Event]:
+        """Return the events in their order: of one model, since a moment (a datetime, or a text such as 2026-03-01)."""
+        moment = None if since is None else _moment(since)
+        store = self._open()
+        return [] if store is None else list(store.events(name, moment))
+
+    def check_history(self) -> tuple[int, str, list[str]]:
+        """Return how many events there are, the hash of the last, and what is wrong: edited, removed, reordered events,
+        and entries or aliases that they do not account for.
+
+        Whoever can write to the database can write all of it anew: keep number and hash elsewhere to notice that.
+        """
+        store = self._open()
+        return (0, "", []) if store is None else store.check()
+
+    def add(self, entry: ModelMetadata, *, replace: bool, above: int = 0, reason: str | None = None) -> ModelMetadata:
+        """Store an entry as the next version of its name and return it, or the newest when nothing is new.
+
+        ModelExistsError: the name has a version, and `replace` is not set.
+        """
+        facts = storable(entry)
+        with self._turn(reason) as turn:
+            number = turn.register(entry.name, facts, replace=replace, above=above, reason=reason)
+            kept = turn.facts(entry.name, number)
+        return built(entry.name, number, kept)
+
+    def mark(self, model: str, *, reason: str | None = None, **marks: Any) -> list[ModelMetadata]:
+        """Change what may change in a version, and return it; without a suffix, in all of a name.
+
+        The marks are tags, values, deprecated, successor, acceptance and accepted; None takes one away.
+        """
+        name, suffix = _split(model)
+        for mark, value in marks.items():
+            if mark not in MARKS:
+                raise RequestError(
+                    f"Fact {mark!r} of a version cannot be changed.\n"
+                    f"Register the next version: medvllm register {name}",
+                    keyword=mark,
+                )
+            if value is not None:
+                marks[mark] = checked(name, mark, value)[1]
+        with self._turn(reason) as turn:
+            numbers = turn.some_numbers(name) if suffix is None else [turn.resolve(name, suffix)]
+            for number in numbers:
+                turn.change(name, number, marks, reason=reason)
+            return [built(name, number, turn.facts(name, number)) for number in numbers]
+
+    def tag(
+        self,
+        model: str,
+        *,
+        add: Mapping[str, str | None],
+        remove: tuple[str, ...] = (),
+        reason: str | None = None,
+    ) -> ModelMetadata:
+        """Add tags to the version that a name means, and values to keys, and remove others; return it."""
+        name, suffix = _split(model)
+        with self._turn(reason) as turn:
+            number = turn.resolve(name, suffix)
+            facts = turn.facts(name, number)
+            tags, values = [tag for tag in facts.get("tags", []) if tag not in remove], dict(facts.get("values", {}))
+            for key in remove:
+                values.pop(key, None)
+            for key, value in add.items():
+                if value is not None:
+                    values[key] = value
+                elif key not in tags:
+                    tags.append(key)
+            turn.change(name, number, {"tags": tags, "values": values}, reason=reason)
+            return built(name, number, turn.facts(name, number))
+
+    def remove(self, model: str, *, force: bool = False, reason: str | None = None) -> list[int]:
+        """Remove a version, or all of a name, and return their numbers: none is ever given again.
+
+        CatalogError: an alias points to one, or a process on this machine has it leased; `force` removes it all the
+        same, and the alias. ModelNotFoundError: there is none.
+        """
+        name, suffix = _split(model)
+        with self._turn(reason) as turn:
+            numbers = turn.some_numbers(name) if suffix is None else [turn.resolve(name, suffix)]
+            if not force:
+                self._check_idle({(name, number) for number in numbers})
+            for number in numbers:
+                turn.unregister(name, number, force=force, reason=reason)
+        return numbers
+
+    def set_alias(self, name: str, alias: str, version: int | str, *, reason: str | None = None) -> Alias:
+        """Point an alias, such as production, to a version, in one step; `default` is what the bare name means.
+
+        CatalogError: the alias is guarded, and the version is not locked, not accepted, or no reason is given.
+        """
+        _check_alias(alias)
+        approved = any(known.guarded for known in self.aliases(name) if known.alias == alias)
+        entry = self.find(name, str(version))
+        if approved and entry is not None:
+            self._approve(name, alias, entry, reason)
+        with self._turn(reason) as turn:
+            number = turn.resolve(name, str(version))
+            turn.set_alias(name, alias, number, approved=approved, reason=reason)
+        return Alias(name, alias, number, approved)
+
+    def remove_alias(self, name: str, alias: str, *, reason: str | None = None) -> None:
+        """Remove an alias; a guarded one asks for a reason, and stays guarded."""
+        with self._turn(reason) as turn:
+            turn.remove_alias(name, alias, reason=reason)
+
+    def guard(self, name: str, alias: str, guarded: bool = True, *, reason: str | None = None) -> None:
+        """Guard an alias, set or not: it moves only to a version that is locked and accepted, with a reason."""
+        _check_alias(alias)
+        with self._turn(reason) as turn:
+            turn.guard(name, alias, guarded, reason=reason)
+
+    def note_load(self, metadata: ModelMetadata, detail: Mapping[str, Any]) -> None:
+        """Add to the history that a model was loaded: what exactly, never what it was given."""
+        with self._turn(None) as turn:
+            turn.note_load(metadata.name, metadata.version, {"source": metadata.origin, **detail})
+
+    def export(self) -> str:
+        """Return all entries, versions and aliases as TOML, as `apply` takes it."""
+        store = self._open()
+        return to_toml([]) if store is None else to_toml(starmap(built, store.versions()), store.aliases())
+
+    def apply(self, text: str, *, dry_run: bool = False, reason: str | None = None) -> list[Event]:
+        """Make the catalogue what a file says, in one transaction, and return the changes; `dry_run` only tells them.
+
+        Applied again, nothing changes. A name that the file lacks is removed. What would be refused one by one is
+        refused here: nothing is changed then.
+        """
+        from medvllm.catalog.exchange import apply
+
+        wanted = parsed(text, "stored")
+        for stated in wanted.aliases or ():
+            _check_alias(stated.alias)
+        with self._turn(reason, keep=False) as turn:
+            moves = apply(turn, wanted, reason, approved=None)
+            changes = turn.events
+        self._check_idle({(event.name, event.version) for event in changes if event.action == "unregistered"})
+        for name, alias, entry in moves:
+            self._approve(name, alias, entry, reason)
+        if changes and not dry_run:
+            approved = {(name, alias, entry.version) for name, alias, entry in moves}
+            with self._turn(reason) as turn:
+                apply(turn, wanted, reason, approved=approved)
+                changes = turn.events
+        return changes
+
+    def migrate(self, revision: str | None = None) -> tuple[str | None, Path | None]:
+        """Bring the database to this program's schema (or an earlier one); return the one it had, and the backup made.
+
+        A SQLite file is migrated without being asked for, when a newer program opens it.
+        """
+        from medvllm.catalog.sql.schema import HEAD
+
+        return self._make().migrate(revision or HEAD)
+
+    def _where(self) -> Path | str:
+        return self._location or _location(os.environ.get(settings.HOME.name), os.environ.get(settings.CATALOG.name))
+
+    def _open(self) -> "SqlStore | None":
+        """Return the database to read from, or None while there is no file."""
+        where = self._where()
+        if isinstance(where, Path) and not where.exists():
+            return None
+        return _stores.get(where) or _store(where)
+
+    def _make(self) -> "SqlStore":
+        """Return the database to write to."""
+        where = self._where()
+        return _stores.get(where) or _store(where)
+
+    @contextmanager
+    def _turn(self, reason: str | None, *, keep: bool = True) -> "Iterator[Turn]":
+        """Give the catalogue for one change; without `keep`, only to see what it would be."""
+        if reason is not None and not 0 < len(reason) <= _MAX_REASON:
+            raise RequestError(f"A reason has 1 to {_MAX_REASON:,} characters, not {len(reason):,}.")
+        with self._make().turn(keep=keep) as turn:
+            yield turn
+
+    def _approve(self, name: str, alias: str, entry: ModelMetadata, reason: str | None) -> None:
+        """Raise CatalogError unless a guarded alias may point to a version."""
+        missing = ["the check of a registry: registry.catalog"] if self.approval is None else self.approval(entry)
+        if not reason:
+            missing.append("a reason: --reason 'why'")
+        if missing:
+            raise CatalogError(
+                f"Alias {alias!r} of model {name!r} is guarded, and version {entry.version} lacks:\n  "
+                + "\n  ".join(missing),
+                model=name,
+                missing=tuple(missing),
+            )
+
+    @staticmethod
+    def _check_idle(versions: "set[tuple[str | None, int | None]]") -> None:
+        """Raise CatalogError when a process on this machine has one of the versions leased."""
+        for process, note in presence.processes().items():
+            for model in note["models"]:
+                if model["leases"] and model["source"] == "stored" and (model["name"], model["version"]) in versions:
+                    raise CatalogError(
+                        f"Version {model['version']} of model {model['name']!r} is in use by process {process}.\n"
+                        "See who uses it: medvllm ps; or remove it all the same: medvllm unregister "
+                        f"{model['name']}@{model['version']} --force",
+                        model=model["name"],
+                    )
+
+
+class StoredRow:
+    """What a stored name means: made into metadata only when it is wanted, as a filter may look at 100,000."""
+
+    def __init__(self, name: str, model_type: str, read: Callable[[], tuple[int, dict[str, Any]]]) -> None:
+        self.name, self.model_type, self._read = name, model_type, read
+
+    @cached_property
+    def _content(self) -> tuple[int, dict[str, Any]]:
+        return self._read()
+
+    def fact(self, keyword: str) -> object:
+        """Return a fact by its keyword; None when it is not known."""
+        return self._content[1].get(keyword)
+
+    def metadata(self) -> ModelMetadata:
+        """Return the entry."""
+        return built(self.name, *self._content)
+
+
+def storable(entry: ModelMetadata) -> dict[str, Any]:
+    """Return an entry's facts as they are stored; RequestError: a class that no other process could import."""
+    for path in entry.class_paths:
+        module, _, name = (path or "").partition(":")
+        if module == "__main__" or "<locals>" in name:
+            raise RequestError(
+                f"Class {path!r} of model {entry.name!r} cannot be stored: no other process could import it.\n"
+                "Put it at the top level of a module, and give it as 'module:Class'.",
+                model=entry.name,
+            )
+    return entry.facts()
+
+
+def built(name: str, number: int, facts: Mapping[str, Any]) -> ModelMetadata:
+    """Return a stored version as metadata; CatalogError: it is not usable."""
+    others = {fact: value for fact, value in facts.items() if fact != "model_type"}
+    try:
+        return ModelMetadata.build(name, facts["model_type"], others, version=number, origin="stored")
+    except (MedVLLMError, KeyError) as error:
+        raise CatalogError(f"Version {number} of model {name!r} in the catalogue is not usable: {error}") from error
+
+
+def _split(model: str) -> tuple[str, str | None]:
+    ref = parse(model)
+    if ref.kind != "name":
+        raise ModelNameError(f"{model!r} is no name of a stored model.\nList them with: medvllm list")
+    return ref.name, ref.suffix
+
+
+def _check_alias(alias: str) -> None:
+    if not _ALIAS.fullmatch(alias) or _COMMIT.fullmatch(alias):
+        raise ModelNameError(
+            f"Alias {alias[:80]!a} cannot be used.\n"
+            "Use a letter, then letters, digits and any of . _ - (64 at most), such as: production"
+        )
+
+
+def _moment(since: datetime | str) -> str:
+    try:
+        moment = datetime.fromisoformat(since) if isinstance(since, str) else since
+    except ValueError:
+        raise RequestError(
+            f"{str(since)[:40]!r} is no moment.\n"
+            "Write it as a day or a time: 2026-03-01, 2026-03-01T12:30, 2026-03-01T12:30+01:00"
+        ) from None
+    return moment.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+@cache
+def _location(home: str | None, catalog: str | None) -> Path | str:
+    # By the variables' texts: parsing a path anew would cost a hit more than all the rest of it.
+    return settings.CATALOG() or settings.HOME() / "catalog.db"
+
+
+def _store(where: Path | str) -> "SqlStore":
+    from medvllm.catalog.sql import SqlStore
+
+    return _stores.setdefault(where, SqlStore(where))
+
+
+_stores: "dict[Path | str, SqlStore]" = {}  # one for each database that this process has opened
