@@ -341,7 +341,13 @@ class ModelRegistry:
         sources = _sources()
         lock = sources.Lock.current()
         locked = lock.selected(tuple(lock.name_of(self._find(parse(name))[0]) for name in names))
-        return {name: sources.verify(self._find(parse(name))[0], model) for name, model in locked.items()}
+        flaws: dict[str, dict[str, str]] = {}
+        for name, model in locked.items():
+            try:
+                flaws[name] = sources.verify(self._find(parse(name))[0], model)
+            except ModelNotFoundError:
+                flaws[name] = {"entry": "is not registered any more"}
+        return flaws
 
     def accept(self, name: "str | os.PathLike[str]", cases: Sequence[Mapping[str, Any]]) -> ModelMetadata:
         """Keep a model's acceptance tests in its entry, with the digest of the files that they hold for, and return it.

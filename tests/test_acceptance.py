@@ -120,19 +120,20 @@ def test_accept_and_verify_on_the_command_line(hub: LoopbackHub, home: Path, tmp
     assert "has no acceptance tests" in _medvllm("verify", name, "--behaviour", home=home).stderr
     accepted = _medvllm("accept", "deid_bert_i2b2", home=home)
     assert accepted.stdout.startswith(f"Accepted '{name}': 3 tests, in version 2.\n"), accepted.stderr
-    stored = tomllib.loads((home / "medvllm" / "entries.toml").read_text())
+    exported = _medvllm("catalog", "export", home=home).stdout
+    stored = tomllib.loads(exported)
     schema = json.loads(files("medvllm.catalog").joinpath("entries.schema.json").read_text())
     assert [error.message for error in Draft202012Validator(schema).iter_errors(stored)] == []
     verified = _medvllm("verify", "--behaviour", "--json", home=home)
     assert (verified.returncode, json.loads(verified.stdout)) == (0, {name: {}})
     assert _medvllm("export", name, "-o", str(tmp_path / "b.tar"), home=home).returncode == 0
     # The same bytes, read in another way: the entry that was imported asks for another length.
-    text = (
-        (home / "medvllm" / "entries.toml")
-        .read_text()
-        .replace("max_length = 512\nlong_input", "max_length = 40\nlong_input")
-    )
-    (home / "medvllm" / "entries.toml").write_text(text)
+    shorter = exported.replace("max_length = 512\nlong_input", "max_length = 40\nlong_input")
+    (home / "shorter.toml").write_text(shorter.replace(f'"{name}@2"', f'"{name}@3"'))
+    assert _medvllm("catalog", "apply", str(home / "shorter.toml"), home=home).stdout.splitlines() == [
+        f"+ {name}@3",
+        f"- {name}@2",
+    ]
     drifted = _medvllm("verify", name, "--behaviour", home=home)
     assert drifted.returncode == 1
     assert f"{name}\tacceptance test 1\tmax_length 40, not 512" in drifted.stdout.splitlines()

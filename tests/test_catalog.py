@@ -3,15 +3,14 @@
 import copy
 import dataclasses
 import pickle
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from medvllm.catalog import Catalog
-from medvllm.engine.model_runner import ModelMetadata, ModelRegistry, ModelType
+from medvllm.catalog import Catalog, StoredCatalog
+from medvllm.engine.model_runner import ModelRegistry, ModelType
 from medvllm.errors import (
     CatalogError,
     MissingDependencyError,
@@ -215,33 +214,9 @@ def test_other_bad_registrations(registry: ModelRegistry) -> None:
     assert "m" not in registry.list_models()
 
 
-class _DictStore:
-    """The smallest store: entries in a dict."""
-
-    def __init__(self) -> None:
-        self.kept: dict[str, ModelMetadata] = {}
-        self.changes = 0
-
-    def entries(self) -> Mapping[str, ModelMetadata]:
-        return self.kept
-
-    def add(self, metadata: ModelMetadata, *, replace: bool) -> ModelMetadata:
-        self.changes += 1
-        self.kept[metadata.name] = metadata
-        return metadata
-
-    def remove(self, name: str) -> None:
-        self.changes += 1
-        del self.kept[name]
-
-    def revision(self) -> int:
-        return self.changes
-
-
-def test_a_store_stands_between_the_process_and_the_builtins() -> None:
-    """persist=True goes to it; two registries on one store see each other's entries at the next look-up."""
-    store = _DictStore()
-    one, other = ModelRegistry(Catalog(store)), ModelRegistry(Catalog(store))
+def test_the_stored_catalogue_stands_between_the_process_and_the_builtins(home: Path) -> None:
+    """persist=True goes to it; two registries on one database see each other's entries at the next look-up."""
+    one, other = (ModelRegistry(Catalog(StoredCatalog(home / "catalog.db"))) for _ in range(2))
     one.register("kept", "clinical", persist=True)
     assert other.get_metadata("kept").model_type is ModelType.CLINICAL
     other.register("kept", "custom", replace=True)
@@ -249,6 +224,8 @@ def test_a_store_stands_between_the_process_and_the_builtins() -> None:
     assert one.get_metadata("kept").model_type is ModelType.CLINICAL
     one.unregister("kept")
     assert "kept" not in one.list_models() and "kept" in other.list_models()
+    other.register("kept", "generic", persist=True, replace=True)  # takes the place of the process's own
+    assert other.get_metadata("kept").origin == one.get_metadata("kept").origin == "stored"
 
 
 def test_a_persistent_entry_is_there_in_the_next_process(home: Path) -> None:
@@ -259,25 +236,41 @@ def test_a_persistent_entry_is_there_in_the_next_process(home: Path) -> None:
     assert (first.origin, first.version) == ("stored", 1)
     again = ModelRegistry().get_metadata("kept").to_dict()
     assert again == first.to_dict() and again["id2label"] == ["O", "B-X"]
-    with pytest.raises(ModelExistsError, match=r"stored already \(version 1\)"):
+    with pytest.raises(ModelExistsError, match=r"registered already \(stored, version 1\)"):
         ModelRegistry().register("kept", "clinical", persist=True)
     assert ModelRegistry().register("kept", "clinical", persist=True, replace=True).version == 2
+    assert ModelRegistry().register("kept", "clinical", persist=True, replace=True).version == 2  # it is so already
     one, other = ModelRegistry(), ModelRegistry()
     other.unregister("kept")
     assert "kept" not in one.list_models()
     assert one.register("kept", "clinical", persist=True).version == 3
 
 
-def test_stored_entries_that_cannot_be_read_are_an_error(home: Path) -> None:
-    """Never taken for none."""
+def test_a_database_that_cannot_be_read_is_an_error(home: Path) -> None:
+    """Never taken for none, and left as it is."""
     (home / "medvllm").mkdir()
-    for text in ("nonsense", "models = 3", '[models.m]\nmodel_type = "medical"', "[models.m]\nversion = 0"):
-        (home / "medvllm" / "entries.toml").write_text(text)
-        with pytest.raises(CatalogError, match="entries.toml cannot be used: The entries cannot be read"):
-            ModelRegistry().list_models()
-    (home / "medvllm" / "entries.toml").write_bytes(b"\xff")
-    with pytest.raises(CatalogError, match="entries.toml cannot be used: 'utf-8' codec can't decode"):
-        ModelRegistry().list_models()
+    file = home / "medvllm" / "catalog.db"
+    for content in (b"nonsense", b"SQLite format 3\0 and nothing of it" * 100):
+        file.write_bytes(content)
+        for call in (ModelRegistry().list_models, lambda: ModelRegistry().register("m", "generic", persist=True)):
+            with pytest.raises(CatalogError, match=r"catalog.db cannot be read: file is not a database"):
+                call()
+        assert file.read_bytes() == content
+
+
+def test_a_page_after_another_lists_everything(registry: ModelRegistry) -> None:
+    """This process's, stored and built-in entries, sorted; each name once, by what it means."""
+    registry.register("biobert-base-cased-v1.2", "custom", persist=True, replace=True)
+    for name in ("a", "m", "é"):
+        registry.register(name, "generic", persist=name != "m")
+    pages: list[str] = []
+    while page := registry.list_models(limit=5, after=pages[-1] if pages else None):
+        pages += page
+    assert pages == list(registry.list_models()) == sorted(pages) and len(pages) == 45
+    assert list(registry.list_models("custom")) == ["biobert-base-cased-v1.2"]
+    assert list(registry.list_models("generic", limit=2, after="a")) == ["m", "é"]
+    with pytest.raises(RequestError, match="limit is 0"):
+        registry.list_models(limit=0)
 
 
 def test_eight_threads_store_entries_at_once(home: Path) -> None:

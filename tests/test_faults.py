@@ -262,18 +262,20 @@ def test_a_full_disk_stops_every_writer_and_leaves_what_was(
 
     monkeypatch.setenv("MEDVLLM_LOCK", str(small_disk / "medvllm.lock"))
     monkeypatch.setenv("MEDVLLM_HOME", str(small_disk / "medvllm"))
+    subprocess.run(["mount", "-o", "remount,size=512k", small_disk], check=True)
     own = ModelRegistry()
     own.lock(tiny.bert_encoder(tmp_path / "one"))
     own.register("stored", "generic", persist=True)
-    before = {path: path.read_bytes() for path in (small_disk / "medvllm.lock", small_disk / "medvllm/entries.toml")}
+    before, entries = (small_disk / "medvllm.lock").read_bytes(), own.catalog.export()
     with (small_disk / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError):
         while True:
             filler.write(b"x" * 512)
     with pytest.raises(SourceError, match="medvllm.lock cannot be written: .*No space left"):
         own.lock(tiny.bert_encoder(tmp_path / "two", seed=1))
-    with pytest.raises(CatalogError, match="entries.toml cannot be written: .*No space left"):
-        own.register("more", "generic", persist=True)
-    assert {path: path.read_bytes() for path in before} == before and not list(small_disk.rglob("*.partial"))
+    with pytest.raises(CatalogError, match="catalog.db cannot be written: database or disk is full"):
+        own.register("more", "generic", persist=True, description="x" * 100_000)
+    assert (small_disk / "medvllm.lock").read_bytes() == before and not list(small_disk.rglob("*.partial"))
+    assert own.catalog.export() == entries and own.catalog.check_history()[2] == []
     (small_disk / "filler").unlink()
     assert own.lock(tmp_path / "two") and own.register("more", "generic", persist=True)
 

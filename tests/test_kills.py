@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -256,10 +255,9 @@ def test_import(
                 assert _bytes(other.pull(name)) == files
             except MedVLLMError:
                 assert not completed
-        entries = site / "medvllm" / "entries.toml"
-        if entries.exists():
-            (entry,) = tomllib.loads(entries.read_text())["models"].values()
-            assert _bytes(Path(entry["model_path"])) == sources["tagger"]
+        for entry in other.catalog.versions("tagger").values():
+            assert _bytes(Path(entry.location)) == sources["tagger"]
+        assert other.catalog.check_history()[2] == []
         assert Lock.current().models.keys() == (sources.keys() if completed or Lock.current().models else set())
         assert not any(other.verify().values())
         offline(False)

@@ -399,34 +399,37 @@ def test_locks(
 
 
 @counted
-def test_stored_entries(home: Path, tmp_path: Path, examples: int) -> None:
-    """Entries that cannot be read stop every look-up, and are not overwritten; those that can be read load what they
-    name, or say why not."""
+def test_files_of_entries(home: Path, tmp_path: Path, examples: int) -> None:
+    """One that cannot be read changes nothing; one that can makes entries that load what they name, or say why not."""
     folder = tiny.bert_masked_lm(tmp_path / "m")
     tensors = load_file(folder / "model.safetensors")
     registry = ModelRegistry()
     facts: dict[str, Any] = {"model_path": folder, "do_lower_case": False, "max_length": 32, "tags": ["a", "b"]}
     registry.register("one", "clinical", persist=True, parameters={"dtype": "float32"}, **facts)
     registry.register("two", "generic", persist=True, model_path=folder, task="fill-mask", id2label=["O", "B"])
-    file = home / "medvllm" / "entries.toml"
+    registry.catalog.set_alias("two", "production", 1)
+    registry.catalog.guard("two", "staging")
+    before = registry.catalog.export()
+    (tmp_path / "catalog.toml").write_text(before)
 
     def outcome(content: bytes) -> bool:
-        file.write_bytes(content)
-        listed = _or_error(registry.list_models)
-        if listed is None:
-            assert _or_error(lambda: registry.register("new", "generic", persist=True)) is None
-            assert _or_error(lambda: registry.unregister("one")) is None
-            assert file.read_bytes() == content
+        text = content.decode(errors="replace")
+        planned = _or_error(lambda: registry.catalog.apply(text, dry_run=True, reason="a test"))
+        assert registry.catalog.export() == before
+        if planned is None:
+            assert _or_error(lambda: registry.catalog.apply(text, reason="a test")) is None
+            assert registry.catalog.export() == before
             return False
-        for name, entry in listed.items():
-            if entry.origin == "stored" and entry.location == str(folder):
-                model = _or_error(partial(registry.load_model, name, use_cache=False))
+        for event in planned:
+            if event.action == "registered" and event.detail["facts"].get("model_path") == str(folder):
+                facts = event.detail["facts"]
+                registry.register("m", facts.pop("model_type"), replace=True, **facts)
+                model = _or_error(partial(registry.load_model, "m", use_cache=False))
                 assert model is None or _holds(model, tensors)
-        if _or_error(lambda: registry.register("new", "generic", persist=True)) is not None:
-            assert registry.list_models().keys() == listed.keys() | {"new"}
         return True
 
-    _each(examples, _toml(file), outcome)
+    _each(examples, _toml(tmp_path / "catalog.toml"), outcome)
+    assert registry.catalog.check_history()[2] == []
 
 
 @counted
@@ -535,7 +538,7 @@ def test_bundles(
         other = ModelRegistry()
         names = _or_error(lambda: other.import_bundle(bad))
         if names is None:
-            assert not (site / "medvllm.lock").exists() and not (site / "medvllm" / "entries.toml").exists()
+            assert not (site / "medvllm.lock").exists() and other.catalog.names() == []
             return False
         assert not any(other.verify().values())
         for name in names:

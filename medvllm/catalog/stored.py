@@ -249,14 +249,17 @@ class StoredCatalog:
                 changes = turn.events
         return changes
 
-    def migrate(self, revision: str | None = None) -> tuple[str | None, Path | None]:
-        """Bring the database to this program's schema (or an earlier one); return the one it had, and the backup made.
+    def migrate(self, revision: str | None = None) -> tuple[str | None, str, Path | None]:
+        """Bring the database to this program's schema, or an earlier one; return before, after, and the backup made.
 
         A SQLite file is migrated without being asked for, when a newer program opens it.
         """
-        from medvllm.catalog.sql.schema import HEAD
+        from medvllm.catalog.sql.schema import HEAD, REVISIONS
 
-        return self._make().migrate(revision or HEAD)
+        if revision not in (None, *REVISIONS):
+            raise RequestError(f"Schema {revision[:20]!r} is not known. There are: {', '.join(REVISIONS)}.")
+        before, backup = self._make().migrate(revision or HEAD)
+        return before, revision or HEAD, backup
 
     def _where(self) -> Path | str:
         return self._location or _location(os.environ.get(settings.HOME.name), os.environ.get(settings.CATALOG.name))

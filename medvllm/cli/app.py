@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from medvllm import __version__
-from medvllm.cli import bundle, doctor, lock, memory, models, run
+from medvllm.cli import alias, bundle, catalog, doctor, history, lock, memory, models, register, run
 
 app = typer.Typer(
     help="Say a model's name and get that model.",
@@ -36,6 +36,13 @@ app.command("pull")(models.pull)
 app.command("run")(run.run)
 app.command("plan")(memory.plan)
 app.command("ps")(memory.ps)
+app.command("register")(register.register)
+app.command("unregister")(register.unregister)
+app.command("tag")(register.tag)
+app.command("deprecate")(register.deprecate)
+app.add_typer(alias.app, name="alias")
+app.command("history")(history.history)
+app.add_typer(catalog.app, name="catalog")
 app.command("lock")(lock.lock)
 app.command("accept")(lock.accept)
 app.command("verify")(lock.verify)

@@ -51,7 +51,7 @@ def _setting(setting: settings.Setting[Any]) -> str:
     try:
         if setting is settings.DEVICE or setting is settings.DTYPE:
             LoadOptions.stated({"device" if setting is settings.DEVICE else "dtype": setting()})
-        return str(setting())
+        return settings.without_password(str(setting()))
     except MedVLLMError as error:
         return f"wrong: {error}"
 

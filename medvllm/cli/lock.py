@@ -26,9 +26,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Hash the files of locked models again and say which differ; without network. Exit code 1 when one does."""
-    flaws = registry.verify(*names or ())
-    if behaviour:
-        _add_drift(flaws, names)
+    flaws = _flaws(names, behaviour)
     if as_json:
         print_json(flaws)
     else:
@@ -52,10 +50,17 @@ def accept(names: Annotated[list[str], typer.Argument(metavar="NAME...", help="R
         )
 
 
-def _add_drift(flaws: dict[str, dict[str, str]], names: list[str] | None) -> None:
-    """Add how the behaviour of models differs to what is wrong with their files; damaged ones are not loaded."""
-    accepted = [name for name, metadata in registry.list_models().items() if metadata.acceptance]
-    for name in [registry.get_metadata(name).name for name in names] if names else accepted:
-        found = flaws.setdefault(name, {})
-        if not found:
-            found |= ModelRunner(name).drift()
+def _flaws(names: list[str] | None, behaviour: bool) -> dict[str, dict[str, str]]:
+    """Return what is wrong with the files of each model, and how its behaviour differs; damaged ones are not loaded."""
+    if names is None:
+        flaws = registry.verify()
+        accepted = [metadata for metadata in registry.list_models().values() if metadata.acceptance]
+        asked = {m.reference if m.reference in flaws else m.name: m.reference for m in accepted}
+    else:
+        found = {name: registry.verify(name) for name in names}
+        flaws = {locked: each[locked] for each in found.values() for locked in each}
+        asked = {locked: name for name, each in found.items() for locked in each}
+    for locked, name in asked.items() if behaviour else ():
+        if not flaws.setdefault(locked, {}):
+            flaws[locked] |= ModelRunner(name).drift()
+    return flaws

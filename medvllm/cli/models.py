@@ -7,7 +7,7 @@ import typer
 
 from medvllm.cli.output import megabytes, print_json, print_table, printable
 from medvllm.facts import keywords
-from medvllm.metadata import ModelType
+from medvllm.metadata import ModelMetadata, ModelType
 from medvllm.registry import registry
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -26,11 +26,15 @@ def list_(
             metavar="FACT=VALUE", help="Only models with this fact, a glob: license=apache*; may be repeated."
         ),
     ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many.")] = None,
+    after: Annotated[str | None, typer.Option(metavar="NAME", help="Only names after this one: the next page.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List the registered models."""
+    """List the registered models, sorted by name."""
     facts: dict[str, Any] = dict(_fact(text) for text in where or ())
-    entries = registry.list_models(model_type, task=task, tags=tag or (), match=pattern, **facts)
+    entries = registry.list_models(
+        model_type, task=task, tags=tag or (), match=pattern, limit=limit, after=after, **facts
+    )
     if as_json:
         print_json([metadata.to_dict() for metadata in entries.values()])
         return
@@ -44,8 +48,9 @@ def show(name: Annotated[str, typer.Argument(help="Name of a registered model.")
     """Show what is known of a model, and how: S seen in a primary source, V verified by experiment, L likely."""
     metadata = registry.get_metadata(name)
     facts = metadata.to_dict()
+    versions, aliases = _versions(metadata)
     if as_json:
-        print_json(facts)
+        print_json(facts | {"versions": list(versions), "aliases": aliases})
         return
     evidence, accepted = facts.pop("evidence"), facts.pop("acceptance")
     facts["acceptance_tests"] = len(accepted) or None
@@ -57,6 +62,20 @@ def show(name: Annotated[str, typer.Argument(help="Name of a registered model.")
             groups.setdefault(group or "entry", []).append((fact, shown, evidence.get(fact, "")))
     for group, rows in groups.items():
         print_table((group.upper(), "VALUE", "EVIDENCE"), rows)
+    if metadata.origin == "stored":
+        pointing = {number: [alias for alias, to in aliases.items() if to == number] for number in versions}
+        print_table(
+            ("VERSION", "ALIASES", "DEPRECATED"),
+            ((n, ", ".join(pointing[n]) or None, entry.standing.deprecated) for n, entry in versions.items()),
+        )
+
+
+def _versions(metadata: ModelMetadata) -> tuple[dict[int, ModelMetadata], dict[str, int | None]]:
+    """Return the versions of an entry, and what its aliases point to."""
+    if metadata.origin != "stored":
+        return {metadata.version: metadata}, {}
+    aliases = registry.catalog.aliases(metadata.name)
+    return registry.catalog.versions(metadata.name), {alias.alias: alias.version for alias in aliases}
 
 
 def _fact(text: str) -> tuple[str, str]:

@@ -1,0 +1,59 @@
+"""`medvllm alias`: names that point to versions, such as production."""
+
+from typing import Annotated
+
+import typer
+
+from medvllm.cli.models import Json
+from medvllm.cli.output import print_json, print_table, printable
+from medvllm.cli.register import Reason
+from medvllm.registry import registry
+
+app = typer.Typer(help="Let a name such as production point to a version.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="A stored entry.")]
+AliasName = Annotated[str, typer.Argument(metavar="ALIAS", help="production, say; default is what the name means.")]
+
+
+@app.command("set")
+def set_(
+    name: Name,
+    alias: AliasName,
+    version: Annotated[str, typer.Argument(help="A version's number, or another alias of the same name.")],
+    reason: Reason = None,
+) -> None:
+    """Point an alias to a version, in one step. A guarded one asks for a lock, acceptance tests and a reason."""
+    number = registry.catalog.set_alias(name, alias, version, reason=reason).version
+    typer.echo(f"{printable(name)}@{alias} is version {number}.")
+
+
+@app.command("rm")
+def rm(name: Name, alias: AliasName, reason: Reason = None) -> None:
+    """Remove an alias. A guarded one asks for a reason, and stays guarded."""
+    registry.catalog.remove_alias(name, alias, reason=reason)
+    typer.echo(f"Removed {printable(name)}@{alias}.")
+
+
+@app.command("guard")
+def guard(
+    name: Name,
+    alias: AliasName,
+    off: Annotated[bool, typer.Option("--off", help="Guard it no longer; this asks for a reason.")] = False,
+    reason: Reason = None,
+) -> None:
+    """Let an alias move only to a version that is locked and accepted, and with a reason."""
+    registry.catalog.guard(name, alias, not off, reason=reason)
+    typer.echo(f"{printable(name)}@{alias} is {'not guarded any more' if off else 'guarded'}.")
+
+
+@app.command("list")
+def list_(
+    name: Annotated[str | None, typer.Argument(help="A stored entry; else all.")] = None, as_json: Json = False
+) -> None:
+    """List aliases and the versions that they point to."""
+    aliases = registry.catalog.aliases(name)
+    if as_json:
+        print_json([vars(alias) for alias in aliases])
+        return
+    rows = ((each.name, each.alias, each.version, "guarded" if each.guarded else None) for each in aliases)
+    print_table(("NAME", "ALIAS", "VERSION", "GUARD"), rows)

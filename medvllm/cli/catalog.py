@@ -1,0 +1,54 @@
+"""`medvllm catalog`: the stored catalogue as a file, and its schema."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medvllm.cli.history import described
+from medvllm.cli.models import Json
+from medvllm.cli.output import print_json, printable
+from medvllm.cli.register import Reason
+from medvllm.errors import CatalogError
+from medvllm.registry import registry
+
+app = typer.Typer(help="Keep the stored catalogue as a file; migrate its database.", no_args_is_help=True)
+
+
+@app.command("export")
+def export() -> None:
+    """Print all stored entries, versions and aliases as TOML, for `medvllm catalog apply`."""
+    sys.stdout.write(registry.catalog.export())
+
+
+@app.command("apply")
+def apply(
+    file: Annotated[Path, typer.Argument(help="The file that says what is to be there; - is standard input.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would change.")] = False,
+    reason: Reason = None,
+    as_json: Json = False,
+) -> None:
+    """Make the stored catalogue what a file says, in one transaction: + added, ~ changed, - removed."""
+    try:
+        text = (sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CatalogError(f"{str(file)!r} is not UTF-8: byte {error.start + 1:,} cannot be read.") from error
+    events = registry.catalog.apply(text, dry_run=dry_run, reason=reason)
+    if as_json:
+        print_json([event.to_dict() for event in events])
+        return
+    for event in events:
+        typer.echo(printable(described(event)))
+    typer.echo(f"{len(events)} changes{' would be made' if dry_run else ''}.", err=True)
+
+
+@app.command("migrate")
+def migrate(
+    to: Annotated[str | None, typer.Option(help="An earlier schema, for an earlier program.")] = None,
+) -> None:
+    """Bring the database to this program's schema; an embedded one is migrated by itself, after a backup."""
+    before, after, backup = registry.catalog.migrate(to)
+    typer.echo(f"Schema {before or 'none'} -> {after}." if before != after else f"The schema is {after} already.")
+    if backup is not None:
+        typer.echo(f"Before: {backup}", err=True)

@@ -1,0 +1,64 @@
+"""`medvllm history`: who changed what in the stored catalogue, when and why."""
+
+from typing import Annotated, Any
+
+import typer
+
+from medvllm.catalog import Event
+from medvllm.cli.models import Json
+from medvllm.cli.output import print_json, print_table
+from medvllm.registry import registry
+
+
+def history(
+    name: Annotated[str | None, typer.Argument(help="An entry's name, also one that is gone; else all.")] = None,
+    since: Annotated[str | None, typer.Option(help="A day or a time: 2026-03-01, 2026-03-01T12:30.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Find events that were edited, removed or reordered.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the changes of the stored catalogue, the first one first, or check that they are as they were written."""
+    if check:
+        _check(as_json)
+        return
+    events = registry.catalog.history(name, since=since)
+    if as_json:
+        print_json([event.to_dict() for event in events])
+        return
+    columns = ("NO", "TIME", "WHO", "WHAT", "REASON")
+    rows = ((e.seq, e.at[:19] + "Z", f"{e.who}@{e.machine}", described(e), e.reason) for e in events)
+    print_table(columns, rows)
+
+
+def _check(as_json: bool) -> None:
+    length, digest, flaws = registry.catalog.check_history()
+    if as_json:
+        print_json({"events": length, "hash": digest or None, "flaws": flaws})
+    else:
+        print_table(("STATE", "WHAT"), [("wrong", flaw) for flaw in flaws] or [("ok", f"{length} events")])
+        if digest:
+            typer.echo(f"The last hash is {digest}", err=True)
+    if flaws:
+        raise typer.Exit(1)
+
+
+def described(event: Event) -> str:
+    """Return in a few words what an event did."""
+    version = event.name if event.version is None else f"{event.name}@{event.version}"
+    alias, before = f"{event.name}@{event.alias}", event.detail.get("from")
+    words: dict[str, str] = {
+        "created": "catalogue created",
+        "migrated": f"catalogue migrated from schema {before} to {event.detail.get('to')}",
+        "registered": f"+ {version}",
+        "changed": f"~ {version}: {', '.join(sorted(event.detail.get('facts', {})))}",
+        "unregistered": f"- {version}",
+        "aliased": f"{'+' if before is None else '~'} {alias} -> {event.version}{_was(before)}",
+        "unaliased": f"- {alias}{_was(before)}",
+        "guarded": f"~ {alias} guarded",
+        "unguarded": f"~ {alias} not guarded any more",
+        "loaded": f"loaded {version}",
+    }
+    return words.get(event.action, event.action)
+
+
+def _was(before: Any) -> str:
+    return "" if before is None else f" (was {before})"
