@@ -1,8 +1,10 @@
 """The documentation is true: blocks run, generated pages are fresh, links lead somewhere."""
 
+import os
 import re
 import runpy
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +44,24 @@ def test_the_blocks_of_a_page_run_in_order(served: None, page: str) -> None:
     namespace: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, page, "exec"), namespace)
+
+
+def test_the_page_on_the_catalogue_runs(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commands in a shell that stops at the first error, then its Python, on the same catalogue."""
+    page = (ROOT / "docs" / "catalog.md").read_text()
+    for seed, name in enumerate(("ner", "ner-2")):
+        tiny.bert_token_classifier(home / name, ["O", "B-X", "I-X"], seed=seed)
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    commands = "\n".join(re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
+    run = subprocess.run(["bash", "-euc", commands], capture_output=True, text=True, timeout=240)
+    assert run.returncode == 0, run.stderr
+    said = run.stdout.splitlines()
+    assert "Nothing has changed: the newest version of 'clinic-ner' is 1." in said
+    assert "clinic-ner\tproduction\t2\tguarded" in said and said[-1].startswith("ok\t")
+    namespace: dict[str, object] = {}
+    for block in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        exec(compile(block, "catalog.md", "exec"), namespace)
 
 
 def test_generated_pages_are_fresh() -> None:

@@ -250,7 +250,7 @@ class Catalog:
     def _exists(taken: ModelMetadata) -> ModelExistsError:
         return ModelExistsError(
             f"Model {taken.name!r} is registered already ({taken.origin}, version {taken.version}).\n"
-            "Take another name, or say that this one takes its place: register(…, replace=True)",
+            "Take another name, or say that this one takes its place: --replace, register(…, replace=True)",
             model=taken.name,
         )
 

@@ -40,7 +40,8 @@ def apply(
         return
     for event in events:
         typer.echo(printable(described(event)))
-    typer.echo(f"{len(events)} changes{' would be made' if dry_run else ''}.", err=True)
+    count = f"{len(events)} change{'' if len(events) == 1 else 's'}"
+    typer.echo(f"{count} would be made." if dry_run else f"{count}.", err=True)
 
 
 @app.command("migrate")

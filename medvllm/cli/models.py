@@ -58,7 +58,8 @@ def show(name: Annotated[str, typer.Argument(help="Name of a registered model.")
     for fact, value in facts.items():
         if value not in (None, "", [], {}):
             group = keywords()[fact][0] if fact in keywords() else ""
-            shown = "; ".join(map(str, value)) if isinstance(value, list) else value
+            items = [f"{key}={text}" for key, text in value.items()] if isinstance(value, dict) else value
+            shown = "; ".join(map(str, items)) if isinstance(items, list) else items
             groups.setdefault(group or "entry", []).append((fact, shown, evidence.get(fact, "")))
     for group, rows in groups.items():
         print_table((group.upper(), "VALUE", "EVIDENCE"), rows)

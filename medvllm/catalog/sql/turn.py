@@ -9,7 +9,7 @@ from medvllm.catalog.events import DEFAULT, Alias, Event
 from medvllm.catalog.sql.history import Journal, sha256, to_json
 from medvllm.catalog.sql.rows import facts_of, list_aliases
 from medvllm.catalog.sql.tables import aliases, names, other_names, versions
-from medvllm.errors import CatalogError, ModelExistsError, ModelNotFoundError, RequestError
+from medvllm.errors import CatalogError, ModelExistsError, ModelNotFoundError, RequestError, nearest, offer
 from medvllm.facts import MARKS
 
 MAX_FACTS = 1_000_000  # bytes of an entry's facts as JSON
@@ -73,7 +73,7 @@ class Turn:
         news = {mark: value for mark, value in marks.items() if (value or None) != before.get(mark)}
         if not news:
             return
-        text = _checked(name, {fact: value for fact, value in {**before, **news}.items() if value})
+        text = _checked(name, {fact: value for fact, value in {**before, **news}.items() if fact not in news or value})
         this = and_(versions.c.name == name, versions.c.number == number)
         self._connection.execute(update(versions).where(this).values(facts=text, sha256=sha256(text)))
         detail = {"facts": {mark: value or None for mark, value in news.items()}}
@@ -83,9 +83,9 @@ class Turn:
         """Remove a version for good. CatalogError: an alias points to it, and `force` is not set."""
         pointing = [alias for alias in self.aliases(name) if alias.version == number]
         if pointing and not force:
-            which = ", ".join(repr(alias.alias) for alias in pointing)
+            which = ", ".join(alias.alias for alias in pointing)
             raise CatalogError(
-                f"Version {number} of model {name!r} is what the alias {which} points to.\n"
+                f"Version {number} of model {name!r} is what an alias points to: {which}.\n"
                 f"Move it first: medvllm alias set {name} {pointing[0].alias} VERSION\n"
                 f"Or remove both: medvllm unregister {name}@{number} --force",
                 model=name,
@@ -201,9 +201,17 @@ class Turn:
         self._connection.execute(update(names).where(names.c.name == name).values(current=current))
 
     def _not_found(self, name: str, suffix: str | None = None) -> ModelNotFoundError:
-        what = "is not stored" if suffix is None else f"has no stored version or alias {suffix[:80]!r}"
+        has = self._has(name)
+        if not has:
+            near = nearest(name, self.names(), 3)
+            return ModelNotFoundError(
+                f"Model {name!r} is not stored.{offer(near)}\nStore it with: medvllm register {name}",
+                model=name,
+                candidates=tuple(near),
+            )
         return ModelNotFoundError(
-            f"Model {name!r} {what}.{self._has(name)}\nList what there is: medvllm list", model=name
+            f"Model {name!r} has no version or alias {suffix!r:.80}.{has}\nSee what it has: medvllm show {name}",
+            model=name,
         )
 
     def _has(self, name: str) -> str:
