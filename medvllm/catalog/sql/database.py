@@ -35,7 +35,7 @@ class Database:
         self.where = str(location) if self.file else self._url.render_as_string()  # without the password
         self._lock = threading.Lock()  # guards all below
         self._process = os.getpid()
-        self._connected: tuple[Engine, str | None] | None = None  # and the schema that it was seen to have
+        self._connected: tuple[Engine, Hashable] | None = None  # to the file that was seen to have our schema
         self._watch: tuple[Hashable, Any] | None = None  # the file watched, and a connection of the watch's own
         self._seen: Hashable = None
         self._ask_at = 0.0
@@ -94,15 +94,18 @@ class Database:
                     journal.note("migrated" if before else "created", detail={"from": before, "to": revision})
                     journal.close()
         with self._lock:
-            self._connected = (engine, schema.HEAD) if revision == schema.HEAD else None
+            self._connected = (engine, self._identity()) if revision == schema.HEAD else None
         return before, backup
 
     def _engine(self) -> Engine:
         """Return the engine of a database that has the schema of this program."""
         with self._lock:
             self._forget_parent()
-            if self._connected is not None and (self.file is None or self.file.exists()):
-                return self._connected[0]
+            if self._connected is not None:
+                if self._connected[1] == self._identity():
+                    return self._connected[0]
+                self._connected[0].dispose()  # another file has taken the place of the one it is connected to
+                self._connected = None
         engine = self._connect()
         with self._translated("read"), engine.connect() as connection:
             found = schema.version(connection, self.where)
@@ -118,7 +121,7 @@ class Database:
             if backup:
                 logger.warning("Catalogue %s was migrated from schema %s; before: %s", self.where, before, backup)
         with self._lock:
-            self._connected = engine, schema.HEAD
+            self._connected = engine, self._identity()
         return engine
 
     def _connect(self) -> Engine:
@@ -139,12 +142,18 @@ class Database:
             _inherited.append(self._watch)
             self._process, self._connected, self._watch = os.getpid(), None, None
 
-    def _file_revision(self, file: Path) -> Hashable:
+    def _identity(self) -> Hashable:
+        """Return what tells a file from another of its name, None while there is none; a server has none."""
         try:
-            status = os.stat(file)
+            status = os.stat(self.file) if self.file is not None else None
         except OSError:
             return None
-        identity = status.st_dev, status.st_ino
+        return status and (status.st_dev, status.st_ino)
+
+    def _file_revision(self, file: Path) -> Hashable:
+        identity = self._identity()
+        if identity is None:
+            return None
         try:
             if self._watch is None or self._watch[0] != identity:
                 # data_version tells of the commits of others: this connection commits nothing itself.

@@ -1,0 +1,237 @@
+"""`medvllm register`, `unregister`, `tag`, `deprecate`, `alias`, `history` and `catalog`, as typed."""
+
+import io
+import json
+import sqlite3
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from medvllm import cli
+from medvllm.engine.model_runner import ModelRegistry
+from tests.support import tiny
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command has said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.splitlines()
+
+
+class Medvllm(Protocol):
+    """Run a command with its arguments."""
+
+    def __call__(self, *arguments: str, stdin: bytes = b"") -> Said: ...
+
+
+@pytest.fixture
+def medvllm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], home: Path) -> Medvllm:
+    """The program, run here; its working directory is the test's home."""
+    monkeypatch.chdir(home)
+
+    def run(*arguments: str, stdin: bytes = b"") -> Said:
+        monkeypatch.setattr(sys, "argv", ["medvllm", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+            raise SystemExit(0)
+        out, err = capsys.readouterr()
+        return Said(int(end.value.code or 0), out, err)
+
+    return run
+
+
+@pytest.fixture
+def ner(medvllm: Medvllm, home: Path) -> Path:
+    """A folder with a tagger, registered as `ner` in two versions."""
+    folder = tiny.bert_token_classifier(home / "ner", ["O", "B-X"])
+    for length in ("64", "32"):
+        assert medvllm("register", "ner", "--type", "clinical", "--path", "./ner", "--max-length", length).code == 0
+    return folder
+
+
+def test_register_makes_versions_or_says_that_nothing_is_new(medvllm: Medvllm, ner: Path) -> None:
+    """Equal facts make none, other tags mark the version, other facts make the next."""
+    again = ("register", "ner", "--type", "CLINICAL", "--path", "./ner", "--max-length", "32")
+    assert medvllm(*again).out == "Nothing has changed: the newest version of 'ner' is 2.\n"
+    assert medvllm(*again, "--tag", "a", "--tag", "owner=radiology").out == "Marked 'ner', version 2.\n"
+    assert medvllm(*again).out == "Nothing has changed: the newest version of 'ner' is 2.\n"
+    facts = ("--cased", "--fact", "gated=false", "--fact", "languages=en,de", "--fact", 'id2label=["O", "B-X"]')
+    assert medvllm(*again, *facts).out == "Registered 'ner', version 3.\n"
+    shown = json.loads(medvllm("show", "ner", "--json").out)
+    assert (shown["do_lower_case"], shown["gated"], shown["languages"]) == (False, False, ["en", "de"])
+    assert shown["id2label"] == ["O", "B-X"] and shown["versions"] == [1, 2, 3] and shown["model_path"] == str(ner)
+    assert "values\towner=radiology\t" in medvllm("show", "ner@2").lines
+    assert medvllm("list", "--tag", "a").out == ""  # the bare name means version 3, which has no tags
+    medvllm("alias", "set", "ner", "default", "2")
+    assert [line.split("\t")[0] for line in medvllm("list", "--tag", "a").lines] == ["ner"]
+    said = medvllm("register", "ner", "--type", "clinical", "--path", "./ner", "--max-length", "16")
+    assert said.out == "Registered 'ner', version 4.\n" and "still means version 2" in said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["register", "x", "--type", "medical"], 2, "medical"),
+        (["register", "x", "--type", "clinical", "--path", "./nope"], 2, "there is no folder './nope'"),
+        (["register", "x", "--type", "clinical", "--fact", "licens=mit"], 1, "Nearest: 'license'"),
+        (["register", "x", "--type", "clinical", "--fact", "gated=perhaps"], 1, "must be True or False"),
+        (["register", "x", "--type", "clinical", "--fact", "license"], 2, "KEY=VALUE"),
+        (["register", "x", "--type", "clinical", "--reason", ""], 1, "A reason has 1 to 2,000 characters"),
+        (["register", "a@b", "--type", "clinical"], 1, "reads as a folder, a link or a version"),
+        (["register", "biobert-base-cased-v1.2", "--type", "clinical"], 1, "registered already (built-in, version 1)"),
+        (["unregister", "ner@7"], 1, "Model 'ner' has no version or alias '7'. It has: 1, 2."),
+        (["unregister", "nerr"], 1, "Model 'nerr' is not stored. Nearest: 'ner'."),
+        (["unregister", "./ner"], 1, "no name of a stored model"),
+        (["alias", "set", "ner", "2", "1"], 1, "Alias '2' cannot be used"),
+        (["alias", "set", "ner", "a b", "1"], 1, "Alias 'a b' cannot be used"),
+        (["alias", "set", "ner", "production", "3"], 1, "no version or alias '3'"),
+        (["alias", "rm", "ner", "production"], 1, "Model 'ner' has no alias 'production'"),
+        (["deprecate", "ner"], 2, "give --successor, --reason or --off"),
+        (["deprecate", "ner", "--successor", "biobret-v1.2"], 1, "Nearest: 'biobert-base-cased-v1.2'"),
+        (["history", "--since", "yesterday"], 1, "'yesterday' is no moment"),
+        (["catalog", "apply", "nope.toml"], 1, "nope.toml"),
+        (["catalog", "migrate", "--to", "0007"], 1, "Schema '0007' is not known. There are: 0001, 0002."),
+    ],
+)
+def test_what_is_refused_says_why(medvllm: Medvllm, ner: Path, arguments: list[str], code: int, words: str) -> None:
+    """And changes nothing."""
+    before = ModelRegistry().catalog.history()
+    said = medvllm(*arguments)
+    assert (said.code, said.out) == (code, "") and words in said.err
+    assert ModelRegistry().catalog.history() == before
+
+
+def test_aliases_and_what_they_keep(medvllm: Medvllm, ner: Path) -> None:
+    """Set, moved by another alias, listed, removed; a version that one points to stays."""
+    assert medvllm("alias", "set", "ner", "staging", "2").out == "ner@staging is version 2.\n"
+    assert medvllm("alias", "set", "ner", "production", "staging").out == "ner@production is version 2.\n"
+    assert medvllm("alias", "list", "ner").lines == ["ner\tproduction\t2\t-", "ner\tstaging\t2\t-"]
+    said = medvllm("unregister", "ner@2")
+    assert said.code == 1 and "an alias points to: production, staging" in said.err
+    assert medvllm("alias", "rm", "ner", "staging").code == 0
+    assert medvllm("unregister", "ner@2", "--force", "--reason", "wrong").out == "Unregistered 'ner', version 2.\n"
+    assert medvllm("alias", "list").out == "" and json.loads(medvllm("alias", "list", "--json").out) == []
+    assert medvllm("unregister", "ner").out == "Unregistered 'ner', version 1.\n"
+    again = medvllm("register", "ner", "--type", "clinical", "--path", "./ner", "--max-length", "32")
+    assert again.out == "Registered 'ner', version 3.\n"
+
+
+def test_a_guarded_alias_lists_what_is_missing(medvllm: Medvllm, ner: Path) -> None:
+    """A lock, acceptance tests of the same files, a reason; then it moves, and stays guarded."""
+    assert medvllm("alias", "guard", "ner", "production").out == "ner@production is guarded.\n"
+    said = medvllm("alias", "set", "ner", "production", "2")
+    assert said.code == 1 and [line.strip().partition(":")[0] for line in said.err.splitlines()[1:]] == [
+        f"a lock in {ner.parent / 'medvllm.lock'}",
+        "acceptance tests",
+        "a reason",
+    ]
+    assert medvllm("accept", "ner@2").out.startswith("Accepted 'ner': 3 tests, in version 2.\n")
+    tiny.bert_token_classifier(ner, ["O", "B-X"], seed=1)
+    assert medvllm("lock", "ner@2").code == 0
+    move = ("alias", "set", "ner", "production", "2", "--reason", "reviewed")
+    assert "acceptance tests of the locked files: medvllm accept ner@2" in medvllm(*move).err
+    assert medvllm("accept", "ner@2").code == 0
+    file = ner / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert "files that are the locked ones; see: medvllm verify ner@2" in medvllm(*move).err
+    file.write_bytes(content)
+    assert medvllm(*move).out == "ner@production is version 2.\n"
+    assert medvllm("verify", "ner@2").lines == ["ner@2\teverything\tok"]
+    assert medvllm("alias", "guard", "ner", "production", "--off").code == 1
+    assert medvllm("alias", "rm", "ner", "production").code == 1
+    assert medvllm("alias", "rm", "ner", "production", "--reason", "over").code == 0
+    assert medvllm("alias", "list", "ner").lines == ["ner\tproduction\t-\tguarded"]
+
+
+def test_tags_and_deprecation(medvllm: Medvllm, ner: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Added, given values, removed; a deprecated version says so when it is loaded, until it is no more."""
+    assert medvllm("tag", "ner", "a", "b", "owner=x").out == "ner@2: a, b, owner=x\n"
+    assert medvllm("tag", "ner@2", "owner=y", "--rm", "a").out == "ner@2: b, owner=y\n"
+    assert medvllm("tag", "ner", "--rm", "b", "--rm", "owner").out == "ner@2: no tags\n"
+    said = medvllm("deprecate", "ner@1", "--successor", "ner@2", "--reason", "misses names")
+    assert said.out == "Deprecated: ner@1\n"
+    registry = ModelRegistry()
+    registry.load_model("ner@2")
+    assert not caplog.records
+    for _ in range(2):
+        registry.load_model("ner@1")
+    assert [r.message for r in caplog.records] == [
+        "Model 'ner@1' is deprecated: misses names. Use 'ner@2' in its place"
+    ]
+    assert medvllm("deprecate", "ner", "--off").code == 0
+    assert ModelRegistry().get_metadata("ner@1").standing.deprecated is None
+
+
+def test_history(medvllm: Medvllm, ner: Path, home: Path) -> None:
+    """By name and time, as JSON; the check ends with 1 once a row was edited."""
+    medvllm("register", "other", "--type", "generic", "--path", "./ner", "--reason", "why not")
+    medvllm("alias", "set", "other", "production", "1")
+    rows = [line.split("\t") for line in medvllm("history", "other").lines]
+    assert [row[3:] for row in rows] == [["+ other@1", "why not"], ["+ other@production -> 1", "-"]]
+    events = json.loads(medvllm("history", "--json").out)
+    assert [event["action"] for event in events] == ["created", "registered", "registered", "registered", "aliased"]
+    assert events[1]["detail"]["facts"]["max_length"] == 64 and events[3]["reason"] == "why not"
+    assert len(medvllm("history", "--since", events[3]["at"]).lines) == 2
+    assert medvllm("history", "--since", "2100-01-01").out == ""
+    said = medvllm("history", "--check")
+    assert (said.code, said.lines) == (0, ["ok\t5 events"]) and "The last hash is " in said.err
+    with sqlite3.connect(home / "medvllm" / "catalog.db") as database:
+        database.execute("UPDATE catalog_aliases SET number = NULL")
+    database.close()
+    said = medvllm("history", "--check", "--json")
+    flaws = json.loads(said.out)["flaws"]
+    assert said.code == 1 and flaws == ["alias 'production' of 'other' is not what its events say"]
+
+
+def test_export_and_apply(medvllm: Medvllm, ner: Path) -> None:
+    """A plan that is what happens; applied again, nothing; from standard input too."""
+    medvllm("alias", "set", "ner", "production", "1")
+    text = medvllm("catalog", "export").out
+    assert medvllm("catalog", "apply", "-", stdin=text.encode()).err == "0 changes.\n"
+    wanted = text.replace("production = 1", "production = 2").replace(
+        "max_length = 64", 'max_length = 64\ntags = ["old"]'
+    )
+    wanted += '\n[models.new]\nmodel_type = "generic"\nmodel_path = "acme/bert"\n'
+    expected = ["~ ner@1: tags", "+ new@1", "~ ner@production -> 2 (was 1)"]
+    plan = medvllm("catalog", "apply", "-", "--dry-run", stdin=wanted.encode())
+    assert plan.lines == expected and plan.err == "3 changes would be made.\n"
+    assert medvllm("catalog", "export").out == text
+    assert medvllm("catalog", "apply", "-", "--reason", "review 7", stdin=wanted.encode()).lines == expected
+    assert medvllm("catalog", "apply", "-", stdin=wanted.encode()).err == "0 changes.\n"
+    assert (
+        json.loads(medvllm("catalog", "apply", "-", "--json", stdin=text.encode()).out)[-1]["action"] == "unregistered"
+    )
+    other = text.replace("max_length = 64", "max_length = 63")
+    assert (
+        "ner' is otherwise in the catalogue: max_length" in medvllm("catalog", "apply", "-", stdin=other.encode()).err
+    )
+    assert medvllm("catalog", "apply", "-", stdin=b"\xff").err.startswith("Error: '-' is not UTF-8: byte 1")
+    assert medvllm("catalog", "export").out == text and medvllm("history", "--check").code == 0
+
+
+def test_migrate_and_doctor(medvllm: Medvllm, ner: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What schema there is; a password is nowhere shown."""
+    assert medvllm("catalog", "migrate").out == "The schema is 0002 already.\n"
+    said = medvllm("catalog", "migrate", "--to", "0001")
+    assert said.out == "Schema 0002 -> 0001.\n" and ".0002-" in said.err
+    assert [line.split("\t")[0] for line in medvllm("list", "ner").lines] == ["ner"]  # migrated by itself again
+    monkeypatch.setenv("MEDVLLM_CATALOG", "postgresql://me:secret@127.0.0.1:9/x")
+    for arguments in (("doctor",), ("list",), ("catalog", "migrate")):
+        said = medvllm(*arguments)
+        assert "secret" not in said.out + said.err and "me:***@127.0.0.1:9" in said.out + said.err
+    monkeypatch.setenv("MEDVLLM_CATALOG", "mysql://me:secret@127.0.0.1/x")
+    said = medvllm("list")
+    assert said.code == 1 and "neither postgresql://" in said.err and "secret" not in said.err
