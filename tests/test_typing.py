@@ -5,6 +5,7 @@ from typing import Any, assert_type
 
 from transformers import BertForMaskedLM, PreTrainedModel
 
+from medvllm.catalog import Alias, Event, StoredCatalog
 from medvllm.engine.model_runner import ModelMetadata, ModelRegistry, ModelType
 from tests.support import tiny
 
@@ -27,3 +28,20 @@ def test_what_the_methods_return(registry: ModelRegistry, tmp_path: Path) -> Non
         assert_type(lease.model, Any)
         assert_type(lease.metadata, ModelMetadata)
         assert_type(lease.size_bytes, int)
+
+
+def test_what_the_catalogue_returns(registry: ModelRegistry) -> None:
+    """Entries, aliases and events."""
+    registry.register("m", "custom", persist=True, reason="a test")
+    catalog = registry.catalog
+    assert_type(catalog, StoredCatalog)
+    assert_type(catalog.set_alias("m", "production", 1), Alias)
+    assert_type(catalog.aliases(), list[Alias])
+    assert_type(catalog.versions("m"), dict[int, ModelMetadata])
+    assert_type(catalog.tag("m", add={"reviewed": None, "owner": "radiology"}), ModelMetadata)
+    assert_type(catalog.mark("m", deprecated="old"), list[ModelMetadata])
+    assert_type(catalog.history("m", since="2026-01-01"), list[Event])
+    assert_type(catalog.check_history(), tuple[int, str, list[str]])
+    assert_type(catalog.export(), str)
+    assert_type(catalog.apply(catalog.export(), dry_run=True), list[Event])
+    assert_type(catalog.remove("m", force=True), list[int])
