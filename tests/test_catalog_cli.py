@@ -4,11 +4,13 @@ import io
 import json
 import sqlite3
 import sys
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from medvllm import cli
 from medvllm.engine.model_runner import ModelRegistry
@@ -220,6 +222,21 @@ def test_export_and_apply(medvllm: Medvllm, ner: Path) -> None:
     )
     assert medvllm("catalog", "apply", "-", stdin=b"\xff").err.startswith("Error: '-' is not UTF-8: byte 1")
     assert medvllm("catalog", "export").out == text and medvllm("history", "--check").code == 0
+
+
+def test_editors_can_check_what_is_exported(medvllm: Medvllm, ner: Path) -> None:
+    """By the JSON Schema: versions, tags, values, aliases, guards; and it finds what is wrong."""
+    medvllm("tag", "ner@1", "old", "owner=radiology")
+    medvllm("alias", "set", "ner", "production", "1")
+    medvllm("alias", "guard", "ner", "production")
+    medvllm("alias", "guard", "ner", "staging")
+    medvllm("alias", "set", "ner", "default", "2")
+    schema = Draft202012Validator(json.loads(medvllm("catalog", "schema").out))
+    content = tomllib.loads(medvllm("catalog", "export").out)
+    assert [error.message for error in schema.iter_errors(content)] == []
+    for wrong in ({"production": 0}, {"production": {"version": 1, "gaurded": True}}, {"production": "1"}):
+        assert list(schema.iter_errors(content | {"aliases": {"ner": wrong}}))
+    assert list(schema.iter_errors({"models": {"ner@0": content["models"]["ner@1"]}}))
 
 
 def test_migrate_and_doctor(medvllm: Medvllm, ner: Path, monkeypatch: pytest.MonkeyPatch) -> None:

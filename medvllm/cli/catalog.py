@@ -1,6 +1,7 @@
 """`medvllm catalog`: the stored catalogue as a file, and its schema."""
 
 import sys
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
@@ -42,6 +43,12 @@ def apply(
         typer.echo(printable(described(event)))
     count = f"{len(events)} change{'' if len(events) == 1 else 's'}"
     typer.echo(f"{count} would be made." if dry_run else f"{count}.", err=True)
+
+
+@app.command("schema")
+def schema() -> None:
+    """Print the JSON Schema of such files, by which editors complete and check them."""
+    sys.stdout.write(files("medvllm.catalog").joinpath("entries.schema.json").read_text(encoding="utf-8"))
 
 
 @app.command("migrate")
