@@ -223,7 +223,9 @@ class StoredCatalog:
     def export(self) -> str:
         """Return all entries, versions and aliases as TOML, as `apply` takes it."""
         store = self._open()
-        return to_toml([]) if store is None else to_toml(starmap(built, store.versions()), store.aliases())
+        versions, aliases = ([], []) if store is None else store.content()
+        there = {name for name, _, _ in versions}  # a guard may outlast its name
+        return to_toml(starmap(built, versions), [alias for alias in aliases if alias.name in there])
 
     def apply(self, text: str, *, dry_run: bool = False, reason: str | None = None) -> list[Event]:
         """Make the catalogue what a file says, in one transaction, and return the changes; `dry_run` only tells them.
@@ -264,8 +266,11 @@ class StoredCatalog:
     def _open(self) -> "SqlStore | None":
         """Return the database to read from, or None while there is no file."""
         where = self._where()
-        if isinstance(where, Path) and not where.exists():
-            return None
+        try:
+            if isinstance(where, Path) and not where.exists():
+                return None
+        except OSError as error:
+            raise CatalogError(f"Catalogue {where} cannot be read: {error}.", path=str(where)) from error
         return _stores.get(where) or _store(where)
 
     def _make(self) -> "SqlStore":
@@ -385,6 +390,12 @@ def _store(where: Path | str) -> "SqlStore":
     from medvllm.catalog.sql import SqlStore
 
     return _stores.setdefault(where, SqlStore(where))
+
+
+def close() -> None:
+    """Close the databases that this process has opened; what is asked next opens them again."""
+    while _stores:
+        _stores.popitem()[1].close()
 
 
 _stores: "dict[Path | str, SqlStore]" = {}  # one for each database that this process has opened
