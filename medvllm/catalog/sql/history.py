@@ -79,8 +79,7 @@ def events(connection: Connection, name: str | None, since: str | None) -> Itera
         event = _event(record)
         if event is None:
             raise CatalogError(
-                f"The history is damaged: event {number} is not what was written.
-"
+                f"The history is damaged: event {number} is not what was written.\n"
                 "What else is wrong: medvllm history --check"
             )
         yield event

@@ -87,8 +87,9 @@ class SqlStore:
         if after is not None:
             query = query.where(versions.c.name > after)
         with self._database.reading() as connection:
-            for row in connection.execute(query.execution_options(yield_per=500)):
-                yield row.name, row.model_type, partial(_content, row)
+            with connection.execute(query.execution_options(yield_per=500)) as found:  # closed, read to its end or not
+                for row in found:
+                    yield row.name, row.model_type, partial(_content, row)
 
     def versions(self, name: str) -> list[tuple[str, int, dict[str, Any]]]:
         """Return every version of a name, sorted."""
