@@ -75,14 +75,15 @@ def events(connection: Connection, name: str | None, since: str | None) -> Itera
         query = query.where(history.c.name == name)
     if since is not None:
         query = query.where(history.c.at >= since)
-    for number, record in connection.execute(query.execution_options(yield_per=1000)):
-        event = _event(record)
-        if event is None:
-            raise CatalogError(
-                f"The history is damaged: event {number} is not what was written.\n"
-                "What else is wrong: medvllm history --check"
-            )
-        yield event
+    with connection.execute(query.execution_options(yield_per=1000)) as rows:  # closed, read to its end or not
+        for number, record in rows:
+            event = _event(record)
+            if event is None:
+                raise CatalogError(
+                    f"The history is damaged: event {number} is not what was written.\n"
+                    "What else is wrong: medvllm history --check"
+                )
+            yield event
 
 
 def flaws(connection: Connection) -> Iterator[str]:
@@ -95,11 +96,7 @@ def flaws(connection: Connection) -> Iterator[str]:
         for gone in range(expected, row.seq):
             yield f"event {gone} is missing"
         event = _event(row.record)
-        if (
-            event is None
-            or (row.seq, row.at, row.name) != (event.seq, event.at, event.name)
-            or not replayed.add(event)
-        ):
+        if event is None or (row.seq, row.at, row.name) != (event.seq, event.at, event.name) or not replayed.add(event):
             yield f"event {row.seq} is not what was written, or not where"
         elif row.seq == expected and row.hash != sha256(before + row.record):
             yield f"event {row.seq} is not what was written after event {row.seq - 1}"
@@ -125,16 +122,17 @@ class _Replay:
         """Take an event in; return whether it is one that could have been written."""
         try:
             self._add(event)
-        except (AttributeError, KeyError, TypeError):
+        except (KeyError, TypeError, ValueError):
             return False
         return True
 
     def _add(self, event: Event) -> None:
         name, number, alias = event.name or "", event.version or 0, event.alias or ""
         if event.action == "registered":
-            self._versions[name, number] = event.detail["facts"]
+            facts = dict(event.detail["facts"])
+            self._versions[name, number] = facts
             self._newest[name] = max(number, self._newest.get(name, 0))
-            self._others |= {(other, name, number) for other in event.detail["facts"].get("aliases", ())}
+            self._others |= {(other, name, number) for other in facts.get("aliases", ())}
         elif event.action == "changed":
             facts = {**self._versions.get((name, number), {}), **event.detail["facts"]}
             self._versions[name, number] = {fact: value for fact, value in facts.items() if value is not None}
