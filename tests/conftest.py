@@ -79,6 +79,15 @@ def postgres() -> Iterator[Postgres]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def _template(postgres: Postgres) -> Iterator[str]:
+    """A database with an empty catalogue, to copy."""
+    with postgres.database() as url:
+        StoredCatalog(url).migrate()
+        stored.close()
+        yield url.rpartition("/")[2]
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def catalog_url(request: pytest.FixtureRequest, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The stored catalogue of each kind in turn, empty; also that of the processes that the test starts."""
@@ -86,9 +95,8 @@ def catalog_url(request: pytest.FixtureRequest, home: Path, monkeypatch: pytest.
         yield f"sqlite:///{home / 'medvllm' / 'catalog.db'}"
         return
     server: Postgres = request.getfixturevalue("postgres")
-    with server.database() as url:
+    with server.database(request.getfixturevalue("_template")) as url:
         monkeypatch.setenv("MEDVLLM_CATALOG", url)
-        StoredCatalog().migrate()
         yield url
 
 

@@ -1,6 +1,5 @@
 """The stored catalogue through the registry, on SQLite and on PostgreSQL: versions, aliases, guards and exchange."""
 
-import logging
 import socket
 import tomllib
 from collections.abc import Iterator

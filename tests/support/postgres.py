@@ -94,11 +94,11 @@ class Postgres:
             self.start()
 
     @contextmanager
-    def database(self) -> Iterator[str]:
-        """The address of an empty database, which is dropped afterwards with all connections to it."""
+    def database(self, template: str = "template1") -> Iterator[str]:
+        """The address of a new database, which is dropped afterwards with all connections to it."""
         name = f"test_{next(self._databases)}"
         with psycopg.connect(self.url(), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}".encode())
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}".encode())
         try:
             yield self.url(name)
         finally:

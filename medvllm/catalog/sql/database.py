@@ -187,8 +187,9 @@ class Database:
         if identity is None:
             return None
         try:
-            if self._watch is None or self._watch[0] != identity:
-                self._close_watch()
+            if self._watch is not None and self._watch[0] != identity:
+                self._close()  # all of it: SQLite may hold one file open, and another of the same name not yet
+            if self._watch is None:
                 # data_version tells of the commits of others: this connection commits nothing itself.
                 self._watch, self._watches = (identity, _open(file)), self._watches + 1
             (number,) = self._watch[1].execute("PRAGMA data_version").fetchone()

@@ -86,10 +86,13 @@ class SqlStore:
         query = select(versions).join(names, current).order_by(versions.c.name)
         if after is not None:
             query = query.where(versions.c.name > after)
-        with self._database.reading() as connection:
-            with connection.execute(query.execution_options(yield_per=500)) as found:  # closed, read to its end or not
-                for row in found:
-                    yield row.name, row.model_type, partial(_content, row)
+        query = query.execution_options(yield_per=500)
+        with (
+            self._database.reading() as connection,
+            connection.execute(query) as found,
+        ):  # closed, read to its end or not
+            for row in found:
+                yield row.name, row.model_type, partial(_content, row)
 
     def versions(self, name: str) -> list[tuple[str, int, dict[str, Any]]]:
         """Return every version of a name, sorted."""
