@@ -36,6 +36,7 @@ class Database:
         self.where = settings.without_password(str(location) if self.file else self._url.render_as_string())
         self._lock = threading.Lock()  # guards all below
         self._process = os.getpid()
+        self._as_it_stands = False  # whether a file is read that this process cannot write to, and nobody has open
         self._connected: tuple[Engine, Hashable] | None = None  # and the file, which has the schema of this program
         self._watch: tuple[Hashable, Any] | None = None  # the file watched, and a connection of the watch's own
         self._watches = 0  # how many there were: each counts for itself
@@ -78,7 +79,7 @@ class Database:
             except (SQLAlchemyError, self._failure) as error:
                 self._close_watch()
                 if self._seen is None:
-                    raise CatalogError(f"Catalogue {self.where} cannot be read: {_reason(error)}.") from error
+                    raise self._cannot("read", error) from error
                 if not self._ask_at:
                     logger.warning("Catalogue %s does not answer; what was read last stands meanwhile.", self.where)
                 self._ask_at = time.monotonic() + _ASK_AGAIN_S
@@ -133,30 +134,40 @@ class Database:
                 logger.warning("Catalogue %s was migrated from schema %s; before: %s", self.where, before, backup)
         with self._lock:
             if self._connected is None:
-                self._connected = self._new_engine(), self._identity()
+                self._look()
+                self._connected = self._new_engine(self._as_it_stands), self._identity()
             return self._connected[0]
 
     @contextmanager
     def _connect(self) -> Iterator[Engine]:
         """Give an engine whose database may have any schema."""
-        engine = self._new_engine()
+        engine = self._new_engine(self.file is not None and _stands(self.file))
         try:
             yield engine
         finally:
             engine.dispose()
 
-    def _new_engine(self) -> Engine:
-        return _file_engine(self.file) if self.file is not None else _server_engine(self._url)
+    def _new_engine(self, as_it_stands: bool) -> Engine:
+        return _file_engine(self.file, as_it_stands) if self.file is not None else _server_engine(self._url)
+
+    def _look(self) -> None:
+        """See how a file is to be opened: all connections to it are alike."""
+        if self._connected is None and self._watch is None:
+            self._as_it_stands = self.file is not None and _stands(self.file)
 
     def _identity(self) -> Hashable:
         """Return which file it is; None for a server, and while there is no file."""
+        if self.file is None:
+            return None
         try:
-            status = os.stat(self.file) if self.file is not None else None
+            status = os.stat(self.file)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise CatalogError(f"Catalogue {self.file} cannot be read: {error}.", path=self.where) from error
-        return status and (status.st_dev, status.st_ino)
+            raise self._cannot("read", error) from error
+        if self._as_it_stands:  # it is another as soon as somebody begins to write to it
+            return status.st_dev, status.st_ino, status.st_mtime_ns, _stands(self.file)
+        return status.st_dev, status.st_ino
 
     @contextmanager
     def _turn(self, engine: Engine) -> Iterator[Connection]:
@@ -190,11 +201,13 @@ class Database:
             if self._watch is not None and self._watch[0] != identity:
                 self._close()  # all of it: SQLite may hold one file open, and another of the same name not yet
             if self._watch is None:
+                self._look()
                 # data_version tells of the commits of others: this connection commits nothing itself.
-                self._watch, self._watches = (identity, _open(file)), self._watches + 1
+                self._watch = self._identity(), _open(file, self._as_it_stands)
+                self._watches += 1
             (number,) = self._watch[1].execute("PRAGMA data_version").fetchone()
-        except sqlite3.Error as error:
-            raise CatalogError(f"Catalogue {file} cannot be read: {error}.", path=str(file)) from error
+        except (sqlite3.Error, OSError) as error:
+            raise self._cannot("read", error) from error
         return identity, self._watches, number
 
     def _server_revision(self, engine: Engine) -> Hashable:
@@ -223,14 +236,13 @@ class Database:
         try:
             yield
         except (SQLAlchemyError, sqlite3.Error, OSError) as error:
-            raise CatalogError(
-                f"Catalogue {self.where} cannot be {what}: {_reason(error)}.{self._advice(error)}", path=self.where
-            ) from error
+            raise self._cannot(what, error) from error
 
-    def _advice(self, error: Exception) -> str:
-        if self.file is None or ("readonly" not in str(error) and "unable to open" not in str(error)):
-            return ""
-        return f"\nSee who may write to it: ls -ld {self.file.parent} {self.file}"
+    def _cannot(self, what: str, error: Exception) -> CatalogError:
+        reason, advice = _reason(error), ""
+        if self.file is not None and any(word in reason for word in ("readonly", "unable to open", "denied")):
+            advice = f"\nSee who may do so: ls -ld {self.file.parent} {self.file}"
+        return CatalogError(f"Catalogue {self.where} cannot be {what}: {reason}.{advice}", path=self.where)
 
 
 def _url(location: Path | str) -> URL:
@@ -242,20 +254,26 @@ def _url(location: Path | str) -> URL:
         raise CatalogError("MEDVLLM_CATALOG is no URL: postgresql://user:password@host:5432/database") from error
 
 
-def _file_engine(file: Path) -> Engine:
+def _file_engine(file: Path, as_it_stands: bool) -> Engine:
     file.parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(_url(file), creator=lambda: _open(file), hide_parameters=True)
+    engine = create_engine(_url(file), creator=lambda: _open(file, as_it_stands), hide_parameters=True)
     event.listen(engine, "begin", _begin)
     return engine
 
 
-def _open(file: Path) -> sqlite3.Connection:
+def _stands(file: Path) -> bool:
+    """Return whether a file can only be read, and has all that was written: whoever writes has a log beside it."""
+    writable = os.access(file, os.W_OK) and os.access(file.parent, os.W_OK)
+    return file.exists() and not writable and not file.with_name(f"{file.name}-wal").exists()
+
+
+def _open(file: Path, as_it_stands: bool) -> sqlite3.Connection:
     """Return a connection that begins no transaction by itself."""
-    uri, writable = file.absolute().as_uri(), os.access(file if file.exists() else file.parent, os.W_OK)
-    if not writable:
-        # On a disk that nobody can write to, the file is as it stands; a folder that others write to is not.
-        fixed = bool(os.statvfs(file.parent).f_flag & os.ST_RDONLY) and not file.with_name(f"{file.name}-wal").exists()
-        uri += "?mode=ro" + "&immutable=1" * fixed
+    uri = file.absolute().as_uri()
+    if as_it_stands:
+        uri += "?mode=ro&immutable=1"
+    elif not os.access(file if file.exists() else file.parent, os.W_OK):
+        uri += "?mode=ro"
     new = not file.exists() or not file.stat().st_size  # one that is not, may be somebody else's
     connection = sqlite3.connect(uri, uri=True, timeout=_WAIT_S, isolation_level=None, check_same_thread=False)
     try:
