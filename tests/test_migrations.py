@@ -3,7 +3,7 @@
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -75,7 +75,11 @@ def test_the_embedded_one_is_upgraded_when_it_is_opened(
 ) -> None:
     """With a backup beside it that opens and has the old data. A server's is upgraded when that is asked."""
     if old.startswith("postgresql"):
-        for look in (lambda: registry.get_metadata("m"), lambda: registry.register("n", "generic", persist=True)):
+        looks: tuple[Callable[[], object], ...] = (
+            lambda: registry.get_metadata("m"),
+            lambda: registry.register("n", "generic", persist=True),
+        )
+        for look in looks:
             with pytest.raises(
                 MigrationError, match="has the schema '0001', .*'0002'.\nMake it so: medvllm catalog mi"
             ):

@@ -18,6 +18,7 @@ from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import CatalogError
 from tests.support.children import asked, held, python, together
 from tests.support.postgres import Postgres
+from tests.support.sql import change
 from tests.test_kills import Driver
 
 SOME, MANY = 3, 25  # rounds of each operation: in every run, and in the slow one
@@ -43,14 +44,32 @@ def test_eight_processes_that_register_at_once(catalog_url: str, registry: Model
     for status, output, errors in together(f"{migrate}PROCESS = {i}\n{code}" for i in range(8)):
         assert status == 0, errors
         for line in output.splitlines():
-            name, number, description = line.split(" ", 2)
-            assert told[name].setdefault(int(number), description) == description
+            name, version, description = line.split(" ", 2)
+            assert told[name].setdefault(int(version), description) == description
     for name, versions in told.items():
         assert sorted(versions) == list(range(1, 41))
         assert {n: entry.description for n, entry in registry.catalog.versions(name).items()} == versions
     assert {alias.alias for alias in registry.catalog.aliases("a")} == {f"of-{i}" for i in range(8)}
     number, _, flaws = registry.catalog.check_history()
     assert flaws == [] and number == 1 + 2 * 40 * 2
+
+
+def test_writers_take_turns_whatever_the_server_has_set(
+    postgres: Postgres, registry: ModelRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database whose transactions see one moment by default is written to by many all the same."""
+    with postgres.database() as url:
+        monkeypatch.setenv("MEDVLLM_CATALOG", url)
+        change(url, f"ALTER DATABASE {url.rpartition('/')[2]} SET default_transaction_isolation = 'serializable'")
+        registry.catalog.migrate()
+        code = (
+            "from medvllm.engine.model_runner import registry as r\n"
+            "for i in range(10): r.register('m', 'generic', description=f'{PROCESS} {i}', persist=True, replace=True)"
+        )
+        for status, _, errors in together(f"PROCESS = {i}\n{code}" for i in range(3)):
+            assert status == 0, errors
+        assert sorted(registry.catalog.versions("m")) == list(range(1, 31))
+        stored.close()
 
 
 # It has everything imported, and forks a process for each statement that it is told.
@@ -286,13 +305,14 @@ def test_a_server_that_stops_is_waited_for(
     with postgres.database() as url:
         monkeypatch.setenv("MEDVLLM_CATALOG", url)
         registry.catalog.migrate()
-        registry.register("m", "generic", description="a", persist=True)
+        registry.register("m", "generic", description="a", aliases=["acme/m"], persist=True)
         other = ModelRegistry()
         assert registry.get_metadata("m").description == "a"
         assert registry.get_metadata("biobert-base-cased-v1.2").origin == "built-in"
+        assert registry.get_metadata("acme/m").name == "m"
         with postgres.stopped():
             for _ in range(3):
-                assert registry.get_metadata("m").description == "a"
+                assert registry.get_metadata("m").description == registry.get_metadata("acme/m").description == "a"
                 assert registry.get_metadata("biobert-base-cased-v1.2").origin == "built-in"
             assert caplog.text.count("does not answer; what was read last stands meanwhile") == 1
             for act in (
@@ -306,7 +326,9 @@ def test_a_server_that_stops_is_waited_for(
             ):
                 with pytest.raises(CatalogError, match=f"127.0.0.1:{postgres.port}/test_.* cannot be "):
                     act()
-        other.register("m", "generic", description="b", persist=True, replace=True)
+        store = "from medvllm.engine.model_runner import registry as r; r.register('m', 'generic', description={!r}, "
+        assert python(f"{store.format('b')} persist=True, replace=True)").returncode == 0
+        assert other.get_metadata("m@2").description == "b"  # whoever gets an answer knows that it is back
         assert registry.get_metadata("m").description == "b"
         assert (
             python(

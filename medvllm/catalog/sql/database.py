@@ -47,6 +47,7 @@ class Database:
     def reading(self) -> Iterator[Connection]:
         """Give a connection that sees one moment of the catalogue; CatalogError: it cannot be read."""
         with self._translated("read"), self._engine().connect() as connection:
+            self._ask_at = 0.0
             if self.file is None:
                 connection.execution_options(isolation_level="REPEATABLE READ")
             yield connection
@@ -55,11 +56,10 @@ class Database:
     def writing(self, *, keep: bool = True) -> Iterator[Connection]:
         """Give a connection for one change: all of it is kept, or nothing. Processes take turns."""
         with self._translated("written"), self._turn(self._engine()) as connection:
+            self._ask_at = 0.0
             yield connection
             if not keep:
                 connection.rollback()
-        with self._lock:
-            self._ask_at = 0.0
 
     def revision(self) -> Hashable:
         """Return a value that changes with the catalogue, in whichever process. It costs microseconds, or a round trip.
@@ -299,6 +299,7 @@ def _server_engine(url: URL) -> Engine:
             url,
             pool_pre_ping=True,
             hide_parameters=True,
+            isolation_level="READ COMMITTED",  # whoever had the turn before is seen
             connect_args={"connect_timeout": _CONNECT_S},
         )
     except (ModuleNotFoundError, NoSuchModuleError) as error:
