@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test test-slow lint bench docs clean
+.PHONY: help demo test test-slow lint bench docs clean postgres
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -23,11 +23,17 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## Register a real model, load it by name, embed clinical sentences
 	@$(BIN)/python examples/demo.py
 
-test: $(STAMP) lint ## Check style and types, then run the tests
+test: $(STAMP) lint postgres ## Check style and types, then run the tests
 	$(BIN)/pytest --numprocesses 2
 
-test-slow: $(STAMP) ## Run the long tests too
+test-slow: $(STAMP) postgres ## Run the long tests too
 	$(BIN)/pytest -m "slow or not slow"
+
+# The tests start a server of their own; Debian's package brings the programs.
+postgres:
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || { \
+	  test "$$(id -u)" = 0 || { echo "PostgreSQL is needed: sudo apt-get install -y postgresql" >&2; exit 1; }; \
+	  apt-get update --quiet && DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes --no-install-recommends postgresql; }
 
 lint: $(STAMP) ## Check style and types
 	$(BIN)/ruff check .

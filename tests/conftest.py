@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from medvllm.catalog import StoredCatalog, stored
 from medvllm.engine.model_runner import ModelRegistry
 from tests.support.loopback import LoopbackHub
+from tests.support.postgres import Postgres, programs
 
 # Read by huggingface_hub once, at import: one Hub and one cache root serve the whole run.
 _hub = LoopbackHub()
@@ -58,6 +60,44 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MEDVLLM_HOME", str(folder / "medvllm"))
     monkeypatch.setenv("MEDVLLM_LOCK", str(folder / "medvllm.lock"))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _closed(home: Path) -> Iterator[None]:
+    """No test leaves a database open."""
+    yield
+    stored.close()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL of the session's own, started when it is first asked for."""
+    found = programs()
+    if found is None:
+        pytest.skip("there is no PostgreSQL on this machine; install it: make postgres")
+    with Postgres(found) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def _template(postgres: Postgres) -> Iterator[str]:
+    """A database with an empty catalogue, to copy."""
+    with postgres.database() as url:
+        StoredCatalog(url).migrate()
+        stored.close()
+        yield url.rpartition("/")[2]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def catalog_url(request: pytest.FixtureRequest, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The stored catalogue of each kind in turn, empty; also that of the processes that the test starts."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{home / 'medvllm' / 'catalog.db'}"
+        return
+    server: Postgres = request.getfixturevalue("postgres")
+    with server.database(request.getfixturevalue("_template")) as url:
+        monkeypatch.setenv("MEDVLLM_CATALOG", url)
+        yield url
 
 
 @pytest.fixture

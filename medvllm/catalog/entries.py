@@ -47,15 +47,18 @@ def from_toml(text: str, origin: Origin) -> dict[str, ModelMetadata]:
     return found
 
 
-def to_toml(entries: Iterable[ModelMetadata], aliases: Iterable[Alias] = ()) -> str:
-    """Return entries as text with every fact that is known, sorted: stored ones by name and version."""
+def to_toml(entries: Iterable[ModelMetadata], aliases: Iterable[Alias] | None = None) -> str:
+    """Return entries as text with every fact that is known, sorted: stored ones by name and version.
+
+    An empty table of aliases says that there are none; no table says nothing of them.
+    """
     import tomlkit
 
     models = {
         entry.reference: entry.facts() for entry in sorted(entries, key=lambda entry: (entry.name, entry.version))
     }
     pointing: dict[str, dict[str, Any]] = {}
-    for alias in sorted(aliases, key=lambda alias: (alias.name, alias.alias)):
+    for alias in sorted(aliases or (), key=lambda alias: (alias.name, alias.alias)):
         state = {} if alias.version is None else {"version": alias.version}
         if alias.guarded:
             table = tomlkit.inline_table()
@@ -63,7 +66,7 @@ def to_toml(entries: Iterable[ModelMetadata], aliases: Iterable[Alias] = ()) -> 
             pointing.setdefault(alias.name, {})[alias.alias] = table
         else:
             pointing.setdefault(alias.name, {})[alias.alias] = alias.version
-    return tomlkit.dumps({"models": models, **({"aliases": pointing} if pointing else {})})
+    return tomlkit.dumps({"models": models, **({} if aliases is None else {"aliases": pointing})})
 
 
 def _entry(key: str, facts: dict[str, Any], origin: Origin) -> ModelMetadata:

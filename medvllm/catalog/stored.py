@@ -43,7 +43,7 @@ class StoredCatalog:
         self.approval = approval
         self._lock = threading.Lock()  # guards both below
         self._remembered_at: Hashable = None
-        self._remembered: dict[tuple[str, str | None], ModelMetadata | None] = {}
+        self._remembered: dict[Hashable, Any] = {}  # look-ups, and what they gave
 
     def __repr__(self) -> str:
         return f"StoredCatalog({settings.without_password(str(self._where()))!r})"
@@ -57,30 +57,20 @@ class StoredCatalog:
 
     def find(self, name: str, suffix: str | None = None) -> ModelMetadata | None:
         """Return what a name means, with a version's number or an alias, or None."""
-        revision, key = self.revision(), (name, suffix)
-        store = None if revision is None else self._open()
-        if store is None:
-            return None
-        with self._lock:
-            if revision != self._remembered_at or len(self._remembered) >= _REMEMBERED:
-                self._remembered_at, self._remembered = revision, {}
-            if key in self._remembered:
-                return self._remembered[key]
-        row = store.find(name, suffix)
-        found = None if row is None else built(name, *row)
-        with self._lock:
-            if revision == self._remembered_at:
-                self._remembered[key] = found
+
+        def look(store: "SqlStore") -> ModelMetadata | None:
+            row = store.find(name, suffix)
+            return None if row is None else built(name, *row)
+
+        found: ModelMetadata | None = self._recalled((name, suffix), look)
         return found
 
     def find_other(self, other: str) -> ModelMetadata | None:
         """Return the first entry, by name, whose other names have this one, or None."""
-        store = self._open()
-        if store is not None:
-            for name in store.owners(other):
-                found = self.find(name)
-                if found is not None and other in found.source.aliases:
-                    return found
+        for name in self._recalled((other,), lambda store: store.owners(other)) or ():
+            found = self.find(name)
+            if found is not None and other in found.source.aliases:
+                return found
         return None
 
     def names(self) -> list[str]:
@@ -223,7 +213,9 @@ class StoredCatalog:
     def export(self) -> str:
         """Return all entries, versions and aliases as TOML, as `apply` takes it."""
         store = self._open()
-        return to_toml([]) if store is None else to_toml(starmap(built, store.versions()), store.aliases())
+        versions, aliases = ([], []) if store is None else store.content()
+        there = {name for name, _, _ in versions}  # a guard may outlast its name
+        return to_toml(starmap(built, versions), [alias for alias in aliases if alias.name in there])
 
     def apply(self, text: str, *, dry_run: bool = False, reason: str | None = None) -> list[Event]:
         """Make the catalogue what a file says, in one transaction, and return the changes; `dry_run` only tells them.
@@ -267,14 +259,34 @@ class StoredCatalog:
     def _open(self) -> "SqlStore | None":
         """Return the database to read from, or None while there is no file."""
         where = self._where()
-        if isinstance(where, Path) and not where.exists():
-            return None
+        try:
+            if isinstance(where, Path) and not where.exists():
+                return None
+        except OSError as error:
+            raise CatalogError(f"Catalogue {where} cannot be read: {error}.", path=str(where)) from error
         return _stores.get(where) or _store(where)
 
     def _make(self) -> "SqlStore":
         """Return the database to write to."""
         where = self._where()
         return _stores.get(where) or _store(where)
+
+    def _recalled(self, key: Hashable, look: "Callable[[SqlStore], Any]") -> Any:
+        """Return what a look-up gives, which is not made again while nothing changes; None while there is no file."""
+        revision = self.revision()
+        store = None if revision is None else self._open()
+        if store is None:
+            return None
+        with self._lock:
+            if revision != self._remembered_at or len(self._remembered) >= _REMEMBERED:
+                self._remembered_at, self._remembered = revision, {}
+            if key in self._remembered:
+                return self._remembered[key]
+        found = look(store)
+        with self._lock:
+            if revision == self._remembered_at:
+                self._remembered[key] = found
+        return found
 
     @contextmanager
     def _turn(self, reason: str | None, *, keep: bool = True) -> "Iterator[Turn]":
@@ -388,6 +400,12 @@ def _store(where: Path | str) -> "SqlStore":
     from medvllm.catalog.sql import SqlStore
 
     return _stores.setdefault(where, SqlStore(where))
+
+
+def close() -> None:
+    """Close the databases that this process has opened; what is asked next opens them again."""
+    while _stores:
+        _stores.popitem()[1].close()
 
 
 _stores: "dict[Path | str, SqlStore]" = {}  # one for each database that this process has opened

@@ -12,7 +12,8 @@ from typing import Any
 from sqlalchemy import Connection, insert, select, update
 
 from medvllm.catalog.events import DEFAULT, Event
-from medvllm.catalog.sql.tables import aliases, head, history, names, versions
+from medvllm.catalog.sql.tables import aliases, head, history, names, other_names, versions
+from medvllm.errors import CatalogError
 
 FIRST = "0" * 64
 
@@ -69,13 +70,20 @@ class Journal:
 
 def events(connection: Connection, name: str | None, since: str | None) -> Iterator[Event]:
     """Give the events in their order: those of a model, those since a moment (UTC, ISO 8601), or all."""
-    query = select(history.c.record).order_by(history.c.seq)
+    query = select(history.c.seq, history.c.record).order_by(history.c.seq)
     if name is not None:
         query = query.where(history.c.name == name)
     if since is not None:
         query = query.where(history.c.at >= since)
-    for (record,) in connection.execute(query.execution_options(yield_per=1000)):
-        yield Event(**json.loads(record))
+    with connection.execute(query.execution_options(yield_per=1000)) as rows:  # closed, read to its end or not
+        for number, record in rows:
+            event = _event(record)
+            if event is None:
+                raise CatalogError(
+                    f"The history is damaged: event {number} is not what was written.\n"
+                    "What else is wrong: medvllm history --check"
+                )
+            yield event
 
 
 def flaws(connection: Connection) -> Iterator[str]:
@@ -88,12 +96,10 @@ def flaws(connection: Connection) -> Iterator[str]:
         for gone in range(expected, row.seq):
             yield f"event {gone} is missing"
         event = _event(row.record)
-        if event is None or (row.seq, row.at, row.name) != (event.seq, event.at, event.name):
+        if event is None or (row.seq, row.at, row.name) != (event.seq, event.at, event.name) or not replayed.add(event):
             yield f"event {row.seq} is not what was written, or not where"
-        else:
-            replayed.add(event)
-            if row.seq == expected and row.hash != sha256(before + row.record):
-                yield f"event {row.seq} is not what was written after event {row.seq - 1}"
+        elif row.seq == expected and row.hash != sha256(before + row.record):
+            yield f"event {row.seq} is not what was written after event {row.seq - 1}"
         whole = whole and row.seq == expected
         before, expected = row.hash, row.seq + 1
     for gone in range(expected, end.length + 1):
@@ -110,17 +116,29 @@ class _Replay:
         self._versions: dict[tuple[str, int], dict[str, Any]] = {}
         self._aliases: dict[tuple[str, str], tuple[int | None, bool]] = {}
         self._newest: dict[str, int] = {}
+        self._others: set[tuple[str, str, int]] = set()
 
-    def add(self, event: Event) -> None:
+    def add(self, event: Event) -> bool:
+        """Take an event in; return whether it is one that could have been written."""
+        try:
+            self._add(event)
+        except (KeyError, TypeError, ValueError):
+            return False
+        return True
+
+    def _add(self, event: Event) -> None:
         name, number, alias = event.name or "", event.version or 0, event.alias or ""
         if event.action == "registered":
-            self._versions[name, number] = event.detail["facts"]
+            facts = dict(event.detail["facts"])
+            self._versions[name, number] = facts
             self._newest[name] = max(number, self._newest.get(name, 0))
+            self._others |= {(other, name, number) for other in facts.get("aliases", ())}
         elif event.action == "changed":
             facts = {**self._versions.get((name, number), {}), **event.detail["facts"]}
             self._versions[name, number] = {fact: value for fact, value in facts.items() if value is not None}
         elif event.action == "unregistered":
             self._versions.pop((name, number), None)
+            self._others = {known for known in self._others if known[1:] != (name, number)}
         elif event.action in ("aliased", "unaliased", "guarded", "unguarded"):
             version, guarded = self._aliases.get((name, alias), (None, False))
             if event.action.endswith("aliased"):
@@ -128,14 +146,22 @@ class _Replay:
             else:
                 guarded = event.action == "guarded"
             self._aliases[name, alias] = version, guarded
+        elif event.action == "migrated" and event.detail["from"] < "0002":  # which brought the guards
+            self._aliases = {key: (version, False) for key, (version, _) in self._aliases.items()}
 
     def differences(self, connection: Connection) -> Iterator[str]:
         """Give what is otherwise than the events say."""
         expected = {key: sha256(to_json(facts)) for key, facts in self._versions.items()}
         for row in connection.execute(select(versions).execution_options(yield_per=1000)):
-            if expected.pop((row.name, row.number), None) != row.sha256 or row.sha256 != sha256(row.facts):
+            kept = self._versions.get((row.name, row.number), {})
+            if (expected.pop((row.name, row.number), None), kept.get("model_type")) != (row.sha256, row.model_type) or (
+                row.sha256 != sha256(row.facts)
+            ):
                 yield f"version {row.number} of {row.name!r} is not what its events say"
         yield from (f"version {number} of {name!r} is missing" for name, number in expected)
+        others = {(row.other, row.name, row.number) for row in connection.execute(select(other_names))}
+        for name, number in dict.fromkeys(other[1:] for other in others ^ self._others):
+            yield f"the other names of version {number} of {name!r} are not what its events say"
         pointing = {key: state for key, state in self._aliases.items() if state != (None, False)}
         for row in connection.execute(select(aliases)):
             if pointing.pop((row.name, row.alias), None) != (row.number, row.guarded):
@@ -144,16 +170,20 @@ class _Replay:
         left: dict[str, int] = {}
         for name, number in self._versions:
             left[name] = max(number, left.get(name, 0))
+        unnamed = set(self._newest)
         for row in connection.execute(select(names)):
+            unnamed.discard(row.name)
             default = self._aliases.get((row.name, DEFAULT), (None, False))[0]
             if (row.newest, row.current) != (self._newest.get(row.name), default or left.get(row.name)):
                 yield f"the version that {row.name!r} means is not what its events say"
+        yield from (f"the version that {name!r} means is missing" for name in unnamed)
 
 
 def _event(record: str) -> Event | None:
     try:
-        return Event(**json.loads(record))
-    except (ValueError, TypeError):
+        event = Event(**json.loads(record))
+        return event if to_json(event.to_dict()) == record else None
+    except (ValueError, TypeError, RecursionError):
         return None
 
 

@@ -44,7 +44,7 @@ def migrate(connection: Connection, revision: str = HEAD) -> None:
     config.set_main_option("script_location", str(_SCRIPTS).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     known = version(connection, "")
-    downwards = known is not None and (revision == "base" or known > revision)
+    downwards = known is not None and known > revision
     (command.downgrade if downwards else command.upgrade)(config, revision)
 
 

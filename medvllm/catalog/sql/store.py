@@ -39,6 +39,10 @@ class SqlStore:
         """Bring the database to a schema; return the one it had, and the backup that was made of a SQLite file."""
         return self._database.migrate(revision)
 
+    def close(self) -> None:
+        """Close all connections; what is asked next opens others."""
+        self._database.close()
+
     @contextmanager
     def turn(self, *, keep: bool = True) -> Iterator[Turn]:
         """Give the catalogue for one change; all of it is kept, or, after an error or without `keep`, nothing."""
@@ -82,17 +86,25 @@ class SqlStore:
         query = select(versions).join(names, current).order_by(versions.c.name)
         if after is not None:
             query = query.where(versions.c.name > after)
-        with self._database.reading() as connection:
-            for row in connection.execute(query.execution_options(yield_per=500)):
+        query = query.execution_options(yield_per=500)
+        with (
+            self._database.reading() as connection,
+            connection.execute(query) as found,
+        ):  # closed, read to its end or not
+            for row in found:
                 yield row.name, row.model_type, partial(_content, row)
 
-    def versions(self, name: str | None = None) -> list[tuple[str, int, dict[str, Any]]]:
-        """Return every version of a name, or of all, sorted."""
-        query = select(versions).order_by(versions.c.name, versions.c.number)
-        if name is not None:
-            query = query.where(versions.c.name == name)
+    def versions(self, name: str) -> list[tuple[str, int, dict[str, Any]]]:
+        """Return every version of a name, sorted."""
+        query = select(versions).where(versions.c.name == name).order_by(versions.c.number)
         with self._database.reading() as connection:
             return [(row.name, row.number, facts_of(row)) for row in connection.execute(query)]
+
+    def content(self) -> tuple[list[tuple[str, int, dict[str, Any]]], list[Alias]]:
+        """Return every version and every alias, of one moment."""
+        with self._database.reading() as connection:
+            rows = connection.execute(select(versions))
+            return [(row.name, row.number, facts_of(row)) for row in rows], list_aliases(connection, None)
 
     def aliases(self, name: str | None = None) -> list[Alias]:
         """Return the aliases of a name, or all, sorted."""

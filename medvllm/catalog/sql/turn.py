@@ -225,6 +225,12 @@ def content(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _checked(name: str, facts: Mapping[str, Any]) -> str:
+    if _holds_none(facts):
+        raise RequestError(
+            f"Model {name!r} cannot be stored: a value in its facts is None, which no file of entries can say.\n"
+            "Leave it out.",
+            model=name,
+        )
     try:
         text = to_json(facts)
     except (TypeError, ValueError) as error:
@@ -234,6 +240,12 @@ def _checked(name: str, facts: Mapping[str, Any]) -> str:
             f"The facts of model {name!r} take {len(text):,} bytes; {MAX_FACTS:,} are allowed.", model=name
         )
     return text
+
+
+def _holds_none(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_holds_none, value.values()))
+    return any(map(_holds_none, value)) if isinstance(value, list | tuple) else value is None
 
 
 def _guarded(alias: Alias) -> CatalogError:
