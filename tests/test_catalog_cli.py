@@ -104,7 +104,7 @@ def test_register_makes_versions_or_says_that_nothing_is_new(medvllm: Medvllm, n
         (["deprecate", "ner", "--successor", "biobret-v1.2"], 1, "Nearest: 'biobert-base-cased-v1.2'"),
         (["history", "--since", "yesterday"], 1, "'yesterday' is no moment"),
         (["catalog", "apply", "nope.toml"], 1, "nope.toml"),
-        (["catalog", "migrate", "--to", "0007"], 1, "Schema '0007' is not known. There are: 0001, 0002."),
+        (["catalog", "migrate", "--to", "0007"], 1, "There is no schema '0007': it is one of 0001, 0002."),
     ],
 )
 def test_what_is_refused_says_why(medvllm: Medvllm, ner: Path, arguments: list[str], code: int, words: str) -> None:

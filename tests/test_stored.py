@@ -89,7 +89,7 @@ def test_marks_and_tags_change_in_place(registry: ModelRegistry) -> None:
     assert registry.catalog.tag("m@1", add={}, remove=("team",)).values == {}
     with pytest.raises(RequestError, match="'pooling' of a version cannot be changed.\nRegister the next version"):
         registry.catalog.mark("m", pooling="cls")
-    with pytest.raises(ModelNotFoundError, match="'m' has no stored version or alias '9'. It has: 1, 2"):
+    with pytest.raises(ModelNotFoundError, match="'m' has no version or alias '9'. It has: 1, 2"):
         registry.catalog.mark("m@9", deprecated="x")
     with pytest.raises(RequestError, match="A reason has 1 to 2,000 characters"):
         registry.catalog.mark("m", deprecated="x", reason="r" * 2001)
@@ -118,7 +118,7 @@ def test_a_version_is_asked_for_by_number_or_alias(registry: ModelRegistry) -> N
         registry.catalog.remove_alias("x", "default")
     with pytest.raises(ModelNameError, match="Alias '3rd' cannot be used"):
         registry.catalog.set_alias("x", "3rd", 3)
-    with pytest.raises(ModelNotFoundError, match="has no stored version"):
+    with pytest.raises(ModelNotFoundError, match="has no version or alias"):
         registry.catalog.set_alias("x", "production", 99)
     huge = "9" * 40
     with pytest.raises(ModelNotFoundError):
@@ -163,7 +163,7 @@ def test_what_an_alias_points_to_stays(registry: ModelRegistry) -> None:
     _put(registry, description="b")
     registry.catalog.set_alias("m", "production", 1)
     for name in ("m@1", "m", "m@production"):
-        with pytest.raises(CatalogError, match="Version 1 of model 'm' is what the alias 'production' points to"):
+        with pytest.raises(CatalogError, match="Version 1 of model 'm' is what an alias points to: production"):
             registry.unregister(name)
     assert sorted(registry.catalog.versions("m")) == [1, 2]
     registry.unregister("m@1", force=True)
@@ -430,10 +430,10 @@ def test_applying_a_file_makes_the_catalogue_what_it_says(registry: ModelRegistr
     ("edit", "error", "match"),
     [
         (('pooling = "cls"', 'pooling = "mean"'), CatalogError, "Version 4 of model 'y' is otherwise in the"),
-        (("version = 1,", "version = 3,"), ModelNotFoundError, "'y' has no stored version or alias '3'"),
+        (("version = 1,", "version = 3,"), ModelNotFoundError, "'y' has no version or alias '3'"),
         (('"y@4"', '"y@3"'), CatalogError, "Version 3 of model 'y' was given before"),
         (("[aliases.y]", "[aliases.z]\nproduction = 1\n[aliases.y]"), CatalogError, "model 'z', but no version"),
-        (('[models."y@1"]', '[models."y@9"]'), CatalogError, "is what the alias 'production' points to"),
+        (('[models."y@1"]', '[models."y@9"]'), CatalogError, "is what an alias points to: production"),
         (("guarded = true", "guarded = false"), CatalogError, "'production' of model 'y' is guarded"),
         (("[models.x]", '[models."x@0"]'), CatalogError, "no whole number above 0"),
         (("production =", '"3" ='), ModelNameError, "Alias '3' cannot be used"),

@@ -241,17 +241,13 @@ class StoredCatalog:
                 changes = turn.events
         return changes
 
-    def migrate(self, revision: str | None = None) -> tuple[str | None, str, Path | None]:
-        """Bring the database to this program's schema, or an earlier one; return before, after, and the backup made.
+    def migrate(self, revision: str | None = None) -> tuple[str | None, Path | None]:
+        """Bring the database to this program's schema, or an earlier one; return the one before, and the backup made.
 
         A SQLite file is migrated without being asked for, when a newer program opens it.
         """
-        from medvllm.catalog.sql.schema import HEAD, REVISIONS
-
-        if revision not in (None, *REVISIONS):
-            raise RequestError(f"Schema {revision[:20]!r} is not known. There are: {', '.join(REVISIONS)}.")
-        before, backup = self._make().migrate(revision or HEAD)
-        return before, revision or HEAD, backup
+        store = self._make()
+        return store.migrate() if revision is None else store.migrate(revision)
 
     def _where(self) -> Path | str:
         return self._location or _location(os.environ.get(settings.HOME.name), os.environ.get(settings.CATALOG.name))

@@ -56,7 +56,10 @@ def migrate(
     to: Annotated[str | None, typer.Option(help="An earlier schema, for an earlier program.")] = None,
 ) -> None:
     """Bring the database to this program's schema; an embedded one is migrated by itself, after a backup."""
-    before, after, backup = registry.catalog.migrate(to)
+    from medvllm.catalog.sql.schema import HEAD
+
+    after = to or HEAD
+    before, backup = registry.catalog.migrate(after)
     typer.echo(f"Schema {before or 'none'} -> {after}." if before != after else f"The schema is {after} already.")
     if backup is not None:
         typer.echo(f"Before: {backup}", err=True)
