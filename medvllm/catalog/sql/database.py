@@ -180,7 +180,7 @@ class Database:
     def _translated(self, what: str) -> Iterator[None]:
         try:
             yield
-        except (SQLAlchemyError, sqlite3.Error, OSError) as error:
+        except (SQLAlchemyError, sqlite3.Error, OSError, UnicodeError) as error:
             raise CatalogError(
                 f"Catalogue {self.where} cannot be {what}: {_reason(error)}.{self._advice(error)}", path=self.where
             ) from error

@@ -12,12 +12,10 @@ from medvllm.catalog.events import Alias, Event
 from medvllm.catalog.sql import history
 from medvllm.catalog.sql.database import Database
 from medvllm.catalog.sql.history import Journal
-from medvllm.catalog.sql.rows import facts_of, list_aliases
+from medvllm.catalog.sql.rows import facts_of, list_aliases, number_of
 from medvllm.catalog.sql.schema import HEAD
 from medvllm.catalog.sql.tables import aliases, head, names, other_names, versions
 from medvllm.catalog.sql.turn import Turn
-
-_MAX_NUMBER = 2**31 - 1  # of an INTEGER
 
 
 class SqlStore:
@@ -53,10 +51,8 @@ class SqlStore:
         if suffix is None:
             current = and_(names.c.name == versions.c.name, names.c.current == versions.c.number)
             query = query.join(names, current)
-        elif suffix.isdecimal():
-            if int(suffix) > _MAX_NUMBER:
-                return None
-            query = query.where(versions.c.number == int(suffix))
+        elif (number := number_of(suffix)) is not None:
+            query = query.where(versions.c.number == number)
         else:
             pointing = and_(aliases.c.name == versions.c.name, aliases.c.number == versions.c.number)
             query = query.join(aliases, pointing).where(aliases.c.alias == suffix)
