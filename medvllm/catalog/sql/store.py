@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Row, and_, select
+from sqlalchemy import Row, and_, bindparam, select
 
 from medvllm.catalog.events import Alias, Event
 from medvllm.catalog.sql import history
@@ -16,6 +16,14 @@ from medvllm.catalog.sql.rows import facts_of, list_aliases, number_of
 from medvllm.catalog.sql.schema import HEAD
 from medvllm.catalog.sql.tables import aliases, head, names, other_names, versions
 from medvllm.catalog.sql.turn import Turn
+
+# What a name means, alone, with a number or with an alias; made once, as making one takes longer than asking it.
+_NAMED = select(versions).where(versions.c.name == bindparam("name"))
+_CURRENT = _NAMED.join(names, and_(names.c.name == versions.c.name, names.c.current == versions.c.number))
+_NUMBERED = _NAMED.where(versions.c.number == bindparam("number"))
+_POINTED_TO = _NAMED.join(
+    aliases, and_(aliases.c.name == versions.c.name, aliases.c.number == versions.c.number)
+).where(aliases.c.alias == bindparam("alias"))
 
 
 class SqlStore:
@@ -47,17 +55,10 @@ class SqlStore:
 
     def find(self, name: str, suffix: str | None = None) -> tuple[int, dict[str, Any]] | None:
         """Return number and facts of the version that a name, a number or an alias means, or None."""
-        query = select(versions).where(versions.c.name == name)
-        if suffix is None:
-            current = and_(names.c.name == versions.c.name, names.c.current == versions.c.number)
-            query = query.join(names, current)
-        elif (number := number_of(suffix)) is not None:
-            query = query.where(versions.c.number == number)
-        else:
-            pointing = and_(aliases.c.name == versions.c.name, aliases.c.number == versions.c.number)
-            query = query.join(aliases, pointing).where(aliases.c.alias == suffix)
+        number = None if suffix is None else number_of(suffix)
+        query = _CURRENT if suffix is None else _POINTED_TO if number is None else _NUMBERED
         with self._database.reading() as connection:
-            row = connection.execute(query).one_or_none()
+            row = connection.execute(query, {"name": name, "number": number, "alias": suffix}).one_or_none()
         return None if row is None else (row.number, facts_of(row))
 
     def owners(self, other: str) -> list[str]:
