@@ -80,7 +80,7 @@ class SqlStore:
         if after is not None:
             query = query.where(versions.c.name > after)
         with self._database.reading() as connection:
-            for row in connection.execute(query.execution_options(yield_per=500)):
+            for row in connection.execute(query.execution_options(stream_results=True, max_row_buffer=500)):
                 yield row.name, row.model_type, partial(_content, row)
 
     def versions(self, name: str | None = None) -> list[tuple[str, int, dict[str, Any]]]:
