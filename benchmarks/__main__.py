@@ -9,7 +9,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import digests, entries, hits, imports, loads, reload, residency
+from benchmarks import digests, entries, hits, imports, loads, reload, residency, stored
 from benchmarks.measure import Table
 from medvllm import __version__
 from medvllm.settings import SETTINGS
@@ -22,6 +22,7 @@ GROUPS = {
     "residency": residency.tables,
     "digests": digests.tables,
     "entries": entries.tables,
+    "stored": stored.tables,
 }
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 

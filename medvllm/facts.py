@@ -167,8 +167,11 @@ def _fit(option: Any, value: Any) -> tuple[bool, Any]:
         fits = isinstance(value, (tuple, list)) and all(type(item) is kind for item in value)
         return fits, origin(value) if fits else None
     if origin is dict:
-        named = isinstance(value, Mapping) and all(type(key) is str for key in value)
-        return named, dict(value) if named else None
+        texts = get_args(option)[1] is str
+        fits = isinstance(value, Mapping) and all(
+            type(key) is str and (type(item) is str or not texts) for key, item in value.items()
+        )
+        return fits, dict(value) if fits else None
     if option is int:
         return type(value) is int and value > 0, value
     if option in (str, bool):
@@ -186,5 +189,5 @@ def _described(option: Any) -> str:
         NoneType: "None",
         tuple: "a list of texts",
         list: "a list of dicts" if option == list[dict[str, Any]] else "a list of texts",
-        dict: "a dict with text keys",
+        dict: "a dict of texts" if option == dict[str, str] else "a dict with text keys",
     }[get_origin(option) or option]

@@ -115,7 +115,7 @@ class ModelMetadata:
             group, kept = checked(name, keyword, value)
             grouped[group][keyword] = kept
         plain = grouped.pop("")
-        groups = {group: GROUPS[group](**kept) for group, kept in grouped.items()}
+        groups = {group: GROUPS[group](**kept) for group, kept in grouped.items() if kept}
         return cls(name, ModelType.of(model_type), version=version, origin=origin, **plain, **groups)
 
     def completed(self, facts: Mapping[str, Any]) -> "ModelMetadata":

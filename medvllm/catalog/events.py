@@ -1,8 +1,10 @@
 """What the stored catalogue tells of itself: who changed what, when and why; and where aliases point."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
+HALVES = re.compile("[\ud800-\udfff]")  # of characters: no file and no terminal takes one alone
 DEFAULT = "default"  # the alias that a bare name means
 
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from medvllm import presence, settings
 from medvllm.catalog.entries import parsed, to_toml
-from medvllm.catalog.events import Alias, Event
+from medvllm.catalog.events import HALVES, Alias, Event
 from medvllm.errors import CatalogError, MedVLLMError, ModelNameError, RequestError
 from medvllm.facts import MARKS, checked
 from medvllm.metadata import ModelMetadata
-from medvllm.names import parse
+from medvllm.names import parse, valid_name
 
 if TYPE_CHECKING:
     from medvllm.catalog.sql import SqlStore
@@ -161,7 +161,8 @@ class StoredCatalog:
                     values[key] = value
                 elif key not in tags:
                     tags.append(key)
-            turn.change(name, number, {"tags": tags, "values": values}, reason=reason)
+            marks = {"tags": tags, "values": values}
+            turn.change(name, number, {mark: checked(name, mark, marks[mark])[1] for mark in marks}, reason=reason)
             return built(name, number, turn.facts(name, number))
 
     def remove(self, model: str, *, force: bool = False, reason: str | None = None) -> list[int]:
@@ -289,6 +290,8 @@ class StoredCatalog:
         """Give the catalogue for one change; without `keep`, only to see what it would be."""
         if reason is not None and not 0 < len(reason) <= _MAX_REASON:
             raise RequestError(f"A reason has 1 to {_MAX_REASON:,} characters, not {len(reason):,}.")
+        if reason is not None and HALVES.search(reason):
+            raise RequestError("A reason holds half a character.")
         with self._make().turn(keep=keep) as turn:
             yield turn
 
@@ -339,7 +342,12 @@ class StoredRow:
 
 
 def storable(entry: ModelMetadata) -> dict[str, Any]:
-    """Return an entry's facts as they are stored; RequestError: a class that no other process could import."""
+    """Return an entry's facts as they are stored.
+
+    ModelNameError: its name, or another name of it, is none. RequestError: no other process could import its class.
+    """
+    for name in (entry.name, *entry.source.aliases):
+        valid_name(name)
     for path in entry.class_paths:
         module, _, name = (path or "").partition(":")
         if module == "__main__" or "<locals>" in name:
@@ -378,12 +386,12 @@ def _check_alias(alias: str) -> None:
 def _moment(since: datetime | str) -> str:
     try:
         moment = datetime.fromisoformat(since) if isinstance(since, str) else since
-    except ValueError:
+        return moment.astimezone(UTC).isoformat(timespec="microseconds")
+    except (ValueError, OverflowError):
         raise RequestError(
             f"{str(since)[:40]!r} is no moment.\n"
             "Write it as a day or a time: 2026-03-01, 2026-03-01T12:30, 2026-03-01T12:30+01:00"
         ) from None
-    return moment.astimezone(UTC).isoformat(timespec="microseconds")
 
 
 @cache

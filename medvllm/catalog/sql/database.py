@@ -235,7 +235,7 @@ class Database:
     def _translated(self, what: str) -> Iterator[None]:
         try:
             yield
-        except (SQLAlchemyError, sqlite3.Error, OSError) as error:
+        except (SQLAlchemyError, sqlite3.Error, OSError, UnicodeError) as error:
             raise self._cannot(what, error) from error
 
     def _cannot(self, what: str, error: Exception) -> CatalogError:

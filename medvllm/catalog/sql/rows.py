@@ -7,7 +7,7 @@ from sqlalchemy import Connection, Row, select
 
 from medvllm.catalog.events import Alias
 from medvllm.catalog.sql.history import sha256
-from medvllm.catalog.sql.tables import aliases
+from medvllm.catalog.sql.tables import MAX_NUMBER, aliases
 from medvllm.errors import CatalogError
 
 
@@ -21,6 +21,13 @@ def facts_of(row: Row[Any]) -> dict[str, Any]:
         )
     facts: dict[str, Any] = json.loads(row.facts)
     return facts
+
+
+def number_of(suffix: str) -> int | None:
+    """Return the version's number that a suffix is, None for an alias; one that no version can have is 0."""
+    if not suffix.isdecimal():
+        return None
+    return int(suffix) if len(suffix) <= len(str(MAX_NUMBER)) and int(suffix) <= MAX_NUMBER else 0
 
 
 def list_aliases(connection: Connection, name: str | None) -> list[Alias]:

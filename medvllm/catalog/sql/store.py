@@ -6,18 +6,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Row, and_, select
+from sqlalchemy import Row, and_, bindparam, select
 
 from medvllm.catalog.events import Alias, Event
 from medvllm.catalog.sql import history
 from medvllm.catalog.sql.database import Database
 from medvllm.catalog.sql.history import Journal
-from medvllm.catalog.sql.rows import facts_of, list_aliases
+from medvllm.catalog.sql.rows import facts_of, list_aliases, number_of
 from medvllm.catalog.sql.schema import HEAD
 from medvllm.catalog.sql.tables import aliases, head, names, other_names, versions
 from medvllm.catalog.sql.turn import Turn
 
-_MAX_NUMBER = 2**31 - 1  # of an INTEGER
+# What a name means, alone, with a number or with an alias; made once, as making one takes longer than asking it.
+_NAMED = select(versions).where(versions.c.name == bindparam("name"))
+_CURRENT = _NAMED.join(names, and_(names.c.name == versions.c.name, names.c.current == versions.c.number))
+_NUMBERED = _NAMED.where(versions.c.number == bindparam("number"))
+_POINTED_TO = _NAMED.join(
+    aliases, and_(aliases.c.name == versions.c.name, aliases.c.number == versions.c.number)
+).where(aliases.c.alias == bindparam("alias"))
 
 
 class SqlStore:
@@ -53,19 +59,10 @@ class SqlStore:
 
     def find(self, name: str, suffix: str | None = None) -> tuple[int, dict[str, Any]] | None:
         """Return number and facts of the version that a name, a number or an alias means, or None."""
-        query = select(versions).where(versions.c.name == name)
-        if suffix is None:
-            current = and_(names.c.name == versions.c.name, names.c.current == versions.c.number)
-            query = query.join(names, current)
-        elif suffix.isdecimal():
-            if int(suffix) > _MAX_NUMBER:
-                return None
-            query = query.where(versions.c.number == int(suffix))
-        else:
-            pointing = and_(aliases.c.name == versions.c.name, aliases.c.number == versions.c.number)
-            query = query.join(aliases, pointing).where(aliases.c.alias == suffix)
+        number = None if suffix is None else number_of(suffix)
+        query = _CURRENT if suffix is None else _POINTED_TO if number is None else _NUMBERED
         with self._database.reading() as connection:
-            row = connection.execute(query).one_or_none()
+            row = connection.execute(query, {"name": name, "number": number, "alias": suffix}).one_or_none()
         return None if row is None else (row.number, facts_of(row))
 
     def owners(self, other: str) -> list[str]:
@@ -86,11 +83,8 @@ class SqlStore:
         query = select(versions).join(names, current).order_by(versions.c.name)
         if after is not None:
             query = query.where(versions.c.name > after)
-        query = query.execution_options(yield_per=500)
-        with (
-            self._database.reading() as connection,
-            connection.execute(query) as found,
-        ):  # closed, read to its end or not
+        query = query.execution_options(stream_results=True, max_row_buffer=500)
+        with self._database.reading() as connection, connection.execute(query) as found:  # read to its end or not
             for row in found:
                 yield row.name, row.model_type, partial(_content, row)
 

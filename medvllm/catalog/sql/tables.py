@@ -2,6 +2,8 @@
 
 from sqlalchemy import BigInteger, Boolean, Column, ForeignKeyConstraint, Index, Integer, MetaData, Table, Text
 
+MAX_NUMBER = 2**31 - 1  # of an INTEGER
+
 metadata = MetaData()
 # Compared and sorted by code point on both databases, as Python does; PostgreSQL would follow the server's language.
 NAME = Text().with_variant(Text(collation="C"), "postgresql")

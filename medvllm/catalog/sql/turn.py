@@ -1,14 +1,15 @@
 """One change of the stored catalogue, inside its transaction: every step is noted in the history."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import and_, delete, func, insert, select, update
 
-from medvllm.catalog.events import DEFAULT, Alias, Event
+from medvllm.catalog.events import DEFAULT, HALVES, Alias, Event
 from medvllm.catalog.sql.history import Journal, sha256, to_json
-from medvllm.catalog.sql.rows import facts_of, list_aliases
-from medvllm.catalog.sql.tables import aliases, names, other_names, versions
+from medvllm.catalog.sql.rows import facts_of, list_aliases, number_of
+from medvllm.catalog.sql.tables import MAX_NUMBER, aliases, names, other_names, versions
 from medvllm.errors import CatalogError, ModelExistsError, ModelNotFoundError, RequestError, nearest, offer
 from medvllm.facts import MARKS
 
@@ -36,35 +37,40 @@ class Turn:
         When the newest has the same content, it takes the marks that are stated, and its number is returned.
         ModelExistsError: the name has a version and `replace` is not set.
         """
-        found = self.numbers(name)
-        if found and not replace:
+        newest, last = self._newest(name)
+        if last and not replace:
             raise ModelExistsError(
-                f"Model {name!r} is stored already (version {found[-1]}).\n"
+                f"Model {name!r} is stored already (version {last}).\n"
                 "Take another name, or say that this one takes its place: register(…, replace=True)",
                 model=name,
             )
-        if number is None and found and content(facts) == content(self.facts(name, found[-1])):
-            self.change(name, found[-1], {fact: value for fact, value in facts.items() if fact in MARKS}, reason=reason)
-            return found[-1]
+        if number is None and last and content(facts) == content(self.facts(name, last)):
+            self.change(name, last, {fact: value for fact, value in facts.items() if fact in MARKS}, reason=reason)
+            return last
         text = _checked(name, facts)
-        newest = self._connection.execute(select(names.c.newest).where(names.c.name == name)).scalar()
-        if newest is None:
-            self._connection.execute(insert(names).values(name=name, newest=0, current=None))
-        version = max(newest or 0, above) + 1 if number is None else number
-        if version <= (newest or 0):
+        version = max(newest, above) + 1 if number is None else number
+        if version > MAX_NUMBER:
+            raise CatalogError(
+                f"Model {name!r} has no number left for a version: {MAX_NUMBER} is the last.", model=name
+            )
+        if version <= newest:
             raise CatalogError(
                 f"Version {version} of model {name!r} was given before, and a number is never used again; the newest "
                 f"was {newest}.\nLeave the number out, and the next one is given.",
                 model=name,
             )
+        if newest:
+            self._connection.execute(update(names).where(names.c.name == name).values(newest=version))
+        else:
+            self._connection.execute(insert(names), {"name": name, "newest": version, "current": version})
         row = {"name": name, "number": version, "model_type": facts["model_type"], "facts": text}
-        self._connection.execute(insert(versions).values(**row, sha256=sha256(text)))
-        self._connection.execute(update(names).where(names.c.name == name).values(newest=version))
+        self._connection.execute(insert(versions), {**row, "sha256": sha256(text)})
         if others := sorted(set(facts.get("aliases", ()))):
             rows = [{"other": other, "name": name, "number": version} for other in others]
             self._connection.execute(insert(other_names), rows)
         self._journal.note("registered", name, version=version, reason=reason, detail={"facts": dict(facts)})
-        self._settle(name)
+        if newest:
+            self._settle(name)
         return version
 
     def change(self, name: str, number: int, marks: Mapping[str, Any], *, reason: str | None = None) -> None:
@@ -73,7 +79,7 @@ class Turn:
         news = {mark: value for mark, value in marks.items() if (value or None) != before.get(mark)}
         if not news:
             return
-        text = _checked(name, {fact: value for fact, value in {**before, **news}.items() if fact not in news or value})
+        text = _checked(name, {fact: value for fact, value in {**before, **news}.items() if news.get(fact, True)})
         this = and_(versions.c.name == name, versions.c.number == number)
         self._connection.execute(update(versions).where(this).values(facts=text, sha256=sha256(text)))
         detail = {"facts": {mark: value or None for mark, value in news.items()}}
@@ -147,8 +153,8 @@ class Turn:
         """Return the version that a name, a number or an alias means; ModelNotFoundError: there is none."""
         if suffix is None:
             number = self._connection.execute(select(names.c.current).where(names.c.name == name)).scalar()
-        elif suffix.isdecimal():
-            number = int(suffix) if int(suffix) in self.numbers(name) else None
+        elif (stated := number_of(suffix)) is not None:
+            number = stated if stated in self.numbers(name) else None
         else:
             number = next((alias.version for alias in self.aliases(name) if alias.alias == suffix), None)
         if number is None:
@@ -182,6 +188,12 @@ class Turn:
     def aliases(self, name: str) -> list[Alias]:
         """Return the aliases of a name."""
         return list_aliases(self._connection, name)
+
+    def _newest(self, name: str) -> tuple[int, int]:
+        """Return the newest number that was ever given to a name, and that of a version that is left; 0 for none."""
+        last = select(func.max(versions.c.number)).where(versions.c.name == name).scalar_subquery()
+        row = self._connection.execute(select(names.c.newest, last).where(names.c.name == name)).one_or_none()
+        return (0, 0) if row is None else (row[0], row[1] or 0)
 
     def _alias(self, name: str, alias: str) -> Alias | None:
         return next((known for known in self.aliases(name) if known.alias == alias), None)
@@ -225,16 +237,14 @@ def content(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _checked(name: str, facts: Mapping[str, Any]) -> str:
-    if _holds_none(facts):
-        raise RequestError(
-            f"Model {name!r} cannot be stored: a value in its facts is None, which no file of entries can say.\n"
-            "Leave it out.",
-            model=name,
-        )
     try:
         text = to_json(facts)
     except (TypeError, ValueError) as error:
         raise RequestError(f"Model {name!r} cannot be stored: {error}.", model=name) from error
+    if "null" in text and _has_none(facts):
+        raise RequestError(f"Model {name!r} cannot be stored: a fact of it holds None.\nLeave it out.", model=name)
+    if "\\ud" in text and HALVES.search(json.dumps(facts, ensure_ascii=False)):
+        raise RequestError(f"Model {name!r} cannot be stored: a fact of it holds half a character.", model=name)
     if len(text) > MAX_FACTS:
         raise RequestError(
             f"The facts of model {name!r} take {len(text):,} bytes; {MAX_FACTS:,} are allowed.", model=name
@@ -242,10 +252,11 @@ def _checked(name: str, facts: Mapping[str, Any]) -> str:
     return text
 
 
-def _holds_none(value: object) -> bool:
+def _has_none(value: Any) -> bool:
+    """Return whether something inside a fact is None, which JSON can say and an exported file cannot."""
     if isinstance(value, Mapping):
-        return any(map(_holds_none, value.values()))
-    return any(map(_holds_none, value)) if isinstance(value, list | tuple) else value is None
+        return any(map(_has_none, value.values()))
+    return any(map(_has_none, value)) if isinstance(value, (list, tuple)) else value is None
 
 
 def _guarded(alias: Alias) -> CatalogError:
