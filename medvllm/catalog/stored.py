@@ -190,6 +190,7 @@ class StoredCatalog:
         entry = self.find(name, str(version))
         if approved and entry is not None:
             self._approve(name, alias, entry, reason)
+            version = entry.version  # what was approved, wherever another alias points to by now
         with self._turn(reason) as turn:
             number = turn.resolve(name, str(version))
             turn.set_alias(name, alias, number, approved=approved, reason=reason)
