@@ -528,7 +528,7 @@ def test_a_look_sees_one_moment(registry: ModelRegistry) -> None:
     )
     with held(code) as process:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
-        while len(registry.catalog.history()) < 150:
+        while len(registry.catalog.history()) < 100:
             assert registry.catalog.check_history()[2] == []
             content = tomllib.loads(registry.catalog.export())
             for alias in content.get("aliases", {}).get("m", {}).values():

@@ -1,5 +1,6 @@
 """Processes of the tests' own, which see the same home and catalogue."""
 
+import json
 import os
 import subprocess
 import sys
@@ -46,24 +47,43 @@ def asked(process: "subprocess.Popen[str]", line: str) -> str:
     return process.stdout.readline().rstrip("\n")
 
 
+# It has everything imported, and forks a process for each program; they begin when all are there.
+_TOGETHER = """
+import json, os, sys, tempfile, traceback
+import alembic.command, alembic.config, psycopg
+import medvllm.catalog.sql, medvllm.registry
+reading, writing = os.pipe()
+begun = []
+for code in json.load(sys.stdin):
+    files = [tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")]
+    pid = os.fork()
+    if pid == 0:
+        os.close(writing)
+        for stream, file in zip((1, 2), files):
+            os.dup2(file.fileno(), stream)
+        os.read(reading, 1)
+        status = 1
+        try:
+            exec(code, {})
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(status)
+    begun.append((pid, files))
+os.close(writing)
+ended = []
+for pid, files in begun:
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    ended.append((status, *(file.seek(0) or file.read() for file in files)))
+json.dump(ended, sys.stdout)
+"""
+
+
 def together(codes: Iterable[str]) -> list[tuple[int, str, str]]:
     """Run programs at once, from the same moment on; return exit status, output and errors of each."""
-    gate = "import sys; print('ready', flush=True); sys.stdin.readline()\n"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", f"import medvllm.registry, medvllm.catalog.sql\n{gate}{code}"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for code in codes
-    ]
-    for process in processes:
-        assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("\n")
-        process.stdin.flush()
-    ended = [(process, *process.communicate(timeout=120)) for process in processes]
-    return [(process.returncode, output, errors) for process, output, errors in ended]
+    run = subprocess.run(
+        [sys.executable, "-c", _TOGETHER], input=json.dumps([*codes]), capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+    return [(status, output, errors) for status, output, errors in json.loads(run.stdout)]

@@ -208,7 +208,7 @@ class Database:
             (number,) = self._watch[1].execute("PRAGMA data_version").fetchone()
         except (sqlite3.Error, OSError) as error:
             raise self._cannot("read", error) from error
-        return identity, self._watches, number
+        return self._watch[0], self._watches, number
 
     def _server_revision(self, engine: Engine) -> Hashable:
         if self._watch is None:

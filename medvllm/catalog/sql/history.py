@@ -93,8 +93,7 @@ def flaws(connection: Connection) -> Iterator[str]:
     whole = True
     rows = connection.execute(select(history).order_by(history.c.seq).execution_options(yield_per=1000))
     for row in rows:
-        for gone in range(expected, row.seq):
-            yield f"event {gone} is missing"
+        yield from _missing(expected, row.seq - 1)
         event = _event(row.record)
         if event is None or (row.seq, row.at, row.name) != (event.seq, event.at, event.name) or not replayed.add(event):
             yield f"event {row.seq} is not what was written, or not where"
@@ -102,11 +101,15 @@ def flaws(connection: Connection) -> Iterator[str]:
             yield f"event {row.seq} is not what was written after event {row.seq - 1}"
         whole = whole and row.seq == expected
         before, expected = row.hash, row.seq + 1
-    for gone in range(expected, end.length + 1):
-        yield f"event {gone} is missing"
+    yield from _missing(expected, end.length)
     if expected > end.length + 1 or (whole and expected == end.length + 1 and before != end.hash):
         yield f"the history ends with event {expected - 1}, and the catalogue was last changed by another"
     yield from replayed.differences(connection)
+
+
+def _missing(first: int, last: int) -> Iterator[str]:
+    if first <= last:
+        yield f"event {first} is missing" if first == last else f"events {first} to {last} are missing"
 
 
 class _Replay:
@@ -116,7 +119,7 @@ class _Replay:
         self._versions: dict[tuple[str, int], dict[str, Any]] = {}
         self._aliases: dict[tuple[str, str], tuple[int | None, bool]] = {}
         self._newest: dict[str, int] = {}
-        self._others: set[tuple[str, str, int]] = set()
+        self._others: dict[tuple[str, int], set[str]] = {}
 
     def add(self, event: Event) -> bool:
         """Take an event in; return whether it is one that could have been written."""
@@ -132,13 +135,13 @@ class _Replay:
             facts = dict(event.detail["facts"])
             self._versions[name, number] = facts
             self._newest[name] = max(number, self._newest.get(name, 0))
-            self._others |= {(other, name, number) for other in facts.get("aliases", ())}
+            self._others[name, number] = set(facts.get("aliases", ()))
         elif event.action == "changed":
             facts = {**self._versions.get((name, number), {}), **event.detail["facts"]}
             self._versions[name, number] = {fact: value for fact, value in facts.items() if value is not None}
         elif event.action == "unregistered":
             self._versions.pop((name, number), None)
-            self._others = {known for known in self._others if known[1:] != (name, number)}
+            self._others.pop((name, number), None)
         elif event.action in ("aliased", "unaliased", "guarded", "unguarded"):
             version, guarded = self._aliases.get((name, alias), (None, False))
             if event.action.endswith("aliased"):
@@ -153,15 +156,17 @@ class _Replay:
         """Give what is otherwise than the events say."""
         expected = {key: sha256(to_json(facts)) for key, facts in self._versions.items()}
         for row in connection.execute(select(versions).execution_options(yield_per=1000)):
-            kept = self._versions.get((row.name, row.number), {})
-            if (expected.pop((row.name, row.number), None), kept.get("model_type")) != (row.sha256, row.model_type) or (
-                row.sha256 != sha256(row.facts)
-            ):
+            key = row.name, row.number
+            said = expected.pop(key, None), self._versions.get(key, {}).get("model_type")
+            if said != (row.sha256, row.model_type) or row.sha256 != sha256(row.facts):
                 yield f"version {row.number} of {row.name!r} is not what its events say"
         yield from (f"version {number} of {name!r} is missing" for name, number in expected)
-        others = {(row.other, row.name, row.number) for row in connection.execute(select(other_names))}
-        for name, number in dict.fromkeys(other[1:] for other in others ^ self._others):
-            yield f"the other names of version {number} of {name!r} are not what its events say"
+        others: dict[tuple[str, int], set[str]] = {}
+        for row in connection.execute(select(other_names)):
+            others.setdefault((row.name, row.number), set()).add(row.other)
+        for key in others.keys() | self._others.keys():
+            if others.get(key, set()) != self._others.get(key, set()):
+                yield f"the other names of version {key[1]} of {key[0]!r} are not what its events say"
         pointing = {key: state for key, state in self._aliases.items() if state != (None, False)}
         for row in connection.execute(select(aliases)):
             if pointing.pop((row.name, row.alias), None) != (row.number, row.guarded):
