@@ -457,7 +457,7 @@ class ModelRegistry:
         self._leave(None)
 
     def __repr__(self) -> str:
-        return f"ModelRegistry({len(self.list_models())} entries, {len(self._model_cache)} in memory)"
+        return f"ModelRegistry({len(self._model_cache)} models in memory)"
 
     def _leave(self, name: str | None, reason: Reason = "asked") -> int:
         left = self._model_cache.evict(name, reason)

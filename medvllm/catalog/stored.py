@@ -4,11 +4,12 @@ import os
 import re
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from functools import cache, cached_property
 from itertools import starmap
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from medvllm import presence, settings
@@ -32,7 +33,8 @@ Approval = Callable[[ModelMetadata], list[str]]  # what a version lacks to be po
 
 
 class StoredCatalog:
-    """Entries that outlive the process, in the database that MEDVLLM_CATALOG names, or in one of its own.
+    """Entries that outlive the process, in the database that MEDVLLM_CATALOG names, or in one of its own: a file by
+    its Path, or a postgresql:// URL.
 
     A model is given as `name`, `name@3` or `name@production`. Every change is one transaction, and an event of the
     history. CatalogError: the database cannot be read or written, or what is asked for is not allowed.
@@ -227,6 +229,9 @@ class StoredCatalog:
         """
         from medvllm.catalog.exchange import apply
 
+        if dry_run and self._open() is None:  # a plan makes no database
+            with TemporaryDirectory() as folder, closing(StoredCatalog(Path(folder) / "catalog.db")) as empty:
+                return empty.apply(text, reason=reason)
         wanted = parsed(text, "stored")
         for stated in wanted.aliases or ():
             _check_alias(stated.alias)
@@ -250,6 +255,11 @@ class StoredCatalog:
         """
         store = self._make()
         return store.migrate() if revision is None else store.migrate(revision)
+
+    def close(self) -> None:
+        """Close the database's connections; what is asked next opens others."""
+        if (store := _stores.pop(self._where(), None)) is not None:
+            store.close()
 
     def _where(self) -> Path | str:
         return self._location or _location(os.environ.get(settings.HOME.name), os.environ.get(settings.CATALOG.name))

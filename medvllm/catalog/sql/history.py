@@ -29,12 +29,11 @@ def sha256(text: str) -> str:
 
 
 class Journal:
-    """The changes of one transaction. `close` adds their rows, and moves the catalogue's revision by one."""
+    """The changes of one transaction. `close` adds their rows, and moves on the catalogue's revision."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        # The row is locked: on PostgreSQL, this is where writers take turns.
-        row = connection.execute(select(head).with_for_update()).one()
+        row = connection.execute(select(head)).one()
         self._length, self._hash = row.length, row.hash
         self._rows: list[dict[str, Any]] = []
         self.events: list[Event] = []
@@ -64,7 +63,9 @@ class Journal:
         """Write what was noted; without it, nothing changes."""
         if self._rows:
             self.connection.execute(insert(history), self._rows)
-            values = {"revision": head.c.revision + 1, "length": self._length, "hash": self._hash}
+            values: dict[str, Any] = {"length": self._length, "hash": self._hash}
+            if any(event.action != "loaded" for event in self.events):  # what was looked up stands after a load
+                values["revision"] = head.c.revision + 1
             self.connection.execute(update(head).values(values))
 
 

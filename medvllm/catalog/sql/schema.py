@@ -35,6 +35,12 @@ def version(connection: Connection, where: str) -> str | None:
     return found if found is None else str(found)
 
 
+def check_known(revision: str) -> None:
+    """Raise MigrationError unless a schema is one that this program can make."""
+    if revision not in REVISIONS:
+        raise MigrationError(f"There is no schema {revision[:20]!r}: it is one of {', '.join(REVISIONS)}.")
+
+
 def migrate(connection: Connection, revision: str = HEAD) -> None:
     """Bring a database to a schema, upwards or downwards, in the transaction that the caller has begun."""
     from alembic import command

@@ -10,10 +10,11 @@ from sqlalchemy import Row, and_, bindparam, select
 
 from medvllm.catalog.events import Alias, Event
 from medvllm.catalog.sql import history
-from medvllm.catalog.sql.database import Database
 from medvllm.catalog.sql.history import Journal
+from medvllm.catalog.sql.postgresql import PostgresServer
 from medvllm.catalog.sql.rows import facts_of, list_aliases, number_of
 from medvllm.catalog.sql.schema import HEAD
+from medvllm.catalog.sql.sqlite import SqliteFile
 from medvllm.catalog.sql.tables import aliases, head, names, other_names, versions
 from medvllm.catalog.sql.turn import Turn
 
@@ -30,7 +31,7 @@ class SqlStore:
     """The stored catalogue of one database. Names here have no version; numbers are those of versions."""
 
     def __init__(self, location: Path | str) -> None:
-        self._database = Database(location)
+        self._database = SqliteFile(location) if isinstance(location, Path) else PostgresServer(location)
 
     @property
     def where(self) -> str:
