@@ -6,7 +6,8 @@ import os
 import subprocess
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from medvllm.catalog import StoredCatalog, sql
 from medvllm.catalog.stored import storable
 from medvllm.engine.model_runner import ModelMetadata, ModelRegistry
 from medvllm.errors import CatalogError, MedVLLMError, ModelNameError, ModelNotFoundError, RequestError
+from medvllm.facts import MARKS
 
 SOME, MANY = 60, 600  # steps of each kind: in every run, and in the slow one
 _STEPS = 20  # in one run of many
@@ -317,20 +319,25 @@ def test_thousands_of_tags_values_and_other_names(catalog: StoredCatalog) -> Non
 def test_whatever_is_given_is_kept_exactly_or_refused(catalog: StoredCatalog, examples: int) -> None:
     """Runs of steps with texts of every kind: what is read back is what a plain dict holds after the same steps."""
     expected: dict[str, dict[str, Any]] = {}
+    taken: Counter[bool] = Counter()
 
     def take(step: Callable[[], object]) -> bool:
         try:
             step()
         except MedVLLMError as error:
             assert len(str(error)) < 2000
+            taken[False] += 1
             return False
+        taken[True] += 1
         return True
 
     def register(name: str, other: str, key: str, text: str) -> None:
         entry = _entry(name, aliases=[other], values={key: text}, description=text, parameters={key: [text]})
         facts = entry.facts()
         if take(lambda: catalog.add(entry, replace=True, reason=text or None)):
-            expected[name] = facts
+            kept = {fact: value for fact, value in expected.get(name, {}).items() if fact in MARKS}
+            same = _content(facts) == _content(expected.get(name, {}))
+            expected[name] = {**kept, **facts} if same else facts
 
     def tag(name: str, other: str, key: str, text: str) -> None:
         if take(lambda: catalog.tag(name, add={key: text, text: None})):
@@ -369,6 +376,10 @@ def test_whatever_is_given_is_kept_exactly_or_refused(catalog: StoredCatalog, ex
     )
     @given(st.lists(step, min_size=_STEPS, max_size=_STEPS))
     def check(steps: list[tuple[Callable[..., None], str, str, str, str]]) -> None:
+        expected.clear()
+        for name in catalog.names():
+            if name != "bystander":
+                catalog.remove(name)
         for action, *words in steps:
             action(*words)
         found = {name: entry for name in catalog.names() if (entry := catalog.find(name)) is not None}
@@ -378,7 +389,12 @@ def test_whatever_is_given_is_kept_exactly_or_refused(catalog: StoredCatalog, ex
         assert catalog.apply(catalog.export()) == []
 
     check()
-    assert len(expected) > 3
+    assert min(taken[True], taken[False]) >= examples / 4, taken
+
+
+def _content(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what makes a version: registered again, it stays, and keeps the marks that are not stated."""
+    return {fact: value for fact, value in facts.items() if fact not in MARKS}
 
 
 # The text of SQL
