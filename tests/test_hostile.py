@@ -91,7 +91,9 @@ def _medvllm(*arguments: str) -> str:
 
 def _harmless(shown: str) -> bool:
     """Return whether a text moves no cursor and turns no line around: it controls lines and columns alone."""
-    return not any(unicodedata.category(c)[0] == "C" and c not in "\n\t" for c in shown)
+    return not any(
+        unicodedata.category(c) in ("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp") and c not in "\n\t" for c in shown
+    )
 
 
 def _facts(text: str) -> dict[str, Any]:
@@ -155,7 +157,9 @@ def test_listing_and_showing_print_no_control_character(catalog: StoredCatalog) 
     assert _harmless(listed)
     assert sum(line.startswith("m0") for line in listed.split("\n")) == len(shown)
     assert sum(line.startswith(f"{name}\t") for line in listed.split("\n")) == 1
-    entries = {entry["name"]: entry for entry in json.loads(_medvllm("list", "--json"))}
+    as_json = _medvllm("list", "--json")
+    assert _harmless(as_json)
+    entries = {entry["name"]: entry for entry in json.loads(as_json)}
     assert [entries[f"m{i:03}"]["description"] for i in range(len(shown))] == shown
     for of in (name, f"m{shown.index(TEXTS[10]):03}", f"m{shown.index(TEXTS[12]):03}"):
         page = _medvllm("show", of)

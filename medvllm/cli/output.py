@@ -1,6 +1,7 @@
 """What a command prints: tables on a terminal, tab-separated lines in a pipe, or JSON. Data goes to stdout."""
 
 import json
+import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -8,8 +9,10 @@ from typing import Any
 
 
 def print_json(content: Any) -> None:
-    """Print `content` as JSON, indented."""
-    sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Print `content` as JSON, indented; what a terminal would not show is escaped."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    sys.stdout.write(_NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1] if _hides(found[0]) else found[0], text))
+    sys.stdout.write("\n")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -38,4 +41,12 @@ def megabytes(size_bytes: int) -> str:
 def printable(value: object) -> str:
     """Return a value as text that cannot move the cursor or turn the line around."""
     text = "-" if value is None or value == () or value == [] else str(value)
-    return "".join(c if unicodedata.category(c)[0] != "C" else f"\\u{ord(c):04x}" for c in text)
+    return "".join(c if not _hides(c) else f"\\u{ord(c):04x}" if ord(c) < 0x10000 else f"\\U{ord(c):08x}" for c in text)
+
+
+_NOT_ASCII = re.compile(r"[^\x00-\x7e]")
+
+
+def _hides(character: str) -> bool:
+    """Return whether a character moves the cursor, ends a line or has no shape of its own."""
+    return unicodedata.category(character) in ("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp")
