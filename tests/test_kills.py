@@ -1,15 +1,10 @@
 """SIGKILL at any moment of an operation: nothing wrong is visible, and the next run completes and leaves nothing."""
 
-import contextlib
-import json
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +16,7 @@ from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import MedVLLMError
 from medvllm.sources import Lock
 from tests.support import tiny
+from tests.support.driver import Driver
 from tests.support.loopback import LoopbackHub
 
 SOME, MANY = 3, 50  # rounds of each operation: in every run, and in the slow one; docs/reliability.md says so
@@ -29,73 +25,22 @@ counted = pytest.mark.parametrize(
     [pytest.param(SOME, id="some"), pytest.param(MANY, id="many", marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],
 )
 
-# It imports everything once, and forks a process of its own session for each statement that it is told.
-DRIVER = """
-import json, os, sys
+# What the operations need, so that their time is their own; the cache's folder is each process's own too.
+IMPORTS = """
 import torch
 from huggingface_hub import constants, snapshot_download, HfApi
 from medvllm import loading, sources
-from medvllm.catalog import entries
-from medvllm.registry import ModelRegistry
-import filelock, httpx2, tomlkit
+from medvllm.catalog import entries, exchange, sql
+import alembic.command, alembic.config, filelock, httpx2, tomlkit
 torch.set_num_threads(1)
-for line in sys.stdin:
-    statement, environment = json.loads(line)
-    pid = os.fork()
-    if pid == 0:
-        os.setsid()
-        os.environ.update(environment)
-        constants.HF_HUB_CACHE = os.environ["HF_HUB_CACHE"]
-        print(os.getpid(), flush=True)
-        try:
-            exec(statement, {"registry": ModelRegistry()})
-        except BaseException as error:
-            print(repr(error), file=sys.stderr, flush=True)
-            os._exit(1)
-        os._exit(0)
-    _, status = os.waitpid(pid, 0)
-    print(os.waitstatus_to_exitcode(status), flush=True)
 """
-
-
-class Driver:
-    """Runs statements, each in a process of its own that begins at once."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", DRIVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def run(
-        self, statement: str, environment: Mapping[str, str], kill_after_s: float | None = None
-    ) -> tuple[int, float]:
-        """Run a statement, or kill it and its children then; return its exit status and the seconds it took."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps([statement, dict(environment)]) + "\n")
-        self._process.stdin.flush()
-        pid, start = self._answer(), time.monotonic()
-        if kill_after_s is not None:
-            time.sleep(kill_after_s)
-            with contextlib.suppress(ProcessLookupError):  # it was faster
-                os.killpg(pid, signal.SIGKILL)
-        return self._answer(), time.monotonic() - start
-
-    def _answer(self) -> int:
-        assert self._process.stdout is not None
-        return int(self._process.stdout.readline())
-
-    def stop(self) -> None:
-        """End it; what it runs has ended."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait()
-        self._process.stdout.close()
+CACHE = "from huggingface_hub import constants; constants.HF_HUB_CACHE = os.environ['HF_HUB_CACHE']"
 
 
 @pytest.fixture(scope="module")
 def driver() -> Iterator[Driver]:
     """One for all operations."""
-    driver = Driver()
+    driver = Driver(IMPORTS)
     yield driver
     driver.stop()
 
@@ -127,6 +72,7 @@ def _rounds(
     """
     environment = {name: os.environ[name] for name in ("MEDVLLM_HOME", "MEDVLLM_LOCK", "HOME", "HF_ENDPOINT")}
     environment["HF_HUB_CACHE"] = str(site / "hub")
+    statement = f"{CACHE}; {statement}"
 
     def begin() -> None:
         for left in site.iterdir():

@@ -5,7 +5,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
@@ -17,9 +16,9 @@ from medvllm.catalog import stored
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import CatalogError
 from tests.support.children import asked, held, python, together
+from tests.support.driver import Driver
 from tests.support.postgres import Postgres
 from tests.support.sql import change
-from tests.test_kills import Driver
 
 SOME, MANY = 3, 25  # rounds of each operation: in every run, and in the slow one
 counted = pytest.mark.parametrize(
@@ -72,43 +71,16 @@ def test_writers_take_turns_whatever_the_server_has_set(
         stored.close()
 
 
-# It has everything imported, and forks a process for each statement that it is told.
-QUICK = """
-import json, os, sys
+IMPORTS = """
 import alembic.command, alembic.config, psycopg, tomlkit
 import medvllm.catalog.exchange, medvllm.catalog.sql
-from medvllm.registry import ModelRegistry
-for line in sys.stdin:
-    statement, environment = json.loads(line)
-    pid = os.fork()
-    if pid == 0:
-        os.setsid()
-        os.environ.update(environment)
-        print(os.getpid(), flush=True)
-        try:
-            exec(statement, {"registry": ModelRegistry()})
-        except BaseException as error:
-            print(repr(error), file=sys.stderr, flush=True)
-            os._exit(1)
-        os._exit(0)
-    _, status = os.waitpid(pid, 0)
-    print(os.waitstatus_to_exitcode(status), flush=True)
 """
-
-
-class Quick(Driver):
-    """Runs statements on the stored catalogue, each in a process of its own that begins at once."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", QUICK], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
 
 
 @pytest.fixture(scope="module")
 def driver() -> Iterator[Driver]:
     """One for all operations."""
-    driver = Quick()
+    driver = Driver(IMPORTS)
     yield driver
     driver.stop()
 
