@@ -201,8 +201,7 @@ def fits(fact: Callable[[str], Any], task: str | None, tags: Sequence[str], glob
     `fact` gives its facts by their keywords.
     """
     ready = task is None or task == fact("task") or (task == "embed" and fact("pooling") is not None)
-    return (
-        ready
-        and all(tag in (fact("tags") or ()) for tag in tags)
-        and all(matches(fact(keyword), glob) for keyword, glob in globs.items())
-    )
+    if ready and tags:
+        own, values = fact("tags") or (), fact("values") or {}
+        ready = all(tag in own or (tag.partition("=")[::2] in values.items() and "=" in tag) for tag in tags)
+    return ready and all(matches(fact(keyword), glob) for keyword, glob in globs.items())

@@ -73,6 +73,11 @@ def source_path(text: object) -> str:
     ref = parse(text)
     if ref.kind != "folder" and not ref.is_repo_id:
         raise ModelNameError(f"{ref.text!r} is no repository's id.\nA folder is written as: ./{ref.text}")
+    if ref.kind == "name" and "/" not in ref.name and os.path.isdir(ref.name):
+        raise ModelNameError(
+            f"{ref.text!r} is a folder here, and reads as a repository's id.\n"
+            f"Write the folder as ./{ref.text}, or the repository as hf://{ref.text}"
+        )
     return ref.name if ref.kind == "folder" else ref.text
 
 

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 from medvllm import presence, settings
 from medvllm.catalog import Catalog, StoredCatalog, from_toml, to_toml
 from medvllm.classes import class_path
-from medvllm.errors import BudgetError, DeviceMemoryError, ModelNotFoundError, RequestError
+from medvllm.errors import (
+    BudgetError,
+    CatalogError,
+    DeviceMemoryError,
+    DigestMismatchError,
+    ModelNotFoundError,
+    RequestError,
+)
 from medvllm.facts import checked
 from medvllm.metadata import ModelMetadata, ModelType
 from medvllm.names import ModelRef, parse, source_path, valid_name
@@ -170,13 +177,20 @@ class ModelRegistry:
             self._leave(name, "replaced")
         return metadata
 
-    def unregister(self, name: str, *, force: bool = False, reason: str | None = None) -> None:
+    def unregister(self, name: str, *, persist: bool = False, force: bool = False, reason: str | None = None) -> None:
         """Remove an entry, or one stored version (`name@2`), and let its models go.
 
-        ModelNotFoundError: there is none of that name. CatalogError: it is stored, and an alias points to it or a
-        process on this machine has it leased; `force` removes it all the same.
+        A stored one is gone for every process: that takes `persist`. ModelNotFoundError: there is none of that name.
+        CatalogError: it is stored, and an alias points to it or a process on this machine has it leased; `force`
+        removes it all the same.
         """
         ref = parse(name)
+        if not persist and (ref.suffix is not None or self._catalog.is_stored(name)):
+            raise CatalogError(
+                f"Model {name!r} is stored: it would be gone for every process.\n"
+                f"If that is meant: registry.unregister({name!r}, persist=True), or: medvllm unregister {name}",
+                model=ref.name,
+            )
         if ref.suffix is None:
             self._catalog.remove(name, force=force, reason=reason)
         else:
@@ -346,19 +360,22 @@ class ModelRegistry:
             try:
                 flaws[name] = sources.verify(self._find(parse(name))[0], model)
             except ModelNotFoundError:
-                flaws[name] = {"entry": "is not registered any more"}
+                flaws[name] = {"entry": "is not registered any more: remove its table from the lock file"}
         return flaws
 
-    def accept(self, name: "str | os.PathLike[str]", cases: Sequence[Mapping[str, Any]]) -> ModelMetadata:
+    def accept(
+        self, name: "str | os.PathLike[str]", cases: Sequence[Mapping[str, Any]], *, reason: str | None = None
+    ) -> ModelMetadata:
         """Keep a model's acceptance tests in its entry, with the digest of the files that they hold for, and return it.
 
-        A stored version takes them as it is. An entry of this process stays in it; a built-in one is stored as a copy.
-        `ModelRunner(name).accept()` makes the cases. ModelNotFoundError: there is no entry.
+        A stored version takes them as it is, with a `reason` where a guarded alias points to it. An entry of this
+        process stays in it; a built-in one is stored as a copy. `ModelRunner(name).accept()` makes the cases.
+        ModelNotFoundError: there is no entry.
         """
         _, kept = checked(str(name), "acceptance", list(cases))
         entry, files = self.get_metadata(os.fspath(name)), _sources().to_lock(self._fetch(name, None)[1]).digest
         if entry.origin == "stored":
-            return self.catalog.mark(entry.reference, acceptance=kept, accepted=files)[0]
+            return self.catalog.mark(entry.reference, acceptance=kept, accepted=files, reason=reason)[0]
         standing = dataclasses.replace(entry.standing, accepted=files)
         entry = self._catalog.keep(entry.changed(acceptance=kept, standing=standing))
         self._leave(entry.name, "replaced")
@@ -532,7 +549,7 @@ class ModelRegistry:
     def _holds(self, target: "_Resolved") -> bool:
         """Return whether entries and settings are still those with which a call was resolved."""
         return (
-            target.generation == self._catalog.generation()
+            target.generation == self._catalog.generation(stored=target.generation[1] is not False)
             and (target.metadata.origin != "direct" or settings.DIRECT())
             and (not target.metadata.source.trust_remote_code or settings.TRUST_REMOTE_CODE())
         )
@@ -562,8 +579,9 @@ class ModelRegistry:
 
     def _resolve(self, name: "str | os.PathLike[str]", stated: LoadOptions) -> "_Resolved":
         """Return what a call means: the entry, its snapshot (fetched if need be) and the identity of the load."""
-        generation = self._catalog.generation()
-        metadata, revision = self._find(parse(name))
+        ref = parse(name)
+        generation = self._catalog.generation(stored=ref.kind == "name")
+        metadata, revision = self._find(ref)
         self._warn(metadata)
         # Before anything is fetched: a device that is not here would waste a download.
         options = _loading().filled(metadata, stated)
@@ -640,11 +658,20 @@ class ModelRegistry:
             lock.update(bundle.locked)
         return sorted(bundle.locked)
 
-    @staticmethod
-    def _snapshot(metadata: ModelMetadata, revision: str | None) -> "Snapshot":
-        """Return a model's files, checked against the lock."""
+    def _snapshot(self, metadata: ModelMetadata, revision: str | None) -> "Snapshot":
+        """Return a model's files, checked against the lock, and against what was accepted of a guarded version."""
         sources = _sources()
         snapshot: Snapshot = sources.resolve(metadata, revision, locked=sources.Lock.current().find(metadata))
+        accepted = metadata.standing.accepted
+        if metadata.origin == "stored" and accepted is not None and self.catalog.is_guarded(metadata):
+            found = sources.to_lock(snapshot)
+            if revision is not None or found.digest != accepted:
+                raise DigestMismatchError(
+                    f"The files of model {metadata.reference!r} are not the ones that were accepted, and a guarded "
+                    f"alias points to it.\nRegister them as the next version: medvllm register {metadata.name}",
+                    model=metadata.name,
+                    files=(),
+                )
         return snapshot
 
     def _find(self, ref: ModelRef) -> tuple[ModelMetadata, str | None]:
@@ -652,6 +679,13 @@ class ModelRegistry:
         entry = self._entry(ref)
         if entry is not None:
             return entry
+        if ref.kind == "name" and self._catalog.was_removed(ref.name):
+            raise self._catalog.not_found(
+                ref.text,
+                " any more: it was unregistered",
+                advice=f"\nSee when, and why: medvllm history {ref.name}",
+                near=[],
+            )
         if ref.kind == "name":
             near = [] if "/" in ref.name else self._catalog.near(ref.name)
             if near:

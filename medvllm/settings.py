@@ -81,13 +81,13 @@ def _catalog(text: str) -> Path | str | None:
     if text.lower() == "auto":
         return None
     scheme, separator, rest = text.partition("://")
-    if not separator:
+    if not separator and text.startswith(("/", "./", "../", "~/")):  # another word is a slip, not a file's name
         return _path(text)
     if scheme.lower() in ("postgresql", "postgres", "postgresql+psycopg") and rest:
         return f"postgresql://{rest}"
     if scheme.lower() == "sqlite" and rest.startswith("/") and rest.strip("/"):
         return _path(rest.removeprefix("/"))
-    raise ValueError("neither postgresql://user@host/database nor a file")
+    raise ValueError("neither postgresql://user@host/database nor a path such as /srv/catalog.db")
 
 
 HOME = Setting("MEDVLLM_HOME", "~/.medvllm", _path, "Folder for what medvllm itself keeps, such as converted weights.")

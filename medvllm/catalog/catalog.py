@@ -44,9 +44,12 @@ class Catalog:
             raise CatalogError("The entry cannot be kept: this registry has no stored catalogue.")
         return self._stored
 
-    def generation(self) -> tuple[int, Hashable]:
-        """Return a value that changes whenever an entry does, so that look-ups can be remembered."""
-        return self._generation, self._stored.revision() if self._stored else None
+    def generation(self, *, stored: bool = True) -> tuple[int, Hashable]:
+        """Return a value that changes whenever an entry does, so that look-ups can be remembered.
+
+        Without `stored`, for those in which the stored entries have no part: no database is asked.
+        """
+        return self._generation, self._stored.revision() if stored and self._stored else None if stored else False
 
     def add(
         self,
@@ -121,6 +124,16 @@ class Catalog:
         versions = sorted(own.union(*(stored.versions(of) for of in names) if stored else ()))
         aliases = [alias for of in sorted(names) for alias in (stored.aliases(of) if stored else ())]
         return [*map(str, versions), *(alias.alias for alias in aliases if alias.version is not None)]
+
+    def was_removed(self, name: str) -> bool:
+        """Return whether a name was stored, and unregistered: nobody means a repository by it."""
+        return self._stored is not None and self._stored.was_removed(name)
+
+    def is_stored(self, name: str) -> bool:
+        """Return whether a name means a stored entry, and not one of this process."""
+        with self._lock:
+            own = name in self._own
+        return not own and self._stored is not None and self._stored.find(name) is not None
 
     def find_source(self, repo: str) -> ModelMetadata | None:
         """Return the built-in entry that describes a repository, or None: ``hf://`` skips what was registered."""

@@ -25,6 +25,8 @@ def parsed(text: str, origin: Origin) -> Entries:
         content = tomllib.loads(text)
         if unknown := content.keys() - {"models", "aliases"}:
             raise CatalogError(f"it has the table {min(unknown)[:80]!r}, and takes 'models' and 'aliases'")
+        if "models" not in content:
+            raise CatalogError("there is no table 'models'")
         models = tuple(_entry(key, dict(facts), origin) for key, facts in content["models"].items())
         aliases = content.get("aliases")
         if aliases is None:
@@ -72,6 +74,8 @@ def to_toml(entries: Iterable[ModelMetadata], aliases: Iterable[Alias] | None = 
 def _entry(key: str, facts: dict[str, Any], origin: Origin) -> ModelMetadata:
     name, at, number = key.partition("@")
     version = _number(key, int(number) if number.isdecimal() else number) if at else 0
+    if "model_type" not in facts:
+        raise CatalogError(f'model {key[:200]!r} has no model_type; a name with a dot is written as [models."a.b"]')
     return ModelMetadata.build(valid_name(name), facts.pop("model_type"), facts, version=version, origin=origin)
 
 

@@ -65,10 +65,11 @@ def _version(turn: "Turn", entry: ModelMetadata, reason: str | None) -> None:
         return
     known = turn.facts(entry.name, entry.version)
     if content(facts) != content(known):
-        changed = sorted(fact for fact in facts.keys() | known.keys() if facts.get(fact) != known.get(fact))
+        fact = min(fact for fact in facts.keys() | known.keys() if facts.get(fact) != known.get(fact))
         raise CatalogError(
-            f"Version {entry.version} of model {entry.name!r} is otherwise in the catalogue: {', '.join(changed)}. "
-            f'A version never changes.\nWrite it as the next one: [models."{entry.name}"]',
+            f"Version {entry.version} of model {entry.name!r} has another {fact} in the catalogue: "
+            f"{known.get(fact)!r:.80}, not {facts.get(fact)!r:.80}. A version never changes.\n"
+            f'Write it as the next one: [models."{entry.name}"]',
             model=entry.name,
         )
     turn.change(entry.name, entry.version, {mark: facts.get(mark) for mark in MARKS}, reason=reason)

@@ -5,7 +5,7 @@ import re
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from functools import cache, cached_property
 from itertools import starmap
 from pathlib import Path
@@ -48,7 +48,16 @@ class StoredCatalog:
         self._remembered: dict[Hashable, Any] = {}  # look-ups, and what they gave
 
     def __repr__(self) -> str:
-        return f"StoredCatalog({settings.without_password(str(self._where()))!r})"
+        return f"StoredCatalog({self.where!r})"
+
+    @property
+    def where(self) -> str:
+        """The database's file, or its URL, without the password."""
+        return settings.without_password(str(self._where()))
+
+    def is_there(self) -> bool:
+        """Return whether there is a database to read; a server's may still not answer."""
+        return self._open() is not None
 
     def revision(self) -> Hashable:
         """Return a value that changes with the catalogue, in whichever process; None while there is none."""
@@ -95,7 +104,7 @@ class StoredCatalog:
         store = self._open()
         return [] if store is None else store.aliases(name)
 
-    def history(self, name: str | None = None, *, since: datetime | str | None = None) -> list[Event]:
+    def history(self, name: str | None = None, *, since: date | str | None = None) -> list[Event]:
         """Return the events in their order: of one model, since a moment (a datetime, or a text such as 2026-03-01)."""
         moment = None if since is None else _moment(since)
         store = self._open()
@@ -203,11 +212,25 @@ class StoredCatalog:
         with self._turn(reason) as turn:
             turn.remove_alias(name, alias, reason=reason)
 
-    def guard(self, name: str, alias: str, guarded: bool = True, *, reason: str | None = None) -> None:
-        """Guard an alias, set or not: it moves only to a version that is locked and accepted, with a reason."""
+    def guard(self, name: str, alias: str, guarded: bool = True, *, reason: str | None = None) -> list[str]:
+        """Guard an alias, set or not: it moves only to a version that is locked and accepted, with a reason.
+
+        The version that it points to already is left as it is; what that one lacks is returned.
+        """
         _check_alias(alias)
         with self._turn(reason) as turn:
             turn.guard(name, alias, guarded, reason=reason)
+        entry = self.find(name, alias) if guarded else None
+        return [] if entry is None or self.approval is None else self.approval(entry)
+
+    def is_guarded(self, entry: ModelMetadata) -> bool:
+        """Return whether a guarded alias points to a stored version."""
+        states = self._recalled((entry.name, "", ""), lambda store: store.aliases(entry.name)) or ()
+        return any(alias.guarded and alias.version == entry.version for alias in states)
+
+    def was_removed(self, name: str) -> bool:
+        """Return whether a name had versions, and all of them were unregistered."""
+        return bool(self._recalled((name, "", "", ""), lambda store: store.was_removed(name)))
 
     def note_load(self, metadata: ModelMetadata, detail: Mapping[str, Any]) -> None:
         """Add to the history that a model was loaded: what exactly, never what it was given."""
@@ -355,10 +378,18 @@ class StoredRow:
 def storable(entry: ModelMetadata) -> dict[str, Any]:
     """Return an entry's facts as they are stored.
 
-    ModelNameError: its name, or another name of it, is none. RequestError: no other process could import its class.
+    ModelNameError: its name, or another name of it, is none. RequestError: no other process could import its class, or
+    find its folder.
     """
     for name in (entry.name, *entry.source.aliases):
         valid_name(name)
+    location = parse(entry.location)
+    if location.kind == "folder" and not location.text.startswith(("/", "file://")):
+        raise RequestError(
+            f"Folder {location.text[:80]!r} of model {entry.name!r} is another one in another working directory.\n"
+            f"Write its whole path: {location.name}",
+            model=entry.name,
+        )
     for path in entry.class_paths:
         module, _, name = (path or "").partition(":")
         if module == "__main__" or "<locals>" in name:
@@ -394,13 +425,13 @@ def _check_alias(alias: str) -> None:
         )
 
 
-def _moment(since: datetime | str) -> str:
+def _moment(since: date | str) -> str:
     try:
-        moment = datetime.fromisoformat(since) if isinstance(since, str) else since
+        moment = datetime.fromisoformat(since if isinstance(since, str) else since.isoformat())
         return moment.astimezone(UTC).isoformat(timespec="microseconds")
     except (ValueError, OverflowError):
         raise RequestError(
-            f"{str(since)[:40]!r} is no moment.\n"
+            f"{str(since)[:40]!r} is neither a day nor a time.\n"
             "Write it as a day or a time: 2026-03-01, 2026-03-01T12:30, 2026-03-01T12:30+01:00"
         ) from None
 

@@ -42,8 +42,10 @@ def guard(
     reason: Reason = None,
 ) -> None:
     """Let an alias move only to a version that is locked and accepted, and with a reason."""
-    registry.catalog.guard(name, alias, not off, reason=reason)
+    lacking = registry.catalog.guard(name, alias, not off, reason=reason)
     typer.echo(f"{printable(name)}@{alias} is {'not guarded any more' if off else 'guarded'}.")
+    if lacking:
+        typer.echo("The version that it points to already lacks:\n  " + "\n  ".join(lacking), err=True)
 
 
 @app.command("list")
@@ -55,5 +57,7 @@ def list_(
     if as_json:
         print_json([vars(alias) for alias in aliases])
         return
+    if not aliases:
+        typer.echo("There is no alias.", err=True)
     rows = ((each.name, each.alias, each.version, "guarded" if each.guarded else None) for each in aliases)
     print_table(("NAME", "ALIAS", "VERSION", "GUARD"), rows)

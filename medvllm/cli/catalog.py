@@ -32,7 +32,7 @@ def apply(
 ) -> None:
     """Make the stored catalogue what a file says, in one transaction: + added, ~ changed, - removed."""
     try:
-        text = (sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()).decode("utf-8")
+        text = (sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise CatalogError(f"{str(file)!r} is not UTF-8: byte {error.start + 1:,} cannot be read.") from error
     events = registry.catalog.apply(text, dry_run=dry_run, reason=reason)

@@ -12,6 +12,7 @@ from medvllm.cli.output import print_json, print_table
 from medvllm.errors import MedVLLMError, nearest
 from medvllm.options import LoadOptions
 from medvllm.receipt import library_versions
+from medvllm.registry import registry
 
 
 def doctor(as_json: Json = False) -> None:
@@ -39,6 +40,7 @@ def _report() -> dict[str, dict[str, Any]]:
             f"medvllm ({settings.HOME.name})": _folder(settings.HOME()),
         }
         report["network"] = {"Hub": _hub(bool(constants.HF_HUB_OFFLINE))}
+    report["catalogue"] = {registry.catalog.where: _catalogue()}
     report["setting"] = {setting.name: _setting(setting) for setting in settings.SETTINGS}
     for name in sorted(set(os.environ) - set(report["setting"])):
         if name.startswith("MEDVLLM_"):
@@ -54,6 +56,13 @@ def _setting(setting: settings.Setting[Any]) -> str:
         return settings.without_password(str(setting()))
     except MedVLLMError as error:
         return f"wrong: {error}"
+
+
+def _catalogue() -> str:
+    try:
+        return f"{len(registry.catalog.names()):,} names" if registry.catalog.is_there() else "not there yet"
+    except MedVLLMError as error:
+        return str(error)
 
 
 def _folder(path: Path) -> str:

@@ -17,6 +17,8 @@ def history(
     as_json: Json = False,
 ) -> None:
     """List the changes of the stored catalogue, the first one first, or check that they are as they were written."""
+    if check and (name or since):
+        raise typer.BadParameter("--check reads all of the history: give no name and no time")
     if check:
         _check(as_json)
         return
@@ -24,6 +26,8 @@ def history(
     if as_json:
         print_json([event.to_dict() for event in events])
         return
+    if not events:
+        typer.echo("There is no event.", err=True)
     columns = ("NO", "TIME", "WHO", "WHAT", "REASON")
     rows = ((e.seq, e.at[:19] + "Z", f"{e.who}@{e.machine}", described(e), e.reason) for e in events)
     print_table(columns, rows)
@@ -49,15 +53,26 @@ def described(event: Event) -> str:
         "created": "catalogue created",
         "migrated": f"catalogue migrated from schema {before} to {event.detail.get('to')}",
         "registered": f"+ {version}",
-        "changed": f"~ {version}: {', '.join(sorted(event.detail.get('facts', {})))}",
+        "changed": f"~ {version}: {'; '.join(_mark(*item) for item in sorted(event.detail.get('facts', {}).items()))}",
         "unregistered": f"- {version}",
         "aliased": f"{'+' if before is None else '~'} {alias} -> {event.version}{_was(before)}",
         "unaliased": f"- {alias}{_was(before)}",
         "guarded": f"~ {alias} guarded",
         "unguarded": f"~ {alias} not guarded any more",
-        "loaded": f"loaded {version}",
+        "loaded": f"loaded {event.name if event.detail.get('source') == 'direct' else version}",
     }
     return words.get(event.action, event.action)
+
+
+def _mark(fact: str, value: Any) -> str:
+    """Return in a few words what a mark is now."""
+    if value is None:
+        return f"no {fact}"
+    if fact in ("acceptance", "accepted"):
+        return fact
+    items = [f"{key}={text}" for key, text in value.items()] if isinstance(value, dict) else value
+    text = ", ".join(items) if isinstance(items, list) else str(items)
+    return f"{fact} {text if len(text) <= 80 else text[:79] + '…'}"
 
 
 def _was(before: Any) -> str:

@@ -40,13 +40,16 @@ def verify(
         raise typer.Exit(1)
 
 
-def accept(names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Registered models.")]) -> None:
+def accept(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Registered models.")],
+    reason: Annotated[str | None, typer.Option(help="Why; the history of a stored entry keeps it.")] = None,
+) -> None:
     """Record what models make of a few synthetic inputs into their entries: verify --behaviour compares with it."""
     for name in names:
-        entry = ModelRunner(name).accept()
+        entry = ModelRunner(name).accept(reason=reason)
         typer.echo(
             f"Accepted {printable(entry.name)!r}: {len(entry.acceptance)} tests, in version {entry.version}.\n"
-            f"Run them again with: medvllm verify --behaviour {entry.name}"
+            f"Run them again with: medvllm verify --behaviour {entry.reference}"
         )
 
 

@@ -50,7 +50,8 @@ def _row(model: dict[str, Any]) -> tuple[object, ...]:
     stays = "held by its caller" if model["evicted"] else _stays(model["keep_alive"])
     idle = f"{max(time.time() - model['last_used'], 0):,.0f} s"
     where = model["device"], model["dtype"], megabytes(model["size_bytes"]), megabytes(model["mapped_bytes"])
-    return model["pid"], model["name"], *where, model["leases"], idle, stays
+    name = f"{model['name']}@{model['version']}" if model["source"] == "stored" else model["name"]
+    return model["pid"], name, *where, model["leases"], idle, stays
 
 
 def _stays(keep_alive: float | None) -> str:

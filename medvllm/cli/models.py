@@ -1,6 +1,7 @@
 """`medvllm list`, `medvllm show` and `medvllm pull`: what is registered, and its files. None imports torch."""
 
 import time
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -50,7 +51,7 @@ def show(name: Annotated[str, typer.Argument(help="Name of a registered model.")
     facts = metadata.to_dict()
     versions, aliases = _versions(metadata)
     if as_json:
-        print_json(facts | {"versions": list(versions), "aliases": aliases})
+        print_json(facts | {"versions": list(versions), "version_aliases": aliases})
         return
     evidence, accepted = facts.pop("evidence"), facts.pop("acceptance")
     facts["acceptance_tests"] = len(accepted) or None
@@ -64,11 +65,19 @@ def show(name: Annotated[str, typer.Argument(help="Name of a registered model.")
     for group, rows in groups.items():
         print_table((group.upper(), "VALUE", "EVIDENCE"), rows)
     if metadata.origin == "stored":
-        pointing = {number: [alias for alias, to in aliases.items() if to == number] for number in versions}
-        print_table(
-            ("VERSION", "ALIASES", "DEPRECATED"),
-            ((n, ", ".join(pointing[n]) or None, entry.standing.deprecated) for n, entry in versions.items()),
-        )
+        print_table(("VERSION", "ALIASES", "STATE"), _states(metadata.name, versions, aliases))
+
+
+def _states(
+    name: str, versions: dict[int, ModelMetadata], aliases: dict[str, int | None]
+) -> Iterator[tuple[object, ...]]:
+    """Give for each version which aliases point to it, and whether it is meant by the name or deprecated."""
+    current = registry.catalog.find(name)
+    for number, entry in versions.items():
+        pointing = ", ".join(alias for alias, to in aliases.items() if to == number)
+        states = ["what the name means"] if current is not None and number == current.version else []
+        states += [f"deprecated: {entry.standing.deprecated}"] if entry.standing.deprecated else []
+        yield number, pointing or None, "; ".join(states) or None
 
 
 def _versions(metadata: ModelMetadata) -> tuple[dict[int, ModelMetadata], dict[str, int | None]]:

@@ -6,13 +6,15 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from medvllm.catalog import builtin_entries
 from medvllm.cli.output import printable
-from medvllm.errors import RequestError
+from medvllm.errors import RequestError, nearest
 from medvllm.facts import checked
 from medvllm.metadata import ModelType
 from medvllm.names import parse
 from medvllm.registry import registry
 
+TASKS = ("embed", "fill-mask", "ner", "deid", "classify", "rerank", "generate")
 Reason = Annotated[str | None, typer.Option(help="Why; the history keeps it.")]
 Tag = Annotated[list[str] | None, typer.Option("--tag", help="A tag, or KEY=VALUE; may be repeated.")]
 
@@ -24,7 +26,7 @@ def register(
         str | None, typer.Option(help="Repository (org/repo) or folder (./folder); else the name is the repository.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of the repository.")] = None,
-    task: Annotated[str | None, typer.Option(help="embed, fill-mask, ner, deid, classify, rerank, generate.")] = None,
+    task: Annotated[str | None, typer.Option(help=f"{', '.join(TASKS)}.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens, special tokens included.")] = None,
     lower_case: Annotated[bool | None, typer.Option("--lower-case/--cased", help="How its text is read.")] = None,
     pooling: Annotated[str | None, typer.Option(help="How an embedding is made: mean or cls.")] = None,
@@ -58,10 +60,14 @@ def register(
         facts[keyword.replace("-", "_")] = _value(name, keyword.replace("-", "_"), text)
     if path is not None and parse(path).kind == "folder" and not Path(parse(path).name).is_dir():
         raise typer.BadParameter(f"there is no folder {path!r}", param_hint="--path")
+    if task is not None and task not in TASKS and (near := nearest(task, TASKS)):
+        raise typer.BadParameter(
+            f"{task!r} is no task. Nearest: {near[0]!r}. A word of your own: --fact task={task}", param_hint="--task"
+        )
     before = registry.catalog.versions(name)
-    entry = registry.register(
-        name, model_type, persist=True, replace=replace or bool(before), copy=copy, reason=reason, **facts
-    )
+    # Only a built-in model is not to be taken by chance; versions follow each other, whoever was first.
+    replace = replace or bool(before) or name not in builtin_entries()
+    entry = registry.register(name, model_type, persist=True, replace=replace, copy=copy, reason=reason, **facts)
     shown = repr(printable(name))
     if entry.version in before and entry == before[entry.version]:
         typer.echo(f"Nothing has changed: the newest version of {shown} is {entry.version}.")

@@ -99,5 +99,5 @@ class PostgresServer(Database):
 def _parsed(url: str) -> URL:
     try:
         return make_url(url).set(drivername="postgresql+psycopg")
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:
         raise CatalogError("MEDVLLM_CATALOG is no URL: postgresql://user:password@host:5432/database") from error

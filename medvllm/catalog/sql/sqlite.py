@@ -92,6 +92,8 @@ class SqliteFile(Database):
     def _advice(self, reason: str) -> str:
         if any(word in reason for word in ("readonly", "unable to open", "denied")):
             return f"\nSee who may do so: ls -ld {self._file.parent} {self._file}"
+        if "not a database" in reason or "malformed" in reason:
+            return f"\nPut a backup in its place, such as one of: ls {self._file}.*.backup"
         return ""
 
 

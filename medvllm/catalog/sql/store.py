@@ -78,6 +78,12 @@ class SqlStore:
         with self._database.reading() as connection:
             return list(connection.execute(query).scalars())
 
+    def was_removed(self, name: str) -> bool:
+        """Return whether a name had versions, and has none any more."""
+        with self._database.reading() as connection:
+            query = select(names.c.newest).where(names.c.name == name, names.c.current.is_(None))
+            return connection.execute(query).scalar() is not None
+
     def rows(self, after: str | None) -> Iterator[tuple[str, str, Callable[[], tuple[int, dict[str, Any]]]]]:
         """Give what each name means, sorted by name: name, type, and a call for number and facts."""
         current = and_(names.c.name == versions.c.name, names.c.current == versions.c.number)

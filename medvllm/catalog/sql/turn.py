@@ -79,6 +79,9 @@ class Turn:
         news = {mark: value for mark, value in marks.items() if (value or None) != before.get(mark)}
         if not news:
             return
+        guards = [alias for alias in self.aliases(name) if alias.guarded and alias.version == number]
+        if guards and not reason and news.keys() & {"acceptance", "accepted"}:
+            raise _guarded(guards[0])
         text = _checked(name, {fact: value for fact, value in {**before, **news}.items() if news.get(fact, True)})
         this = and_(versions.c.name == name, versions.c.number == number)
         self._connection.execute(update(versions).where(this).values(facts=text, sha256=sha256(text)))
@@ -93,7 +96,7 @@ class Turn:
             raise CatalogError(
                 f"Version {number} of model {name!r} is what an alias points to: {which}.\n"
                 f"Move it first: medvllm alias set {name} {pointing[0].alias} VERSION\n"
-                f"Or remove both: medvllm unregister {name}@{number} --force",
+                "Or remove the alias with it: --force",
                 model=name,
             )
         for alias in pointing:
@@ -112,7 +115,11 @@ class Turn:
         if before is not None and before.version == number:
             return
         if before is not None and before.guarded and not approved:
-            raise _guarded(before)
+            raise CatalogError(
+                f"Alias {alias!r} of model {name!r} is guarded, as of now, and its move was not approved.\n"
+                f"Try again: medvllm alias set {name} {alias} {number} --reason 'why'",
+                model=name,
+            )
         self._put_alias(Alias(name, alias, number, before is not None and before.guarded))
         detail = {"from": before.version if before else None}
         self._journal.note("aliased", name, version=number, alias=alias, reason=reason, detail=detail)
@@ -122,7 +129,9 @@ class Turn:
         """Let an alias point to nothing; a guarded one asks for a reason and stays guarded."""
         before = self._alias(name, alias)
         if before is None or before.version is None:
-            raise ModelNotFoundError(f"Model {name!r} has no alias {alias!r}.{self._has(name)}", model=name)
+            known = [other.alias for other in self.aliases(name) if other.version is not None]
+            has = f" It has: {', '.join(known)}." if known else ""
+            raise ModelNotFoundError(f"Model {name!r} has no alias {alias!r}.{has}", model=name)
         if before.guarded and not reason:
             raise _guarded(before)
         self._put_alias(Alias(name, alias, None, before.guarded))
@@ -137,6 +146,12 @@ class Turn:
             return
         if before.guarded and not reason:
             raise _guarded(before)
+        if guarded and alias == DEFAULT and before.version is None:
+            raise CatalogError(
+                f"Alias 'default' of model {name!r} is not set, so the bare name means the newest version, whatever is "
+                f"guarded.\nSet it first: medvllm alias set {name} default {self.resolve(name, None)}",
+                model=name,
+            )
         self._put_alias(Alias(name, alias, before.version, guarded))
         self._journal.note("guarded" if guarded else "unguarded", name, alias=alias, reason=reason)
 
@@ -215,11 +230,11 @@ class Turn:
     def _not_found(self, name: str, suffix: str | None = None) -> ModelNotFoundError:
         has = self._has(name)
         if not has:
-            near = nearest(name, self.names(), 3)
+            query = select(other_names.c.name).where(other_names.c.other == name)
+            near = list(self._connection.execute(query.distinct()).scalars()) or nearest(name, self.names(), 3)
+            way = "List them with: medvllm list" if near else f"Store it with: medvllm register {name} --type TYPE"
             return ModelNotFoundError(
-                f"Model {name!r} is not stored.{offer(near)}\nStore it with: medvllm register {name}",
-                model=name,
-                candidates=tuple(near),
+                f"Model {name!r} is not stored.{offer(near)}\n{way}", model=name, candidates=tuple(near)
             )
         return ModelNotFoundError(
             f"Model {name!r} has no version or alias {suffix!r:.80}.{has}\nSee what it has: medvllm show {name}",
@@ -261,7 +276,7 @@ def _has_none(value: Any) -> bool:
 
 def _guarded(alias: Alias) -> CatalogError:
     return CatalogError(
-        f"Alias {alias.alias!r} of model {alias.name!r} is guarded: it changes with a reason, and points only to a "
-        "version that is locked and accepted.\nGive it, and try again: --reason 'why'",
+        f"Alias {alias.alias!r} of model {alias.name!r} is guarded: what it stands for changes only with a reason.\n"
+        "Give it: --reason 'why'",
         model=alias.name,
     )

@@ -40,7 +40,7 @@ class ModelRunner:
         result: list[Tags] = self.run("ner", texts)[0]
         return result
 
-    def accept(self) -> ModelMetadata:
+    def accept(self, *, reason: str | None = None) -> ModelMetadata:
         """Record what the model makes of a few synthetic inputs into its entry, and return that; see `drift`.
 
         A stored version keeps it, an entry of this process as long as the process; a built-in one is stored as a copy.
@@ -50,7 +50,7 @@ class ModelRunner:
         name = self._registry.get_metadata(os.fspath(self._name)).reference  # before anything is loaded
         with self._registry.lease(name, **self._options) as lease:
             made = cases(lease)
-        return self._registry.accept(name, made)
+        return self._registry.accept(name, made, reason=reason)
 
     def drift(self) -> dict[str, str]:
         """Run the entry's acceptance tests again, and return how each that fails differs; {} when all pass.
