@@ -20,6 +20,7 @@ from medvllm.errors import (
     ModelNotFoundError,
     RequestError,
 )
+from medvllm.metadata import ModelMetadata
 from medvllm.presence import processes
 from tests.support import tiny
 from tests.support.children import asked, held, out
@@ -262,6 +263,36 @@ def test_a_guarded_alias_moves_to_what_is_locked_and_accepted(registry: ModelReg
         (folders[1] / "vocab.txt").write_text("x")
         catalog.set_alias("m", "production", 2, reason="r")
     assert _sound(registry)
+
+
+@pytest.mark.parametrize("overtaking", ["a version is added", "acceptance is withdrawn"])
+def test_a_guarded_alias_does_not_move_to_what_changed_meanwhile(overtaking: str) -> None:
+    """What another process does between approval and move was approved by nobody."""
+
+    class Overtaken(StoredCatalog):
+        def find(self, name: str, suffix: str | None = None) -> ModelMetadata | None:
+            found = super().find(name, suffix)
+            if overtaking == "a version is added" and found is None:
+                StoredCatalog().add(_entry(description="c"), replace=True)
+            return found
+
+    def approval(entry: ModelMetadata) -> list[str]:
+        if overtaking == "acceptance is withdrawn":
+            StoredCatalog().mark("m@2", accepted=None)
+        return []
+
+    catalog = Overtaken(approval=approval)
+    catalog.add(_entry(description="a"), replace=True)
+    catalog.add(_entry(description="b", accepted="f" * 64), replace=True)
+    catalog.set_alias("m", "production", 1)
+    catalog.guard("m", "production")
+    with pytest.raises(CatalogError, match="Alias 'production' of model 'm' is guarded"):
+        catalog.set_alias("m", "production", 3 if overtaking == "a version is added" else 2, reason="r")
+    assert catalog.aliases("m")[0].version == 1
+
+
+def _entry(**facts: Any) -> ModelMetadata:
+    return ModelMetadata.build("m", "clinical", facts)
 
 
 def test_a_guard_set_before_the_alias_holds(registry: ModelRegistry, tmp_path: Path) -> None:
