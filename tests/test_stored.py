@@ -20,6 +20,7 @@ from medvllm.errors import (
     ModelNotFoundError,
     RequestError,
 )
+from medvllm.metadata import ModelMetadata
 from medvllm.presence import processes
 from tests.support import tiny
 from tests.support.children import asked, held, out
@@ -262,6 +263,36 @@ def test_a_guarded_alias_moves_to_what_is_locked_and_accepted(registry: ModelReg
         (folders[1] / "vocab.txt").write_text("x")
         catalog.set_alias("m", "production", 2, reason="r")
     assert _sound(registry)
+
+
+@pytest.mark.parametrize("overtaking", ["a version is added", "acceptance is withdrawn"])
+def test_a_guarded_alias_does_not_move_to_what_changed_meanwhile(overtaking: str) -> None:
+    """What another process does between approval and move was approved by nobody."""
+
+    class Overtaken(StoredCatalog):
+        def find(self, name: str, suffix: str | None = None) -> ModelMetadata | None:
+            found = super().find(name, suffix)
+            if overtaking == "a version is added" and found is None:
+                StoredCatalog().add(_entry(description="c"), replace=True)
+            return found
+
+    def approval(entry: ModelMetadata) -> list[str]:
+        if overtaking == "acceptance is withdrawn":
+            StoredCatalog().mark("m@2", accepted=None)
+        return []
+
+    catalog = Overtaken(approval=approval)
+    catalog.add(_entry(description="a"), replace=True)
+    catalog.add(_entry(description="b", accepted="f" * 64), replace=True)
+    catalog.set_alias("m", "production", 1)
+    catalog.guard("m", "production")
+    with pytest.raises(CatalogError, match="Alias 'production' of model 'm' is guarded"):
+        catalog.set_alias("m", "production", 3 if overtaking == "a version is added" else 2, reason="r")
+    assert catalog.aliases("m")[0].version == 1
+
+
+def _entry(**facts: Any) -> ModelMetadata:
+    return ModelMetadata.build("m", "clinical", facts)
 
 
 def test_a_guard_set_before_the_alias_holds(registry: ModelRegistry, tmp_path: Path) -> None:
@@ -560,6 +591,58 @@ def test_a_child_after_a_fork_goes_on_with_its_own_connections(registry: ModelRe
         "print(r.get_metadata('m').version)\n"
     )
     assert out(code) == "6" and registry.get_metadata("m").description == "parent again"
+
+
+def test_what_a_child_stores_outlives_its_parent(registry: ModelRegistry, catalog_url: str) -> None:
+    """Also when the parent closes the catalogue, or ends, before the child writes."""
+    code = (
+        "from medvllm.catalog import stored\n"
+        "from medvllm.engine.model_runner import registry as r\n"
+        "import os\n"
+        "r.register('parent', 'generic', persist=True)\n"
+        "(closed, close), (written, write) = os.pipe(), os.pipe()\n"
+        "pid = os.fork()\n"
+        "if pid == 0:\n"
+        "    assert r.catalog.names() == ['parent']\n"
+        "    os.write(write, b'.'), os.read(closed, 1)\n"
+        "    r.register('child', 'generic', persist=True)\n"
+        "    os.write(write, b'.'), os.read(closed, 1)\n"
+        "    os._exit(0)\n"
+        "os.read(written, 1)\n"
+        "stored.close()\n"
+        "os.write(close, b'.'), os.read(written, 1)\n"
+        "print(r.catalog.names())\n"
+        "os.write(close, b'.')\n"
+        "assert os.waitpid(pid, 0)[1] == 0\n"
+    )
+    assert out(code) == "['child', 'parent']"
+    assert registry.catalog.names() == ["child", "parent"] and _sound(registry)
+
+
+def test_a_fork_beside_threads_that_look_up_leaves_no_child_waiting(catalog_url: str) -> None:
+    """Twenty children look up what the parent's threads are looking up all the time."""
+    code = (
+        "from medvllm.engine.model_runner import registry as r\n"
+        "import os, signal, threading, warnings\n"
+        "warnings.simplefilter('ignore')  # Python's own, of a fork beside threads\n"
+        "r.register('m', 'generic', persist=True)\n"
+        "def look():\n"
+        "    while True:\n"
+        "        r.get_metadata('m')\n"
+        "for _ in range(2):\n"
+        "    threading.Thread(target=look, daemon=True).start()\n"
+        "ended = []\n"
+        "for _ in range(20):\n"
+        "    pid = os.fork()\n"
+        "    if pid == 0:\n"
+        "        signal.alarm(20)\n"
+        "        r.get_metadata('m'), r.catalog.names()\n"
+        "        os._exit(0)\n"
+        "    ended.append(os.waitpid(pid, 0)[1])\n"
+        "print(sum(ended), flush=True)\n"
+        "os._exit(0)\n"
+    )
+    assert out(code) == "0"
 
 
 def test_threads_share_one_catalogue(registry: ModelRegistry) -> None:

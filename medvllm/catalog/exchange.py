@@ -1,9 +1,9 @@
 """What applying a file of entries changes in the stored catalogue."""
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from itertools import groupby
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medvllm.catalog.entries import Entries
 from medvllm.catalog.events import Alias
@@ -16,11 +16,10 @@ if TYPE_CHECKING:
     from medvllm.catalog.sql.turn import Turn
 
 Move = tuple[str, str, ModelMetadata]  # a guarded alias of a name, and the version that it is to point to
+Approved = Mapping[tuple[str, str, int], Mapping[str, Any]]  # the facts of the version that an alias may point to
 
 
-def apply(
-    turn: "Turn", wanted: Entries, reason: str | None, approved: Collection[tuple[str, str, int]] | None
-) -> list[Move]:
+def apply(turn: "Turn", wanted: Entries, reason: str | None, approved: Approved | None = None) -> list[Move]:
     """Make the catalogue what is wanted, and return what guarded aliases were moved to.
 
     Of the moves of guarded aliases only those `approved` are made; None: all, to see what they are.
@@ -80,7 +79,7 @@ def _aliases(
     name: str,
     wanted: list[Alias],
     reason: str | None,
-    approved: Collection[tuple[str, str, int]] | None,
+    approved: Approved | None,
 ) -> list[Move]:
     moves: list[Move] = []
     before = {alias.alias: alias for alias in turn.aliases(name)}
@@ -92,12 +91,13 @@ def _aliases(
             if known.version is not None:
                 turn.remove_alias(name, alias.alias, reason=reason)
         elif alias.version != known.version:
-            is_move = known.guarded and alias.guarded
-            if is_move:
-                number = turn.resolve(name, str(alias.version))
-                moves.append((name, alias.alias, built(name, number, turn.facts(name, number))))
-            ready = not is_move or approved is None or (name, alias.alias, alias.version) in approved
-            turn.set_alias(name, alias.alias, alias.version, approved=ready, reason=reason)
+            facts: Mapping[str, Any] | None = None
+            if known.guarded and alias.guarded:
+                facts = turn.facts(name, alias.version)
+                moves.append((name, alias.alias, built(name, alias.version, facts)))
+                if approved is not None:
+                    facts = approved.get((name, alias.alias, alias.version))
+            turn.set_alias(name, alias.alias, alias.version, approved=facts, reason=reason)
         if alias.guarded and not known.guarded:
             turn.guard(name, alias.alias, True, reason=reason)
     for known in before.values():

@@ -197,15 +197,16 @@ class StoredCatalog:
         CatalogError: the alias is guarded, and the version is not locked, not accepted, or no reason is given.
         """
         _check_alias(alias)
-        approved = any(known.guarded for known in self.aliases(name) if known.alias == alias)
-        entry = self.find(name, str(version))
-        if approved and entry is not None:
-            self._approve(name, alias, entry, reason)
-            version = entry.version  # what was approved, wherever another alias points to by now
+        guarded = any(known.guarded for known in self.aliases(name) if known.alias == alias)
+        approved = self.find(name, str(version)) if guarded else None
+        if approved is not None:
+            self._approve(name, alias, approved, reason)
+            version = approved.version  # wherever another alias points to by now
         with self._turn(reason) as turn:
             number = turn.resolve(name, str(version))
-            turn.set_alias(name, alias, number, approved=approved, reason=reason)
-        return Alias(name, alias, number, approved)
+            facts = None if approved is None else approved.facts()
+            turn.set_alias(name, alias, number, approved=facts, reason=reason)
+        return Alias(name, alias, number, guarded)
 
     def remove_alias(self, name: str, alias: str, *, reason: str | None = None) -> None:
         """Remove an alias; a guarded one asks for a reason, and stays guarded."""
@@ -259,13 +260,13 @@ class StoredCatalog:
         for stated in wanted.aliases or ():
             _check_alias(stated.alias)
         with self._turn(reason, keep=False) as turn:
-            moves = apply(turn, wanted, reason, approved=None)
+            moves = apply(turn, wanted, reason)
             changes = turn.events
         self._check_idle({(event.name, event.version) for event in changes if event.action == "unregistered"})
         for name, alias, entry in moves:
             self._approve(name, alias, entry, reason)
         if changes and not dry_run:
-            approved = {(name, alias, entry.version) for name, alias, entry in moves}
+            approved = {(name, alias, entry.version): entry.facts() for name, alias, entry in moves}
             with self._turn(reason) as turn:
                 apply(turn, wanted, reason, approved=approved)
                 changes = turn.events

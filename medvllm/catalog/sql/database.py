@@ -7,8 +7,10 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -20,7 +22,6 @@ from medvllm.errors import CatalogError
 logger = logging.getLogger(__name__)
 
 WAIT_S = 15  # for another process's turn
-_inherited: list[object] = []  # a parent's connections: closing them here could end the parent's
 
 
 class Database(ABC):
@@ -29,9 +30,10 @@ class Database(ABC):
     def __init__(self, where: str) -> None:
         self.where = where  # as it may be shown
         self._lock = threading.Lock()  # guards all below
-        self._process = os.getpid()
         self._connected: tuple[Engine, Hashable] | None = None  # to what has the schema of this program
         self._watch: Any = None  # a connection of its own, to ask whether something has changed
+        with _forks:
+            _databases.add(self)
 
     @abstractmethod
     def revision(self) -> Hashable:
@@ -70,7 +72,6 @@ class Database(ABC):
     def close(self) -> None:
         """Close all connections; what is asked next opens others."""
         with self._lock:
-            self._forget_parent()
             self._close()
 
     @abstractmethod
@@ -91,7 +92,6 @@ class Database(ABC):
     def _engine(self) -> Engine:
         """Return the engine of a database that has the schema of this program."""
         with self._lock:
-            self._forget_parent()
             if self._connected is not None:
                 if self._connected[1] == self._identity():
                     return self._connected[0]
@@ -120,11 +120,15 @@ class Database(ABC):
         with engine.connect().execution_options(writes=True) as connection, connection.begin():
             yield connection
 
-    def _forget_parent(self) -> None:
-        """After a fork: a connection belongs to the process that opened it."""
-        if self._process != os.getpid():
+    def before_fork(self) -> None:
+        """Let go of what a child must not have."""
+        return
+
+    def after_fork(self, *, is_child: bool) -> None:
+        """Go on; a child with connections of its own, and a lock that no thread of its parent holds."""
+        if is_child:
             _inherited.append((self._connected, self._watch))
-            self._process, self._connected, self._watch = os.getpid(), None, None
+            self._lock, self._connected, self._watch = threading.Lock(), None, None
 
     def _close(self) -> None:
         self._close_watch()
@@ -152,6 +156,31 @@ class Database(ABC):
 
     def _advice(self, reason: str) -> str:
         return ""
+
+
+def _before_fork() -> None:
+    _forks.acquire()
+    _forking.extend(_databases)
+    for database in _forking:
+        database.before_fork()
+
+
+def _after_fork(*, is_child: bool) -> None:
+    while _forking:
+        _forking.pop().after_fork(is_child=is_child)
+    _forks.release()
+
+
+_forks = threading.Lock()  # guards both below; held during a fork
+_databases: "WeakSet[Database]" = WeakSet()
+_forking: list[Database] = []
+_inherited: list[object] = []  # a parent's connections: closing them here could end the parent's
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=partial(_after_fork, is_child=False),
+        after_in_child=partial(_after_fork, is_child=True),
+    )
 
 
 def reason_of(error: BaseException) -> str:

@@ -35,7 +35,6 @@ class PostgresServer(Database):
     def revision(self) -> Hashable:
         """Return the catalogue's number, for a round trip. While the server does not answer, the last one stands."""
         with self._lock:
-            self._forget_parent()
             if time.monotonic() < self._ask_at:
                 return self._seen
         engine = self._engine()

@@ -2,11 +2,13 @@
 
 import os
 import sqlite3
+import time
 from collections.abc import Hashable
 from contextlib import closing
 from pathlib import Path
+from typing import cast
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, QueuePool, create_engine, event
 
 from medvllm.catalog.sql import schema
 from medvllm.catalog.sql.database import WAIT_S, Database, logger
@@ -26,7 +28,6 @@ class SqliteFile(Database):
     def revision(self) -> Hashable:
         """Return the file and the catalogue's number, or None while there is no file. It costs microseconds."""
         with self._lock:
-            self._forget_parent()
             identity = self._identity()
             if identity is None:
                 return None
@@ -43,6 +44,20 @@ class SqliteFile(Database):
             except (sqlite3.Error, OSError) as error:
                 raise self._cannot("read", error) from error
             return identity, self._number
+
+    def before_fork(self) -> None:
+        """Close all: SQLite keeps one record of a file's locks for a process, and in a child none of them would hold.
+
+        Another process could then remove the log that the child writes to, and with it what the child has written.
+        """
+        self._lock.acquire()
+        deadline = time.monotonic() + WAIT_S
+        while self._connected and cast(QueuePool, self._connected[0].pool).checkedout() and time.monotonic() < deadline:
+            time.sleep(0.001)  # another thread is reading or writing
+        self._close()
+
+    def after_fork(self, *, is_child: bool) -> None:
+        self._lock.release()
 
     def _ask(self) -> int:
         try:

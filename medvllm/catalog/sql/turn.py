@@ -107,16 +107,22 @@ class Turn:
         self._settle(name)
 
     def set_alias(
-        self, name: str, alias: str, number: int, *, approved: bool = False, reason: str | None = None
+        self,
+        name: str,
+        alias: str,
+        number: int,
+        *,
+        approved: Mapping[str, Any] | None = None,
+        reason: str | None = None,
     ) -> None:
-        """Point an alias to a version. A guarded one moves only when that was `approved`."""
+        """Point an alias to a version. A guarded one moves only to one whose facts are those that were `approved`."""
         self.resolve(name, str(number))
         before = self._alias(name, alias)
         if before is not None and before.version == number:
             return
-        if before is not None and before.guarded and not approved:
+        if before is not None and before.guarded and approved != self.facts(name, number):
             raise CatalogError(
-                f"Alias {alias!r} of model {name!r} is guarded, as of now, and its move was not approved.\n"
+                f"Alias {alias!r} of model {name!r} is guarded, and this move was not approved as it stands.\n"
                 f"Try again: medvllm alias set {name} {alias} {number} --reason 'why'",
                 model=name,
             )
