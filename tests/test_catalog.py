@@ -222,7 +222,7 @@ def test_the_stored_catalogue_stands_between_the_process_and_the_builtins(home: 
     other.register("kept", "custom", replace=True)
     assert other.get_metadata("kept").model_type is ModelType.CUSTOM
     assert one.get_metadata("kept").model_type is ModelType.CLINICAL
-    one.unregister("kept")
+    one.unregister("kept", persist=True)
     assert "kept" not in one.list_models() and "kept" in other.list_models()
     other.register("kept", "generic", persist=True, replace=True)  # takes the place of the process's own
     assert other.get_metadata("kept").origin == one.get_metadata("kept").origin == "stored"
@@ -241,7 +241,7 @@ def test_a_persistent_entry_is_there_in_the_next_process(home: Path) -> None:
     assert ModelRegistry().register("kept", "clinical", persist=True, replace=True).version == 2
     assert ModelRegistry().register("kept", "clinical", persist=True, replace=True).version == 2  # it is so already
     one, other = ModelRegistry(), ModelRegistry()
-    other.unregister("kept")
+    other.unregister("kept", persist=True)
     assert "kept" not in one.list_models()
     assert one.register("kept", "clinical", persist=True).version == 3
 

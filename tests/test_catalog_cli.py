@@ -102,7 +102,7 @@ def test_register_makes_versions_or_says_that_nothing_is_new(medvllm: Medvllm, n
         (["alias", "rm", "ner", "production"], 1, "Model 'ner' has no alias 'production'"),
         (["deprecate", "ner"], 2, "give --successor, --reason or --off"),
         (["deprecate", "ner", "--successor", "biobret-v1.2"], 1, "Nearest: 'biobert-base-cased-v1.2'"),
-        (["history", "--since", "yesterday"], 1, "'yesterday' is no moment"),
+        (["history", "--since", "yesterday"], 1, "'yesterday' is neither a day nor a time"),
         (["catalog", "apply", "nope.toml"], 1, "nope.toml"),
         (["catalog", "migrate", "--to", "0007"], 1, "There is no schema '0007': it is one of 0001, 0002."),
     ],
@@ -207,7 +207,7 @@ def test_export_and_apply(medvllm: Medvllm, ner: Path) -> None:
         "max_length = 64", 'max_length = 64\ntags = ["old"]'
     )
     wanted += '\n[models.new]\nmodel_type = "generic"\nmodel_path = "acme/bert"\n'
-    expected = ["~ ner@1: tags", "+ new@1", "~ ner@production -> 2 (was 1)"]
+    expected = ["~ ner@1: tags old", "+ new@1", "~ ner@production -> 2 (was 1)"]
     plan = medvllm("catalog", "apply", "-", "--dry-run", stdin=wanted.encode())
     assert plan.lines == expected and plan.err == "3 changes would be made.\n"
     assert medvllm("catalog", "export").out == text
@@ -218,7 +218,8 @@ def test_export_and_apply(medvllm: Medvllm, ner: Path) -> None:
     )
     other = text.replace("max_length = 64", "max_length = 63")
     assert (
-        "ner' is otherwise in the catalogue: max_length" in medvllm("catalog", "apply", "-", stdin=other.encode()).err
+        "ner' has another max_length in the catalogue: 64, not 63"
+        in medvllm("catalog", "apply", "-", stdin=other.encode()).err
     )
     assert medvllm("catalog", "apply", "-", stdin=b"\xff").err.startswith("Error: '-' is not UTF-8: byte 1")
     assert medvllm("catalog", "export").out == text and medvllm("history", "--check").code == 0
@@ -252,3 +253,65 @@ def test_migrate_and_doctor(medvllm: Medvllm, ner: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("MEDVLLM_CATALOG", "mysql://me:secret@127.0.0.1/x")
     said = medvllm("list")
     assert said.code == 1 and "neither postgresql://" in said.err and "secret" not in said.err
+
+
+def test_a_slip_is_noticed_when_it_is_typed(medvllm: Medvllm, ner: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not when the model is loaded: a folder without ./, a task, a relative folder in a file, a database's URL."""
+    said = medvllm("register", "ner", "--type", "clinical", "--path", "ner")
+    assert said.code == 1 and "Write the folder as ./ner" in said.err
+    said = medvllm("register", "ner", "--type", "clinical", "--path", "./ner", "--task", "nre")
+    assert said.code == 2 and "'ner'" in said.err
+    assert medvllm("register", "ner", "--type", "clinical", "--path", "./ner", "--fact", "task=nre").code == 0
+    text = '[models.m]\nmodel_type = "generic"\nmodel_path = "./ner"\n'
+    said = medvllm("catalog", "apply", "-", "--dry-run", stdin=text.encode())
+    assert said.code == 1 and f"Write its whole path: {ner}" in said.err
+    for wrong, words in {
+        b"": "there is no table 'models'",
+        b"[models.new.thing]\n": "model 'new' has no model_type",
+        b"[model.x]\n": "it has the table 'model'",
+    }.items():
+        assert words in medvllm("catalog", "apply", "-", stdin=wrong).err
+    bom = b"\xef\xbb\xbf" + medvllm("catalog", "export").out.encode()
+    assert medvllm("catalog", "apply", "-", stdin=bom).err == "0 changes.\n"
+    for url in ("postgresql//me@127.0.0.1/x", "off", "postgresql://me@127.0.0.1:port/x", "catalog.db"):
+        monkeypatch.setenv("MEDVLLM_CATALOG", url)
+        said = medvllm("list")
+        assert said.code == 1 and "MEDVLLM_CATALOG" in said.err
+    monkeypatch.setenv("MEDVLLM_CATALOG", str(ner.parent / "team.db"))
+    assert medvllm("history").err == "There is no event.\n"
+    assert medvllm("catalog", "apply", "-", "--dry-run", stdin=bom).err.endswith(" changes would be made.\n")
+    assert not (ner.parent / "team.db").exists()
+
+
+def test_a_name_that_was_unregistered_is_no_repository(medvllm: Medvllm, ner: Path) -> None:
+    """Whoever asks for it is told, and not sent to the Hub, where a stranger may have a model of that name."""
+    assert medvllm("unregister", "ner").out == "Unregistered 'ner', versions 1, 2.\n"
+    for name in ("ner", "ner@production", "ner@1"):
+        said = medvllm("pull", name)
+        assert said.code == 1 and "is not registered any more: it was unregistered" in said.err
+        assert said.err.endswith("medvllm history ner\n")
+
+
+def test_what_a_guarded_alias_stands_for_stays(medvllm: Medvllm, ner: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the files, whatever lock file there is; not the acceptance, without a reason; `default` once it is set."""
+    said = medvllm("alias", "guard", "ner", "default")
+    assert said.code == 1 and said.err.endswith("medvllm alias set ner default 2\n")
+    medvllm("alias", "set", "ner", "production", "2")
+    assert "already lacks:\n  a lock in " in medvllm("alias", "guard", "ner", "production").err
+    assert "Give it: --reason" in medvllm("accept", "ner@2").err
+    assert medvllm("accept", "ner@2", "--reason", "first tests").code == 0
+    assert medvllm("history", "ner").lines[-1].split("\t")[3:] == ["~ ner@2: acceptance; accepted", "first tests"]
+    assert medvllm("run", "ner@production", "Seen.").code == 0
+    tiny.bert_token_classifier(ner, ["O", "B-Y"], seed=2)
+    monkeypatch.setenv("MEDVLLM_LOCK", str(ner.parent / "none.lock"))
+    for name in ("ner@production", "ner@2", "ner"):
+        said = medvllm("run", name, "Seen.")
+        assert said.code == 1 and "not the ones that were accepted, and a guarded alias points to it" in said.err
+    assert medvllm("run", "ner@1", "Seen.").code == 0
+
+
+def test_a_key_and_its_value_find_what_has_them(medvllm: Medvllm, ner: Path) -> None:
+    """As they were given."""
+    medvllm("tag", "ner", "owner=radiology")
+    assert [line.split("\t")[0] for line in medvllm("list", "--tag", "owner=radiology").lines] == ["ner"]
+    assert medvllm("list", "--tag", "owner=cardiology").out == medvllm("list", "--tag", "owner").out == ""

@@ -193,7 +193,7 @@ def test_run_errors(mlm: Path, tmp_path: Path) -> None:
 def test_doctor() -> None:
     """Versions, devices, folders, network and settings."""
     report = json.loads(_medvllm("doctor", "--json").stdout)
-    assert set(report) == {"version", "device", "folder", "network", "setting"}
+    assert set(report) == {"version", "device", "catalogue", "folder", "network", "setting"}
     assert report["version"]["medvllm"] == __version__ and "cpu" in report["device"]
     assert "answers in" in report["network"]["Hub"]
     assert (

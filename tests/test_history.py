@@ -23,7 +23,7 @@ def catalog(catalog_url: str, registry: ModelRegistry) -> StoredCatalog:
     catalog.set_alias("m", "production", 1)
     catalog.guard("m", "production")
     catalog.mark("m@2", deprecated="old")
-    registry.unregister("m@3")
+    registry.unregister("m@3", persist=True)
     assert catalog.check_history()[0] == 8 and catalog.check_history()[2] == []
     return catalog
 
@@ -243,9 +243,9 @@ def test_a_long_history_that_nobody_touched_is_clean(catalog_url: str, registry:
             catalog.guard(name, f"g{i}")
             catalog.guard(name, f"g{i}", False, reason="no longer")
         if i % 5 == 0:
-            registry.unregister(f"{name}@{number}", force=True)
+            registry.unregister(f"{name}@{number}", persist=True, force=True)
             if i % 10 == 0 and catalog.versions(name):
-                registry.unregister(name, force=True)
+                registry.unregister(name, persist=True, force=True)
     number, last, wrong = catalog.check_history()
     events = catalog.history()
     assert wrong == [] and number == len(events) == events[-1].seq > 250

@@ -211,7 +211,7 @@ def test_a_read_only_disk_can_be_read(registry: ModelRegistry, small_disk: Path,
     for write in (
         lambda: registry.register("n", "generic", persist=True),
         lambda: registry.catalog.set_alias("m", "production", 1),
-        lambda: registry.unregister("m"),
+        lambda: registry.unregister("m", persist=True),
     ):
         with pytest.raises(CatalogError, match="cannot be written: .*readonly database.\nSee who may do so: ls -ld"):
             write()
