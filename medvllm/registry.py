@@ -322,15 +322,15 @@ class ModelRegistry:
         what was written, by entry name.
         """
         sources = _sources()
-        locked: dict[str, LockedModel] = {}
+        lock, locked = sources.Lock.current(), {}
         for name in names:
             ref = parse(name)
             metadata, revision = self._find(ref)
-            # Asked for by its version, a stored entry has that version approved, beside others.
+            # Asked for by its version, a stored entry has that version approved, beside others; so it stays.
             is_version = ref.suffix is not None and revision is None
-            approved = metadata.reference if is_version else metadata.name
+            approved = metadata.reference if is_version else lock.name_of(metadata)
             locked[approved] = sources.to_lock(sources.resolve(metadata, revision))
-        sources.Lock.current().update(locked)
+        lock.update(locked)
         return locked
 
     def verify(self, *names: "str | os.PathLike[str]") -> dict[str, dict[str, str]]:
@@ -340,13 +340,16 @@ class ModelRegistry:
         """
         sources = _sources()
         lock = sources.Lock.current()
-        locked = lock.selected(tuple(lock.name_of(self._find(parse(name))[0]) for name in names))
+        entries = [self._find(parse(name))[0] for name in names]
+        locked = lock.selected(tuple(map(lock.name_of, entries)))
+        asked = [(lock.name_of(entry), entry) for entry in entries] if names else [(name, None) for name in locked]
         flaws: dict[str, dict[str, str]] = {}
-        for name, model in locked.items():
+        for name, entry in asked:
             try:
-                flaws[name] = sources.verify(self._find(parse(name))[0], model)
+                found = sources.verify(entry or self._find(parse(name))[0], locked[name])
             except ModelNotFoundError:
-                flaws[name] = {"entry": "is not registered any more"}
+                found = {"entry": "is not registered any more"}
+            flaws[name] = flaws.get(name, {}) | found
         return flaws
 
     def accept(self, name: "str | os.PathLike[str]", cases: Sequence[Mapping[str, Any]]) -> ModelMetadata:
@@ -596,7 +599,9 @@ class ModelRegistry:
         registered gets its own last name.
         """
         sources = _sources()
-        models, entries, branches = {}, {}, {}
+        models: dict[str, tuple[Snapshot, LockedModel]] = {}
+        entries: dict[str, ModelMetadata] = {}
+        branches: dict[str, str] = {}
         for name in names:
             metadata, revision = self._find(parse(name))
             snapshot = self._snapshot(metadata, revision)
@@ -604,6 +609,12 @@ class ModelRegistry:
                 metadata = metadata.changed(source=dataclasses.replace(metadata.source, model_path=None))
                 if metadata.origin == "direct":
                     metadata = metadata.changed(name=valid_name(snapshot.path.name))
+            known = models.get(metadata.name, (snapshot,))[0], entries.get(metadata.name, metadata)
+            if known != (snapshot, metadata):
+                raise RequestError(
+                    f"A bundle has one model of a name, and two of {metadata.name!r} are asked for.\n"
+                    "Write each into a bundle of its own."
+                )
             if snapshot.repo is None or metadata.origin != "direct":
                 entries[metadata.name] = metadata
             if (branch := sources.branch(metadata)) and snapshot.repo:
