@@ -147,7 +147,7 @@ def matches(value: object, glob: str) -> bool:
     if not glob:
         return value in (None, "", (), [])
     items = value if isinstance(value, (tuple, list)) else (value,)
-    return any(item is not None and fnmatchcase(str(item).casefold(), glob) for item in items)
+    return any(item not in (None, "") and fnmatchcase(str(item).casefold(), glob) for item in items)
 
 
 def _unknown(keyword: str, what: str, known: Iterable[str]) -> RequestError:

@@ -134,7 +134,7 @@ class ModelRegistry:
         # What a call resolved to, so that a hit need not resolve it again; an entry is replaced, never changed.
         self._resolved: dict[Hashable, tuple[_Resolved | None, Callable[[], Resident[Identity] | None]]] = {}
         self._tokenizer_lock = threading.Lock()  # guards _tokenizers, and is held while one loads
-        self._tokenizers: dict[tuple[str, int, str, str], PreTrainedTokenizerBase] = {}
+        self._tokenizers: dict[tuple[Any, ...], PreTrainedTokenizerBase] = {}  # the name comes first
         self._nesting = threading.local()  # `.depth`: how many loads of ours this thread is inside of
 
     @property
@@ -336,15 +336,15 @@ class ModelRegistry:
         what was written, by entry name.
         """
         sources = _sources()
-        locked: dict[str, LockedModel] = {}
+        lock, locked = sources.Lock.current(), {}
         for name in names:
             ref = parse(name)
             metadata, revision = self._find(ref)
-            # Asked for by its version, a stored entry has that version approved, beside others.
+            # Asked for by its version, a stored entry has that version approved, beside others; so it stays.
             is_version = ref.suffix is not None and revision is None
-            approved = metadata.reference if is_version else metadata.name
+            approved = metadata.reference if is_version else lock.name_of(metadata)
             locked[approved] = sources.to_lock(sources.resolve(metadata, revision))
-        sources.Lock.current().update(locked)
+        lock.update(locked)
         return locked
 
     def verify(self, *names: "str | os.PathLike[str]") -> dict[str, dict[str, str]]:
@@ -354,13 +354,16 @@ class ModelRegistry:
         """
         sources = _sources()
         lock = sources.Lock.current()
-        locked = lock.selected(tuple(lock.name_of(self._find(parse(name))[0]) for name in names))
+        entries = [self._find(parse(name))[0] for name in names]
+        locked = lock.selected(tuple(map(lock.name_of, entries)))
+        asked = [(lock.name_of(entry), entry) for entry in entries] if names else [(name, None) for name in locked]
         flaws: dict[str, dict[str, str]] = {}
-        for name, model in locked.items():
+        for name, entry in asked:
             try:
-                flaws[name] = sources.verify(self._find(parse(name))[0], model)
+                found = sources.verify(entry or self._find(parse(name))[0], locked[name])
             except ModelNotFoundError:
-                flaws[name] = {"entry": "is not registered any more: remove its table from the lock file"}
+                found = {"entry": "is not registered any more: remove its table from the lock file"}
+            flaws[name] = flaws.get(name, {}) | found
         return flaws
 
     def accept(
@@ -614,7 +617,9 @@ class ModelRegistry:
         registered gets its own last name.
         """
         sources = _sources()
-        models, entries, branches = {}, {}, {}
+        models: dict[str, tuple[Snapshot, LockedModel]] = {}
+        entries: dict[str, ModelMetadata] = {}
+        branches: dict[str, str] = {}
         for name in names:
             metadata, revision = self._find(parse(name))
             snapshot = self._snapshot(metadata, revision)
@@ -622,6 +627,12 @@ class ModelRegistry:
                 metadata = metadata.changed(source=dataclasses.replace(metadata.source, model_path=None))
                 if metadata.origin == "direct":
                     metadata = metadata.changed(name=valid_name(snapshot.path.name))
+            known = models.get(metadata.name, (snapshot,))[0], entries.get(metadata.name, metadata)
+            if known != (snapshot, metadata):
+                raise RequestError(
+                    f"A bundle has one model of a name, and two of {metadata.name!r} are asked for.\n"
+                    "Write each into a bundle of its own."
+                )
             if snapshot.repo is None or metadata.origin != "direct":
                 entries[metadata.name] = metadata
             if (branch := sources.branch(metadata)) and snapshot.repo:
@@ -726,7 +737,8 @@ class ModelRegistry:
     def _tokenizer(
         self, metadata: ModelMetadata, snapshot: "Snapshot", model_class: Any = None
     ) -> "PreTrainedTokenizerBase":
-        key = (metadata.name, metadata.version, metadata.origin, snapshot.identity)
+        # With the behaviour: another catalogue, or a backup of this one, may have another entry under these numbers.
+        key = (metadata.name, metadata.version, metadata.origin, snapshot.identity, metadata.behaviour)
         _loading().check_allowed(metadata)
         with self._tokenizer_lock:
             if key not in self._tokenizers:

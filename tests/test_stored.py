@@ -14,6 +14,7 @@ from medvllm.catalog.sql import SqlStore
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
 from medvllm.errors import (
     CatalogError,
+    DigestMismatchError,
     MissingDependencyError,
     ModelExistsError,
     ModelNameError,
@@ -595,6 +596,70 @@ def test_a_child_after_a_fork_goes_on_with_its_own_connections(registry: ModelRe
         "print(r.get_metadata('m').version)\n"
     )
     assert out(code) == "6" and registry.get_metadata("m").description == "parent again"
+
+
+def test_facts_that_python_takes_for_equal_are_told_apart(registry: ModelRegistry) -> None:
+    """True, 1 and 1.0 make three versions; and a file that says another than the catalogue is refused."""
+    assert [_put(registry, parameters={"x": x}) for x in (True, 1, 1.0, 1.0)] == [1, 2, 3, 3]
+    assert repr([entry.parameters["x"] for entry in registry.catalog.versions("m").values()]) == "[True, 1, 1.0]"
+    text = registry.catalog.export()
+    assert registry.catalog.apply(text) == []
+    with pytest.raises(CatalogError, match="Version 1 of model 'm' is otherwise in the catalogue: parameters"):
+        registry.catalog.apply(text.replace("x = true", "x = 1"))
+
+
+def test_a_version_is_locked_under_the_name_that_an_error_says(
+    registry: ModelRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever version the bare name means; and a version that is locked by itself stays so."""
+    folders = [tiny.bert_masked_lm(tmp_path / f"m{i}", seed=i) for i in range(2)]
+    for folder in folders:
+        _put(registry, model_path=str(folder))
+    assert registry.lock("m").keys() == {"m"}
+    with pytest.raises(DigestMismatchError, match="(?s)The files of model 'm@1' are not .*: medvllm verify m@1$"):
+        registry.load_tokenizer("m@1")
+    assert registry.verify("m@1")["m"].keys() == {"model.safetensors"} and registry.verify("m") == {"m": {}}
+    assert registry.lock("m@1").keys() == {"m@1"}
+    registry.load_tokenizer("m@1")
+    registry.lock("m@2")
+    (folders[1] / "vocab.txt").write_text((folders[1] / "vocab.txt").read_text() + "more\n")
+    with pytest.raises(DigestMismatchError, match="verify m@2$"):
+        registry.load_tokenizer("m")
+    assert registry.lock("m").keys() == {"m@2"}
+    registry.load_tokenizer("m")
+    monkeypatch.setenv("MEDVLLM_LOCK", str(tmp_path / "none.lock"))
+    monkeypatch.setenv("MEDVLLM_REQUIRE_LOCK", "on")
+    with pytest.raises(DigestMismatchError, match="To approve it: medvllm lock m@1$"):
+        registry.load_tokenizer("m@1")
+
+
+def test_a_bundle_has_one_version_of_a_model(registry: ModelRegistry, tmp_path: Path) -> None:
+    """Two are refused, rather than one left out; the same one named twice is one."""
+    for i in range(2):
+        _put(registry, model_path=str(tiny.bert_masked_lm(tmp_path / f"m{i}", seed=i)))
+    with pytest.raises(RequestError, match="A bundle has one model of a name, and two of 'm' are asked for"):
+        registry.export(tmp_path / "b.tar", "m@1", "m@2")
+    assert not (tmp_path / "b.tar").exists()
+    assert registry.export(tmp_path / "b.tar", "m@2", "m") == ["m"]
+
+
+def test_what_is_not_known_fits_no_glob(registry: ModelRegistry) -> None:
+    """The same, whether an entry is stored or this process's."""
+    _put(registry, "my-stored")
+    registry.register("my-own", "clinical")
+    assert registry.list_models(match="my-*", description="*") == {}
+    assert registry.list_models(match="my-*", description=None).keys() == {"my-own", "my-stored"}
+
+
+def test_a_guard_that_outlasts_its_name_is_no_version(registry: ModelRegistry) -> None:
+    """Nor is one that points nowhere yet."""
+    _put(registry)
+    registry.catalog.guard("m", "production")
+    with pytest.raises(ModelNotFoundError, match=r"has no version or alias 'production'\. It has: 1\.\n"):
+        registry.catalog.set_alias("m", "staging", "production")
+    registry.unregister("m")
+    with pytest.raises(ModelNotFoundError, match="Model 'm' is not stored"):
+        registry.catalog.mark("m", tags=["a"])
 
 
 def test_what_a_child_stores_outlives_its_parent(registry: ModelRegistry, catalog_url: str) -> None:

@@ -21,7 +21,8 @@ class Catalog:
 
     def __init__(self, stored: StoredCatalog | None = None) -> None:
         self._stored = stored
-        self._lock = threading.Lock()  # guards everything below; never held while a database is asked
+        # Guards everything below, but for reading one key, which is whole; never held while a database is asked.
+        self._lock = threading.Lock()
         self._own: dict[str, ModelMetadata] = {}
         self._own_aliases: dict[str, str] = {}  # other names of this process's entries
         self._versions: dict[str, int] = {}  # the newest version ever given to a name: never given again
@@ -226,14 +227,11 @@ class Catalog:
 
     def _unstored(self, name: str) -> list[ModelMetadata]:
         """Return this process's entry of that name, and the built-in one."""
-        with self._lock:
-            return [entry for entry in (self._own.get(name), self.builtin(name)) if entry is not None]
+        return [entry for entry in (self._own.get(name), self.builtin(name)) if entry is not None]
 
     def _owners(self, other: str) -> Iterator[str]:
         """Give the names of the entries that are known by another name too."""
-        with self._lock:
-            own = self._own_aliases.get(other)
-        if own is not None:
+        if (own := self._own_aliases.get(other)) is not None:
             yield own
         if self._stored is not None and (stored := self._stored.find_other(other)) is not None:
             yield stored.name

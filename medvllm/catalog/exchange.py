@@ -56,15 +56,16 @@ def apply(turn: "Turn", wanted: Entries, reason: str | None, approved: Approved 
 
 def _version(turn: "Turn", entry: ModelMetadata, reason: str | None) -> None:
     """Make a version what is wanted: added, or with other marks; its content never changes."""
-    from medvllm.catalog.sql.turn import content
+    from medvllm.catalog.sql.turn import content, same
 
     facts = storable(entry)
     if entry.version not in turn.numbers(entry.name):
         turn.register(entry.name, facts, number=entry.version, reason=reason)
         return
     known = turn.facts(entry.name, entry.version)
-    if content(facts) != content(known):
-        fact = min(fact for fact in facts.keys() | known.keys() if facts.get(fact) != known.get(fact))
+    changed = sorted(fact for fact in content({**facts, **known}) if not same(facts.get(fact), known.get(fact)))
+    if changed:
+        fact = changed[0]
         raise CatalogError(
             f"Version {entry.version} of model {entry.name!r} has another {fact} in the catalogue: "
             f"{known.get(fact)!r:.80}, not {facts.get(fact)!r:.80}. A version never changes.\n"

@@ -2,7 +2,6 @@
 
 import os
 import re
-import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import UTC, date, datetime
@@ -43,9 +42,8 @@ class StoredCatalog:
     def __init__(self, location: Path | str | None = None, *, approval: Approval | None = None) -> None:
         self._location = location
         self.approval = approval
-        self._lock = threading.Lock()  # guards both below
-        self._remembered_at: Hashable = None
-        self._remembered: dict[Hashable, Any] = {}  # look-ups, and what they gave
+        # A revision, and look-ups with what they gave at it or later: replaced as one, so that it needs no lock.
+        self._remembered: tuple[Hashable, dict[Hashable, Any]] = (None, {})
 
     def __repr__(self) -> str:
         return f"StoredCatalog({self.where!r})"
@@ -309,16 +307,13 @@ class StoredCatalog:
         store = None if revision is None else self._open()
         if store is None:
             return None
-        with self._lock:
-            if revision != self._remembered_at or len(self._remembered) >= _REMEMBERED:
-                self._remembered_at, self._remembered = revision, {}
-            if key in self._remembered:
-                return self._remembered[key]
-        found = look(store)
-        with self._lock:
-            if revision == self._remembered_at:
-                self._remembered[key] = found
-        return found
+        remembered_at, remembered = self._remembered
+        if revision != remembered_at or len(remembered) >= _REMEMBERED:
+            remembered = {}
+            self._remembered = revision, remembered
+        if key not in remembered:
+            remembered[key] = look(store)
+        return remembered[key]
 
     @contextmanager
     def _turn(self, reason: str | None, *, keep: bool = True) -> "Iterator[Turn]":

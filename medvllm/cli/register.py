@@ -115,6 +115,8 @@ def deprecate(
     """Mark a stored entry as not to be used any more: a load warns, and names the successor."""
     if successor is not None:
         registry.get_metadata(successor)  # an error with near names, if there is none
+    if off and successor:
+        raise typer.BadParameter("give --successor or --off, not both")
     if not (off or successor or reason):
         raise typer.BadParameter("give --successor, --reason or --off")
     marks = {"deprecated": None if off else reason or "no reason is given", "successor": None if off else successor}

@@ -43,18 +43,18 @@ def resolve(metadata: ModelMetadata, revision: str | None = None, *, locked: Loc
     code = _is_code_pinned(metadata, revision)
     if location.kind == "folder":
         if locked is not None:
-            locked.check_source(metadata.name, FOLDER, None)
+            locked.check_source(metadata.reference, FOLDER, None)
         found = folder.resolve(Path(location.name), revision)
     else:
         commit = _commit(metadata, location.name, revision, location.suffix or metadata.source.revision, locked)
         found = hub.resolve(location.name, commit, code=code)
     if locked is not None:
-        locked.check(metadata.name, found.files)
+        locked.check(metadata.reference, found.files)
         found = replace(found, locked=True)
     check_complete(found)
     snapshot = conversion.as_safetensors(found)
     if locked is not None:
-        locked.check(metadata.name, snapshot.converted, converted=True)
+        locked.check(metadata.reference, snapshot.converted, converted=True)
     snapshot.check()
     return snapshot
 
@@ -175,8 +175,8 @@ def _commit(
     if locked is None:
         return hub.commit_of(repo, asked or entry)
     if asked is not None or hub.is_commit(entry):
-        locked.check_source(metadata.name, repo, hub.commit_of(repo, asked or entry))
+        locked.check_source(metadata.reference, repo, hub.commit_of(repo, asked or entry))
     else:
-        locked.check_source(metadata.name, repo, locked.commit)
+        locked.check_source(metadata.reference, repo, locked.commit)
     assert locked.commit is not None  # a lock of a repository has one
     return locked.commit

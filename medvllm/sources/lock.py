@@ -103,8 +103,7 @@ class Lock:
 
         DigestMismatchError: it is not, and MEDVLLM_REQUIRE_LOCK is set.
         """
-        name = self.name_of(metadata)
-        found = self.models.get(self.key(name))
+        found, name = self.models.get(self.key(self.name_of(metadata))), metadata.reference
         if found is None and settings.REQUIRE_LOCK():
             raise DigestMismatchError(
                 f"Model {name!r} is not in {self.file}, and only locked models may be loaded "

@@ -44,7 +44,7 @@ class Turn:
                 "Take another name, or say that this one takes its place: register(…, replace=True)",
                 model=name,
             )
-        if number is None and last and content(facts) == content(self.facts(name, last)):
+        if number is None and last and same(content(facts), content(self.facts(name, last))):
             self.change(name, last, {fact: value for fact, value in facts.items() if fact in MARKS}, reason=reason)
             return last
         text = _checked(name, facts)
@@ -76,7 +76,7 @@ class Turn:
     def change(self, name: str, number: int, marks: Mapping[str, Any], *, reason: str | None = None) -> None:
         """Change what may change in a version: its marks. None takes one away."""
         before = self.facts(name, number)
-        news = {mark: value for mark, value in marks.items() if (value or None) != before.get(mark)}
+        news = {mark: value for mark, value in marks.items() if not same(value or None, before.get(mark))}
         if not news:
             return
         guards = [alias for alias in self.aliases(name) if alias.guarded and alias.version == number]
@@ -248,13 +248,19 @@ class Turn:
         )
 
     def _has(self, name: str) -> str:
-        known = [*map(str, self.numbers(name)), *(alias.alias for alias in self.aliases(name))]
+        aliases = (alias.alias for alias in self.aliases(name) if alias.version is not None)
+        known = [*map(str, self.numbers(name)), *aliases]
         return f" It has: {', '.join(known[-20:])}." if known else ""
 
 
 def content(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return what makes a version: the facts that cannot change in it."""
     return {fact: value for fact, value in facts.items() if fact not in MARKS}
+
+
+def same(fact: Any, stored: Any) -> bool:
+    """Return whether a fact is as it is stored: to Python, True is 1 is 1.0."""
+    return fact == stored and json.dumps(fact, sort_keys=True, default=repr) == json.dumps(stored, sort_keys=True)
 
 
 def _checked(name: str, facts: Mapping[str, Any]) -> str:
