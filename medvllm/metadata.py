@@ -202,6 +202,6 @@ def fits(fact: Callable[[str], Any], task: str | None, tags: Sequence[str], glob
     """
     ready = task is None or task == fact("task") or (task == "embed" and fact("pooling") is not None)
     if ready and tags:
-        own, values = fact("tags") or (), fact("values") or {}
-        ready = all(tag in own or (tag.partition("=")[::2] in values.items() and "=" in tag) for tag in tags)
+        own = {*(fact("tags") or ()), *(f"{key}={value}" for key, value in (fact("values") or {}).items())}
+        ready = own.issuperset(tags)
     return ready and all(matches(fact(keyword), glob) for keyword, glob in globs.items())
