@@ -202,6 +202,7 @@ def fits(fact: Callable[[str], Any], task: str | None, tags: Sequence[str], glob
     """
     ready = task is None or task == fact("task") or (task == "embed" and fact("pooling") is not None)
     if ready and tags:
-        own = {*(fact("tags") or ()), *(f"{key}={value}" for key, value in (fact("values") or {}).items())}
-        ready = own.issuperset(tags)
+        own = fact("tags") or ()
+        missing = [tag for tag in tags if tag not in own]
+        ready = not missing or {f"{key}={value}" for key, value in (fact("values") or {}).items()}.issuperset(missing)
     return ready and all(matches(fact(keyword), glob) for keyword, glob in globs.items())

@@ -1,11 +1,13 @@
 """The entries a process can see, in the order in which they are looked up."""
 
 import heapq
+import re
 import threading
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from fnmatch import translate
 from functools import cached_property
-from itertools import count, islice
+from itertools import chain, count, islice
+from operator import attrgetter
 from typing import Any
 
 from medvllm.catalog.builtin import builtin_entries
@@ -14,6 +16,8 @@ from medvllm.errors import CatalogError, ModelExistsError, ModelNotFoundError, n
 from medvllm.facts import pattern
 from medvllm.metadata import ModelMetadata, ModelType, fits
 from medvllm.names import valid_name
+
+_NAME: Callable[[ModelMetadata | StoredRow], str] = attrgetter("name")
 
 
 class Catalog:
@@ -159,15 +163,15 @@ class Catalog:
     ) -> dict[str, ModelMetadata]:
         """Return the entries that fit every filter given, by name; `match` and `facts` are globs, in any case."""
         kind = None if model_type is None else ModelType.of(model_type)
-        named = None if match is None else match.casefold()
         globs = {fact: pattern(fact, value) for fact, value in (facts or {}).items()}
-        fitting = (
-            candidate
-            for candidate in self._candidates(after)
-            if (named is None or fnmatchcase(candidate.name.casefold(), named))
-            and (kind is None or candidate.model_type == kind)
-            and fits(candidate.fact, task, tags, globs)
-        )
+        fitting = self._candidates(after)
+        if match is not None:
+            is_named = re.compile(translate(match.casefold())).match
+            fitting = (entry for entry in fitting if is_named(entry.name.casefold()))
+        if kind is not None:
+            fitting = (entry for entry in fitting if entry.model_type == kind)
+        if task is not None or tags or globs:
+            fitting = (entry for entry in fitting if fits(entry.fact, task, tags, globs))
         chosen = islice(fitting, limit)
         return {entry.name: entry.metadata() if isinstance(entry, StoredRow) else entry for entry in chosen}
 
@@ -241,12 +245,21 @@ class Catalog:
     def _candidates(self, after: str | None) -> Iterator[ModelMetadata | StoredRow]:
         """Give what each name means, sorted by name."""
         with self._lock:
-            own = sorted(self._own.values(), key=_name)
-            builtins = sorted((entry for name, entry in self._builtins.items() if name not in self._hidden), key=_name)
+            own = list(self._own.values())
+            builtins = [entry for name, entry in self._builtins.items() if name not in self._hidden]
         stored = self._stored.rows(after) if self._stored is not None else iter(())
-        layers: list[Iterable[ModelMetadata | StoredRow]] = [own, stored, builtins]  # the first wins a tie
+        first = next(stored, None)
+        if first is None:
+            meant = {entry.name: entry for entry in (*builtins, *own) if after is None or entry.name > after}
+            yield from sorted(meant.values(), key=_NAME)
+            return
+        layers: tuple[Iterable[ModelMetadata | StoredRow], ...] = (
+            sorted(own, key=_NAME),  # the first wins a tie
+            chain((first,), stored),
+            sorted(builtins, key=_NAME),
+        )
         last = after or ""
-        for candidate in heapq.merge(*layers, key=_name):
+        for candidate in heapq.merge(*layers, key=_NAME):
             if candidate.name > last:
                 yield candidate
                 last = candidate.name
@@ -264,7 +277,3 @@ class Catalog:
             "Take another name, or say that this one takes its place: --replace, register(…, replace=True)",
             model=taken.name,
         )
-
-
-def _name(entry: ModelMetadata | StoredRow) -> str:
-    return entry.name

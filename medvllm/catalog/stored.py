@@ -60,7 +60,7 @@ class StoredCatalog:
     def revision(self) -> Hashable:
         """Return a value that changes with the catalogue, in whichever process; None while there is none."""
         where = self._where()
-        store = _stores.get(where) or self._open()
+        store = _stores.get(where) or _opened(where)
         number = None if store is None else store.revision()  # None too when the file has gone
         return None if number is None else (where, number)
 
@@ -288,13 +288,7 @@ class StoredCatalog:
 
     def _open(self) -> "SqlStore | None":
         """Return the database to read from, or None while there is no file."""
-        where = self._where()
-        try:
-            if isinstance(where, Path) and not where.exists():
-                return None
-        except OSError as error:
-            raise CatalogError(f"Catalogue {where} cannot be read: {error}.", path=str(where)) from error
-        return _stores.get(where) or _store(where)
+        return _opened(self._where())
 
     def _make(self) -> "SqlStore":
         """Return the database to write to."""
@@ -436,6 +430,17 @@ def _moment(since: date | str) -> str:
 def _location(home: str | None, catalog: str | None) -> Path | str:
     # By the variables' texts: parsing a path anew would cost a hit more than all the rest of it.
     return settings.CATALOG() or settings.HOME() / "catalog.db"
+
+
+def _opened(where: Path | str) -> "SqlStore | None":
+    try:
+        if isinstance(where, Path):
+            os.stat(where)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise CatalogError(f"Catalogue {where} cannot be read: {error}.", path=str(where)) from error
+    return _stores.get(where) or _store(where)
 
 
 def _store(where: Path | str) -> "SqlStore":
