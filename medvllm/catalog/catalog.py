@@ -192,7 +192,7 @@ class Catalog:
             candidates=tuple(near),
         )
 
-    def builtin(self, name: str) -> ModelMetadata | None:
+    def _builtin(self, name: str) -> ModelMetadata | None:
         """Return the built-in entry of that name, or None."""
         return None if name in self._hidden else self._builtins.get(name)
 
@@ -231,7 +231,7 @@ class Catalog:
 
     def _unstored(self, name: str) -> list[ModelMetadata]:
         """Return this process's entry of that name, and the built-in one."""
-        return [entry for entry in (self._own.get(name), self.builtin(name)) if entry is not None]
+        return [entry for entry in (self._own.get(name), self._builtin(name)) if entry is not None]
 
     def _owners(self, other: str) -> Iterator[str]:
         """Give the names of the entries that are known by another name too."""

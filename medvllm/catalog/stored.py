@@ -224,12 +224,12 @@ class StoredCatalog:
 
     def is_guarded(self, entry: ModelMetadata) -> bool:
         """Return whether a guarded alias points to a stored version."""
-        states = self._recalled((entry.name, "", ""), lambda store: store.aliases(entry.name)) or ()
+        states = self._recalled(("aliases", entry.name, ""), lambda store: store.aliases(entry.name)) or ()
         return any(alias.guarded and alias.version == entry.version for alias in states)
 
     def was_removed(self, name: str) -> bool:
         """Return whether a name had versions, and all of them were unregistered."""
-        return bool(self._recalled((name, "", "", ""), lambda store: store.was_removed(name)))
+        return bool(self._recalled(("removed", name, ""), lambda store: store.was_removed(name)))
 
     def note_load(self, metadata: ModelMetadata, detail: Mapping[str, Any]) -> None:
         """Add to the history that a model was loaded: what exactly, never what it was given."""

@@ -33,11 +33,6 @@ class SqlStore:
     def __init__(self, location: Path | str) -> None:
         self._database = SqliteFile(location) if isinstance(location, Path) else PostgresServer(location)
 
-    @property
-    def where(self) -> str:
-        """The database's file, or its URL without the password."""
-        return self._database.where
-
     def revision(self) -> Hashable:
         """Return a value that changes with the catalogue, in whichever process."""
         return self._database.revision()
