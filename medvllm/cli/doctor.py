@@ -60,7 +60,7 @@ def _setting(setting: settings.Setting[Any]) -> str:
 
 def _catalogue() -> str:
     try:
-        return f"{len(registry.catalog.names()):,} names" if registry.catalog.is_there() else "not there yet"
+        return f"stored names: {len(registry.catalog.names()):,}" if registry.catalog.is_there() else "not there yet"
     except MedVLLMError as error:
         return str(error)
 
