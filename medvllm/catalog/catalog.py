@@ -136,9 +136,8 @@ class Catalog:
 
     def is_stored(self, name: str) -> bool:
         """Return whether a name means a stored entry, and not one of this process."""
-        with self._lock:
-            own = name in self._own
-        return not own and self._stored is not None and self._stored.find(name) is not None
+        found = self._find(name)
+        return found is not None and found.origin == "stored"
 
     def find_source(self, repo: str) -> ModelMetadata | None:
         """Return the built-in entry that describes a repository, or None: ``hf://`` skips what was registered."""

@@ -292,21 +292,19 @@ class StoredCatalog:
 
     def _make(self) -> "SqlStore":
         """Return the database to write to."""
-        where = self._where()
-        return _stores.get(where) or _store(where)
+        return _store(self._where())
 
     def _recalled(self, key: Hashable, look: "Callable[[SqlStore], Any]") -> Any:
         """Return what a look-up gives, which is not made again while nothing changes; None while there is no file."""
         revision = self.revision()
-        store = None if revision is None else self._open()
-        if store is None:
+        if revision is None:
             return None
         remembered_at, remembered = self._remembered
         if revision != remembered_at or len(remembered) >= _REMEMBERED:
             remembered = {}
             self._remembered = revision, remembered
         if key not in remembered:
-            remembered[key] = look(store)
+            remembered[key] = look(self._make())
         return remembered[key]
 
     @contextmanager
@@ -440,13 +438,13 @@ def _opened(where: Path | str) -> "SqlStore | None":
         return None
     except OSError as error:
         raise CatalogError(f"Catalogue {where} cannot be read: {error}.", path=str(where)) from error
-    return _stores.get(where) or _store(where)
+    return _store(where)
 
 
 def _store(where: Path | str) -> "SqlStore":
     from medvllm.catalog.sql import SqlStore
 
-    return _stores.setdefault(where, SqlStore(where))
+    return _stores.get(where) or _stores.setdefault(where, SqlStore(where))
 
 
 def close() -> None:

@@ -6,7 +6,7 @@ import typer
 
 from medvllm.catalog import Event
 from medvllm.cli.models import Json
-from medvllm.cli.output import print_json, print_table
+from medvllm.cli.output import one_line, print_json, print_table
 from medvllm.registry import registry
 
 
@@ -70,8 +70,7 @@ def _mark(fact: str, value: Any) -> str:
         return f"no {fact}"
     if fact in ("acceptance", "accepted"):
         return fact
-    items = [f"{key}={text}" for key, text in value.items()] if isinstance(value, dict) else value
-    text = ", ".join(items) if isinstance(items, list) else str(items)
+    text = str(one_line(value, ", "))
     return f"{fact} {text if len(text) <= 80 else text[:79] + '…'}"
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from medvllm.cli.output import megabytes, print_json, print_table, printable
+from medvllm.cli.output import megabytes, one_line, print_json, print_table, printable
 from medvllm.facts import keywords
 from medvllm.metadata import ModelMetadata, ModelType
 from medvllm.registry import registry
@@ -59,9 +59,7 @@ def show(name: Annotated[str, typer.Argument(help="Name of a registered model.")
     for fact, value in facts.items():
         if value not in (None, "", [], {}):
             group = keywords()[fact][0] if fact in keywords() else ""
-            items = [f"{key}={text}" for key, text in value.items()] if isinstance(value, dict) else value
-            shown = "; ".join(map(str, items)) if isinstance(items, list) else items
-            groups.setdefault(group or "entry", []).append((fact, shown, evidence.get(fact, "")))
+            groups.setdefault(group or "entry", []).append((fact, one_line(value, "; "), evidence.get(fact, "")))
     for group, rows in groups.items():
         print_table((group.upper(), "VALUE", "EVIDENCE"), rows)
     if metadata.origin == "stored":

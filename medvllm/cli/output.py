@@ -38,6 +38,12 @@ def megabytes(size_bytes: int) -> str:
     return f"{size_bytes / 1e6:,.1f} MB"
 
 
+def one_line(value: object, separator: str) -> object:
+    """Return a list or a dict as the text of its items; another value as it is."""
+    items = [f"{key}={text}" for key, text in value.items()] if isinstance(value, dict) else value
+    return separator.join(map(str, items)) if isinstance(items, list) else items
+
+
 def printable(value: object) -> str:
     """Return a value as text that cannot move the cursor or turn the line around."""
     text = "-" if value is None or value == () or value == [] else str(value)

@@ -61,7 +61,7 @@ class Database(ABC):
             before = schema.version(connection, self.where)
             if before != revision:
                 backup = None if before is None else self._back_up(before)
-                schema.migrate(connection, revision)
+                schema.migrate(connection, before, revision)
                 if revision == schema.HEAD:
                     journal = Journal(connection)
                     journal.note("migrated" if before else "created", detail={"from": before, "to": revision})

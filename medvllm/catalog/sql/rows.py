@@ -7,7 +7,7 @@ from sqlalchemy import Connection, Row, select
 
 from medvllm.catalog.events import Alias
 from medvllm.catalog.sql.history import sha256
-from medvllm.catalog.sql.tables import MAX_NUMBER, aliases
+from medvllm.catalog.sql.tables import MAX_NUMBER, aliases, names
 from medvllm.errors import CatalogError
 
 
@@ -28,6 +28,12 @@ def number_of(suffix: str) -> int | None:
     if not suffix.isdecimal():
         return None
     return int(suffix) if len(suffix) <= len(str(MAX_NUMBER)) and int(suffix) <= MAX_NUMBER else 0
+
+
+def list_names(connection: Connection) -> list[str]:
+    """Return the names that have a version, sorted."""
+    query = select(names.c.name).where(names.c.current.is_not(None)).order_by(names.c.name)
+    return list(connection.execute(query).scalars())
 
 
 def list_aliases(connection: Connection, name: str | None) -> list[Alias]:

@@ -41,16 +41,15 @@ def check_known(revision: str) -> None:
         raise MigrationError(f"There is no schema {revision[:20]!r}: it is one of {', '.join(REVISIONS)}.")
 
 
-def migrate(connection: Connection, revision: str = HEAD) -> None:
-    """Bring a database to a schema, upwards or downwards, in the transaction that the caller has begun."""
+def migrate(connection: Connection, before: str | None, revision: str) -> None:
+    """Bring a database from a schema to another, upwards or downwards, in the transaction that the caller has begun."""
     from alembic import command
     from alembic.config import Config
 
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", str(_SCRIPTS).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
-    known = version(connection, "")
-    downwards = known is not None and known > revision
+    downwards = before is not None and before > revision
     (command.downgrade if downwards else command.upgrade)(config, revision)
 
 

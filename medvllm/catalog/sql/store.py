@@ -12,7 +12,7 @@ from medvllm.catalog.events import Alias, Event
 from medvllm.catalog.sql import history
 from medvllm.catalog.sql.history import Journal
 from medvllm.catalog.sql.postgresql import PostgresServer
-from medvllm.catalog.sql.rows import facts_of, list_aliases, number_of
+from medvllm.catalog.sql.rows import facts_of, list_aliases, list_names, number_of
 from medvllm.catalog.sql.schema import HEAD
 from medvllm.catalog.sql.sqlite import SqliteFile
 from medvllm.catalog.sql.tables import aliases, head, names, other_names, versions
@@ -20,7 +20,8 @@ from medvllm.catalog.sql.turn import Turn
 
 # What a name means, alone, with a number or with an alias; made once, as making one takes longer than asking it.
 _NAMED = select(versions).where(versions.c.name == bindparam("name"))
-_CURRENT = _NAMED.join(names, and_(names.c.name == versions.c.name, names.c.current == versions.c.number))
+_MEANT = and_(names.c.name == versions.c.name, names.c.current == versions.c.number)
+_CURRENT = _NAMED.join(names, _MEANT)
 _NUMBERED = _NAMED.where(versions.c.number == bindparam("number"))
 _POINTED_TO = _NAMED.join(
     aliases, and_(aliases.c.name == versions.c.name, aliases.c.number == versions.c.number)
@@ -69,9 +70,8 @@ class SqlStore:
 
     def names(self) -> list[str]:
         """Return the names that have a version, sorted."""
-        query = select(names.c.name).where(names.c.current.is_not(None)).order_by(names.c.name)
         with self._database.reading() as connection:
-            return list(connection.execute(query).scalars())
+            return list_names(connection)
 
     def was_removed(self, name: str) -> bool:
         """Return whether a name had versions, and has none any more."""
@@ -81,8 +81,7 @@ class SqlStore:
 
     def rows(self, after: str | None) -> Iterator[tuple[str, str, Callable[[], tuple[int, dict[str, Any]]]]]:
         """Give what each name means, sorted by name: name, type, and a call for number and facts."""
-        current = and_(names.c.name == versions.c.name, names.c.current == versions.c.number)
-        query = select(versions).join(names, current).order_by(versions.c.name)
+        query = select(versions).join(names, _MEANT).order_by(versions.c.name)
         if after is not None:
             query = query.where(versions.c.name > after)
         query = query.execution_options(stream_results=True, max_row_buffer=500)

@@ -8,7 +8,7 @@ from sqlalchemy import and_, delete, func, insert, select, update
 
 from medvllm.catalog.events import DEFAULT, HALVES, Alias, Event
 from medvllm.catalog.sql.history import Journal, sha256, to_json
-from medvllm.catalog.sql.rows import facts_of, list_aliases, number_of
+from medvllm.catalog.sql.rows import facts_of, list_aliases, list_names, number_of
 from medvllm.catalog.sql.tables import MAX_NUMBER, aliases, names, other_names, versions
 from medvllm.errors import CatalogError, ModelExistsError, ModelNotFoundError, RequestError, nearest, offer
 from medvllm.facts import MARKS
@@ -196,7 +196,7 @@ class Turn:
 
     def names(self) -> list[str]:
         """Return the names that have a version."""
-        return list(self._connection.execute(select(versions.c.name).distinct().order_by(versions.c.name)).scalars())
+        return list_names(self._connection)
 
     def facts(self, name: str, number: int) -> dict[str, Any]:
         """Return a version's facts; ModelNotFoundError: there is no such version."""
