@@ -47,6 +47,15 @@ class Snapshot:
     converted: Mapping[str, Digest] = field(default_factory=dict, hash=False)  # what it reads of `weights` instead
     locked: bool = False  # whether the lock file approves of the files
 
+    @property
+    def root(self) -> str:
+        """The folder in the snapshot that holds the model's config, with a slash behind it; "" for its top."""
+        return ""
+
+    def file(self, name: str) -> Path:
+        """Return where a file of the set lies; a name of `converted` leads to the converted weights."""
+        return (self.weights if name in self.converted else self.path) / name
+
     @cached_property
     def identity(self) -> str:
         """What two loads of the same bytes share: repo@commit, or the folder's real path and its files' stamps."""
