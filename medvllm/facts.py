@@ -18,6 +18,7 @@ class Source:
     model_path: str | None = None  # repository id, hf://…, or folder; None: the name itself
     revision: str | None = None  # commit, tag or branch; a commit where one was seen
     aliases: tuple[str, ...] = ()  # other names of the same model, such as its repository's id
+    extra_files: tuple[str, ...] = ()  # globs of files beside the model's that a class of one's own reads
     requires: tuple[str, ...] = ()  # Python packages beside transformers, without which it does not load
     trust_remote_code: bool | None = None  # whether the repository's own code may run; `revision` pins it
 
@@ -40,6 +41,7 @@ class Behaviour:
     label_scheme: Literal["BIO", "BILOU", "IO"] | None = None
     id2label: tuple[str, ...] | None = None  # the label of each class id, in order
     expected_missing_keys: tuple[str, ...] = ()  # glob patterns of weights that the checkpoint rightly lacks
+    unused_weights: tuple[str, ...] = ()  # glob patterns of weights that the model rightly does not use
 
 
 @dataclass(frozen=True)

@@ -72,3 +72,14 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def is_trusted(path: Path) -> bool:
+    """Return whether nobody else could have written a file or folder: its owner is this user, root or its folder's
+    owner, and neither it nor its folder is writable for others."""
+    try:
+        own, folder = path.stat(), path.parent.stat()
+    except OSError:
+        return False
+    is_private = not (own.st_mode | folder.st_mode) & 0o022
+    return os.name == "nt" or (is_private and own.st_uid in (os.geteuid(), 0, folder.st_uid))

@@ -128,7 +128,8 @@ _NOTHING = LoadOptions()
 class Identity:
     """What two loads must share to be one object: entry version, bytes, and options with nothing left open.
 
-    `snapshot` is "repo@commit" or a folder; in `options`, device, dtype and class are the ones in effect.
+    `snapshot` is "repo@commit", or a folder with the digest of its files; in `options`, device, dtype and class are the
+    ones in effect.
     """
 
     name: str
@@ -136,6 +137,7 @@ class Identity:
     origin: str  # where the entry comes from; "direct" when there is none
     snapshot: str
     options: LoadOptions
+    files: str = ""  # the files on disk that hold these bytes: a model that is mapped changes with its own
 
 
 def unknown_option(name: str, fields: Mapping[str, Any]) -> RequestError:

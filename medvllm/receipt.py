@@ -35,12 +35,17 @@ def digest_of(rows: Iterable[tuple[str, str, int]]) -> str:
 
 @dataclass(frozen=True)
 class Proof:
-    """What the bytes of a loaded model say: `files` and `converted` give size and SHA-256 by path."""
+    """What the bytes of a loaded model say: `files` and `converted` give size and SHA-256 by path.
 
-    commit: str | None  # None for a folder
+    They are those that were read. `changed` names what is no longer the same on disk: a model that is mapped from such
+    a file may have changed with it.
+    """
+
+    commit: str | None  # None for a folder, and for a commit that the Hub itself did not show to this machine
     files: dict[str, dict[str, Any]]
     converted: dict[str, dict[str, Any]]  # safetensors that were made of a pickle among `files`
-    locked: bool  # whether the lock file approves them
+    locked: bool  # whether the lock file approves them, and they are unchanged, at the time of the receipt
+    changed: list[str]
     architecture: str | None  # the config's own model_type
     size_bytes: int  # in memory
     tokenizer_sha256: str | None  # of the tokenizer as it works: vocabulary, casing, length; None without one
@@ -71,8 +76,8 @@ class Receipt:
     libraries: dict[str, str] = field(default_factory=lambda: dict(library_versions()))
 
     @classmethod
-    def of(cls, metadata: ModelMetadata, identity: Identity, proof: Proof) -> "Receipt":
-        """Return the receipt of a load."""
+    def of(cls, metadata: ModelMetadata, identity: Identity, commit: str | None, proof: Proof) -> "Receipt":
+        """Return the receipt of a load; `commit` is the one that the files are said to be of."""
         evidence = metadata.evidence
         facts = metadata.facts()
         declared = {
@@ -80,6 +85,8 @@ class Receipt:
             for fact, value in facts.items()
             if fact not in ("evidence", "acceptance")
         }
+        if commit is not None and proof.commit is None:
+            declared["commit"] = {"value": commit, "evidence": "the Hub's cache on this machine"}
         options = identity.options.to_dict()
         return cls(identity.name, identity.version, identity.origin, identity.snapshot, options, proof, declared)
 

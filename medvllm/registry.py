@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from medvllm.residency.cache import Weighed
-    from medvllm.sources import LockedModel, Snapshot
+    from medvllm.sources import Fingerprint, LockedModel, Snapshot
 
 __all__ = ["Lease", "ModelMetadata", "ModelRegistry", "ModelType", "ResidentModel", "registry"]
 
@@ -171,7 +171,7 @@ class ModelRegistry:
         if isinstance(facts.get("model_path"), str | os.PathLike):
             facts["model_path"] = source_path(facts["model_path"])
         if copy:
-            facts["model_path"] = str(_sources().take(facts.get("model_path")))
+            facts["model_path"] = str(_sources().take(facts.get("model_path"), facts.get("extra_files") or ()))
         metadata = self._catalog.add(name, model_type, facts, replace=replace, persist=persist, reason=reason)
         if replace and not persist:
             self._leave(name, "replaced")
@@ -310,8 +310,11 @@ class ModelRegistry:
         return self._tokenizer(target.metadata, target.snapshot, target.identity.options.model_class)
 
     def _receipt(self, target: "_Resolved", model: Any, size_bytes: int) -> Receipt:
-        proof = _loading().proof(target.snapshot, model, size_bytes, partial(self._tokenizer_of, target))
-        return Receipt.of(target.metadata, target.identity, proof)
+        snapshot = target.snapshot
+        if snapshot.locked and not target.seen.holds():
+            snapshot = dataclasses.replace(snapshot, locked=_sources().is_locked(target.metadata, snapshot))
+        proof = _loading().proof(snapshot, model, size_bytes, partial(self._tokenizer_of, target))
+        return Receipt.of(target.metadata, target.identity, snapshot.commit, proof)
 
     def load_tokenizer(
         self, name: "str | os.PathLike[str]", *, revision: str | None = None
@@ -499,19 +502,16 @@ class ModelRegistry:
     ) -> "tuple[_Resolved, Resident[Identity]]":
         """Return the resident model of a call, loading it when it is not in memory."""
         stated, stays_s = LoadOptions.stated(options), _seconds(keep_alive)
-        key = (name, stated, os.environ.get(settings.DEVICE.name), os.environ.get(settings.DTYPE.name))
+        key = (name, stated, *map(os.environ.get, _PART_OF_A_CALL))
         target, found = self._resolved.get(key, _UNKNOWN) if isinstance(name, str) else _UNKNOWN
         if target is not None and not self._holds(target):
             target = None
-        if target is not None and (known := found()) is not None:
-            if not target.snapshot.is_current():
-                # The folder has changed: what was loaded from it is outdated.
-                self._leave(target.metadata.name, "replaced")
-            elif stays_s is None and self._model_cache.hit(known, lease=lease):
+        if target is not None and target.is_lasting and target.seen.holds():
+            if stays_s is None and (known := found()) is not None and self._model_cache.hit(known, lease=lease):
                 return target, known
-            del known  # one that has left is not to keep its memory from the load
-        if target is None or target.seen != _sources().seen(target.snapshot):
-            target = self._resolve(name, stated)
+            known = None  # one that has left is not to keep its memory from the load
+        else:
+            target = self._resolved_anew(name, stated, target)
         # Inside a load this thread holds the gate: waiting for another load, which needs the gate, would be for ever.
         nested = self._is_nested()
         resident = self._model_cache.get(
@@ -524,20 +524,29 @@ class ModelRegistry:
         )
         if len(self._resolved) >= _REMEMBERED:
             self._resolved.clear()
-        # What a folder's name means depends on the working directory and on links: not remembered.
-        if isinstance(name, str) and not nested and parse(name).kind != "folder":
+        if isinstance(name, str) and not nested:
             self._resolved[key] = target, weakref.ref(resident)
         return target, resident
 
+    def _resolved_anew(
+        self, name: "str | os.PathLike[str]", stated: LoadOptions, before: "_Resolved | None"
+    ) -> "_Resolved":
+        """Return what a call means now. What was loaded from files that have changed since is outdated."""
+        target = self._resolve(name, stated)
+        if before is not None and before.snapshot.path == target.snapshot.path and before.identity != target.identity:
+            self._leave(before.metadata.name, "replaced")
+        return target
+
     def _load(self, target: "_Resolved") -> "Weighed":
         asleep = self._model_cache.take(_asleep(target.identity), "woken")
-        if asleep is not None and target.snapshot.is_current():
+        if asleep is not None and target.snapshot.taken.holds():
             return cast("Weighed", _loading().wake(asleep, target.metadata.name, str(target.identity.options.device)))
         del asleep
         with self._nested():
             loaded = cast(
                 "Weighed", _loading().load_model(target.metadata, target.identity, target.config, target.snapshot)
             )
+        target.snapshot.check_unchanged()
         _sources().keep_weight(_weight_key(target.identity), loaded.size_bytes, loaded.load_s)
         if settings.HISTORY_LOADS():
             self._note_load(target, loaded)
@@ -595,7 +604,8 @@ class ModelRegistry:
             logger.log(level, "%r is not registered: loaded directly, from %s", metadata.name, snapshot.identity)
         metadata = metadata.completed(snapshot.sentence_transformer)
         identity, config = _loading().identify(metadata, options, snapshot)
-        return _Resolved(metadata, snapshot, identity, config, generation, _sources().seen(snapshot))
+        seen, is_lasting = _sources().seen(snapshot), ref.kind != "folder"
+        return _Resolved(metadata, snapshot, identity, config, generation, seen, is_lasting)
 
     def _warn(self, metadata: ModelMetadata) -> None:
         """Say once of a deprecated entry that it is, and what takes its place."""
@@ -742,7 +752,9 @@ class ModelRegistry:
         _loading().check_allowed(metadata)
         with self._tokenizer_lock:
             if key not in self._tokenizers:
-                self._tokenizers[key] = _loading().load_tokenizer(metadata, snapshot, model_class)
+                tokenizer = _loading().load_tokenizer(metadata, snapshot, model_class)
+                snapshot.check_unchanged()
+                self._tokenizers[key] = tokenizer
             return self._tokenizers[key]
 
 
@@ -798,6 +810,9 @@ def _weight_key(identity: Identity) -> str:
 
 
 _REMEMBERED = 10_000  # resolved calls
+_PART_OF_A_CALL = tuple(
+    setting.name for setting in (settings.DEVICE, settings.DTYPE, settings.LOCK, settings.REQUIRE_LOCK)
+)
 _UNKNOWN: tuple[None, Callable[[], None]] = (None, lambda: None)
 
 
@@ -810,7 +825,8 @@ class _Resolved:
     identity: Identity
     config: "PreTrainedConfig"
     generation: tuple[int, Hashable]
-    seen: tuple[Any, ...]  # the stamps of the files and of the lock
+    seen: "Fingerprint"  # of the files, their folders, and the lock
+    is_lasting: bool  # what a folder's name means depends on the working directory and on links: not remembered
 
 
 # Imported on first use: listing and registering must not wait seconds for torch.

@@ -28,8 +28,9 @@ from safetensors.torch import load_file
 
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import IncompleteSnapshotError, SourceError, UnsafeWeightsError
-from medvllm.sources import Snapshot, converter
+from medvllm.sources import converter
 from medvllm.sources.conversion import as_safetensors
+from medvllm.sources.folder import resolve
 from tests.support import tiny
 
 BASE = torch.arange(100.0).reshape(10, 10)
@@ -74,6 +75,8 @@ UNFIT: dict[str, tuple[Any, str]] = {
     "complex128": ({"a": torch.zeros(2, dtype=torch.complex128)}, "safetensors has no dtype for torch.complex128"),
 }
 
+PICKLE = ["pytorch_model.bin"]
+
 
 def _folder(path: Path, state: Any, *, legacy: bool = False) -> Path:
     path.mkdir(parents=True, exist_ok=True)
@@ -84,7 +87,9 @@ def _folder(path: Path, state: Any, *, legacy: bool = False) -> Path:
 
 def _convert(folder: Path) -> Path:
     """Convert a folder as a load does, in a process of its own; return the folder with the result."""
-    return as_safetensors(Snapshot(folder, None, None, folder, {})).weights
+    made = as_safetensors(resolve(folder, None)).converted_at
+    assert made is not None
+    return made
 
 
 def _same(stored: dict[str, torch.Tensor], original: dict[str, torch.Tensor]) -> bool:
@@ -115,7 +120,7 @@ def test_every_tensor_keeps_its_bytes(tmp_path: Path, name: str, legacy: bool) -
         pytest.skip("torch itself cannot write or read these dtypes in its older format")
     state = (STATES | NEW_STATES)[name]
     (tmp_path / "out").mkdir()
-    converter.convert(_folder(tmp_path / "m", state, legacy=legacy), tmp_path / "out", "namespace")
+    converter.convert(_folder(tmp_path / "m", state, legacy=legacy), tmp_path / "out", PICKLE, "namespace")
     assert _same(load_file(tmp_path / "out" / "model.safetensors"), state)
 
 
@@ -125,7 +130,7 @@ def test_what_is_no_dict_of_tensors_is_refused_by_name(tmp_path: Path, name: str
     content, message = UNFIT[name]
     (tmp_path / "out").mkdir()
     with pytest.raises(SourceError, match=rf"pytorch_model.bin cannot be converted.*{message}.*\n.*model.state_dict"):
-        converter.convert(_folder(tmp_path / "m", content), tmp_path / "out", "namespace")
+        converter.convert(_folder(tmp_path / "m", content), tmp_path / "out", PICKLE, "namespace")
 
 
 def test_the_record_holds_both_digests_and_how_the_process_was_confined(tmp_path: Path) -> None:
@@ -134,13 +139,16 @@ def test_the_record_holds_both_digests_and_how_the_process_was_confined(tmp_path
     target = _convert(folder)
     record = json.loads((target / "conversion.json").read_text())
     assert record["network"] == ("namespace" if _namespaces_permitted() else "audit hook")
-    assert [file["converted"]["name"] for file in record["files"]] == [
-        *("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "config.json")
+    assert [file["name"] for file in record["originals"]] == [
+        *("pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin", "pytorch_model.bin.index.json")
     ]
-    for file in record["files"]:
-        for place, described in ((folder, file["original"]), (target, file["converted"])):
-            content = (place / described["name"]).read_bytes()
-            assert (len(content), hashlib.sha256(content).hexdigest()) == (described["size"], described["sha256"])
+    assert [file["name"] for file in record["converted"]] == [
+        *("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json")
+    ]
+    for place, group in ((folder, "originals"), (target, "converted")):
+        for file in record[group]:
+            content = (place / file["name"]).read_bytes()
+            assert (len(content), hashlib.sha256(content).hexdigest()) == (file["size"], file["sha256"])
     modes = {file.stat().st_mode & 0o777 for file in target.iterdir()}
     assert modes == {(target / "conversion.json").stat().st_mode & 0o777} and modes != {0o600}
 
@@ -523,7 +531,7 @@ def test_damage_and_bombs_that_can_be_seen_are_errors_of_ours(
     folder = make(tmp_path / "m")
     (tmp_path / "out").mkdir()
     with pytest.raises(kind, match=message) as caught:
-        converter.convert(folder, tmp_path / "out", "namespace")
+        converter.convert(folder, tmp_path / "out", PICKLE, "namespace")
     assert type(caught.value) is kind and str(folder / "pytorch_model.bin") in str(caught.value)
 
 
@@ -602,12 +610,12 @@ def test_any_change_of_bytes_gives_the_same_tensors_or_an_error_of_ours(tmp_path
 LOAD = """
 import sys
 from pathlib import Path
-from medvllm.sources import Snapshot
 from medvllm.sources.conversion import as_safetensors
+from medvllm.sources.folder import resolve
 import logging
 logging.basicConfig(level=logging.INFO)
 folder = Path(sys.argv[1])
-print(as_safetensors(Snapshot(folder, None, None, folder, {})).weights)
+print(as_safetensors(resolve(folder, None)).converted_at)
 """
 
 

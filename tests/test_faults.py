@@ -112,11 +112,14 @@ def test_a_file_damaged_in_the_cache_is_fetched_again(
     assert "model.safetensors of 'acme/bert'" in caplog.text and "fetching it again" in caplog.text
 
 
-def test_a_file_that_is_not_the_commits_is_taken_out(registry: ModelRegistry, acme: LoopbackHub) -> None:
+def test_a_file_that_is_not_the_commits_is_not_read(registry: ModelRegistry, acme: LoopbackHub) -> None:
     """A tokenizer file that somebody puts into the cache would change what the model reads."""
-    folder = registry.pull("acme/bert")
-    (folder / "added_tokens.json").write_text('{"aspirin": 5}')
-    assert registry.load_model("acme/bert") and not (folder / "added_tokens.json").exists()
+    before = registry.load_tokenizer("acme/bert")("blood pressure")["input_ids"]
+    (registry.pull("acme/bert") / "added_tokens.json").write_text('{"blood pressure": 6}')
+    other = ModelRegistry()
+    assert other.load_tokenizer("acme/bert")("blood pressure")["input_ids"] == before
+    with other.lease("acme/bert") as lease:
+        assert "added_tokens.json" not in lease.receipt.proof.files
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from medvllm.errors import SourceError
 from medvllm.loading.mapping import MappedFile, mapped
 from medvllm.sources import Snapshot
-from medvllm.sources.snapshot import weight_files
 
 _FROM_PRETRAINED = PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
 
@@ -19,7 +17,7 @@ _FROM_PRETRAINED = PreTrainedModel.from_pretrained.__func__  # type: ignore[attr
 class Checkpoint:
     """The weights of one load. Without `tensors`, for a `reason`, transformers reads the folder itself."""
 
-    folder: Path
+    snapshot: Snapshot
     files: tuple[MappedFile, ...] = ()
     tensors: dict[str, torch.Tensor] | None = None
     reason: str | None = None
@@ -27,38 +25,35 @@ class Checkpoint:
     @classmethod
     def opened(cls, model_class: type[Any], snapshot: Snapshot, config: PreTrainedConfig) -> "Checkpoint":
         """Map the weights of a snapshot."""
-        if reason := _needs_folder(model_class, snapshot, config):
-            return cls(snapshot.weights, reason=reason)
-        files = tuple(mapped(file) for file in weight_files(snapshot.weights))
-        if len(files) != len(snapshot.headers):
-            raise SourceError(f"{snapshot.weights} lost weights since they were checked.", path=str(snapshot.weights))
+        if reason := _needs_folder(model_class, config):
+            return cls(snapshot, reason=reason)
+        files = tuple(mapped(file) for file in snapshot.weights)
+        if any(file.stamp != snapshot.taken.of_path(file.path) for file in files):
+            snapshot.check_unchanged()
         tensors: dict[str, torch.Tensor] = {}
         for file, header in zip(files, snapshot.headers, strict=True):
             views = file.tensors(header)
             if views is None:
-                return cls(snapshot.weights, reason=f"torch has no dtype for a tensor of {file.path.name}")
+                return cls(snapshot, reason=f"torch has no dtype for a tensor of {file.path.name}")
             tensors |= views
-        return cls(snapshot.weights, files, tensors)
+        return cls(snapshot, files, tensors)
 
     def load(self, model_class: type[Any], arguments: dict[str, Any]) -> Any:
         """Return what `from_pretrained` of the class gives with its loading info."""
+        folder = self.snapshot.folder
         if self.tensors is None:
-            return model_class.from_pretrained(self.folder, output_loading_info=True, **arguments)
+            return model_class.from_pretrained(folder, output_loading_info=True, **arguments)
         outcome = model_class.from_pretrained(None, state_dict=self.tensors, output_loading_info=True, **arguments)
-        _add_generation_config(outcome[0], self.folder)
+        _add_generation_config(outcome[0], folder)
         return outcome
 
 
-def _needs_folder(model_class: type[Any], snapshot: Snapshot, config: PreTrainedConfig) -> str | None:
+def _needs_folder(model_class: type[Any], config: PreTrainedConfig) -> str | None:
     """Return why a class must be given the folder: from tensors alone, transformers would make another model."""
     if getattr(model_class.from_pretrained, "__func__", None) is not _FROM_PRETRAINED:
         return f"{model_class.__name__} has a from_pretrained of its own"
     if getattr(config, "quantization_config", None) is not None:
         return "it is quantised"
-    if type(config).extra_files or getattr(config, "transformers_weights", None):
-        return "its config names other files"
-    if (snapshot.weights / "adapter_config.json").exists():
-        return "an adapter lies beside it"
     return None
 
 

@@ -93,7 +93,7 @@ def own_class(metadata: ModelMetadata, snapshot: Snapshot, auto: str) -> type[An
             model=metadata.name,
         )
     match = _REFERENCE.fullmatch(str(reference))
-    if match is None or f"{match[1]}.py" not in snapshot.files:
+    if match is None or f"{snapshot.root}{match[1]}.py" not in snapshot.files:
         raise LoadError(
             f"The code of model {metadata.name!r} lacks {auto}: there is no {str(reference)[:200]!r} at the top of "
             f"{snapshot.identity}.",
@@ -120,8 +120,8 @@ def auto_map(snapshot: Snapshot, auto: str = "AutoModel") -> dict[str, Any]:
     """Return what the checkpoint names for the Auto classes; the tokenizer's stands in a file of its own."""
     content = snapshot.config
     if auto == "AutoTokenizer":
-        file = snapshot.path / "tokenizer_config.json"
-        content = read_json(file) if file.is_file() else {}
+        name = f"{snapshot.root}tokenizer_config.json"
+        content = read_json(snapshot.file(name)) if name in snapshot.files else {}
     named = content.get("auto_map")
     if auto == "AutoTokenizer" and isinstance(named, list):  # as older repositories have it
         named = {auto: named}
@@ -138,15 +138,15 @@ class _Modules(MetaPathFinder, Loader):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         package, _, module = fullname.rpartition(".")
-        file = f"{module}.py"
+        file = f"{self._snapshot.root}{module}.py"
         if package != self._package or file not in self._snapshot.files:
             return None
-        return spec_from_file_location(fullname, self._snapshot.path / file, loader=self)
+        return spec_from_file_location(fullname, self._snapshot.file(file), loader=self)
 
     def exec_module(self, module: ModuleType) -> None:
         file = Path(str(module.__file__))
         content = file.read_bytes()
-        if hashlib.sha256(content).hexdigest() != self._snapshot.files[file.name].sha256:
+        if hashlib.sha256(content).hexdigest() != self._snapshot.files[self._snapshot.root + file.name].sha256:
             raise DigestMismatchError(
                 f"{file} has changed since it was verified: it is not run.", path=str(file), files=(file.name,)
             )

@@ -169,7 +169,7 @@ def _from_snapshot(metadata: ModelMetadata, snapshot: Snapshot, cls: type[Any] |
 
 
 def _read(cls: type[Any], snapshot: Snapshot) -> PreTrainedConfig:
-    return _checked(cls.from_pretrained(snapshot.path, local_files_only=True, trust_remote_code=False))
+    return _checked(cls.from_pretrained(snapshot.folder, local_files_only=True, trust_remote_code=False))
 
 
 def _from_dict(metadata: ModelMetadata, content: dict[str, Any], cls: type[Any] | None) -> PreTrainedConfig:

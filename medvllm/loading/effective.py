@@ -70,6 +70,7 @@ def identify(metadata: ModelMetadata, options: LoadOptions, snapshot: Snapshot) 
             config=given,
             overrides=overrides,
         ),
+        snapshot.weight_files,
     )
     return identity, base
 

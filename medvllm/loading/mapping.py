@@ -17,8 +17,7 @@ from typing import Any
 import torch
 
 from medvllm.errors import SourceError
-from medvllm.sources.digest import stamp
-from medvllm.sources.ledger import Stamp
+from medvllm.sources.fingerprint import Stamp, stamp
 
 _DTYPES = {
     "F64": torch.float64,

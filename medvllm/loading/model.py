@@ -86,7 +86,7 @@ def load_model(metadata: ModelMetadata, identity: Identity, config: PreTrainedCo
         ) from error
     except SafetensorError as error:
         raise SourceError(
-            f"The weights of model {metadata.name!r} are damaged: {error}.", path=str(snapshot.weights)
+            f"The weights of model {metadata.name!r} are damaged: {error}.", path=str(snapshot.path)
         ) from error
     except Exception as error:
         if "trust_remote_code" in str(error) and not metadata.source.trust_remote_code:

@@ -1,8 +1,6 @@
 """Weights that a load converts: kept as a file, checked against what transformers makes, and mapped from then on."""
 
-import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +44,9 @@ def make(
         state = _distinct({name: t for name, t in model.state_dict().items() if name not in missing})
 
         def fill(folder: Path) -> str | None:
-            for name in ("config.json", "generation_config.json"):
-                if (file := place.snapshot.weights / name).is_file():
-                    shutil.copyfile(file, folder / name)
             save_file(state, folder / "model.safetensors", {"format": "pt"})
             try:
-                difference = _difference(model, load(replace(place.snapshot, weights=folder)), missing)
+                difference = _difference(model, load(place.snapshot.prepared(folder)), missing)
             except (OSError, MemoryError, torch.OutOfMemoryError) as error:  # of this moment, not of the model
                 raise OSError(f"its copy could not be checked: {error}") from error
             except Exception as error:
@@ -61,7 +56,7 @@ def make(
         place.keep(sum(tensor.nbytes for tensor in state.values()), fill)
     if reason := place.unfit():
         raise OSError(reason)
-    return replace(place.snapshot, weights=place.folder)
+    return place.snapshot.prepared(place.folder)
 
 
 def _distinct(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,17 +19,24 @@ _digests: WeakKeyDictionary[PreTrainedTokenizerBase, str] = WeakKeyDictionary() 
 
 def proof(snapshot: Snapshot, model: Any, size_bytes: int, tokenizer: Callable[[], PreTrainedTokenizerBase]) -> Proof:
     """Return the proof of a loaded model; `tokenizer` loads its tokenizer, which it may lack."""
+    changed = [_name(snapshot, file) for file in snapshot.taken.changed()]
     architecture, labels = snapshot.config.get("model_type"), label_map(getattr(model, "config", None))
     return Proof(
-        commit=snapshot.commit,
+        commit=snapshot.commit if snapshot.is_listed else None,
         files={name: vars(digest) for name, digest in snapshot.files.items()},
         converted={name: vars(digest) for name, digest in snapshot.converted.items()},
-        locked=snapshot.locked,
+        locked=snapshot.locked and not changed,
+        changed=changed,
         architecture=architecture if isinstance(architecture, str) else None,
         size_bytes=size_bytes,
         tokenizer_sha256=_tokenizer_digest(tokenizer),
         labels_sha256=_sha256(sorted(labels.items())) if labels else None,
     )
+
+
+def _name(snapshot: Snapshot, file: Path) -> str:
+    """Return a file's path in its snapshot; that of a copy of the weights is shown whole."""
+    return file.relative_to(snapshot.path).as_posix() if file.is_relative_to(snapshot.path) else str(file)
 
 
 def _tokenizer_digest(load: Callable[[], PreTrainedTokenizerBase]) -> str | None:

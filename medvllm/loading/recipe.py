@@ -18,7 +18,7 @@ import torch
 from medvllm.errors import SourceError
 from medvllm.loading.mapping import MappedFile, mapped, view
 from medvllm.loading.memory import size_bytes
-from medvllm.sources.ledger import Stamp
+from medvllm.sources.fingerprint import Stamp
 
 _PRIVATE_BYTES = 16 << 20  # of buffers and the like that no file holds: position ids, rotary frequencies, masks
 _HOOKS = (

@@ -14,7 +14,7 @@ Origin = tuple[Any, ...]
 
 def origin(metadata: ModelMetadata, snapshot: Snapshot) -> Origin:
     """Return what a model is made of beside its identity: the facts of its entry, and its files by digest."""
-    return metadata, snapshot.path, snapshot.weights, snapshot.files, snapshot.converted
+    return metadata, snapshot.path, snapshot.files, snapshot.converted
 
 
 class Recipes:

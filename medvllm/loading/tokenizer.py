@@ -64,8 +64,8 @@ def _read(metadata: ModelMetadata, snapshot: Snapshot, config: Any, stated: dict
     own = code.own_class(metadata, snapshot, "AutoTokenizer")
     options = stated if own else stated | {"config": config}
     try:
-        return (own or AutoTokenizer).from_pretrained(
-            snapshot.path, local_files_only=True, trust_remote_code=False, **options
+        found = (own or AutoTokenizer).from_pretrained(
+            snapshot.folder, local_files_only=True, trust_remote_code=False, **options
         )
     except ImportError as error:
         raise LoadError(f"The tokenizer of model {metadata.name!r} needs a library that is missing: {error}") from error
@@ -77,6 +77,8 @@ def _read(metadata: ModelMetadata, snapshot: Snapshot, config: Any, stated: dict
             model=metadata.name,
             path=str(snapshot.path),
         ) from error
+    found.name_or_path = str(snapshot.path)
+    return found
 
 
 def guarded(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -142,8 +144,8 @@ def _lowercases(tokenizer: Any) -> bool:
 
 def _states_casing(snapshot: Snapshot) -> bool:
     """Return whether the files themselves say whether to lowercase; a tokenizer.json alone is read past its word."""
-    file = snapshot.path / "tokenizer_config.json"
-    return file.is_file() and "do_lower_case" in read_json(file)
+    name = f"{snapshot.root}tokenizer_config.json"
+    return name in snapshot.files and "do_lower_case" in read_json(snapshot.file(name))
 
 
 def _check_casing(metadata: ModelMetadata, words: Collection[str], tokenizer: Any) -> None:

@@ -1,6 +1,8 @@
 """Entry -> verified local snapshot: a folder of one commit with everything a load needs, each byte accounted for."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from medvllm import settings
@@ -8,18 +10,21 @@ from medvllm.errors import RequestError, SourceError, UnsafeWeightsError
 from medvllm.metadata import ModelMetadata
 from medvllm.names import parse
 from medvllm.sources import bundle, conversion, folder, hub
-from medvllm.sources.digest import Digest, differences, digests, stamp
-from medvllm.sources.ledger import Stamp, ledger
+from medvllm.sources.digest import Digest, differences, digests
+from medvllm.sources.fingerprint import Fingerprint
+from medvllm.sources.ledger import ledger
 from medvllm.sources.lock import FOLDER, Lock, LockedModel
 from medvllm.sources.snapshot import Snapshot, check_complete
 
 __all__ = [
     "Digest",
+    "Fingerprint",
     "Lock",
     "LockedModel",
     "Snapshot",
     "branch",
     "bundle",
+    "is_locked",
     "keep_weight",
     "refresh",
     "resolve",
@@ -41,17 +46,23 @@ def resolve(metadata: ModelMetadata, revision: str | None = None, *, locked: Loc
     """
     location = parse(metadata.location)
     code = _is_code_pinned(metadata, revision)
+    extra = metadata.source.extra_files
     if location.kind == "folder":
         if locked is not None:
             locked.check_source(metadata.reference, FOLDER, None)
-        found = folder.resolve(Path(location.name), revision)
+            path = Path(location.name)  # first what was approved: a file that has changed since decides nothing
+            there = [name for name in locked.files if (path / name).is_file()]
+            if there:
+                locked.check(metadata.reference, digests(path, there))
+        found = folder.resolve(Path(location.name), revision, extra=extra)
     else:
         commit = _commit(metadata, location.name, revision, location.suffix or metadata.source.revision, locked)
-        found = hub.resolve(location.name, commit, code=code)
+        found = hub.resolve(location.name, commit, code=code, extra=extra)
     if locked is not None:
         locked.check(metadata.reference, found.files)
         found = replace(found, locked=True)
     check_complete(found)
+    _check_adapter(metadata, found)
     snapshot = conversion.as_safetensors(found)
     if locked is not None:
         locked.check(metadata.reference, snapshot.converted, converted=True)
@@ -59,18 +70,22 @@ def resolve(metadata: ModelMetadata, revision: str | None = None, *, locked: Loc
     return snapshot
 
 
-def seen(snapshot: Snapshot) -> tuple[object, ...]:
-    """Return what must be as it was for a snapshot to stand without being checked again: its files, and the lock."""
-    files = [snapshot.path, snapshot.weights, *(snapshot.path / name for name in snapshot.files), settings.LOCK()]
-    files += [snapshot.weights / name for name in snapshot.converted]
-    return settings.REQUIRE_LOCK(), *((file, _stamp(file)) for file in files)
+def seen(snapshot: Snapshot) -> Fingerprint:
+    """Return what must be as it was for a snapshot to stand without being looked at again.
+
+    Its files; its folders, to which a file may be added; and the lock.
+    """
+    folders = {snapshot.path, *(snapshot.file(name).parent for name in snapshot.files)}
+    return snapshot.taken + Fingerprint.of([*sorted(folders), settings.LOCK()])
 
 
-def _stamp(file: Path) -> Stamp | None:
+def is_locked(metadata: ModelMetadata, snapshot: Snapshot) -> bool:
+    """Return whether the lock that is in force now approves of a snapshot's files as they were read."""
     try:
-        return stamp(file)
+        locked = Lock.current().find(metadata)
     except SourceError:
-        return None
+        return False
+    return locked is not None and (locked.files, locked.converted) == (snapshot.files, snapshot.converted)
 
 
 def weight(what: str) -> tuple[int, float] | None:
@@ -83,19 +98,19 @@ def keep_weight(what: str, size_bytes: int, load_s: float) -> None:
     ledger().keep_weight(what, size_bytes, load_s)
 
 
-def take(location: str | None) -> Path:
+def take(location: str | None, extra: Sequence[str] = ()) -> Path:
     """Copy a folder of the user's own into MEDVLLM_HOME, where nobody writes to it, and return the copy."""
     if location is None or parse(location).kind != "folder":
         raise RequestError(
             "'copy' takes a folder of yours: register(…, model_path='./folder', copy=True)", option="copy"
         )
-    found = folder.resolve(Path(parse(location).name), None)
+    found = folder.resolve(Path(parse(location).name), None, extra=extra)
     check_complete(found)
     try:
-        return folder.keep({name: found.path / name for name in found.files}, found.files, link=False)
+        return folder.keep({name: found.file(name) for name in found.files}, found.files, link=False)
+    except SourceError:
+        raise
     except OSError as error:
-        if isinstance(error, SourceError):
-            raise
         raise SourceError(f"{found.path} cannot be copied: {error}.", path=str(found.path)) from error
 
 
@@ -124,18 +139,35 @@ def verify(metadata: ModelMetadata, locked: LockedModel) -> dict[str, str]:
     source = FOLDER if location.kind == "folder" else location.name
     if source != locked.source:
         return {"source": f"is {source}, not {locked.source}"}
-    if locked.commit is None:
-        path = Path(location.name)
-        found = folder.resolve(path, None, fresh=True).files if path.is_dir() else {}
-    else:
-        path, found = hub.local(locked.source, locked.commit, code=bool(metadata.source.trust_remote_code))
-    flaws = differences(locked.files, found)
-    if locked.converted and not flaws:
-        made = conversion.made(Snapshot(path, None if locked.commit is None else source, locked.commit, path, found))
-        # What is not there is made again of the original at the next load, and then compared.
-        there = [name for name in locked.converted if (made / name).is_file()]
-        flaws = differences({name: locked.converted[name] for name in there}, digests(made, there, fresh=True))
-    return flaws
+    extra = metadata.source.extra_files
+    try:
+        if locked.commit is None:
+            found = folder.resolve(Path(location.name), None, extra=extra, fresh=True)
+        else:
+            code = bool(metadata.source.trust_remote_code)
+            found = hub.local(locked.source, locked.commit, code=code, extra=extra)
+    except SourceError as error:
+        # Which files are the model's cannot be told any more: those that were locked can.
+        path = Path(location.name) if locked.commit is None else hub.folder_of(locked.source, locked.commit)
+        there = [name for name in locked.files if (path / name).is_file()]
+        return differences(locked.files, digests(path, there, fresh=True)) or {"files": f"cannot be used: {error}"}
+    wrong = differences(locked.files, found.files)
+    if locked.converted and not wrong:
+        wrong = conversion.flaws(found, locked.converted)
+    return wrong
+
+
+def _check_adapter(metadata: ModelMetadata, snapshot: Snapshot) -> None:
+    """Refuse an adapter beside a whole model: whether it belongs to the weights or is in them already, no file says."""
+    adapter = snapshot.layout.adapter
+    if adapter and not any(fnmatchcase(adapter, pattern) for pattern in metadata.behaviour.unused_weights):
+        raise SourceError(
+            f"Model {metadata.name!r} has whole weights and an adapter beside them, {adapter}. "
+            "With the package peft transformers would apply it, and without it not.\n"
+            "Merge it into the weights and remove it from the folder; or, if it is not to be used: "
+            f"register(…, unused_weights=[{adapter!r}])",
+            path=str(snapshot.path),
+        )
 
 
 def _is_code_pinned(metadata: ModelMetadata, asked: str | None) -> bool:

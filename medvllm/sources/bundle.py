@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +26,9 @@ from medvllm.metadata import ModelMetadata
 from medvllm.names import parse
 from medvllm.sources import folder, hub
 from medvllm.sources.digest import Digest, digests
+from medvllm.sources.layout import decide
 from medvllm.sources.lock import FOLDER, Lock, LockedModel, parsed
-from medvllm.sources.snapshot import Snapshot, needed
+from medvllm.sources.snapshot import Snapshot, read_json
 
 __all__ = ["Bundle", "land", "opened", "read", "write"]
 
@@ -68,6 +69,18 @@ class Bundle:
                 raise SourceError(
                     f"The bundle's {name!r} leads to {location.text!r}, and its files are those of {model.source}."
                 )
+            self._check_files(name, model, () if entry is None else entry.source.extra_files)
+
+    def _check_files(self, name: str, model: LockedModel, extra: Sequence[str]) -> None:
+        """Raise SourceError unless the files of a model are what its loaders read, no more and no less."""
+
+        def read(path: str, kind: type) -> Any:
+            return read_json(self.blobs / model.files[path].sha256, kind)
+
+        layouts = (decide(Path(name), model.files, read, code=code, extra=extra) for code in (False, True))
+        # Modules are but bytes until an entry trusts them.
+        if sorted(model.files) not in (sorted(layout.files) for layout in layouts):
+            raise SourceError(f"The bundle has files of {name[:80]!r} that no load reads.")
 
 
 def write(
@@ -89,7 +102,7 @@ def write(
     for snapshot, locked in models.values():
         for path_in, digest in locked.files.items():
             member = f"blobs/{digest.sha256}"
-            sources[member], members[member] = snapshot.path / path_in, digest
+            sources[member], members[member] = snapshot.file(path_in), digest
     lock = Lock(file, {name: locked for name, (_, locked) in models.items()}).to_toml()
     texts = dict(zip(_TEXTS, (entries.encode(), lock.encode()), strict=True))
     listed = {name: _digest(text) for name, text in texts.items()} | dict(sorted(members.items()))
@@ -216,8 +229,6 @@ def _unpacked(file: Path, tar: tarfile.TarFile, into: Path) -> Bundle:
     if held.keys() != used:
         raise ValueError("its files are not those of its lock")
     for name, model in locked.items():
-        if needed(model.files, code=True) != sorted(model.files):  # modules are but bytes until an entry trusts them
-            raise ValueError(f"it locks files of {name[:80]!r} that no load reads")
         if any(held.get(digest.sha256) != digest.size for digest in model.files.values()):
             raise ValueError(f"it lacks files of {name[:80]!r}")
         if model.commit and listings.get(name) not in held:

@@ -7,15 +7,17 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from medvllm import settings
 from medvllm.errors import IncompleteSnapshotError, SourceError, UnsafeWeightsError
+from medvllm.files import is_trusted
 from medvllm.sources import making
 from medvllm.sources.confinement import cpu_seconds
-from medvllm.sources.digest import Digest, differences, digests
-from medvllm.sources.snapshot import Snapshot, needed, present, weight_files
+from medvllm.sources.digest import Digest, differences, digests, hashed
+from medvllm.sources.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -24,41 +26,63 @@ _REPORTED = {kind.__name__: kind for kind in (SourceError, IncompleteSnapshotErr
 
 
 def as_safetensors(snapshot: Snapshot) -> Snapshot:
-    """Return the snapshot with safetensors weights, converting them when the checkpoint has a pickle alone."""
-    if weight_files(snapshot.path):
+    """Return the snapshot with safetensors in place of its pickles, each converted once."""
+    if not snapshot.layout.pickles:
         return snapshot
     target = made(snapshot)
-    if not _is_whole(target):
-        _convert(snapshot, target)
-    files = [name for name in needed(present(target)) if name != RECORD]
-    return replace(snapshot, weights=target, converted=digests(target, files))
+    originals = _originals(snapshot)
+    # Without a lock only the record tells what was converted: nobody else is to have written it.
+    if not (_is_whole(target, originals) and (snapshot.locked or is_trusted(target / RECORD))):
+        _convert(snapshot, target, originals)
+    converted, taken = hashed(target, _recorded(target))
+    return replace(snapshot, converted=converted, converted_at=target, taken=snapshot.taken + taken)
 
 
 def made(snapshot: Snapshot) -> Path:
-    """Return the folder for the converted weights of a snapshot."""
-    return settings.HOME() / "converted" / _key(snapshot)
+    """Return the folder for the converted weights of a snapshot: named after the digests of its pickles."""
+    rows = sorted((name, digest.sha256) for name, digest in _originals(snapshot).items())
+    return settings.HOME() / "converted" / hashlib.sha256(repr(rows).encode()).hexdigest()[:40]
 
 
-def _key(snapshot: Snapshot) -> str:
-    """Name the converted copy by commit or, for a folder of the user's own, by the files as they stand."""
-    if snapshot.repo:
-        return f"{snapshot.repo.replace('/', '--')}--{snapshot.commit}"
-    return f"folder--{hashlib.sha256(snapshot.identity.encode()).hexdigest()[:40]}"
+def flaws(snapshot: Snapshot, expected: Mapping[str, Digest]) -> dict[str, str]:
+    """Return for each converted file that is there and not as expected what is wrong with it; all are hashed again.
+
+    What is not there is made again of the original at the next load, and then compared.
+    """
+    target = made(snapshot)
+    there = [name for name in expected if (target / name).is_file()]
+    return differences({name: expected[name] for name in there}, digests(target, there, fresh=True))
 
 
-def _is_whole(target: Path) -> bool:
-    """Return whether a converted copy is there with every byte that was recorded when it was made."""
+def _originals(snapshot: Snapshot) -> dict[str, Digest]:
+    return {name: snapshot.files[name] for name in snapshot.layout.pickles}
+
+
+def _recorded(target: Path) -> list[str]:
+    return [file["name"] for file in json.loads((target / RECORD).read_text())["converted"]]
+
+
+def _is_whole(target: Path, originals: Mapping[str, Digest]) -> bool:
+    """Return whether a converted copy is there with every byte that was recorded when it was made of these pickles."""
     try:
-        made = [file["converted"] for file in json.loads((target / RECORD).read_text())["files"]]
-        recorded = {file["name"]: Digest(file["size"], file["sha256"]) for file in made}
-        return not differences(recorded, digests(target, list(recorded)))
+        record = json.loads((target / RECORD).read_text())
+        of, made = (
+            {file["name"]: Digest(file["size"], file["sha256"]) for file in record[group]}
+            for group in ("originals", "converted")
+        )
+        return of == originals and not differences(made, digests(target, made))
     except (OSError, ValueError, KeyError, TypeError):  # also what `digests` says of a file that is missing
         return False
 
 
-def _convert(snapshot: Snapshot, target: Path) -> None:
+def _convert(snapshot: Snapshot, target: Path, originals: Mapping[str, Digest]) -> None:
     try:
-        making.make(target, RECORD, is_whole=_is_whole, fill=lambda work: _run_converter(snapshot, work))
+        making.make(
+            target,
+            RECORD,
+            is_whole=lambda folder: _is_whole(folder, originals) and is_trusted(folder / RECORD),
+            fill=lambda work: _run_converter(snapshot, work),
+        )
     except SourceError:
         raise
     except OSError as error:
@@ -66,13 +90,13 @@ def _convert(snapshot: Snapshot, target: Path) -> None:
 
 
 def _run_converter(snapshot: Snapshot, work: Path) -> None:
-    pickles = weight_files(snapshot.path, pickled=True)
-    total = sum(file.stat().st_size for file in pickles)
-    logger.info("converting %s to safetensors, once", ", ".join(file.name for file in pickles))
+    pickles = snapshot.layout.pickles
+    total = sum(snapshot.files[name].size for name in pickles)
+    logger.info("converting %s to safetensors, once", ", ".join(pickles))
     own = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
     try:
         run = subprocess.run(
-            [sys.executable, "-P", "-m", "medvllm.sources.converter", str(snapshot.path), str(work)],
+            [sys.executable, "-P", "-m", "medvllm.sources.converter", str(snapshot.path), str(work), *pickles],
             # No token, no proxy, not the user's home; one thread, whose memory is bounded.
             env=own
             | {"HOME": str(work), "TMPDIR": str(work), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -87,7 +111,7 @@ def _run_converter(snapshot: Snapshot, work: Path) -> None:
     except subprocess.TimeoutExpired as error:
         raise _failed(snapshot, f"it took more than {error.timeout:.0f} seconds") from error
     if run.returncode == 0:
-        if not snapshot.is_current():
+        if not snapshot.taken.holds():
             raise _failed(snapshot, "its files changed meanwhile")
         return
     if run.returncode < 0:

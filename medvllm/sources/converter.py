@@ -1,4 +1,4 @@
-"""The process that turns pickled weights into safetensors: ``python -m medvllm.sources.converter SOURCE TARGET``.
+"""The process that turns pickles into safetensors: ``python -m medvllm.sources.converter SOURCE TARGET NAME...``.
 
 It confines itself and writes into TARGET alone. Its error, if any, is the last line of standard error:
 ``["Class", "message"]``.
@@ -9,58 +9,66 @@ import json
 import pickle
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from medvllm.errors import IncompleteSnapshotError, MedVLLMError, SourceError, UnsafeWeightsError
 from medvllm.sources.confinement import converted_bytes, isolate, seal
 from medvllm.sources.conversion import RECORD
-from medvllm.sources.snapshot import weight_files
 
 if TYPE_CHECKING:
     import torch
 
-_BESIDE = ("config.json", "generation_config.json")  # what transformers reads beside a generator's weights
 
-
-def main(source: Path, target: Path) -> None:
+def main(source: Path, target: Path, names: Sequence[str]) -> None:
     """Confine this process, then convert."""
     network = isolate()
     import safetensors.torch  # noqa: F401  # with torch and numpy: nothing is imported once the process is sealed
     import torch
 
     torch.set_num_threads(1)
-    seal(target, max(file.stat().st_size for file in weight_files(source, pickled=True)))
-    convert(source, target, network)
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+    seal(target, max((source / name).stat().st_size for name in names))
+    convert(source, target, names, network)
 
 
-def convert(source: Path, target: Path, network: str) -> None:
-    """Write every pickled weight file of `source` as safetensors into `target`, compared tensor by tensor.
+def convert(source: Path, target: Path, names: Sequence[str], network: str) -> None:
+    """Write pickled weights, given by their paths in `source`, as safetensors into `target`, each tensor compared.
 
-    SourceError: it cannot be read or written. IncompleteSnapshotError: it is damaged. UnsafeWeightsError: it holds more
-    than tensors, or asks for more memory than its size accounts for.
+    Those of one folder are the shards of one checkpoint, and an index among the names is theirs.
+
+    Raises:
+        SourceError: One cannot be read or written.
+        IncompleteSnapshotError: One is damaged.
+        UnsafeWeightsError: One holds more than tensors, or asks for more memory than its size accounts for.
     """
-    pickles = weight_files(source, pickled=True)
-    record: dict[str, Any] = {"network": network, "files": []}
-    names: dict[str, str] = {}
-    for number, file in enumerate(pickles, 1):
-        shard = f"-{number:05}-of-{len(pickles):05}" if len(pickles) > 1 else ""
-        written = target / f"model{shard}.safetensors"
-        try:
-            names |= dict.fromkeys(_convert_file(file, written), written.name)
-            record["files"].append({"original": _digest(file), "converted": _digest(written)})
-        except MedVLLMError:
-            raise
-        except Exception as error:
-            raise _translated(file, error) from error
-    if len(pickles) > 1:
-        index = {"metadata": {}, "weight_map": names}
-        (target / "model.safetensors.index.json").write_text(json.dumps(index, sort_keys=True))
-    for file in (source / name for name in _BESIDE):
-        if file.is_file():
-            (target / file.name).write_bytes(file.read_bytes())
-            record["files"].append({"original": _digest(file), "converted": _digest(target / file.name)})
+    pickles = [name for name in names if not name.endswith(".json")]
+    converted: list[Path] = []
+    for folder in dict.fromkeys((source / name).parent for name in pickles):
+        group = sorted(source / name for name in pickles if (source / name).parent == folder)
+        shards: dict[str, str] = {}
+        for number, file in enumerate(group, 1):
+            shard = f"-{number:05}-of-{len(group):05}" if len(group) > 1 else ""
+            written = target / folder.relative_to(source) / f"model{shard}.safetensors"
+            try:
+                shards |= dict.fromkeys(_convert_file(file, written), written.name)
+            except MedVLLMError:
+                raise
+            except Exception as error:
+                raise _translated(file, error) from error
+            converted.append(written)
+        if len(group) > 1:
+            index = target / folder.relative_to(source) / "model.safetensors.index.json"
+            index.write_text(json.dumps({"metadata": {}, "weight_map": shards}, sort_keys=True))
+            converted.append(index)
+    record = {
+        "network": network,
+        "originals": [_digest(source, source / name) for name in names],
+        "converted": [_digest(target, file) for file in converted],
+    }
     (target / RECORD).write_text(json.dumps(record, indent=1))
 
 
@@ -87,9 +95,12 @@ def _state_dict(file: Path) -> dict[str, "torch.Tensor"]:
 
     is_archive = _check_archive(file)
     state = torch.load(file, map_location="cpu", weights_only=True, mmap=is_archive)
-    if not isinstance(state, Mapping) or not state:
-        what = "an empty dict" if isinstance(state, Mapping) else f"a {type(state).__name__}"
-        raise _unfit(file, f"it holds {what}")
+    if not isinstance(state, Mapping):
+        raise _unfit(file, f"it holds a {type(state).__name__}")
+    # A step count, or a bias that is not there, is no weight.
+    state = {name: value for name, value in state.items() if not isinstance(value, (NoneType, bool, int, float, str))}
+    if not state:
+        raise _unfit(file, "it holds an empty dict")
     for name, tensor in state.items():
         if not isinstance(name, str):
             raise _unfit(file, f"one of its names is a {type(name).__name__}")
@@ -148,10 +159,10 @@ def _same(stored: "torch.Tensor", original: "torch.Tensor") -> bool:
     return torch.equal(*(tensor.view(torch.uint8) for tensor in flat))
 
 
-def _digest(file: Path) -> dict[str, Any]:
+def _digest(folder: Path, file: Path) -> dict[str, Any]:
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"name": file.name, "size": file.stat().st_size, "sha256": digest}
+    return {"name": file.relative_to(folder).as_posix(), "size": file.stat().st_size, "sha256": digest}
 
 
 def _translated(file: Path, error: Exception) -> MedVLLMError:
@@ -189,6 +200,6 @@ def _unfit(file: Path, found: str) -> SourceError:
 
 if __name__ == "__main__":
     try:
-        main(Path(sys.argv[1]), Path(sys.argv[2]))
+        main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
     except MedVLLMError as error:
         sys.exit(json.dumps([type(error).__name__, str(error)]))

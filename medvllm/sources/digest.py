@@ -1,15 +1,15 @@
 """Size and SHA-256 of files: hashed once, remembered for as long as the file does not change."""
 
 import hashlib
-import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from medvllm import progress
-from medvllm.errors import IncompleteSnapshotError, SourceError
-from medvllm.sources.ledger import Stamp, ledger
+from medvllm.errors import SourceError
+from medvllm.sources.fingerprint import Fingerprint, Stamp, stamp
+from medvllm.sources.ledger import ledger
 
 _CHUNK = 1 << 20
 _SETTLED_NS = (
@@ -25,19 +25,27 @@ class Digest:
     sha256: str
 
 
-def digests(folder: Path, names: list[str], *, fresh: bool = False) -> dict[str, Digest]:
+def digests(folder: Path, names: Iterable[str], *, fresh: bool = False) -> dict[str, Digest]:
     """Return the digest of each of a folder's files, by name; `fresh` hashes all of them again.
 
-    IncompleteSnapshotError: a file is not there.
+    Raises:
+        IncompleteSnapshotError: A file is not there.
     """
+    return hashed(folder, names, fresh=fresh)[0]
+
+
+def hashed(folder: Path, names: Iterable[str], *, fresh: bool = False) -> tuple[dict[str, Digest], Fingerprint]:
+    """Return the digest of each of a folder's files, by name, and the files' fingerprint when they were hashed."""
     stamps = {name: stamp(folder / name) for name in sorted(names)}
     known = {name: None if fresh else ledger().digest(seen) for name, seen in stamps.items()}
     total = sum(stamps[name][2] for name, sha256 in known.items() if sha256 is None)
+    found: dict[str, Digest] = {}
     with progress.of_bytes("Checking digests", total) as advance:
-        return {
-            name: Digest(stamps[name][2], sha256) if sha256 else _hashed(folder / name, advance)
-            for name, sha256 in known.items()
-        }
+        for name, sha256 in known.items():
+            if sha256 is None:
+                stamps[name], sha256 = _hash(folder / name, advance)
+            found[name] = Digest(stamps[name][2], sha256)
+    return found, Fingerprint.at(folder, stamps)
 
 
 def git_oid(file: Path) -> str:
@@ -64,27 +72,20 @@ def described(flaws: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {flaw}" for name, flaw in list(flaws.items())[:3]) + more
 
 
-def _hashed(file: Path, advance: Callable[[int], None]) -> Digest:
+def _hash(file: Path, advance: Callable[[int], None]) -> tuple[Stamp, str]:
+    """Return a file's stamp and SHA-256; SourceError when somebody writes to it meanwhile."""
     sha256 = hashlib.sha256()
     before = stamp(file)
-    with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            sha256.update(chunk)
-            advance(len(chunk))
+    try:
+        with file.open("rb") as stream:
+            while chunk := stream.read(_CHUNK):
+                sha256.update(chunk)
+                advance(len(chunk))
+    except OSError as error:
+        raise SourceError(f"{file} cannot be read: {error.strerror}.", path=str(file)) from error
     after = stamp(file)
     if before != after:
         raise SourceError(f"{file} changed while it was read.\nTry again when nothing writes to it.", path=str(file))
     if time.time_ns() - max(after[3:]) > _SETTLED_NS:
         ledger().keep_digest(after, sha256.hexdigest())
-    return Digest(after[2], sha256.hexdigest())
-
-
-def stamp(file: Path) -> Stamp:
-    """Return what tells that a file is still the one it was, without reading it."""
-    try:
-        status = os.stat(file)
-    except FileNotFoundError as error:
-        raise IncompleteSnapshotError(f"{file.parent} lacks {file.name}.", path=str(file)) from error
-    except OSError as error:
-        raise SourceError(f"{file} cannot be read: {error.strerror}.", path=str(file)) from error
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    return after, sha256.hexdigest()

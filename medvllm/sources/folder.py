@@ -3,18 +3,25 @@
 import hashlib
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from medvllm import settings
-from medvllm.errors import RequestError, SnapshotNotFoundError, SourceError
+from medvllm.errors import DigestMismatchError, RequestError, SnapshotNotFoundError, SourceError
 from medvllm.files import place, sync_folder
-from medvllm.sources.digest import Digest, described, differences, digests
-from medvllm.sources.snapshot import Snapshot, needed, present
+from medvllm.sources.digest import Digest, described, differences, digests, hashed
+from medvllm.sources.fingerprint import Fingerprint
+from medvllm.sources.layout import decide, present
+from medvllm.sources.snapshot import Snapshot, read_json
 
 
-def resolve(path: Path, revision: str | None, *, fresh: bool = False) -> Snapshot:
-    """Return the snapshot that a folder is, its files hashed (`fresh`: again). A folder has no revisions."""
+def resolve(path: Path, revision: str | None, *, extra: Sequence[str] = (), fresh: bool = False) -> Snapshot:
+    """Return the snapshot that a folder is, its files hashed (`fresh`: again). A folder has no revisions.
+
+    Raises:
+        DigestMismatchError: A folder of MEDVLLM_HOME no longer holds what was taken into it.
+    """
     if revision is not None:
         raise RequestError(
             f"Revision {revision!r} was asked of {path}, but a folder has only what is in it.", option="revision"
@@ -26,7 +33,20 @@ def resolve(path: Path, revision: str | None, *, fresh: bool = False) -> Snapsho
     if not found:
         what = "is a file, not a folder" if there else "is not there"
         raise SnapshotNotFoundError(f"Folder '{path}' {what}.\nName the folder that holds config.json.", path=str(path))
-    return Snapshot(path, None, None, path, digests(path, needed(present(path)), fresh=fresh))
+    names = present(path)
+    before = Fingerprint()
+
+    def read(name: str, kind: type) -> Any:
+        nonlocal before
+        before += Fingerprint.of([path / name])
+        return read_json(path / name, kind)
+
+    layout = decide(path, names, read, extra=extra)
+    _check_kept(path, names)
+    files, taken = hashed(path, layout.files, fresh=fresh)
+    if changed := before.changed():
+        raise SourceError(f"{changed[0]} changed while it was read.\nTry again when nothing writes to it.")
+    return Snapshot(path, None, None, layout, files, taken)
 
 
 def keep(files: Mapping[str, Path], wanted: Mapping[str, Digest], *, link: bool) -> Path:
@@ -36,20 +56,19 @@ def keep(files: Mapping[str, Path], wanted: Mapping[str, Digest], *, link: bool)
     """
     from filelock import FileLock
 
-    key = hashlib.sha256(repr(sorted((path, digest.sha256) for path, digest in wanted.items())).encode())
-    target = settings.HOME() / "models" / key.hexdigest()[:40]
+    target = _kept() / _key(wanted)
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         for left in target.parent.glob(f"{target.name}.*/"):  # by a process that died
             shutil.rmtree(left)
-        if target.is_dir() and not differences(wanted, digests(target, needed(present(target)), fresh=True)):
+        if target.is_dir() and not differences(wanted, digests(target, present(target), fresh=True)):
             return target
         work = target.with_name(f"{target.name}.{secrets.token_hex(4)}")
         try:
             for path, file in files.items():
                 (work / path).parent.mkdir(parents=True, exist_ok=True)
                 place(file, work / path, link=link)
-            if not link and (flaws := differences(wanted, digests(work, list(files)))):
+            if not link and (flaws := differences(wanted, digests(work, files))):
                 raise SourceError(f"The files changed while they were copied: {described(flaws)}.")
             shutil.rmtree(target, ignore_errors=True)
             work.rename(target)
@@ -57,3 +76,24 @@ def keep(files: Mapping[str, Path], wanted: Mapping[str, Digest], *, link: bool)
         finally:
             shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+def _check_kept(path: Path, names: Sequence[str]) -> None:
+    """Raise DigestMismatchError unless a folder that `keep` has made holds the files that it is named after."""
+    real = path.resolve()
+    if real.parent == _kept().resolve() and _key(digests(real, names)) != real.name:
+        raise DigestMismatchError(
+            f"{path} no longer holds the files that were taken into it: one was changed, added or removed.\n"
+            "Remove the folder, and copy or import the model again.",
+            path=str(path),
+            files=(),
+        )
+
+
+def _kept() -> Path:
+    return settings.HOME() / "models"
+
+
+def _key(files: Mapping[str, Digest]) -> str:
+    rows = sorted((path, digest.sha256) for path, digest in files.items())
+    return hashlib.sha256(repr(rows).encode()).hexdigest()[:40]

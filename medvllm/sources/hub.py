@@ -1,6 +1,8 @@
 """A repository on the Hub, through huggingface_hub and its cache; files are checked against the commit's listing."""
 
 import functools
+import glob
+import hashlib
 import json
 import logging
 import os
@@ -8,7 +10,8 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -28,19 +31,11 @@ from medvllm.errors import (
     SourceError,
 )
 from medvllm.files import place, point, write_whole
-from medvllm.sources.digest import Digest, described, digests, git_oid
+from medvllm.sources.digest import Digest, described, digests, git_oid, hashed
+from medvllm.sources.fingerprint import Fingerprint
+from medvllm.sources.layout import Layout, decide, present
 from medvllm.sources.ledger import ledger
-from medvllm.sources.snapshot import (
-    DESCRIPTION,
-    OTHER_FORMATS,
-    PICKLES,
-    WEIGHTS,
-    Snapshot,
-    is_weights,
-    needed,
-    present,
-    read_json,
-)
+from medvllm.sources.snapshot import Snapshot, read_json
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -54,19 +49,33 @@ _LONGEST_WAIT_S = 60.0  # that a Hub may ask for with Retry-After
 _ROUNDS = 2  # a file that came damaged is fetched once more
 
 
-def resolve(repo: str, commit: str, *, code: bool = False) -> Snapshot:
-    """Return the snapshot of `repo` at a commit, from the cache when it is there; `code`: with its modules.
+def resolve(repo: str, commit: str, *, code: bool = False, extra: Sequence[str] = ()) -> Snapshot:
+    """Return the snapshot of `repo` at a commit, from the cache when it is there.
 
-    DigestMismatchError: a file is not what the commit's listing says, and the Hub gave nothing better.
+    Args:
+        repo: The repository's id.
+        commit: The commit, in full.
+        code: Whether its Python modules belong to the snapshot.
+        extra: Globs for further files that belong to it.
+
+    Raises:
+        DigestMismatchError: A file is not what the commit's listing says, and the Hub gave nothing better.
     """
-    cached = _inspect(repo, commit, code)
-    return cached.snapshot(repo, commit) if cached.is_sound else _fetch(repo, commit, code)
+    wanted = _Wanted(repo, commit, code, tuple(extra))
+    cached = _inspect(wanted)
+    if not cached.is_sound:
+        return _fetch(repo, commit, wanted)
+    if not cached.is_listed:
+        logger.warning(
+            "%r at %s is not checked against its commit: the list of the commit's files is not on this machine",
+            *(repo, commit[:7]),
+        )
+    return cached.snapshot()
 
 
-def local(repo: str, commit: str, *, code: bool = False) -> tuple[Path, dict[str, Digest]]:
-    """Return a snapshot's folder and its files as they are now, every one hashed again; the Hub is not asked."""
-    cached = _inspect(repo, commit, code, fresh=True)
-    return cached.path, cached.found
+def local(repo: str, commit: str, *, code: bool = False, extra: Sequence[str] = ()) -> Snapshot:
+    """Return what the cache holds of a snapshot now, every file hashed again; the Hub is not asked."""
+    return _inspect(_Wanted(repo, commit, code, tuple(extra)), fresh=True).snapshot()
 
 
 def commit_of(repo: str, revision: str | None) -> str:
@@ -109,12 +118,22 @@ def land(repo: str, commit: str, branch: str | None, files: Mapping[str, Path], 
     """
     from filelock import FileLock
 
-    path = _folder(repo, commit)
+    path = folder_of(repo, commit)
     repository = path.parents[1]
     locks = repository.parent / ".locks" / repository.name
     listed = _listing(repo, commit) or _read_listing(listing)
     flaws = {name: _flaw(file, *listed.get(name, (0, ""))) for name, file in files.items()}
-    flaws |= {name: "is missing" for name in needed(listed) if name not in files}
+
+    def read(name: str, kind: type) -> Any:
+        if name not in files:
+            raise _NotHere(name)
+        return read_json(files[name], kind)
+
+    try:
+        due: Sequence[str] = decide(path, listed, read).files
+    except _NotHere as error:
+        due = error.args
+    flaws |= {name: "is missing" for name in due if name not in files}
     if wrong := {name: flaw for name, flaw in flaws.items() if flaw}:
         raise DigestMismatchError(
             f"The files are not those of {repo!r} at {commit[:7]}: {described(wrong)}.",
@@ -240,81 +259,98 @@ def _commit(repo: str, revision: str) -> str:
     return commit
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """What is asked for of a repository."""
+
+    repo: str
+    commit: str
+    code: bool
+    extra: tuple[str, ...]
+
+
+class _NotHere(Exception):
+    """A file that decides which others are needed is not in the cache, or damaged there; its argument is the file."""
+
+
 @_translated
-def _fetch(repo: str, commit: str, code: bool) -> Snapshot:
+def _fetch(repo: str, commit: str, wanted: _Wanted) -> Snapshot:
     """Return the snapshot with what the cache lacked, or held damaged, fetched."""
     from filelock import FileLock
 
-    cached = _inspect(repo, commit, code)
+    cached = _inspect(wanted)
     if _is_offline():
-        raise cached.error(repo, commit, "The library is set to offline (HF_HUB_OFFLINE).")
+        raise cached.error("The library is set to offline (HF_HUB_OFFLINE).")
     try:
         check_reachable()
     except HubUnreachableError as error:
-        raise cached.error(repo, commit, error) from error
+        raise cached.error(error) from error
     repository = cached.path.parents[1]
     locks = repository.parent / ".locks" / repository.name
     locks.mkdir(parents=True, exist_ok=True)
     # One process of ours at a time: the next finds the files there, and none removes what another has just fetched.
     with FileLock(locks / "medvllm.lock"):
-        for _ in range(_ROUNDS):
-            cached = _inspect(repo, commit, code)
-            if cached.is_sound:
-                return cached.snapshot(repo, commit)
-            _sweep(repository, locks)
-            if cached.found or cached.is_listed:
-                # What is wrong may be the listing.
-                _list(repo, commit)
-                cached = _inspect(repo, commit, code)
-                if cached.is_sound:
-                    return cached.snapshot(repo, commit)
+        cached = _inspect(wanted)
+        if cached.is_sound:
+            return cached.snapshot()
+        _sweep(repository, locks)
+        _list(repo, commit)  # what is wrong may be the listing
+        tries: Counter[str] = Counter()
+        while not (cached := _inspect(wanted)).is_sound:
+            due = [*cached.flaws, *cached.missing]
+            tries.update(due)
+            if not due or max(tries.values()) > _ROUNDS:
+                raise cached.error("The Hub did not give all of it.")
             for name, flaw in cached.flaws.items():
                 logger.warning("%s of %r at %s %s: fetching it again", name, repo, commit[:7], flaw)
                 _remove(cached.path / name)
-            _download(repo, commit, code)
-    cached = _inspect(repo, commit, code)
-    if cached.is_sound:
-        return cached.snapshot(repo, commit)
-    raise cached.error(repo, commit, "The Hub did not give all of it.")
+            _download(repo, commit, due)
+        return cached.snapshot()
 
 
-def _download(repo: str, commit: str, code: bool) -> None:
+def _download(repo: str, commit: str, names: Sequence[str]) -> None:
+    """Fetch files of a commit into the cache."""
     from huggingface_hub import snapshot_download
 
-    ignored = [*OTHER_FORMATS, "*/*.py"]
+    exactly = [glob.escape(name) for name in names]
     fetch = functools.partial(
-        snapshot_download, repo, revision=commit, ignore_patterns=ignored, tqdm_class=_progress_bar()
+        snapshot_download, repo, revision=commit, allow_patterns=exactly, tqdm_class=_progress_bar()
     )
-    described = [*DESCRIPTION, "*.py"] if code else DESCRIPTION
-    _retried(functools.partial(fetch, allow_patterns=[*described, *WEIGHTS]))
-    if not any(is_weights(name) for name in needed(_listing(repo, commit) or ())):
-        _retried(functools.partial(fetch, allow_patterns=[*described, *PICKLES]))
+    _retried(fetch)
 
 
 @dataclass(frozen=True)
 class _Cached:
-    """What the Hub's cache holds of a commit."""
+    """What the Hub's cache holds of a commit. Without a layout, a file that decides on it is flawed or missing."""
 
+    wanted: _Wanted
     path: Path
-    found: dict[str, Digest]  # the files that a load needs and that are there
+    layout: Layout | None
+    found: dict[str, Digest]  # the files of the layout that are there
+    taken: Fingerprint
     flaws: dict[str, str]  # file -> what is wrong with it
     missing: tuple[str, ...]
     is_listed: bool  # whether the commit's listing is there: only it tells that nothing is missing
-    has_code: bool  # which is never run without having been compared with the listing
+    is_from_hub: bool  # whether this machine had it from the Hub itself
 
     @property
     def is_sound(self) -> bool:
-        return (
-            bool(self.found)
-            and not self.flaws
-            and not self.missing
-            and (self.is_listed or (_is_offline() and not self.has_code))
+        """Whether it can be loaded. Code is never run without having been compared with the listing."""
+        is_checked = self.is_listed or (_is_offline() and not self.wanted.code)
+        return self.layout is not None and bool(self.found) and not self.flaws and not self.missing and is_checked
+
+    def snapshot(self) -> Snapshot:
+        """Return it as a snapshot; SourceError when no layout could be decided."""
+        if self.layout is None:
+            raise self.error("The Hub was not asked.")
+        return Snapshot(
+            *(self.path, self.wanted.repo, self.wanted.commit, self.layout, self.found, self.taken),
+            is_listed=self.is_from_hub,
         )
 
-    def snapshot(self, repo: str, commit: str) -> Snapshot:
-        return Snapshot(self.path, repo, commit, self.path, self.found)
-
-    def error(self, repo: str, commit: str, reason: object) -> SourceError:
+    def error(self, reason: object) -> SourceError:
+        """Return why it cannot be used."""
+        repo, commit = self.wanted.repo, self.wanted.commit
         if not self.flaws:
             return _absent(repo, commit, reason)
         return DigestMismatchError(
@@ -326,25 +362,43 @@ class _Cached:
         )
 
 
-def _inspect(repo: str, commit: str, code: bool, *, fresh: bool = False) -> _Cached:
-    """Return what the cache holds of a commit, each file compared with the commit's listing."""
-    path = _folder(repo, commit)
-    listing = _listing(repo, commit)
-    there = present(path)
-    wanted = needed(there if listing is None else listing, code=code)
-    found = digests(path, [name for name in wanted if name in there], fresh=fresh)
-    strange = [name for name in needed(there, code=code) if listing is not None and name not in listing]
-    flaws = dict.fromkeys(strange, "is not part of the commit")
-    for name, digest in found.items():
+def _inspect(wanted: _Wanted, *, fresh: bool = False) -> _Cached:
+    """Return what the cache holds of a commit, each file compared with the commit's listing before it is read."""
+    repo, commit = wanted.repo, wanted.commit
+    path, listing = folder_of(repo, commit), _listing(repo, commit)
+    names = present(path) if listing is None else list(listing)
+    given = ledger().listing(endpoint(), repo, commit)
+
+    def flaw_of(name: str, digest: Digest) -> str | None:
         blob = (path / name).resolve()
-        size, identifier = (listing or {}).get(name) or (digest.size, blob.name if blob.parent.name == "blobs" else "")
-        if identifier and (flaw := _flaw(blob, size, identifier, digest)):
-            flaws[name] = flaw
-    missing = tuple(name for name in wanted if name not in there)
-    return _Cached(path, found, flaws, missing, listing is not None, code)
+        named = blob.name if blob.parent.name == "blobs" and _DIGEST.fullmatch(blob.name) else ""
+        size, identifier = (listing or {}).get(name) or (digest.size, named)
+        return _flaw(blob, size, identifier, digest) if identifier else None
+
+    def read(name: str, kind: type) -> Any:
+        file = path / name
+        if not file.is_file():
+            raise _NotHere(name)
+        if listing is not None and flaw_of(name, digests(path, [name])[name]):
+            raise _NotHere(name)
+        return read_json(file, kind)
+
+    try:
+        layout = decide(path, names, read, code=wanted.code, extra=wanted.extra)
+        due: Sequence[str] = layout.files
+    except _NotHere as error:
+        layout, due = None, error.args
+    there = [name for name in due if (path / name).is_file()]
+    found, taken = hashed(path, there, fresh=fresh)
+    flaws = {name: flaw for name, digest in found.items() if (flaw := flaw_of(name, digest))}
+    if listing is not None and given is not None and given != _digest_of(listing):
+        flaws[_listing_path(repo, commit).name] = "is not the list of files that the Hub gave"
+    missing = tuple(name for name in due if name not in found)
+    is_from_hub = listing is not None and given is not None
+    return _Cached(wanted, path, layout, found, taken, flaws, missing, listing is not None, is_from_hub)
 
 
-def _folder(repo: str, commit: str) -> Path:
+def folder_of(repo: str, commit: str) -> Path:
     """Return where the Hub's cache has, or would have, a snapshot."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
@@ -367,7 +421,7 @@ def _listing(repo: str, commit: str) -> dict[str, tuple[int, str]] | None:
 
 
 def _listing_path(repo: str, commit: str) -> Path:
-    return _folder(repo, commit).parents[1] / "trees" / f"{commit}.json"
+    return folder_of(repo, commit).parents[1] / "trees" / f"{commit}.json"
 
 
 def _read_listing(file: Path) -> dict[str, tuple[int, str]]:
@@ -399,6 +453,12 @@ def _list(repo: str, commit: str) -> None:
     content = json.dumps({"format_version": 1, "files": files}, indent=1)
     _listing_path(repo, commit).parent.mkdir(parents=True, exist_ok=True)
     write_whole(_listing_path(repo, commit), content.encode())
+    ledger().keep_listing(endpoint(), repo, commit, _digest_of(_read_listing(_listing_path(repo, commit))))
+
+
+def _digest_of(listing: Mapping[str, tuple[int, str]]) -> str:
+    """Return one SHA-256 for the list of a commit's files, however it is written down."""
+    return hashlib.sha256(repr(sorted(listing.items())).encode()).hexdigest()
 
 
 def _flaw(file: Path, size: int, identifier: str, digest: Digest | None = None) -> str | None:

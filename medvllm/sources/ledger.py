@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from medvllm import settings
+from medvllm.files import is_trusted
+from medvllm.sources.fingerprint import Stamp
 
 logger = logging.getLogger(__name__)
-
-Stamp = tuple[int, int, int, int, int]  # device, inode, size, mtime_ns, ctime_ns
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS digests (
@@ -22,6 +22,9 @@ CREATE TABLE IF NOT EXISTS digests (
 CREATE TABLE IF NOT EXISTS weights (what TEXT PRIMARY KEY, size_bytes INTEGER, load_s REAL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS commits (
     endpoint TEXT, repo TEXT, revision TEXT, commit_id TEXT NOT NULL, PRIMARY KEY (endpoint, repo, revision)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS listings (
+    endpoint TEXT, repo TEXT, commit_id TEXT, sha256 TEXT NOT NULL, PRIMARY KEY (endpoint, repo, commit_id)
 ) WITHOUT ROWID;
 """
 
@@ -51,6 +54,15 @@ class Ledger:
         """Remember what a branch or tag points to, in place of what was known."""
         self._commits[endpoint, repo, revision] = commit
         self._run("INSERT OR REPLACE INTO commits VALUES (?, ?, ?, ?)", (endpoint, repo, revision, commit))
+
+    def listing(self, endpoint: str, repo: str, commit: str) -> str | None:
+        """Return the SHA-256 of the list of a commit's files, as the Hub gave it to this machine, or None."""
+        query = "SELECT sha256 FROM listings WHERE (endpoint, repo, commit_id) = (?, ?, ?)"
+        return next((sha256 for (sha256,) in self._run(query, (endpoint, repo, commit))), None)
+
+    def keep_listing(self, endpoint: str, repo: str, commit: str, sha256: str) -> None:
+        """Remember the list of a commit's files that the Hub gave."""
+        self._run("INSERT OR REPLACE INTO listings VALUES (?, ?, ?, ?)", (endpoint, repo, commit, sha256))
 
     def digest(self, stamp: Stamp) -> str | None:
         """Return the SHA-256 of a file that has not changed since it was hashed, or None."""
@@ -91,7 +103,10 @@ class Ledger:
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         if not self._file.exists():
-            self._file.parent.mkdir(parents=True, exist_ok=True)
+            self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._file.touch(mode=0o600)
+        elif not is_trusted(self._file):  # a digest in it spares hashing: nobody else is to write one there
+            raise PermissionError("others may write to it")
         with closing(sqlite3.connect(self._file, timeout=5, isolation_level=None)) as connection:
             try:
                 connection.execute("PRAGMA synchronous = NORMAL")

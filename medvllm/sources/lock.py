@@ -15,6 +15,7 @@ from medvllm.metadata import ModelMetadata
 from medvllm.names import parse
 from medvllm.receipt import digest_of
 from medvllm.sources.digest import Digest, described, differences
+from medvllm.sources.layout import is_plain_path
 
 __all__ = ["Lock", "LockedModel"]
 
@@ -212,18 +213,12 @@ def _digests(name: str, rows: Any) -> dict[str, Digest]:
     found = {}
     for file, row in rows.items():
         size, sha256 = (row.get("size"), row.get("sha256")) if isinstance(row, dict) else (None, None)
-        if not _is_plain_path(file):
+        if not is_plain_path(file):
             raise ValueError(f"file {file[:80]!r} of model {name[:80]!r} is no path inside a snapshot")
         if type(size) is not int or size < 0 or not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
             raise ValueError(f"file {file[:80]!r} of model {name[:80]!r} has no size and SHA-256")
         found[file] = Digest(size, sha256)
     return found
-
-
-def _is_plain_path(path: str) -> bool:
-    """Return whether a path stays in the folder that it is joined to, on every system."""
-    parts = path.split("/")
-    return len(path) <= 1000 and not {"", ".", ".."} & set(parts) and not re.search(r"[\\:\x00-\x1f\x7f]", path)
 
 
 def _at(source: str, commit: str | None) -> str:

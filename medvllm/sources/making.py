@@ -12,7 +12,7 @@ def make(target: Path, record: str, *, is_whole: Callable[[Path], bool], fill: C
     """Make a folder unless it `is_whole`; `fill` writes its files, `record` among them, into an empty one beside it."""
     from filelock import FileLock
 
-    target.parent.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if is_whole(target):  # another process was first
             return
@@ -21,7 +21,7 @@ def make(target: Path, record: str, *, is_whole: Callable[[Path], bool], fill: C
             if left.is_dir():
                 shutil.rmtree(left)
         work = target.with_name(f"{target.name}.{secrets.token_hex(4)}")
-        work.mkdir()
+        work.mkdir(mode=0o755)
         try:
             fill(work)
             shutil.rmtree(target, ignore_errors=True)
@@ -32,10 +32,13 @@ def make(target: Path, record: str, *, is_whole: Callable[[Path], bool], fill: C
 
 def _publish(work: Path, target: Path, record: str) -> None:
     """Give the finished folder its name; neither the name nor the bytes are lost when the power fails."""
-    for file in work.iterdir():
-        shutil.copymode(work / record, file)  # safetensors lets its owner alone read what it writes
+    # safetensors lets its owner alone read what it writes; nobody but the owner is to write to it.
+    mode = (work / record).stat().st_mode & ~0o022
+    for file in (path for path in work.rglob("*") if path.is_file()):
+        file.chmod(mode)
         _sync(file)
-    _sync(work)
+    for folder in (*(path for path in work.rglob("*") if path.is_dir()), work):
+        _sync(folder)
     work.rename(target)
     _sync(target.parent)
 

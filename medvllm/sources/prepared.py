@@ -3,18 +3,18 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from medvllm import settings
+from medvllm.files import is_trusted
 from medvllm.sources import making
 from medvllm.sources.digest import Digest, differences, digests
 from medvllm.sources.snapshot import Snapshot
 
 RECORD = "prepared.json"
-_SUFFIXES = (".safetensors", ".bin", "config.json")  # also generation_config.json
 
 
 @dataclass(frozen=True)
@@ -22,20 +22,23 @@ class Prepared:
     """The place for one such copy of a snapshot's weights."""
 
     snapshot: Snapshot
+    made_of: Mapping[str, str]  # the files of the snapshot that it depends on -> SHA-256
     folder: Path
 
     @classmethod
     def of(cls, snapshot: Snapshot, **what: Any) -> "Prepared":
         """Return the place that is told by the digests of the snapshot's config and weights, and by `what`."""
-        files = {**snapshot.files, **snapshot.converted}
-        made_of = {name: digest.sha256 for name, digest in files.items() if name.endswith(_SUFFIXES)}
+        layout = snapshot.layout
+        names = {*layout.weights, layout.index, f"{layout.root}config.json", f"{layout.root}generation_config.json"}
+        made_of = {name: digest.sha256 for name, digest in snapshot.files.items() if name in names}
+        made_of |= {name: digest.sha256 for name, digest in snapshot.converted.items()}
         key = hashlib.sha256(json.dumps([made_of, what], sort_keys=True, default=repr).encode()).hexdigest()
-        return cls(snapshot, settings.HOME() / "prepared" / key[:40])
+        return cls(snapshot, made_of, settings.HOME() / "prepared" / key[:40])
 
     def find(self) -> Snapshot | None:
         """Return the snapshot with the copy in place of its weights, every byte of it checked; None: it is not here."""
         record = _read(self.folder)
-        return None if record is None or record["unfit"] else replace(self.snapshot, weights=self.folder)
+        return None if record is None or record["unfit"] else self.snapshot.prepared(self.folder)
 
     def unfit(self) -> str | None:
         """Return why there can be no such copy, as it was found out before."""
@@ -47,7 +50,9 @@ class Prepared:
 
         OSError: there is no room for it, or no permission.
         """
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not is_trusted(self.folder.parent):
+            raise OSError(f"others may write to {self.folder.parent}")
         if shutil.disk_usage(self.folder.parent).free < 2 * size_bytes:
             raise OSError(f"the disk of {self.folder.parent} has no room for it")
 
@@ -57,7 +62,11 @@ class Prepared:
                 for file in work.iterdir():
                     file.unlink()
             made = digests(work, [file.name for file in work.iterdir()])
-            record = {"unfit": unfit, "files": {name: vars(digest) for name, digest in made.items()}}
+            record = {
+                "made_of": dict(self.made_of),
+                "unfit": unfit,
+                "files": {name: vars(digest) for name, digest in made.items()},
+            }
             (work / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
         making.make(self.folder, RECORD, is_whole=lambda folder: _read(folder) is not None, fill=filled)
@@ -70,6 +79,8 @@ class Prepared:
 def _read(folder: Path) -> dict[str, Any] | None:
     """Return a folder's record, or None unless every file of it is there as recorded."""
     try:
+        if not is_trusted(folder / RECORD):  # who writes both a record and its file makes any of them fit
+            return None
         record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         recorded = {name: Digest(file["size"], file["sha256"]) for name, file in record["files"].items()}
         return None if differences(recorded, digests(folder, list(recorded))) else record | {"unfit": record["unfit"]}

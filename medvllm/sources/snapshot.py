@@ -3,29 +3,22 @@
 import hashlib
 import json
 import math
-import os
 import re
 import struct
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from medvllm.errors import IncompleteSnapshotError, SourceError
-from medvllm.sources.digest import Digest, stamp
-from medvllm.sources.ledger import Stamp
+from medvllm.errors import DigestMismatchError, IncompleteSnapshotError, SourceError
+from medvllm.sources.digest import Digest
+from medvllm.sources.fingerprint import Fingerprint, Stamp, stamp
+from medvllm.sources.layout import Layout
+from medvllm.sources.view import view
 
-__all__ = ["Snapshot", "check_complete", "is_weights", "needed", "present", "read_json", "weight_files"]
-
-# What a load may read, as globs on paths in a repository; `*` crosses folders.
-DESCRIPTION = ("*.json", "*.txt", "*.model", "*.jinja")
-WEIGHTS = ("model.safetensors", "model-*.safetensors")
-PICKLES = ("pytorch_model.bin", "pytorch_model-*.bin")
-OTHER_FORMATS = ["onnx/*", "openvino/*", "coreml/*", "original/*", "*/*.safetensors", "*/*.bin"]
-OTHER_FORMATS += ["*/*/*"]  # folders in folders: no load reads them
+__all__ = ["Snapshot", "check_complete", "read_json"]
 
 MAX_HEADER = 100_000_000  # bytes; the safetensors format allows no more
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -37,62 +30,93 @@ _COUNTED = re.compile(r"(layers?|labels|_types|dense_replace)$")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A local folder, the repository and commit it holds (None for a folder of the user's own), and its weights."""
+    """A local folder, the repository and commit it holds (None for a folder of the user's own), and its files.
+
+    `files` is the set that `layout` decided: what is hashed, locked and exported, and all that a loader sees.
+    """
 
     path: Path
     repo: str | None
     commit: str | None
-    weights: Path  # the folder that holds the weights: `path`, or where their converted copy lies
-    files: Mapping[str, Digest] = field(hash=False)  # what a load reads of `path`, by path in it
-    converted: Mapping[str, Digest] = field(default_factory=dict, hash=False)  # what it reads of `weights` instead
+    layout: Layout = field(hash=False)
+    files: Mapping[str, Digest] = field(hash=False)
+    taken: Fingerprint = field(hash=False, compare=False)  # all files below, as they were when they were hashed
+    converted: Mapping[str, Digest] = field(default_factory=dict, hash=False)  # safetensors in place of pickles
+    converted_at: Path | None = None  # the folder that holds them
+    prepared_at: Path | None = None  # the folder that holds the weights in another dtype
+    is_listed: bool = False  # whether the Hub itself gave this machine the list of the commit's files
     locked: bool = False  # whether the lock file approves of the files
 
     @property
     def root(self) -> str:
         """The folder in the snapshot that holds the model's config, with a slash behind it; "" for its top."""
-        return ""
+        return self.layout.root
 
     def file(self, name: str) -> Path:
-        """Return where a file of the set lies; a name of `converted` leads to the converted weights."""
-        return (self.weights if name in self.converted else self.path) / name
+        """Return where a file of the set, or of `converted`, lies."""
+        if name in self.converted and self.converted_at is not None:
+            return self.converted_at / name
+        return self.path / name
 
     @cached_property
     def identity(self) -> str:
-        """What two loads of the same bytes share: repo@commit, or the folder's real path and its files' stamps."""
+        """What two loads of the same bytes share: repo@commit, or the folder's real path and its files' digests."""
         if self.repo:
             return f"{self.repo}@{self.commit}"
-        digest = hashlib.sha256(repr(self.stamps).encode()).hexdigest()
-        return f"{self.path.resolve()}@{digest[:12]}"
+        rows = sorted((name, digest.sha256) for name, digest in self.files.items())
+        return f"{self.path.resolve()}@{hashlib.sha256(repr(rows).encode()).hexdigest()[:12]}"
 
     @cached_property
-    def stamps(self) -> tuple[tuple[str, int, int], ...]:
-        """Path, size and modification time of the config and weight files, as they were when first asked."""
-        files = [self.path / "config.json", *weight_files(self.path), *weight_files(self.path, pickled=True)]
-        return tuple((str(file), status.st_size, status.st_mtime_ns) for file in files for status in [file.stat()])
+    def weights(self) -> tuple[Path, ...]:
+        """The safetensors files of the model, in order."""
+        if self.prepared_at is not None:
+            return (self.prepared_at / "model.safetensors",)
+        if self.layout.pickles and self.layout.weights[0] in self.layout.pickles:
+            own = (name for name in sorted(self.converted) if name.startswith(f"{self.root}model"))
+            return tuple(self.file(name) for name in own if name.endswith(".safetensors"))
+        return tuple(self.file(name) for name in self.layout.weights)
 
-    def is_current(self) -> bool:
-        """Return whether the files are still those of the snapshot. A commit's never change; a user's folder may."""
-        if self.repo:
-            return True
-        try:
-            for file, size, modified in self.stamps:
-                now = os.stat(file)
-                if now.st_size != size or now.st_mtime_ns != modified:
-                    return False
-        except OSError:
-            return False
-        return True
+    @property
+    def weight_files(self) -> str:
+        """What tells the files that hold the weights, as they were when they were hashed."""
+        return hashlib.sha256(repr([self.taken.of_path(file) for file in self.weights]).encode()).hexdigest()[:16]
+
+    @property
+    def folder(self) -> Path:
+        """A folder that holds what a loader may read, and nothing else: links to the files of the set."""
+        shown = {name: self.file(path) for name, path in self.layout.top.items() if path not in self.layout.pickles}
+        shown |= {name.removeprefix(self.root): self.file(name) for name in self.converted}
+        if self.prepared_at is not None:
+            replaced = {*self.layout.weights, self.layout.index, *self.converted}
+            shown = {name: file for name, file in shown.items() if f"{self.root}{name}" not in replaced}
+            shown["model.safetensors"] = self.prepared_at / "model.safetensors"
+        return view(shown)
+
+    def prepared(self, folder: Path) -> "Snapshot":
+        """Return the snapshot with weights of another dtype, which `folder` holds, in place of its own."""
+        taken = Fingerprint.of([folder / "model.safetensors"])
+        return replace(self, prepared_at=folder, taken=self.taken + taken)
+
+    def check_unchanged(self) -> None:
+        """Raise DigestMismatchError when a file is no longer the one that was hashed: what was read may be another."""
+        if changed := self.taken.changed():
+            raise DigestMismatchError(
+                f"{changed[0]} changed after it was verified, before it was used.\n"
+                "Load the model again when nothing writes to its files.",
+                path=str(changed[0]),
+                files=tuple(file.name for file in changed),
+            )
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """The content of config.json."""
-        config: dict[str, Any] = read_json(self.path / "config.json")
+        config: dict[str, Any] = read_json(self.file(f"{self.root}config.json"))
         return config
 
     @cached_property
     def headers(self) -> tuple[dict[str, Any], ...]:
-        """The header of each safetensors file, checked against the file's size."""
-        return tuple(_header_of(file, stamp(file)) for file in weight_files(self.weights))
+        """The header of each safetensors file of the model, checked against the file's size."""
+        return tuple(_header_of(file, stamp(file)) for file in self.weights)
 
     def size_bytes(self, dtype: str) -> int:
         """Return the bytes of the weights with floating ones in `dtype`, as their headers tell."""
@@ -112,12 +136,12 @@ class Snapshot:
         """
         names = [name for header in self.headers for name in header]
         if twice := next((name for name, times in Counter(names).items() if times > 1), None):
-            raise SourceError(f"{self.weights} has two tensors {twice[:200]!r}: one in each of two files.")
+            raise SourceError(f"{self.path} has two tensors {twice[:200]!r}: one in each of two files.")
         sizes = (size for header in self.headers for tensor in header.values() for size in tensor["shape"])
         most = max(len(names), *sizes, 1)
         for what, count in _counts(self.config):
             if count > most:
-                file = self.path / "config.json"
+                file = self.file(f"{self.root}config.json")
                 raise SourceError(
                     f"{file} has {count:,} for {what[:80]!r}, and the weights account for {most:,}.", path=str(file)
                 )
@@ -134,52 +158,22 @@ class Snapshot:
     @property
     def sentence_transformer(self) -> dict[str, Any]:
         """Pooling, normalisation and length, for a folder that sentence-transformers wrote; empty for others."""
-        if not (self.path / "modules.json").is_file():
+        if "modules.json" not in self.files:
             return {}
         facts: dict[str, Any] = {}
-        modules = read_json(self.path / "modules.json", kind=list)
+        modules = read_json(self.file("modules.json"), kind=list)
         for module in (module for module in modules if isinstance(module, dict)):
             kind, folder = str(module.get("type", "")).rpartition(".")[2], module.get("path", "")
-            if folder and not _is_plain(folder):
-                raise SourceError(f"{self.path / 'modules.json'} names a folder that is none of the model's.")
-            file = self.path / folder / "config.json"
-            if kind == "Pooling" and os.path.isfile(file):
-                modes = read_json(file)
+            if kind == "Pooling" and f"{folder}/config.json" in self.files:
+                modes = read_json(self.file(f"{folder}/config.json"))
                 facts["pooling"] = "cls" if modes.get("pooling_mode_cls_token") else None
                 facts["pooling"] = "mean" if modes.get("pooling_mode_mean_tokens") else facts["pooling"]
             if kind == "Normalize":
                 facts["normalize"] = True
-        if (self.path / "sentence_bert_config.json").is_file():
-            length = read_json(self.path / "sentence_bert_config.json").get("max_seq_length")
+        if f"{self.root}sentence_bert_config.json" in self.files:
+            length = read_json(self.file(f"{self.root}sentence_bert_config.json")).get("max_seq_length")
             facts["max_length"] = length if type(length) is int and length > 0 else None
         return {fact: value for fact, value in facts.items() if value is not None}
-
-
-def needed(names: Collection[str], *, code: bool = False) -> list[str]:
-    """Return those of a commit's files that a load may read: one format of weights, and what describes the model.
-
-    Those are at its top or one folder down. `code`: also the modules at its top, among which a repository's own classes
-    are.
-    """
-    own = [name for name in names if not _matches(name, OTHER_FORMATS)]
-    weights = [name for name in own if is_weights(name)] or [name for name in own if _matches(name, PICKLES)]
-    modules = [name for name in own if code and name.endswith(".py") and "/" not in name]
-    return sorted({*weights, *modules, *(name for name in own if _matches(name, DESCRIPTION))})
-
-
-def is_weights(name: str) -> bool:
-    """Return whether a path is one of safetensors weights of the model itself."""
-    return _matches(name, WEIGHTS) and not _matches(name, OTHER_FORMATS)
-
-
-def present(folder: Path) -> list[str]:
-    """Return the files of a folder and of its subfolders; deeper ones no load reads."""
-    files = (file for pattern in ("*", "*/*") for file in folder.glob(pattern))
-    return [file.relative_to(folder).as_posix() for file in files if file.is_file()]
-
-
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def read_json(file: Path, kind: type = dict) -> Any:
@@ -195,51 +189,21 @@ def read_json(file: Path, kind: type = dict) -> Any:
     return content
 
 
-def weight_files(folder: Path, *, pickled: bool = False) -> list[Path]:
-    """Return the weight files of a checkpoint, in order; an empty list when it has none of that format.
-
-    IncompleteSnapshotError names the shards that the index lists and the folder lacks.
-    """
-    single, index = (
-        ("pytorch_model.bin", "pytorch_model.bin.index.json")
-        if pickled
-        else (
-            "model.safetensors",
-            "model.safetensors.index.json",
-        )
-    )
-    if (folder / single).is_file():
-        return [folder / single]
-    if not (folder / index).is_file():
-        return []
-    shards = read_json(folder / index).get("weight_map")
-    if not isinstance(shards, dict) or not shards or not all(_is_plain(shard) for shard in shards.values()):
-        raise SourceError(f"{folder / index} does not list the shards of a checkpoint.", path=str(folder / index))
-    files = [folder / shard for shard in sorted(set(shards.values()))]
-    if missing := [file.name for file in files if not os.path.isfile(file)]:  # Path.is_file raises for a long name
-        raise IncompleteSnapshotError(
-            f"{folder} is incomplete: {', '.join(missing[:3])} {'is' if len(missing) == 1 else 'are'} missing.",
-            path=str(folder),
-            missing=tuple(missing),
-        )
-    return files
-
-
 def check_complete(snapshot: Snapshot) -> None:
     """Raise unless the snapshot has a config and weights that can be used."""
     path, what = snapshot.path, f"Snapshot of {snapshot.repo!r} at {str(snapshot.commit)[:7]}"
     subject = what if snapshot.repo else str(path)
     facts = {"path": str(path), "repo": snapshot.repo, "commit": snapshot.commit}
-    if not (path / "config.json").is_file():
-        if (path / "adapter_config.json").is_file():
-            raise SourceError(
-                f"{subject} holds an adapter, not a model.\nMerge it into its base model and register the result.",
-                **facts,
-            )
+    has_config = f"{snapshot.root}config.json" in snapshot.files
+    if not snapshot.layout.weights and (path / "adapter_config.json").is_file():
+        raise SourceError(
+            f"{subject} holds an adapter, not a model.\nMerge it into its base model and register the result.", **facts
+        )
+    if not has_config:
         raise IncompleteSnapshotError(
             f"{subject} has no config.json, so it is not a model's folder.\n{_listing(path)}", **facts
         )
-    if not (weight_files(path) or weight_files(path, pickled=True)):
+    if not snapshot.layout.weights:
         raise IncompleteSnapshotError(
             f"{subject} has no weights: neither model.safetensors nor pytorch_model.bin is there.\n{_listing(path)}",
             **facts,
@@ -250,10 +214,6 @@ def _listing(path: Path) -> str:
     names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return f"It holds: {', '.join(names[:8])}{more}" if names else "It is empty."
-
-
-def _is_plain(name: object) -> bool:
-    return isinstance(name, str) and name == Path(name).name and name not in ("", ".", "..")
 
 
 @lru_cache(maxsize=128)
@@ -276,7 +236,7 @@ def _header(file: Path) -> dict[str, Any]:
             text = stream.read(length).decode() if length <= min(MAX_HEADER, size - 8) else "null"
         header: Any = json.loads(text, object_pairs_hook=_once)
         tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
-        notes = header.get("__metadata__", {})
+        notes = header.get("__metadata__") or {}  # null, as some writers have it
         if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
             raise ValueError("the metadata are no texts")
         end = _end(tensors.values())

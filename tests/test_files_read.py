@@ -1,0 +1,415 @@
+"""What is read is what was approved: the files that a load opens are the files of the lock, both ways."""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import BertForMaskedLM
+
+from medvllm.engine.model_runner import ModelRegistry
+from medvllm.errors import DigestMismatchError, MedVLLMError, SourceError
+from medvllm.options import LoadOptions
+from medvllm.sources import Lock
+from tests.support import tiny
+from tests.support.watch import opened
+
+Make = Callable[[Path], Path]
+
+
+def _renamed_shards(folder: Path, stem: str = "consolidated") -> Path:
+    """Shards under names of somebody's own, which only the index tells."""
+    tiny.bert_masked_lm(folder, weights="sharded")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace('"model-', f'"{stem}-'))
+    for shard in folder.glob("model-*.safetensors"):
+        shard.rename(folder / shard.name.replace("model-", f"{stem}-", 1))
+    return folder
+
+
+def _renamed_pickles(folder: Path) -> Path:
+    tiny.bert_masked_lm(folder, weights="sharded_bin")
+    index = folder / "pytorch_model.bin.index.json"
+    content = json.loads(index.read_text())
+    names = {name: f"layers_{i}.bin" for i, name in enumerate(sorted(set(content["weight_map"].values())))}
+    content["weight_map"] = {tensor: names[name] for tensor, name in content["weight_map"].items()}
+    index.write_text(json.dumps(content))
+    for name, new in names.items():
+        (folder / name).rename(folder / new)
+    return folder
+
+
+def _stated_weights(folder: Path) -> Path:
+    """A config that names its weights; model.safetensors beside them is another model."""
+    tiny.bert_masked_lm(folder, seed=1)
+    shutil.copy(folder / "model.safetensors", folder / "ema.safetensors")
+    tiny.bert_masked_lm(folder, seed=0)
+    tiny.edit_config(folder, transformers_weights="ema.safetensors")
+    return folder
+
+
+def _dotted_index(folder: Path) -> Path:
+    tiny.bert_masked_lm(folder, weights="sharded")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace('"model-', '"./model-'))
+    return folder
+
+
+def _byte_pairs(folder: Path) -> Path:
+    """A BERTweet, whose tokenizer is written in Python and reads bpe.codes."""
+    tiny.roberta_masked_lm(folder)
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    (folder / "vocab.txt").write_text("a@@ 5\nb@@ 5\nab 5\nc 5\n")
+    (folder / "bpe.codes").write_text("a b</w> 5\n")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertweetTokenizer", "model_max_length": 64}')
+    return folder
+
+
+def _old_sentence_transformer(folder: Path) -> Path:
+    """As sentence-transformers wrote them in 2020."""
+    tiny.bert_encoder(folder / "0_Transformer")
+    (folder / "0_Transformer" / "sentence_bert_config.json").write_text('{"max_seq_length": 32}')
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(
+        '{"word_embedding_dimension": 32, "pooling_mode_cls_token": false, "pooling_mode_mean_tokens": true}'
+    )
+    modules = [("0", "0_Transformer", "Transformer"), ("1", "1_Pooling", "Pooling")]
+    (folder / "modules.json").write_text(
+        json.dumps(
+            [
+                {"idx": int(name), "name": name, "path": path, "type": f"sentence_transformers.models.{kind}"}
+                for name, path, kind in modules
+            ]
+        )
+    )
+    return folder
+
+
+def _added_tokens(folder: Path) -> Path:
+    """Tokens of a fine-tuning in the files of older transformers."""
+    tiny.bert_masked_lm(folder)
+    (folder / "special_tokens_map.json").write_text('{"unk_token": "[UNK]"}')
+    (folder / "added_tokens.json").write_text('{"patient": 6}')
+    return folder
+
+
+SHAPES: dict[str, Make] = {
+    "bert": tiny.bert_masked_lm,
+    "vocabulary only": lambda folder: tiny.bert_masked_lm(folder, tokenizer_files="vocab_only"),
+    "shards": lambda folder: tiny.bert_masked_lm(folder, weights="sharded"),
+    "pickle": lambda folder: tiny.bert_masked_lm(folder, weights="bin"),
+    "old pickle": lambda folder: tiny.bert_masked_lm(folder, weights="legacy_bin"),
+    "pickled shards": lambda folder: tiny.bert_masked_lm(folder, weights="sharded_bin"),
+    "encoder": tiny.bert_encoder,
+    "tagger": lambda folder: tiny.distilbert_token_classifier(folder, ["O", "B-X", "I-X"]),
+    "byte-level": tiny.roberta_masked_lm,
+    "gpt2": tiny.gpt2_causal_lm,
+    "llama": tiny.llama_causal_lm,
+    "renamed shards": _renamed_shards,
+    "shards with the name of pickles": lambda folder: _renamed_shards(folder, "pytorch_model"),
+    "renamed pickles": _renamed_pickles,
+    "stated weights": _stated_weights,
+    "dotted index": _dotted_index,
+    "byte pairs": _byte_pairs,
+    "0_Transformer": _old_sentence_transformer,
+    "added tokens": _added_tokens,
+}
+
+
+def _cluttered(folder: Path) -> Path:
+    """What lies beside models: other checkpoints, patients' text, what a library might pick up."""
+    tiny.bert_masked_lm(folder / "checkpoint-60", seed=7)
+    for name in ("train.json", "predictions.txt", "notes.txt", "all_results.json", "trainer_state.json"):
+        (folder / name).write_text('{"text": "Mr. Doe has HIV"}')
+    (folder / "data").mkdir()
+    (folder / "data" / "notes.txt").write_text("Mr. Doe has HIV")
+    (folder / "README.md").write_text("# A model")
+    (folder / "training_args.bin").write_bytes(b"\x80\x04.")
+    (folder / "modeling_evil.py").write_text("raise SystemExit\n")
+    (folder / "custom_generate").mkdir()
+    (folder / "custom_generate" / "generate.py").write_text("raise SystemExit\n")
+    save_file({"weight": torch.zeros(1)}, folder / "zz.safetensors")
+    save_file({"weight": torch.zeros(1)}, folder / "shard-00001-model-00001-of-00001.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder of each shape, with clutter; old enough for their digests to be remembered."""
+    root = tmp_path_factory.mktemp("shapes")
+    folders = {name: _cluttered(make(root / f"m{i}")) for i, (name, make) in enumerate(SHAPES.items())}
+    time.sleep(2.1)
+    return folders
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_what_a_load_opens_is_what_its_lock_holds(shapes: dict[str, Path], name: str, home: Path) -> None:
+    """Both ways, for model and tokenizer: no file is opened that was not hashed, none is locked that is not read."""
+    folder = shapes[name]
+    registry = ModelRegistry()
+    registry.load_model(folder)  # converts what is a pickle
+    locked = registry.lock(folder)[str(folder)]
+    registry.clear_cache()
+    other = ModelRegistry()
+    converted = home / "medvllm" / "converted"
+    with opened([folder, *([converted] if converted.exists() else [])]) as found:
+        other.load_model(folder)
+        other.load_tokenizer(folder)
+    read = {str(file.relative_to(folder)) for file in found if file.is_relative_to(folder)}
+    read |= {file.name for file in found if file.is_relative_to(converted) and file.suffix == ".safetensors"}
+    pickles = {file for file in locked.files if file.endswith(".bin")}
+    indexes = {file for file in (*locked.files, *locked.converted) if file.endswith(".index.json") and pickles}
+    assert read - indexes == {*locked.files, *locked.converted} - pickles - indexes
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_lock_holds_no_more_than_the_model(shapes: dict[str, Path], name: str, tmp_path: Path) -> None:
+    """No checkpoint beside it, no notes, no other weights, no code: it is the lock of the same model without them."""
+    plain = SHAPES[name](tmp_path / "m")
+    registry = ModelRegistry()
+    assert registry.lock(plain)[str(plain)].files.keys() == registry.lock(shapes[name])[str(shapes[name])].files.keys()
+
+
+def _model(registry: ModelRegistry, folder: Path) -> tuple[str, list[int]]:
+    """Return what tells a model: its weights to the bit, and the ids of a text."""
+    with registry.lease(folder) as lease:
+        weights = hashlib.sha256()
+        for name, tensor in sorted(lease.model.state_dict().items()):
+            weights.update(name.encode() + tensor.numpy().tobytes())
+        return weights.hexdigest(), lease.tokenizer("the patient ab c")["input_ids"]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_file_that_changes_under_a_lock_is_refused_or_changes_nothing(
+    shapes: dict[str, Path], name: str, tmp_path: Path
+) -> None:
+    """Each file of the folder in turn, of the model or not, removed and altered, in a process that has it in memory."""
+    folder = tmp_path / "m"
+    shutil.copytree(shapes[name], folder)
+    registry = ModelRegistry()
+    right = _model(registry, folder)
+    locked = registry.lock(folder)[str(folder)]
+    refused = set()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        content, times = file.read_bytes(), file.stat()
+        altered = bytearray(content)
+        altered[len(altered) // 2] ^= 1
+        file.write_bytes(altered)
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # size and time are as they were
+        for asked in (registry, ModelRegistry()):
+            try:
+                assert _model(asked, folder) == right, file
+            except DigestMismatchError:
+                refused.add(file.relative_to(folder).as_posix())
+        file.unlink()
+        try:
+            assert _model(registry, folder) == right, file
+        except MedVLLMError:
+            refused.add(file.relative_to(folder).as_posix())
+        file.write_bytes(content)
+    assert refused == set(locked.files)
+    assert _model(registry, folder) == right
+
+
+def _replaced(file: Path, content: bytes) -> None:
+    other = file.with_name("new")
+    other.write_bytes(content)
+    other.rename(file)
+
+
+def _written(file: Path, content: bytes) -> None:
+    file.write_bytes(content)
+
+
+def _set_back(file: Path, content: bytes) -> None:
+    times = file.stat()
+    file.write_bytes(content)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def _linked(file: Path, content: bytes) -> None:
+    other = file.parent.with_name(f"{file.name}-elsewhere")
+    other.write_bytes(content)
+    file.unlink()
+    file.symlink_to(other)
+
+
+@pytest.mark.parametrize("change", [_replaced, _written, _set_back, _linked])
+@pytest.mark.parametrize("name", ["vocab.txt", "tokenizer_config.json", "config.json", "model.safetensors"])
+def test_a_change_of_any_file_is_noticed_by_the_next_call(
+    registry: ModelRegistry, tmp_path: Path, name: str, change: Callable[[Path, bytes], None]
+) -> None:
+    """Model, tokenizer and receipt are then those of the new files: however the change was made, and of equal size."""
+    folder = tiny.bert_masked_lm(tmp_path / "m")
+    new = {
+        "vocab.txt": (folder / "vocab.txt").read_bytes().replace(b"fever\n", b"").replace(b"the\n", b"the\nfever\n"),
+        "tokenizer_config.json": (folder / "tokenizer_config.json").read_bytes().replace(b"64", b"32"),
+        "config.json": (folder / "config.json").read_bytes().replace(b"1e-12", b"1e-11"),
+        "model.safetensors": (tiny.bert_masked_lm(tmp_path / "other", seed=1) / "model.safetensors").read_bytes(),
+    }[name]
+    assert new != (folder / name).read_bytes() and len(new) == (folder / name).stat().st_size
+    before = _facts(registry, folder)
+    change(folder / name, new)
+    after = _facts(registry, folder)
+    assert after == _facts(registry, folder) == _facts(ModelRegistry(), folder)
+    files, old = after[0], before[0]
+    assert {file for file in files if files[file] != old[file]} == {name}
+    assert after[1:] != before[1:]
+
+
+def _facts(registry: ModelRegistry, folder: Path) -> tuple[Any, ...]:
+    """Return what answers to a registered name: the receipt's files, and what model and tokenizer do."""
+    registry.register("m", "custom", model_path=str(folder), replace=True)
+    with registry.lease("m") as lease, torch.inference_mode():
+        ids = lease.tokenizer("the patient was given fever")["input_ids"]
+        length, eps = lease.tokenizer.model_max_length, lease.model.config.layer_norm_eps
+        return lease.receipt.proof.files, ids, length, eps, lease.model(torch.tensor([ids]))[0].sum().item()
+
+
+@pytest.mark.parametrize("content", ["added", "removed"])
+def test_a_file_that_comes_or_goes_is_noticed_by_the_next_call(
+    registry: ModelRegistry, tmp_path: Path, content: str
+) -> None:
+    """The set of files is decided anew: a file that was not there may decide what the others mean."""
+    folder = tiny.bert_masked_lm(tmp_path / "m")
+    registry.register("m", "custom", model_path=str(folder))
+    file, text = folder / "added_tokens.json", '{"patient": 6}'  # a token of its own, inside of a word too
+    if content == "removed":
+        file.write_text(text)
+    before = registry.load_tokenizer("m")("impatient")["input_ids"]
+    if content == "removed":
+        file.unlink()
+    else:
+        file.write_text(text)
+    after = registry.load_tokenizer("m")("impatient")["input_ids"]
+    assert (6 in after, 6 in before) == (content == "added", content == "removed")
+    with registry.lease("m") as lease:
+        assert lease.tokenizer("impatient")["input_ids"] == after
+        assert (file.name in lease.receipt.proof.files) == (content == "added")
+
+
+def test_files_that_change_between_being_hashed_and_being_read_are_refused(
+    registry: ModelRegistry, tmp_path: Path
+) -> None:
+    """A load that waited for room, a tokenizer that is read an hour later: never bytes that nobody checked."""
+    folder = tiny.bert_masked_lm(tmp_path / "m")
+    other = tiny.bert_masked_lm(tmp_path / "other", seed=1)
+    target = registry._resolve(str(folder), LoadOptions())
+    (other / "model.safetensors").rename(folder / "model.safetensors")
+    with pytest.raises(DigestMismatchError, match="changed after it was verified"):
+        registry._load(target)
+    with registry.lease(folder) as lease:
+        vocabulary = folder / "vocab.txt"
+        vocabulary.write_text(vocabulary.read_text().replace("aspirin\n", "cancer\n", 1))
+        with pytest.raises(DigestMismatchError, match="vocab.txt changed after it was verified"):
+            _ = lease.tokenizer
+        proof = lease.receipt.proof
+        assert proof.changed == ["vocab.txt"] and proof.tokenizer_sha256 is None
+
+
+def test_a_receipt_made_later_says_what_is_true_later(registry: ModelRegistry, tmp_path: Path, home: Path) -> None:
+    """A file that was edited, or a lock that was withdrawn, since the model was loaded: it is no longer `locked`."""
+    folder = tiny.bert_masked_lm(tmp_path / "m")
+    registry.lock(folder)
+    with registry.lease(folder) as lease:
+        assert lease.receipt.proof.locked and lease.receipt.proof.changed == []
+    with registry.lease(folder) as lease:
+        with (folder / "model.safetensors").open("r+b") as stream:
+            stream.seek(-4, os.SEEK_END)
+            stream.write(b"\0\0\0\0")
+        assert not lease.receipt.proof.locked and lease.receipt.proof.changed == ["model.safetensors"]
+    other = tiny.bert_masked_lm(tmp_path / "other")
+    registry.lock(other)
+    with registry.lease(other) as lease:
+        Lock.current().file.unlink()
+        assert not lease.receipt.proof.locked and lease.receipt.proof.changed == []
+
+
+def test_a_lock_that_is_withdrawn_or_damaged_holds_for_what_is_in_memory_too(
+    registry: ModelRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a lock is required, the next call is refused, not only the next load."""
+    folder = tiny.bert_masked_lm(tmp_path / "m")
+    registry.register("m", "custom", model_path=str(folder))
+    registry.lock("m")
+    registry.load_model("m")
+    monkeypatch.setenv("MEDVLLM_REQUIRE_LOCK", "1")
+    registry.load_model("m")
+    file = Lock.current().file
+    content = file.read_text()
+    file.write_text("garbage")
+    with pytest.raises(SourceError, match="Lock .* cannot be read"):
+        registry.load_model("m")
+    file.unlink()
+    with pytest.raises(DigestMismatchError, match="only locked models may be loaded"):
+        registry.load_model("m")
+    file.write_text(content)
+    registry.load_model("m")
+
+
+def test_an_adapter_beside_a_whole_model_is_refused_or_left_out_by_name(
+    registry: ModelRegistry, tmp_path: Path
+) -> None:
+    """Whether it would be applied depends on what else is installed."""
+    folder = tiny.bert_masked_lm(tmp_path / "m")
+    plain = registry.load_model(folder)
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    assert registry.load_model(folder) is plain  # nothing to apply
+    save_file({"weight": torch.zeros(1)}, folder / "adapter_model.safetensors")
+    with pytest.raises(SourceError, match="an adapter beside them, adapter_model.safetensors"):
+        registry.load_model(folder)
+    registry.register("m", "custom", model_path=str(folder), unused_weights=["adapter_model.safetensors"])
+    assert registry.load_model("m").state_dict().keys() == plain.state_dict().keys()
+    assert "adapter_model.safetensors" not in registry.lock("m")["m"].files
+
+
+def test_a_pickle_of_equal_size_and_time_is_another_model(registry: ModelRegistry, tmp_path: Path) -> None:
+    """Reproducible images and copies that keep times: the conversion goes by content."""
+    folder = tiny.bert_masked_lm(tmp_path / "m", weights="bin")
+    other = tiny.bert_masked_lm(tmp_path / "other", weights="bin", seed=1)
+    file, times = folder / "pytorch_model.bin", (folder / "pytorch_model.bin").stat()
+    first = registry.load_model(folder).state_dict()
+    file.write_bytes((other / "pytorch_model.bin").read_bytes())
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert file.stat().st_size == times.st_size
+    second = registry.load_model(folder).state_dict()
+    true = ModelRegistry().load_model(other).state_dict()
+    name = "bert.embeddings.word_embeddings.weight"
+    assert torch.equal(second[name], true[name]) and not torch.equal(second[name], first[name])
+
+
+def test_a_file_of_a_class_of_ones_own_is_read_when_the_entry_lists_it(registry: ModelRegistry, tmp_path: Path) -> None:
+    """It is locked and exported like the others; one that is not there is an error."""
+    folder = tiny.bert_masked_lm(tmp_path / "m")
+    (folder / "scale.txt").write_text("2")
+    reads = f"{__name__}:ReadsScale"
+    registry.register("without", "custom", model_path=str(folder), model_class=reads)
+    with pytest.raises(MedVLLMError, match="FileNotFoundError"):
+        registry.load_model("without")
+    registry.register("with", "custom", model_path=str(folder), model_class=reads, extra_files=["scale.txt"])
+    model: Any = registry.load_model("with")
+    assert model.scale == "2"
+    assert "scale.txt" in registry.lock("with")["with"].files
+    registry.register("gone", "custom", model_path=str(folder), model_class=reads, extra_files=["gone.txt"])
+    with pytest.raises(SourceError, match="has no file 'gone.txt'"):
+        registry.load_model("gone")
+
+
+class ReadsScale(BertForMaskedLM):  # type: ignore[no-untyped-call]
+    """A class that reads a file of its own."""
+
+    scale: str
+
+    @classmethod
+    def from_pretrained(cls, *arguments: Any, **options: Any) -> Any:
+        outcome: Any = super().from_pretrained(*arguments, **options)
+        outcome[0].scale = (Path(arguments[0]) / "scale.txt").read_text()
+        return outcome
