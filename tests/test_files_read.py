@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from medvllm.errors import DigestMismatchError, MedVLLMError, SourceError
 from medvllm.options import LoadOptions
 from medvllm.sources import Lock
 from tests.support import tiny
+from tests.support.loopback import LoopbackHub
 from tests.support.watch import opened
 
 Make = Callable[[Path], Path]
@@ -178,7 +180,7 @@ def test_a_lock_holds_no_more_than_the_model(shapes: dict[str, Path], name: str,
     assert registry.lock(plain)[str(plain)].files.keys() == registry.lock(shapes[name])[str(shapes[name])].files.keys()
 
 
-def _model(registry: ModelRegistry, folder: Path) -> tuple[str, list[int]]:
+def _model(registry: ModelRegistry, folder: Path | str) -> tuple[str, list[int]]:
     """Return what tells a model: its weights to the bit, and the ids of a text."""
     with registry.lease(folder) as lease:
         weights = hashlib.sha256()
@@ -401,6 +403,123 @@ def test_a_file_of_a_class_of_ones_own_is_read_when_the_entry_lists_it(registry:
     registry.register("gone", "custom", model_path=str(folder), model_class=reads, extra_files=["gone.txt"])
     with pytest.raises(SourceError, match="has no file 'gone.txt'"):
         registry.load_model("gone")
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_from_a_hub_and_in_a_bundle_goes_what_the_model_is(
+    shapes: dict[str, Path], name: str, hub: LoopbackHub, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files of the lock, and no byte beside them; what arrives is the same model."""
+    commit = hub.add("acme/m", shapes[name])
+    registry = ModelRegistry()
+    there, here = _model(registry, f"acme/m@{commit}"), _model(registry, shapes[name])
+    locked = registry.lock("acme/m")["acme/m"].files
+    asked = {request.path.partition(f"/resolve/{commit}/")[2] for request in hub.requests("/resolve/")}
+    assert there == here
+    assert asked == locked.keys() == registry.lock(shapes[name])[str(shapes[name])].files.keys()
+    monkeypatch.setenv("MEDVLLM_REQUIRE_LOCK", "1")
+    registry.register("folder", "custom", model_path=str(shapes[name]))
+    registry.lock("folder")
+    registry.export(tmp_path / "b.tar", "folder")
+    with tarfile.open(tmp_path / "b.tar") as bundle:
+        blobs = {Path(member).name for member in bundle.getnames() if member.startswith("blobs/")}
+    assert blobs == {digest.sha256 for digest in locked.values()}
+    monkeypatch.setenv("MEDVLLM_HOME", str(tmp_path / "site"))
+    monkeypatch.setenv("MEDVLLM_LOCK", str(tmp_path / "site.lock"))
+    other = ModelRegistry()
+    other.import_bundle(tmp_path / "b.tar")
+    assert _model(other, "folder") == here
+
+
+def test_a_commit_is_proven_by_the_hub_and_declared_by_a_cache(
+    hub: LoopbackHub, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A cache that another tool filled, or that was carried here, only says so; without a listing that is a warning."""
+    from huggingface_hub import constants, snapshot_download
+
+    commit = hub.add("acme/m", tiny.bert_masked_lm(tmp_path / "m"))
+
+    def proof() -> tuple[str | None, Any]:
+        with ModelRegistry().lease(f"acme/m@{commit}") as lease:
+            return lease.receipt.proof.commit, lease.receipt.declared.get("commit")
+
+    snapshot_download("acme/m", revision=commit)
+    said = {"value": commit, "evidence": "the Hub's cache on this machine"}
+    assert proof() == (None, said)
+    shutil.rmtree(home / "hub")
+    assert proof() == (commit, None)
+    next((home / "hub").rglob("trees/*.json")).unlink()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    caplog.clear()
+    assert proof() == (None, said)
+    assert "is not checked against its commit" in caplog.text
+
+
+def test_a_listing_that_is_not_the_hubs_is_asked_for_anew_or_refused(
+    hub: LoopbackHub, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A listing and a blob that were changed together fit each other, and not what the Hub gave."""
+    from huggingface_hub import constants
+
+    folder, other = tiny.bert_masked_lm(tmp_path / "m"), tiny.bert_masked_lm(tmp_path / "other", seed=1)
+    commit = hub.add("acme/m", folder)
+    name = f"acme/m@{commit}"
+    right = _model(ModelRegistry(), name)
+    listing = next((home / "hub").rglob("trees/*.json"))
+    blob = (ModelRegistry().pull(name) / "model.safetensors").resolve()
+    forged = (other / "model.safetensors").read_bytes()
+    listing.write_text(listing.read_text().replace(blob.name, hashlib.sha256(forged).hexdigest()))
+    blob.write_bytes(forged)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DigestMismatchError, match="is not the list of files that the Hub gave"):
+        ModelRegistry().load_model(name)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert _model(ModelRegistry(), name) == right
+
+
+def test_what_was_taken_into_the_home_folder_stays_what_it_was(
+    registry: ModelRegistry, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the working directory and whether there is a lock: a file changed, added or removed is refused."""
+    folder = tiny.bert_masked_lm(tmp_path / "m")
+    registry.register("m", "custom", model_path=str(folder), copy=True)
+    registry.load_model("m")
+    kept = next((home / "medvllm" / "models").glob("*/"))
+    monkeypatch.chdir(tmp_path)
+    for change in (
+        lambda: (kept / "config.json").write_text((kept / "config.json").read_text().replace("1e-12", "1e-11")),
+        lambda: (kept / "added_tokens.json").write_text("{}"),
+        lambda: (kept / "vocab.txt").unlink(),
+    ):
+        backup = shutil.copytree(kept, tmp_path / "backup", dirs_exist_ok=True)
+        change()
+        for asked in (registry, ModelRegistry()):
+            with pytest.raises(DigestMismatchError, match="no longer holds the files that were taken into it"):
+                asked.load_model("m" if asked is registry else str(kept))
+        shutil.rmtree(kept)
+        shutil.copytree(backup, kept)
+        shutil.rmtree(backup)
+    assert registry.load_model("m")
+
+
+@pytest.mark.parametrize("link", ["../outside.json", "/etc/hostname", "sub/../../outside.json", "a\\b.json"])
+@pytest.mark.parametrize(
+    ("file", "field", "many"),
+    [
+        ("config.json", "transformers_weights", False),
+        ("config.json", "configuration_files", True),
+        ("tokenizer_config.json", "fast_tokenizer_files", True),
+    ],
+)
+def test_no_file_leads_out_of_the_folder(
+    registry: ModelRegistry, tmp_path: Path, link: str, file: str, field: str, many: bool
+) -> None:
+    """By whatever field of whatever config."""
+    folder = tiny.bert_masked_lm(tmp_path / "m")
+    content = json.loads((folder / file).read_text()) | {field: [link] if many else link}
+    (folder / file).write_text(json.dumps(content))
+    with pytest.raises(SourceError, match="outside of its folder|none of the model's"):
+        registry.load_model(folder)
 
 
 class ReadsScale(BertForMaskedLM):  # type: ignore[no-untyped-call]
