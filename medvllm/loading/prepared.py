@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import save_file
 
 from medvllm.classes import class_path
 from medvllm.loading import gate
+from medvllm.loading.layout import save
+from medvllm.loading.mapping import ALIGNED
 from medvllm.sources import Snapshot
 from medvllm.sources.prepared import Prepared
 
@@ -26,7 +27,12 @@ def place(snapshot: Snapshot, cls: type[Any], arguments: dict[str, Any]) -> Prep
     config = {field: value for field, value in arguments["config"].to_dict().items() if field != "_name_or_path"}
     libraries = [torch.__version__, transformers.__version__]
     return Prepared.of(
-        snapshot, dtype=str(arguments["dtype"]), model_class=class_path(cls), config=config, libraries=libraries
+        snapshot,
+        dtype=str(arguments["dtype"]),
+        model_class=class_path(cls),
+        config=config,
+        libraries=libraries,
+        layout=ALIGNED,
     )
 
 
@@ -49,7 +55,7 @@ def make(
             for name in ("config.json", "generation_config.json"):
                 if (file := place.snapshot.weights / name).is_file():
                     shutil.copyfile(file, folder / name)
-            save_file(state, folder / "model.safetensors", {"format": "pt"})
+            save(state, folder / "model.safetensors")
             try:
                 difference = _difference(model, load(replace(place.snapshot, weights=folder)), missing)
             except (OSError, MemoryError, torch.OutOfMemoryError) as error:  # of this moment, not of the model
@@ -66,9 +72,10 @@ def make(
 
 def _distinct(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the tensors without the second names of tied ones, which safetensors does not write."""
-    found: dict[tuple[Any, ...], tuple[str, torch.Tensor]] = {}
+    found: dict[Any, tuple[str, torch.Tensor]] = {}
     for name, tensor in state.items():
-        found.setdefault((tensor.data_ptr(), tensor.shape), (name, tensor.contiguous()))
+        memory = (tensor.data_ptr(), tensor.shape) if tensor.nbytes else name  # an empty one has none
+        found.setdefault(memory, (name, tensor.contiguous()))
     return dict(found.values())
 
 
