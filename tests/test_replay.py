@@ -71,7 +71,7 @@ def equal(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def outcome(model: Any) -> dict[str, torch.Tensor]:
     """The tensors among a model's outputs, for several tokens and for one, which take other kernels."""
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for ids in ([2, 6, 7, 8, 9, 3], [6]):
         with torch.inference_mode():
             result = model(input_ids=torch.tensor([ids]))

@@ -34,7 +34,7 @@ def save(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
     with file.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for _, tensor in ordered:
-            stream.write(tensor.detach().view(-1).view(torch.uint8).numpy())
+            stream.write(tensor.detach().view(-1).view(torch.uint8).numpy().data)
 
 
 def _rank(tensor: torch.Tensor) -> float:
