@@ -363,7 +363,8 @@ class ModelRegistry:
         flaws: dict[str, dict[str, str]] = {}
         for name, entry in asked:
             try:
-                found = sources.verify(entry or self._find(parse(name))[0], locked[name])
+                entry = entry or self._find(parse(name))[0]
+                found = sources.verify(entry, locked[name], lambda snapshot: _loading().prepared_flaws(snapshot))
             except ModelNotFoundError:
                 found = {"entry": "is not registered any more: remove its table from the lock file"}
             flaws[name] = flaws.get(name, {}) | found

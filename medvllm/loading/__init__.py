@@ -11,6 +11,7 @@ from medvllm.loading.device import capacity
 from medvllm.loading.effective import filled, identify
 from medvllm.loading.memory import Loaded, reclaim, written_bytes
 from medvllm.loading.model import load_model
+from medvllm.loading.prepared import flaws as prepared_flaws
 from medvllm.loading.proof import proof
 from medvllm.loading.sleep import rest, wake
 from medvllm.loading.tokenizer import load_tokenizer
@@ -23,6 +24,7 @@ __all__ = [
     "identify",
     "load_model",
     "load_tokenizer",
+    "prepared_flaws",
     "proof",
     "reclaim",
     "rest",

@@ -19,7 +19,7 @@ import torch
 from medvllm.errors import SourceError
 from medvllm.sources.fingerprint import Stamp, stamp
 
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -36,6 +36,8 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+ALIGNMENT = 64  # torch's own tensors begin at multiples of so many bytes
+ALIGNED = {"alignment": str(ALIGNMENT)}  # the metadata of a file whose tensors must, too
 _PAGEMAP = "/proc/self/pagemap"
 _SWAPPED, _OF_FILE = 1 << 62, 1 << 61  # bits of a page there; bit 63, the sign, is set when it is in memory
 _CPU = torch.device("cpu")
@@ -57,20 +59,23 @@ class MappedFile:
         """
         length = int.from_bytes(_bytes(self.storage, 0, 8), "little")
         own = json.loads(_bytes(self.storage, 8, min(length, self.stamp[2] - 8)))
-        own.pop("__metadata__", None)
+        notes = own.pop("__metadata__", None) or {}
         if own != header:
             raise SourceError(
                 f"{self.path} changed while it was read.\nTry again when nothing writes to it.", path=str(self.path)
             )
-        if any(tensor["dtype"] not in _DTYPES for tensor in own.values()):
+        if any(tensor["dtype"] not in DTYPES for tensor in own.values()):
             return None
+        alignment = ALIGNMENT if ALIGNED.items() <= notes.items() else 1
         return {
-            name: self._tensor(_DTYPES[tensor["dtype"]], 8 + length + tensor["data_offsets"][0], tensor["shape"])
+            name: self._tensor(
+                DTYPES[tensor["dtype"]], 8 + length + tensor["data_offsets"][0], tensor["shape"], alignment
+            )
             for name, tensor in own.items()
         }
 
-    def _tensor(self, dtype: torch.dtype, begin: int, shape: list[int]) -> torch.Tensor:
-        if begin % dtype.itemsize:  # no view can begin there
+    def _tensor(self, dtype: torch.dtype, begin: int, shape: list[int], alignment: int) -> torch.Tensor:
+        if begin % max(dtype.itemsize, alignment):  # no view can begin there, or none may
             octets = _octets(self.storage, begin, dtype.itemsize * torch.Size(shape).numel())
             return octets.clone().view(dtype).view(shape)
         sizes = (max(size, 1) for size in reversed(shape[1:]))

@@ -138,7 +138,7 @@ def _first(
         return model, missing, NoRecipe(why) if (why := checkpoint.reason) else recipe_of(model, checkpoint.files)
 
     copy = prepared.place(snapshot, cls, arguments)
-    if copy is not None and (ready := copy.find()) is not None:
+    if copy is not None and (ready := copy.find()) is not None and prepared.is_proven(ready, snapshot):
         try:
             model, _, recipe = made(ready)
             return model, recipe

@@ -1,17 +1,21 @@
 """Weights that a load converts: kept as a file, checked against what transformers makes, and mapped from then on."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import save_file
 
 from medvllm.classes import class_path
 from medvllm.loading import gate
+from medvllm.loading.aligned import save
+from medvllm.loading.mapping import ALIGNED, mapped
 from medvllm.sources import Snapshot
-from medvllm.sources.prepared import Prepared
+from medvllm.sources.prepared import Prepared, copies_of
+
+logger = logging.getLogger(__name__)
 
 # Whose code a version or a digest tells: a class of the user's own may make something else of the same names tomorrow.
 _FIXED = ("transformers.", "medvllm_code_")
@@ -24,7 +28,12 @@ def place(snapshot: Snapshot, cls: type[Any], arguments: dict[str, Any]) -> Prep
     config = {field: value for field, value in arguments["config"].to_dict().items() if field != "_name_or_path"}
     libraries = [torch.__version__, transformers.__version__]
     return Prepared.of(
-        snapshot, dtype=str(arguments["dtype"]), model_class=class_path(cls), config=config, libraries=libraries
+        snapshot,
+        dtype=str(arguments["dtype"]),
+        model_class=class_path(cls),
+        config=config,
+        libraries=libraries,
+        layout=ALIGNED,
     )
 
 
@@ -33,18 +42,21 @@ def make(
 ) -> Snapshot:
     """Keep the weights of a model that was just converted, and return the snapshot that holds them.
 
-    `missing` are those that the checkpoint lacks. The copy stays only if what `load` makes of it is bit-equal to the
-    model. OSError: why it does not.
+    `missing` are those that the checkpoint lacks. A copy stays only if what `load` makes of it is bit-equal to the
+    model, also one that is there already. OSError: why it does not.
     """
     if place is None:
         raise OSError("a class of the user's own gets no converted copy")
     if gate.is_inside():
         raise OSError("it was converted inside another load")
+    if (ready := place.find()) is not None and _difference(model, load(ready), missing):
+        logger.warning("%s is not what the weights become in %s: it is made anew", place.folder, model.dtype)
+        place.drop()
     if place.find() is None and not place.unfit():
         state = _distinct({name: t for name, t in model.state_dict().items() if name not in missing})
 
         def fill(folder: Path) -> str | None:
-            save_file(state, folder / "model.safetensors", {"format": "pt"})
+            save(state, folder / "model.safetensors")
             try:
                 difference = _difference(model, load(place.snapshot.prepared(folder)), missing)
             except (OSError, MemoryError, torch.OutOfMemoryError) as error:  # of this moment, not of the model
@@ -59,11 +71,47 @@ def make(
     return place.snapshot.prepared(place.folder)
 
 
+def is_proven(ready: Snapshot, source: Snapshot) -> bool:
+    """Return whether each weight of a copy is, to the bit, the source's in the copy's dtype.
+
+    A record beside a file proves nothing: who can write the one can write the other. Where transformers names the
+    weights otherwise than the source does, this cannot tell.
+    """
+    weights, copies = _tensors(source), _tensors(ready)
+    prefixes = {"", *(f"{name.partition('.')[0]}." for name in (*weights, *copies))}
+    for name, copy in copies.items():
+        names = (name, name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"))
+        known = {p + n for n in names for p in prefixes} | {n.removeprefix(p) for n in names for p in prefixes}
+        origins = [weights[name]] if name in weights else [weights[origin] for origin in known & weights.keys()]
+        if len(origins) != 1 or not _is_equal(origins[0].to(copy.dtype), copy):
+            return False
+    return bool(copies)
+
+
+def flaws(snapshot: Snapshot) -> dict[str, str]:
+    """Return for each copy of a snapshot's weights in another dtype that is not what they become what is wrong."""
+    found = {}
+    for copy in copies_of(snapshot):
+        ready = copy.find()
+        if not copy.unfit() and (ready is None or not is_proven(ready, snapshot)):
+            found[str(copy.folder)] = "is not what the weights become; remove it, and it is made anew"
+    return found
+
+
+def _tensors(snapshot: Snapshot) -> dict[str, torch.Tensor]:
+    """Return the tensors of a snapshot's weights, as views of their files; none when torch lacks a dtype."""
+    found: dict[str, torch.Tensor] = {}
+    for file, header in zip(snapshot.weights, snapshot.headers, strict=True):
+        found |= mapped(file).tensors(header) or {}
+    return found
+
+
 def _distinct(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the tensors without the second names of tied ones, which safetensors does not write."""
-    found: dict[tuple[Any, ...], tuple[str, torch.Tensor]] = {}
+    found: dict[Any, tuple[str, torch.Tensor]] = {}
     for name, tensor in state.items():
-        found.setdefault((tensor.data_ptr(), tensor.shape), (name, tensor.contiguous()))
+        memory = (tensor.data_ptr(), tensor.shape) if tensor.nbytes else name  # an empty one has none
+        found.setdefault(memory, (name, tensor.contiguous()))
     return dict(found.values())
 
 

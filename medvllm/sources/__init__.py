@@ -1,6 +1,6 @@
 """Entry -> verified local snapshot: a folder of one commit with everything a load needs, each byte accounted for."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -9,7 +9,7 @@ from medvllm import settings
 from medvllm.errors import RequestError, SourceError, UnsafeWeightsError
 from medvllm.metadata import ModelMetadata
 from medvllm.names import parse
-from medvllm.sources import bundle, conversion, folder, hub
+from medvllm.sources import bundle, conversion, folder, hub, prepared
 from medvllm.sources.digest import Digest, differences, digests
 from medvllm.sources.fingerprint import Fingerprint
 from medvllm.sources.ledger import ledger
@@ -133,8 +133,13 @@ def to_lock(snapshot: Snapshot) -> LockedModel:
     return LockedModel(snapshot.repo or FOLDER, snapshot.commit, snapshot.files, snapshot.converted)
 
 
-def verify(metadata: ModelMetadata, locked: LockedModel) -> dict[str, str]:
-    """Return for each file that is not as `locked` what is wrong with it. All are hashed again; no network is used."""
+def verify(
+    metadata: ModelMetadata, locked: LockedModel, prove: Callable[[Snapshot], dict[str, str]] | None = None
+) -> dict[str, str]:
+    """Return for each file that is not as `locked` what is wrong with it. All are hashed again; no network is used.
+
+    `prove` does the same for copies of the weights in another dtype; it is called where there are any.
+    """
     location = parse(metadata.location)
     source = FOLDER if location.kind == "folder" else location.name
     if source != locked.source:
@@ -154,6 +159,10 @@ def verify(metadata: ModelMetadata, locked: LockedModel) -> dict[str, str]:
     wrong = differences(locked.files, found.files)
     if locked.converted and not wrong:
         wrong = conversion.flaws(found, locked.converted)
+        found = replace(found, converted=locked.converted, converted_at=conversion.made(found))
+    is_whole = all(found.file(name).is_file() for name in found.converted)
+    if prove is not None and not wrong and is_whole and prepared.copies_of(found):
+        wrong = prove(found)
     return wrong
 
 

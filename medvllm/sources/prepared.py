@@ -28,10 +28,7 @@ class Prepared:
     @classmethod
     def of(cls, snapshot: Snapshot, **what: Any) -> "Prepared":
         """Return the place that is told by the digests of the snapshot's config and weights, and by `what`."""
-        layout = snapshot.layout
-        names = {*layout.weights, layout.index, f"{layout.root}config.json", f"{layout.root}generation_config.json"}
-        made_of = {name: digest.sha256 for name, digest in snapshot.files.items() if name in names}
-        made_of |= {name: digest.sha256 for name, digest in snapshot.converted.items()}
+        made_of = _made_of(snapshot)
         key = hashlib.sha256(json.dumps([made_of, what], sort_keys=True, default=repr).encode()).hexdigest()
         return cls(snapshot, made_of, settings.HOME() / "prepared" / key[:40])
 
@@ -74,6 +71,27 @@ class Prepared:
     def drop(self) -> None:
         """Remove the copy; who has it mapped keeps it."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def copies_of(snapshot: Snapshot) -> list[Prepared]:
+    """Return the copies of a snapshot's weights that are here, whatever they hold."""
+    made_of, found = _made_of(snapshot), []
+    for file in (settings.HOME() / "prepared").glob(f"*/{RECORD}"):
+        try:
+            is_of = json.loads(file.read_text(encoding="utf-8")).get("made_of") == made_of
+        except (OSError, ValueError, AttributeError):
+            continue
+        if is_of:
+            found.append(Prepared(snapshot, made_of, file.parent))
+    return found
+
+
+def _made_of(snapshot: Snapshot) -> dict[str, str]:
+    """Return the SHA-256 of the files that a copy depends on: of the config and the weights."""
+    layout = snapshot.layout
+    names = {*layout.weights, layout.index, f"{layout.root}config.json", f"{layout.root}generation_config.json"}
+    made_of = {name: digest.sha256 for name, digest in snapshot.files.items() if name in names}
+    return made_of | {name: digest.sha256 for name, digest in snapshot.converted.items()}
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
