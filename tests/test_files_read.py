@@ -4,6 +4,9 @@ import hashlib
 import json
 import os
 import shutil
+import sqlite3
+import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Callable
@@ -17,6 +20,7 @@ from transformers import BertForMaskedLM
 
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import DigestMismatchError, MedVLLMError, SourceError
+from medvllm.loading.recipes import recipes
 from medvllm.options import LoadOptions
 from medvllm.sources import Lock
 from tests.support import tiny
@@ -500,6 +504,55 @@ def test_what_was_taken_into_the_home_folder_stays_what_it_was(
         shutil.copytree(backup, kept)
         shutil.rmtree(backup)
     assert registry.load_model("m")
+
+
+def _poisoned(folder: Path) -> None:
+    """Other weights in a prepared copy, with the record that fits them."""
+    file, record = folder / "model.safetensors", folder / "prepared.json"
+    header = file.read_bytes()
+    size = 8 + int.from_bytes(header[:8], "little")
+    file.write_bytes(header[:size] + b"\x3f" * (len(header) - size))
+    content = json.loads(record.read_text())
+    content["files"][file.name]["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    record.write_text(json.dumps(content))
+
+
+def test_a_copy_in_another_dtype_is_held_to_the_weights_that_it_was_made_of(tmp_path: Path, home: Path) -> None:
+    """Not to its own record: `verify` names it, and a load makes it anew."""
+    folder = tiny.bert_masked_lm(tmp_path / "m")
+    registry = ModelRegistry()
+    registry.lock(folder)
+    right = {name: t.clone() for name, t in registry.load_model(folder, dtype="float64").state_dict().items()}
+    assert registry.verify() == {str(folder): {}}
+    registry.clear_cache()
+    recipes.__init__()  # type: ignore[misc]  # as a new process has it
+    copy = next((home / "medvllm" / "prepared").glob("*/"))
+    _poisoned(copy)
+    assert [file for flaws in registry.verify().values() for file in flaws] == [str(copy)]
+    again = ModelRegistry().load_model(folder, dtype="float64").state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in right.items())
+    assert registry.verify() == {str(folder): {}}
+
+
+def test_what_others_may_write_saves_no_work(registry: ModelRegistry, tmp_path: Path, home: Path) -> None:
+    """A digest beside other bytes in a home folder of a group: the files are hashed all the same."""
+    folder = tiny.bert_masked_lm(tmp_path / "m")
+    ledger = home / "medvllm" / "ledger.db"
+    time.sleep(2.1)
+    registry.pull(folder)
+    with sqlite3.connect(ledger) as connection:
+        assert connection.execute("UPDATE digests SET sha256 = ?", ("0" * 64,)).rowcount
+    code = "import sys; from medvllm.engine.model_runner import registry; print(registry.lock(sys.argv[1]))"
+
+    def locked() -> str:
+        return subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True).stdout
+
+    assert "0" * 64 in locked()  # its owner is believed
+    for path, mode in ((ledger, 0o660), (ledger.parent, 0o770)):
+        before = path.stat().st_mode
+        path.chmod(mode)
+        assert "0" * 64 not in locked()
+        path.chmod(before)
 
 
 @pytest.mark.parametrize("link", ["../outside.json", "/etc/hostname", "sub/../../outside.json", "a\\b.json"])

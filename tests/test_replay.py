@@ -36,7 +36,7 @@ from transformers import (
 from benchmarks.checkpoints import bert
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import RequestError, SourceError
-from medvllm.loading import Loaded
+from medvllm.loading import Loaded, aligned
 from medvllm.loading.mapping import mapped
 from medvllm.loading.place import place
 from medvllm.loading.recipe import NoRecipe, Recipe
