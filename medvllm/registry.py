@@ -503,7 +503,7 @@ class ModelRegistry:
     ) -> "tuple[_Resolved, Resident[Identity]]":
         """Return the resident model of a call, loading it when it is not in memory."""
         stated, stays_s = LoadOptions.stated(options), _seconds(keep_alive)
-        key = (name, stated, *map(os.environ.get, _PART_OF_A_CALL))
+        key = (name, stated, _SETTINGS())
         target, found = self._resolved.get(key, _UNKNOWN) if isinstance(name, str) else _UNKNOWN
         if target is not None and not self._holds(target):
             target = None
@@ -811,9 +811,7 @@ def _weight_key(identity: Identity) -> str:
 
 
 _REMEMBERED = 10_000  # resolved calls
-_PART_OF_A_CALL = tuple(
-    setting.name for setting in (settings.DEVICE, settings.DTYPE, settings.LOCK, settings.REQUIRE_LOCK)
-)
+_SETTINGS = settings.Texts(settings.DEVICE, settings.DTYPE, settings.LOCK, settings.REQUIRE_LOCK)  # part of a call
 _UNKNOWN: tuple[None, Callable[[], None]] = (None, lambda: None)
 
 

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -35,6 +35,22 @@ class Setting(Generic[T]):
                 setting=self.name,
                 value=shown,
             ) from error
+
+
+class Texts:
+    """The texts of a few settings as the environment has them, to tell cheaply whether one has changed.
+
+    It is part of every hit. `os.environ` encodes the name and decodes the value of each variable it is asked for; what
+    it keeps them in needs neither.
+    """
+
+    def __init__(self, *settings: Setting[Any]) -> None:
+        kept = getattr(os.environ, "_data", None)
+        self._kept: Mapping[Any, Any] = os.environ if kept is None else kept
+        self._names = [s.name if kept is None else os.environ.encodekey(s.name) for s in settings]
+
+    def __call__(self) -> tuple[Any, ...]:
+        return tuple(map(self._kept.get, self._names))
 
 
 def without_password(text: str) -> str:

@@ -284,7 +284,7 @@ class StoredCatalog:
             store.close()
 
     def _where(self) -> Path | str:
-        return self._location or _location(os.environ.get(settings.HOME.name), os.environ.get(settings.CATALOG.name))
+        return self._location or _location(_TEXTS())
 
     def _open(self) -> "SqlStore | None":
         """Return the database to read from, or None while there is no file."""
@@ -424,8 +424,11 @@ def _moment(since: date | str) -> str:
         ) from None
 
 
+_TEXTS = settings.Texts(settings.HOME, settings.CATALOG)
+
+
 @cache
-def _location(home: str | None, catalog: str | None) -> Path | str:
+def _location(texts: tuple[Any, ...]) -> Path | str:
     # By the variables' texts: parsing a path anew would cost a hit more than all the rest of it.
     return settings.CATALOG() or settings.HOME() / "catalog.db"
 

@@ -57,7 +57,7 @@ class Fingerprint:
         try:
             for path, taken in self.stamps:
                 if taken is None:
-                    if os.path.lexists(path):
+                    if os.access(path, os.F_OK):
                         return False
                     continue
                 now = os.stat(path)
