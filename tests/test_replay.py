@@ -35,7 +35,7 @@ from transformers import (
 
 from benchmarks.checkpoints import bert
 from medvllm.engine.model_runner import ModelRegistry
-from medvllm.errors import RequestError, SourceError
+from medvllm.errors import DigestMismatchError, RequestError, SourceError
 from medvllm.loading import Loaded, aligned
 from medvllm.loading.mapping import mapped
 from medvllm.loading.place import place
@@ -151,7 +151,7 @@ def test_every_built_in_model_is_rebuilt_as_it_was_loaded(
     assert_same(first.model, third.model)
     # The truth of the first load: what the class itself makes of the folder.
     snapshot = registry._resolve("m", LoadOptions()).snapshot
-    plain = type(first.model).from_pretrained(snapshot.weights, config=first.model.config, dtype=first.model.dtype)
+    plain = type(first.model).from_pretrained(snapshot.folder, config=first.model.config, dtype=first.model.dtype)
     if getattr(first.model.base_model, "pooler", None) is None and getattr(plain.base_model, "pooler", None):
         plain.base_model.pooler = None
     for key, tensor in tensors(plain).items():
@@ -420,10 +420,13 @@ def test_a_recipe_whose_file_changed_under_it_is_not_followed(registry: ModelReg
     target = registry._resolve(folder, LoadOptions())
     registry._load(target)
     os.utime(folder / "model.safetensors")
+    with pytest.raises(DigestMismatchError, match="changed after it was verified"):
+        registry._load(target)
+    target = registry._resolve(folder, LoadOptions())
     assert registry._load(target).how == "transformers"
     assert registry._load(target).how == "replay"
     (folder / "model.safetensors").unlink()
-    with pytest.raises(SourceError, match="lost weights"):
+    with pytest.raises(SourceError, match="lacks model.safetensors"):
         registry._load(target)
 
 
