@@ -40,6 +40,7 @@ class Behaviour:
     label_scheme: Literal["BIO", "BILOU", "IO"] | None = None
     id2label: tuple[str, ...] | None = None  # the label of each class id, in order
     expected_missing_keys: tuple[str, ...] = ()  # glob patterns of weights that the checkpoint rightly lacks
+    unused_weights: tuple[str, ...] = ()  # glob patterns of weights that the model rightly does without
 
 
 @dataclass(frozen=True)

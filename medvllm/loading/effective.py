@@ -7,7 +7,7 @@ from importlib import metadata as packages
 from transformers import PreTrainedConfig
 
 from medvllm.errors import MissingDependencyError
-from medvllm.loading import code, config, device
+from medvllm.loading import architecture, code, config, device
 from medvllm.metadata import ModelMetadata
 from medvllm.options import Identity, LoadOptions
 from medvllm.sources import Snapshot
@@ -47,9 +47,9 @@ def identify(metadata: ModelMetadata, options: LoadOptions, snapshot: Snapshot) 
 
     What says aloud what holds anyway is left out, so that it makes no difference.
     """
-    named = config.model_class(metadata, options, snapshot)
+    named = architecture.model_class(metadata, options, snapshot)
     own = config.read_config(metadata, LoadOptions(), snapshot, named)
-    cls = config.concrete_class(metadata, named, own)
+    cls = architecture.concrete_class(metadata, named, own)
     given = options.config
     if given is not None and _content(json.loads(given)) == _content(own.to_dict()):
         given = None
