@@ -96,11 +96,9 @@ def _named_class(metadata: ModelMetadata, snapshot: Snapshot) -> type[Any]:
         return found
     model_type = metadata.behaviour.architecture or snapshot.config.get("model_type")
     for known in (name, name.removeprefix("TF"), name.removeprefix("Flax")):  # the same network in other frameworks
-        found = getattr(transformers, known, None)
-        if hasattr(found, "_model_mapping"):
-            return found
-        if isinstance(found, type) and issubclass(found, PreTrainedModel):
-            return _sister(found, model_type)
+        cls: Any = getattr(transformers, known, None)
+        if isinstance(cls, type) and (hasattr(cls, "_model_mapping") or issubclass(cls, PreTrainedModel)):
+            return _sister(cls, model_type)
     code.refuse(metadata, snapshot)
     if _is_encoder(name, model_type):
         return transformers.AutoModel
@@ -125,10 +123,9 @@ def _sister(found: type[Any], model_type: object) -> type[Any]:
     abstract classes."""
     if found.__name__.endswith("PreTrainedModel"):
         return transformers.AutoModel
-    of = getattr(found.config_class, "model_type", None)
+    of = getattr(getattr(found, "config_class", None), "model_type", None)
     if of != model_type and of in _SISTERS and model_type in _SISTERS:
-        sister = found.__name__.replace(_SISTERS[of], _SISTERS[str(model_type)])
-        return getattr(transformers, sister, found)  # type: ignore[no-any-return]
+        found = getattr(transformers, found.__name__.replace(_SISTERS[of], _SISTERS[str(model_type)]), found)
     return found
 
 
