@@ -27,9 +27,8 @@ _HEADS = {
 }
 # An unknown name that says one of these computes something on top of the encoder, which nothing here can.
 _HEAD = re.compile(
-    r"For[A-Z0-9]|LMHead|classif|crf|tagg|ner(?![a-z])|rerank|cross.?encoder|scor|regress|reward|splade|detect|generat"
-    r"|decoder|lstm",
-    re.IGNORECASE,
+    r"For[A-Z0-9]|LMHead|Ner(?![a-z])|NER|(?i:classif|crf|tagg|rerank|cross.?encoder|scor|regress|reward|splade|detect)"
+    r"|(?i:generat|decoder|lstm)"
 )
 _ENCODER = re.compile(r"sentence|encoder|embed|colbert|adapter", re.IGNORECASE)
 
@@ -80,8 +79,10 @@ def auto_class(name: str, model_type: object) -> str:
     """Return the name of the Auto class that has, for `model_type`, what the class `name` is elsewhere."""
     task = re.search(r"For[A-Z0-9]\w*|LMHeadModel", name)
     for auto, cls in vars(modeling_auto).items():
+        if not auto.startswith("AutoModel") or auto in ("AutoModelForPreTraining", "AutoModelWithLMHead"):
+            continue
         names = getattr(getattr(cls, "_model_mapping", None), "_model_mapping", {})
-        if auto in ("AutoModelForPreTraining", "AutoModelWithLMHead") or model_type not in names:
+        if model_type not in names:
             continue
         listed = {each for found in names.values() for each in ((found,) if isinstance(found, str) else found)}
         if name in listed or (task and auto == f"AutoModel{task[0]}"):

@@ -1,7 +1,6 @@
 """Length of the texts that a model reads at once, in tokens, special tokens included."""
 
 import logging
-import math
 from typing import Any
 
 from medvllm.errors import LoadError
@@ -57,13 +56,16 @@ def _own(metadata: ModelMetadata, tokenizer: Any) -> int | None:
     """Return the tokenizer's own length, or None where it says that there is none: -1, 0, 1e30, null."""
     stated = tokenizer.model_max_length
     try:
-        number = float(stated) if isinstance(stated, (int, float, str)) and not isinstance(stated, bool) else math.nan
-    except (ValueError, OverflowError):
-        number = math.nan
-    if stated is None or number in (-1, 0) or number >= UNLIMITED:
+        number = float(stated) if isinstance(stated, str) else stated
+    except ValueError:
+        number = None
+    if stated is None or number in (-1, 0):
         return None
-    if number > 0 and number.is_integer():
-        return int(number)
+    if isinstance(number, (int, float)) and not isinstance(number, bool):
+        if number >= UNLIMITED:
+            return None
+        if number > 0 and number == int(number):
+            return int(number)
     raise LoadError(
         f"The tokenizer of model {metadata.name!r} has the model_max_length {str(stated)[:80]!r}, "
         "which is no number of tokens.\nSay one: register(…, max_length=512)",

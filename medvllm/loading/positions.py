@@ -83,9 +83,9 @@ def _rows(config: Any) -> int | None:
     model = skeleton(cls[0] if isinstance(cls, (tuple, list)) else cls, config)
     found: dict[str, int] = {}
     for path, module in model.named_modules() if model is not None else ():
-        shape = getattr(getattr(module, "weight", None), "shape", ())
+        shape: Any = getattr(getattr(module, "weight", None), "shape", ())
         if _TABLE.search(path) and not _NO_TEXT.search(path) and len(shape) == 2:
-            found[path] = shape[0] - _offset(module)
+            found[path] = int(shape[0]) - _offset(module)
     reads = [rows for path, rows in found.items() if "decoder" not in path] or list(found.values())
     return min(reads, default=None)
 
