@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import (
     AutoTokenizer,
     BertTokenizer,
+    ByT5Tokenizer,
     CanineConfig,
     CanineModel,
-    CanineTokenizer,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
@@ -166,8 +166,8 @@ def _unigram(folder: Path) -> Path:
     backend = Tokenizer(models.Unigram(pieces, unk_id=1))
     backend.normalizer = normalizers.NFKC()
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer: Any = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", pad_token="<pad>")
-    tokenizer.save_pretrained(folder)
+    fast: Any = PreTrainedTokenizerFast
+    fast(tokenizer_object=backend, unk_token="<unk>", pad_token="<pad>").save_pretrained(folder)
     return folder
 
 
@@ -188,12 +188,12 @@ def test_casing_without_effect_is_an_error(registry: ModelRegistry, tmp_path: Pa
 def test_accents_that_the_tokenizer_strips_anyway_are_an_error(registry: ModelRegistry, tmp_path: Path) -> None:
     """Where the entry says that they are kept."""
     folder = tiny.bert_masked_lm(tmp_path / "m", do_lower_case=True)
+    fast: Any = PreTrainedTokenizerFast
     for number, normalizer in enumerate((normalizers.StripAccents(), normalizers.Replace("é", "e"))):
         backend = Tokenizer(models.WordPiece({word: i for i, word in enumerate(tiny.VOCABULARY)}, unk_token="[UNK]"))
         backend.normalizer = normalizers.Sequence([normalizers.NFD(), normalizer, normalizers.NFC(), normalizer])
         backend.pre_tokenizer = pre_tokenizers.Whitespace()
-        tokenizer: Any = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]")
-        tokenizer.save_pretrained(folder)
+        fast(tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(folder)
         registry.register(f"m{number}", "clinical", model_path=str(folder), strip_accents=False)
         with pytest.raises(LoadError, match="strips accents, and the entry says that it must not"):
             registry.load_tokenizer(f"m{number}")
@@ -238,12 +238,20 @@ def test_a_pad_token_may_lie_beyond_the_embeddings(registry: ModelRegistry, tmp_
         assert registry.load_tokenizer(folder).pad_token_id == tiny.BYTES
 
 
-def test_a_vocabulary_without_a_fixed_size_is_taken(registry: ModelRegistry, tmp_path: Path) -> None:
-    """CANINE has a number for each character, and no vocab_size; its own tokenizer has no casing to say."""
+def test_a_config_without_a_vocabulary_is_taken(registry: ModelRegistry, tmp_path: Path) -> None:
+    """CANINE has a number for each character, and embeddings of none."""
     config = CanineConfig(**tiny.SMALL, num_hash_buckets=64, upsampling_kernel_size=2, local_transformer_stride=16)
-    folder = tiny.write(tmp_path / "m", CanineModel, config, True, tokenizer_files="none")
-    CanineTokenizer(model_max_length=64).save_pretrained(folder)
-    assert registry.load_tokenizer(folder)("Fièvre")["input_ids"]
+    folder = tiny.write(tmp_path / "m", CanineModel, config, False)
+    assert registry.load_tokenizer(folder).tokenize("fever") == ["fever"]
+
+
+def test_bytes_have_no_casing(registry: ModelRegistry, tmp_path: Path) -> None:
+    """Nor has any tokenizer of plain Python that is not told of it."""
+    folder = tiny.bert_encoder(tmp_path / "m", tokenizer_files="none", config={"vocab_size": 500})
+    tokenizer: Any = ByT5Tokenizer
+    tokenizer().save_pretrained(folder)
     registry.register("m", "clinical", model_path=str(folder), do_lower_case=True)
     with pytest.raises(LoadError, match="do_lower_case=True, which has no effect"):
         registry.load_tokenizer("m")
+    registry.register("m", "clinical", model_path=str(folder), do_lower_case=False, strip_accents=False, replace=True)
+    assert registry.load_tokenizer("m")("Fièvre")["input_ids"]
