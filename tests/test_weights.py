@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertForPreTraining, BertForTokenClassification, BertModel
+from transformers import BertForPreTraining, BertForTokenClassification, BertModel, MixtralConfig, MixtralForCausalLM
 
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import LoadError, MedVLLMError, WeightsMismatchError
@@ -171,6 +171,18 @@ def test_the_number_of_an_entrys_labels_is_said(registry: ModelRegistry, tmp_pat
         registry.load_model("m")
     registry.register("m", "clinical", model_path=str(folder), id2label=labels, replace=True)
     assert registry.load_model("m")
+
+
+def test_weights_that_cannot_be_put_together_are_named(registry: ModelRegistry, tmp_path: Path) -> None:
+    """Experts of several sizes, which transformers stacks."""
+    config = MixtralConfig(**tiny.SMALL | {"num_key_value_heads": 2, "num_local_experts": 2}, vocab_size=tiny.BYTES)
+    MixtralForCausalLM(config).save_pretrained(tmp_path / "m")
+    assert registry.load_model(tmp_path / "m")
+    expert = "model.layers.0.block_sparse_moe.experts.0.w1.weight"
+    change(tmp_path / "m", lambda state: state | {expert: torch.zeros(3, 3)})
+    with pytest.raises(WeightsMismatchError, match=r"layers.0.*experts.* cannot be made of it") as caught:
+        registry.load_model(tmp_path / "m")
+    assert "report" not in str(caught.value)
 
 
 def test_a_weight_under_two_names_is_refused(registry: ModelRegistry, tmp_path: Path) -> None:

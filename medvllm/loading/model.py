@@ -90,7 +90,7 @@ def load_model(metadata: ModelMetadata, identity: Identity, config: PreTrainedCo
     except Exception as error:
         if "trust_remote_code" in str(error) and not metadata.source.trust_remote_code:
             raise code.refusal(metadata, snapshot, snapshot.config.get("auto_map")) from error
-        raise LoadError(
+        raise weights.unconverted(metadata, error) or LoadError(
             f"Model {metadata.name!r} could not be loaded as {cls.__name__}: {_first_line(error)}", model=metadata.name
         ) from error
     seconds = time.perf_counter() - start

@@ -131,7 +131,7 @@ def _siblings(model: Any) -> Iterator[tuple[type[Any], Any]]:
     own = type(model)
     named = [getattr(transformers, str(name), None) for name in model.config.architectures or ()]
     module = sys.modules.get(next((cls.__module__ for cls in own.__mro__ if _is_library(cls)), ""))
-    found = [cls for cls in (*named, *vars(module).values()) if _is_model(cls) and cls is not own]
+    found: list[Any] = [cls for cls in (*named, *vars(module).values()) if _is_model(cls) and cls is not own]
     same = [cls for cls in found if cls.config_class is type(model.config)]
     for cls in sorted(dict.fromkeys(same), key=lambda cls: (cls not in named, "ForPreTraining" not in cls.__name__)):
         yield cls, model.config

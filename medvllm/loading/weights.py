@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from traceback import walk_tb
 from typing import Any
 
 import torch
@@ -39,13 +40,33 @@ def check(metadata: ModelMetadata, model: Any, info: Any, snapshot: Snapshot) ->
     unused.check(metadata, model, unexpected, snapshot)
 
 
+def unconverted(metadata: ModelMetadata, error: Exception) -> WeightsMismatchError | None:
+    """Return what transformers' report of a failed load says of weights that it could not convert, or None.
+
+    Its error says only that there is such a report.
+    """
+    for frame, _ in walk_tb(error.__traceback__):
+        failed = getattr(frame.f_locals.get("loading_info"), "conversion_errors", None)
+        if failed:
+            name, why = sorted((str(name), str(why)) for name, why in failed.items())[0]
+            return WeightsMismatchError(
+                f"The checkpoint of {metadata.name!r} does not fit its config: {name} cannot be made of it, "
+                f"{why.strip().splitlines()[-1][:300]}.\n"
+                "Config and weights do not belong together: fetch both from one commit.",
+                model=metadata.name,
+                mismatched=tuple(map(str, failed)),
+            )
+    return None
+
+
 def _check_once(metadata: ModelMetadata, model: Any, snapshot: Snapshot) -> None:
     """Refuse a checkpoint that has a weight under two names, with and without the encoder's prefix: one would win."""
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    prefix, own = f"{getattr(model, 'base_model_prefix', '')}.", model.state_dict().keys()
     names = Counter(name.removeprefix(prefix) for header in snapshot.headers for name in header)
-    if twice := next((name for name, times in names.items() if times > 1), None):
+    twice = (name for name, times in names.items() if times > 1 and not {name, f"{prefix}{name}"} <= own)
+    if first := next(twice, None):
         raise WeightsMismatchError(
-            f"The checkpoint of {metadata.name!r} has {twice!r} twice, with and without the prefix {prefix!r}.\n"
+            f"The checkpoint of {metadata.name!r} has {first!r} twice, with and without the prefix {prefix!r}.\n"
             "Load it with the class that it was saved from, and save it again: model.save_pretrained('folder')",
             model=metadata.name,
         )
