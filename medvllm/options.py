@@ -38,7 +38,8 @@ _REFUSED = {
     "quantization_config": "call the class's from_pretrained yourself",
     "id2label": "register the entry with id2label=['O', …]",
     "label2id": "register the entry with id2label=['O', …]",
-    "ignore_mismatched_sizes": "register the entry with expected_missing_keys=[…]",
+    "ignore_mismatched_sizes": "a head of another size is no head of the model. "
+    "Take it out of the checkpoint, and register the entry with expected_missing_keys=[…]",
     "output_loading_info": "the registry checks it for you",
     "subfolder": "give the folder as the name",
     "variant": "register the folder that holds it",

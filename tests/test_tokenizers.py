@@ -1,12 +1,22 @@
 """Tokenizers: the entry's casing and length, and what is refused."""
 
 import copy
+import json
 import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import (
+    AutoTokenizer,
+    BertTokenizer,
+    ByT5Tokenizer,
+    CanineConfig,
+    CanineModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import LoadError, WeightsMismatchError
@@ -72,7 +82,6 @@ def test_accents_follow_the_entry(registry: ModelRegistry, tmp_path: Path) -> No
     [
         (tiny.bert_masked_lm, None, 64),
         (tiny.bert_masked_lm, 32, 32),
-        (tiny.bert_masked_lm, 512, 64),
         (tiny.roberta_masked_lm, None, 64),  # of 66 position embeddings, two stand before the first token
         (tiny.gpt2_causal_lm, None, 64),
     ],
@@ -80,7 +89,7 @@ def test_accents_follow_the_entry(registry: ModelRegistry, tmp_path: Path) -> No
 def test_the_length_is_what_the_model_can_take(
     registry: ModelRegistry, tmp_path: Path, make: Any, stated: int | None, expected: int
 ) -> None:
-    """Never transformers' 1e30; the entry may say less, not more."""
+    """Never transformers' 1e30; the entry may say less."""
     folder = make(tmp_path / "m")
     (folder / "tokenizer_config.json").write_text("{}") if make is tiny.bert_masked_lm else None
     registry.register("m", "generic", model_path=str(folder), max_length=stated)
@@ -144,3 +153,105 @@ def test_a_lease_has_the_tokenizer_whatever_class_was_chosen(registry: ModelRegi
     tiny.edit_config(folder, architectures=["MyBert"])
     with registry.lease(folder, model_class="transformers:BertModel") as lease:
         assert lease.tokenizer.tokenize("fever") == ["fever"]
+
+
+def _byte_level(folder: Path) -> Path:
+    return tiny.roberta_masked_lm(folder)
+
+
+def _unigram(folder: Path) -> Path:
+    """A tokenizer of the kind of XLM-R and DeBERTa."""
+    tiny.bert_encoder(folder, tokenizer_files="none")
+    pieces = [("<pad>", 0.0), ("<unk>", 0.0), *((f"▁{word}", -1.0) for word in tiny.WORDS)]
+    backend = Tokenizer(models.Unigram(pieces, unk_id=1))
+    backend.normalizer = normalizers.NFKC()
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    fast: Any = PreTrainedTokenizerFast
+    fast(tokenizer_object=backend, unk_token="<unk>", pad_token="<pad>").save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("fact", ["do_lower_case", "strip_accents"])
+@pytest.mark.parametrize("make", [_byte_level, _unigram])
+def test_casing_without_effect_is_an_error(registry: ModelRegistry, tmp_path: Path, make: Any, fact: str) -> None:
+    """For a tokenizer that knows nothing of it; that it keeps capitals and accents is true."""
+    folder = make(tmp_path / "m")
+    stated: dict[str, Any] = {fact: True}
+    registry.register("m", "clinical", model_path=str(folder), **stated)
+    with pytest.raises(LoadError, match=f"{fact}=True, which has no effect.*\n.*{fact}=False"):
+        registry.load_tokenizer("m")
+    kept: dict[str, Any] = {"do_lower_case": False, "strip_accents": False}
+    registry.register("m", "clinical", model_path=str(folder), replace=True, **kept)
+    assert registry.load_tokenizer("m")("fever")["input_ids"]
+
+
+def test_accents_that_the_tokenizer_strips_anyway_are_an_error(registry: ModelRegistry, tmp_path: Path) -> None:
+    """Where the entry says that they are kept."""
+    folder = tiny.bert_masked_lm(tmp_path / "m", do_lower_case=True)
+    fast: Any = PreTrainedTokenizerFast
+    for number, normalizer in enumerate((normalizers.StripAccents(), normalizers.Replace("é", "e"))):
+        backend = Tokenizer(models.WordPiece({word: i for i, word in enumerate(tiny.VOCABULARY)}, unk_token="[UNK]"))
+        backend.normalizer = normalizers.Sequence([normalizers.NFD(), normalizer, normalizers.NFC(), normalizer])
+        backend.pre_tokenizer = pre_tokenizers.Whitespace()
+        fast(tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(folder)
+        registry.register(f"m{number}", "clinical", model_path=str(folder), strip_accents=False)
+        with pytest.raises(LoadError, match="strips accents, and the entry says that it must not"):
+            registry.load_tokenizer(f"m{number}")
+
+
+def _added(folder: Path) -> None:
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["covid", "mrna"])
+    tokenizer.save_pretrained(folder)
+
+
+def _longer(folder: Path) -> None:
+    with (folder / "vocab.txt").open("a", encoding="utf-8") as file:
+        file.write("covid\nmrna\n")
+
+
+def _added_file(folder: Path) -> None:
+    (folder / "added_tokens.json").write_text(json.dumps({"covid": len(tiny.VOCABULARY) + 5}))
+
+
+def _another_vocabulary(folder: Path) -> None:
+    tiny.edit_config(folder, vocab_size=60)
+
+
+@pytest.mark.parametrize("spoil", [_added, _longer, _added_file, _another_vocabulary])
+def test_ids_beyond_the_embeddings_are_refused(registry: ModelRegistry, tmp_path: Path, spoil: Any) -> None:
+    """With both numbers, before a text with such a word comes."""
+    folder = tiny.bert_encoder(tmp_path / "m")
+    spoil(folder)
+    rows = json.loads((folder / "config.json").read_text())["vocab_size"]
+    with pytest.raises(WeightsMismatchError, match=f"ids up to [0-9]+, and its config says {rows} embeddings"):
+        registry.load_tokenizer(folder)
+
+
+def test_a_pad_token_may_lie_beyond_the_embeddings(registry: ModelRegistry, tmp_path: Path) -> None:
+    """It is masked; GPT-2 and Llama are often given one."""
+    for make in (tiny.gpt2_causal_lm, tiny.llama_causal_lm):
+        folder = make(tmp_path / make.__name__)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+        tokenizer.save_pretrained(folder)
+        assert registry.load_tokenizer(folder).pad_token_id == tiny.BYTES
+
+
+def test_a_config_without_a_vocabulary_is_taken(registry: ModelRegistry, tmp_path: Path) -> None:
+    """CANINE has a number for each character, and embeddings of none."""
+    config = CanineConfig(**tiny.SMALL, num_hash_buckets=64, upsampling_kernel_size=2, local_transformer_stride=16)
+    folder = tiny.write(tmp_path / "m", CanineModel, config, False)
+    assert registry.load_tokenizer(folder).tokenize("fever") == ["fever"]
+
+
+def test_bytes_have_no_casing(registry: ModelRegistry, tmp_path: Path) -> None:
+    """Nor has any tokenizer of plain Python that is not told of it."""
+    folder = tiny.bert_encoder(tmp_path / "m", tokenizer_files="none", config={"vocab_size": 500})
+    tokenizer: Any = ByT5Tokenizer
+    tokenizer().save_pretrained(folder)
+    registry.register("m", "clinical", model_path=str(folder), do_lower_case=True)
+    with pytest.raises(LoadError, match="do_lower_case=True, which has no effect"):
+        registry.load_tokenizer("m")
+    registry.register("m", "clinical", model_path=str(folder), do_lower_case=False, strip_accents=False, replace=True)
+    assert registry.load_tokenizer("m")("Fièvre")["input_ids"]

@@ -63,6 +63,12 @@ def refusal(metadata: ModelMetadata, snapshot: Snapshot, auto_map: object) -> Un
     )
 
 
+def refuse(metadata: ModelMetadata, snapshot: Snapshot) -> None:
+    """Raise UnsafeWeightsError when the checkpoint asks for code of its own that the entry does not trust."""
+    if (named := snapshot.config.get("auto_map")) and not metadata.source.trust_remote_code:
+        raise refusal(metadata, snapshot, named)
+
+
 def model_class(metadata: ModelMetadata, snapshot: Snapshot) -> type[Any] | None:
     """Return the repository's own class of the checkpoint: the one that its architecture names, else its AutoModel."""
     named = snapshot.config.get("architectures")

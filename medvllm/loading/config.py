@@ -1,72 +1,18 @@
-"""Config and class of a model: from the entry, then from the checkpoint."""
+"""Config of a model: from the entry, then from the checkpoint."""
 
 import json
-import re
 from typing import Any
 
 import transformers
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from medvllm.classes import import_class
 from medvllm.errors import LoadError, MedVLLMError, RequestError
 from medvllm.loading import code
+from medvllm.loading.architecture import auto_class
 from medvllm.metadata import ModelMetadata
 from medvllm.options import LoadOptions, unknown_option
 from medvllm.sources import Snapshot
-
-
-def model_class(metadata: ModelMetadata, options: LoadOptions, snapshot: Snapshot) -> type[Any]:
-    """Return the class to load with: the caller's, the entry's, or the one that the checkpoint names.
-
-    Where the repository's own code may run, its class comes before the one of transformers.
-    """
-    chosen = import_class(options.model_class) or metadata.model_class
-    if chosen is None:
-        own = code.model_class(metadata, snapshot)
-    else:
-        own = code.own_class(metadata, snapshot, chosen.__name__) if hasattr(chosen, "_model_mapping") else None
-    if own is not None:
-        return own
-    if chosen is not None:
-        if not callable(getattr(chosen, "from_pretrained", None)):
-            raise RequestError(
-                f"Class {chosen.__name__!r} cannot load a model: it has no from_pretrained.\n"
-                "Give a subclass of transformers.PreTrainedModel or an Auto class.",
-                model=metadata.name,
-            )
-        return chosen
-    named = snapshot.config.get("architectures")
-    architecture = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else None
-    if architecture is None:
-        return transformers.AutoModel
-    found = getattr(transformers, architecture, None)
-    if isinstance(found, type) and issubclass(found, PreTrainedModel):
-        return found
-    _refuse_code(metadata, snapshot)
-    raise LoadError(
-        f"Model {metadata.name!r} is a {architecture!r}, which transformers {transformers.__version__} does not have.\n"
-        "Register it with the class to use: model_class='module:Class'",
-        model=metadata.name,
-    )
-
-
-def concrete_class(metadata: ModelMetadata, cls: type[Any], config: PreTrainedConfig) -> type[Any]:
-    """Return the class that an Auto class stands for with this config; any other class stands for itself."""
-    mapping = getattr(cls, "_model_mapping", None)
-    if mapping is None:
-        return cls
-    if type(config) not in mapping:
-        raise LoadError(
-            f"Model {metadata.name!r} is a {config.model_type!r}, for which there is no {cls.__name__}.",
-            model=metadata.name,
-        )
-    found = mapping[type(config)]
-    if isinstance(found, (tuple, list)):  # some architectures have several: the checkpoint says which
-        named = config.architectures or []
-        found = next((kind for kind in found if kind.__name__ in named), found[0])
-    chosen: type[Any] = found
-    return chosen
 
 
 def read_config(
@@ -116,18 +62,6 @@ def override(config: PreTrainedConfig, options: LoadOptions) -> tuple[tuple[str,
     return tuple(changed)
 
 
-def label_map(config: Any) -> dict[int, str] | None:
-    """Return the label of each class id, or None when a config names none: LABEL_0, LABEL_1 … say nothing."""
-    labels = getattr(config, "id2label", None) or {}
-    return None if all(re.fullmatch(r"LABEL_\d+", str(label)) for label in labels.values()) else dict(labels)
-
-
-def _refuse_code(metadata: ModelMetadata, snapshot: Snapshot) -> None:
-    """Raise when the checkpoint asks for code of its own that the entry does not trust."""
-    if (auto_map := snapshot.config.get("auto_map")) and not metadata.source.trust_remote_code:
-        raise code.refusal(metadata, snapshot, auto_map)
-
-
 def _from_snapshot(metadata: ModelMetadata, snapshot: Snapshot, cls: type[Any] | None) -> PreTrainedConfig:
     if metadata.config_class is None and (its_own := code.own_class(metadata, snapshot, "AutoConfig")):
         return _read(its_own, snapshot)
@@ -143,10 +77,11 @@ def _from_snapshot(metadata: ModelMetadata, snapshot: Snapshot, cls: type[Any] |
     model_type = declared or stated
     if isinstance(own, type) and issubclass(own, PreTrainedConfig):
         if isinstance(model_type, str) and own.model_type and model_type != own.model_type:
-            _refuse_code(metadata, snapshot)
+            code.refuse(metadata, snapshot)
+            own_class = auto_class(getattr(cls, "__name__", ""), model_type)
             raise LoadError(
                 f"Model {metadata.name!r} is a {model_type[:80]!r}, not a {own.model_type!r} as {own.__name__} says.\n"
-                "Load it with the class that it was saved from, or register its architecture: architecture='bert'",
+                f"Load it with the class of its own architecture: model_class='transformers:{own_class}'",
                 model=metadata.name,
             )
         return _read(own, snapshot)
@@ -158,7 +93,7 @@ def _from_snapshot(metadata: ModelMetadata, snapshot: Snapshot, cls: type[Any] |
             path=str(snapshot.path),
         )
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        _refuse_code(metadata, snapshot)
+        code.refuse(metadata, snapshot)
         raise LoadError(
             f"Model {metadata.name!r} has the architecture {str(model_type)[:80]!r}, "
             f"which transformers {transformers.__version__} does not have.",

@@ -6,8 +6,8 @@ from importlib import metadata as packages
 
 from transformers import PreTrainedConfig
 
-from medvllm.errors import MissingDependencyError
-from medvllm.loading import code, config, device
+from medvllm.errors import LoadError, MedVLLMError, MissingDependencyError
+from medvllm.loading import architecture, code, config, device
 from medvllm.metadata import ModelMetadata
 from medvllm.options import Identity, LoadOptions
 from medvllm.sources import Snapshot
@@ -47,9 +47,21 @@ def identify(metadata: ModelMetadata, options: LoadOptions, snapshot: Snapshot) 
 
     What says aloud what holds anyway is left out, so that it makes no difference.
     """
-    named = config.model_class(metadata, options, snapshot)
+    try:
+        return _identified(metadata, options, snapshot)
+    except MedVLLMError:
+        raise
+    except Exception as error:  # whatever strange values of a config lead to
+        raise LoadError(
+            f"The config of model {metadata.name!r} cannot be used: {type(error).__name__}: {str(error)[:300]}",
+            model=metadata.name,
+        ) from error
+
+
+def _identified(metadata: ModelMetadata, options: LoadOptions, snapshot: Snapshot) -> tuple[Identity, PreTrainedConfig]:
+    named = architecture.model_class(metadata, options, snapshot)
     own = config.read_config(metadata, LoadOptions(), snapshot, named)
-    cls = config.concrete_class(metadata, named, own)
+    cls = architecture.concrete_class(metadata, named, own)
     given = options.config
     if given is not None and _content(json.loads(given)) == _content(own.to_dict()):
         given = None

@@ -1,11 +1,8 @@
 """Snapshot -> model: through transformers, then checked before anybody gets it."""
 
 import logging
-import re
 import time
-from collections.abc import Iterable
 from copy import deepcopy
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -17,12 +14,10 @@ from medvllm.errors import (
     LoadError,
     MedVLLMError,
     SourceError,
-    WeightsMismatchError,
 )
-from medvllm.loading import code, prepared
-from medvllm.loading.bounds import bounded, is_floating
+from medvllm.loading import code, labels, positions, prepared, quantization, weights
+from medvllm.loading.bounds import bounded
 from medvllm.loading.checkpoint import Checkpoint
-from medvllm.loading.config import label_map
 from medvllm.loading.gate import foreign_load_running, gate, retie, wait_until_quiet
 from medvllm.loading.memory import How, Loaded, allocated_bytes, mapped_bytes, size_bytes
 from medvllm.loading.place import place
@@ -58,6 +53,7 @@ def load_model(metadata: ModelMetadata, identity: Identity, config: PreTrainedCo
         "use_safetensors": True,
         "local_files_only": True,
         "trust_remote_code": False,  # a repository's own class is imported by us
+        "ignore_mismatched_sizes": True,  # told with the loading info: its own error says neither which nor how
     }
     if options.attn_implementation:
         arguments["attn_implementation"] = options.attn_implementation
@@ -70,6 +66,9 @@ def load_model(metadata: ModelMetadata, identity: Identity, config: PreTrainedCo
             model = _rebuilt(metadata, known) if known is not None else None
             how: How = "transformers" if model is None else "replay"
             if model is None:
+                quantization.check_method(metadata, config)
+                positions.check_kind(metadata, config)
+                labels.check_map(metadata, cls, config)
                 arguments["config"] = deepcopy(config)  # the model's own
                 model, recipe = _first(metadata, cls, snapshot, arguments, dtype)
                 recipes.keep(identity, made_of, recipe)
@@ -91,7 +90,7 @@ def load_model(metadata: ModelMetadata, identity: Identity, config: PreTrainedCo
     except Exception as error:
         if "trust_remote_code" in str(error) and not metadata.source.trust_remote_code:
             raise code.refusal(metadata, snapshot, snapshot.config.get("auto_map")) from error
-        raise LoadError(
+        raise weights.unconverted(metadata, error) or LoadError(
             f"Model {metadata.name!r} could not be loaded as {cls.__name__}: {_first_line(error)}", model=metadata.name
         ) from error
     seconds = time.perf_counter() - start
@@ -131,13 +130,13 @@ def _first(
     Weights of another dtype than the file's are converted once, and mapped from their copy from then on.
     """
 
-    def made(weights: Snapshot) -> tuple[Any, set[str], Recipe | NoRecipe]:
-        model, missing, checkpoint = _materialise(metadata, cls, weights, arguments, dtype)
+    def made(held: Snapshot) -> tuple[Any, set[str], Recipe | NoRecipe]:
+        model, missing, checkpoint = _materialise(metadata, cls, held, arguments, dtype)
         model.config._name_or_path = model.name_or_path = str(snapshot.path)
         model.eval()
         return model, missing, NoRecipe(why) if (why := checkpoint.reason) else recipe_of(model, checkpoint.files)
 
-    copy = prepared.place(snapshot, cls, arguments)
+    copy = prepared.place(snapshot, cls, arguments, metadata.behaviour.unused_weights)
     if copy is not None and (ready := copy.find()) is not None and prepared.is_proven(ready, snapshot):
         try:
             model, _, recipe = made(ready)
@@ -148,11 +147,11 @@ def _first(
     model, missing, recipe = made(snapshot)
     if recipe.is_converted:
         try:
-            weights = prepared.make(copy, model, missing, lambda weights: made(weights)[0])
+            converted = prepared.make(copy, model, missing, lambda held: made(held)[0])
         except OSError as reason:
             return model, recipe if isinstance(recipe, Recipe) else NoRecipe(f"{recipe.reason}: {reason}")
         del model, recipe  # before the mapped copy comes
-        model, _, recipe = made(weights)
+        model, _, recipe = made(converted)
     return model, recipe
 
 
@@ -173,8 +172,10 @@ def _materialise(
             retie(model, info["missing_keys"])
         before, flaw = flaw, _flaw(model, dtype)
         if flaw is None:
-            _check_weights(metadata, model, info)
-            _check_dtypes(metadata, model, snapshot)
+            quantization.check_read(metadata, model, snapshot)
+            weights.check(metadata, model, info, snapshot)
+            labels.check_names(metadata, model)
+            _warn_of_decoding(metadata, model)
             return model, set(info["missing_keys"]), checkpoint
         if flaw == before and not foreign_load_running():
             raise LoadError(
@@ -227,75 +228,12 @@ def _flaw(model: Any, dtype: torch.dtype) -> str | None:
     return None
 
 
-def _check_weights(metadata: ModelMetadata, model: Any, info: Any) -> None:
-    """Raise WeightsMismatchError unless the checkpoint fills the model. A pooler that it lacks is taken out."""
-    expected = metadata.behaviour.expected_missing_keys
-    missing = sorted(key for key in info["missing_keys"] if not any(fnmatchcase(key, pattern) for pattern in expected))
-    if missing and model.base_model is model and all(re.search(r"(^|\.)pooler\.", key) for key in missing):
-        # A pooler with random weights would give a random pooler_output: with none, it is None. No head stands on it.
-        for module in model.modules():
-            if getattr(module, "pooler", None) is not None:
-                module.pooler = None
-        missing = []
-    if surplus := _surplus_layer(model, info["unexpected_keys"]):
-        raise WeightsMismatchError(
-            f"The checkpoint of {metadata.name!r} has {surplus}, for which its config has no place.\n"
-            "Config and weights do not belong together: fetch both from one commit.",
-            model=metadata.name,
-        )
-    wrong = sorted(map(str, info["mismatched_keys"])) + list(info["error_msgs"])
-    if missing or wrong:
-        what = f"lacks {_some(missing)}" if missing else f"does not fit: {_some(wrong)}"
-        raise WeightsMismatchError(
-            f"The checkpoint of {metadata.name!r} {what}, so a {type(model).__name__} would be partly random.\n"
-            "Load it with the class that it was saved from, or allow them by name: "
-            f"register(…, expected_missing_keys=['{missing[0].partition('.')[0] if missing else 'classifier'}.*'])",
-            model=metadata.name,
-            missing=tuple(missing),
-        )
-    if type(model).__name__.endswith("ForTokenClassification") and label_map(model.config) is None:
-        last = f"LABEL_{model.num_labels - 1}"
-        raise WeightsMismatchError(
-            f"The tagger {metadata.name!r} names its labels LABEL_0 to {last}, which say nothing.\n"
-            "Register it with their names: register(…, id2label=['O', 'B-DISEASE', 'I-DISEASE'])",
-            model=metadata.name,
-        )
+def _warn_of_decoding(metadata: ModelMetadata, model: Any) -> None:
     if type(model).__name__ == "BertLMHeadModel" and not model.config.is_decoder:
         logger.warning(
             "%r is a bidirectional BERT loaded as a causal language model: fit for scores, not for generating",
             metadata.name,
         )
-
-
-def _check_dtypes(metadata: ModelMetadata, model: Any, snapshot: Snapshot) -> None:
-    """Raise WeightsMismatchError when whole numbers were taken for weights: transformers converts them in silence."""
-    if snapshot.config.get("quantization_config"):
-        return
-    whole = {name for header in snapshot.headers for name, t in header.items() if not is_floating(t["dtype"])}
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    for name, weight in model.named_parameters() if whole else ():
-        if weight.is_floating_point() and {name, f"{prefix}{name}", name.removeprefix(prefix)} & whole:
-            raise WeightsMismatchError(
-                f"The checkpoint of {metadata.name!r} has whole numbers for {name}, and no quantization_config.\n"
-                "Config and weights do not belong together: fetch both from one commit.",
-                model=metadata.name,
-            )
-
-
-def _surplus_layer(model: Any, unexpected: Iterable[str]) -> str | None:
-    """Return a key of a layer beyond the model's last, or None: such a checkpoint would lose layers in silence."""
-    stacks = {name: len(module) for name, module in model.named_modules() if isinstance(module, torch.nn.ModuleList)}
-    for key in unexpected:
-        for match in re.finditer(r"\.(\d+)\.", key):
-            path = key[: match.start()]
-            for stack in (path, path.removeprefix(f"{model.base_model_prefix}."), f"{model.base_model_prefix}.{path}"):
-                if stack in stacks and int(match[1]) >= stacks[stack]:
-                    return str(key)
-    return None
-
-
-def _some(keys: list[str]) -> str:
-    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
 def _first_line(error: BaseException) -> str:

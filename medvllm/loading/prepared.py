@@ -21,8 +21,13 @@ logger = logging.getLogger(__name__)
 _FIXED = ("transformers.", "medvllm_code_")
 
 
-def place(snapshot: Snapshot, cls: type[Any], arguments: dict[str, Any]) -> Prepared | None:
-    """Return the place for the converted weights of a load, or None when its class allows none."""
+def place(
+    snapshot: Snapshot, cls: type[Any], arguments: dict[str, Any], unused: tuple[str, ...] = ()
+) -> Prepared | None:
+    """Return the place for the converted weights of a load, or None when its class allows none.
+
+    A copy no longer has the weights that the model does not take: another entry may not allow what `unused` does.
+    """
     if not cls.__module__.startswith(_FIXED):
         return None
     config = {field: value for field, value in arguments["config"].to_dict().items() if field != "_name_or_path"}
@@ -34,6 +39,7 @@ def place(snapshot: Snapshot, cls: type[Any], arguments: dict[str, Any]) -> Prep
         config=config,
         libraries=libraries,
         layout=ALIGNED,
+        unused=unused,
     )
 
 

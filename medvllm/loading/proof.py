@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 from transformers import PreTrainedTokenizerBase
 
 from medvllm.errors import MedVLLMError
-from medvllm.loading.config import label_map
+from medvllm.loading.labels import label_map
 from medvllm.receipt import Proof
 from medvllm.sources import Snapshot
 

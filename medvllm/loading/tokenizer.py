@@ -2,16 +2,16 @@
 
 import logging
 import threading
-from collections.abc import Collection
 from functools import cache
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from medvllm.errors import LoadError, WeightsMismatchError
-from medvllm.loading import code
+from medvllm.errors import LoadError, MedVLLMError
+from medvllm.loading import casing, code, vocabulary
 from medvllm.loading.config import read_config
 from medvllm.loading.effective import check_requirements
+from medvllm.loading.length import length
 from medvllm.metadata import ModelMetadata
 from medvllm.options import LoadOptions
 from medvllm.sources import Snapshot
@@ -19,29 +19,43 @@ from medvllm.sources.snapshot import read_json
 
 logger = logging.getLogger(__name__)
 
-# Architectures whose positions begin behind the padding token's id.
-_OFFSET_POSITIONS = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet"}
-_BERT_SPECIAL = {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}  # also where a tokenizer does not declare them
-_UNSET_LENGTH = 10**9  # transformers says 1e30 when no length is known
-
 
 def load_tokenizer(
     metadata: ModelMetadata, snapshot: Snapshot, cls: type[Any] | None = None
 ) -> PreTrainedTokenizerBase:
     """Return the entry's tokenizer; several threads may call it with different lengths at the same time.
 
-    `cls` is the class that the model was loaded with, where the caller chose one. `model_max_length` is the smallest of
-    the entry's, the tokenizer's own and the model's positions.
+    Args:
+        cls: The class that the model was loaded with, where the caller chose one.
+
+    Raises:
+        WeightsMismatchError: It has no vocabulary, or ids that the model has no embedding for.
+        LoadError: A fact of the entry has no effect on it, or anything else.
     """
     check_requirements(metadata)
-    behaviour = metadata.behaviour
     config = read_config(metadata, LoadOptions(), snapshot, cls or metadata.model_class)
-    casing = {"do_lower_case": behaviour.do_lower_case, "strip_accents": behaviour.strip_accents}
+    try:
+        tokenizer = _cased(metadata, snapshot, config)
+        tokenizer.model_max_length = length(metadata, snapshot, config, tokenizer)
+        tokenizer.truncation_side = "right"  # windows are counted from the beginning of a text
+        return guarded(tokenizer)
+    except MedVLLMError:
+        raise
+    except Exception as error:  # whatever a strange file or a class of the repository's own leads to
+        raise _error(metadata, snapshot, error) from error
+
+
+def _cased(metadata: ModelMetadata, snapshot: Snapshot, config: Any) -> Any:
+    """Return the tokenizer with the casing that the entry says, else the files, else the vocabulary."""
+    behaviour = metadata.behaviour
     # Said aloud, the entry's casing wins over every file; left out, transformers lowercases in silence.
-    stated: dict[str, Any] = {option: value for option, value in casing.items() if value is not None}
+    facts = {"do_lower_case": behaviour.do_lower_case, "strip_accents": behaviour.strip_accents}
+    stated: dict[str, Any] = {option: value for option, value in facts.items() if value is not None}
     tokenizer = _read(metadata, snapshot, config, stated)
-    words = _words(metadata, snapshot, tokenizer)
-    if _is_cased(words) and _lowercases(tokenizer):
+    ids = tokenizer.get_vocab()
+    words = vocabulary.words(metadata, snapshot, tokenizer, ids)
+    vocabulary.check_ids(metadata, config, tokenizer, ids)
+    if vocabulary.is_cased(words) and casing.lowercases(tokenizer):
         if behaviour.do_lower_case is None and not _states_casing(snapshot):
             logger.info("the vocabulary of %r is cased: its tokenizer does not lowercase", metadata.name)
             tokenizer = _read(metadata, snapshot, config, stated | {"do_lower_case": False})
@@ -51,13 +65,8 @@ def load_tokenizer(
                 metadata.name,
                 "files say" if behaviour.do_lower_case is None else "entry says",
             )
-    _check_casing(metadata, words, tokenizer)
-    positions = getattr(config, "max_position_embeddings", None) or _UNSET_LENGTH
-    if config.model_type in _OFFSET_POSITIONS and positions != _UNSET_LENGTH:
-        positions -= (config.pad_token_id or 0) + 1
-    tokenizer.model_max_length = min(behaviour.max_length or _UNSET_LENGTH, tokenizer.model_max_length, positions)
-    tokenizer.truncation_side = "right"  # windows are counted from the beginning of a text
-    return guarded(tokenizer)
+    casing.check(metadata, words, tokenizer)
+    return tokenizer
 
 
 def _read(metadata: ModelMetadata, snapshot: Snapshot, config: Any, stated: dict[str, Any]) -> Any:
@@ -72,13 +81,17 @@ def _read(metadata: ModelMetadata, snapshot: Snapshot, config: Any, stated: dict
     except Exception as error:
         if "trust_remote_code" in str(error) and not metadata.source.trust_remote_code:
             raise code.refusal(metadata, snapshot, code.auto_map(snapshot, "AutoTokenizer")) from error
-        raise LoadError(
-            f"The tokenizer of model {metadata.name!r} could not be loaded: {type(error).__name__}: {str(error)[:300]}",
-            model=metadata.name,
-            path=str(snapshot.path),
-        ) from error
+        raise _error(metadata, snapshot, error) from error
     found.name_or_path = str(snapshot.path)
     return found
+
+
+def _error(metadata: ModelMetadata, snapshot: Snapshot, error: Exception) -> LoadError:
+    return LoadError(
+        f"The tokenizer of model {metadata.name!r} could not be loaded: {type(error).__name__}: {str(error)[:300]}",
+        model=metadata.name,
+        path=str(snapshot.path),
+    )
 
 
 def guarded(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -119,44 +132,7 @@ def _rebuild(base: type[Any], state: dict[str, Any]) -> PreTrainedTokenizerBase:
     return guarded(tokenizer)
 
 
-def _words(metadata: ModelMetadata, snapshot: Snapshot, tokenizer: Any) -> set[str]:
-    """Return a tokenizer's vocabulary without its special tokens; WeightsMismatchError when it has none."""
-    words: set[str] = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
-    if not words:
-        raise WeightsMismatchError(
-            f"The tokenizer of model {metadata.name!r} has no vocabulary: every word would be unknown.\n"
-            f"{snapshot.path} needs a vocab.txt or tokenizer.json.",
-            model=metadata.name,
-            path=str(snapshot.path),
-        )
-    return words - _BERT_SPECIAL
-
-
-def _is_cased(words: Collection[str]) -> bool:
-    """Return whether a vocabulary was made of text whose case was kept: then one piece of many has a capital."""
-    return sum(word != word.lower() for word in words) > len(words) / 100
-
-
-def _lowercases(tokenizer: Any) -> bool:
-    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
-    return normalizer is not None and normalizer.normalize_str("ALS") == "als"
-
-
 def _states_casing(snapshot: Snapshot) -> bool:
     """Return whether the files themselves say whether to lowercase; a tokenizer.json alone is read past its word."""
     name = f"{snapshot.root}tokenizer_config.json"
     return name in snapshot.files and "do_lower_case" in read_json(snapshot.file(name))
-
-
-def _check_casing(metadata: ModelMetadata, words: Collection[str], tokenizer: Any) -> None:
-    """Refuse a tokenizer, or a vocabulary, that is not cased where the entry says so."""
-    if metadata.behaviour.do_lower_case is not False:
-        return
-    if any(word != word.upper() for word in words) and not any(word != word.lower() for word in words):
-        raise LoadError(
-            f"The vocabulary of model {metadata.name!r} has no capital letter, and the entry says that it is cased.\n"
-            "Every capitalised word would be unknown. Register it with: do_lower_case=True",
-            model=metadata.name,
-        )
-    if _lowercases(tokenizer):
-        raise LoadError(f"The tokenizer of model {metadata.name!r} lowercases, and the entry says that it must not.")

@@ -222,7 +222,7 @@ def bert(
     **trouble: Any,
 ) -> Path:
     """A BERT of any head; fields of its config in `config`."""
-    full = BertConfig(**SMALL | (config or {}), vocab_size=len(VOCABULARY))
+    full = BertConfig(**{"vocab_size": len(VOCABULARY)} | SMALL | (config or {}))
     return write(folder, cls, full, do_lower_case, **trouble)
 
 

@@ -1,0 +1,98 @@
+"""Positions of a model: how many tokens it can read at once, and whether this transformers computes them."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import transformers
+from transformers import PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+from medvllm.errors import LoadError
+from medvllm.loading.skeleton import skeleton
+from medvllm.metadata import ModelMetadata
+
+UNLIMITED = 10**9  # transformers says 1e30 when no length is known
+# Fields of a config for the length that a model was trained for, the surest first.
+_FIELDS = (
+    "max_position_embeddings",
+    "max_encoder_position_embeddings",
+    "n_positions",
+    "n_ctx",
+    "max_seq_len",
+    "max_sequence_length",
+    "seq_length",
+    "context_length",
+)
+_TABLE = re.compile(r"(^|\.)(position_embeddings?|pos_embeddings?|embed_positions?|positions_embed|pos_embed|wpe)$")
+_NO_TEXT = re.compile(r"vision|visual|image|audio|speech|entity")
+
+
+@dataclass(frozen=True)
+class Positions:
+    """How many tokens a model can read, None where nothing says so. `is_firm`: it has a table of that many, no more."""
+
+    count: int | None
+    is_firm: bool = False
+
+
+def positions(config: PreTrainedConfig) -> Positions:
+    """Return the positions that a config gives its model, for the text that it reads."""
+    text = text_config(config)
+    stated = next((count for field in _FIELDS if (count := _count(getattr(text, field, None))) is not None), None)
+    if (rows := _rows(text)) is not None:
+        return Positions(min(rows, stated or rows), is_firm=True)
+    return Positions(stated)
+
+
+def check_kind(metadata: ModelMetadata, config: PreTrainedConfig) -> None:
+    """Raise LoadError for positions that older versions of transformers computed, and this one silently does not."""
+    kind = getattr(config, "position_embedding_type", None)
+    known = type(config).__module__.startswith("transformers.")
+    if known and kind not in (None, "absolute") and not hasattr(type(config), "position_embedding_type"):
+        raise LoadError(
+            f"Model {metadata.name!r} has position_embedding_type {str(kind)[:80]!r}, and a {config.model_type!r} of "
+            f"transformers {transformers.__version__} has absolute positions only: its outputs would be others.\n"
+            "Give a class of yours that computes them: register(…, model_class='module:Class')",
+            model=metadata.name,
+        )
+
+
+def text_config(config: Any) -> Any:
+    """Return the part of a composite config that is for the text that a model reads."""
+    encoder = getattr(config, "encoder", None)
+    if isinstance(encoder, PreTrainedConfig):
+        return encoder
+    try:
+        return config.get_text_config()
+    except ValueError:  # there are several
+        return config
+
+
+def _count(value: object) -> int | None:
+    """Return a number of positions; nothing for -1, None, 1e30 and whatever else says that there is no limit."""
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < UNLIMITED
+    return int(value) if fits else None  # type: ignore[call-overload]  # a number by now
+
+
+def _rows(config: Any) -> int | None:
+    """Return how many tokens the table of positions of a config's encoder has rows for; None where it has none."""
+    if type(config) not in MODEL_MAPPING or not type(config).__module__.startswith("transformers."):
+        return None
+    cls = MODEL_MAPPING[type(config)]
+    model = skeleton(cls[0] if isinstance(cls, (tuple, list)) else cls, config)
+    found: dict[str, int] = {}
+    for path, module in model.named_modules() if model is not None else ():
+        shape: Any = getattr(getattr(module, "weight", None), "shape", ())
+        if _TABLE.search(path) and not _NO_TEXT.search(path) and len(shape) == 2:
+            found[path] = int(shape[0]) - _offset(module)
+    reads = [rows for path, rows in found.items() if "decoder" not in path] or list(found.values())
+    return min(reads, default=None)
+
+
+def _offset(module: Any) -> int:
+    """Return how many rows of a table stand before the first token's."""
+    if type(offset := getattr(module, "offset", None)) is int:
+        return offset
+    padding = getattr(module, "padding_idx", None)
+    return padding + 1 if type(padding) is int else 0

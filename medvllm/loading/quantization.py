@@ -1,0 +1,60 @@
+"""Quantised checkpoints: read by the method that they were written with, or refused."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import transformers
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+from medvllm.errors import LoadError, WeightsMismatchError
+from medvllm.loading.bounds import is_floating
+from medvllm.metadata import ModelMetadata
+from medvllm.sources import Snapshot
+
+_FIELDS = ("quantization_config", "compression_config")  # the second is an older name of compressed-tensors
+
+
+def check_method(metadata: ModelMetadata, config: Any) -> None:
+    """Raise LoadError when a config declares a quantisation that transformers would skip, and read noise."""
+    for field, declared in _declared(config.to_dict()):
+        method = declared.get("quant_method") if isinstance(declared, Mapping) else declared
+        if isinstance(declared, Mapping) and (declared.get("load_in_8bit") or declared.get("load_in_4bit")):
+            method = "bitsandbytes_4bit" if declared.get("load_in_4bit") else "bitsandbytes_8bit"
+        if field != _FIELDS[0] or not isinstance(method, str) or method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+            raise _refusal(metadata, field, method)
+
+
+def check_read(metadata: ModelMetadata, model: Any, snapshot: Snapshot) -> None:
+    """Raise unless quantised weights were read as such: LoadError where the config declares them, and
+    WeightsMismatchError for whole numbers that transformers has taken for weights in silence."""
+    if getattr(model, "hf_quantizer", None) is not None:
+        return
+    for field, declared in _declared(snapshot.config):
+        raise _refusal(metadata, field, declared.get("quant_method") if isinstance(declared, Mapping) else declared)
+    whole = {name for header in snapshot.headers for name, t in header.items() if not is_floating(t["dtype"])}
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    for name, weight in model.named_parameters() if whole else ():
+        if weight.is_floating_point() and {name, f"{prefix}{name}", name.removeprefix(prefix)} & whole:
+            raise WeightsMismatchError(
+                f"The checkpoint of {metadata.name!r} has whole numbers for {name}, and no quantization_config.\n"
+                "Config and weights do not belong together: fetch both from one commit.",
+                model=metadata.name,
+            )
+
+
+def _declared(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Give each quantisation that a config or one of its parts declares, with the field that does."""
+    for field, value in config.items():
+        if field in _FIELDS and value:
+            yield field, value
+        elif isinstance(value, Mapping):
+            yield from _declared(value)
+
+
+def _refusal(metadata: ModelMetadata, field: str, method: object) -> LoadError:
+    return LoadError(
+        f"Model {metadata.name!r} is quantised ({field}: {str(method)[:80]!r}), and transformers "
+        f"{transformers.__version__} does not read that method: its weights would be noise.\n"
+        "Register the checkpoint that it was made from, or one of a method such as: compressed-tensors",
+        model=metadata.name,
+    )

@@ -1,0 +1,97 @@
+"""Labels: one for each class, a text, and written in the scheme that the entry says."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medvllm.engine.model_runner import ModelRegistry
+from medvllm.errors import LoadError, WeightsMismatchError
+from tests.support import tiny
+
+BIO, BILOU = ["O", "B-X", "I-X"], ["O", "B-X", "I-X", "L-X", "U-X"]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {1: "O", 2: "B-X", 3: "I-X"},
+        {0: "O", 1: "B-X", 3: "I-X"},
+        {-1: "O", 0: "B-X", 1: "I-X"},
+        {0: "O", 1: "B-X", 2: None},
+        {0: "O", 1: 5, 2: "I-X"},
+        {0: "O", 1: "", 2: "I-X"},
+        {0: "O", 1: "  ", 2: "I-X"},
+        {0: "O", 1: ["B-X"], 2: "I-X"},
+        {0: "O", 1: True, 2: "I-X"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("make", [tiny.bert_token_classifier, tiny.bert_sequence_classifier])
+def test_a_label_map_with_gaps_or_without_texts_is_refused(
+    registry: ModelRegistry, tmp_path: Path, make: Any, labels: dict[int, Any]
+) -> None:
+    """When it is loaded, not when that class is predicted; the entry's own labels lead out."""
+    folder = make(
+        tmp_path / "m", **({"labels": BIO} if make is tiny.bert_token_classifier else {"config": tiny.labelled(BIO)})
+    )
+    tiny.edit_config(folder, id2label=labels, label2id=None)
+    with pytest.raises(WeightsMismatchError, match=r"label map \(id2label\).*\n.*id2label=\["):
+        registry.load_model(folder)
+    registry.register("m", "clinical", model_path=str(folder), id2label=BIO)
+    assert registry.load_model("m").config.id2label == dict(enumerate(BIO))
+
+
+@pytest.mark.parametrize("labels", [["O", "X", "X"], ["0", "1", "2"], ["O", "B-é", "I-é"]], ids=str)
+def test_unusual_labels_are_kept(registry: ModelRegistry, tmp_path: Path, labels: list[str]) -> None:
+    """Twice the same, numbers as texts, any letters."""
+    assert registry.load_model(tiny.bert_token_classifier(tmp_path / "m", labels)).config.id2label == dict(
+        enumerate(labels)
+    )
+
+
+@pytest.mark.parametrize(
+    ("scheme", "labels"),
+    [
+        ("BIO", BIO),
+        ("BIO", ["O", "B", "I"]),
+        ("BIO", ["O", "B-X", "I-X", "[CLS]"]),
+        ("BILOU", BILOU),
+        ("BILOU", ["O", "U-DATE"]),
+        ("BILOU", ["O", "B-X", "I-X", "E-X", "S-X"]),
+        ("IO", ["O", "PATIENT", "DATE"]),
+        ("IO", ["O", "B-CELL", "T-CELL"]),
+        ("IO", ["O", "E-MAIL"]),
+    ],
+)  # fmt: skip
+def test_a_scheme_that_fits_is_taken(registry: ModelRegistry, tmp_path: Path, scheme: Any, labels: list[str]) -> None:
+    """Also where a name has a letter and a dash in it."""
+    folder = tiny.bert_token_classifier(tmp_path / "m", labels)
+    registry.register("m", "clinical", model_path=str(folder), label_scheme=scheme)
+    assert registry.load_model("m")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "labels", "why"),
+    [
+        ("BIO", BILOU, "'L-X' is of BILOU"),
+        ("BIO", ["O", "B-X", "I-X", "E-X", "S-X"], "'E-X' is of BILOU"),
+        ("BIO", ["O", "PATIENT"], "'PATIENT' says no place"),
+        ("BILOU", ["O", "PATIENT"], "'PATIENT' says no place"),
+        ("BILOU", BIO, "none of them begins with L, U, E or S"),
+        ("IO", BIO, "'B-X' says B or I"),
+        ("IO", ["O", "I-X", "I-Y"], "'I-X' says B or I"),
+        ("BIO", ["B-X", "I-X"], "none of them is 'O'"),
+        ("IO", ["A", "B"], "none of them is 'O'"),
+    ],
+)
+def test_a_scheme_that_the_labels_are_not_written_in_is_refused(
+    registry: ModelRegistry, tmp_path: Path, scheme: Any, labels: list[str], why: str
+) -> None:
+    """With the label that says so; left out, the model loads."""
+    folder = tiny.bert_token_classifier(tmp_path / "m", labels)
+    registry.register("m", "clinical", model_path=str(folder), label_scheme=scheme)
+    with pytest.raises(LoadError, match=f"label_scheme '{scheme}': {why}"):
+        registry.load_model("m")
+    registry.register("m", "clinical", model_path=str(folder), replace=True)
+    assert registry.load_model("m")
