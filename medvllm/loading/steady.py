@@ -23,15 +23,23 @@ def steady(model: Any) -> None:
     """
     done: set[int] = set()
     for module in model.modules():  # the outermost first: a copy of it copies what is inside
-        if id(module) not in done and (_follows_length(module) or _grows(module) or _is_random(module)):
+        kind: Any = type(module)
+        if id(module) in done or _is_plain(kind):
+            continue
+        if _follows_length(module) or _grows(module) or _is_random(module):
             done.update(map(id, module.modules()))
-            kind: Any = type(module)
             module.__class__ = _steady_class(kind)
 
 
 def depends_on_length(model: Any) -> bool:
     """Return whether the length of an input, padding included, decides how the model computes."""
-    return any(map(_follows_length, model.modules()))
+    return any(_follows_length(module) for module in model.modules() if not _is_plain(module.__class__))
+
+
+@cache
+def _is_plain(kind: Any) -> bool:
+    """Return whether modules of that class are torch's own, which are most, and the same for every input."""
+    return str(kind.__module__).startswith("torch.nn.")
 
 
 def _follows_length(module: Any) -> bool:

@@ -141,6 +141,6 @@ def _pieces(tokenizer: "PreTrainedTokenizerBase", text: Text, position: int, off
         belongs = encoding.sequence_ids(i)
         cut = [k for k, is_special in enumerate(special) if not is_special and (second is None or belongs[k] == 1)]
         types = encoding["token_type_ids"][i] if "token_type_ids" in encoding else ()
-        places = (encoding.word_ids(i), encoding["offset_mapping"][i]) if offsets else ()
-        pieces.append(_Piece(ids, special, cut, types, *places))
+        words = encoding.word_ids(i) if offsets else ()
+        pieces.append(_Piece(ids, special, cut, types, words, encoding["offset_mapping"][i] if offsets else ()))
     return pieces, step
