@@ -1,6 +1,6 @@
 """Windows -> batches -> what a model makes of them: padded only where padding changes nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from inspect import signature, unwrap
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -31,9 +31,10 @@ def encoder_of(model: Any) -> Any:
     base = model.base_model
     if getattr(base.config, "is_encoder_decoder", False) and not _feeds_its_decoder(base):
         base = base.get_encoder()
-    if getattr(base, "main_input_name", "input_ids") != "input_ids":
+    main = getattr(base, "main_input_name", "input_ids")
+    if main != "input_ids" and "input_ids" not in signature(base.forward).parameters:
         raise RequestError(
-            f"A {type(model).__name__} reads {base.main_input_name}, not texts alone: it gives no vectors of texts.\n"
+            f"A {type(model).__name__} reads {main}, not texts: it gives no vectors of them.\n"
             "Models that do are listed with: medvllm list --task embed"
         )
     return base
@@ -82,14 +83,19 @@ def run(lease: Lease, module: Any, batch: Sequence[Window], field: str) -> "torc
     return found.float().masked_fill(inputs["attention_mask"].unsqueeze(-1) == 0, 0)
 
 
-def check_numbers(lease: Lease, values: "torch.Tensor", positions: Sequence[int]) -> None:
-    """Raise LoadError where a row of an answer has NaN or infinity in it; `positions` are those of the rows' texts."""
+def unsound(values: "torch.Tensor", positions: Sequence[int]) -> set[int]:
+    """Return the positions of the texts whose rows of an answer have NaN or infinity in them."""
     sound = values.isfinite().flatten(1).all(1).tolist()
-    if not all(sound):
-        position = min(position for position, is_sound in zip(positions, sound, strict=True) if not is_sound)
+    return {position for position, is_sound in zip(positions, sound, strict=True) if not is_sound}
+
+
+def check_numbers(lease: Lease, lacking: Collection[int]) -> None:
+    """Raise LoadError for the first of the texts for which a model gave no numbers, if there are any."""
+    if lacking:
+        position = min(lacking)
         raise LoadError(
             f"Model {lease.metadata.name!r} gives NaN or infinity for text {position + 1}, so there is no answer.\n"
-            f"In float16 numbers overflow early: load it with dtype='float32'. In float32 its weights are at fault.",
+            "In float16 large numbers overflow: load it with dtype='float32'. In float32 its weights are at fault.",
             model=lease.metadata.name,
             position=position,
         )
@@ -148,4 +154,4 @@ def _padding_id(lease: Lease, module: Any) -> int:
 def _feeds_its_decoder(base: Any) -> bool:
     """Return whether the base model of an encoder-decoder makes its decoder's input of the text that it is given."""
     names = unwrap(type(base).forward).__code__.co_names
-    return any("shift" in name or "decoder_inputs" in name for name in names)
+    return "shift_tokens_right" in names or "_prepare_fsmt_decoder_inputs" in names

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from medvllm import progress
-from medvllm.engine.model_runner.batches import batches, check_numbers, run
+from medvllm.engine.model_runner.batches import batches, check_numbers, run, unsound
 from medvllm.engine.model_runner.edge import reading
 from medvllm.engine.model_runner.inputs import plain_texts
 from medvllm.engine.model_runner.windows import Window
@@ -50,14 +50,16 @@ def fill_mask(lease: Lease, texts: Iterable[str], *, top_k: int = 5) -> list[lis
             raise RequestError(f"Text {position + 1} has no gap to fill.\nWrite the gap as: [MASK]", position=position)
         windows.append(Window(position, ids, [1] * len(ids), encoding.get("token_type_ids", ())))
     results: list[list[list[Fill]]] = [[] for _ in marked]
+    lacking: set[int] = set()
     for batch in progress.of_items("Running", batches(lease, model, windows)):
         logits = run(lease, model, batch, "logits")
         for row, window in enumerate(batch):
             gaps = [i for i, token in enumerate(window.input_ids) if token == tokenizer.mask_token_id]
             scores, tokens = logits[row, gaps].softmax(-1).topk(min(top_k, logits.shape[-1]))
-            check_numbers(lease, scores, [window.text] * len(gaps))
+            lacking |= unsound(scores, [window.text] * len(gaps))
             results[window.text] = [
                 [Fill(str(tokenizer.decode([token])).strip(), score) for token, score in zip(ids, values, strict=True)]
                 for ids, values in zip(tokens.tolist(), scores.tolist(), strict=True)
             ]
+    check_numbers(lease, lacking)
     return results

@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import Any
 
 from medvllm import progress
-from medvllm.engine.model_runner.batches import batches, check_numbers, run
+from medvllm.engine.model_runner.batches import batches, check_numbers, run, unsound
 from medvllm.engine.model_runner.inputs import plain_texts
 from medvllm.engine.model_runner.spans import Span, Word, decode, scheme_of
 from medvllm.engine.model_runner.windows import Coverage, split
@@ -42,13 +42,15 @@ def tag(lease: Lease, texts: Iterable[str]) -> list[Tags]:
     labels: dict[int, str] = model.config.id2label
     windows, coverage = split(lease.tokenizer, plain_texts(lease, texts, "ner"), behaviour.long_input, offsets=True)
     pieces: list[list[tuple[int, Word]]] = [[] for _ in coverage]
+    lacking: set[int] = set()
     for batch in progress.of_items("Running", batches(lease, model, windows)):
         scores, classes = run(lease, model, batch, "logits").softmax(-1).max(-1)
-        check_numbers(lease, scores, [window.text for window in batch])
+        lacking |= unsound(scores, [window.text for window in batch])
         for window, row, chosen in zip(batch, scores.tolist(), classes.tolist(), strict=True):
             for i, word in enumerate(window.words):
                 if word is not None and window.counted[i]:
                     pieces[window.text].append((word, Word(*window.offsets[i], labels[chosen[i]], row[i])))
+    check_numbers(lease, lacking)
     scheme = behaviour.label_scheme or scheme_of(labels.values())
     return [Tags(decode(_joined(found), scheme), covered) for found, covered in zip(pieces, coverage, strict=True)]
 
