@@ -300,11 +300,12 @@ ARTICLES = [("Aspirin", "Given for pain and for fever."), ("Statins in old age",
 def test_an_entry_of_two_inputs_takes_pairs(registry: ModelRegistry, tmp_path: Path) -> None:
     """Encoded as the tokenizer encodes pairs, in batches of mixed lengths, and accepted as pairs."""
     folder = tiny.bert_encoder(tmp_path / "m")
-    facts = {"pooling": "cls", "inputs": ["title", "abstract"], "do_lower_case": False}
+    facts: dict[str, Any] = {"pooling": "cls", "inputs": ["title", "abstract"], "do_lower_case": False}
     registry.register("m", "generic", model_path=str(folder), task="embed", **facts)
     runner = ModelRunner("m", registry=registry)
     found = runner.embed([ARTICLES[0], list(ARTICLES[1]), *ARTICLES[2:]])
-    plain, tokenizer = transformers.BertModel.from_pretrained(folder).eval(), registry.load_tokenizer("m")
+    plain: Any = transformers.BertModel.from_pretrained(folder)
+    tokenizer = registry.load_tokenizer("m")
     with torch.inference_mode():
         encoded = [tokenizer(*pair, return_tensors="pt") for pair in ARTICLES]
         expected = torch.cat([plain(**inputs).last_hidden_state[:, 0] for inputs in encoded])

@@ -32,7 +32,6 @@ _LSH: dict[str, Any] = {
     "axial_pos_shape": [8, 17],
     "axial_pos_embds_dim": [16, 16],
 }
-_XLM = {"n_langs": 1, "use_lang_emb": False}
 
 # Class -> fields of its config beside the sizes. A word in brackets tells two of one class apart.
 REMEMBERING: dict[str, dict[str, Any]] = {
@@ -60,7 +59,6 @@ MIXING: dict[str, dict[str, Any]] = {
 }
 ENCODER_DECODERS: dict[str, dict[str, Any]] = {
     "T5ForConditionalGeneration": {},
-    "T5Model": {},
     "T5EncoderModel": {},
     "MT5ForConditionalGeneration": {},
     "UMT5ForConditionalGeneration": {},
@@ -74,27 +72,21 @@ ENCODER_DECODERS: dict[str, dict[str, Any]] = {
 PLAIN: dict[str, dict[str, Any]] = {
     "BertModel": {},
     "RobertaModel": {},
-    "DistilBertModel": {},
-    "ElectraModel": {},
     "AlbertModel": {},
     "MPNetModel": {},
     "DebertaV2Model": {},
     "LongformerModel": {},
     "ModernBertModel": {},
-    "XLMModel": _XLM,
-    "FlaubertModel": _XLM,
+    "XLMModel": {"n_langs": 1, "use_lang_emb": False},
     "FunnelModel": {"block_sizes": [1, 1], "num_hidden_layers": None},
     "GPT2Model": {},
     "GPT2LMHeadModel": {},
-    "OpenAIGPTModel": {},
     "LlamaModel": {},
     "BertForMaskedLM": {},
     "BertForPreTraining": {},
     "BertForQuestionAnswering": {},
     "BartModel": {},
-    "BartForConditionalGeneration": {},
     "LEDModel": {},
-    "MBartModel": {},
 }
 SHORT = {kind for kind, fields in REMEMBERING.items() if fields.get("max_position_embeddings")}  # fewer than a text has
 ALL = {**REMEMBERING, **MIXING, **ENCODER_DECODERS, **PLAIN}

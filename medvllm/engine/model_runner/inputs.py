@@ -6,7 +6,7 @@ from typing import Any
 from medvllm.errors import RequestError
 from medvllm.registry import Lease
 
-Text = str | tuple[str, str]  # what one result is for
+Text = str | tuple[str, str] | list[str]  # what one result is for; a list is a pair as JSON has it
 
 
 def plain_texts(lease: Lease, texts: Iterable[Text], task: str) -> list[str]:
