@@ -170,7 +170,7 @@ def test_what_is_no_number_is_no_answer(
 def _bare(folder: Path, kind: str) -> Path:
     """A checkpoint whose tokenizer adds no special tokens, as GPT-2's does not."""
     tokenizer = tiny.byte_tokenizer(64)
-    tokenizer.backend_tokenizer.post_processor = None  # type: ignore[attr-defined]
+    tokenizer.backend_tokenizer.post_processor = None
     kinds.write(folder, kind)
     tokenizer.save_pretrained(folder)
     return folder
@@ -211,7 +211,7 @@ def test_the_padding_token_need_not_be_in_the_model(
     assert torch.allclose(other.embed(TEXTS).vectors, expected, atol=1e-5)
 
 
-class Failing(transformers.BertModel):
+class Failing(transformers.BertModel):  # type: ignore[no-untyped-call]
     """A model whose code fails as it is told."""
 
     error: BaseException = RuntimeError()
