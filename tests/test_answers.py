@@ -29,7 +29,7 @@ def _hidden(model: Any, text: str) -> torch.Tensor:
 def _plain(folder: Path, kind: str) -> Any:
     """The encoder as plain transformers loads it; of an encoder-decoder, what sentence-transformers takes."""
     model = getattr(transformers, kind.partition(" ")[0]).from_pretrained(folder).eval()
-    return model.get_encoder() if kind in kinds.ENCODER_DECODERS else model.base_model
+    return model.get_encoder() if kind in kinds.BY_ENCODER else model.base_model
 
 
 @pytest.mark.parametrize("kind", [kind for kind in kinds.ALL if "Reformer" not in kind])

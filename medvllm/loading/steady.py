@@ -36,6 +36,11 @@ def depends_on_length(model: Any) -> bool:
     return any(_follows_length(module) for module in model.modules() if not _is_plain(module.__class__))
 
 
+def rows_compete(model: Any) -> bool:
+    """Return whether the rows of a batch compete for room: NLLB's experts take so many tokens of all rows together."""
+    return any("moe_eval_capacity_token_fraction" in vars(module) for module in model.modules())
+
+
 @cache
 def _is_plain(kind: Any) -> bool:
     """Return whether modules of that class are torch's own, which are most, and the same for every input."""
@@ -53,8 +58,6 @@ def _follows_length(module: Any) -> bool:
         or any(_scales(kind) for kind in (kinds.values() if isinstance(kinds, dict) else (kinds,)))
         # Reformer's buckets: the first input decides how many there are, where the config does not.
         or ("num_buckets" in known and hasattr(type(module), "_set_num_buckets"))
-        # Experts that take a share of the tokens.
-        or "moe_eval_capacity_token_fraction" in known
     )
 
 

@@ -55,6 +55,7 @@ MIXING: dict[str, dict[str, Any]] = {
     "YosoModel": {},
     "MobileBertModel": {},
     "MobileBertForTokenClassification": {},
+    "NllbMoeModel": {"encoder_sparse_step": 1, "num_experts": 2, "expert_capacity": 8, "max_position_embeddings": 200},
     "CpmAntModel": {"prompt_types": 4, "prompt_length": 2},
 }
 ENCODER_DECODERS: dict[str, dict[str, Any]] = {
@@ -89,6 +90,7 @@ PLAIN: dict[str, dict[str, Any]] = {
     "LEDModel": {},
 }
 SHORT = {kind for kind, fields in REMEMBERING.items() if fields.get("max_position_embeddings")}  # fewer than a text has
+BY_ENCODER = {*ENCODER_DECODERS, "M2M100Model", "NllbMoeModel"}  # vectors are the encoder's
 ALL = {**REMEMBERING, **MIXING, **ENCODER_DECODERS, **PLAIN}
 
 

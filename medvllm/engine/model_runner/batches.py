@@ -45,9 +45,15 @@ def batches(lease: Lease, module: Any, windows: Sequence[Window]) -> list[list[W
 
     Lengths are equal where `module`, the part of the model that is to run, does not bear padding.
     """
+    from medvllm.loading.steady import rows_compete
+
     filled = [window for window in windows if window.input_ids]
     budget = BATCH_TOKENS.get(str(lease.model.device), DEVICE_BATCH_TOKENS)
     packed = _packed(filled, budget)
+    if all(len(batch) == 1 for batch in packed):
+        return packed
+    if rows_compete(module):
+        return [[window] for window in filled]
     if any(len(batch[0].input_ids) != len(batch[-1].input_ids) for batch in packed) and not _bears(lease, module):
         return _packed(filled, budget, equal=True)
     return packed
