@@ -4,16 +4,27 @@ What a module would keep of an input, it keeps in a copy that lasts for one call
 """
 
 import copy
+import os
 import threading
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache, wraps
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
 
-_draws = threading.Lock()  # torch's generator is the whole process's
 _SEED = 0
+_draws = threading.Lock()  # torch's generator is the whole process's
+
+
+def _free_draws() -> None:
+    global _draws
+    _draws = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_free_draws)
 
 
 def steady(model: Any) -> None:
@@ -83,7 +94,7 @@ def _steady_class(base: type[Any]) -> type[Any]:
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             if self.training:
                 return super().forward(*args, **kwargs)
-            with _fixed_draws(args, kwargs) if _is_random(self) else ExitStack():
+            with _fixed_draws(args, kwargs) if _is_random(self) else nullcontext():
                 return base.forward(_copied(self, base), *args, **kwargs)
 
         def __reduce_ex__(self, protocol: object) -> Any:
@@ -127,11 +138,13 @@ def _switching(cls: type[Any]) -> type[Any]:
     return Switching
 
 
-def _fixed_draws(args: tuple[Any, ...], kwargs: dict[str, Any]) -> AbstractContextManager[Any]:
-    """Draw the same numbers each time, and leave the generator as it was."""
+@contextmanager
+def _fixed_draws(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
+    """Draw the same numbers each time, and leave the generators as they were."""
     devices = {value.device for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)}
-    stack = ExitStack()
-    stack.enter_context(_draws)
-    stack.enter_context(torch.random.fork_rng([device for device in devices if device.type == "cuda"]))
-    torch.manual_seed(_SEED)
-    return stack
+    graphics = [device for device in devices if device.type == "cuda"]
+    with _draws, torch.random.fork_rng(graphics):
+        torch.default_generator.manual_seed(_SEED)
+        for device in graphics:
+            torch.cuda.default_generators[device.index].manual_seed(_SEED)
+        yield
