@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 from safetensors.torch import load_file, save_file
 
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
-from medvllm.errors import CatalogError, ModelNotFoundError, RequestError
+from medvllm.errors import CatalogError, LoadError, ModelNotFoundError, RequestError
 from tests.support import standins, tiny
 from tests.support.loopback import LoopbackHub
 
@@ -98,7 +98,7 @@ def test_what_cannot_be_accepted_or_checked_says_so(registry: ModelRegistry, tmp
         registry.accept("m", ["x"])  # type: ignore[list-item]
     state = load_file(folder / "model.safetensors")
     save_file({name: tensor * float("nan") for name, tensor in state.items()}, folder / "model.safetensors")
-    with pytest.raises(RequestError, match="'m' gives no numbers for a plain sentence: its output is nan"):
+    with pytest.raises(LoadError, match="'m' gives NaN or infinity for"):
         ModelRunner("m", registry=registry).accept()
 
 

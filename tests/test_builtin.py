@@ -64,11 +64,12 @@ def test_an_entry_makes_its_repository_load_as_its_authors_meant(
         if name in LABELS:
             assert list(lease.model.config.id2label.values()) == LABELS[name]
         if "embed" in lease.metadata.tasks:
-            inputs = tokenizer("Patient denies fever.", return_tensors="pt")
+            pair = ("Fever", "Patient denies fever.") if len(behaviour.inputs) == 2 else None
+            inputs = tokenizer(*(pair or ["Patient denies fever."]), return_tensors="pt")
             with torch.inference_mode():
                 hidden = lease.model.base_model(**inputs).last_hidden_state[0]
             expected = hidden[0] if behaviour.pooling == "cls" else hidden.mean(0)
-            vectors = ModelRunner(name, registry=registry).embed(["Patient denies fever."]).vectors
+            vectors = ModelRunner(name, registry=registry).embed([pair or "Patient denies fever."]).vectors
             assert torch.allclose(vectors[0], expected, atol=1e-5)
 
 

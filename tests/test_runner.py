@@ -120,14 +120,16 @@ def test_bad_requests_name_the_text_by_its_place(registry: ModelRegistry, minilm
         runner.embed("one text")
     with pytest.raises(RequestError, match="'minilm' is loaded as BertModel, which fills no gaps"):
         minilm.fill_mask(["a [MASK]"])
-    with pytest.raises(RequestError, match="Task 'fill-masks' is not one that ModelRunner runs. Nearest: 'fill-mask'"):
+    with pytest.raises(
+        RequestError, match="Task 'fill-masks' is not a task that ModelRunner runs. Nearest: 'fill-mask'"
+    ):
         runner.run("fill-masks", ["x"])
     with pytest.raises(RequestError, match="Texts must be a list of texts, not NoneType"):
         runner.embed(None)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="Text 2 is not Unicode"):
         runner.embed(["a", "b\udcff"])
     for top_k in (0, -1, 2.5, "a", True):
-        with pytest.raises(RequestError, match="top_k must be a whole number above 0"):
+        with pytest.raises(RequestError, match="top_k must be at least 1"):
             runner.fill_mask(["a [MASK]"], top_k=top_k)  # type: ignore[arg-type]
     assert runner.embed([]).vectors.shape == (0, 32)
     assert runner.embed(text for text in ["a", "b"]).vectors.shape == (2, 32)

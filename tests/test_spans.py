@@ -128,7 +128,7 @@ def test_what_is_no_tagger_says_so(registry: ModelRegistry, tmp_path: Path) -> N
     with pytest.raises(InputTooLongError):
         ModelRunner("m", registry=registry).tag(["fever " * 100])
     registry.register("g", "generic", model_path=str(tiny.gpt2_causal_lm(tmp_path / "g")), task="generate")
-    with pytest.raises(RequestError, match="Task 'generate' is not one that ModelRunner runs"):
+    with pytest.raises(RequestError, match="Task 'generate' is not a task that ModelRunner runs"):
         ModelRunner("g", registry=registry).run(None, ["x"])
 
 

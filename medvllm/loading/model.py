@@ -23,6 +23,7 @@ from medvllm.loading.memory import How, Loaded, allocated_bytes, mapped_bytes, s
 from medvllm.loading.place import place
 from medvllm.loading.recipe import NoRecipe, Recipe, recipe_of
 from medvllm.loading.recipes import origin, recipes
+from medvllm.loading.steady import steady
 from medvllm.metadata import ModelMetadata
 from medvllm.options import Identity
 from medvllm.sources import Snapshot
@@ -72,6 +73,7 @@ def load_model(metadata: ModelMetadata, identity: Identity, config: PreTrainedCo
                 arguments["config"] = deepcopy(config)  # the model's own
                 model, recipe = _first(metadata, cls, snapshot, arguments, dtype)
                 recipes.keep(identity, made_of, recipe)
+            steady(model)  # a recipe is of the model as it was
             if options.device != "cpu":
                 place(model, torch.device(str(options.device)))
     except MedVLLMError:

@@ -260,7 +260,7 @@ def write(
         legacy = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
         state = {_renamed(name, legacy): tensor for name, tensor in state.items()}
     _write_weights(folder, state, list(getattr(model, "all_tied_weights_keys", {})), weights)
-    _write_tokenizer(folder, tokenizer, tokenizer_files, config.max_position_embeddings)
+    _write_tokenizer(folder, tokenizer, tokenizer_files, getattr(config, "max_position_embeddings", 64))
     return folder
 
 

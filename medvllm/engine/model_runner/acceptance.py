@@ -5,8 +5,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from medvllm.engine.model_runner.tasks import embed, is_tagger, tag
-from medvllm.errors import RequestError
+from medvllm.engine.model_runner.edge import running
+from medvllm.engine.model_runner.tagging import is_tagger, tag
+from medvllm.engine.model_runner.tasks import embed
+from medvllm.errors import LoadError, RequestError
 from medvllm.registry import Lease
 
 if TYPE_CHECKING:
@@ -68,16 +70,15 @@ def _case(lease: Lease, inputs: Sequence[str]) -> dict[str, Any]:
     model, tokenizer = lease.model, lease.tokenizer
     text, pair = inputs if len(inputs) == 2 else (inputs[0], None)
     encoding = tokenizer(text, pair, truncation=True, verbose=False, return_tensors="pt").to(model.device)
-    if model.base_model is model and len(inputs) == 1:
-        output = embed(lease, inputs).vectors
+    if model.base_model is model:
+        output = embed(lease, [inputs[0] if pair is None else (text, pair)]).vectors
     else:
-        with torch.inference_mode():
-            result = model(**encoding)
-        output = (result.logits if "logits" in result else result.last_hidden_state).float().cpu()
+        with running(lease.metadata.name), torch.inference_mode():
+            output = model(**encoding)[0].float().cpu()  # of a head, or of a config that asks for tuples
     norm = float(output.norm())
     if not math.isfinite(norm):
-        raise RequestError(
-            f"Model {lease.metadata.name!r} gives no numbers for a plain sentence: its output is {norm}.",
+        raise LoadError(
+            f"Model {lease.metadata.name!r} gives NaN or infinity for a plain sentence: its output is {norm}.",
             model=lease.metadata.name,
         )
     case: dict[str, Any] = {

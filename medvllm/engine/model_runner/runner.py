@@ -4,13 +4,17 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from medvllm.errors import CatalogError, RequestError, nearest, offer
+from medvllm.engine.model_runner.edge import answering
+from medvllm.engine.model_runner.inputs import Text, listed
+from medvllm.errors import CatalogError
 from medvllm.metadata import ModelMetadata
 from medvllm.receipt import Receipt
 from medvllm.registry import ModelRegistry, registry
 
 if TYPE_CHECKING:
-    from medvllm.engine.model_runner.tasks import Embeddings, Fill, Tags
+    from medvllm.engine.model_runner.filling import Fill
+    from medvllm.engine.model_runner.tagging import Tags
+    from medvllm.engine.model_runner.tasks import Embeddings
 
 
 class ModelRunner:
@@ -25,8 +29,11 @@ class ModelRunner:
     def __repr__(self) -> str:
         return f"ModelRunner({str(self._name)!r})"
 
-    def embed(self, texts: Iterable[str]) -> "Embeddings":
-        """Return a vector for each text, pooled as the entry says; long texts are read in overlapping windows."""
+    def embed(self, texts: Iterable[Text]) -> "Embeddings":
+        """Return a vector for each text, pooled as the entry says; long texts are read in overlapping windows.
+
+        Where the entry's `inputs` are two, such as a title and an abstract, each item is a pair of texts.
+        """
         result: Embeddings = self.run("embed", texts)[0]
         return result
 
@@ -48,7 +55,7 @@ class ModelRunner:
         from medvllm.engine.model_runner.acceptance import cases
 
         name = self._registry.get_metadata(os.fspath(self._name)).reference  # before anything is loaded
-        with self._registry.lease(name, **self._options) as lease:
+        with self._registry.lease(name, **self._options) as lease, answering(name):
             made = cases(lease)
         return self._registry.accept(name, made, reason=reason)
 
@@ -65,21 +72,21 @@ class ModelRunner:
                 f"Model {metadata.name!r} has no acceptance tests.\nRecord them with: medvllm accept {metadata.name}",
                 model=metadata.name,
             )
-        with self._registry.lease(metadata.reference, **self._options) as lease:
+        with self._registry.lease(metadata.reference, **self._options) as lease, answering(metadata.name):
             return drift(lease, metadata.acceptance)
 
-    def run(self, task: str | None, texts: Iterable[str], **arguments: Any) -> tuple[Any, str, Receipt]:
-        """Return the task's result, the task (the entry's own when None) and the receipt of what answered."""
-        from medvllm.engine.model_runner.tasks import TASKS, is_tagger
+    def run(self, task: str | None, texts: Iterable[Text], **arguments: Any) -> tuple[Any, str, Receipt]:
+        """Return the task's result, the task (the model's own when None) and the receipt of what answered.
 
-        with self._registry.lease(self._name, **self._options) as lease:
-            own = lease.metadata.tasks
-            chosen = task or next((known for known in own if known in TASKS), own[0] if own else None)
-            chosen = chosen or ("ner" if is_tagger(lease.model) else "embed")
-            if chosen not in TASKS:
-                near = nearest(chosen, TASKS)
-                raise RequestError(
-                    f"Task {chosen!r} is not one that ModelRunner runs.{offer(near)}\nThere is: {', '.join(TASKS)}",
-                    task=chosen,
-                )
-            return TASKS[chosen](lease, texts, **arguments), chosen, lease.receipt
+        RequestError: the texts or arguments cannot be used, or the task is not one that can be run. InputTooLongError:
+        the task may not cut a text. LoadError: the model cannot run, or gives NaN or infinity.
+        """
+        from medvllm.engine.model_runner.tasks import TASKS, check_task, default_task
+
+        if task is not None:
+            check_task(task, arguments)  # before anything is loaded
+        given = listed(texts)  # what a caller's own generator raises is the caller's
+        with self._registry.lease(self._name, **self._options) as lease, answering(lease.metadata.name):
+            chosen = task or default_task(lease, given)
+            check_task(chosen, arguments)
+            return TASKS[chosen](lease, given, **arguments), chosen, lease.receipt

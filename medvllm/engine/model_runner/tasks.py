@@ -1,21 +1,31 @@
 """What a runner can do with a model: one function a task, from texts to results."""
 
-from collections.abc import Callable, Iterable, Iterator
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from medvllm import progress
-from medvllm.engine.model_runner.spans import Span, Word, decode, scheme_of
-from medvllm.engine.model_runner.windows import Coverage, Window, check_texts, split
-from medvllm.errors import InputTooLongError, RequestError
+from medvllm.engine.model_runner.batches import batches, check_numbers, encoder_of, run, stack, unsound
+from medvllm.engine.model_runner.filling import fill_mask
+from medvllm.engine.model_runner.inputs import Text, check_pairs, plain_texts
+from medvllm.engine.model_runner.tagging import tag
+from medvllm.engine.model_runner.windows import Coverage, split
+from medvllm.errors import RequestError, nearest, offer
 from medvllm.registry import Lease
 
 if TYPE_CHECKING:
     import torch
 
-BATCH_TOKENS = {"cpu": 1024}  # padded tokens of a batch: on a CPU, small batches of like lengths beat large ones
-DEVICE_BATCH_TOKENS = 16_384
+# The task of a model of which nothing is said but its class: what its head was trained for.
+_TASKS_OF_HEADS = {
+    "TokenClassification": "ner",
+    "SequenceClassification": "classify",
+    "CausalLM": "generate",
+    "ConditionalGeneration": "generate",
+    "PreTraining": "embed",
+}
 
 
 @dataclass(frozen=True)
@@ -31,165 +41,101 @@ class Embeddings:
         return [vars(coverage) | {"vector": vector} for vector, coverage in rows]
 
 
-@dataclass(frozen=True)
-class Fill:
-    """A word piece for a gap, and the model's probability for it."""
-
-    token: str
-    score: float
-
-
-@dataclass(frozen=True)
-class Tags:
-    """The spans of one text, in its order, and what of it they cover."""
-
-    spans: list[Span]
-    coverage: Coverage
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record of the text, as JSON has it."""
-        return vars(self.coverage) | {"spans": [vars(span) for span in self.spans]}
-
-
-def embed(lease: Lease, texts: Iterable[str]) -> Embeddings:
+def embed(lease: Lease, texts: Iterable[Text]) -> Embeddings:
     """Return a vector for each text, pooled and normalised as the entry says (mean, not normalised, when it does not).
 
-    A text longer than the model is read in overlapping windows, each of its tokens counted once.
+    A text longer than the model is read in overlapping windows, each of its tokens counted once. An entry whose
+    `inputs` are two takes pairs of texts. RequestError: a text has no tokens, or the model was trained for something
+    else than vectors and its entry states no pooling.
     """
     import torch
 
     behaviour = lease.metadata.behaviour
-    windows, coverage = split(lease.tokenizer, check_texts(texts), behaviour.long_input)
-    encoder = lease.model.base_model
+    _check_pooling(lease)
+    pairs = len(behaviour.inputs) == 2
+    given: Sequence[Text] = check_pairs(texts, behaviour.inputs) if pairs else plain_texts(lease, texts, "embed")
+    windows, coverage = split(lease.tokenizer, given, behaviour.long_input)
+    if (empty := next((window.text for window in windows if not window.input_ids), None)) is not None:
+        raise RequestError(f"Text {empty + 1} has no tokens, so it has no vector.", position=empty)
+    encoder = encoder_of(lease.model)
     # Said aloud: a load in another thread changes torch's default dtype for the whole process.
-    vectors = torch.zeros(len(coverage), encoder.config.hidden_size, dtype=torch.float32)
+    vectors = torch.zeros(len(coverage), getattr(encoder.config, "hidden_size", 0), dtype=torch.float32)
     weights = torch.zeros(len(coverage), 1, dtype=torch.float32)
-    for batch in progress.of_items("Running", _batches(windows, str(lease.model.device))):
-        inputs = _padded(lease, [window.input_ids for window in batch])
-        with torch.inference_mode():
-            hidden = encoder(**inputs).last_hidden_state.float()
-        counted = _stack([window.counted for window in batch]).to(hidden)
+    for batch in progress.of_items("Running", batches(lease, encoder, windows)):
+        hidden = run(lease, encoder, batch, "last_hidden_state")
+        counted = stack([window.counted for window in batch]).to(hidden)
         if behaviour.pooling == "cls":
             summed, weight = hidden[:, 0], torch.ones(len(batch), 1, dtype=torch.float32)
         else:
             summed, weight = (hidden * counted.unsqueeze(-1)).sum(1), counted.sum(1, keepdim=True).cpu()
         rows = torch.tensor([window.text for window in batch])
+        if vectors.shape[1] != summed.shape[1]:  # the config's is not the output's: Reformer's is twice as wide
+            vectors = torch.zeros(len(coverage), summed.shape[1], dtype=torch.float32)
         vectors.index_add_(0, rows, summed.cpu())
         weights.index_add_(0, rows, weight)
     vectors /= weights.clamp(min=1)
     if behaviour.normalize:
         vectors = torch.nn.functional.normalize(vectors, dim=1)
+    check_numbers(lease, unsound(vectors, range(len(coverage))))
     return Embeddings(vectors, coverage)
-
-
-def fill_mask(lease: Lease, texts: Iterable[str], *, top_k: int = 5) -> list[list[list[Fill]]]:
-    """Return for each text, for each of its gaps, the `top_k` likeliest word pieces, the likeliest first.
-
-    A gap is written as [MASK] or as the tokenizer's own mask. InputTooLongError: the model cannot take a text whole.
-    """
-    import torch
-
-    if type(top_k) is not int or top_k < 1:
-        raise RequestError(f"top_k must be a whole number above 0, not {top_k!r}.", top_k=top_k)
-    tokenizer, model = lease.tokenizer, lease.model
-    if not type(model).__name__.endswith("ForMaskedLM") or tokenizer.mask_token_id is None:
-        raise RequestError(
-            f"Model {lease.metadata.name!r} is loaded as {type(model).__name__}, which fills no gaps.\n"
-            "If its checkpoint has the head: model_class='transformers:AutoModelForMaskedLM'",
-            model=lease.metadata.name,
-        )
-    marked = [text.replace("[MASK]", str(tokenizer.mask_token)) for text in check_texts(texts)]
-    windows: list[Window] = []
-    for position, text in enumerate(marked):
-        ids = tokenizer(text, verbose=False)["input_ids"]
-        if len(ids) > tokenizer.model_max_length:
-            raise InputTooLongError(
-                f"Text {position + 1} has {len(ids):,} tokens; the model takes {tokenizer.model_max_length:,}.",
-                limit=tokenizer.model_max_length,
-                position=position,
-            )
-        if tokenizer.mask_token_id not in ids:
-            raise RequestError(f"Text {position + 1} has no gap to fill.\nWrite the gap as: [MASK]", position=position)
-        windows.append(Window(position, ids, [1] * len(ids)))
-    results: list[list[list[Fill]]] = [[] for _ in marked]
-    for batch in progress.of_items("Running", _batches(windows, str(model.device))):
-        inputs = _padded(lease, [window.input_ids for window in batch])
-        with torch.inference_mode():
-            logits = model(**inputs).logits.float()
-        for row, window in enumerate(batch):
-            gaps = [i for i, token in enumerate(window.input_ids) if token == tokenizer.mask_token_id]
-            scores, tokens = logits[row, gaps].softmax(-1).topk(min(top_k, logits.shape[-1]))
-            results[window.text] = [
-                [Fill(str(tokenizer.decode([token])).strip(), score) for token, score in zip(ids, values, strict=True)]
-                for ids, values in zip(tokens.tolist(), scores.tolist(), strict=True)
-            ]
-    return results
-
-
-def tag(lease: Lease, texts: Iterable[str]) -> list[Tags]:
-    """Return the spans that the model finds in each text; a word has the label of its first piece.
-
-    A text longer than the model is read in overlapping windows. RequestError: the model is no tagger.
-    """
-    import torch
-
-    model, behaviour = lease.model, lease.metadata.behaviour
-    if not is_tagger(model):
-        raise RequestError(
-            f"Model {lease.metadata.name!r} is loaded as {type(model).__name__}, which finds no spans.\n"
-            "Taggers are listed with: medvllm list --task ner",
-            model=lease.metadata.name,
-        )
-    labels: dict[int, str] = model.config.id2label
-    windows, coverage = split(lease.tokenizer, check_texts(texts), behaviour.long_input, offsets=True)
-    pieces: list[list[tuple[int, Word]]] = [[] for _ in coverage]
-    for batch in progress.of_items("Running", _batches(windows, str(model.device))):
-        inputs = _padded(lease, [window.input_ids for window in batch])
-        with torch.inference_mode():
-            scores, classes = model(**inputs).logits.float().softmax(-1).max(-1)
-        for window, row, chosen in zip(batch, scores.tolist(), classes.tolist(), strict=True):
-            for i, word in enumerate(window.words):
-                if word is not None and window.counted[i]:
-                    pieces[window.text].append((word, Word(*window.offsets[i], labels[chosen[i]], row[i])))
-    scheme = behaviour.label_scheme or scheme_of(labels.values())
-    return [Tags(decode(_joined(found), scheme), covered) for found, covered in zip(pieces, coverage, strict=True)]
-
-
-def is_tagger(model: Any) -> bool:
-    """Return whether a model labels tokens."""
-    return type(model).__name__.endswith("ForTokenClassification")
 
 
 TASKS: dict[str, Callable[..., Any]] = {"embed": embed, "fill-mask": fill_mask, "ner": tag, "deid": tag}
 
 
-def _joined(pieces: list[tuple[int, Word]]) -> Iterator[Word]:
-    """Give the words of a text in order: each with its first piece's label, to the end of its last."""
-    for _, group in groupby(sorted(pieces, key=lambda piece: piece[1].start), key=lambda piece: piece[0]):
-        first, *more = (word for _, word in group)
-        yield first._replace(end=more[-1].end if more else first.end)
+def check_task(task: str, arguments: Mapping[str, Any]) -> None:
+    """Raise RequestError unless there is a function for the task, and it takes the arguments."""
+    if task not in TASKS:
+        near = nearest(task, TASKS)
+        raise RequestError(
+            f"Task {task!r} is not a task that ModelRunner runs{'' if near else ' yet'}.{offer(near)}\n"
+            f"It runs: {', '.join(TASKS)}",
+            task=task,
+        )
+    known = [name for name in inspect.signature(TASKS[task]).parameters if name not in ("lease", "texts")]
+    if unknown := next((name for name in arguments if name not in known), None):
+        raise RequestError(
+            f"Task {task!r} takes no argument {unknown!r}.{offer(nearest(unknown, known))}", task=task, argument=unknown
+        )
 
 
-def _batches(windows: list[Window], device: str) -> list[list[Window]]:
-    """Return the windows in batches of like lengths, each within the device's budget of padded tokens."""
-    budget = BATCH_TOKENS.get(device, DEVICE_BATCH_TOKENS)
-    batches: list[list[Window]] = []
-    for window in sorted(windows, key=lambda window: -len(window.input_ids)):
-        if not batches or len(batches[-1][0].input_ids) * (len(batches[-1]) + 1) > budget:
-            batches.append([])
-        batches[-1].append(window)
-    return batches
+def default_task(lease: Lease, texts: Iterable[Any]) -> str:
+    """Return the task of a model: the one that its entry states, or else the one that its class was made for.
+
+    A masked language model without an entry fills gaps where there are any, and gives vectors of texts without.
+    """
+    if stated := lease.metadata.tasks:
+        return stated[0]
+    kind = type(lease.model).__name__
+    if kind.endswith("ForMaskedLM"):
+        marks = ("[MASK]", str(lease.tokenizer.mask_token or "[MASK]"))
+        return (
+            "fill-mask" if any(mark in text for text in texts if isinstance(text, str) for mark in marks) else "embed"
+        )
+    if kind.endswith("LMHeadModel"):
+        return "generate"
+    if (head := re.search(r"For([A-Z]\w*)$", kind)) is None:
+        return "embed"
+    return _TASKS_OF_HEADS.get(head[1], re.sub(r"(?<!^)(?=[A-Z])", "-", head[1]).lower())
 
 
-def _padded(lease: Lease, rows: list[list[int]]) -> "dict[str, torch.Tensor]":
-    """Return `input_ids` and `attention_mask` on the model's device, shape [rows, longest]."""
-    padding = lease.tokenizer.pad_token_id
-    ids = _stack(rows, padding if isinstance(padding, int) else 0)
-    mask = _stack([[1] * len(row) for row in rows])
-    return {"input_ids": ids.to(lease.model.device), "attention_mask": mask.to(lease.model.device)}
-
-
-def _stack(rows: list[list[int]], padding: int = 0) -> "torch.Tensor":
-    import torch
-
-    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=padding)
+def _check_pooling(lease: Lease) -> None:
+    """Raise RequestError where vectors would be made of what was trained for something else, and nobody says how."""
+    kind, pooling = type(lease.model).__name__, lease.metadata.behaviour.pooling
+    if kind.startswith("DPR") and getattr(lease.model.config, "projection_dim", None):
+        raise RequestError(
+            f"Model {lease.metadata.name!r} is a {kind} with a projection, which ModelRunner does not apply.",
+            model=lease.metadata.name,
+        )
+    if pooling is None and kind.startswith("DPR"):
+        raise RequestError(
+            f"Model {lease.metadata.name!r} is a {kind}, whose vectors are those of the first token, "
+            "and no pooling is stated for it.\nState it: register(…, pooling='cls')",
+            model=lease.metadata.name,
+        )
+    if pooling is None and kind.endswith(("ForTokenClassification", "ForSequenceClassification")):
+        raise RequestError(
+            f"Model {lease.metadata.name!r} is loaded as {kind}: it was trained to classify, and no pooling is stated "
+            "that would make vectors of it.\nIf vectors are meant, state it: register(…, pooling='mean')",
+            model=lease.metadata.name,
+        )

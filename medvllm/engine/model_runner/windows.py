@@ -1,10 +1,12 @@
 """Long texts -> windows of at most the model's length, and what of each text they cover."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from medvllm.errors import InputTooLongError, RequestError
+from medvllm.engine.model_runner.edge import reading
+from medvllm.engine.model_runner.inputs import Text
+from medvllm.errors import InputTooLongError, LoadError, RequestError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,6 +25,7 @@ class Window:
     text: int  # the text's position in the request
     input_ids: list[int]
     counted: list[int]
+    types: Sequence[int] = ()  # which text of a pair each token is of, where the tokenizer tells
     words: Sequence[int | None] = ()
     offsets: Sequence[tuple[int, int]] = ()
 
@@ -40,37 +43,23 @@ class Coverage:
     truncated: bool
 
 
-def check_texts(texts: Iterable[str]) -> list[str]:
-    """Return the texts as a list, or raise RequestError that names the position, never the text."""
-    if isinstance(texts, str) or not isinstance(texts, Iterable):
-        kind = "one text" if isinstance(texts, str) else type(texts).__name__
-        raise RequestError(f"Texts must be a list of texts, not {kind}.\nWrite it as: [text]")
-    listed = list(texts)
-    for position, text in enumerate(listed, 1):
-        if not isinstance(text, str):
-            raise RequestError(f"Text {position} must be text, not {type(text).__name__}.")
-        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-            raise RequestError(f"Text {position} is not Unicode: bytes of another encoding were read into it.")
-    return listed
-
-
 def split(
-    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], policy: str | None, *, offsets: bool = False
+    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[Text], policy: str | None, *, offsets: bool = False
 ) -> tuple[list[Window], list[Coverage]]:
-    """Return every text's windows in order, and each text's coverage.
+    """Return every text's windows in order, and each text's coverage. A text without any token has one empty window.
 
     `policy` is the entry's: "window" (the default), "error" (InputTooLongError) or "truncate" (said in the coverage).
-    Of the tokens that two windows share, each counts those that lie further from its edge. RequestError: `offsets` are
-    asked of a tokenizer that has none.
+    Of the tokens that two windows share, each counts those that lie further from its edge. Of a pair, the second text
+    is cut, and the first stands in every window. RequestError: `offsets` are asked of a tokenizer that has none.
     """
     if offsets and not tokenizer.is_fast:
         raise RequestError(f"A {type(tokenizer).__name__} does not tell where its tokens stand in a text.")
     limit = tokenizer.model_max_length
-    step = min(STRIDE, (limit - tokenizer.num_special_tokens_to_add()) // 4)
     windows: list[Window] = []
     coverage: list[Coverage] = []
     for position, text in enumerate(texts):
-        pieces = _pieces(tokenizer, text, limit, step, offsets)
+        with reading(position):
+            pieces, step = _pieces(tokenizer, text, position, offsets)
         if len(pieces) > 1 and policy == "error":
             raise InputTooLongError(
                 f"Text {position + 1} is longer than the {limit:,} tokens that the model takes.\n"
@@ -79,13 +68,14 @@ def split(
                 position=position,
             )
         kept = pieces[:1] if policy == "truncate" else pieces
-        for i, (ids, special, *places) in enumerate(kept):
-            content = [k for k, is_special in enumerate(special) if not is_special]
-            first, last = step // 2 if i else 0, len(content) - (step - step // 2 if i < len(kept) - 1 else 0)
-            # Special tokens stand in every window, and count once.
-            counted = {*content[first:last], *(() if i else set(range(len(ids))) - set(content))}
-            windows.append(Window(position, ids, [int(k in counted) for k in range(len(ids))], *places))
-        tokens = sum(special.count(0) for _, special, *_ in kept) - step * (len(kept) - 1)
+        tokens = 0
+        for i, piece in enumerate(kept):
+            first, last = step // 2 if i else 0, len(piece.cut) - (step - step // 2 if i < len(kept) - 1 else 0)
+            # What is not cut stands in every window, and counts once.
+            counted = {*piece.cut[first:last], *(() if i else set(range(len(piece.input_ids))) - set(piece.cut))}
+            marks = [int(k in counted) for k in range(len(piece.input_ids))]
+            tokens += sum(mark and not special for mark, special in zip(marks, piece.special, strict=True))
+            windows.append(Window(position, piece.input_ids, marks, piece.types, piece.words, piece.offsets))
         fresh = (
             token
             for window in windows[-len(kept) :]
@@ -97,30 +87,60 @@ def split(
     return windows, coverage
 
 
-def _pieces(
-    tokenizer: "PreTrainedTokenizerBase", text: str, limit: int, step: int, offsets: bool
-) -> list[tuple[Any, ...]]:
-    """Return what a `Window` takes of each window that a text needs, the special-token mask in place of `counted`.
+@dataclass(frozen=True)
+class _Piece:
+    """One window as the tokenizer gives it; `cut` are the places of the tokens of the text that is cut."""
 
-    Neighbours share `step` tokens.
-    """
+    input_ids: list[int]
+    special: list[int]
+    cut: list[int]
+    types: Sequence[int]
+    words: Sequence[int | None] = ()
+    offsets: Sequence[tuple[int, int]] = ()
+
+
+def _pieces(tokenizer: "PreTrainedTokenizerBase", text: Text, position: int, offsets: bool) -> tuple[list[_Piece], int]:
+    """Return the windows that a text needs, and how many tokens neighbours share."""
+    first, second = (text, None) if isinstance(text, str) else text
+    limit = tokenizer.model_max_length
     if not tokenizer.is_fast:
-        encoding = tokenizer(text, return_special_tokens_mask=True, verbose=False)
-        if len(encoding["input_ids"]) > limit:
+        encoding = tokenizer(first, second, return_special_tokens_mask=True, verbose=False)
+        ids, special = encoding["input_ids"], encoding["special_tokens_mask"]
+        if len(ids) > limit:
             raise InputTooLongError(
-                f"A text has {len(encoding['input_ids']):,} tokens; the model takes {limit:,}.", limit=limit
+                f"Text {position + 1} has {len(ids):,} tokens; the model takes {limit:,}.",
+                limit=limit,
+                position=position,
             )
-        return [(encoding["input_ids"], encoding["special_tokens_mask"])]
+        content = [k for k, is_special in enumerate(special) if not is_special]
+        return [_Piece(ids, special, content, encoding.get("token_type_ids", ()))], 0
+    taken = tokenizer.num_special_tokens_to_add(pair=second is not None)
+    if second is not None:
+        taken += len(tokenizer(first, add_special_tokens=False, verbose=False)["input_ids"])
+    step = min(STRIDE, (limit - taken) // 4)
+    if limit <= taken:
+        if second is None:
+            raise LoadError(f"The tokenizer's length of {limit:,} tokens leaves none for a text: it adds {taken:,}.")
+        raise InputTooLongError(
+            f"The first of pair {position + 1} leaves no room for the second in {limit:,} tokens.",
+            limit=limit,
+            position=position,
+        )
     encoding = tokenizer(
-        text,
-        truncation=True,
+        first,
+        second,
+        truncation=True if second is None else "only_second",
         max_length=limit,
         stride=step,
         return_overflowing_tokens=True,
         return_special_tokens_mask=True,
         return_offsets_mapping=offsets,
     )
-    columns = [encoding["input_ids"], encoding["special_tokens_mask"]]
-    if offsets:
-        columns += [[encoding.word_ids(i) for i in range(len(columns[0]))], encoding["offset_mapping"]]
-    return list(zip(*columns, strict=True))
+    pieces = []
+    for i, (ids, special) in enumerate(zip(encoding["input_ids"], encoding["special_tokens_mask"], strict=True)):
+        belongs = encoding.sequence_ids(i)
+        cut = [k for k, is_special in enumerate(special) if not is_special and (second is None or belongs[k] == 1)]
+        types = encoding["token_type_ids"][i] if "token_type_ids" in encoding else ()
+        words = encoding.word_ids(i) if offsets else ()
+        pieces.append(_Piece(ids, special, cut, types, words, encoding["offset_mapping"][i] if offsets else ()))
+    return pieces, step
