@@ -12,11 +12,14 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medvllm.errors import IncompleteSnapshotError, SourceError
 from medvllm.sources.digest import Digest, stamp
 from medvllm.sources.ledger import Stamp
+
+if TYPE_CHECKING:
+    from medvllm.sources.sentence import Declaration
 
 __all__ = ["Snapshot", "check_complete", "is_weights", "needed", "present", "read_json", "weight_files"]
 
@@ -131,28 +134,17 @@ class Snapshot:
         tensors = (tensor for header in self.headers for tensor in header.values())
         return next((_DTYPES[tensor["dtype"]] for tensor in tensors if tensor["dtype"] in _DTYPES), None)
 
+    @cached_property
+    def declaration(self) -> "Declaration | None":
+        """What the folder says of its vectors; None unless sentence-transformers wrote it."""
+        from medvllm.sources.sentence import declared  # which reads snapshots
+
+        return declared(self)
+
     @property
     def sentence_transformer(self) -> dict[str, Any]:
-        """Pooling, normalisation and length, for a folder that sentence-transformers wrote; empty for others."""
-        if not (self.path / "modules.json").is_file():
-            return {}
-        facts: dict[str, Any] = {}
-        modules = read_json(self.path / "modules.json", kind=list)
-        for module in (module for module in modules if isinstance(module, dict)):
-            kind, folder = str(module.get("type", "")).rpartition(".")[2], module.get("path", "")
-            if folder and not _is_plain(folder):
-                raise SourceError(f"{self.path / 'modules.json'} names a folder that is none of the model's.")
-            file = self.path / folder / "config.json"
-            if kind == "Pooling" and os.path.isfile(file):
-                modes = read_json(file)
-                facts["pooling"] = "cls" if modes.get("pooling_mode_cls_token") else None
-                facts["pooling"] = "mean" if modes.get("pooling_mode_mean_tokens") else facts["pooling"]
-            if kind == "Normalize":
-                facts["normalize"] = True
-        if (self.path / "sentence_bert_config.json").is_file():
-            length = read_json(self.path / "sentence_bert_config.json").get("max_seq_length")
-            facts["max_length"] = length if type(length) is int and length > 0 else None
-        return {fact: value for fact, value in facts.items() if value is not None}
+        """The facts that a folder of sentence-transformers completes an entry with; empty for others."""
+        return {} if self.declaration is None else self.declaration.facts
 
 
 def needed(names: Collection[str], *, code: bool = False) -> list[str]:
