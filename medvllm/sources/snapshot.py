@@ -155,8 +155,9 @@ def needed(names: Collection[str], *, code: bool = False) -> list[str]:
     """
     own = [name for name in names if not _matches(name, OTHER_FORMATS)]
     weights = [name for name in own if is_weights(name)] or [name for name in own if _matches(name, PICKLES)]
-    modules = [name for name in own if code and name.endswith(".py") and "/" not in name]
-    return sorted({*weights, *modules, *(name for name in own if _matches(name, DESCRIPTION))})
+    code_files = [name for name in own if code and name.endswith(".py") and "/" not in name]
+    modules = [name for name in names if "modules.json" in names and fnmatchcase(name, "[0-9]*_*/model.safetensors")]
+    return sorted({*weights, *code_files, *modules, *(name for name in own if _matches(name, DESCRIPTION))})
 
 
 def is_weights(name: str) -> bool:
