@@ -156,7 +156,7 @@ def checked(model: str, keyword: str, value: Any) -> tuple[str, Any]:
             return group, kept
     wanted = "a class or 'module:Class'" if hint is Class else " or ".join(map(_described, options))
     # A prompt's text stays out of every message.
-    shown = type(value).__name__ if Mapping in map(get_origin, options) else repr(value)[:80]
+    shown = type(value).__name__ if keyword == "prompts" else repr(value)[:80]
     raise RequestError(f"Keyword {keyword!r} of model {model!r} must be {wanted}, not {shown}.", keyword=keyword)
 
 
@@ -165,7 +165,7 @@ def pattern(keyword: str, value: object) -> str:
     single = [
         known
         for known, (_, hint) in keywords().items()
-        if not {dict, Mapping} & {get_origin(hint), *map(get_origin, get_args(hint))}
+        if not {dict, Mapping}.intersection((get_origin(hint), *map(get_origin, get_args(hint))))
     ]
     if keyword not in single:
         raise _unknown(keyword, f"fact {keyword!r} to filter by", single)

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from functools import cache
 from typing import Any
 
+from tokenizers import normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from medvllm.errors import LoadError, WeightsMismatchError
@@ -55,7 +56,12 @@ def load_tokenizer(
     positions = getattr(config, "max_position_embeddings", None) or _UNSET_LENGTH
     if config.model_type in _OFFSET_POSITIONS and positions != _UNSET_LENGTH:
         positions -= (config.pad_token_id or 0) + 1
-    tokenizer.model_max_length = min(behaviour.max_length or _UNSET_LENGTH, tokenizer.model_max_length, positions)
+    declared = snapshot.declaration
+    # The length that sentence-transformers was told replaces the tokenizer's own, where the entry has no other.
+    own = _UNSET_LENGTH if declared and declared.max_length else tokenizer.model_max_length
+    tokenizer.model_max_length = min(behaviour.max_length or _UNSET_LENGTH, own, positions)
+    if declared and declared.lowercases and behaviour.do_lower_case is not False:
+        _lowercase_texts(metadata, tokenizer)
     tokenizer.truncation_side = "right"  # windows are counted from the beginning of a text
     return guarded(tokenizer)
 
@@ -77,6 +83,19 @@ def _read(metadata: ModelMetadata, snapshot: Snapshot, config: Any, stated: dict
             model=metadata.name,
             path=str(snapshot.path),
         ) from error
+
+
+def _lowercase_texts(metadata: ModelMetadata, tokenizer: Any) -> None:
+    """Have a tokenizer lowercase what it reads, before anything else that it does."""
+    if not tokenizer.is_fast:
+        raise LoadError(
+            f"The folder of model {metadata.name!r} lowercases texts, which a {type(tokenizer).__name__} cannot do.\n"
+            "Register it with: do_lower_case=False",
+            model=metadata.name,
+        )
+    backend = tokenizer.backend_tokenizer
+    steps = [backend.normalizer] if backend.normalizer is not None else []
+    backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
 
 
 def guarded(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any, get_args
 
 from medvllm.errors import SourceError
-from medvllm.facts import PoolingMode
+from medvllm.facts import PoolingMode, Texts
 from medvllm.sources.snapshot import Snapshot, read_json
 
 __all__ = ["Declaration", "Dense", "LayerNorm", "Normalize", "declared"]
@@ -97,7 +97,7 @@ class Declaration:
             "include_prompt": None if self.include_prompt else False,
             # What is cut after it was scaled is not of unit length.
             "normalize": True if isinstance(last, Normalize) and self.truncate_dim is None else None,
-            "prompts": self.prompts or None,
+            "prompts": Texts(self.prompts) if self.prompts else None,
             "default_prompt_name": self.default_prompt_name,
             "truncate_dim": self.truncate_dim,
         }
@@ -155,7 +155,7 @@ def _kind(module: Any) -> str:
     if not isinstance(module, dict) or not isinstance(module.get("type"), str):
         raise _Refused("lists a module without a type in modules.json")
     _check_known(module.keys() - {"idx", "name", "path", "type", "kwargs"}, "modules.json")
-    stated = module["type"]
+    stated: str = module["type"]
     kind = stated.rpartition(".")[2]
     if stated not in _types(kind):
         raise _Refused(f"has the module {stated[:200]!r}, which medvllm does not run")
@@ -288,8 +288,8 @@ def _requirements(requirements: Mapping[str, Any] | None) -> None:
     for package, wanted in (requirements or {}).items():
         stated = wanted.get("specifier") if isinstance(wanted, dict) else wanted
         try:
-            fits = SpecifierSet(stated).contains(_version(package), prereleases=True)
-        except (packages.PackageNotFoundError, InvalidSpecifier, AttributeError, TypeError, ValueError):
+            fits = SpecifierSet(str(stated)).contains(_version(package), prereleases=True)
+        except (packages.PackageNotFoundError, InvalidSpecifier, ValueError):
             fits = False
         if not fits:
             raise _Refused(f"requires {package[:80]!r} {_shown(stated)}, which is not here")

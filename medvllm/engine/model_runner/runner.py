@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from medvllm.errors import CatalogError, RequestError, nearest, offer
@@ -25,9 +26,13 @@ class ModelRunner:
     def __repr__(self) -> str:
         return f"ModelRunner({str(self._name)!r})"
 
-    def embed(self, texts: Iterable[str]) -> "Embeddings":
-        """Return a vector for each text, pooled as the entry says; long texts are read in overlapping windows."""
-        result: Embeddings = self.run("embed", texts)[0]
+    def embed(self, texts: Iterable[str], *, prompt_name: str | None = None, prompt: str | None = None) -> "Embeddings":
+        """Return a vector for each text, pooled as the entry says; long texts are read in overlapping windows.
+
+        `prompt` is put in front of each text, or the one that the model knows as `prompt_name`; without either, the
+        prompt of the entry's role, or the default one. RequestError: the model has no prompt of that name.
+        """
+        result: Embeddings = self.run("embed", texts, prompt_name=prompt_name, prompt=prompt)[0]
         return result
 
     def fill_mask(self, texts: Iterable[str], *, top_k: int = 5) -> "list[list[list[Fill]]]":
@@ -82,4 +87,6 @@ class ModelRunner:
                     f"Task {chosen!r} is not one that ModelRunner runs.{offer(near)}\nThere is: {', '.join(TASKS)}",
                     task=chosen,
                 )
+            if unknown := sorted(arguments.keys() - signature(TASKS[chosen]).parameters.keys()):
+                raise RequestError(f"Task {chosen!r} takes no {unknown[0]!r}.", task=chosen, option=unknown[0])
             return TASKS[chosen](lease, texts, **arguments), chosen, lease.receipt

@@ -6,6 +6,8 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from medvllm import progress
+from medvllm.engine.model_runner.pooling import Pool, finish
+from medvllm.engine.model_runner.prompts import choose, token_count
 from medvllm.engine.model_runner.spans import Span, Word, decode, scheme_of
 from medvllm.engine.model_runner.windows import Coverage, Window, check_texts, split
 from medvllm.errors import InputTooLongError, RequestError
@@ -20,7 +22,7 @@ DEVICE_BATCH_TOKENS = 16_384
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Vectors of texts: float32 on the CPU, shape [texts, hidden size], and what of each text they cover."""
+    """Vectors of texts: float32 on the CPU, one row a text, and what of each text they cover, its prompt included."""
 
     vectors: "torch.Tensor"
     coverage: list[Coverage]
@@ -51,35 +53,26 @@ class Tags:
         return vars(self.coverage) | {"spans": [vars(span) for span in self.spans]}
 
 
-def embed(lease: Lease, texts: Iterable[str]) -> Embeddings:
-    """Return a vector for each text, pooled and normalised as the entry says (mean, not normalised, when it does not).
+def embed(
+    lease: Lease, texts: Iterable[str], *, prompt_name: str | None = None, prompt: str | None = None
+) -> Embeddings:
+    """Return a vector for each text, as the entry and a sentence-transformers folder say; else the mean of its tokens.
 
-    A text longer than the model is read in overlapping windows, each of its tokens counted once.
+    A text longer than the model is read in overlapping windows, each of its tokens counted once. `prompt` is put in
+    front of each text, or the one that is known as `prompt_name`; else the one of the entry's role, or the default one.
     """
     import torch
 
-    behaviour = lease.metadata.behaviour
-    windows, coverage = split(lease.tokenizer, check_texts(texts), behaviour.long_input)
-    encoder = lease.model.base_model
-    # Said aloud: a load in another thread changes torch's default dtype for the whole process.
-    vectors = torch.zeros(len(coverage), encoder.config.hidden_size, dtype=torch.float32)
-    weights = torch.zeros(len(coverage), 1, dtype=torch.float32)
+    behaviour, modules, encoder = lease.metadata.behaviour, lease.modules, lease.model.base_model
+    chosen = choose(lease, prompt_name, prompt)
+    windows, coverage = split(lease.tokenizer, [chosen + text for text in check_texts(texts)], behaviour.long_input)
+    skipped = token_count(lease.tokenizer, chosen) if behaviour.include_prompt is False else 0
+    pool = Pool(behaviour.pooling or "mean", windows, len(coverage), encoder.config.hidden_size, skipped)
     for batch in progress.of_items("Running", _batches(windows, str(lease.model.device))):
         inputs = _padded(lease, [window.input_ids for window in batch])
         with torch.inference_mode():
-            hidden = encoder(**inputs).last_hidden_state.float()
-        counted = _stack([window.counted for window in batch]).to(hidden)
-        if behaviour.pooling == "cls":
-            summed, weight = hidden[:, 0], torch.ones(len(batch), 1, dtype=torch.float32)
-        else:
-            summed, weight = (hidden * counted.unsqueeze(-1)).sum(1), counted.sum(1, keepdim=True).cpu()
-        rows = torch.tensor([window.text for window in batch])
-        vectors.index_add_(0, rows, summed.cpu())
-        weights.index_add_(0, rows, weight)
-    vectors /= weights.clamp(min=1)
-    if behaviour.normalize:
-        vectors = torch.nn.functional.normalize(vectors, dim=1)
-    return Embeddings(vectors, coverage)
+            pool.add(batch, encoder(**inputs).last_hidden_state.float())
+    return Embeddings(finish(lease.metadata, modules, pool.vectors()), coverage)
 
 
 def fill_mask(lease: Lease, texts: Iterable[str], *, top_k: int = 5) -> list[list[list[Fill]]]:
