@@ -196,7 +196,8 @@ def _fit(option: Any, value: Any) -> tuple[bool, Any]:
         item = get_args(option)[0]
         if get_origin(item) is Literal:
             fits = isinstance(value, (tuple, list)) and bool(value) and all(_fit(item, each)[0] for each in value)
-            return fits, (origin(value) if len(value) > 1 else value[0]) if fits else None
+            kept = tuple(value) if fits else ()
+            return fits, kept[0] if len(kept) == 1 else kept
         kind = get_origin(item) or str
         fits = isinstance(value, (tuple, list)) and all(type(each) is kind for each in value)
         return fits, origin(value) if fits else None

@@ -322,7 +322,7 @@ class ModelRegistry:
 
     def _modules_of(self, target: "_Resolved") -> "Modules":
         metadata, snapshot = target.metadata, target.snapshot
-        key = (metadata.name, "modules", metadata.version, metadata.origin, snapshot.identity)
+        key = (metadata.name, "modules", frozenset((*snapshot.files.items(), *snapshot.converted.items())))
         with self._tokenizer_lock:
             if key not in self._tokenizers:
                 self._tokenizers[key] = _loading().load_modules(metadata, snapshot)

@@ -181,7 +181,10 @@ def test_aliases_lead_to_the_entry(registry: ModelRegistry) -> None:
         ({"pooling": "sum"}, r"must be 'mean' or 'cls' or .* or a list of these or None, not 'sum'"),
         ({"pooling": []}, r"must be 'mean' or .* or a list of these"),
         ({"pooling": ["cls", "sum"]}, r"must be 'mean' or .* or a list of these"),
-        ({"prompts": {"query": 5, "secret": "ssh"}}, r"'prompts' of model 'm' must be a dict of texts or None, not dict.$"),
+        (
+            {"prompts": {"query": 5, "secret": "ssh"}},
+            r"'prompts' of model 'm' must be a dict of texts or None, not dict.$",
+        ),
         ({"prompts": "query: "}, r"must be a dict of texts"),
         ({"truncate_dim": 0}, r"must be a whole number above 0"),
         ({"include_prompt": "no"}, r"must be True or False"),

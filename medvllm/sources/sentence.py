@@ -5,7 +5,7 @@ Both formats are read: that of sentence-transformers 5.4 and later, and the olde
 
 import json
 import platform
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib import metadata as packages
 from pathlib import PurePosixPath
@@ -117,28 +117,22 @@ def declared(snapshot: Snapshot) -> Declaration | None:
         return None
     listed = _json(snapshot, "modules.json", list)
     paths = [_path(snapshot, module) for module in listed]
-    found: dict[str, Any] = {}
     try:
-        for facts in _read(snapshot, listed, paths):
-            found |= facts
+        return _understood(snapshot, listed, paths)
     except _Refused as refused:
-        known = {fact: value for fact, value in found.items() if fact in ("max_length", "lowercases")}
-        return Declaration(**known, refusal=str(refused))
-    return Declaration(**found)
+        return Declaration(refusal=str(refused))
 
 
-def _read(snapshot: Snapshot, listed: list[Any], paths: list[str]) -> Iterator[dict[str, Any]]:
-    """Give what each part of the folder declares, or raise _Refused at the first that is not understood."""
-    if [_kind(module) for module in listed[:1]] == ["Transformer"]:
-        yield _transformer(snapshot, paths[0])
+def _understood(snapshot: Snapshot, listed: list[Any], paths: list[str]) -> Declaration:
+    """Return what the folder declares, or raise _Refused at the first thing that is not understood."""
     kinds = [_kind(module) for module in listed]
     if kinds[:2] != ["Transformer", "Pooling"]:
         order = " and ".join(kinds[:2]) or "nothing"
         raise _Refused(f"begins with {order} in modules.json, where medvllm runs a Transformer and a Pooling")
     if len({module["name"] for module in listed}) != len(listed):
         raise _Refused("has two modules of one name in modules.json")
+    transformer = _transformer(snapshot, paths[0])
     pooling, width = _pooling(snapshot, paths[1])
-    yield pooling
     modules: list[Module] = []
     for kind, path in zip(kinds[2:], paths[2:], strict=True):
         if kind not in _MODULES:
@@ -146,8 +140,7 @@ def _read(snapshot: Snapshot, listed: list[Any], paths: list[str]) -> Iterator[d
         module = _MODULES[kind](snapshot, path)
         width = module.out_features if isinstance(module, Dense) else width
         modules += [module] if module is not None else []
-    yield {"modules": tuple(modules)}
-    yield _whole(snapshot, width)
+    return Declaration(**transformer, **pooling, modules=tuple(modules), **_whole(snapshot, width))
 
 
 def _kind(module: Any) -> str:

@@ -10,6 +10,10 @@ the vectors that its `encode`, `encode_query` and `encode_document` give for TEX
 kept once, by their digest.
 """
 
+# mypy: ignore-errors
+# pyright: reportMissingImports=false, reportArgumentType=false, reportAttributeAccessIssue=false
+# The library is not among those that this project is checked with.
+
 import hashlib
 import json
 import random
@@ -26,6 +30,7 @@ from sentence_transformers import MultiVectorEncoder, SentenceTransformer, Spars
 from sentence_transformers.base.modules import Dense, Normalize, Router, Transformer
 from sentence_transformers.sentence_transformer.modules import Dropout, LayerNorm, Pooling
 from sentence_transformers.sparse_encoder.modules import SpladePooling
+from tokenizers import processors
 from torch import nn
 
 from tests.support import tiny
@@ -48,7 +53,7 @@ def bases(work: Path) -> dict[str, Path]:
     roberta = transformers.RobertaConfig(**size | byte | {"max_position_embeddings": 66})
     gpt2 = transformers.GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=64, n_inner=16, **byte)
     bare = tiny.byte_tokenizer()
-    bare.backend_tokenizer.post_processor = tiny.processors.ByteLevel()
+    bare.backend_tokenizer.post_processor = processors.ByteLevel()
     tiny.bert(work / "bert", transformers.BertModel, config=SIZE)
     tiny.write(work / "roberta", transformers.RobertaModel, roberta, tiny.byte_tokenizer())
     tiny.write(work / "gpt2", transformers.GPT2Model, gpt2, bare)
@@ -69,8 +74,8 @@ def dense(taken: int, given: int, activation: Any = None, **options: Any) -> Den
 
 def listed() -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Give a name, a base and the parts of each case that is written out."""
-    for base in ("bert", "roberta", "gpt2"):
-        for mode in MODES:
+    for base, modes in {"bert": MODES, "roberta": MODES, "gpt2": MODES[4:]}.items():
+        for mode in modes:
             yield f"{base}-{mode}", base, {"pooling": mode}
             prompted = {"prompts": PROMPTS, "default_prompt_name": "odd", "include_prompt": False}
             yield f"{base}-{mode}-without-prompt", base, {"pooling": mode} | prompted
@@ -94,6 +99,8 @@ def listed() -> Iterator[tuple[str, str, dict[str, Any]]]:
     yield "dense-residual", "bert", {"modules": [dense(16, 16, use_residual=True)]}
     yield "dense-projected", "bert", {"modules": [dense(16, 8, nn.ReLU(), use_residual=True)]}
     yield "layer-norm", "bert", {"modules": [drawn(LayerNorm(16)), Dropout(0.5)]}
+    changed: dict[str, Any] = {"prompts": {"query": "for fever "}, "default_prompt_name": "query"}
+    yield "changed", "bert", changed | {"include_prompt": False, "modules": [dense(16, 8), Normalize()]}
     yield "dropped", "bert", {"modules": [Dropout(0.9), Normalize(), Dropout(0.5)]}
 
 
@@ -121,9 +128,17 @@ def combined(count: int) -> Iterator[tuple[str, str, dict[str, Any]]]:
             parts |= {"prompts": chosen, "include_prompt": draw.random() < 0.5}
             parts |= {"default_prompt_name": draw.choice(sorted(chosen))} if draw.random() < 0.7 else {}
         parts |= {"truncate_dim": draw.choice([1, 3, 4])} if draw.random() < 0.3 else {}
-        parts |= {"max_seq_length": draw.choice([12, 20, 33])} if draw.random() < 0.4 else {}
+        parts |= {"max_seq_length": draw.choice([20, 24, 33])} if draw.random() < 0.4 else {}
         parts |= {"do_lower_case": True} if draw.random() < 0.3 else {}
         yield f"combined-{number}", draw.choice(["bert", "roberta"]), parts
+
+
+def can_be_old(base: str, parts: dict[str, Any]) -> bool:
+    """Whether the older format can say it; of the modes of other bases, one is enough."""
+    modes = parts.get("pooling", "mean")
+    if isinstance(modes, str):
+        return base == "bert" or len(parts) > 1
+    return sorted(modes, key=MODES.index) == modes
 
 
 def saved(base: Path, folder: Path, parts: dict[str, Any]) -> None:
@@ -170,8 +185,8 @@ def aged(base: Path, folder: Path, parts: dict[str, Any], *, transformer: str = 
         (folder / "config_sentence_transformers.json").unlink()
         modules[0]["path"] = transformer
         (folder / transformer).mkdir()
-        for file in [file for file in folder.iterdir() if file.is_file() and file.name != "modules.json"]:
-            file.rename(folder / transformer / file.name)
+        for moved in [file for file in folder.iterdir() if file.is_file() and file.name != "modules.json"]:
+            moved.rename(folder / transformer / moved.name)
         (folder / transformer / "sentence_bert_config.json").rename(
             folder / transformer / "sentence_roberta_config.json"
         )
@@ -213,6 +228,44 @@ def vectors_of(folder: Path) -> dict[str, torch.Tensor]:
     return {call: v for call, v in made.items() if call == "encode" or not torch.equal(v, made["encode"])}
 
 
+VALUES: list[Any] = [None, True, False, 0, 1, -1, 3, 8, 16, 32, 0.5, "", "x", [], {}, ["mean"], ["cls", "max"], *MODES]
+VALUES += ["torch.nn.modules.activation.ReLU", "torch.nn.modules.linear.Identity", "torch.sigmoid", "own.Activation"]
+VALUES += ["sentence_embedding", "token_embeddings", "fill-mask", "query", "SparseEncoder", {"query": "of the "}]
+
+
+def changed(work: Path) -> Iterator[tuple[dict[str, Any], torch.Tensor | None]]:
+    """Give declarations changed at random, each with the vectors that the library makes then; None: it refuses."""
+    draw = random.Random(2)
+    for number in range(120):
+        case = draw.choice(["changed", "changed-old"])
+        folder = shutil.copytree(work / case, work / f"{case}-{number}")
+        names = ["modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"]
+        file = draw.choice([*names, "1_Pooling/config.json", "1_Pooling/config.json", "2_Dense/config.json"])
+        content = mutated(draw, json.loads((folder / file).read_text()))
+        (folder / file).write_text(json.dumps(content))
+        try:
+            made = torch.tensor(SentenceTransformer(str(folder), device="cpu").encode(TEXTS[:2])).contiguous()
+        except Exception:  # whatever it says
+            made = None
+        yield {"case": case, "file": file, "content": content}, made
+
+
+def mutated(draw: random.Random, content: Any) -> Any:
+    """A JSON value with one thing in it changed: a key or item of it, or of one of its own."""
+    content = json.loads(json.dumps(content))
+    place = draw.choice([content, *(content if isinstance(content, list) else content.values())])
+    place = place if isinstance(place, (dict, list)) and place else content
+    if isinstance(place, list):
+        draw.choice([lambda: draw.shuffle(place), lambda: place.pop(), lambda: place.append(draw.choice(place))])()
+    else:
+        key = draw.choice([*place, "surprise"])
+        if draw.random() < 0.15 and key in place:
+            del place[key]
+        else:
+            place[key] = draw.choice(VALUES)
+    return content
+
+
 def main() -> None:
     """Write the cases anew."""
     torch.manual_seed(0)
@@ -223,11 +276,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         models = bases(work)
-        for name, base, parts in [*listed(), *combined(40)]:
+        for name, base, parts in [*listed(), *combined(24)]:
             saved(models[base], work / name, parts)
-            old = isinstance(parts.get("pooling", ""), str) or sorted(parts["pooling"], key=MODES.index) == parts["pooling"]
-            # What the older format cannot say is left in the newer one.
-            variants = {name: None} | ({f"{name}-old": ""} if old else {})
+            variants = {name: None} | ({f"{name}-old": ""} if can_be_old(base, parts) else {})
             variants |= {f"{name}-2020": "0_Transformer"} if name in ("bert-cls", "dense", "roberta-lower") else {}
             for variant, transformer in variants.items():
                 folder = work / variant
@@ -238,8 +289,11 @@ def main() -> None:
                 vectors |= {f"{variant}/{call}": made for call, made in vectors_of(folder).items()}
         for name, folder in refused(models, work):
             cases[f"refused-{name}"] = kept(folder)
+        changes = list(changed(work))
+    (DATA / "changes.json").write_text(json.dumps([change for change, _ in changes]) + "\n")
+    vectors |= {f"changes/{i}": made for i, (_, made) in enumerate(changes) if made is not None}
     save_file(vectors, DATA / "vectors.safetensors")
-    (DATA / "cases.json").write_text(json.dumps(cases, indent=1) + "\n")
+    (DATA / "cases.json").write_text(json.dumps(cases) + "\n")
 
 
 if __name__ == "__main__":

@@ -87,6 +87,11 @@ class ModelRunner:
                     f"Task {chosen!r} is not one that ModelRunner runs.{offer(near)}\nThere is: {', '.join(TASKS)}",
                     task=chosen,
                 )
-            if unknown := sorted(arguments.keys() - signature(TASKS[chosen]).parameters.keys()):
-                raise RequestError(f"Task {chosen!r} takes no {unknown[0]!r}.", task=chosen, option=unknown[0])
+            taken = list(signature(TASKS[chosen]).parameters)[2:]  # behind the lease and the texts
+            if unknown := next((argument for argument in arguments if argument not in taken), None):
+                raise RequestError(
+                    f"Task {chosen!r} takes no {unknown!r}.\nIt takes: {', '.join(taken) or 'texts alone'}",
+                    task=chosen,
+                    option=unknown,
+                )
             return TASKS[chosen](lease, texts, **arguments), chosen, lease.receipt
