@@ -151,7 +151,7 @@ def test_a_module_that_is_not_known_is_refused_by_name(
         (
             "1_Pooling/config.json",
             {"pooling_mode_cls_token": True},
-            r'both pooling_mode "mean" and the flags of \["cls"\]',
+            r'has both pooling_mode "mean" and the flags of \["cls"\]',
         ),
         ("1_Pooling/config.json", {"pooling_mode_median": True}, "has 'pooling_mode_median' in 1_Pooling/config.json"),
         ("1_Pooling/config.json", {"include_prompt": "no"}, 'has include_prompt "no"'),
@@ -286,6 +286,8 @@ def test_an_entrys_own_facts_win(registry: ModelRegistry, tmp_path: Path) -> Non
     assert same(without, VECTORS["bert-max-without-prompt/encode"])
     assert not same(vectors(registry, folder, texts, **facts), without)
     assert same(vectors(registry, folder, texts, truncate_dim=5), VECTORS["truncated/encode"])
+    cut = vectors(registry, sentence.assembled("dropped", tmp_path / "whole"), texts, truncate_dim=5)
+    assert same(cut, VECTORS["truncated-normalized/encode"])
     unit = sentence.assembled("truncated-normalized", tmp_path / "unit")
     assert same(vectors(registry, unit, texts), VECTORS["truncated-normalized/encode"])
     assert same(vectors(registry, unit, texts, normalize=False), VECTORS["truncated/encode"])

@@ -127,7 +127,11 @@ def _weights(
     """Return the weights of a module, as float32; WeightsMismatchError unless they are those of these shapes."""
     name = f"{folder}/model.safetensors"
     if name not in snapshot.files and name not in snapshot.converted:
-        raise IncompleteSnapshotError(f"{snapshot.path} has no {name}.", path=str(snapshot.path), missing=(name,))
+        raise IncompleteSnapshotError(
+            f"{snapshot.path} has no {name}, which its modules.json asks for.\nFetch it from where the folder is from.",
+            path=str(snapshot.path),
+            missing=(name,),
+        )
     file = snapshot.file(name)
     try:
         weights = load_file(file)
