@@ -3,10 +3,10 @@
 import inspect
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from typer.main import get_command
 
@@ -95,20 +95,23 @@ _CASE: dict[str, Any] = {
 
 
 def _schema(hint: Any) -> dict[str, Any]:
-    options = [option for option in get_args(hint) or (hint,) if option is not NoneType]
     if hint == facts.Class:
         return {"type": "string", "pattern": r"^\w+(\.\w+)*:\w+(\.\w+)*$"}
+    if get_origin(hint) is Literal:
+        return {"enum": list(get_args(hint))}
     if get_origin(hint) in (tuple, list):
+        item = get_args(hint)[0]
+        if get_origin(item) is Literal:
+            return {"type": "array", "items": _schema(item), "minItems": 1}
         return {"type": "array", "items": {"type": "string"}}
-    if get_origin(hint) is dict:
+    if get_origin(hint) in (dict, Mapping):
         kept = get_args(hint)[1]
         return {"type": "object"} | ({"additionalProperties": {"type": "string"}} if kept is str else {})
-    if get_origin(options[0]) is Literal:
-        return {"enum": list(get_args(options[0]))}
-    if get_origin(options[0]) is tuple:
-        return _schema(options[0])
+    if get_origin(hint) in (Union, UnionType):
+        options = [_schema(option) for option in get_args(hint) if option is not NoneType]
+        return options[0] if len(options) == 1 else {"anyOf": options}
     kinds = {str: {"type": "string"}, bool: {"type": "boolean"}, int: {"type": "integer", "minimum": 1}}
-    return kinds[options[0]]
+    return kinds[hint]
 
 
 def settings_page() -> str:

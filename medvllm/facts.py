@@ -1,6 +1,6 @@
 """The facts of an entry in their groups, and the check that each one is what it should be."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from functools import cache
@@ -9,6 +9,32 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from medvllm.classes import is_reference
 from medvllm.errors import RequestError, nearest, offer
+
+PoolingMode = Literal["mean", "cls", "max", "lasttoken", "mean_sqrt_len_tokens", "weightedmean"]
+
+
+class Texts(Mapping[str, str]):
+    """Texts by name, frozen like the facts that it stands among."""
+
+    __slots__ = ("_texts",)
+
+    def __init__(self, texts: Mapping[str, str]) -> None:
+        self._texts = dict(texts)
+
+    def __getitem__(self, name: str) -> str:
+        return self._texts[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._texts)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._texts.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._texts)
 
 
 @dataclass(frozen=True)
@@ -33,8 +59,12 @@ class Behaviour:
     strip_accents: bool | None = None
     max_length: int | None = None  # tokens, special tokens included
     long_input: Literal["window", "error", "truncate"] | None = None
-    pooling: Literal["mean", "cls"] | None = None
+    pooling: PoolingMode | tuple[PoolingMode, ...] | None = None  # how tokens become a vector; several are joined
     normalize: bool | None = None  # whether vectors are scaled to unit length
+    truncate_dim: int | None = None  # how many numbers of a vector are kept, from its beginning
+    prompts: Mapping[str, str] | None = None  # what is put in front of a text, by name
+    default_prompt_name: str | None = None  # the prompt that is used when none is chosen
+    include_prompt: bool | None = None  # whether the prompt's own tokens are pooled; they are, unless this is false
     role: Literal["query", "document"] | None = None  # which side of a search the vectors are for
     counterpart: str | None = None  # the entry of the other side
     inputs: tuple[str, ...] = ()  # what is given, in order, where that is not one plain text
@@ -127,9 +157,9 @@ def checked(model: str, keyword: str, value: Any) -> tuple[str, Any]:
         if fits and not (hint is Class and isinstance(value, str) and not is_reference(value)):
             return group, kept
     wanted = "a class or 'module:Class'" if hint is Class else " or ".join(map(_described, options))
-    raise RequestError(
-        f"Keyword {keyword!r} of model {model!r} must be {wanted}, not {repr(value)[:80]}.", keyword=keyword
-    )
+    # A prompt's text stays out of every message.
+    shown = type(value).__name__ if keyword == "prompts" else repr(value)[:80]
+    raise RequestError(f"Keyword {keyword!r} of model {model!r} must be {wanted}, not {shown}.", keyword=keyword)
 
 
 def pattern(keyword: str, value: object) -> str:
@@ -137,7 +167,7 @@ def pattern(keyword: str, value: object) -> str:
     single = [
         known
         for known, (_, hint) in keywords().items()
-        if dict not in (get_origin(hint), *map(get_origin, get_args(hint)))
+        if not {dict, Mapping}.intersection((get_origin(hint), *map(get_origin, get_args(hint))))
     ]
     if keyword not in single:
         raise _unknown(keyword, f"fact {keyword!r} to filter by", single)
@@ -165,15 +195,20 @@ def _fit(option: Any, value: Any) -> tuple[bool, Any]:
     if origin is Literal:
         return isinstance(value, str) and value in get_args(option), value
     if origin in (tuple, list):
-        kind = get_origin(get_args(option)[0]) or str
-        fits = isinstance(value, (tuple, list)) and all(type(item) is kind for item in value)
+        item = get_args(option)[0]
+        if get_origin(item) is Literal:
+            fits = isinstance(value, (tuple, list)) and bool(value) and all(_fit(item, each)[0] for each in value)
+            kept = tuple(value) if fits else ()
+            return fits, kept[0] if len(kept) == 1 else kept
+        kind = get_origin(item) or str
+        fits = isinstance(value, (tuple, list)) and all(type(each) is kind for each in value)
         return fits, origin(value) if fits else None
-    if origin is dict:
+    if origin in (dict, Mapping):
         texts = get_args(option)[1] is str
         fits = isinstance(value, Mapping) and all(
-            type(key) is str and (type(item) is str or not texts) for key, item in value.items()
+            type(key) is str and (type(each) is str or not texts) for key, each in value.items()
         )
-        return fits, dict(value) if fits else None
+        return fits, (dict if origin is dict else Texts)(value) if fits else None
     if option is int:
         return type(value) is int and value > 0, value
     if option in (str, bool):
@@ -184,6 +219,8 @@ def _fit(option: Any, value: Any) -> tuple[bool, Any]:
 def _described(option: Any) -> str:
     if get_origin(option) is Literal:
         return " or ".join(map(repr, get_args(option)))
+    if get_origin(option) is tuple and get_origin(get_args(option)[0]) is Literal:
+        return "a list of these"
     return {
         str: "text",
         int: "a whole number above 0",
@@ -192,4 +229,5 @@ def _described(option: Any) -> str:
         tuple: "a list of texts",
         list: "a list of dicts" if option == list[dict[str, Any]] else "a list of texts",
         dict: "a dict of texts" if option == dict[str, str] else "a dict with text keys",
+        Mapping: "a dict of texts",
     }[get_origin(option) or option]

@@ -17,6 +17,7 @@ from medvllm.facts import (
     Rights,
     Source,
     Standing,
+    Texts,
     checked,
     keywords,
     matches,
@@ -119,8 +120,16 @@ class ModelMetadata:
         return cls(name, ModelType.of(model_type), version=version, origin=origin, **plain, **groups)
 
     def completed(self, facts: Mapping[str, Any]) -> "ModelMetadata":
-        """Return the metadata with `facts` of its behaviour filled in where nothing is known yet."""
+        """Return the metadata with `facts` of its behaviour filled in where nothing is known yet.
+
+        Prompts are filled in by their names.
+        """
         unknown = {fact: value for fact, value in facts.items() if getattr(self.behaviour, fact) is None}
+        if self.behaviour.prompts is not None and "prompts" in facts:
+            unknown["prompts"] = Texts({**facts["prompts"], **self.behaviour.prompts})
+        if self.behaviour.truncate_dim is not None:
+            # What is cut after it was scaled is not of unit length.
+            unknown.pop("normalize", None)
         return self.changed(behaviour=replace(self.behaviour, **unknown)) if unknown else self
 
     def changed(self, **attributes: Any) -> "ModelMetadata":
@@ -182,7 +191,7 @@ class ModelMetadata:
         }
         for group in GROUPS:
             facts = vars(getattr(self, group))
-            flat |= {key: list(value) if isinstance(value, tuple) else value for key, value in facts.items()}
+            flat |= {key: _as_json(value) for key, value in facts.items()}
         return flat | {"evidence": self.evidence, "acceptance": self.acceptance}
 
     def __eq__(self, other: object) -> bool:
@@ -193,6 +202,12 @@ class ModelMetadata:
 
     def __repr__(self) -> str:
         return f"ModelMetadata({self.name!r}, {self.model_type.name}, {self.description!r})"
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def fits(fact: Callable[[str], Any], task: str | None, tags: Sequence[str], globs: Mapping[str, str]) -> bool:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from medvllm.loading.modules import Modules
     from medvllm.residency.cache import Weighed
     from medvllm.sources import Fingerprint, LockedModel, Snapshot
 
@@ -53,12 +54,13 @@ class Lease:
         metadata: ModelMetadata,
         resident: Resident[Identity],
         tokenizer: "Callable[[], PreTrainedTokenizerBase]",
+        modules: "Callable[[], Modules]",
         receipt: Callable[[Any], Receipt],
     ) -> None:
         self.metadata = metadata
         self.size_bytes = resident.size_bytes  # of the model's parameters and buffers
         self._resident: Resident[Identity] | None = resident
-        self._load_tokenizer, self._make_receipt = tokenizer, receipt
+        self._load_tokenizer, self._load_modules, self._make_receipt = tokenizer, modules, receipt
 
     def __repr__(self) -> str:
         return f"Lease({self.metadata.name!r}{'' if self._resident else ', over'})"
@@ -76,6 +78,14 @@ class Lease:
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The model's tokenizer, of the same snapshot; loaded on first use, safe to share between threads."""
         return self._load_tokenizer()
+
+    @property
+    def modules(self) -> "Modules":
+        """What a sentence-transformers folder puts behind its pooling; loaded on first use.
+
+        LoadError: the folder declares vectors that cannot be made.
+        """
+        return self._load_modules()
 
     @cached_property
     def receipt(self) -> Receipt:
@@ -134,7 +144,7 @@ class ModelRegistry:
         # What a call resolved to, so that a hit need not resolve it again; an entry is replaced, never changed.
         self._resolved: dict[Hashable, tuple[_Resolved | None, Callable[[], Resident[Identity] | None]]] = {}
         self._tokenizer_lock = threading.Lock()  # guards _tokenizers, and is held while one loads
-        self._tokenizers: dict[tuple[Any, ...], PreTrainedTokenizerBase] = {}  # the name comes first
+        self._tokenizers: dict[tuple[Any, ...], Any] = {}  # and modules behind a pooling; the name comes first
         self._nesting = threading.local()  # `.depth`: how many loads of ours this thread is inside of
 
     @property
@@ -298,6 +308,7 @@ class ModelRegistry:
             target.metadata,
             resident,
             partial(self._tokenizer_of, target),
+            partial(self._modules_of, target),
             partial(self._receipt, target, size_bytes=resident.size_bytes),
         )
         try:
@@ -308,6 +319,16 @@ class ModelRegistry:
 
     def _tokenizer_of(self, target: "_Resolved") -> "PreTrainedTokenizerBase":
         return self._tokenizer(target.metadata, target.snapshot, target.identity.options.model_class)
+
+    def _modules_of(self, target: "_Resolved") -> "Modules":
+        metadata, snapshot = target.metadata, target.snapshot
+        key = (metadata.name, "modules", frozenset((*snapshot.files.items(), *snapshot.converted.items())))
+        with self._tokenizer_lock:
+            if key not in self._tokenizers:
+                modules = _loading().load_modules(metadata, snapshot)
+                snapshot.check_unchanged()
+                self._tokenizers[key] = modules
+            return cast("Modules", self._tokenizers[key])
 
     def _receipt(self, target: "_Resolved", model: Any, size_bytes: int) -> Receipt:
         snapshot = target.snapshot
@@ -756,7 +777,7 @@ class ModelRegistry:
                 tokenizer = _loading().load_tokenizer(metadata, snapshot, model_class)
                 snapshot.check_unchanged()
                 self._tokenizers[key] = tokenizer
-            return self._tokenizers[key]
+            return cast("PreTrainedTokenizerBase", self._tokenizers[key])
 
 
 def _budget(device: str) -> int | None:

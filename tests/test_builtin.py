@@ -107,7 +107,7 @@ def test_the_file_keeps_to_its_schema() -> None:
     content = tomllib.loads(catalog.joinpath("builtin.toml").read_text(encoding="utf-8"))
     validator: Any = Draft202012Validator(json.loads(catalog.joinpath("entries.schema.json").read_text()))
     assert [error.message for error in validator.iter_errors(content)] == []
-    for wrong in ({"licence": "mit"}, {"pooling": "max"}, {"max_length": 0}, {"model_class": "BertModel"}):
+    for wrong in ({"licence": "mit"}, {"pooling": "sum"}, {"max_length": 0}, {"model_class": "BertModel"}):
         assert not validator.is_valid({"models": {"m": {"model_type": "generic", **wrong}}})
 
 

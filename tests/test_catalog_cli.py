@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 
 from medvllm import cli
 from medvllm.engine.model_runner import ModelRegistry
-from tests.support import tiny
+from tests.support import sentence, tiny
 
 
 @dataclass(frozen=True)
@@ -315,3 +315,19 @@ def test_a_key_and_its_value_find_what_has_them(medvllm: Medvllm, ner: Path) -> 
     medvllm("tag", "ner", "owner=radiology")
     assert [line.split("\t")[0] for line in medvllm("list", "--tag", "owner=radiology").lines] == ["ner"]
     assert medvllm("list", "--tag", "owner=cardiology").out == medvllm("list", "--tag", "owner").out == ""
+
+
+def test_prompts_and_poolings_are_given_as_typed(medvllm: Medvllm, home: Path) -> None:
+    """`run --prompt-name` names a prompt and --prompt gives one; `register --pooling` takes several modes."""
+    sentence.assembled("prompts", home / "m")
+    assert medvllm("register", "m", "--type", "generic", "--path", "./m", "--pooling", "mean,max").code == 0
+    assert json.loads(medvllm("show", "m", "--json").out)["pooling"] == ["mean", "max"]
+    plain = json.loads(medvllm("run", "./m", "ALS", "--json").out)["results"]
+    named = json.loads(medvllm("run", "./m", "ALS", "--prompt-name", "query", "--json").out)["results"]
+    given = json.loads(medvllm("run", "./m", "ALS", "--prompt", "the query : ", "--json").out)["results"]
+    assert (
+        plain != named == given
+        and len(json.loads(medvllm("run", "m", "ALS", "--json").out)["results"][0]["vector"]) == 32
+    )
+    wrong = medvllm("run", "./m", "ALS", "--prompt-name", "queri")
+    assert (wrong.code, wrong.err.splitlines()[-1]) == (1, "It has the prompts 'document', 'odd', 'query'.")

@@ -29,7 +29,9 @@ def register(
     task: Annotated[str | None, typer.Option(help=f"{', '.join(TASKS)}.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens, special tokens included.")] = None,
     lower_case: Annotated[bool | None, typer.Option("--lower-case/--cased", help="How its text is read.")] = None,
-    pooling: Annotated[str | None, typer.Option(help="How an embedding is made: mean or cls.")] = None,
+    pooling: Annotated[
+        str | None, typer.Option(help="How tokens become a vector: mean, cls, max …, or several with commas between.")
+    ] = None,
     model_class: Annotated[str | None, typer.Option(help="Its class, as module:Class.")] = None,
     description: Annotated[str | None, typer.Option(help="What it is, in a line.")] = None,
     tag: Tag = None,
@@ -49,7 +51,7 @@ def register(
         "task": task,
         "max_length": max_length,
         "do_lower_case": lower_case,
-        "pooling": pooling,
+        "pooling": None if pooling is None else _value(name, "pooling", pooling),
         "model_class": model_class,
         "description": description,
         "tags": tags or None,

@@ -24,6 +24,10 @@ def run(
         str | None, typer.Option(help="embed, fill-mask, ner or deid; the entry's own task when left out.")
     ] = None,
     file: Annotated[Path | None, typer.Option(help="File with one text a line; - is standard input.")] = None,
+    prompt_name: Annotated[
+        str | None, typer.Option(help="Prompt to put in front of each text to embed, such as query.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Text to put in front of each text to embed.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N, mps or auto.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto.")] = None,
     receipt_file: Annotated[
@@ -34,7 +38,8 @@ def run(
     """Run texts through a model and print the results: vectors, the words that fill a [MASK], or labelled spans."""
     given = _texts(texts, file)
     options: dict[str, Any] = {key: value for key, value in (("device", device), ("dtype", dtype)) if value is not None}
-    result, done, receipt = ModelRunner(name, **options).run(task, given)
+    prompts = {key: value for key, value in (("prompt_name", prompt_name), ("prompt", prompt)) if value is not None}
+    result, done, receipt = ModelRunner(name, **options).run(task, given, **prompts)
     if receipt_file is not None:
         write_whole(receipt_file, (json.dumps(receipt.to_dict(), indent=2) + "\n").encode())
     if done == "embed":

@@ -11,6 +11,7 @@ from medvllm.loading.device import capacity
 from medvllm.loading.effective import filled, identify
 from medvllm.loading.memory import Loaded, reclaim, written_bytes
 from medvllm.loading.model import load_model
+from medvllm.loading.modules import load_modules
 from medvllm.loading.prepared import flaws as prepared_flaws
 from medvllm.loading.proof import proof
 from medvllm.loading.sleep import rest, wake
@@ -23,6 +24,7 @@ __all__ = [
     "filled",
     "identify",
     "load_model",
+    "load_modules",
     "load_tokenizer",
     "prepared_flaws",
     "proof",

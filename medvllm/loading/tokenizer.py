@@ -5,6 +5,7 @@ import threading
 from functools import cache
 from typing import Any
 
+from tokenizers import normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from medvllm.errors import LoadError, MedVLLMError
@@ -36,6 +37,9 @@ def load_tokenizer(
     config = read_config(metadata, LoadOptions(), snapshot, cls or metadata.model_class)
     try:
         tokenizer = _cased(metadata, snapshot, config)
+        declared = snapshot.declaration
+        if declared and declared.lowercases and metadata.behaviour.do_lower_case is not False:
+            _lowercase_texts(metadata, tokenizer)
         tokenizer.model_max_length = length(metadata, snapshot, config, tokenizer)
         tokenizer.truncation_side = "right"  # windows are counted from the beginning of a text
         return guarded(tokenizer)
@@ -92,6 +96,19 @@ def _error(metadata: ModelMetadata, snapshot: Snapshot, error: Exception) -> Loa
         model=metadata.name,
         path=str(snapshot.path),
     )
+
+
+def _lowercase_texts(metadata: ModelMetadata, tokenizer: Any) -> None:
+    """Have a tokenizer lowercase what it reads, before anything else that it does."""
+    if not tokenizer.is_fast:
+        raise LoadError(
+            f"The folder of model {metadata.name!r} lowercases texts, which a {type(tokenizer).__name__} cannot do.\n"
+            "Register it with: do_lower_case=False",
+            model=metadata.name,
+        )
+    backend = tokenizer.backend_tokenizer
+    steps = [backend.normalizer] if backend.normalizer is not None else []
+    backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
 
 
 def guarded(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

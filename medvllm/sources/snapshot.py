@@ -10,13 +10,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medvllm.errors import DigestMismatchError, IncompleteSnapshotError, SourceError
 from medvllm.sources.digest import Digest
 from medvllm.sources.fingerprint import Fingerprint, Stamp, stamp
 from medvllm.sources.layout import Layout
 from medvllm.sources.view import view
+
+if TYPE_CHECKING:
+    from medvllm.sources.sentence import Declaration
 
 __all__ = ["Snapshot", "check_complete", "read_json"]
 
@@ -155,25 +158,17 @@ class Snapshot:
         tensors = (tensor for header in self.headers for tensor in header.values())
         return next((_DTYPES[tensor["dtype"]] for tensor in tensors if tensor["dtype"] in _DTYPES), None)
 
+    @cached_property
+    def declaration(self) -> "Declaration | None":
+        """What the folder says of its vectors; None unless sentence-transformers wrote it."""
+        from medvllm.sources.sentence import declared  # which reads snapshots
+
+        return declared(self)
+
     @property
     def sentence_transformer(self) -> dict[str, Any]:
-        """Pooling, normalisation and length, for a folder that sentence-transformers wrote; empty for others."""
-        if "modules.json" not in self.files:
-            return {}
-        facts: dict[str, Any] = {}
-        modules = read_json(self.file("modules.json"), kind=list)
-        for module in (module for module in modules if isinstance(module, dict)):
-            kind, folder = str(module.get("type", "")).rpartition(".")[2], module.get("path", "")
-            if kind == "Pooling" and f"{folder}/config.json" in self.files:
-                modes = read_json(self.file(f"{folder}/config.json"))
-                facts["pooling"] = "cls" if modes.get("pooling_mode_cls_token") else None
-                facts["pooling"] = "mean" if modes.get("pooling_mode_mean_tokens") else facts["pooling"]
-            if kind == "Normalize":
-                facts["normalize"] = True
-        if f"{self.root}sentence_bert_config.json" in self.files:
-            length = read_json(self.file(f"{self.root}sentence_bert_config.json")).get("max_seq_length")
-            facts["max_length"] = length if type(length) is int and length > 0 else None
-        return {fact: value for fact, value in facts.items() if value is not None}
+        """The facts that a folder of sentence-transformers completes an entry with; empty for others."""
+        return {} if self.declaration is None else self.declaration.facts
 
 
 def read_json(file: Path, kind: type = dict) -> Any:

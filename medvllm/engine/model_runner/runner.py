@@ -29,12 +29,16 @@ class ModelRunner:
     def __repr__(self) -> str:
         return f"ModelRunner({str(self._name)!r})"
 
-    def embed(self, texts: Iterable[Text]) -> "Embeddings":
+    def embed(
+        self, texts: Iterable[Text], *, prompt_name: str | None = None, prompt: str | None = None
+    ) -> "Embeddings":
         """Return a vector for each text, pooled as the entry says; long texts are read in overlapping windows.
 
-        Where the entry's `inputs` are two, such as a title and an abstract, each item is a pair of texts.
+        Where the entry's `inputs` are two, such as a title and an abstract, each item is a pair of texts. `prompt` is
+        put in front of each text, or the one that the model knows as `prompt_name`; without either, the prompt of the
+        entry's role, or the default one. RequestError: the model has no prompt of that name.
         """
-        result: Embeddings = self.run("embed", texts)[0]
+        result: Embeddings = self.run("embed", texts, prompt_name=prompt_name, prompt=prompt)[0]
         return result
 
     def fill_mask(self, texts: Iterable[str], *, top_k: int = 5) -> "list[list[list[Fill]]]":

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from medvllm import progress
-from medvllm.engine.model_runner.batches import batches, check_numbers, encoder_of, run, stack, unsound
+from medvllm.engine.model_runner.batches import batches, check_numbers, encoder_of, run, unsound
 from medvllm.engine.model_runner.filling import fill_mask
 from medvllm.engine.model_runner.inputs import Text, check_pairs, plain_texts
+from medvllm.engine.model_runner.pooling import Pool, finish
+from medvllm.engine.model_runner.prompts import choose, token_count
 from medvllm.engine.model_runner.tagging import tag
 from medvllm.engine.model_runner.windows import Coverage, split
 from medvllm.errors import RequestError, nearest, offer
@@ -30,7 +32,7 @@ _TASKS_OF_HEADS = {
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Vectors of texts: float32 on the CPU, shape [texts, hidden size], and what of each text they cover."""
+    """Vectors of texts: float32 on the CPU, one row a text, and what of each text they cover, its prompt included."""
 
     vectors: "torch.Tensor"
     coverage: list[Coverage]
@@ -41,41 +43,36 @@ class Embeddings:
         return [vars(coverage) | {"vector": vector} for vector, coverage in rows]
 
 
-def embed(lease: Lease, texts: Iterable[Text]) -> Embeddings:
-    """Return a vector for each text, pooled and normalised as the entry says (mean, not normalised, when it does not).
+def embed(
+    lease: Lease, texts: Iterable[Text], *, prompt_name: str | None = None, prompt: str | None = None
+) -> Embeddings:
+    """Return a vector for each text, as the entry and a sentence-transformers folder say; else the mean of its tokens.
 
     A text longer than the model is read in overlapping windows, each of its tokens counted once. An entry whose
-    `inputs` are two takes pairs of texts. RequestError: a text has no tokens, or the model was trained for something
-    else than vectors and its entry states no pooling.
-    """
-    import torch
+    `inputs` are two takes pairs of texts. `prompt` is put in front of each text, or the one that is known as
+    `prompt_name`; else the one of the entry's role, or the default one.
 
-    behaviour = lease.metadata.behaviour
+    RequestError: a text has no tokens, or the model was trained for something else than vectors and its entry states no
+    pooling.
+    """
+    behaviour, modules = lease.metadata.behaviour, lease.modules
     _check_pooling(lease)
-    pairs = len(behaviour.inputs) == 2
-    given: Sequence[Text] = check_pairs(texts, behaviour.inputs) if pairs else plain_texts(lease, texts, "embed")
+    chosen = choose(lease, prompt_name, prompt)
+    if len(behaviour.inputs) == 2:
+        pairs = check_pairs(texts, behaviour.inputs)
+        given: Sequence[Text] = [(chosen + first, second) for first, second in pairs]
+    else:
+        given = [chosen + text for text in plain_texts(lease, texts, "embed")]
     windows, coverage = split(lease.tokenizer, given, behaviour.long_input)
     if (empty := next((window.text for window in windows if not window.input_ids), None)) is not None:
         raise RequestError(f"Text {empty + 1} has no tokens, so it has no vector.", position=empty)
+    skipped = token_count(lease.tokenizer, chosen) if behaviour.include_prompt is False else 0
     encoder = encoder_of(lease.model)
-    # Said aloud: a load in another thread changes torch's default dtype for the whole process.
-    vectors = torch.zeros(len(coverage), getattr(encoder.config, "hidden_size", 0), dtype=torch.float32)
-    weights = torch.zeros(len(coverage), 1, dtype=torch.float32)
+    size = getattr(encoder.config, "hidden_size", 0)
+    pool = Pool(behaviour.pooling or "mean", windows, len(coverage), size, skipped)
     for batch in progress.of_items("Running", batches(lease, encoder, windows)):
-        hidden = run(lease, encoder, batch, "last_hidden_state")
-        counted = stack([window.counted for window in batch]).to(hidden)
-        if behaviour.pooling == "cls":
-            summed, weight = hidden[:, 0], torch.ones(len(batch), 1, dtype=torch.float32)
-        else:
-            summed, weight = (hidden * counted.unsqueeze(-1)).sum(1), counted.sum(1, keepdim=True).cpu()
-        rows = torch.tensor([window.text for window in batch])
-        if vectors.shape[1] != summed.shape[1]:  # the config's is not the output's: Reformer's is twice as wide
-            vectors = torch.zeros(len(coverage), summed.shape[1], dtype=torch.float32)
-        vectors.index_add_(0, rows, summed.cpu())
-        weights.index_add_(0, rows, weight)
-    vectors /= weights.clamp(min=1)
-    if behaviour.normalize:
-        vectors = torch.nn.functional.normalize(vectors, dim=1)
+        pool.add(batch, run(lease, encoder, batch, "last_hidden_state"))
+    vectors = finish(lease.metadata, modules, pool.vectors())
     check_numbers(lease, unsound(vectors, range(len(coverage))))
     return Embeddings(vectors, coverage)
 
