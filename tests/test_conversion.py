@@ -65,7 +65,8 @@ NEW_STATES = {
 UNFIT: dict[str, tuple[Any, str]] = {
     "nested": ({"model": {"a": BASE}}, "its 'model' is a dict, not a tensor"),
     "checkpoint": ({"state_dict": {"a": BASE}, "epoch": 3}, "its 'state_dict' is a dict, not a tensor"),
-    "number": ({"a": BASE, "epoch": 3}, "its 'epoch' is a int, not a tensor"),
+    "listed": ({"a": BASE, "epoch": [3]}, "its 'epoch' is a list, not a tensor"),
+    "nothing": ({"bias": None, "epoch": 3}, "it holds an empty dict"),
     "list": ([BASE], "it holds a list"),
     "tensor": (BASE, "it holds a Tensor"),
     "empty": ({}, "it holds an empty dict"),
@@ -131,6 +132,14 @@ def test_what_is_no_dict_of_tensors_is_refused_by_name(tmp_path: Path, name: str
     (tmp_path / "out").mkdir()
     with pytest.raises(SourceError, match=rf"pytorch_model.bin cannot be converted.*{message}.*\n.*model.state_dict"):
         converter.convert(_folder(tmp_path / "m", content), tmp_path / "out", PICKLE, "namespace")
+
+
+def test_what_is_no_weight_is_left_out(tmp_path: Path) -> None:
+    """A step count, or a bias that a layer does not have: transformers does not look at it either."""
+    state = {"a": BASE, "bias": None, "epoch": 3, "best": 0.5, "is_best": True, "name": "run 7"}
+    (tmp_path / "out").mkdir()
+    converter.convert(_folder(tmp_path / "m", state), tmp_path / "out", PICKLE, "namespace")
+    assert _same(load_file(tmp_path / "out" / "model.safetensors"), {"a": BASE})
 
 
 def test_the_record_holds_both_digests_and_how_the_process_was_confined(tmp_path: Path) -> None:
@@ -562,7 +571,7 @@ for line in sys.stdin:
         content[position % len(content)] = value
     (source / "pytorch_model.bin").write_bytes(content)
     try:
-        converter.convert(source, target, "")
+        converter.convert(source, target, ["pytorch_model.bin"], "")
         print("converted", flush=True)
     except MedVLLMError as error:
         print(type(error).__name__, flush=True)

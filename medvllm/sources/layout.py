@@ -186,7 +186,7 @@ def _modules(where: Path, names: Collection[str], read: Read) -> list[tuple[str,
         kind, path = (module.get("type"), module.get("path", "")) if isinstance(module, dict) else (None, None)
         if not isinstance(kind, str):  # another tool's file, or one that no task can follow
             continue
-        if path != "" and not is_plain_path(path):
+        if path != "" and (not is_plain_path(path) or "/" in path):
             raise SourceError(f"{where / 'modules.json'} names a folder that is none of the model's.", path=str(where))
         found.append((kind.rpartition(".")[2], f"{path}/" if path else ""))
     return found
