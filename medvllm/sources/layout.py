@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from medvllm.errors import IncompleteSnapshotError, SourceError
 from medvllm.sources.vocabulary import tokenizer_files
@@ -120,7 +120,7 @@ def present(folder: Path) -> list[str]:
     return [file.relative_to(folder).as_posix() for file in files if file.is_file()]
 
 
-def is_plain_path(path: object) -> bool:
+def is_plain_path(path: object) -> TypeGuard[str]:
     """Return whether a path stays in the folder that it is joined to, on every system."""
     if not isinstance(path, str):
         return False
@@ -171,7 +171,7 @@ def _versions(where: Path, own: Collection[str], config: Mapping[str, Any], fiel
     """Give the files for other versions of transformers that a config lists: its loader takes one of them."""
     listed = config.get(field) or []
     for name in listed if isinstance(listed, list) else (None,):
-        if not isinstance(name, str) or not is_plain_path(name):
+        if not is_plain_path(name):
             raise SourceError(f"{where} lists files under {field!r} that are none of the model's.", path=str(where))
         if name in own:
             yield name
