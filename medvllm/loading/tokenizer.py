@@ -36,7 +36,7 @@ def load_tokenizer(
     config = read_config(metadata, LoadOptions(), snapshot, cls or metadata.model_class)
     try:
         tokenizer = _cased(metadata, snapshot, config)
-        tokenizer.model_max_length = length(metadata, snapshot, config, tokenizer)
+        tokenizer.model_max_length = length(metadata, config, tokenizer)
         tokenizer.truncation_side = "right"  # windows are counted from the beginning of a text
         return guarded(tokenizer)
     except MedVLLMError:
