@@ -82,6 +82,7 @@ def test_accents_follow_the_entry(registry: ModelRegistry, tmp_path: Path) -> No
     [
         (tiny.bert_masked_lm, None, 64),
         (tiny.bert_masked_lm, 32, 32),
+        (tiny.bert_masked_lm, 512, 64),
         (tiny.roberta_masked_lm, None, 64),  # of 66 position embeddings, two stand before the first token
         (tiny.gpt2_causal_lm, None, 64),
     ],
@@ -89,7 +90,7 @@ def test_accents_follow_the_entry(registry: ModelRegistry, tmp_path: Path) -> No
 def test_the_length_is_what_the_model_can_take(
     registry: ModelRegistry, tmp_path: Path, make: Any, stated: int | None, expected: int
 ) -> None:
-    """Never transformers' 1e30; the entry may say less."""
+    """Never transformers' 1e30; the entry may say less, not more."""
     folder = make(tmp_path / "m")
     (folder / "tokenizer_config.json").write_text("{}") if make is tiny.bert_masked_lm else None
     registry.register("m", "generic", model_path=str(folder), max_length=stated)

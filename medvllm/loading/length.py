@@ -6,22 +6,26 @@ from typing import Any
 from medvllm.errors import LoadError
 from medvllm.loading.positions import UNLIMITED, positions
 from medvllm.metadata import ModelMetadata
-from medvllm.sources import Snapshot
 
 logger = logging.getLogger(__name__)
 
 _SAFE = 512  # what encoders of text were trained for, where nothing says another
 
 
-def length(metadata: ModelMetadata, snapshot: Snapshot, config: Any, tokenizer: Any) -> int:
+def length(metadata: ModelMetadata, config: Any, tokenizer: Any) -> int:
     """Return the entry's length, else the smaller of the tokenizer's own and the model's positions.
 
-    LoadError: the entry's is more than the model has positions for, the tokenizer's is no number of tokens, or there is
-    no room for a token between the special ones.
+    The entry's is at most what the model has positions for. LoadError: the tokenizer's is no number of tokens, or there
+    is no room for a token between the special ones.
     """
     stated, model = metadata.behaviour.max_length, positions(config)
     if stated is not None:
-        found = _stated(metadata, snapshot, stated, model.count if model.is_firm else None)
+        most = model.count if model.is_firm and model.count is not None else stated
+        found = min(stated, most)
+        if found < stated:
+            logger.warning(
+                "%r reads at most %d tokens at once, not %d as its max_length says", metadata.name, most, stated
+            )
     else:
         known = [count for count in (_own(metadata, tokenizer), model.count) if count is not None]
         found = min(known, default=_SAFE)
@@ -38,18 +42,6 @@ def length(metadata: ModelMetadata, snapshot: Snapshot, config: Any, tokenizer: 
             model=metadata.name,
         )
     return found
-
-
-def _stated(metadata: ModelMetadata, snapshot: Snapshot, stated: int, firm: int | None) -> int:
-    if firm is None or stated <= firm:
-        return stated
-    if stated == snapshot.sentence_transformer.get("max_length"):  # what its files say is cut to what it has
-        return firm
-    raise LoadError(
-        f"The entry of {metadata.name!r} says max_length={stated:,}, and the model has positions for {firm:,} tokens.\n"
-        f"Register it without, or with: max_length={firm}",
-        model=metadata.name,
-    )
 
 
 def _own(metadata: ModelMetadata, tokenizer: Any) -> int | None:

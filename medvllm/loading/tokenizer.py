@@ -37,10 +37,7 @@ def load_tokenizer(
     config = read_config(metadata, LoadOptions(), snapshot, cls or metadata.model_class)
     try:
         tokenizer = _cased(metadata, snapshot, config)
-        declared = snapshot.declaration
-        if declared and declared.lowercases and metadata.behaviour.do_lower_case is not False:
-            _lowercase_texts(metadata, tokenizer)
-        tokenizer.model_max_length = length(metadata, snapshot, config, tokenizer)
+        tokenizer.model_max_length = length(metadata, config, tokenizer)
         tokenizer.truncation_side = "right"  # windows are counted from the beginning of a text
         return guarded(tokenizer)
     except MedVLLMError:
@@ -69,6 +66,9 @@ def _cased(metadata: ModelMetadata, snapshot: Snapshot, config: Any) -> Any:
                 metadata.name,
                 "files say" if behaviour.do_lower_case is None else "entry says",
             )
+    declared = snapshot.declaration
+    if declared and declared.lowercases and behaviour.do_lower_case is not False:
+        _lowercase_texts(metadata, tokenizer)
     casing.check(metadata, words, tokenizer)
     return tokenizer
 
