@@ -148,16 +148,25 @@ def _cluttered(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A folder of each shape, with clutter; old enough for their digests to be remembered."""
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of each shape, in `cluttered` and in `plain`; old enough for their digests to be remembered."""
     root = tmp_path_factory.mktemp("shapes")
-    folders = {name: _cluttered(make(root / f"m{i}")) for i, (name, make) in enumerate(SHAPES.items())}
+    for name, make in SHAPES.items():
+        make(root / "plain" / name)
+        _cluttered(tiny.copy(root / "plain" / name, root / "cluttered" / name))
     time.sleep(2.1)
-    return folders
+    return root
+
+
+@pytest.fixture
+def shapes(root: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """A folder of each shape, with clutter. Each pickle is converted once for all tests: they share a home."""
+    monkeypatch.setenv("MEDVLLM_HOME", str(root / "home"))
+    return {name: root / "cluttered" / name for name in SHAPES}
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_what_a_load_opens_is_what_its_lock_holds(shapes: dict[str, Path], name: str, home: Path) -> None:
+def test_what_a_load_opens_is_what_its_lock_holds(shapes: dict[str, Path], name: str, root: Path) -> None:
     """Both ways, for model and tokenizer: no file is opened that was not hashed, none is locked that is not read."""
     folder = shapes[name]
     registry = ModelRegistry()
@@ -165,7 +174,7 @@ def test_what_a_load_opens_is_what_its_lock_holds(shapes: dict[str, Path], name:
     locked = registry.lock(folder)[str(folder)]
     registry.clear_cache()
     other = ModelRegistry()
-    converted = home / "medvllm" / "converted"
+    converted = root / "home" / "converted"
     with opened([folder, *([converted] if converted.exists() else [])]) as found:
         other.load_model(folder)
         other.load_tokenizer(folder)
@@ -177,11 +186,11 @@ def test_what_a_load_opens_is_what_its_lock_holds(shapes: dict[str, Path], name:
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_a_lock_holds_no_more_than_the_model(shapes: dict[str, Path], name: str, tmp_path: Path) -> None:
+def test_a_lock_holds_no_more_than_the_model(shapes: dict[str, Path], name: str, root: Path) -> None:
     """No checkpoint beside it, no notes, no other weights, no code: it is the lock of the same model without them."""
-    plain = SHAPES[name](tmp_path / "m")
+    plain = root / "plain" / name
     registry = ModelRegistry()
-    assert registry.lock(plain)[str(plain)].files.keys() == registry.lock(shapes[name])[str(shapes[name])].files.keys()
+    assert registry.lock(plain)[str(plain)].files == registry.lock(shapes[name])[str(shapes[name])].files
 
 
 def _model(registry: ModelRegistry, folder: Path | str) -> tuple[str, list[int]]:
@@ -198,8 +207,7 @@ def test_a_file_that_changes_under_a_lock_is_refused_or_changes_nothing(
     shapes: dict[str, Path], name: str, tmp_path: Path
 ) -> None:
     """Each file of the folder in turn, of the model or not, removed and altered, in a process that has it in memory."""
-    folder = tmp_path / "m"
-    shutil.copytree(shapes[name], folder)
+    folder = tiny.copy(shapes[name], tmp_path / "m")
     registry = ModelRegistry()
     right = _model(registry, folder)
     locked = registry.lock(folder)[str(folder)]
@@ -411,13 +419,14 @@ def test_a_file_of_a_class_of_ones_own_is_read_when_the_entry_lists_it(registry:
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_from_a_hub_and_in_a_bundle_goes_what_the_model_is(
-    shapes: dict[str, Path], name: str, hub: LoopbackHub, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+    shapes: dict[str, Path], name: str, hub: LoopbackHub, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The files of the lock, and no byte beside them; what arrives is the same model."""
-    commit = hub.add("acme/m", shapes[name])
+    repo = f"acme/{name.replace(' ', '-')}"  # what a branch points to is remembered
+    commit = hub.add(repo, shapes[name])
     registry = ModelRegistry()
-    there, here = _model(registry, f"acme/m@{commit}"), _model(registry, shapes[name])
-    locked = registry.lock("acme/m")["acme/m"].files
+    there, here = _model(registry, f"{repo}@{commit}"), _model(registry, shapes[name])
+    locked = registry.lock(repo)[repo].files
     asked = {request.path.partition(f"/resolve/{commit}/")[2] for request in hub.requests("/resolve/")}
     assert there == here
     assert asked == locked.keys() == registry.lock(shapes[name])[str(shapes[name])].files.keys()
@@ -428,6 +437,8 @@ def test_from_a_hub_and_in_a_bundle_goes_what_the_model_is(
     with tarfile.open(tmp_path / "b.tar") as bundle:
         blobs = {Path(member).name for member in bundle.getnames() if member.startswith("blobs/")}
     assert blobs == {digest.sha256 for digest in locked.values()}
+    if (root / "home" / "converted").exists():  # to be converted again takes seconds
+        shutil.copytree(root / "home" / "converted", tmp_path / "site" / "converted")
     monkeypatch.setenv("MEDVLLM_HOME", str(tmp_path / "site"))
     monkeypatch.setenv("MEDVLLM_LOCK", str(tmp_path / "site.lock"))
     other = ModelRegistry()
