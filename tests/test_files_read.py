@@ -435,6 +435,28 @@ def test_from_a_hub_and_in_a_bundle_goes_what_the_model_is(
     assert _model(other, "folder") == here
 
 
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["adapter_config.json", "adapter_model.safetensors", "README.md"], "holds an adapter, not a model"),
+        (["adapter_config.json", "adapter_model.safetensors", "tokenizer.json"], "holds an adapter, not a model"),
+        (["model.gguf", "README.md"], r"has no config\.json(.|\n)*It holds: README.md, model.gguf$"),
+        (["config.json", "onnx/model.onnx"], r"has no weights(.|\n)*It holds: config.json, onnx$"),
+    ],
+)
+def test_a_repository_without_a_model_is_told_by_what_it_holds(
+    hub: LoopbackHub, tmp_path: Path, files: list[str], said: str
+) -> None:
+    """As a folder is, whatever of it is fetched."""
+    for name in files:
+        (tmp_path / "m" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "m" / name).write_text("{}")
+    hub.add("acme/m", tmp_path / "m")
+    for model in ("acme/m", tmp_path / "m"):
+        with pytest.raises(SourceError, match=said):
+            ModelRegistry().load_model(model)
+
+
 def test_a_commit_is_proven_by_the_hub_and_declared_by_a_cache(
     hub: LoopbackHub, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

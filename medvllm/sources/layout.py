@@ -6,7 +6,7 @@ is.
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -31,7 +31,8 @@ class Layout:
     """The files of a model, by path. `weights` are the model's own, in order, without their index.
 
     `root` is the folder of config.json, with a slash behind it, or "" for the top. `modules` are weights that stand
-    behind the model: those of sentence-transformers' modules. `adapter`: one lies beside whole weights.
+    behind the model: those of sentence-transformers' modules. `adapter`: one lies beside whole weights. `names` are all
+    files of the folder or commit, for messages.
     """
 
     root: str
@@ -40,6 +41,7 @@ class Layout:
     modules: tuple[str, ...]
     adapter: str | None
     files: tuple[str, ...]
+    names: tuple[str, ...] = field(compare=False, repr=False)
 
     @property
     def pickles(self) -> tuple[str, ...]:
@@ -111,6 +113,7 @@ def decide(where: Path, names: Collection[str], read: Read, *, code: bool = Fals
         tuple(behind),
         adapter if "adapter_config.json" in own and weights else None,
         tuple(sorted(whole | set(behind))),
+        tuple(sorted(names)),
     )
 
 

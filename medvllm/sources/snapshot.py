@@ -190,23 +190,23 @@ def check_complete(snapshot: Snapshot) -> None:
     subject = what if snapshot.repo else str(path)
     facts = {"path": str(path), "repo": snapshot.repo, "commit": snapshot.commit}
     has_config = f"{snapshot.root}config.json" in snapshot.files
-    if not snapshot.layout.weights and (path / "adapter_config.json").is_file():
+    if not snapshot.layout.weights and "adapter_config.json" in snapshot.layout.names:
         raise SourceError(
             f"{subject} holds an adapter, not a model.\nMerge it into its base model and register the result.", **facts
         )
     if not has_config:
         raise IncompleteSnapshotError(
-            f"{subject} has no config.json, so it is not a model's folder.\n{_listing(path)}", **facts
+            f"{subject} has no config.json, so it is not a model's folder.\n{_listing(snapshot.layout.names)}", **facts
         )
     if not snapshot.layout.weights:
         raise IncompleteSnapshotError(
-            f"{subject} has no weights: neither model.safetensors nor pytorch_model.bin is there.\n{_listing(path)}",
+            f"{subject} has no weights: neither model.safetensors nor pytorch_model.bin is there.\n{_listing(snapshot.layout.names)}",
             **facts,
         )
 
 
-def _listing(path: Path) -> str:
-    names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+def _listing(files: Iterable[str]) -> str:
+    names = sorted({file.partition("/")[0] for file in files})
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return f"It holds: {', '.join(names[:8])}{more}" if names else "It is empty."
 
