@@ -59,14 +59,24 @@ def _made(room: Path, key: str, links: Mapping[str, str]) -> Path:
         for name, file in links.items():
             (work / name).parent.mkdir(parents=True, exist_ok=True)
             (work / name).symlink_to(file)
-        shutil.rmtree(target, ignore_errors=True)
-        with contextlib.suppress(OSError):  # another process was first
-            work.rename(target)
+        # Where another process was first, its folder stays: a loader may be reading it.
+        if not (_renamed(work, target) or _is_whole(target, links)):
+            shutil.rmtree(target, ignore_errors=True)
+            _renamed(work, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     if not _is_whole(target, links):
         raise OSError(f"{target} is not what was put there")
     return target
+
+
+def _renamed(work: Path, target: Path) -> bool:
+    """Give a folder its name; False when there is one of that name, with something in it."""
+    try:
+        work.rename(target)
+    except OSError:
+        return False
+    return True
 
 
 def _is_whole(folder: Path, links: Mapping[str, str]) -> bool:
