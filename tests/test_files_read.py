@@ -481,6 +481,38 @@ def test_a_commit_is_proven_by_the_hub_and_declared_by_a_cache(
     assert "is not checked against its commit" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("name", "old", "new"), [("config.json", '"eps": 1', '"eps": 2'), ("vocab.txt", "patient", "tneitap")]
+)
+def test_a_commit_that_nothing_lists_is_another_model_once_a_file_of_it_changes(
+    hub: LoopbackHub, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, name: str, old: str, new: str
+) -> None:
+    """In a cache without links, as on a disk that has none: model and tokenizer in memory are not what is there."""
+    from huggingface_hub import constants, snapshot_download
+
+    folder = tiny.bert_masked_lm(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text()) | {"eps": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    commit = hub.add("acme/m", folder)
+    cached = Path(snapshot_download("acme/m", revision=commit))
+    next((home / "hub").rglob("trees/*.json")).unlink()
+    for file in cached.iterdir():
+        content = file.read_bytes()
+        file.unlink()
+        file.write_bytes(content)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    registry = ModelRegistry()
+    before = registry.load_model(f"acme/m@{commit}"), registry.load_tokenizer(f"acme/m@{commit}")
+    text = (cached / name).read_text()
+    assert old in text
+    (cached / name).write_text(text.replace(old, new))
+    after = registry.load_model(f"acme/m@{commit}"), registry.load_tokenizer(f"acme/m@{commit}")
+    if name == "config.json":
+        assert (before[0].config.eps, after[0].config.eps) == (1, 2)
+    else:
+        assert "patient" in before[1].get_vocab() and "patient" not in after[1].get_vocab()
+
+
 def test_a_listing_that_is_not_the_hubs_is_asked_for_anew_or_refused(
     hub: LoopbackHub, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
