@@ -125,7 +125,7 @@ def test_weights_that_a_class_of_ones_own_does_not_take_are_refused(registry: Mo
         folder / "model.safetensors",
         {"format": "pt"},
     )
-    options = {"model_class": f"{__name__}:OfOnesOwn", "parameters": {"attn_implementation": "eager"}}
+    options: dict[str, Any] = {"model_class": f"{__name__}:OfOnesOwn", "parameters": {"attn_implementation": "eager"}}
     registry.register("m", "custom", model_path=str(folder), **options)
     with pytest.raises(WeightsMismatchError, match=r"side.weight \[2\]") as caught:
         registry.load_model("m")

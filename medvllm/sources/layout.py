@@ -14,14 +14,17 @@ from typing import Any, TypeGuard
 from medvllm.errors import IncompleteSnapshotError, SourceError
 from medvllm.sources.vocabulary import tokenizer_files
 
-__all__ = ["Layout", "Read", "decide", "is_plain_path", "present"]
+__all__ = ["SENTENCE_CONFIGS", "Layout", "Read", "decide", "is_plain_path", "present"]
 
 Read = Callable[[str, type], Any]  # a path in the folder, and what the JSON file holds -> its content
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _INDEX = ".index.json"
-# What sentence-transformers has called the file beside a Transformer's config.
-_SENTENCE_CONFIG = re.compile(r"sentence_(bert|roberta|distilbert|camembert|albert|xlm-roberta|xlnet)_config\.json")
+# What sentence-transformers has called the file beside a Transformer's config; the first one with content is read.
+SENTENCE_CONFIGS = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
 # Classes of transformers whose config names further weights; a test holds the table to it.
 _FURTHER_WEIGHTS = {"jev": ("head.safetensors", "readout.safetensors")}
 
@@ -89,9 +92,9 @@ def decide(where: Path, names: Collection[str], read: Read, *, code: bool = Fals
         files.update(name for name in own if name.endswith(".py") and "/" not in name)
     whole = {root + name for name in files}
     behind: list[str] = []
-    if modules:
+    if "modules.json" in names:  # also one that lists nothing that is understood: vectors are then refused
         whole.update(name for name in ("modules.json", "config_sentence_transformers.json") if name in names)
-        whole.update(root + name for name in own if _SENTENCE_CONFIG.fullmatch(name))
+        whole.update(root + name for name in SENTENCE_CONFIGS if name in own)
         for path in (path for kind, path in modules if kind != "Transformer" and path):
             found = [f"{path}{name}" for name in ("model.safetensors", "pytorch_model.bin") if f"{path}{name}" in names]
             behind += found[:1]
