@@ -8,8 +8,10 @@ import sqlite3
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from medvllm.errors import DigestMismatchError, MedVLLMError, SourceError
 from medvllm.loading.recipes import recipes
 from medvllm.options import LoadOptions
 from medvllm.sources import Lock
+from medvllm.sources.view import view
 from tests.support import tiny
 from tests.support.loopback import LoopbackHub
 from tests.support.watch import opened
@@ -639,3 +642,43 @@ class ReadsScale(BertForMaskedLM):  # type: ignore[no-untyped-call]
         outcome: Any = super().from_pretrained(*arguments, **options)
         outcome[0].scale = (Path(arguments[0]) / "scale.txt").read_text()
         return outcome
+
+
+def test_a_folder_of_links_that_another_thread_has_just_made_stays(tmp_path: Path) -> None:
+    """Whoever makes the same one at the same time takes it, so that what reads it meanwhile finds its files."""
+    (tmp_path / "file").write_text("content")
+    start = threading.Barrier(4)
+
+    def read(_: int) -> list[str]:
+        found = []
+        for number in range(25):
+            start.wait()
+            folder = view({f"{number}": tmp_path / "file", "a/b": tmp_path / "file"})
+            found += [(folder / name).read_text() for name in (f"{number}", "a/b") for _ in range(20)]
+        return found
+
+    with ThreadPoolExecutor(4) as pool:
+        assert {content for found in pool.map(read, range(4)) for content in found} == {"content"}
+
+
+def test_a_folder_of_links_that_others_may_write_to_is_not_used(tmp_path: Path, home: Path) -> None:
+    """Who can exchange a link would have another file read than the one that was hashed."""
+    (tmp_path / "file").write_text("content")
+    views = home / "medvllm" / "views"
+    assert view({"name": tmp_path / "file"}).parent == views
+    views.chmod(0o770)
+    folder = view({"name": tmp_path / "file"})
+    assert folder.parent != views and (folder / "name").read_text() == "content"
+
+
+def test_links_whose_files_are_gone_are_removed_once_nobody_can_be_using_them(tmp_path: Path) -> None:
+    """The files may be there for another container that shares the home folder."""
+    for name in ("one", "two"):
+        (tmp_path / name).write_text("content")
+    gone, lately = view({"a": tmp_path / "one"}), view({"b": tmp_path / "two"})
+    for name in ("one", "two"):
+        (tmp_path / name).unlink()
+    (tmp_path / "file").write_text("content")
+    os.utime(gone, (0, time.time() - 7200))
+    view({"c": tmp_path / "file"})
+    assert not gone.exists() and lately.exists()
