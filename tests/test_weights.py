@@ -105,7 +105,7 @@ def test_what_is_advised_for_one_weight_allows_no_others_of_the_encoder(
         registry.load_model("m")
 
 
-class OfOnesOwn(PreTrainedModel):
+class OfOnesOwn(PreTrainedModel):  # type: ignore[no-untyped-call]
     """A class that no architecture of transformers is behind."""
 
     config_class = BertConfig
@@ -114,7 +114,7 @@ class OfOnesOwn(PreTrainedModel):
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         self.top = torch.nn.Linear(2, 2)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
 
 def test_weights_that_a_class_of_ones_own_does_not_take_are_refused(registry: ModelRegistry, tmp_path: Path) -> None:
