@@ -770,7 +770,8 @@ class ModelRegistry:
         self, metadata: ModelMetadata, snapshot: "Snapshot", model_class: Any = None
     ) -> "PreTrainedTokenizerBase":
         # With the behaviour: another catalogue, or a backup of this one, may have another entry under these numbers.
-        key = (metadata.name, metadata.version, metadata.origin, snapshot.identity, metadata.behaviour)
+        files = snapshot.identity, snapshot.content
+        key = (metadata.name, metadata.version, metadata.origin, files, metadata.behaviour)
         _loading().check_allowed(metadata)
         with self._tokenizer_lock:
             if key not in self._tokenizers:

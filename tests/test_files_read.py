@@ -8,8 +8,10 @@ import sqlite3
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from medvllm.errors import DigestMismatchError, MedVLLMError, SourceError
 from medvllm.loading.recipes import recipes
 from medvllm.options import LoadOptions
 from medvllm.sources import Lock
+from medvllm.sources.view import view
 from tests.support import tiny
 from tests.support.loopback import LoopbackHub
 from tests.support.watch import opened
@@ -446,6 +449,28 @@ def test_from_a_hub_and_in_a_bundle_goes_what_the_model_is(
     assert _model(other, "folder") == here
 
 
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["adapter_config.json", "adapter_model.safetensors", "README.md"], "holds an adapter, not a model"),
+        (["adapter_config.json", "adapter_model.safetensors", "tokenizer.json"], "holds an adapter, not a model"),
+        (["model.gguf", "README.md"], r"has no config\.json(.|\n)*It holds: README.md, model.gguf$"),
+        (["config.json", "onnx/model.onnx"], r"has no weights(.|\n)*It holds: config.json, onnx$"),
+    ],
+)
+def test_a_repository_without_a_model_is_told_by_what_it_holds(
+    hub: LoopbackHub, tmp_path: Path, files: list[str], said: str
+) -> None:
+    """As a folder is, whatever of it is fetched."""
+    for name in files:
+        (tmp_path / "m" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "m" / name).write_text("{}")
+    hub.add("acme/m", tmp_path / "m")
+    for model in ("acme/m", tmp_path / "m"):
+        with pytest.raises(SourceError, match=said):
+            ModelRegistry().load_model(model)
+
+
 def test_a_commit_is_proven_by_the_hub_and_declared_by_a_cache(
     hub: LoopbackHub, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -468,6 +493,38 @@ def test_a_commit_is_proven_by_the_hub_and_declared_by_a_cache(
     caplog.clear()
     assert proof() == (None, said)
     assert "is not checked against its commit" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"), [("config.json", '"eps": 1', '"eps": 2'), ("vocab.txt", "patient", "tneitap")]
+)
+def test_a_commit_that_nothing_lists_is_another_model_once_a_file_of_it_changes(
+    hub: LoopbackHub, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, name: str, old: str, new: str
+) -> None:
+    """In a cache without links, as on a disk that has none: model and tokenizer in memory are not what is there."""
+    from huggingface_hub import constants, snapshot_download
+
+    folder = tiny.bert_masked_lm(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text()) | {"eps": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    commit = hub.add("acme/m", folder)
+    cached = Path(snapshot_download("acme/m", revision=commit))
+    next((home / "hub").rglob("trees/*.json")).unlink()
+    for file in cached.iterdir():
+        content = file.read_bytes()
+        file.unlink()
+        file.write_bytes(content)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    registry = ModelRegistry()
+    before = registry.load_model(f"acme/m@{commit}"), registry.load_tokenizer(f"acme/m@{commit}")
+    text = (cached / name).read_text()
+    assert old in text
+    (cached / name).write_text(text.replace(old, new))
+    after = registry.load_model(f"acme/m@{commit}"), registry.load_tokenizer(f"acme/m@{commit}")
+    if name == "config.json":
+        assert (before[0].config.eps, after[0].config.eps) == (1, 2)
+    else:
+        assert "patient" in before[1].get_vocab() and "patient" not in after[1].get_vocab()
 
 
 def test_a_listing_that_is_not_the_hubs_is_asked_for_anew_or_refused(
@@ -596,3 +653,43 @@ class ReadsScale(BertForMaskedLM):  # type: ignore[no-untyped-call]
         outcome: Any = super().from_pretrained(*arguments, **options)
         outcome[0].scale = (Path(arguments[0]) / "scale.txt").read_text()
         return outcome
+
+
+def test_a_folder_of_links_that_another_thread_has_just_made_stays(tmp_path: Path) -> None:
+    """Whoever makes the same one at the same time takes it, so that what reads it meanwhile finds its files."""
+    (tmp_path / "file").write_text("content")
+    start = threading.Barrier(4)
+
+    def read(_: int) -> list[str]:
+        found = []
+        for number in range(25):
+            start.wait(timeout=60)  # a thread that failed never comes
+            folder = view({f"{number}": tmp_path / "file", "a/b": tmp_path / "file"})
+            found += [(folder / name).read_text() for name in (f"{number}", "a/b") for _ in range(20)]
+        return found
+
+    with ThreadPoolExecutor(4) as pool:
+        assert {content for found in pool.map(read, range(4)) for content in found} == {"content"}
+
+
+def test_a_folder_of_links_that_others_may_write_to_is_not_used(tmp_path: Path, home: Path) -> None:
+    """Who can exchange a link would have another file read than the one that was hashed."""
+    (tmp_path / "file").write_text("content")
+    views = home / "medvllm" / "views"
+    assert view({"name": tmp_path / "file"}).parent == views
+    views.chmod(0o770)
+    folder = view({"name": tmp_path / "file"})
+    assert folder.parent != views and (folder / "name").read_text() == "content"
+
+
+def test_links_whose_files_are_gone_are_removed_once_nobody_can_be_using_them(tmp_path: Path) -> None:
+    """The files may be there for another container that shares the home folder."""
+    for name in ("one", "two"):
+        (tmp_path / name).write_text("content")
+    gone, lately = view({"a": tmp_path / "one"}), view({"b": tmp_path / "two"})
+    for name in ("one", "two"):
+        (tmp_path / name).unlink()
+    (tmp_path / "file").write_text("content")
+    os.utime(gone, (0, time.time() - 7200))
+    view({"c": tmp_path / "file"})
+    assert not gone.exists() and lately.exists()

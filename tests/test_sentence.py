@@ -214,6 +214,25 @@ def test_modules_in_another_order_are_refused(
         ModelRunner(folder, registry=registry).embed(["fever"])
 
 
+@pytest.mark.parametrize(
+    ("listed", "message"),
+    [
+        ("[]", "begins with nothing"),
+        ('["x"]', "lists a module without a type"),
+        ('[{"idx": 0, "name": "0", "path": "", "kind": "Transformer"}]', "lists a module without a type"),
+    ],
+)
+def test_a_list_of_modules_that_names_none_is_refused(
+    registry: ModelRegistry, tmp_path: Path, listed: str, message: str
+) -> None:
+    """Vectors are refused, and the model itself loads."""
+    folder = sentence.assembled("dense", tmp_path / "m")
+    (folder / "modules.json").write_text(listed)
+    assert registry.load_model(folder)
+    with pytest.raises(LoadError, match=f"gives no vectors: its folder {message}"):
+        ModelRunner(folder, registry=registry).embed(["fever"])
+
+
 def test_a_second_pooling_is_refused(registry: ModelRegistry, tmp_path: Path) -> None:
     """Under a name of its own it would take the place of the first one's vectors."""
     folder = sentence.assembled("dense", tmp_path / "m")

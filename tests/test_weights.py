@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertForPreTraining, BertForTokenClassification, BertModel, MixtralConfig, MixtralForCausalLM
+from transformers import (
+    BertConfig,
+    BertForPreTraining,
+    BertForTokenClassification,
+    BertModel,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+)
 
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import LoadError, MedVLLMError, WeightsMismatchError
@@ -76,6 +84,53 @@ def test_weights_that_the_model_does_not_take_are_refused_and_allowed_by_name(
     assert registry.load_model("allowed", dtype="bfloat16")
     with pytest.raises(WeightsMismatchError, match=what):  # a copy that the entry above has left is not used
         registry.load_model(folder, dtype="bfloat16")
+
+
+@pytest.mark.parametrize("prefix", ["", "bert."])
+@pytest.mark.parametrize("kind", ["BertModel", "BertForTokenClassification"])
+@pytest.mark.parametrize("name", ["encoder.layer.1.attention.self.key.lora_A", "embeddings.more.weight", "top.weight"])
+def test_what_is_advised_for_one_weight_allows_no_others_of_the_encoder(
+    registry: ModelRegistry, tmp_path: Path, name: str, kind: str, prefix: str
+) -> None:
+    """Whether or not the encoder's prefix stands before its name."""
+    folder = change(tiny.bert_token_classifier(tmp_path / "m", LABELS), with_(f"{prefix}{name}"))
+    with pytest.raises(WeightsMismatchError) as caught:
+        registry.load_model(folder, model_class=f"transformers:{kind}")
+    registry.register(
+        "m", "generic", model_path=str(folder), model_class=f"transformers:{kind}", **advised(caught.value)
+    )
+    assert registry.load_model("m")
+    change(folder, with_(f"{prefix}encoder.layer.0.intermediate.further.weight"))
+    with pytest.raises(WeightsMismatchError, match="further"):
+        registry.load_model("m")
+
+
+class OfOnesOwn(PreTrainedModel):  # type: ignore[no-untyped-call]
+    """A class that no architecture of transformers is behind."""
+
+    config_class = BertConfig
+    base_model_prefix = "own"
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        self.top = torch.nn.Linear(2, 2)
+        self.post_init()  # type: ignore[no-untyped-call]
+
+
+def test_weights_that_a_class_of_ones_own_does_not_take_are_refused(registry: ModelRegistry, tmp_path: Path) -> None:
+    """By name, with a line that leads out."""
+    folder = tiny.bert(tmp_path / "m", BertModel)
+    save_file(
+        {"top.weight": torch.ones(2, 2), "top.bias": torch.ones(2), "side.weight": torch.ones(2)},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
+    options: dict[str, Any] = {"model_class": f"{__name__}:OfOnesOwn", "parameters": {"attn_implementation": "eager"}}
+    registry.register("m", "custom", model_path=str(folder), **options)
+    with pytest.raises(WeightsMismatchError, match=r"side.weight \[2\]") as caught:
+        registry.load_model("m")
+    registry.register("allowed", "custom", model_path=str(folder), **options, **advised(caught.value))
+    assert registry.load_model("allowed")
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def _identified(metadata: ModelMetadata, options: LoadOptions, snapshot: Snapsho
             config=given,
             overrides=overrides,
         ),
-        snapshot.weight_files,
+        snapshot.on_disk,
     )
     return identity, base
 

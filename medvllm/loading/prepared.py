@@ -62,13 +62,13 @@ def make(
         state = _distinct({name: t for name, t in model.state_dict().items() if name not in missing})
 
         def fill(folder: Path) -> str | None:
-            save(state, folder / "model.safetensors")
             try:
+                save(state, folder / "model.safetensors")
                 difference = _difference(model, load(place.snapshot.prepared(folder)), missing)
             except (OSError, MemoryError, torch.OutOfMemoryError) as error:  # of this moment, not of the model
-                raise OSError(f"its copy could not be checked: {error}") from error
-            except Exception as error:
-                difference = f"it does not load: {str(error)[:200]}"
+                raise OSError(f"its copy could not be made or checked: {error}") from error
+            except Exception as error:  # also a dtype that safetensors does not have
+                difference = f"{type(error).__name__}: {str(error)[:200]}"
             return difference and f"a copy in {model.dtype} is not what transformers makes: {difference}"
 
         place.keep(sum(tensor.nbytes for tensor in state.values()), fill)

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
 import transformers
 from transformers import PreTrainedModel
 
@@ -104,11 +103,15 @@ def _error(
     )
 
 
-def _pattern(key: str, model: torch.nn.Module) -> str:
-    """Return a glob for a weight and its like: for the first part of its name that the model does not have."""
-    module: Any = model
+def _pattern(key: str, model: Any) -> str:
+    """Return a glob for a weight and its like: for the first part of its name that the model does not have.
+
+    The encoder's prefix is no such part, or a glob for one weight would allow those of the whole encoder.
+    """
     parts = key.split(".")
-    for i, part in enumerate(parts):
+    first = int(parts[0] == model.base_model_prefix and len(parts) > 1)
+    module: Any = model.base_model if hasattr(model.base_model, parts[first]) else model
+    for i, part in enumerate(parts[first:], first):
         module = getattr(module, part, None)
         if module is None or i == len(parts) - 1:
             stem = "" if i == 0 else "*." if not part.isdigit() else ".".join(parts[:i]) + "."
@@ -130,8 +133,9 @@ def _siblings(model: Any) -> Iterator[tuple[type[Any], Any]]:
     """Give the other classes of a model's architecture, each with a config: those that it was trained with first."""
     own = type(model)
     named = [getattr(transformers, str(name), None) for name in model.config.architectures or ()]
-    module = sys.modules.get(next((cls.__module__ for cls in own.__mro__ if _is_library(cls)), ""))
-    found: list[Any] = [cls for cls in (*named, *vars(module).values()) if _is_model(cls) and cls is not own]
+    home = next((cls.__module__ for cls in own.__mro__ if _is_library(cls)), None)  # none for a class of one's own
+    others = vars(sys.modules[home]).values() if home else ()
+    found: list[Any] = [cls for cls in (*named, *others) if _is_model(cls) and cls is not own]
     same = [cls for cls in found if cls.config_class is type(model.config)]
     for cls in sorted(dict.fromkeys(same), key=lambda cls: (cls not in named, "ForPreTraining" not in cls.__name__)):
         yield cls, model.config

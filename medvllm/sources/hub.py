@@ -337,7 +337,8 @@ class _Cached:
     def is_sound(self) -> bool:
         """Whether it can be loaded. Code is never run without having been compared with the listing."""
         is_checked = self.is_listed or (_is_offline() and not self.wanted.code)
-        return self.layout is not None and bool(self.found) and not self.flaws and not self.missing and is_checked
+        is_whole = self.layout is not None and not self.flaws and not self.missing
+        return is_whole and is_checked and (self.is_listed or bool(self.found))
 
     def snapshot(self) -> Snapshot:
         """Return it as a snapshot; SourceError when no layout could be decided."""

@@ -6,7 +6,7 @@ is.
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -14,14 +14,17 @@ from typing import Any, TypeGuard
 from medvllm.errors import IncompleteSnapshotError, SourceError
 from medvllm.sources.vocabulary import tokenizer_files
 
-__all__ = ["Layout", "Read", "decide", "is_plain_path", "present"]
+__all__ = ["SENTENCE_CONFIGS", "Layout", "Read", "decide", "is_plain_path", "present"]
 
 Read = Callable[[str, type], Any]  # a path in the folder, and what the JSON file holds -> its content
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _INDEX = ".index.json"
-# What sentence-transformers has called the file beside a Transformer's config.
-_SENTENCE_CONFIG = re.compile(r"sentence_(bert|roberta|distilbert|camembert|albert|xlm-roberta|xlnet)_config\.json")
+# What sentence-transformers has called the file beside a Transformer's config; the first one with content is read.
+SENTENCE_CONFIGS = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
 # Classes of transformers whose config names further weights; a test holds the table to it.
 _FURTHER_WEIGHTS = {"jev": ("head.safetensors", "readout.safetensors")}
 
@@ -31,7 +34,8 @@ class Layout:
     """The files of a model, by path. `weights` are the model's own, in order, without their index.
 
     `root` is the folder of config.json, with a slash behind it, or "" for the top. `modules` are weights that stand
-    behind the model: those of sentence-transformers' modules. `adapter`: one lies beside whole weights.
+    behind the model: those of sentence-transformers' modules. `adapter`: one lies beside whole weights. `names` are all
+    files of the folder or commit, for messages.
     """
 
     root: str
@@ -40,6 +44,7 @@ class Layout:
     modules: tuple[str, ...]
     adapter: str | None
     files: tuple[str, ...]
+    names: tuple[str, ...] = field(compare=False, repr=False)
 
     @property
     def pickles(self) -> tuple[str, ...]:
@@ -87,9 +92,9 @@ def decide(where: Path, names: Collection[str], read: Read, *, code: bool = Fals
         files.update(name for name in own if name.endswith(".py") and "/" not in name)
     whole = {root + name for name in files}
     behind: list[str] = []
-    if modules:
+    if "modules.json" in names:  # also one that lists nothing that is understood: vectors are then refused
         whole.update(name for name in ("modules.json", "config_sentence_transformers.json") if name in names)
-        whole.update(root + name for name in own if _SENTENCE_CONFIG.fullmatch(name))
+        whole.update(root + name for name in SENTENCE_CONFIGS if name in own)
         for path in (path for kind, path in modules if kind != "Transformer" and path):
             found = [f"{path}{name}" for name in ("model.safetensors", "pytorch_model.bin") if f"{path}{name}" in names]
             behind += found[:1]
@@ -111,6 +116,7 @@ def decide(where: Path, names: Collection[str], read: Read, *, code: bool = Fals
         tuple(behind),
         adapter if "adapter_config.json" in own and weights else None,
         tuple(sorted(whole | set(behind))),
+        tuple(sorted(names)),
     )
 
 

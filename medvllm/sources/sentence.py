@@ -8,22 +8,16 @@ import platform
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib import metadata as packages
-from pathlib import PurePosixPath
 from typing import Any, get_args
 
-from medvllm.errors import SourceError
 from medvllm.facts import PoolingMode, Texts
+from medvllm.sources.layout import SENTENCE_CONFIGS
 from medvllm.sources.snapshot import Snapshot, read_json
 
 __all__ = ["Declaration", "Dense", "LayerNorm", "Normalize", "declared"]
 
 UNDERSTOOD = "6.2.0"  # the sentence-transformers whose vectors these are
 
-# The files that may describe the Transformer; the first one with content is read.
-TRANSFORMER_FILES = tuple(
-    f"sentence_{kind}_config.json"
-    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
-)
 # Prompts that every folder has, empty where it does not say otherwise.
 PROMPTS = ("query", "document")
 
@@ -111,19 +105,17 @@ class _Refused(Exception):
 def declared(snapshot: Snapshot) -> Declaration | None:
     """Return what a snapshot's folder declares, or None when sentence-transformers did not write it.
 
-    SourceError: a file of it is damaged, or a module lies outside the folder.
+    SourceError: a file of it is damaged.
     """
     if not _has(snapshot, "modules.json"):
         return None
-    listed = _json(snapshot, "modules.json", list)
-    paths = [_path(snapshot, module) for module in listed]
     try:
-        return _understood(snapshot, listed, paths)
+        return _understood(snapshot, _json(snapshot, "modules.json", list))
     except _Refused as refused:
         return Declaration(refusal=str(refused))
 
 
-def _understood(snapshot: Snapshot, listed: list[Any], paths: list[str]) -> Declaration:
+def _understood(snapshot: Snapshot, listed: list[Any]) -> Declaration:
     """Return what the folder declares, or raise _Refused at the first thing that is not understood."""
     kinds = [_kind(module) for module in listed]
     if kinds[:2] != ["Transformer", "Pooling"]:
@@ -131,6 +123,7 @@ def _understood(snapshot: Snapshot, listed: list[Any], paths: list[str]) -> Decl
         raise _Refused(f"begins with {order} in modules.json, where medvllm runs a Transformer and a Pooling")
     if len({module["name"] for module in listed}) != len(listed):
         raise _Refused("has two modules of one name in modules.json")
+    paths = [module["path"] for module in listed]  # folders of the model's, as the layout knows
     transformer = _transformer(snapshot, paths[0])
     pooling, width = _pooling(snapshot, paths[1])
     modules: list[Module] = []
@@ -173,7 +166,7 @@ def _types(kind: str) -> set[str]:
 def _transformer(snapshot: Snapshot, path: str) -> dict[str, Any]:
     if f"{path}/".lstrip("/") != snapshot.root:
         raise _Refused(f"has its Transformer in {path or '.'!r}, and its config.json in {snapshot.root or '.'!r}")
-    names = (f"{snapshot.root}{file}" for file in TRANSFORMER_FILES)
+    names = (f"{snapshot.root}{file}" for file in SENTENCE_CONFIGS)
     read = ((file, _json(snapshot, file)) for file in names if _has(snapshot, file))
     file, config = next(((file, config) for file, config in read if config), ("", {}))
     config = dict(config)
@@ -343,15 +336,6 @@ def _is_pooling(value: Any) -> bool:
 
 def _is_activation(value: Any) -> bool:
     return isinstance(value, str) and value.startswith("torch.nn.")
-
-
-def _path(snapshot: Snapshot, module: Any) -> str:
-    """Return the folder of a module, "" for the top."""
-    path = module.get("path", "") if isinstance(module, dict) else ""
-    parts = PurePosixPath(path).parts if isinstance(path, str) else ("..",)
-    if len(parts) > 1 or {"..", "/"} & set(parts):
-        raise SourceError(f"{snapshot.path / 'modules.json'} names a folder that is none of the model's.")
-    return "".join(parts)
 
 
 def _has(snapshot: Snapshot, name: str) -> bool:

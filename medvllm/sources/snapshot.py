@@ -62,12 +62,17 @@ class Snapshot:
         return self.path / name
 
     @cached_property
+    def content(self) -> str:
+        """One SHA-256 for its files: a commit in a cache that nothing lists may hold others tomorrow."""
+        rows = sorted((name, digest.sha256) for name, digest in self.files.items())
+        return hashlib.sha256(repr(rows).encode()).hexdigest()
+
+    @cached_property
     def identity(self) -> str:
         """What two loads of the same bytes share: repo@commit, or the folder's real path and its files' digests."""
         if self.repo:
             return f"{self.repo}@{self.commit}"
-        rows = sorted((name, digest.sha256) for name, digest in self.files.items())
-        return f"{self.path.resolve()}@{hashlib.sha256(repr(rows).encode()).hexdigest()[:12]}"
+        return f"{self.path.resolve()}@{self.content[:12]}"
 
     @cached_property
     def weights(self) -> tuple[Path, ...]:
@@ -80,9 +85,10 @@ class Snapshot:
         return tuple(self.file(name) for name in self.layout.weights)
 
     @property
-    def weight_files(self) -> str:
-        """What tells the files that hold the weights, as they were when they were hashed."""
-        return hashlib.sha256(repr([self.taken.of_path(file) for file in self.weights]).encode()).hexdigest()[:16]
+    def on_disk(self) -> str:
+        """What tells the files by content, and those that hold the weights as they were when they were hashed, too."""
+        stamps = [self.taken.of_path(file) for file in self.weights]
+        return hashlib.sha256(repr((self.content, stamps)).encode()).hexdigest()[:16]
 
     @property
     def folder(self) -> Path:
@@ -189,24 +195,22 @@ def check_complete(snapshot: Snapshot) -> None:
     path, what = snapshot.path, f"Snapshot of {snapshot.repo!r} at {str(snapshot.commit)[:7]}"
     subject = what if snapshot.repo else str(path)
     facts = {"path": str(path), "repo": snapshot.repo, "commit": snapshot.commit}
-    has_config = f"{snapshot.root}config.json" in snapshot.files
-    if not snapshot.layout.weights and (path / "adapter_config.json").is_file():
+    has_config, held = f"{snapshot.root}config.json" in snapshot.files, _listing(snapshot.layout.names)
+    if not snapshot.layout.weights and "adapter_config.json" in snapshot.layout.names:
         raise SourceError(
             f"{subject} holds an adapter, not a model.\nMerge it into its base model and register the result.", **facts
         )
     if not has_config:
-        raise IncompleteSnapshotError(
-            f"{subject} has no config.json, so it is not a model's folder.\n{_listing(path)}", **facts
-        )
+        raise IncompleteSnapshotError(f"{subject} has no config.json, so it is not a model's folder.\n{held}", **facts)
     if not snapshot.layout.weights:
         raise IncompleteSnapshotError(
-            f"{subject} has no weights: neither model.safetensors nor pytorch_model.bin is there.\n{_listing(path)}",
+            f"{subject} has no weights: neither model.safetensors nor pytorch_model.bin is there.\n{held}",
             **facts,
         )
 
 
-def _listing(path: Path) -> str:
-    names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+def _listing(files: Iterable[str]) -> str:
+    names = sorted({file.partition("/")[0] for file in files})
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return f"It holds: {', '.join(names[:8])}{more}" if names else "It is empty."
 

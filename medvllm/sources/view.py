@@ -18,23 +18,28 @@ from pathlib import Path
 
 from medvllm import settings
 from medvllm.errors import SourceError
+from medvllm.files import is_trusted
 
 _UNUSED_S = 30 * 86_400.0  # after which a view that nobody asked for goes
-_DIED_S = 3_600.0  # after which a view that is half made is nobody's
+_LEFT_S = 3_600.0  # after which a view that is half made, or whose files are gone, is nobody's
 
 
 def view(shown: Mapping[str, Path]) -> Path:
     """Return a folder that has these files under these names, and no other; equal ones are one folder.
 
-    Without a home folder that can be written to, it is a temporary one of this process.
+    Without a home folder that can be written to, and by nobody else, it is a temporary one of this process.
 
     Raises:
         SourceError: Neither can hold links.
     """
     links = {name: os.path.abspath(file) for name, file in shown.items()}
     key = hashlib.sha256(repr(sorted(links.items())).encode()).hexdigest()[:40]
+    room = settings.HOME() / "views"
     try:
-        return _made(settings.HOME() / "views", key, links)
+        room.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not is_trusted(room):  # who can exchange a link has another file read than the one that was hashed
+            raise OSError(f"others may write to {room}")
+        return _made(room, key, links)
     except OSError:
         try:
             return _made(_temporary(os.getpid()), key, links)
@@ -51,22 +56,31 @@ def _made(room: Path, key: str, links: Mapping[str, str]) -> Path:
         with contextlib.suppress(OSError):  # another user's, who may read it only
             os.utime(target)
         return target
-    room.mkdir(mode=0o700, parents=True, exist_ok=True)
     _sweep(room)
     work = room / f".{key}.{secrets.token_hex(4)}"
     try:
-        work.mkdir()
+        work.mkdir(mode=0o755)
         for name, file in links.items():
-            (work / name).parent.mkdir(parents=True, exist_ok=True)
+            (work / name).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             (work / name).symlink_to(file)
-        shutil.rmtree(target, ignore_errors=True)
-        with contextlib.suppress(OSError):  # another process was first
-            work.rename(target)
+        # Where another process was first, its folder stays: a loader may be reading it.
+        if not (_renamed(work, target) or _is_whole(target, links)):
+            shutil.rmtree(target, ignore_errors=True)
+            _renamed(work, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     if not _is_whole(target, links):
         raise OSError(f"{target} is not what was put there")
     return target
+
+
+def _renamed(work: Path, target: Path) -> bool:
+    """Give a folder its name; False when there is one of that name, with something in it."""
+    try:
+        work.rename(target)
+    except OSError:
+        return False
+    return True
 
 
 def _is_whole(folder: Path, links: Mapping[str, str]) -> bool:
@@ -87,13 +101,11 @@ def _sweep(room: Path) -> None:
     now = time.time()
     for entry in os.scandir(room):
         try:
+            links = (path for path in Path(entry.path).rglob("*") if path.is_symlink())
+            # Files that are gone here may be there for another machine or container with the same home folder.
+            is_left = entry.name.startswith(".") or not all(path.exists() for path in links)
             age_s = now - entry.stat(follow_symlinks=False).st_mtime
-            if entry.name.startswith("."):
-                is_over = age_s > _DIED_S
-            else:
-                links = (path for path in Path(entry.path).rglob("*") if path.is_symlink())
-                is_over = age_s > _UNUSED_S or not all(path.exists() for path in links)
-            if is_over:
+            if age_s > (_LEFT_S if is_left else _UNUSED_S):
                 shutil.rmtree(entry.path, ignore_errors=True)
         except OSError:  # another process was first
             continue
