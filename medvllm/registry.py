@@ -74,12 +74,12 @@ class Lease:
             )
         return self._resident.model
 
-    @property
+    @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The model's tokenizer, of the same snapshot; loaded on first use, safe to share between threads."""
         return self._load_tokenizer()
 
-    @property
+    @cached_property
     def modules(self) -> "Modules":
         """What a sentence-transformers folder puts behind its pooling; loaded on first use.
 
@@ -614,7 +614,7 @@ class ModelRegistry:
     def _resolve(self, name: "str | os.PathLike[str]", stated: LoadOptions) -> "_Resolved":
         """Return what a call means: the entry, its snapshot (fetched if need be) and the identity of the load."""
         ref = parse(name)
-        generation = self._catalog.generation(stored=ref.kind == "name")
+        generation, lock = self._catalog.generation(stored=ref.kind == "name"), _sources().in_force()
         metadata, revision = self._find(ref)
         self._warn(metadata)
         # Before anything is fetched: a device that is not here would waste a download.
@@ -626,7 +626,7 @@ class ModelRegistry:
             logger.log(level, "%r is not registered: loaded directly, from %s", metadata.name, snapshot.identity)
         metadata = metadata.completed(snapshot.sentence_transformer)
         identity, config = _loading().identify(metadata, options, snapshot)
-        seen, is_lasting = _sources().seen(snapshot), ref.kind != "folder"
+        seen, is_lasting = _sources().seen(snapshot, lock), ref.kind != "folder"
         return _Resolved(metadata, snapshot, identity, config, generation, seen, is_lasting)
 
     def _warn(self, metadata: ModelMetadata) -> None:

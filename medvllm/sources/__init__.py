@@ -24,6 +24,7 @@ __all__ = [
     "Snapshot",
     "branch",
     "bundle",
+    "in_force",
     "is_locked",
     "keep_weight",
     "refresh",
@@ -70,13 +71,17 @@ def resolve(metadata: ModelMetadata, revision: str | None = None, *, locked: Loc
     return snapshot
 
 
-def seen(snapshot: Snapshot) -> Fingerprint:
+def in_force() -> Fingerprint:
+    """Return the fingerprint of the lock, to be taken before it is read."""
+    return Fingerprint.of([settings.LOCK()])
+
+
+def seen(snapshot: Snapshot, lock: Fingerprint) -> Fingerprint:
     """Return what must be as it was for a snapshot to stand without being looked at again.
 
-    Its files; its folders, to which a file may be added; and the lock.
+    Its files; a folder's own folders, to which a file may be added; and the lock.
     """
-    folders = {snapshot.path, *(snapshot.file(name).parent for name in snapshot.files)}
-    return snapshot.taken + Fingerprint.of([*sorted(folders), settings.LOCK()])
+    return snapshot.taken + snapshot.places + lock
 
 
 def is_locked(metadata: ModelMetadata, snapshot: Snapshot) -> bool:

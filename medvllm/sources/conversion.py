@@ -34,7 +34,10 @@ def as_safetensors(snapshot: Snapshot) -> Snapshot:
     # Without a lock only the record tells what was converted: nobody else is to have written it.
     if not (_is_whole(target, originals) and (snapshot.locked or is_trusted(target / RECORD))):
         _convert(snapshot, target, originals)
-    converted, taken = hashed(target, _recorded(target))
+    try:
+        converted, taken = hashed(target, _recorded(target))
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise _failed(snapshot, "what it became went away meanwhile") from error
     return replace(snapshot, converted=converted, converted_at=target, taken=snapshot.taken + taken)
 
 

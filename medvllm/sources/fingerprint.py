@@ -1,7 +1,7 @@
 """Whether files are still those that were hashed: the one notion of it, for a hit, a reload, a tokenizer, a receipt."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +73,10 @@ class Fingerprint:
         except OSError:
             return False
         return True
+
+    def only(self, paths: Collection[str]) -> "Fingerprint":
+        """Return the part that is of some of the paths."""
+        return Fingerprint(tuple(row for row in self.stamps if row[0] in paths))
 
     def of_path(self, path: Path) -> Stamp | None:
         """Return the stamp that a file had; None for one that was not looked at."""

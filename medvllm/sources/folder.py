@@ -33,6 +33,7 @@ def resolve(path: Path, revision: str | None, *, extra: Sequence[str] = (), fres
     if not found:
         what = "is a file, not a folder" if there else "is not there"
         raise SnapshotNotFoundError(f"Folder '{path}' {what}.\nName the folder that holds config.json.", path=str(path))
+    places = Fingerprint.of([path, *sorted(inner for inner in path.glob("*") if inner.is_dir())])
     names = present(path)
     before = Fingerprint()
 
@@ -46,7 +47,8 @@ def resolve(path: Path, revision: str | None, *, extra: Sequence[str] = (), fres
     files, taken = hashed(path, layout.files, fresh=fresh)
     if changed := before.changed():
         raise SourceError(f"{changed[0]} changed while it was read.\nTry again when nothing writes to it.")
-    return Snapshot(path, None, None, layout, files, taken)
+    held = {str((path / name).parent) for name in files} | {str(path)}
+    return Snapshot(path, None, None, layout, files, taken, places=places.only(held))
 
 
 def keep(files: Mapping[str, Path], wanted: Mapping[str, Digest], *, link: bool) -> Path:

@@ -328,6 +328,7 @@ class _Cached:
     layout: Layout | None
     found: dict[str, Digest]  # the files of the layout that are there
     taken: Fingerprint
+    places: Fingerprint
     flaws: dict[str, str]  # file -> what is wrong with it
     missing: tuple[str, ...]
     is_listed: bool  # whether the commit's listing is there: only it tells that nothing is missing
@@ -346,6 +347,7 @@ class _Cached:
             raise self.error("The Hub was not asked.")
         return Snapshot(
             *(self.path, self.wanted.repo, self.wanted.commit, self.layout, self.found, self.taken),
+            places=self.places,
             is_listed=self.is_from_hub,
         )
 
@@ -367,6 +369,7 @@ def _inspect(wanted: _Wanted, *, fresh: bool = False) -> _Cached:
     """Return what the cache holds of a commit, each file compared with the commit's listing before it is read."""
     repo, commit = wanted.repo, wanted.commit
     path, listing = folder_of(repo, commit), _listing(repo, commit)
+    places = Fingerprint() if listing is not None else Fingerprint.of([path])
     names = present(path) if listing is None else list(listing)
     given = ledger().listing(endpoint(), repo, commit)
 
@@ -396,7 +399,7 @@ def _inspect(wanted: _Wanted, *, fresh: bool = False) -> _Cached:
         flaws[_listing_path(repo, commit).name] = "is not the list of files that the Hub gave"
     missing = tuple(name for name in due if name not in found)
     is_from_hub = listing is not None and given is not None
-    return _Cached(wanted, path, layout, found, taken, flaws, missing, listing is not None, is_from_hub)
+    return _Cached(wanted, path, layout, found, taken, places, flaws, missing, listing is not None, is_from_hub)
 
 
 def folder_of(repo: str, commit: str) -> Path:

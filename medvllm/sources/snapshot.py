@@ -44,6 +44,7 @@ class Snapshot:
     layout: Layout = field(hash=False)
     files: Mapping[str, Digest] = field(hash=False)
     taken: Fingerprint = field(hash=False, compare=False)  # all files below, as they were when they were hashed
+    places: Fingerprint = field(default=Fingerprint(), hash=False, compare=False)  # a folder's, before it was listed
     converted: Mapping[str, Digest] = field(default_factory=dict, hash=False)  # safetensors in place of pickles
     converted_at: Path | None = None  # the folder that holds them
     prepared_at: Path | None = None  # the folder that holds the weights in another dtype
@@ -80,7 +81,7 @@ class Snapshot:
         if self.prepared_at is not None:
             return (self.prepared_at / "model.safetensors",)
         if self.layout.pickles and self.layout.weights[0] in self.layout.pickles:
-            own = (name for name in sorted(self.converted) if name.startswith(f"{self.root}model"))
+            own = (name for name in sorted(self.converted) if name.rpartition("/")[0] == self.root.rstrip("/"))
             return tuple(self.file(name) for name in own if name.endswith(".safetensors"))
         return tuple(self.file(name) for name in self.layout.weights)
 
