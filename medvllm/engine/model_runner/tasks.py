@@ -92,7 +92,10 @@ def check_task(task: str, arguments: Mapping[str, Any]) -> None:
     known = [name for name in inspect.signature(TASKS[task]).parameters if name not in ("lease", "texts")]
     if unknown := next((name for name in arguments if name not in known), None):
         raise RequestError(
-            f"Task {task!r} takes no argument {unknown!r}.{offer(nearest(unknown, known))}", task=task, argument=unknown
+            f"Task {task!r} takes no argument {unknown!r}.{offer(nearest(unknown, known))}\n"
+            f"It takes: {', '.join(known) or 'texts alone'}",
+            task=task,
+            argument=unknown,
         )
 
 
