@@ -63,6 +63,12 @@ def _partial(target: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def make_own(folder: Path) -> None:
+    """Make a folder, and those above it that are not there, so that nobody else writes to them, whatever the umask."""
+    for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
+        missing.mkdir(mode=0o755, exist_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames in a folder last through a power cut, where the system can."""
     if os.name == "nt":  # a folder cannot be opened there

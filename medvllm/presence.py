@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from medvllm import settings
 from medvllm.errors import MedVLLMError
+from medvllm.files import make_own
 
 _DELAY_S = 0.2  # changes within this time are one note
 
@@ -50,7 +51,7 @@ class Notes:
             if not models:
                 file.unlink(missing_ok=True)
                 return
-            file.parent.mkdir(parents=True, exist_ok=True)
+            make_own(file.parent)
             note = {"started": _started(os.getpid()), "command": " ".join(sys.argv[:3])[:200], "models": models}
             partial = file.with_suffix(".partial")
             partial.write_text(json.dumps(note))

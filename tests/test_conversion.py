@@ -713,3 +713,20 @@ def test_a_home_that_cannot_be_written_is_a_clear_error(tmp_path: Path, monkeypa
     monkeypatch.setenv("MEDVLLM_HOME", str(tmp_path / "file"))
     with pytest.raises(SourceError, match="could not be converted to safetensors"):
         _convert(_folder(tmp_path / "m", {"a": BASE}))
+
+
+def test_the_home_folder_is_ones_own_whatever_the_umask(registry: ModelRegistry, tmp_path: Path, home: Path) -> None:
+    """Where new files are writable for the group, as many systems have it, what is kept there still counts."""
+    folder = tiny.bert_encoder(tmp_path / "m", weights="bin")
+    before = os.umask(0o002)
+    try:
+        registry.register("m", "custom", model_path=str(folder), persist=True)  # the first to need the home folder
+        registry.load_model("m")
+        (record,) = (home / "medvllm" / "converted").glob("*/conversion.json")
+        made = record.stat().st_ino
+        registry.clear_cache()
+        ModelRegistry().load_model(folder)
+    finally:
+        os.umask(before)
+    assert (home / "medvllm").stat().st_mode & 0o022 == 0
+    assert record.stat().st_ino == made

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from transformers import BertForMaskedLM
 
 from medvllm.engine.model_runner import ModelRegistry
-from medvllm.errors import DigestMismatchError, MedVLLMError, SourceError
+from medvllm.errors import DigestMismatchError, IncompleteSnapshotError, MedVLLMError, SourceError
 from medvllm.loading.recipes import recipes
 from medvllm.options import LoadOptions
 from medvllm.sources import Lock
@@ -311,6 +311,21 @@ def test_a_file_that_comes_or_goes_is_noticed_by_the_next_call(
     with registry.lease("m") as lease:
         assert lease.tokenizer("impatient")["input_ids"] == after
         assert (file.name in lease.receipt.proof.files) == (content == "added")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer_config.json", "vocab.txt"])
+def test_a_link_that_leads_nowhere_is_a_file_that_is_missing(
+    registry: ModelRegistry, tmp_path: Path, name: str
+) -> None:
+    """Not one that the model never had: a half copied cache has the names of all files. What no load reads may lack."""
+    folder = tiny.bert_masked_lm(tmp_path / "m")
+    shutil.copy(folder / "model.safetensors", folder / "pytorch_model.bin")
+    (folder / "notes.txt").symlink_to("nowhere")
+    assert registry.load_tokenizer(folder).tokenize("ALS") == ["ALS"]
+    (folder / name).unlink()
+    (folder / name).symlink_to(f"../blobs/{name}")
+    with pytest.raises(IncompleteSnapshotError, match=f"{name}: it is a link that leads nowhere"):
+        registry.load_tokenizer(folder)
 
 
 def test_files_that_change_between_being_hashed_and_being_read_are_refused(

@@ -444,6 +444,20 @@ print(sys.stdin.read().count('y'))
 """
 
 
+def test_a_class_of_transformers_in_place_of_the_own_one_is_said(
+    registry: ModelRegistry, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The own one may attend to both sides, or pool otherwise; an entry that chooses the class has decided."""
+    folder = tiny.llama_causal_lm(tmp_path / "m")
+    tiny.edit_config(folder, auto_map={"AutoModel": "modeling_own.Own", "AutoModelForCausalLM": "modeling_own.OwnLM"})
+    registry.load_model(folder)
+    assert "code of its own" in caplog.text and "model_class='transformers:LlamaForCausalLM'" in caplog.text
+    caplog.clear()
+    registry.register("m", "custom", model_path=str(folder), model_class="transformers:LlamaForCausalLM")
+    registry.load_model("m")
+    assert "code of its own" not in caplog.text
+
+
 def test_nothing_is_ever_asked_on_standard_input(
     registry: ModelRegistry, hub: LoopbackHub, own: str, tmp_path: Path
 ) -> None:

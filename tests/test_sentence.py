@@ -371,6 +371,21 @@ def test_facts_that_have_no_effect_are_errors(registry: ModelRegistry, tmp_path:
         vectors(registry, folder, ["fever"], default_prompt_name="s2p", prompts={"s2s": "x"})
 
 
+def test_a_width_that_is_not_the_models_does_not_keep_numbers_from_being_cut(
+    registry: ModelRegistry, tmp_path: Path
+) -> None:
+    """sentence-transformers cuts what there is, whatever the pooling says of its width."""
+    folder = sentence.assembled("bert-mean", tmp_path / "m")
+    whole = vectors(registry, folder, ["fever"])
+    for file, change in (
+        ("1_Pooling/config.json", {"embedding_dimension": 16}),
+        ("config_sentence_transformers.json", {"truncate_dim": 20}),
+    ):
+        content = json.loads((folder / file).read_text()) if (folder / file).exists() else {}
+        (folder / file).write_text(json.dumps(content | change))
+    assert same(vectors(registry, folder, ["fever"]), whole[:, :20])
+
+
 def test_a_prompt_that_fills_a_window_is_refused(registry: ModelRegistry, tmp_path: Path) -> None:
     """Where its tokens are left out of the vector, the prompt has to fit beside the text."""
     folder = sentence.assembled("bert-mean-without-prompt", tmp_path / "m")

@@ -256,3 +256,23 @@ def test_bytes_have_no_casing(registry: ModelRegistry, tmp_path: Path) -> None:
         registry.load_tokenizer("m")
     registry.register("m", "clinical", model_path=str(folder), do_lower_case=False, strip_accents=False, replace=True)
     assert registry.load_tokenizer("m")("Fièvre")["input_ids"]
+
+
+def test_a_text_has_the_same_tokens_each_time(registry: ModelRegistry, tmp_path: Path) -> None:
+    """Also where the file still says that merges are to be left out at random, as in a training."""
+    folder = tiny.roberta_masked_lm(tmp_path / "m")
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    vocabulary = content["model"]["vocab"]
+    for merged in ("as", "asp"):  # in place of two bytes that no text here has
+        unused = next(piece for piece in vocabulary if len(piece) == 1 and ord(piece) > 300)
+        vocabulary[merged] = vocabulary.pop(unused)
+    content["model"] |= {"merges": [["a", "s"], ["as", "p"]], "dropout": 0.5}
+    file.write_text(json.dumps(content))
+    plain: Any = AutoTokenizer.from_pretrained(folder)
+    assert len({tuple(plain("asp as asp as asp as asp as")["input_ids"]) for _ in range(20)}) > 1
+    tokenizer = registry.load_tokenizer(folder)
+    content["model"]["dropout"] = None
+    file.write_text(json.dumps(content))
+    right = registry.load_tokenizer(folder)("asp as asp as asp as asp as")["input_ids"]
+    assert all(tokenizer("asp as asp as asp as asp as")["input_ids"] == right for _ in range(20))

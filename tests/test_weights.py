@@ -1,6 +1,8 @@
 """Weights: every one of a checkpoint is in the model, or is known to make no difference, or the load is refused."""
 
+import io
 import json
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -292,6 +294,32 @@ def test_positions_that_are_no_longer_computed_are_refused(registry: ModelRegist
     tiny.edit_config(folder, position_embedding_type=kind)
     with pytest.raises(LoadError, match=f"position_embedding_type '{kind}'"):
         registry.load_model(folder)
+
+
+@pytest.mark.filterwarnings("ignore:Casting complex values")
+def test_complex_numbers_are_not_taken_for_weights(registry: ModelRegistry, tmp_path: Path) -> None:
+    """transformers would drop the imaginary part."""
+
+    def turned(state: State) -> State:
+        return {name: tensor.to(torch.complex64) if "query" in name else tensor for name, tensor in state.items()}
+
+    folder = change(tiny.bert_encoder(tmp_path / "m"), turned)
+    with pytest.raises(WeightsMismatchError, match=r"has complex numbers for \S+query\.weight"):
+        registry.load_model(folder)
+
+
+def test_no_advice_is_printed_for_classes_that_are_only_looked_at(registry: ModelRegistry, tmp_path: Path) -> None:
+    """transformers has some for a BertLMHeadModel, among whose weights those of the checkpoint are looked for."""
+    folder = change(tiny.bert_encoder(tmp_path / "m"), with_("projection.weight"))
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    logging.getLogger("transformers").addHandler(handler)
+    try:
+        with pytest.raises(WeightsMismatchError, match="projection.weight"):
+            registry.load_model(folder)
+    finally:
+        logging.getLogger("transformers").removeHandler(handler)
+    assert stream.getvalue() == ""
 
 
 def test_every_refusal_is_an_error_of_ours(registry: ModelRegistry, tmp_path: Path) -> None:

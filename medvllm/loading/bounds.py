@@ -65,4 +65,4 @@ def bounded(name: str, cls: type[Any], snapshot: Snapshot) -> Iterator[None]:
 
 def is_floating(dtype: str) -> bool:
     """Return whether a dtype, as safetensors names it, is one of floating numbers."""
-    return dtype.startswith(("F", "BF", "C"))
+    return dtype.startswith(("F", "BF"))

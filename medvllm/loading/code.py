@@ -7,6 +7,7 @@ runs, and nothing else does.
 
 import hashlib
 import importlib
+import logging
 import re
 import sys
 import threading
@@ -26,6 +27,8 @@ from medvllm.errors import DigestMismatchError, LoadError, MedVLLMError, Missing
 from medvllm.metadata import ModelMetadata
 from medvllm.sources import Snapshot
 from medvllm.sources.snapshot import read_json
+
+logger = logging.getLogger(__name__)
 
 # Whatever class a load goes through, nothing asks on standard input whether code may run: transformers then refuses.
 dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
@@ -67,6 +70,20 @@ def refuse(metadata: ModelMetadata, snapshot: Snapshot) -> None:
     """Raise UnsafeWeightsError when the checkpoint asks for code of its own that the entry does not trust."""
     if (named := snapshot.config.get("auto_map")) and not metadata.source.trust_remote_code:
         raise refusal(metadata, snapshot, named)
+
+
+def warn_of_other(metadata: ModelMetadata, snapshot: Snapshot, cls: type[Any]) -> None:
+    """Say so where the class of transformers takes the place of the checkpoint's own, and the entry does not choose it.
+
+    They share a name, and often weights; they may compute otherwise, such as with attention to both sides.
+    """
+    named = [ref for auto, ref in auto_map(snapshot).items() if auto.startswith("AutoModel")]
+    if named and not metadata.source.trust_remote_code and metadata.model_class is None:
+        logger.warning(
+            "%r has code of its own for its model (auto_map: %s), which no entry trusts: %s of transformers is used. "
+            "If it computes the same, say so: register(…, model_class='transformers:%s')",
+            *(metadata.name, str(named[0])[:100], cls.__name__, cls.__name__),
+        )
 
 
 def model_class(metadata: ModelMetadata, snapshot: Snapshot) -> type[Any] | None:

@@ -95,23 +95,36 @@ def is_inside() -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' report off stderr in this thread: what it says is checked and raised instead."""
+def unreported() -> Iterator[None]:
+    """Keep what transformers logs off stderr in this thread, but for errors: what it says is checked, or means nothing.
+
+    The filter is this thread's; those of others stay as they are.
+    """
     me = threading.get_ident()
 
     def other_threads(record: logging.LogRecord) -> bool:
         return record.thread != me or record.levelno >= logging.ERROR
 
-    def only_on_a_terminal(factory: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return factory(*args, **{"disable": None} | kwargs)
-
-    handlers = logging.getLogger("transformers").handlers
+    handlers = list(logging.getLogger("transformers").handlers)
     for handler in handlers:
         handler.addFilter(other_threads)
-    hook = transformers_logging.set_tqdm_hook(only_on_a_terminal)
     try:
         yield
     finally:
-        transformers_logging.set_tqdm_hook(hook)
         for handler in handlers:
             handler.removeFilter(other_threads)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' report off stderr, and its progress off what is no terminal."""
+
+    def only_on_a_terminal(factory: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return factory(*args, **{"disable": None} | kwargs)
+
+    hook = transformers_logging.set_tqdm_hook(only_on_a_terminal)
+    try:
+        with unreported():
+            yield
+    finally:
+        transformers_logging.set_tqdm_hook(hook)

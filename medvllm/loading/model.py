@@ -70,6 +70,7 @@ def load_model(metadata: ModelMetadata, identity: Identity, config: PreTrainedCo
                 quantization.check_method(metadata, config)
                 positions.check_kind(metadata, config)
                 labels.check_map(metadata, cls, config)
+                code.warn_of_other(metadata, snapshot, cls)
                 arguments["config"] = deepcopy(config)  # the model's own
                 model, recipe = _first(metadata, cls, snapshot, arguments, dtype)
                 recipes.keep(identity, made_of, recipe)

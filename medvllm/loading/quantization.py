@@ -26,17 +26,20 @@ def check_method(metadata: ModelMetadata, config: Any) -> None:
 
 def check_read(metadata: ModelMetadata, model: Any, snapshot: Snapshot) -> None:
     """Raise unless quantised weights were read as such: LoadError where the config declares them, and
-    WeightsMismatchError for whole numbers that transformers has taken for weights in silence."""
+    WeightsMismatchError for whole or complex numbers that transformers has taken for weights in silence."""
     if getattr(model, "hf_quantizer", None) is not None:
         return
     for field, declared in _declared(snapshot.config):
         raise _refusal(metadata, field, declared.get("quant_method") if isinstance(declared, Mapping) else declared)
-    whole = {name for header in snapshot.headers for name, t in header.items() if not is_floating(t["dtype"])}
+    tensors = ((name, tensor["dtype"]) for header in snapshot.headers for name, tensor in header.items())
+    others = {name: dtype for name, dtype in tensors if not is_floating(dtype)}
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    for name, weight in model.named_parameters() if whole else ():
-        if weight.is_floating_point() and {name, f"{prefix}{name}", name.removeprefix(prefix)} & whole:
+    for name, weight in model.named_parameters() if others else ():
+        stored = next((key for key in (name, f"{prefix}{name}", name.removeprefix(prefix)) if key in others), None)
+        if stored is not None and weight.is_floating_point():
+            kind = "complex" if others[stored].startswith("C") else "whole"
             raise WeightsMismatchError(
-                f"The checkpoint of {metadata.name!r} has whole numbers for {name}, and no quantization_config.\n"
+                f"The checkpoint of {metadata.name!r} has {kind} numbers for {name}, and no quantization_config.\n"
                 "Config and weights do not belong together: fetch both from one commit.",
                 model=metadata.name,
             )

@@ -10,6 +10,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedConfig
 
+from medvllm.loading.gate import unreported
+
 _LAYERS = re.compile(r"((num|n)_)?((hidden|encoder|decoder)_)?layers?")
 
 
@@ -20,7 +22,7 @@ def skeleton(cls: Any, config: PreTrainedConfig) -> torch.nn.Module | None:
         try:
             if shorter:
                 _shorten(own)
-            with torch.device("meta"), _Undrawn():
+            with torch.device("meta"), _Undrawn(), unreported():
                 made: torch.nn.Module = _bare(cls)(own)
                 return made
         except Exception:  # whatever a class does with a config that it was not written for

@@ -87,6 +87,8 @@ def _read(metadata: ModelMetadata, snapshot: Snapshot, config: Any, stated: dict
             raise code.refusal(metadata, snapshot, code.auto_map(snapshot, "AutoTokenizer")) from error
         raise _error(metadata, snapshot, error) from error
     found.name_or_path = str(snapshot.path)
+    if found.is_fast and getattr(found.backend_tokenizer.model, "dropout", None):
+        found.backend_tokenizer.model.dropout = None  # of a training: each call would give other tokens
     return found
 
 

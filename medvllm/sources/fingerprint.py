@@ -22,7 +22,8 @@ def stamp(file: Path) -> Stamp:
     try:
         status = os.stat(file)
     except FileNotFoundError as error:
-        raise IncompleteSnapshotError(f"{file.parent} lacks {file.name}.", path=str(file)) from error
+        why = ": it is a link that leads nowhere" if file.is_symlink() else ""
+        raise IncompleteSnapshotError(f"{file.parent} lacks {file.name}{why}.", path=str(file)) from error
     except OSError as error:
         raise SourceError(f"{file} cannot be read: {error.strerror}.", path=str(file)) from error
     return _of(status)

@@ -9,7 +9,7 @@ from typing import Any
 
 from medvllm import settings
 from medvllm.errors import DigestMismatchError, RequestError, SnapshotNotFoundError, SourceError
-from medvllm.files import place, sync_folder
+from medvllm.files import make_own, place, sync_folder
 from medvllm.sources.digest import Digest, described, differences, digests, hashed
 from medvllm.sources.fingerprint import Fingerprint
 from medvllm.sources.layout import decide, present
@@ -59,11 +59,12 @@ def keep(files: Mapping[str, Path], wanted: Mapping[str, Digest], *, link: bool)
     from filelock import FileLock
 
     target = _kept() / _key(wanted)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_own(target.parent)
     with FileLock(f"{target}.lock"):
         for left in target.parent.glob(f"{target.name}.*/"):  # by a process that died
             shutil.rmtree(left)
-        if target.is_dir() and not differences(wanted, digests(target, present(target), fresh=True)):
+        there = [name for name in present(target) if (target / name).is_file()]
+        if there and not differences(wanted, digests(target, there, fresh=True)):
             return target
         work = target.with_name(f"{target.name}.{secrets.token_hex(4)}")
         try:

@@ -121,9 +121,16 @@ def decide(where: Path, names: Collection[str], read: Read, *, code: bool = Fals
 
 
 def present(folder: Path) -> list[str]:
-    """Return the files of a folder and of its subfolders, by path; in deeper ones no loader looks."""
+    """Return the files of a folder and of its subfolders, by path; in deeper ones no loader looks.
+
+    A link that leads nowhere is one of them: a file that is missing is another thing than one that was never there.
+    """
     files = (file for pattern in ("*", "*/*") for file in folder.glob(pattern))
-    return [file.relative_to(folder).as_posix() for file in files if file.is_file()]
+    return [file.relative_to(folder).as_posix() for file in files if file.is_file() or _is_broken(file)]
+
+
+def _is_broken(file: Path) -> bool:
+    return file.is_symlink() and not file.exists()
 
 
 def is_plain_path(path: object) -> TypeGuard[str]:

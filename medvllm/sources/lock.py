@@ -10,7 +10,7 @@ from typing import Any
 
 from medvllm import settings
 from medvllm.errors import CatalogError, DigestMismatchError, SourceError
-from medvllm.files import write_whole
+from medvllm.files import make_own, write_whole
 from medvllm.metadata import ModelMetadata
 from medvllm.names import parse
 from medvllm.receipt import digest_of
@@ -142,7 +142,7 @@ class Lock:
 
         turns = settings.HOME() / "locks"
         try:
-            turns.mkdir(parents=True, exist_ok=True)
+            make_own(turns)
             with FileLock(turns / f"{hashlib.sha256(str(self.file).encode()).hexdigest()[:16]}.lock"):
                 before = Lock.read(self.file)
                 after = Lock(self.file, before.models | {self.key(name): model for name, model in models.items()})

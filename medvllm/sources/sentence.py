@@ -198,6 +198,8 @@ def _pooling(snapshot: Snapshot, path: str) -> tuple[dict[str, Any], int | None]
         raise _Refused(f"has both pooling_mode {_shown(stated)} and the flags of {_shown(flagged)} in {file}")
     _check_known(config, file)
     size = sizes[0] or sizes[1]
+    if size != snapshot.config.get("hidden_size", size):  # its vectors are as wide as they are, whatever it says
+        size = None
     pooling = {"pooling": modes[0] if len(modes) == 1 else modes, "include_prompt": included}
     return pooling, size * len(modes) if size else None
 

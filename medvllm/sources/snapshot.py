@@ -183,7 +183,8 @@ def read_json(file: Path, kind: type = dict) -> Any:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise IncompleteSnapshotError(f"{file.parent} has no {file.name}.", path=str(file)) from error
+        why = ": it is a link that leads nowhere" if file.is_symlink() else ""
+        raise IncompleteSnapshotError(f"{file.parent} has no {file.name}{why}.", path=str(file)) from error
     except (ValueError, RecursionError, OSError) as error:
         raise SourceError(f"{file} cannot be read as JSON: {error}.", path=str(file)) from error
     if not isinstance(content, kind):

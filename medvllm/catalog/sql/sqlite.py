@@ -12,6 +12,7 @@ from sqlalchemy import URL, Connection, Engine, QueuePool, create_engine, event
 
 from medvllm.catalog.sql import schema
 from medvllm.catalog.sql.database import WAIT_S, Database, logger
+from medvllm.files import make_own
 
 
 class SqliteFile(Database):
@@ -67,7 +68,7 @@ class SqliteFile(Database):
         return int(number)
 
     def _new_engine(self) -> Engine:
-        self._file.parent.mkdir(parents=True, exist_ok=True)
+        make_own(self._file.parent)
         self._look()
         as_it_stands = self._as_it_stands
         url = URL.create("sqlite", database=str(self._file))
