@@ -191,6 +191,16 @@ def test_a_text_without_tokens_has_no_spans_and_no_vector(registry: ModelRegistr
     assert filler.fill_mask([]) == []
 
 
+def test_a_pad_token_that_stands_in_a_text_is_told_by_the_text(registry: ModelRegistry, tmp_path: Path) -> None:
+    """Where the embeddings lack it, which only a row that is padded may ignore."""
+    folder = tiny.gpt2_causal_lm(tmp_path / "m")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(RequestError, match=r"Text 2 has the token 261, .* has 261 embeddings.\nIt holds '\[PAD\]'"):
+        ModelRunner(folder, registry=registry).embed(["fever", "no [PAD] fever"])
+
+
 @pytest.mark.parametrize("kind", ["GPT2Model", "LlamaModel", "BertModel"])
 @pytest.mark.parametrize("padding", [{"pad_token": "[PAD]"}, {"pad_token": None}])
 def test_the_padding_token_need_not_be_in_the_model(

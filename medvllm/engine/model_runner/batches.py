@@ -62,10 +62,11 @@ def batches(lease: Lease, module: Any, windows: Sequence[Window]) -> list[list[W
 def run(lease: Lease, module: Any, batch: Sequence[Window], field: str) -> "torch.Tensor":
     """Return a field of what `module` makes of a batch, in float32, zero where a row is padded.
 
-    LoadError: it cannot run, or gives no such field.
+    LoadError: it cannot run, or gives no such field. RequestError: a text has a token that it has no embedding for.
     """
     import torch
 
+    _check_ids(lease, module, batch)
     ids = stack([window.input_ids for window in batch], _padding_id(lease, module))
     mask = stack([[1] * len(window.input_ids) for window in batch])
     inputs = {"input_ids": ids, "attention_mask": mask}
@@ -147,14 +148,32 @@ def _is_unmoved(lease: Lease, module: Any) -> bool:
     return error <= _ROUNDING.get(str(lease.model.dtype).removeprefix("torch."), _COARSE_ROUNDING)
 
 
+def _check_ids(lease: Lease, module: Any, batch: Sequence[Window]) -> None:
+    """Raise RequestError for a text with a token beyond the embeddings: one that the tokenizer keeps for padding."""
+    known = _embeddings(module)
+    for window in batch if known else ():
+        if (highest := max(window.input_ids)) >= known:
+            raise RequestError(
+                f"Text {window.text + 1} has the token {highest}, and model {lease.metadata.name!r} has {known:,} "
+                f"embeddings.\nIt holds {lease.tokenizer.convert_ids_to_tokens(highest)!r}: leave that out.",
+                model=lease.metadata.name,
+                position=window.text,
+            )
+
+
 def _padding_id(lease: Lease, module: Any) -> int:
     """Return an id to pad with: the tokenizer's, or 0 where the embeddings lack it. The mask hides it."""
-    padding = lease.tokenizer.pad_token_id
+    padding, known = lease.tokenizer.pad_token_id, _embeddings(module)
+    return padding if isinstance(padding, int) and padding < (known or padding + 1) else 0
+
+
+def _embeddings(module: Any) -> int:
+    """Return how many tokens a model has an embedding for; 0 for one that does not tell."""
     try:
         known = getattr(module.get_input_embeddings(), "num_embeddings", None)
     except (AttributeError, NotImplementedError):  # a model of one's own need not tell
-        known = None
-    return padding if isinstance(padding, int) and padding < (known or padding + 1) else 0
+        return 0
+    return known if isinstance(known, int) else 0
 
 
 def _feeds_its_decoder(base: Any) -> bool:
