@@ -512,6 +512,8 @@ class Residency(RuleBasedStateMachine):
         plan = cache.plan(Key(name), Need("cpu", size))
         before = self.bench.names
         evicted = sum(cache.statistics().evictions.values())
+        # A budget that was lowered while models were leased is met by the first call that can.
+        is_over = sum(r.size_bytes for r, _ in cache.residents()) > (self.bench.budget["cpu"] or 0)
         self.requests += 1
         try:
             resident = self.bench.load(name, size, lease=lease, keep_alive=keep)
@@ -521,9 +523,9 @@ class Residency(RuleBasedStateMachine):
             assert error.plan.name == name
             return
         assert plan.fit in ("now", "after eviction", "resident")
-        if plan.fit in ("now", "resident"):
+        if plan.fit in ("now", "resident") and not is_over:
             assert before - self.bench.names <= {name} and sum(cache.statistics().evictions.values()) - evicted <= 1
-        elif not self.hands:
+        elif not self.hands and not is_over:
             assert before - self.bench.names - {name} == {model.name for model in plan.leaving}
         if lease:
             self.leases.append(resident)
