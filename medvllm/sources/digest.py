@@ -37,14 +37,19 @@ def digests(folder: Path, names: Iterable[str], *, fresh: bool = False) -> dict[
 def hashed(folder: Path, names: Iterable[str], *, fresh: bool = False) -> tuple[dict[str, Digest], Fingerprint]:
     """Return the digest of each of a folder's files, by name, and the files' fingerprint when they were hashed."""
     stamps = {name: stamp(folder / name) for name in sorted(names)}
-    known = {name: None if fresh else ledger().digest(seen) for name, seen in stamps.items()}
+    remembered = {} if fresh else ledger().digests(stamps.values())
+    known = {name: remembered.get(seen) for name, seen in stamps.items()}
     total = sum(stamps[name][2] for name, sha256 in known.items() if sha256 is None)
     found: dict[str, Digest] = {}
+    settled: dict[Stamp, str] = {}
     with progress.of_bytes("Checking digests", total) as advance:
         for name, sha256 in known.items():
             if sha256 is None:
                 stamps[name], sha256 = _hash(folder / name, advance)
+                if time.time_ns() - max(stamps[name][3:]) > _SETTLED_NS:
+                    settled[stamps[name]] = sha256
             found[name] = Digest(stamps[name][2], sha256)
+    ledger().keep_digests(settled)
     return found, Fingerprint.at(folder, stamps)
 
 
@@ -86,6 +91,4 @@ def _hash(file: Path, advance: Callable[[int], None]) -> tuple[Stamp, str]:
     after = stamp(file)
     if before != after:
         raise SourceError(f"{file} changed while it was read.\nTry again when nothing writes to it.", path=str(file))
-    if time.time_ns() - max(after[3:]) > _SETTLED_NS:
-        ledger().keep_digest(after, sha256.hexdigest())
     return after, sha256.hexdigest()

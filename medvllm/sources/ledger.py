@@ -2,7 +2,7 @@
 
 import logging
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
@@ -64,19 +64,23 @@ class Ledger:
         """Remember the list of a commit's files that the Hub gave."""
         self._run("INSERT OR REPLACE INTO listings VALUES (?, ?, ?, ?)", (endpoint, repo, commit, sha256))
 
-    def digest(self, stamp: Stamp) -> str | None:
-        """Return the SHA-256 of a file that has not changed since it was hashed, or None."""
-        known = self._digests.get(stamp[:2])
-        if known is None:
-            query = "SELECT size, mtime_ns, ctime_ns, sha256 FROM digests WHERE (device, inode) = (?, ?)"
-            for size, modified, changed, sha256 in self._run(query, stamp[:2]):
-                known = self._digests.setdefault(stamp[:2], ((*stamp[:2], size, modified, changed), sha256))
-        return known[1] if known is not None and known[0] == stamp else None
+    def digests(self, stamps: Iterable[Stamp]) -> dict[Stamp, str]:
+        """Return the SHA-256 of those files that have not changed since they were hashed, by stamp."""
+        asked = list(stamps)
+        query = "SELECT size, mtime_ns, ctime_ns, sha256 FROM digests WHERE (device, inode) = (?, ?)"
+        new = [stamp[:2] for stamp in asked if stamp[:2] not in self._digests]
+        for file, rows in zip(new, self._run_all(query, new), strict=False):
+            for size, modified, changed, sha256 in rows:
+                self._digests.setdefault(file, ((*file, size, modified, changed), sha256))
+        known = ((stamp, self._digests.get(stamp[:2])) for stamp in asked)
+        return {stamp: row[1] for stamp, row in known if row is not None and row[0] == stamp}
 
-    def keep_digest(self, stamp: Stamp, sha256: str) -> None:
-        """Remember the SHA-256 of a file as it stands."""
-        self._digests[stamp[:2]] = stamp, sha256
-        self._run("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?, ?)", (*stamp, sha256))
+    def keep_digests(self, digests: Mapping[Stamp, str]) -> None:
+        """Remember the SHA-256 of files as they stand."""
+        for stamp, sha256 in digests.items():
+            self._digests[stamp[:2]] = stamp, sha256
+        rows = [(*stamp, sha256) for stamp, sha256 in digests.items()]
+        self._run_all("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def weight(self, what: str) -> tuple[int, float] | None:
         """Return the bytes and seconds that the last load of `what` took, or None."""
@@ -93,9 +97,16 @@ class Ledger:
             self._run("INSERT OR REPLACE INTO weights VALUES (?, ?, ?)", (what, size_bytes, load_s))
 
     def _run(self, statement: str, values: tuple[object, ...]) -> list[Any]:
+        return next(iter(self._run_all(statement, [values])), [])
+
+    def _run_all(self, statement: str, rows: Sequence[tuple[object, ...]]) -> list[list[Any]]:
+        """Run a statement with each row of values in turn; nothing comes of it where the file cannot be used."""
+        if not rows:
+            return []
         try:
-            with self._open() as connection:
-                return connection.execute(statement, values).fetchall()
+            with self._open() as connection, connection:
+                connection.execute("BEGIN")
+                return [connection.execute(statement, values).fetchall() for values in rows]
         except (sqlite3.Error, OSError, OverflowError) as error:
             logger.debug("nothing is remembered in %s: %s", self._file, error)
             return []
