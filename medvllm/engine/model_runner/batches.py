@@ -153,9 +153,16 @@ def _check_ids(lease: Lease, module: Any, batch: Sequence[Window]) -> None:
     known = _embeddings(module)
     for window in batch if known else ():
         if (highest := max(window.input_ids)) >= known:
+            # Another token is a piece of the text, which no message holds.
+            is_padding = highest == lease.tokenizer.pad_token_id
+            advice = (
+                f"It holds {lease.tokenizer.pad_token!r}: leave that out."
+                if is_padding
+                else ("Tokenizer and weights do not belong together: fetch both from one commit.")
+            )
             raise RequestError(
                 f"Text {window.text + 1} has the token {highest}, and model {lease.metadata.name!r} has {known:,} "
-                f"embeddings.\nIt holds {lease.tokenizer.convert_ids_to_tokens(highest)!r}: leave that out.",
+                f"embeddings.\n{advice}",
                 model=lease.metadata.name,
                 position=window.text,
             )
