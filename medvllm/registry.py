@@ -396,7 +396,7 @@ class ModelRegistry:
     ) -> ModelMetadata:
         """Keep a model's acceptance tests in its entry, with the digest of the files that they hold for, and return it.
 
-        A stored version takes them as it is, with a `reason` where a guarded alias points to it. An entry of this
+        A stored version takes them as it is, with a `reason` where a protected alias points to it. An entry of this
         process stays in it; a built-in one is stored as a copy. `ModelRunner(name).accept()` makes the cases.
         ModelNotFoundError: there is no entry.
         """
@@ -702,15 +702,15 @@ class ModelRegistry:
         return sorted(bundle.locked)
 
     def _snapshot(self, metadata: ModelMetadata, revision: str | None) -> "Snapshot":
-        """Return a model's files, checked against the lock, and against what was accepted of a guarded version."""
+        """Return a model's files, checked against the lock, and against what was accepted of a protected version."""
         sources = _sources()
         snapshot: Snapshot = sources.resolve(metadata, revision, locked=sources.Lock.current().find(metadata))
         accepted = metadata.standing.accepted
-        if metadata.origin == "stored" and accepted is not None and self.catalog.is_guarded(metadata):
+        if metadata.origin == "stored" and accepted is not None and self.catalog.is_protected(metadata):
             found = sources.to_lock(snapshot)
             if revision is not None or found.digest != accepted:
                 raise DigestMismatchError(
-                    f"The files of model {metadata.reference!r} are not the ones that were accepted, and a guarded "
+                    f"The files of model {metadata.reference!r} are not the ones that were accepted, and a protected "
                     f"alias points to it.\nRegister them as the next version: medvllm register {metadata.name}",
                     model=metadata.name,
                     files=(),
@@ -790,8 +790,8 @@ def _budget(device: str) -> int | None:
 
 
 def _lacking(entry: ModelMetadata) -> list[str]:
-    """Return what a version lacks to be pointed to by a guarded alias: a lock that its files fit, and acceptance tests
-    that were recorded with these files."""
+    """Return what a version lacks to be pointed to by a protected alias: a lock that its files fit, and acceptance
+    tests that were recorded with these files."""
     sources = _sources()
     lock, name = sources.Lock.current(), entry.reference
     locked = lock.models.get(lock.key(lock.name_of(entry)))

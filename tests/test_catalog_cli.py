@@ -130,9 +130,9 @@ def test_aliases_and_what_they_keep(medvllm: Medvllm, ner: Path) -> None:
     assert again.out == "Registered 'ner', version 3.\n"
 
 
-def test_a_guarded_alias_lists_what_is_missing(medvllm: Medvllm, ner: Path) -> None:
-    """A lock, acceptance tests of the same files, a reason; then it moves, and stays guarded."""
-    assert medvllm("alias", "guard", "ner", "production").out == "ner@production is guarded.\n"
+def test_a_protected_alias_lists_what_is_missing(medvllm: Medvllm, ner: Path) -> None:
+    """A lock, acceptance tests of the same files, a reason; then it moves, and stays protected."""
+    assert medvllm("alias", "protect", "ner", "production").out == "ner@production is protected.\n"
     said = medvllm("alias", "set", "ner", "production", "2")
     assert said.code == 1 and [line.strip().partition(":")[0] for line in said.err.splitlines()[1:]] == [
         f"a lock in {ner.parent / 'medvllm.lock'}",
@@ -152,10 +152,10 @@ def test_a_guarded_alias_lists_what_is_missing(medvllm: Medvllm, ner: Path) -> N
     file.write_bytes(content)
     assert medvllm(*move).out == "ner@production is version 2.\n"
     assert medvllm("verify", "ner@2").lines == ["ner@2\teverything\tok"]
-    assert medvllm("alias", "guard", "ner", "production", "--off").code == 1
+    assert medvllm("alias", "protect", "ner", "production", "--off").code == 1
     assert medvllm("alias", "rm", "ner", "production").code == 1
     assert medvllm("alias", "rm", "ner", "production", "--reason", "over").code == 0
-    assert medvllm("alias", "list", "ner").lines == ["ner\tproduction\t-\tguarded"]
+    assert medvllm("alias", "list", "ner").lines == ["ner\tproduction\t-\tprotected"]
 
 
 def test_tags_and_deprecation(medvllm: Medvllm, ner: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -226,11 +226,11 @@ def test_export_and_apply(medvllm: Medvllm, ner: Path) -> None:
 
 
 def test_editors_can_check_what_is_exported(medvllm: Medvllm, ner: Path) -> None:
-    """By the JSON Schema: versions, tags, values, aliases, guards; and it finds what is wrong."""
+    """By the JSON Schema: versions, tags, values, aliases, protections; and it finds what is wrong."""
     medvllm("tag", "ner@1", "old", "owner=radiology")
     medvllm("alias", "set", "ner", "production", "1")
-    medvllm("alias", "guard", "ner", "production")
-    medvllm("alias", "guard", "ner", "staging")
+    medvllm("alias", "protect", "ner", "production")
+    medvllm("alias", "protect", "ner", "staging")
     medvllm("alias", "set", "ner", "default", "2")
     schema = Draft202012Validator(json.loads(medvllm("catalog", "schema").out))
     content = tomllib.loads(medvllm("catalog", "export").out)
@@ -292,12 +292,12 @@ def test_a_name_that_was_unregistered_is_no_repository(medvllm: Medvllm, ner: Pa
         assert said.err.endswith("medvllm history ner\n")
 
 
-def test_what_a_guarded_alias_stands_for_stays(medvllm: Medvllm, ner: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_protected_alias_stands_for_stays(medvllm: Medvllm, ner: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not the files, whatever lock file there is; not the acceptance, without a reason; `default` once it is set."""
-    said = medvllm("alias", "guard", "ner", "default")
+    said = medvllm("alias", "protect", "ner", "default")
     assert said.code == 1 and said.err.endswith("medvllm alias set ner default 2\n")
     medvllm("alias", "set", "ner", "production", "2")
-    assert "already lacks:\n  a lock in " in medvllm("alias", "guard", "ner", "production").err
+    assert "already lacks:\n  a lock in " in medvllm("alias", "protect", "ner", "production").err
     assert "Give it: --reason" in medvllm("accept", "ner@2").err
     assert medvllm("accept", "ner@2", "--reason", "first tests").code == 0
     assert medvllm("history", "ner").lines[-1].split("\t")[3:] == ["~ ner@2: acceptance; accepted", "first tests"]
@@ -306,7 +306,7 @@ def test_what_a_guarded_alias_stands_for_stays(medvllm: Medvllm, ner: Path, monk
     monkeypatch.setenv("MEDVLLM_LOCK", str(ner.parent / "none.lock"))
     for name in ("ner@production", "ner@2", "ner"):
         said = medvllm("run", name, "Seen.")
-        assert said.code == 1 and "not the ones that were accepted, and a guarded alias points to it" in said.err
+        assert said.code == 1 and "not the ones that were accepted, and a protected alias points to it" in said.err
     assert medvllm("run", "ner@1", "Seen.").code == 0
 
 

@@ -28,7 +28,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _MAX_REASON = 2000  # characters
 _REMEMBERED = 10_000  # look-ups
 
-Approval = Callable[[ModelMetadata], list[str]]  # what a version lacks to be pointed to by a guarded alias
+Approval = Callable[[ModelMetadata], list[str]]  # what a version lacks to be pointed to by a protected alias
 
 
 class StoredCatalog:
@@ -192,11 +192,11 @@ class StoredCatalog:
     def set_alias(self, name: str, alias: str, version: int | str, *, reason: str | None = None) -> Alias:
         """Point an alias, such as production, to a version, in one step; `default` is what the bare name means.
 
-        CatalogError: the alias is guarded, and the version is not locked, not accepted, or no reason is given.
+        CatalogError: the alias is protected, and the version is not locked, not accepted, or no reason is given.
         """
         _check_alias(alias)
-        guarded = any(known.guarded for known in self.aliases(name) if known.alias == alias)
-        approved = self.find(name, str(version)) if guarded else None
+        protected = any(known.protected for known in self.aliases(name) if known.alias == alias)
+        approved = self.find(name, str(version)) if protected else None
         if approved is not None:
             self._approve(name, alias, approved, reason)
             version = approved.version  # wherever another alias points to by now
@@ -204,28 +204,28 @@ class StoredCatalog:
             number = turn.resolve(name, str(version))
             facts = None if approved is None else approved.facts()
             turn.set_alias(name, alias, number, approved=facts, reason=reason)
-        return Alias(name, alias, number, guarded)
+        return Alias(name, alias, number, protected)
 
     def remove_alias(self, name: str, alias: str, *, reason: str | None = None) -> None:
-        """Remove an alias; a guarded one asks for a reason, and stays guarded."""
+        """Remove an alias; a protected one asks for a reason, and stays protected."""
         with self._turn(reason) as turn:
             turn.remove_alias(name, alias, reason=reason)
 
-    def guard(self, name: str, alias: str, guarded: bool = True, *, reason: str | None = None) -> list[str]:
-        """Guard an alias, set or not: it moves only to a version that is locked and accepted, with a reason.
+    def protect(self, name: str, alias: str, protected: bool = True, *, reason: str | None = None) -> list[str]:
+        """Protect an alias, set or not: it moves only to a version that is locked and accepted, with a reason.
 
         The version that it points to already is left as it is; what that one lacks is returned.
         """
         _check_alias(alias)
         with self._turn(reason) as turn:
-            turn.guard(name, alias, guarded, reason=reason)
-        entry = self.find(name, alias) if guarded else None
+            turn.protect(name, alias, protected, reason=reason)
+        entry = self.find(name, alias) if protected else None
         return [] if entry is None or self.approval is None else self.approval(entry)
 
-    def is_guarded(self, entry: ModelMetadata) -> bool:
-        """Return whether a guarded alias points to a stored version."""
+    def is_protected(self, entry: ModelMetadata) -> bool:
+        """Return whether a protected alias points to a stored version."""
         states = self._recalled(("aliases", entry.name, ""), lambda store: store.aliases(entry.name)) or ()
-        return any(alias.guarded and alias.version == entry.version for alias in states)
+        return any(alias.protected and alias.version == entry.version for alias in states)
 
     def was_removed(self, name: str) -> bool:
         """Return whether a name had versions, and all of them were unregistered."""
@@ -240,7 +240,7 @@ class StoredCatalog:
         """Return all entries, versions and aliases as TOML, as `apply` takes it."""
         store = self._open()
         versions, aliases = ([], []) if store is None else store.content()
-        there = {name for name, _, _ in versions}  # a guard may outlast its name
+        there = {name for name, _, _ in versions}  # a protection may outlast its name
         return to_toml(starmap(built, versions), [alias for alias in aliases if alias.name in there])
 
     def apply(self, text: str, *, dry_run: bool = False, reason: str | None = None) -> list[Event]:
@@ -318,13 +318,13 @@ class StoredCatalog:
             yield turn
 
     def _approve(self, name: str, alias: str, entry: ModelMetadata, reason: str | None) -> None:
-        """Raise CatalogError unless a guarded alias may point to a version."""
+        """Raise CatalogError unless a protected alias may point to a version."""
         missing = ["the check of a registry: registry.catalog"] if self.approval is None else self.approval(entry)
         if not reason:
             missing.append("a reason: --reason 'why'")
         if missing:
             raise CatalogError(
-                f"Alias {alias!r} of model {name!r} is guarded, and version {entry.version} lacks:\n  "
+                f"Alias {alias!r} of model {name!r} is protected, and version {entry.version} lacks:\n  "
                 + "\n  ".join(missing),
                 model=name,
                 missing=tuple(missing),
