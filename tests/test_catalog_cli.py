@@ -331,3 +331,37 @@ def test_prompts_and_poolings_are_given_as_typed(medvllm: Medvllm, home: Path) -
     )
     wrong = medvllm("run", "./m", "ALS", "--prompt-name", "queri")
     assert (wrong.code, wrong.err.splitlines()[-1]) == (1, "It has the prompts 'document', 'odd', 'query'.")
+
+
+def test_versions_are_told_apart(medvllm: Medvllm, ner: Path) -> None:
+    """When each was made, by whom and why, whether it is locked and accepted; and what differs, fact by fact."""
+    medvllm("register", "ner", "--type", "clinical", "--path", "./ner", "--cased", "--tag", "new", "--reason", "cased")
+    medvllm("lock", "ner@2"), medvllm("accept", "ner@2"), medvllm("alias", "set", "ner", "staging", "2")
+    first, second, third = ModelRegistry().catalog.version_log("ner")
+    assert [record.version for record in (first, second, third)] == [1, 2, 3]
+    assert (first.reason, third.reason, third.is_meant, second.aliases) == (None, "cased", True, ("staging",))
+    assert first.at and third.at and first.at < third.at and first.who and first.machine
+    assert (first.locked, first.accepted) == (None, None) and second.locked == second.accepted is not None
+    assert second.accepted_at is not None and second.accepted_at > third.at and third.accepted_at is None
+    assert ModelRegistry().catalog.version_log("nobody") == []
+    said = medvllm("diff", "ner@2", "ner@3")
+    assert [line.split("\t")[0] for line in said.lines] == [
+        "acceptance",
+        "accepted",
+        "do_lower_case",
+        "max_length",
+        "tags",
+    ]
+    assert said.lines[2:] == ["do_lower_case\t-\tFalse", "max_length\t32\t-", "tags\t-\tnew"]
+    assert said.lines[0].split("\t")[1].startswith("3 tests (") and said.code == 0
+    assert json.loads(medvllm("diff", "ner@1", "ner@staging", "--json").out)[-1] == {
+        "what": "max_length",
+        "before": 64,
+        "after": 32,
+    }
+    assert medvllm("diff", "ner@1", "ner@1").err == "Nothing differs.\n"
+    assert medvllm("diff", "ner@1", "ner@9").code == 1
+    tiny.bert_token_classifier(ner, ["O", "B-X"], seed=1)
+    medvllm("lock", "ner@3")
+    said = medvllm("diff", "ner@staging", "ner")
+    assert [line.split("\t")[0] for line in said.lines][-1] == "file model.safetensors" and len(said.lines) == 6

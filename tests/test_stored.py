@@ -276,12 +276,16 @@ def test_a_protected_alias_does_not_move_to_what_changed_meanwhile(overtaking: s
                 StoredCatalog().add(_entry(description="c"), replace=True)
             return found
 
-    def approval(entry: ModelMetadata) -> list[str]:
-        if overtaking == "acceptance is withdrawn" and entry.version == 2:
-            StoredCatalog().mark("m@2", accepted=None)
-        return []
+    class Approving:
+        def lacking(self, entry: ModelMetadata) -> list[str]:
+            if overtaking == "acceptance is withdrawn" and entry.version == 2:
+                StoredCatalog().mark("m@2", accepted=None)
+            return []
 
-    catalog = Overtaken(approval=approval)
+        def locked(self, entry: ModelMetadata) -> None:
+            return None
+
+    catalog = Overtaken(approval=Approving())
     catalog.add(_entry(description="a"), replace=True)
     catalog.add(_entry(description="b", accepted="f" * 64), replace=True)
     catalog.set_alias("m", "production", 1)

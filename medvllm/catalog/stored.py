@@ -9,11 +9,12 @@ from functools import cache, cached_property
 from itertools import starmap
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from medvllm import presence, settings
 from medvllm.catalog.entries import parsed, to_toml
 from medvllm.catalog.events import HALVES, Alias, Event
+from medvllm.catalog.log import Locked, VersionRecord, records
 from medvllm.errors import CatalogError, MedVLLMError, ModelNameError, RequestError
 from medvllm.facts import MARKS, checked
 from medvllm.metadata import ModelMetadata
@@ -28,7 +29,13 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _MAX_REASON = 2000  # characters
 _REMEMBERED = 10_000  # look-ups
 
-Approval = Callable[[ModelMetadata], list[str]]  # what a version lacks to be pointed to by a protected alias
+
+class Approval(Protocol):
+    """What decides whether a version may be pointed to by a protected alias."""
+
+    def lacking(self, entry: ModelMetadata) -> list[str]: ...
+
+    def locked(self, entry: ModelMetadata) -> Locked | None: ...
 
 
 class StoredCatalog:
@@ -96,6 +103,21 @@ class StoredCatalog:
         """Return every stored version of a name by its number, the newest last."""
         store = self._open()
         return {} if store is None else {number: built(of, number, facts) for of, number, facts in store.versions(name)}
+
+    def version_log(self, name: str) -> list[VersionRecord]:
+        """Return each stored version of a name, the newest last: when it was made, by whom and why, and its state."""
+        store, entries = self._open(), list(self.versions(name).values())
+        if store is None or not entries:
+            return []
+        locked = {entry.version: self.approval.locked(entry) for entry in entries} if self.approval else {}
+        meant = self.find(name)
+        return records(
+            entries,
+            store.aliases(name),
+            store.events(name, None),
+            meant.version if meant else None,
+            {number: lock for number, lock in locked.items() if lock is not None},
+        )
 
     def aliases(self, name: str | None = None) -> list[Alias]:
         """Return the aliases of a name, or all, sorted."""
@@ -220,7 +242,7 @@ class StoredCatalog:
         with self._turn(reason) as turn:
             turn.protect(name, alias, protected, reason=reason)
         entry = self.find(name, alias) if protected else None
-        return [] if entry is None or self.approval is None else self.approval(entry)
+        return [] if entry is None or self.approval is None else self.approval.lacking(entry)
 
     def is_protected(self, entry: ModelMetadata) -> bool:
         """Return whether a protected alias points to a stored version."""
@@ -319,7 +341,9 @@ class StoredCatalog:
 
     def _approve(self, name: str, alias: str, entry: ModelMetadata, reason: str | None) -> None:
         """Raise CatalogError unless a protected alias may point to a version."""
-        missing = ["the check of a registry: registry.catalog"] if self.approval is None else self.approval(entry)
+        missing = (
+            ["the check of a registry: registry.catalog"] if self.approval is None else self.approval.lacking(entry)
+        )
         if not reason:
             missing.append("a reason: --reason 'why'")
         if missing:
