@@ -278,9 +278,10 @@ def test_a_slip_is_noticed_when_it_is_typed(medvllm: Medvllm, ner: Path, monkeyp
         said = medvllm("list")
         assert said.code == 1 and "MEDVLLM_CATALOG" in said.err
     monkeypatch.setenv("MEDVLLM_CATALOG", str(ner.parent / "team.db"))
-    assert medvllm("history").err == "There is no event.\n"
+    assert medvllm("catalog", "init").out == f"Made catalogue {ner.parent / 'team.db'}.\n"
+    assert len(medvllm("history").lines) == 1
     assert medvllm("catalog", "apply", "-", "--dry-run", stdin=bom).err.endswith(" changes would be made.\n")
-    assert not (ner.parent / "team.db").exists()
+    assert medvllm("catalog", "init").out == f"There is already catalogue {ner.parent / 'team.db'}.\n"
 
 
 def test_a_name_that_was_unregistered_is_no_repository(medvllm: Medvllm, ner: Path) -> None:

@@ -13,7 +13,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from medvllm.catalog import StoredCatalog, stored
-from medvllm.catalog.sql import schema, tables
+from medvllm.catalog.sql import SqlStore, schema, tables
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import CatalogError, MigrationError
 from tests.support.children import together
@@ -39,7 +39,7 @@ def old(catalog_url: str, registry: ModelRegistry, tmp_path: Path, request: pyte
     head = rows(catalog_url, "catalog_head", "id")[0]
 
     def fill(url: str) -> str:
-        StoredCatalog(url if url.startswith("postgresql") else Path(url.removeprefix("sqlite:///"))).migrate("0001")
+        SqlStore(url if url.startswith("postgresql") else Path(url.removeprefix("sqlite:///"))).migrate("0001")
         for row in made["catalog_aliases"]:
             del row["guarded"]
         change(url, "DELETE FROM catalog_head", ("catalog_head", head))
@@ -110,10 +110,10 @@ def test_an_empty_server_is_not_filled_unasked(postgres: Postgres, registry: Mod
         catalog = StoredCatalog(url)
         for look in (catalog.names, catalog.export, lambda: catalog.protect("m", "production")):
             with pytest.raises(
-                MigrationError, match="is empty, and this program needs '0002'.\nMake it so: medvllm cat"
+                MigrationError, match="is empty, and this program needs '0002'.\nMake it so: medvllm catalog init"
             ):
                 look()
-        assert catalog.migrate() == (None, None) and catalog.names() == []
+        assert catalog.create() and not catalog.create() and catalog.names() == []
         assert rows(url, "theirs", "a") == [{"a": 1}]
         stored.close()
 

@@ -520,7 +520,9 @@ def test_what_could_not_be_exported_is_not_stored(
 def other(catalog_url: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[StoredCatalog]:
     """An empty catalogue of the other kind."""
     if catalog_url.startswith("postgresql"):
-        yield StoredCatalog(tmp_path / "other.db")
+        catalog = StoredCatalog(tmp_path / "other.db")
+        catalog.create()
+        yield catalog
         return
     server: Postgres = request.getfixturevalue("postgres")
     with server.database() as url:

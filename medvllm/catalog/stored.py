@@ -1,11 +1,10 @@
 """The catalogue that lasts: versions, aliases and history, in a database. Without one, nothing heavy is imported."""
 
-import os
 import re
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import UTC, date, datetime
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import starmap
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +14,8 @@ from medvllm import presence, settings
 from medvllm.catalog.entries import parsed, to_toml
 from medvllm.catalog.events import HALVES, Alias, Event
 from medvllm.catalog.log import Locked, VersionRecord, records
-from medvllm.errors import CatalogError, MedVLLMError, ModelNameError, RequestError
+from medvllm.catalog.place import TEXTS, has_content, is_named, is_there, location
+from medvllm.errors import CatalogError, MedVLLMError, ModelNameError, RequestError, SettingError
 from medvllm.facts import MARKS, checked
 from medvllm.metadata import ModelMetadata
 from medvllm.names import parse, valid_name
@@ -57,17 +57,32 @@ class StoredCatalog:
 
     @property
     def where(self) -> str:
-        """The database's file, or its URL, without the password."""
-        return settings.without_password(str(self._where()))
+        """The database's file, or its URL, without the password; the setting as it stands, where it is wrong."""
+        try:
+            return settings.without_password(str(self._where()))
+        except SettingError as error:
+            return str(error.value)
 
     def is_there(self) -> bool:
-        """Return whether there is a database to read; a server's may still not answer."""
+        """Return whether there is a database to read; a server's may still not answer.
+
+        CatalogError: there is none where one was named, or something else is in its place.
+        """
         return self._open() is not None
+
+    def create(self) -> bool:
+        """Make an empty catalogue where there is none, and return whether one was made.
+
+        A file in MEDVLLM_HOME is also made by the first entry that is stored; one that was named is made by this alone.
+        """
+        return _store(self._where()).create()
 
     def revision(self) -> Hashable:
         """Return a value that changes with the catalogue, in whichever process; None while there is none."""
         where = self._where()
-        store = _stores.get(where) or _opened(where)
+        store = _stores.get(where)
+        if store is None and (not isinstance(where, Path) or has_content(where)):
+            store = _store(where)
         number = None if store is None else store.revision()  # None too when the file has gone
         return None if number is None else (where, number)
 
@@ -275,6 +290,7 @@ class StoredCatalog:
 
         if dry_run and self._open() is None:  # a plan makes no database
             with TemporaryDirectory() as folder, closing(StoredCatalog(Path(folder) / "catalog.db")) as empty:
+                empty.create()
                 return empty.apply(text, reason=reason)
         wanted = parsed(text, "stored")
         for stated in wanted.aliases or ():
@@ -306,27 +322,31 @@ class StoredCatalog:
             store.close()
 
     def _where(self) -> Path | str:
-        return self._location or _location(_TEXTS())
+        return self._location or location(TEXTS())
 
     def _open(self) -> "SqlStore | None":
-        """Return the database to read from, or None while there is no file."""
-        return _opened(self._where())
+        """Return the database to read from, or None while there is no file, and none was named."""
+        where = self._where()
+        if isinstance(where, Path) and not is_there(where, named=self._location is not None or is_named()):
+            return None
+        return _store(where)
 
     def _make(self) -> "SqlStore":
-        """Return the database to write to."""
-        return _store(self._where())
+        """Return the database to write to, which is made where none was named."""
+        return self._open() or _store(self._where())
 
     def _recalled(self, key: Hashable, look: "Callable[[SqlStore], Any]") -> Any:
         """Return what a look-up gives, which is not made again while nothing changes; None while there is no file."""
         revision = self.revision()
         if revision is None:
-            return None
+            store = self._open()
+            return None if store is None else look(store)
         remembered_at, remembered = self._remembered
         if revision != remembered_at or len(remembered) >= _REMEMBERED:
             remembered = {}
             self._remembered = revision, remembered
         if key not in remembered:
-            remembered[key] = look(self._make())
+            remembered[key] = look(_store(self._where()))
         return remembered[key]
 
     @contextmanager
@@ -446,26 +466,6 @@ def _moment(since: date | str) -> str:
             f"{str(since)[:40]!r} is neither a day nor a time.\n"
             "Write it as a day or a time: 2026-03-01, 2026-03-01T12:30, 2026-03-01T12:30+01:00"
         ) from None
-
-
-_TEXTS = settings.Texts(settings.HOME, settings.CATALOG)
-
-
-@cache
-def _location(texts: tuple[Any, ...]) -> Path | str:
-    # By the variables' texts: parsing a path anew would cost a hit more than all the rest of it.
-    return settings.CATALOG() or settings.HOME() / "catalog.db"
-
-
-def _opened(where: Path | str) -> "SqlStore | None":
-    try:
-        if isinstance(where, Path):
-            os.stat(where)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise CatalogError(f"Catalogue {where} cannot be read: {error}.", path=str(where)) from error
-    return _store(where)
 
 
 def _store(where: Path | str) -> "SqlStore":
