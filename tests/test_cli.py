@@ -11,19 +11,12 @@ from pathlib import Path
 import pytest
 
 from medvllm import __version__
-from tests.support import tiny
+from tests.support import tiny, warm
 from tests.support.loopback import LoopbackHub
 
 
 def _medvllm(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "medvllm.cli", *arguments],
-        input=stdin,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return warm.medvllm(*arguments, stdin=stdin, **environment)
 
 
 def _on_a_terminal(*arguments: str, **environment: str) -> str:

@@ -14,17 +14,11 @@ import pytest
 
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.presence import processes
-from tests.support import tiny
+from tests.support import tiny, warm
 
 
 def _medvllm(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "medvllm.cli", *arguments],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return warm.medvllm(*arguments, **environment)
 
 
 def _until(condition: Callable[[], Any]) -> None:
