@@ -73,7 +73,7 @@ _VERSION = {"type": "integer", "minimum": 1}
 _ALIAS = {
     "type": "object",
     "additionalProperties": False,
-    "properties": {"version": _VERSION, "guarded": {"type": "boolean"}},
+    "properties": {"version": _VERSION, "protected": {"type": "boolean"}},
 }
 _NUMBERS = {"type": "array", "items": {"type": "number"}}
 _CASE: dict[str, Any] = {

@@ -26,6 +26,7 @@ LAYERS = (
     ("sources",),
     ("loading",),
     ("residency",),
+    ("approval",),
     ("registry",),
     ("engine",),
     ("cli",),
