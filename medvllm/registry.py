@@ -183,7 +183,8 @@ class ModelRegistry:
         if isinstance(facts.get("model_path"), str | os.PathLike):
             facts["model_path"] = source_path(facts["model_path"])
         if copy:
-            facts["model_path"] = str(_sources().take(facts.get("model_path"), facts.get("extra_files") or ()))
+            kept = _sources().take(facts.get("model_path"), facts.get("extra_files") or ())
+            facts["model_path"] = source_path(str(kept))
         metadata = self._catalog.add(name, model_type, facts, replace=replace, persist=persist, reason=reason)
         if replace and not persist:
             self._leave(name, "replaced")

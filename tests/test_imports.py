@@ -16,6 +16,7 @@ LAYERS = (
     ("errors",),
     ("quantities",),
     ("settings", "files", "progress"),
+    ("destination", "turns"),
     ("presence",),
     ("classes",),
     ("facts",),

@@ -416,7 +416,7 @@ def storable(entry: ModelMetadata) -> dict[str, Any]:
     for name in (entry.name, *entry.source.aliases):
         valid_name(name)
     location = parse(entry.location)
-    if location.kind == "folder" and not location.text.startswith(("/", "file://")):
+    if location.kind == "folder" and not location.text.startswith(("/", "file://", "home://")):
         raise RequestError(
             f"Folder {location.text[:80]!r} of model {entry.name!r} is another one in another working directory.\n"
             f"Write its whole path: {location.name}",
