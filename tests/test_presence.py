@@ -1,5 +1,6 @@
 """`medvllm ps` and `medvllm plan`: what processes have in memory, and what a model would take."""
 
+import gc
 import json
 import os
 import signal
@@ -34,6 +35,12 @@ def _until(condition: Callable[[], Any]) -> None:
         time.sleep(0.02)
 
 
+def _noted(model: Path) -> list[bool]:
+    """Return for each model of that folder which this process has noted whether only a caller holds it."""
+    models = processes().get(os.getpid(), {"models": []})["models"]
+    return [held["evicted"] for held in models if held["name"] == str(model)]
+
+
 def test_ps_shows_what_other_processes_hold(tmp_path: Path) -> None:
     """With size, what of it is shared, leases and how long it stays; a process that is gone is not shown."""
     folder = tiny.bert_encoder(tmp_path / "m")
@@ -61,13 +68,17 @@ def test_a_process_that_lets_its_models_go_is_no_longer_shown(
     registry: ModelRegistry, tmp_path: Path, home: Path
 ) -> None:
     """Nor one that ends; a note that is no note is passed over."""
-    registry.load_model(tiny.bert_encoder(tmp_path / "m"))
-    _until(lambda: os.getpid() in processes())
+    held = [registry.load_model(tiny.bert_encoder(tmp_path / "m"))]
+    held.append(held)  # only the collector can free it
+    _until(lambda: _noted(tmp_path / "m") == [False])
     registry.clear_cache()
-    _until(lambda: not processes())
+    _until(lambda: _noted(tmp_path / "m") == [True])
+    del held
+    gc.collect()
+    _until(lambda: _noted(tmp_path / "m") == [])
     (home / "medvllm" / "run" / "1.json").write_text("{")
     (home / "medvllm" / "run" / "x.json").write_text("{}")
-    assert processes() == {}
+    assert {1, "x"}.isdisjoint(processes())
     run = subprocess.run(
         [
             sys.executable,
