@@ -111,4 +111,4 @@ def test_plan_on_the_command_line(tmp_path: Path) -> None:
     assert _medvllm("run", folder, "fever").returncode == 0
     rows = dict(line.split("\t") for line in _medvllm("plan", folder, MEDVLLM_BUDGET="cpu=10kB").stdout.splitlines())
     assert rows["fits"] == "never" and rows["size"].endswith("(measured)") and rows["budget"] == "0.0 MB"
-    assert "There is no room for model" in _medvllm("run", folder, "fever", MEDVLLM_BUDGET="cpu=10kB").stderr
+    assert "Not enough memory for model" in _medvllm("run", folder, "fever", MEDVLLM_BUDGET="cpu=10kB").stderr
