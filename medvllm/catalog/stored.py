@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import UTC, date, datetime
-from functools import cached_property
+from functools import cache
 from itertools import starmap
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +17,7 @@ from medvllm.catalog.log import Locked, VersionRecord, records
 from medvllm.catalog.place import TEXTS, has_content, is_named, is_there, location
 from medvllm.errors import CatalogError, MedVLLMError, ModelNameError, RequestError, SettingError
 from medvllm.facts import MARKS, checked
+from medvllm.lazy import lazy
 from medvllm.metadata import ModelMetadata
 from medvllm.names import parse, valid_name
 
@@ -394,7 +395,7 @@ class StoredRow:
     def __init__(self, name: str, model_type: str, read: Callable[[], tuple[int, dict[str, Any]]]) -> None:
         self.name, self.model_type, self._read = name, model_type, read
 
-    @cached_property
+    @lazy
     def _content(self) -> tuple[int, dict[str, Any]]:
         return self._read()
 
