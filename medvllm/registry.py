@@ -130,6 +130,7 @@ class ModelRegistry:
     """
 
     def __init__(self, catalog: Catalog | None = None) -> None:
+        settings.warn_of_unknown()
         self._catalog = catalog or Catalog(StoredCatalog(approval=_lacking))
         self._warned: set[str] = set()  # deprecated entries that the log has named
         self._model_cache: ModelCache[Identity] = ModelCache(

@@ -1,11 +1,13 @@
 """The command line: one file a noun. Errors become exit codes here and nowhere else."""
 
 import logging
+import os
 import sys
 
 from medvllm import settings
 from medvllm.cli import streams
 from medvllm.cli.faults import report
+from medvllm.errors import MedVLLMError
 
 
 def main() -> None:
@@ -13,10 +15,10 @@ def main() -> None:
     streams.prepare()
     # A log line that cannot be written is not worth a traceback.
     logging.raiseExceptions = False
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-    debug = False
+    # A shell that completes a line shows what it gets on standard error in the middle of it.
+    level = logging.CRITICAL if "_MEDVLLM_COMPLETE" in os.environ else logging.WARNING
+    logging.basicConfig(format="%(message)s", level=level, stream=sys.stderr)
     try:
-        debug = settings.DEBUG()
         from medvllm.cli.app import app
 
         code = app(standalone_mode=False)
@@ -26,8 +28,15 @@ def main() -> None:
     except SystemExit:
         raise
     except BaseException as error:  # also the panic of a native library, which is no Exception
-        if debug:
+        if _shows_tracebacks():
             raise
         code = report(error, sys.argv[1:])
     streams.close()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _shows_tracebacks() -> bool:
+    try:
+        return settings.DEBUG()
+    except MedVLLMError:
+        return False
