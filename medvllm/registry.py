@@ -133,6 +133,7 @@ class ModelRegistry:
     """
 
     def __init__(self, catalog: Catalog | None = None) -> None:
+        settings.warn_of_unknown()
         self._approval = LockApproval()
         self._catalog = catalog or Catalog(StoredCatalog(approval=self._approval))
         self._warned: set[str] = set()  # deprecated entries that the log has named

@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import UTC, date, datetime
-from functools import cache
 from itertools import starmap
 from pathlib import Path
 from tempfile import TemporaryDirectory
