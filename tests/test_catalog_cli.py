@@ -87,22 +87,22 @@ def test_register_makes_versions_or_says_that_nothing_is_new(medvllm: Medvllm, n
     [
         (["register", "x", "--type", "medical"], 2, "medical"),
         (["register", "x", "--type", "clinical", "--path", "./nope"], 2, "there is no folder './nope'"),
-        (["register", "x", "--type", "clinical", "--fact", "licens=mit"], 1, "Nearest: 'license'"),
-        (["register", "x", "--type", "clinical", "--fact", "gated=perhaps"], 1, "must be True or False"),
+        (["register", "x", "--type", "clinical", "--fact", "licens=mit"], 2, "Nearest: 'license'"),
+        (["register", "x", "--type", "clinical", "--fact", "gated=perhaps"], 2, "must be True or False"),
         (["register", "x", "--type", "clinical", "--fact", "license"], 2, "KEY=VALUE"),
-        (["register", "x", "--type", "clinical", "--reason", ""], 1, "A reason has 1 to 2,000 characters"),
-        (["register", "a@b", "--type", "clinical"], 1, "reads as a folder, a link or a version"),
+        (["register", "x", "--type", "clinical", "--reason", ""], 2, "A reason has 1 to 2,000 characters"),
+        (["register", "a@b", "--type", "clinical"], 2, "reads as a folder, a link or a version"),
         (["register", "biobert-base-cased-v1.2", "--type", "clinical"], 1, "registered already (built-in, version 1)"),
         (["unregister", "ner@7"], 1, "Model 'ner' has no version or alias '7'. It has: 1, 2."),
         (["unregister", "nerr"], 1, "Model 'nerr' is not stored. Nearest: 'ner'."),
-        (["unregister", "./ner"], 1, "no name of a stored model"),
-        (["alias", "set", "ner", "2", "1"], 1, "Alias '2' cannot be used"),
-        (["alias", "set", "ner", "a b", "1"], 1, "Alias 'a b' cannot be used"),
+        (["unregister", "./ner"], 2, "no name of a stored model"),
+        (["alias", "set", "ner", "2", "1"], 2, "Alias '2' cannot be used"),
+        (["alias", "set", "ner", "a b", "1"], 2, "Alias 'a b' cannot be used"),
         (["alias", "set", "ner", "production", "3"], 1, "no version or alias '3'"),
         (["alias", "rm", "ner", "production"], 1, "Model 'ner' has no alias 'production'"),
         (["deprecate", "ner"], 2, "give --successor, --reason or --off"),
         (["deprecate", "ner", "--successor", "biobret-v1.2"], 1, "Nearest: 'biobert-base-cased-v1.2'"),
-        (["history", "--since", "yesterday"], 1, "'yesterday' is neither a day nor a time"),
+        (["history", "--since", "yesterday"], 2, "'yesterday' is neither a day nor a time"),
         (["catalog", "apply", "nope.toml"], 1, "nope.toml"),
         (["catalog", "migrate", "--to", "0007"], 1, "There is no schema '0007': it is one of 0001, 0002."),
     ],
@@ -258,13 +258,13 @@ def test_migrate_and_doctor(medvllm: Medvllm, ner: Path, monkeypatch: pytest.Mon
 def test_a_slip_is_noticed_when_it_is_typed(medvllm: Medvllm, ner: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not when the model is loaded: a folder without ./, a task, a relative folder in a file, a database's URL."""
     said = medvllm("register", "ner", "--type", "clinical", "--path", "ner")
-    assert said.code == 1 and "Write the folder as ./ner" in said.err
+    assert said.code == 2 and "Write the folder as ./ner" in said.err
     said = medvllm("register", "ner", "--type", "clinical", "--path", "./ner", "--task", "nre")
     assert said.code == 2 and "'ner'" in said.err
     assert medvllm("register", "ner", "--type", "clinical", "--path", "./ner", "--fact", "task=nre").code == 0
     text = '[models.m]\nmodel_type = "generic"\nmodel_path = "./ner"\n'
     said = medvllm("catalog", "apply", "-", "--dry-run", stdin=text.encode())
-    assert said.code == 1 and f"Write its whole path: {ner}" in said.err
+    assert said.code == 2 and f"Write its whole path: {ner}" in said.err
     for wrong, words in {
         b"": "there is no table 'models'",
         b"[models.new.thing]\n": "model 'new' has no model_type",
@@ -331,7 +331,7 @@ def test_prompts_and_poolings_are_given_as_typed(medvllm: Medvllm, home: Path) -
         and len(json.loads(medvllm("run", "m", "ALS", "--json").out)["results"][0]["vector"]) == 32
     )
     wrong = medvllm("run", "./m", "ALS", "--prompt-name", "queri")
-    assert (wrong.code, wrong.err.splitlines()[-1]) == (1, "It has the prompts 'document', 'odd', 'query'.")
+    assert (wrong.code, wrong.err.splitlines()[-1]) == (2, "It has the prompts 'document', 'odd', 'query'.")
 
 
 def test_versions_are_told_apart(medvllm: Medvllm, ner: Path) -> None:
