@@ -9,7 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
 
-from medvllm import presence, settings
+from medvllm import presence
+from medvllm.catalog.address import Address
 from medvllm.catalog.entries import parsed, to_toml
 from medvllm.catalog.events import HALVES, Alias, Event
 from medvllm.catalog.log import Locked, VersionRecord, records
@@ -59,7 +60,8 @@ class StoredCatalog:
     def where(self) -> str:
         """The database's file, or its URL, without the password; the setting as it stands, where it is wrong."""
         try:
-            return settings.without_password(str(self._where()))
+            where = self._where()
+            return str(where) if isinstance(where, Path) else Address.of(where).shown
         except SettingError as error:
             return str(error.value)
 

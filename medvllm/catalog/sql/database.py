@@ -4,18 +4,20 @@ import logging
 import sqlite3
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from medvllm.catalog.sql import schema
 from medvllm.catalog.sql.history import Journal
-from medvllm.errors import CatalogError
+from medvllm.errors import CatalogError, MedVLLMError
 from medvllm.forking import Forked, register
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +82,11 @@ class Database(Forked, ABC):
             return self.migrate()[0] is None
         self._engine()  # also of this program's schema
         return False
+
+    def read(self, look: Callable[[Connection], T]) -> T:
+        """Return what a look at one moment of the catalogue gives; CatalogError: it cannot be read."""
+        with self.reading() as connection:
+            return look(connection)
 
     def close(self) -> None:
         """Close all connections; what is asked next opens others."""
@@ -160,11 +167,14 @@ class Database(Forked, ABC):
         except (SQLAlchemyError, sqlite3.Error, OSError, UnicodeError) as error:
             raise self._cannot(what, error) from error
 
-    def _cannot(self, what: str, error: Exception) -> CatalogError:
-        reason = reason_of(error)
+    def _cannot(self, what: str, error: Exception) -> MedVLLMError:
+        reason = self._reason(error)
         return CatalogError(
             f"Catalogue {self.where} cannot be {what}: {reason}.{self._advice(reason)}", path=self.where
         )
+
+    def _reason(self, error: Exception) -> str:
+        return reason_of(error)
 
     def _revision_of(self, row: "tuple[Any, ...] | None") -> int:
         """Return the catalogue's number, as its head has it; CatalogError: there is none."""
