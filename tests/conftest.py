@@ -1,6 +1,7 @@
 """Each test has its own home folders; the loopback Hub is the only address that answers."""
 
 import gc
+import importlib
 import os
 import socket
 import sys
@@ -51,7 +52,7 @@ def _session_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="module", autouse=True)
 def _swept(_session_home: None) -> None:
     """What was imported before is no work for the collector, which each eviction asks to look at everything."""
-    import transformers.models.auto.modeling_auto
+    importlib.import_module("transformers.models.auto.modeling_auto")
 
     gc.collect()
     gc.freeze()
