@@ -166,6 +166,16 @@ class Database(Forked, ABC):
             f"Catalogue {self.where} cannot be {what}: {reason}.{self._advice(reason)}", path=self.where
         )
 
+    def _revision_of(self, row: "tuple[Any, ...] | None") -> int:
+        """Return the catalogue's number, as its head has it; CatalogError: there is none."""
+        if row is None or type(row[0]) is not int:
+            raise CatalogError(
+                f"Catalogue {self.where} is damaged: it does not say what state it is in.\n"
+                "See what is wrong: medvllm history --check",
+                path=self.where,
+            )
+        return int(row[0])
+
     def _advice(self, reason: str) -> str:
         return ""
 
