@@ -62,7 +62,7 @@ def test_a_process_that_lets_its_models_go_is_no_longer_shown(
     registry: ModelRegistry, tmp_path: Path, home: Path
 ) -> None:
     """Nor one that ends; a note that is no note is passed over."""
-    held = [registry.load_model(tiny.bert_encoder(tmp_path / "m"))]
+    held: list[Any] = [registry.load_model(tiny.bert_encoder(tmp_path / "m"))]
     held.append(held)  # only the collector can free it
     _until(lambda: _noted(tmp_path / "m") == [False])
     registry.clear_cache()
