@@ -15,14 +15,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from medvllm import presence, settings
-from medvllm.approval import LockApproval
+from medvllm.approval import LockApproval, check_accepted
 from medvllm.catalog import Catalog, Difference, StoredCatalog, differences, from_toml, to_toml
 from medvllm.classes import class_path
 from medvllm.errors import (
     BudgetError,
     CatalogError,
     DeviceMemoryError,
-    DigestMismatchError,
     ModelNotFoundError,
     RequestError,
 )
@@ -726,16 +725,8 @@ class ModelRegistry:
         """Return a model's files, checked against the lock, and against what was accepted of a protected version."""
         sources = _sources()
         snapshot: Snapshot = sources.resolve(metadata, revision, locked=sources.Lock.current().find(metadata))
-        accepted = metadata.standing.accepted
-        if metadata.origin == "stored" and accepted is not None and self.catalog.is_protected(metadata):
-            found = sources.to_lock(snapshot)
-            if revision is not None or found.digest != accepted:
-                raise DigestMismatchError(
-                    f"The files of model {metadata.reference!r} are not the ones that were accepted, and a protected "
-                    f"alias points to it.\nRegister them as the next version: medvllm register {metadata.name}",
-                    model=metadata.name,
-                    files=(),
-                )
+        if metadata.origin == "stored" and (alias := self.catalog.protected_by(metadata)) is not None:
+            check_accepted(metadata, alias, None if revision is not None else sources.to_lock(snapshot).digest)
         return snapshot
 
     def _find(self, ref: ModelRef) -> tuple[ModelMetadata, str | None]:

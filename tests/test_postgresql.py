@@ -225,7 +225,7 @@ WRONG = [
     ("postgresql:///db?host=127.0.0.1&port=99999", "cannot be used: invalid port number"),
     ("postgresql://u@[::1/db", "has a host or a port that is none"),
     ("postgresql://u@h/%ff", "has bytes that are no UTF-8"),
-    ("postgresql://u@h/db?service=nope", "cannot be used: definition of service"),
+    ("postgresql:///db?service=nope", "cannot be used: definition of service"),
     ("postgresql://u@h/db?sslmode", "has a parameter without a value"),
 ]
 

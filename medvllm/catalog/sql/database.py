@@ -63,9 +63,11 @@ class Database(Forked, ABC):
         with self._translated("migrated"), self._connect() as engine, self._turn(engine) as connection:
             before = schema.version(connection, self.where)
             if before != revision:
-                backup = None if before is None else self._back_up(before)
+                if before is not None:
+                    schema.check_kept(connection, before, revision)
+                    backup = self._back_up(before)
                 schema.migrate(connection, before, revision)
-                if revision == schema.HEAD:
+                if before is not None or revision == schema.HEAD:
                     journal = Journal(connection)
                     journal.note("migrated" if before else "created", detail={"from": before, "to": revision})
                     journal.close()
