@@ -16,7 +16,8 @@ class Event:
     at: str  # UTC, ISO 8601
     who: str  # the user of the operating system
     machine: str
-    action: str  # registered, changed, unregistered, aliased, unaliased, guarded, unguarded, loaded, created, migrated
+    action: str  # registered, changed, unregistered, aliased, unaliased, guarded, unguarded, loaded, created, migrated,
+    # locked, imported
     name: str | None
     version: int | None
     alias: str | None

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import UTC, date, datetime
 from functools import cache, cached_property
@@ -236,6 +236,14 @@ class StoredCatalog:
         with self._turn(None) as turn:
             turn.note_load(metadata.name, metadata.version, {"source": metadata.origin, **detail})
 
+    def note_locked(
+        self, models: Iterable[tuple[str, int | None, Mapping[str, Any]]], *, reason: str | None = None
+    ) -> None:
+        """Add to the history which models were approved in a lock: name, version and what was locked of each."""
+        with self._turn(reason) as turn:
+            for name, version, detail in models:
+                turn.note("locked", name, version, reason=reason, detail=detail)
+
     def export(self) -> str:
         """Return all entries, versions and aliases as TOML, as `apply` takes it."""
         store = self._open()
@@ -310,10 +318,7 @@ class StoredCatalog:
     @contextmanager
     def _turn(self, reason: str | None, *, keep: bool = True) -> "Iterator[Turn]":
         """Give the catalogue for one change; without `keep`, only to see what it would be."""
-        if reason is not None and not 0 < len(reason) <= _MAX_REASON:
-            raise RequestError(f"A reason has 1 to {_MAX_REASON:,} characters, not {len(reason):,}.")
-        if reason is not None and HALVES.search(reason):
-            raise RequestError("A reason holds half a character.")
+        check_reason(reason)
         with self._make().turn(keep=keep) as turn:
             yield turn
 
@@ -361,6 +366,14 @@ class StoredRow:
     def metadata(self) -> ModelMetadata:
         """Return the entry."""
         return built(self.name, *self._content)
+
+
+def check_reason(reason: str | None) -> None:
+    """Raise RequestError when a reason is none that the history can keep."""
+    if reason is not None and not 0 < len(reason) <= _MAX_REASON:
+        raise RequestError(f"A reason has 1 to {_MAX_REASON:,} characters, not {len(reason):,}.")
+    if reason is not None and HALVES.search(reason):
+        raise RequestError("A reason holds half a character.")
 
 
 def storable(entry: ModelMetadata) -> dict[str, Any]:

@@ -59,6 +59,8 @@ def described(event: Event) -> str:
         "unaliased": f"- {alias}{_was(before)}",
         "guarded": f"~ {alias} guarded",
         "unguarded": f"~ {alias} not guarded any more",
+        "locked": f"locked {version}: files {str(event.detail.get('digest'))[:12]}",
+        "imported": f"imported {version}: bundle {str(event.detail.get('bundle'))[:12]}",
         "loaded": f"loaded {event.name if event.detail.get('source') == 'direct' else version}",
     }
     return words.get(event.action, event.action)

@@ -2,15 +2,14 @@
 
 import hashlib
 import json
-import os
 import socket
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from functools import cache
 from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
+from medvllm.author import who
 from medvllm.catalog.events import DEFAULT, Event
 from medvllm.catalog.sql.tables import aliases, head, history, names, other_names, versions
 from medvllm.errors import CatalogError
@@ -52,7 +51,7 @@ class Journal:
         self._length += 1
         at = datetime.now(UTC).isoformat(timespec="microseconds")
         event = Event(
-            self._length, at, _who(), socket.gethostname(), action, name, version, alias, reason, dict(detail or {})
+            self._length, at, who(), socket.gethostname(), action, name, version, alias, reason, dict(detail or {})
         )
         self.events.append(event)
         record = to_json(event.to_dict())
@@ -191,16 +190,3 @@ def _event(record: str) -> Event | None:
         return event if to_json(event.to_dict()) == record else None
     except (ValueError, TypeError, RecursionError):
         return None
-
-
-@cache
-def _who() -> str:
-    """Return the user by the operating system's word: a variable of the environment could say anything."""
-    try:
-        import pwd
-
-        return pwd.getpwuid(os.getuid()).pw_name
-    except (ImportError, KeyError, AttributeError):  # another system, or an id without a name, as in containers
-        import getpass
-
-        return str(os.getuid()) if hasattr(os, "getuid") else getpass.getuser()
