@@ -218,6 +218,7 @@ def test_a_working_directory_that_cannot_be_searched_has_no_lock(tmp_path: Path)
     closed.chmod(0o700)
     code = "import os; from medvllm.sources import Lock; os.chdir({!r}); os.setuid(4242); print(Lock.current().models)"
     environment = {name: text for name, text in os.environ.items() if not name.startswith("MEDVLLM_")}
+    environment["MEDVLLM_HOME"] = "/nonexistent/medvllm"
     run = subprocess.run(
         [sys.executable, "-c", code.format(str(closed))], env=environment, capture_output=True, text=True, timeout=60
     )

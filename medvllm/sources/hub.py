@@ -31,6 +31,7 @@ from medvllm.errors import (
     SourceError,
 )
 from medvllm.files import place, point, write_whole
+from medvllm.progress import is_terminal
 from medvllm.sources.digest import Digest, described, digests, git_oid, hashed
 from medvllm.sources.fingerprint import Fingerprint
 from medvllm.sources.layout import Layout, decide, present
@@ -550,7 +551,7 @@ def _progress_bar() -> type[Any]:
 
     class TerminalBar(base):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs | {"disable": kwargs.get("disable") or not sys.stderr.isatty()})
+            super().__init__(*args, **kwargs | {"disable": kwargs.get("disable") or not is_terminal(sys.stderr)})
 
     return TerminalBar
 
