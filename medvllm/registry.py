@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from medvllm import presence, settings
 from medvllm.approval import LockApproval
-from medvllm.catalog import Catalog, Difference, StoredCatalog, differences, from_toml, to_toml
+from medvllm.catalog import Catalog, Difference, StoredCatalog, check_reason, differences, from_toml, to_toml
 from medvllm.classes import class_path
 from medvllm.errors import (
     BudgetError,
@@ -367,14 +367,16 @@ class ModelRegistry:
             _sources().refresh(self._find(parse(name))[0], revision)
         return self._fetch(name, revision)[1].path
 
-    def lock(self, *names: "str | os.PathLike[str]") -> "dict[str, LockedModel]":
+    def lock(self, *names: "str | os.PathLike[str]", reason: str | None = None) -> "dict[str, LockedModel]":
         """Approve models as they are: write commit, and size and SHA-256 of every file, into the lock file.
 
-        The files are fetched if they are not here. From then on a load of another commit or byte is refused. Returns
-        what was written, by entry name.
+        The file also keeps who approved them, when, and the `reason`, and so does the history. A model that is there as
+        it is stays as it was approved, unless another reason is given. The files are fetched if they are not here. From
+        then on a load of another commit or byte is refused. Returns what the lock has of them, by entry name.
         """
+        check_reason(reason)
         sources = _sources()
-        lock, locked = sources.Lock.current(), {}
+        lock, locked, entries = sources.Lock.current(), {}, {}
         for name in names:
             ref = parse(name)
             metadata, revision = self._find(ref)
@@ -382,8 +384,10 @@ class ModelRegistry:
             is_version = ref.suffix is not None and revision is None
             approved = metadata.reference if is_version else lock.name_of(metadata)
             locked[approved] = sources.to_lock(sources.resolve(metadata, revision))
-        lock.update(locked)
-        return locked
+            entries[approved] = metadata
+        lock, news = lock.approve(locked, reason)
+        self._catalog.note_locked([(entries[name], locked[name].facts) for name in sorted(news)], lock.file, reason)
+        return {name: lock.models[lock.key(name)] for name in locked}
 
     def verify(self, *names: "str | os.PathLike[str]") -> dict[str, dict[str, str]]:
         """Hash the files of locked models, all when none is named, and return for each model what differs by file.
@@ -719,7 +723,7 @@ class ModelRegistry:
                     if known is None or known.facts() != entry.facts():
                         self._catalog.keep(entry)
                         self._leave(name)
-            lock.update(bundle.locked)
+            lock.approve(bundle.locked)
         return sorted(bundle.locked)
 
     def _snapshot(self, metadata: ModelMetadata, revision: str | None) -> "Snapshot":

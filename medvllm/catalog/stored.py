@@ -1,7 +1,7 @@
 """The catalogue that lasts: versions, aliases and history, in a database. Without one, nothing heavy is imported."""
 
 import re
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import UTC, date, datetime
 from itertools import starmap
@@ -273,6 +273,14 @@ class StoredCatalog:
         with self._turn(None) as turn:
             turn.note_load(metadata.name, metadata.version, {"source": metadata.origin, **detail})
 
+    def note_locked(
+        self, models: Iterable[tuple[str, int | None, Mapping[str, Any]]], *, reason: str | None = None
+    ) -> None:
+        """Add to the history which models were approved in a lock: name, version and what was locked of each."""
+        with self._turn(reason) as turn:
+            for name, version, detail in models:
+                turn.note("locked", name, version, reason=reason, detail=detail)
+
     def export(self) -> str:
         """Return all entries, versions and aliases as TOML, as `apply` takes it."""
         store = self._open()
@@ -352,10 +360,7 @@ class StoredCatalog:
     @contextmanager
     def _turn(self, reason: str | None, *, keep: bool = True) -> "Iterator[Turn]":
         """Give the catalogue for one change; without `keep`, only to see what it would be."""
-        if reason is not None and not 0 < len(reason) <= _MAX_REASON:
-            raise RequestError(f"A reason has 1 to {_MAX_REASON:,} characters, not {len(reason):,}.")
-        if reason is not None and HALVES.search(reason):
-            raise RequestError("A reason holds half a character.")
+        check_reason(reason)
         with self._make().turn(keep=keep) as turn:
             yield turn
 
@@ -405,6 +410,14 @@ class StoredRow:
     def metadata(self) -> ModelMetadata:
         """Return the entry."""
         return built(self.name, *self._content)
+
+
+def check_reason(reason: str | None) -> None:
+    """Raise RequestError when a reason is none that the history can keep."""
+    if reason is not None and not 0 < len(reason) <= _MAX_REASON:
+        raise RequestError(f"A reason has 1 to {_MAX_REASON:,} characters, not {len(reason):,}.")
+    if reason is not None and HALVES.search(reason):
+        raise RequestError("A reason holds half a character.")
 
 
 def storable(entry: ModelMetadata) -> dict[str, Any]:
