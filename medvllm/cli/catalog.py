@@ -18,6 +18,13 @@ from medvllm.registry import registry
 app = typer.Typer(help="Keep the stored catalogue as a file; migrate its database.", no_args_is_help=True)
 
 
+@app.command("init")
+def init() -> None:
+    """Make the catalogue that MEDVLLM_CATALOG names: an empty file, or the tables on a server."""
+    made = registry.catalog.create()
+    typer.echo(f"{'Made' if made else 'There is already'} catalogue {printable(registry.catalog.where)}.")
+
+
 @app.command("export")
 def export() -> None:
     """Print all stored entries, versions and aliases as TOML, for `medvllm catalog apply`."""

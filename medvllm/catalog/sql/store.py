@@ -42,6 +42,10 @@ class SqlStore:
         """Bring the database to a schema; return the one it had, and the backup that was made of a SQLite file."""
         return self._database.migrate(revision)
 
+    def create(self) -> bool:
+        """Make an empty catalogue where there is none, and return whether one was made."""
+        return self._database.create()
+
     def close(self) -> None:
         """Close all connections; what is asked next opens others."""
         self._database.close()
