@@ -45,10 +45,12 @@ def hub_cache() -> Path:
     constants = sys.modules.get("huggingface_hub.constants")
     if constants is not None:
         return Path(constants.HF_HUB_CACHE)
-    environment = os.environ
-    home = environment.get("HF_HOME") or os.path.join(environment.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    stated = environment.get("HF_HUB_CACHE") or environment.get("HUGGINGFACE_HUB_CACHE")
-    return Path(os.path.expanduser(os.path.expandvars(stated or os.path.join(home, "hub"))))
+    read = os.environ.get  # as the library does: a variable that is empty counts
+    home = os.path.expandvars(
+        os.path.expanduser(read("HF_HOME", os.path.join(read("XDG_CACHE_HOME", "~/.cache"), "huggingface")))
+    )
+    stated = read("HF_HUB_CACHE", read("HUGGINGFACE_HUB_CACHE", os.path.join(home, "hub")))
+    return Path(os.path.expandvars(os.path.expanduser(stated)))
 
 
 def _commits(repository: Path, revision: str) -> list[str]:

@@ -30,6 +30,14 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * _UNITS[unit])
 
 
+def format_size(size_bytes: float) -> str:
+    """Return bytes as people write them: "18.96 GB", "438.0 MB", "512 B"; `parse_size` reads it."""
+    for unit, least, digits in (("TB", 1e12, 2), ("GB", 1e9, 2), ("MB", 1e5, 1), ("KB", 1e3, 1)):
+        if abs(size_bytes) >= least:
+            return f"{size_bytes / _UNITS[unit.lower()]:.{digits}f} {unit}"
+    return f"{size_bytes:.0f} B"
+
+
 def parse_budget(text: str) -> dict[str, int]:
     """Return bytes by device for "cpu=8GB,cuda:0=20GB", or raise ValueError; "auto" is an empty dict."""
     budgets: dict[str, int] = {}
