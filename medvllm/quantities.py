@@ -30,12 +30,15 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * _UNITS[unit])
 
 
-def format_size(size_bytes: float) -> str:
-    """Return bytes as people write them: "18.96 GB", "438.0 MB", "512 B"; `parse_size` reads it."""
-    for unit, least, digits in (("TB", 1e12, 2), ("GB", 1e9, 2), ("MB", 1e5, 1), ("KB", 1e3, 1)):
-        if abs(size_bytes) >= least:
-            return f"{size_bytes / _UNITS[unit.lower()]:.{digits}f} {unit}"
-    return f"{size_bytes:.0f} B"
+def shown_size(size_bytes: int) -> str:
+    """Return a size as text of three digits or more, in units that `parse_size` reads."""
+    size, units = float(size_bytes), ("B", "KB", "MB", "GB", "TB")
+    power = min(int(math.log10(size) // 3), len(units) - 1) if size >= 1 else 0
+    scaled = size / 1000**power
+    if round(scaled) >= 1000 and power + 1 < len(units):
+        scaled, power = scaled / 1000, power + 1
+    digits = 0 if power == 0 else 2 if power > 2 or scaled < 10 else 1 if scaled < 100 else 0
+    return f"{scaled:.{digits}f} {units[power]}"
 
 
 def parse_budget(text: str) -> dict[str, int]:

@@ -5,10 +5,11 @@ import dataclasses
 import logging
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
@@ -27,12 +28,13 @@ from medvllm.errors import (
     RequestError,
 )
 from medvllm.facts import checked
+from medvllm.lazy import lazy
 from medvllm.metadata import ModelMetadata, ModelType
 from medvllm.names import ModelRef, parse, source_path, valid_name
 from medvllm.options import Identity, LoadOptions
 from medvllm.quantities import PINNED, parse_duration
 from medvllm.receipt import Receipt
-from medvllm.residency import Limits, ModelCache, Need, Plan, Reason, Resident, Statistics, machine_bytes
+from medvllm.residency import Limits, ModelCache, Need, Once, Plan, Reason, Resident, Statistics, machine_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -76,12 +78,12 @@ class Lease:
             )
         return self._resident.model
 
-    @cached_property
+    @lazy
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The model's tokenizer, of the same snapshot; loaded on first use, safe to share between threads."""
         return self._load_tokenizer()
 
-    @cached_property
+    @lazy
     def modules(self) -> "Modules":
         """What a sentence-transformers folder puts behind its pooling; loaded on first use.
 
@@ -89,7 +91,7 @@ class Lease:
         """
         return self._load_modules()
 
-    @cached_property
+    @lazy
     def receipt(self) -> Receipt:
         """What exactly answers, and how each fact of it is known; it loads the tokenizer, to tell which one it is."""
         return self._make_receipt(self.model)
@@ -147,8 +149,7 @@ class ModelRegistry:
         )
         # What a call resolved to, so that a hit need not resolve it again; an entry is replaced, never changed.
         self._resolved: dict[Hashable, tuple[_Resolved | None, Callable[[], Resident[Identity] | None]]] = {}
-        self._tokenizer_lock = threading.Lock()  # guards _tokenizers, and is held while one loads
-        self._tokenizers: dict[tuple[Any, ...], Any] = {}  # and modules behind a pooling; the name comes first
+        self._tokenizers: Once[tuple[Any, ...], Any] = Once()  # and modules behind a pooling; the name comes first
         self._nesting = threading.local()  # `.depth`: how many loads of ours this thread is inside of
 
     @property
@@ -185,7 +186,8 @@ class ModelRegistry:
         if isinstance(facts.get("model_path"), str | os.PathLike):
             facts["model_path"] = source_path(facts["model_path"])
         if copy:
-            facts["model_path"] = str(_sources().take(facts.get("model_path"), facts.get("extra_files") or ()))
+            kept = _sources().take(facts.get("model_path"), facts.get("extra_files") or ())
+            facts["model_path"] = source_path(str(kept))
         metadata = self._catalog.add(name, model_type, facts, replace=replace, persist=persist, reason=reason)
         if replace and not persist:
             self._leave(name, "replaced")
@@ -357,12 +359,13 @@ class ModelRegistry:
     def _modules_of(self, target: "_Resolved") -> "Modules":
         metadata, snapshot = target.metadata, target.snapshot
         key = (metadata.name, "modules", frozenset((*snapshot.files.items(), *snapshot.converted.items())))
-        with self._tokenizer_lock:
-            if key not in self._tokenizers:
-                modules = _loading().load_modules(metadata, snapshot)
-                snapshot.check_unchanged()
-                self._tokenizers[key] = modules
-            return cast("Modules", self._tokenizers[key])
+
+        def make() -> Any:
+            modules = _loading().load_modules(metadata, snapshot)
+            snapshot.check_unchanged()
+            return modules
+
+        return cast("Modules", self._tokenizers.get(key, make, may_wait=not self._is_nested()))
 
     def _receipt(self, target: "_Resolved", model: Any, size_bytes: int) -> Receipt:
         snapshot = target.snapshot
@@ -449,15 +452,20 @@ class ModelRegistry:
         A model whose weights are mapped costs little until it is written to: `mapped_bytes` are the file's own, which
         every process that maps it shares.
         """
-        models = [resident.model for resident, _ in self._model_cache.residents()]
-        return self._listed(_loading().written_bytes(models) if models else {})
+        found = self._model_cache.residents()
+        models = [resident.model for resident, _ in found]
+        return self._listed(found, _loading().written_bytes(models) if models else {})
 
     def noted(self) -> list[dict[str, Any]]:
         """Return what is in memory, for `medvllm ps`, without asking the system what was written to."""
-        return [model.to_dict() for model in self._listed(None)]
+        found = self._model_cache.noted()
+        listed = self._listed(found, {})
+        pairs = zip(listed, found, strict=True)
+        return [model.to_dict() | {"leases": max(model.leases, r.is_noted)} for model, (r, _) in pairs]
 
-    def _listed(self, written: Mapping[int, int] | None) -> list[ResidentModel]:
-        """Return what is in memory; `written` gives the bytes by which a model, by its id, has left its files."""
+    def _listed(self, found: list[tuple[Resident[Identity], bool]], written: Mapping[int, int]) -> list[ResidentModel]:
+        """Return what was found; `written` gives the bytes by which a model, by its id, has left its files."""
+        now = time.time()
         return [
             ResidentModel(
                 name=resident.identity.name,
@@ -472,12 +480,12 @@ class ModelRegistry:
                 hits=resident.hits,
                 load_s=resident.load_s,
                 loaded_at=resident.loaded_at,
-                last_used=resident.last_used,
+                last_used=now - self._model_cache.idle_s(resident),
                 keep_alive=resident.keep_alive,
-                mapped_bytes=resident.mapped_bytes - (written or {}).get(id(resident.model), 0),
+                mapped_bytes=resident.mapped_bytes - written.get(id(resident.model), 0),
                 evicted=evicted,
             )
-            for resident, evicted in self._model_cache.residents()
+            for resident, evicted in found
         ]
 
     def plan(self, name: "str | os.PathLike[str]", **options: Any) -> Plan:
@@ -540,10 +548,7 @@ class ModelRegistry:
 
     def _leave(self, name: str | None, reason: Reason = "asked") -> int:
         left = self._model_cache.evict(name, reason)
-        with self._tokenizer_lock:
-            self._tokenizers = {
-                key: kept for key, kept in self._tokenizers.items() if name is not None and key[0] != name
-            }
+        self._tokenizers.drop(lambda key: name is None or key[0] == name)
         if left:
             _loading().reclaim()
         return left
@@ -639,11 +644,16 @@ class ModelRegistry:
         """Return what a load is expected to take: what the last one took, or what the files' headers say."""
         options, stays = target.identity.options, target.metadata.residence.keep_alive
         device, keep_alive = str(options.device), settings.KEEP_ALIVE() if stays is None else _seconds(stays)
+
+        def narrower() -> int | None:
+            narrow, own = map(target.snapshot.size_bytes, ("bfloat16", str(options.dtype)))
+            return narrow if narrow < own else None
+
         measured = _sources().weight(_weight_key(target.identity))
         if measured is not None:
-            return Need(device, measured[0], "measured", measured[1], keep_alive)
+            return Need(device, measured[0], "measured", measured[1], keep_alive, narrower)
         size_bytes = target.snapshot.size_bytes(str(options.dtype))
-        return Need(device, size_bytes, "headers", None, keep_alive)
+        return Need(device, size_bytes, "headers", None, keep_alive, narrower)
 
     def _resolve(self, name: "str | os.PathLike[str]", stated: LoadOptions) -> "_Resolved":
         """Return what a call means: the entry, its snapshot (fetched if need be) and the identity of the load."""
@@ -807,12 +817,13 @@ class ModelRegistry:
         files = snapshot.identity, snapshot.content
         key = (metadata.name, metadata.version, metadata.origin, files, metadata.behaviour)
         _loading().check_allowed(metadata)
-        with self._tokenizer_lock:
-            if key not in self._tokenizers:
-                tokenizer = _loading().load_tokenizer(metadata, snapshot, model_class)
-                snapshot.check_unchanged()
-                self._tokenizers[key] = tokenizer
-            return cast("PreTrainedTokenizerBase", self._tokenizers[key])
+
+        def make() -> Any:
+            tokenizer = _loading().load_tokenizer(metadata, snapshot, model_class)
+            snapshot.check_unchanged()
+            return tokenizer
+
+        return cast("PreTrainedTokenizerBase", self._tokenizers.get(key, make, may_wait=not self._is_nested()))
 
 
 def _budget(device: str) -> int | None:

@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import constants
 
 from medvllm import __version__
-from tests.support import tiny
+from tests.support import tiny, warm
 from tests.support.console import Outcome, command
 from tests.support.loopback import LoopbackHub
 
@@ -28,13 +28,7 @@ def _medvllm(*arguments: str, stdin: str = "", **environment: str) -> Outcome:
 
 
 def _process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "medvllm.cli", *arguments],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return warm.medvllm(*arguments, **environment)
 
 
 def _on_a_terminal(*arguments: str, **environment: str) -> str:

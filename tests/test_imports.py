@@ -16,6 +16,7 @@ LAYERS = (
     ("errors",),
     ("quantities", "settings_files"),
     ("settings", "files", "progress"),
+    ("destination", "turns"),
     ("presence",),
     ("classes",),
     ("facts",),

@@ -13,7 +13,7 @@ from medvllm.cli.completion import model_names, stored_names
 from medvllm.cli.table import cut, draw
 from medvllm.engine.model_runner import registry
 from medvllm.local_files import hub_cache, local_files
-from medvllm.quantities import format_size, parse_size
+from medvllm.quantities import parse_size, shown_size
 from tests.support import sentence, tiny
 from tests.support.children import python
 from tests.support.console import Screen, command
@@ -136,7 +136,7 @@ def test_here_says_which_files_are_on_this_machine(
         assert "f-broken" not in _names(monkeypatch, "--here") and "f-whole" in _names(monkeypatch, "--here")
         assert len(_names(monkeypatch, "--here", "--limit", "2")) == 2
         shown = next(line for line in screen(80, "list") if line.startswith("f-whole"))
-        assert shown.split()[3:] == ["yes", *format_size((whole / "model.safetensors").stat().st_size).split()]
+        assert shown.split()[3:] == ["yes", *shown_size((whole / "model.safetensors").stat().st_size).split()]
         assert any(line.startswith("here") and "yes, " in line for line in screen(80, "show", "acme/pulled"))
     finally:
         for name in registry.list_models(origin="process"):
@@ -233,16 +233,16 @@ def test_the_shell_gets_its_names(words: str) -> None:
 
 
 def test_sizes_are_written_as_they_are_read() -> None:
-    """`format_size` and `parse_size` agree but for rounding."""
-    assert [format_size(n) for n in (0, 999, 90_900, 438e6, 18_957_400_000)] == [
+    """`shown_size` and `parse_size` agree but for rounding."""
+    assert [shown_size(n) for n in (0, 999, 90_900, 438e6, 18_957_400_000)] == [
         "0 B",
         "999 B",
         "90.9 KB",
-        "438.0 MB",
+        "438 MB",
         "18.96 GB",
     ]
     for n in (10**k * 3 for k in range(15)):
-        assert abs(parse_size(format_size(n)) - n) <= n / 100
+        assert abs(parse_size(shown_size(n)) - n) <= n / 100
 
 
 def test_the_module_is_a_program() -> None:

@@ -2,10 +2,8 @@
 
 import heapq
 import re
-import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import translate
-from functools import cached_property
 from itertools import chain, count, islice
 from operator import attrgetter
 from typing import Any
@@ -14,6 +12,8 @@ from medvllm.catalog.builtin import builtin_entries
 from medvllm.catalog.stored import StoredCatalog, StoredRow
 from medvllm.errors import CatalogError, ModelExistsError, ModelNotFoundError, nearest, offer
 from medvllm.facts import pattern
+from medvllm.forking import Lock
+from medvllm.lazy import lazy
 from medvllm.metadata import ModelMetadata, ModelType, fits, mentions
 from medvllm.names import valid_name
 
@@ -26,7 +26,7 @@ class Catalog:
     def __init__(self, stored: StoredCatalog | None = None) -> None:
         self._stored = stored
         # Guards everything below, but for reading one key, which is whole; never held while a database is asked.
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._own: dict[str, ModelMetadata] = {}
         self._own_aliases: dict[str, str] = {}  # other names of this process's entries
         self._versions: dict[str, int] = {}  # the newest version ever given to a name: never given again
@@ -34,11 +34,11 @@ class Catalog:
         self._changes = count(1)
         self._generation = 0
 
-    @cached_property
+    @lazy
     def _builtins(self) -> dict[str, ModelMetadata]:
         return builtin_entries()
 
-    @cached_property
+    @lazy
     def _builtin_aliases(self) -> dict[str, str]:
         return {alias: name for name, metadata in self._builtins.items() for alias in metadata.source.aliases}
 

@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import UTC, date, datetime
-from functools import cached_property
 from itertools import starmap
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +16,7 @@ from medvllm.catalog.log import Locked, VersionRecord, records
 from medvllm.catalog.place import TEXTS, has_content, is_named, is_there, location
 from medvllm.errors import CatalogError, MedVLLMError, ModelNameError, RequestError, SettingError
 from medvllm.facts import IDENTIFYING, MARKS, checked
+from medvllm.lazy import lazy
 from medvllm.metadata import ModelMetadata
 from medvllm.names import parse, valid_name
 
@@ -394,7 +394,7 @@ class StoredRow:
     def __init__(self, name: str, model_type: str, read: Callable[[], tuple[int, dict[str, Any]]]) -> None:
         self.name, self.model_type, self._read = name, model_type, read
 
-    @cached_property
+    @lazy
     def _content(self) -> tuple[int, dict[str, Any]]:
         return self._read()
 
@@ -420,7 +420,7 @@ def storable(entry: ModelMetadata) -> dict[str, Any]:
     for name in (entry.name, *entry.source.aliases):
         valid_name(name)
     location = parse(entry.location)
-    if location.kind == "folder" and not location.text.startswith(("/", "file://")):
+    if location.kind == "folder" and not location.text.startswith(("/", "file://", "home://")):
         raise RequestError(
             f"Folder {location.text[:80]!r} of model {entry.name!r} is another one in another working directory.\n"
             f"Write its whole path: {location.name}",

@@ -13,7 +13,7 @@ from medvllm.cli.streams import say
 from medvllm.errors import nearest, offer
 from medvllm.local_files import LocalFiles, local_files
 from medvllm.metadata import ModelMetadata, ModelType
-from medvllm.quantities import format_size
+from medvllm.quantities import shown_size
 from medvllm.registry import registry
 
 _GLOB = frozenset("*?[")
@@ -80,7 +80,7 @@ def list_(
 
 
 def _row(entry: ModelMetadata, files: LocalFiles | None) -> tuple[object, ...]:
-    size = None if files is None else format_size(files.size_bytes)
+    size = None if files is None else shown_size(files.size_bytes)
     return entry.name, entry.model_type.name, ", ".join(entry.tasks) or None, "yes" if files else None, size
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from medvllm.cli.streams import encodes
 from medvllm.progress import is_terminal
-from medvllm.quantities import format_size
+from medvllm.quantities import shown_size
 
 
 def print_json(content: Any) -> None:
@@ -47,7 +47,7 @@ def print_groups(
 
 def megabytes(size_bytes: int) -> str:
     """Return a size as text."""
-    return format_size(size_bytes)
+    return shown_size(size_bytes)
 
 
 def one_line(value: object, separator: str) -> object:

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
+from medvllm import destination
 from medvllm.cli.models import Json, ModelName
 from medvllm.cli.output import print_json, print_table
 from medvllm.engine.model_runner import ModelRunner
 from medvllm.errors import RequestError
-from medvllm.files import write_whole
 from medvllm.progress import is_terminal
 
 
@@ -37,12 +37,12 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run texts through a model and print the results: vectors, the words that fill a [MASK], or labelled spans."""
+    if receipt_file is not None:
+        destination.check(receipt_file)
     given = _texts(texts, file)
     options: dict[str, Any] = {key: value for key, value in (("device", device), ("dtype", dtype)) if value is not None}
     prompts = {key: value for key, value in (("prompt_name", prompt_name), ("prompt", prompt)) if value is not None}
     result, done, receipt = ModelRunner(name, **options).run(task, given, **prompts)
-    if receipt_file is not None:
-        write_whole(receipt_file, (json.dumps(receipt.to_dict(), indent=2) + "\n").encode())
     if done == "embed":
         records: list[Any] = result.to_dict()
         columns: tuple[str, ...] = ("TEXT", "TOKENS", "WINDOWS", "VECTOR")
@@ -64,10 +64,14 @@ def run(
             for i, (text, tags) in enumerate(zip(given, result, strict=True), 1)
             for span in tags.spans
         )
-    if as_json:
-        print_json({"task": done, "results": records, "receipt": receipt.to_dict()})
-    else:
-        print_table(columns, rows)
+    try:  # neither is lost for want of the other
+        if as_json:
+            print_json({"task": done, "results": records, "receipt": receipt.to_dict()})
+        else:
+            print_table(columns, rows)
+    finally:
+        if receipt_file is not None:
+            destination.write(receipt_file, (json.dumps(receipt.to_dict(), indent=2) + "\n").encode())
 
 
 def _texts(texts: list[str] | None, file: Path | None) -> list[str]:

@@ -13,7 +13,7 @@ from medvllm.facts import GROUPS, keywords
 from medvllm.local_files import local_files
 from medvllm.metadata import ModelMetadata
 from medvllm.names import parse
-from medvllm.quantities import format_size
+from medvllm.quantities import shown_size
 from medvllm.registry import registry
 
 _Row = tuple[str, object, object]
@@ -65,7 +65,7 @@ def _said(metadata: ModelMetadata) -> dict[str, str]:
         branch = location.suffix or metadata.source.revision or "main"
         said["revision"] = f"{branch}, which is not pinned: it means the commit of the first pull"
     found = local_files(metadata)
-    size = f"yes, {format_size(found.size_bytes)}" if found else ""
+    size = f"yes, {shown_size(found.size_bytes)}" if found else ""
     said["here"] = size or ("no: the folder has no model" if location.kind == "folder" else "no")
     return said
 

@@ -152,7 +152,8 @@ def land(repo: str, commit: str, branch: str | None, files: Mapping[str, Path], 
             blob, target = repository / "blobs" / listed[name][1], path / name
             place(file, blob)
             target.parent.mkdir(parents=True, exist_ok=True)
-            point(target, os.path.relpath(blob, target.parent))
+            if not point(target, os.path.relpath(blob, target.parent)):
+                blob.replace(target)  # as huggingface_hub has it where there are no links
     if branch is not None:
         ledger().keep_commit(endpoint(), repo, branch, commit)
 

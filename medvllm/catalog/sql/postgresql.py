@@ -59,8 +59,7 @@ class PostgresServer(Database):
             pooled.detach()
             connection.autocommit = True
             self._watch = connection
-        (number,) = self._watch.execute("SELECT revision FROM catalog_head").fetchone()
-        return int(number)
+        return self._revision_of(self._watch.execute("SELECT revision FROM catalog_head").fetchone())
 
     def _new_engine(self) -> Engine:
         try:
