@@ -212,6 +212,6 @@ def test_pull_then_run_without_a_hub(session_hub: LoopbackHub, mlm: Path, tmp_pa
     session_hub.add("acme/pulled", mlm)
     cache = {"HF_HUB_CACHE": str(tmp_path / "cache")}
     fetched = _medvllm("pull", "acme/pulled", **cache)
-    assert re.match(r"Fetched 'acme/pulled': 4 files, 0\.1 MB, in [\d.]+ s, to ", fetched.out), fetched.err
+    assert re.match(r"Fetched 'acme/pulled': 4 files, 111 KB, in [\d.]+ s, to ", fetched.out), fetched.err
     run = _medvllm("run", "acme/pulled", "fever", "--task", "embed", HF_HUB_OFFLINE="1", **cache)
     assert run.code == 0 and run.out, run.err
