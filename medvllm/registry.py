@@ -23,6 +23,7 @@ from medvllm.errors import (
     CatalogError,
     DeviceMemoryError,
     DigestMismatchError,
+    ModelNameError,
     ModelNotFoundError,
     RequestError,
 )
@@ -219,21 +220,24 @@ class ModelRegistry:
         task: str | None = None,
         tags: Sequence[str] = (),
         match: str | None = None,
+        search: str | None = None,
         limit: int | None = None,
         after: str | None = None,
         **facts: Any,
     ) -> dict[str, ModelMetadata]:
         """Return metadata by name, sorted, of the entries that fit every filter; it never waits for a load.
 
-        `tags` must all be there; `match` is a glob on the name in any case, such as "bio*". Any other fact of
-        `register` is a filter too: license="apache*", gated=False, languages="en"; None asks for what is not known.
-        A page of a long list are the first `limit` names `after` the last one of the page before.
+        `tags` must all be there; `match` is a glob on the name in any case, such as "bio*"; `search` is a text that a
+        name, another name of the model or its description has. Any other fact of `register` is a filter too:
+        license="apache*", gated=False, languages="en"; so are `origin` ("stored", "process", "built-in") and `version`.
+        None asks for what is not known. A page of a long list are the first `limit` names `after` the last one of the
+        page before.
         """
         if limit is not None and limit < 1:
-            raise RequestError(f"limit is {limit}, which is no number of entries above 0.", option="limit")
+            raise RequestError(f"limit must be at least 1, not {limit}.", option="limit")
         tags = (tags,) if isinstance(tags, str) else tags
         return self._catalog.select(
-            model_type, task=task, tags=tags, match=match, facts=facts, limit=limit, after=after
+            model_type, task=task, tags=tags, match=match, search=search, facts=facts, limit=limit, after=after
         )
 
     def get_metadata(self, name: str) -> ModelMetadata:
@@ -246,6 +250,25 @@ class ModelRegistry:
             )
             raise self._catalog.not_found(ref.name, advice=advice)
         return entry[0]
+
+    def __getitem__(self, name: str) -> ModelMetadata:
+        return self.get_metadata(name)
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether an entry answers to a name: what `get_metadata` gives, and not what loads directly."""
+        try:
+            return self._entry(parse(name)) is not None
+        except (ModelNameError, ModelNotFoundError):
+            return False
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.list_models())
+
+    def __len__(self) -> int:
+        return len(self.list_models())
+
+    def __bool__(self) -> bool:
+        return True  # also one without entries
 
     def diff(self, name: str, other: str) -> list[Difference]:
         """Return what differs between two entries, or versions of one: facts, and files where the lock has both.

@@ -15,7 +15,7 @@ from medvllm.catalog.events import HALVES, Alias, Event
 from medvllm.catalog.log import Locked, VersionRecord, records
 from medvllm.catalog.place import TEXTS, has_content, is_named, is_there, location
 from medvllm.errors import CatalogError, MedVLLMError, ModelNameError, RequestError, SettingError
-from medvllm.facts import MARKS, checked
+from medvllm.facts import IDENTIFYING, MARKS, checked
 from medvllm.lazy import lazy
 from medvllm.metadata import ModelMetadata
 from medvllm.names import parse, valid_name
@@ -405,6 +405,10 @@ class StoredRow:
 
     def fact(self, keyword: str) -> object:
         """Return a fact by its keyword; None when it is not known."""
+        if keyword == "name":
+            return self.name
+        if keyword in IDENTIFYING:
+            return {"origin": "stored", "version": self._content[0]}[keyword]
         return self._content[1].get(keyword)
 
     def metadata(self) -> ModelMetadata:
