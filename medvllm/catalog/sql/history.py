@@ -133,16 +133,3 @@ def _is_sound(event: Event) -> bool:
         and (event.version is None or (type(event.version) is int and event.version > 0))
         and isinstance(event.detail, dict)
     )
-
-
-@cache
-def who() -> str:
-    """Return the user by the operating system's word: a variable of the environment could say anything."""
-    try:
-        import pwd
-
-        return pwd.getpwuid(os.getuid()).pw_name
-    except (ImportError, KeyError, AttributeError):  # another system, or an id without a name, as in containers
-        import getpass
-
-        return str(os.getuid()) if hasattr(os, "getuid") else getpass.getuser()
