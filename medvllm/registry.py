@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from medvllm import presence, settings
 from medvllm.approval import LockApproval, check_accepted
-from medvllm.catalog import Catalog, Difference, StoredCatalog, differences, from_toml, to_toml
+from medvllm.catalog import Catalog, Difference, StoredCatalog, check_reason, differences, from_toml, to_toml
 from medvllm.classes import class_path
 from medvllm.errors import (
     BudgetError,
     CatalogError,
     DeviceMemoryError,
+    ModelNameError,
     ModelNotFoundError,
     RequestError,
 )
@@ -218,21 +219,24 @@ class ModelRegistry:
         task: str | None = None,
         tags: Sequence[str] = (),
         match: str | None = None,
+        search: str | None = None,
         limit: int | None = None,
         after: str | None = None,
         **facts: Any,
     ) -> dict[str, ModelMetadata]:
         """Return metadata by name, sorted, of the entries that fit every filter; it never waits for a load.
 
-        `tags` must all be there; `match` is a glob on the name in any case, such as "bio*". Any other fact of
-        `register` is a filter too: license="apache*", gated=False, languages="en"; None asks for what is not known.
-        A page of a long list are the first `limit` names `after` the last one of the page before.
+        `tags` must all be there; `match` is a glob on the name in any case, such as "bio*"; `search` is a text that a
+        name, another name of the model or its description has. Any other fact of `register` is a filter too:
+        license="apache*", gated=False, languages="en"; so are `origin` ("stored", "process", "built-in") and `version`.
+        None asks for what is not known. A page of a long list are the first `limit` names `after` the last one of the
+        page before.
         """
         if limit is not None and limit < 1:
-            raise RequestError(f"limit is {limit}, which is no number of entries above 0.", option="limit")
+            raise RequestError(f"limit must be at least 1, not {limit}.", option="limit")
         tags = (tags,) if isinstance(tags, str) else tags
         return self._catalog.select(
-            model_type, task=task, tags=tags, match=match, facts=facts, limit=limit, after=after
+            model_type, task=task, tags=tags, match=match, search=search, facts=facts, limit=limit, after=after
         )
 
     def get_metadata(self, name: str) -> ModelMetadata:
@@ -245,6 +249,25 @@ class ModelRegistry:
             )
             raise self._catalog.not_found(ref.name, advice=advice)
         return entry[0]
+
+    def __getitem__(self, name: str) -> ModelMetadata:
+        return self.get_metadata(name)
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether an entry answers to a name: what `get_metadata` gives, and not what loads directly."""
+        try:
+            return self._entry(parse(name)) is not None
+        except (ModelNameError, ModelNotFoundError):
+            return False
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.list_models())
+
+    def __len__(self) -> int:
+        return len(self.list_models())
+
+    def __bool__(self) -> bool:
+        return True  # also one without entries
 
     def diff(self, name: str, other: str) -> list[Difference]:
         """Return what differs between two entries, or versions of one: facts, and files where the lock has both.
@@ -366,14 +389,16 @@ class ModelRegistry:
             _sources().refresh(self._find(parse(name))[0], revision)
         return self._fetch(name, revision)[1].path
 
-    def lock(self, *names: "str | os.PathLike[str]") -> "dict[str, LockedModel]":
+    def lock(self, *names: "str | os.PathLike[str]", reason: str | None = None) -> "dict[str, LockedModel]":
         """Approve models as they are: write commit, and size and SHA-256 of every file, into the lock file.
 
-        The files are fetched if they are not here. From then on a load of another commit or byte is refused. Returns
-        what was written, by entry name.
+        The file also keeps who approved them, when, and the `reason`, and so does the history. A model that is there as
+        it is stays as it was approved, unless another reason is given. The files are fetched if they are not here. From
+        then on a load of another commit or byte is refused. Returns what the lock has of them, by entry name.
         """
+        check_reason(reason)
         sources = _sources()
-        lock, locked = sources.Lock.current(), {}
+        lock, locked, entries = sources.Lock.current(), {}, {}
         for name in names:
             ref = parse(name)
             metadata, revision = self._find(ref)
@@ -381,8 +406,10 @@ class ModelRegistry:
             is_version = ref.suffix is not None and revision is None
             approved = metadata.reference if is_version else lock.name_of(metadata)
             locked[approved] = sources.to_lock(sources.resolve(metadata, revision))
-        lock.update(locked)
-        return locked
+            entries[approved] = metadata
+        lock, news = lock.approve(locked, reason)
+        self._catalog.note_locked([(entries[name], locked[name].facts) for name in sorted(news)], lock.file, reason)
+        return {name: lock.models[lock.key(name)] for name in locked}
 
     def verify(self, *names: "str | os.PathLike[str]") -> dict[str, dict[str, str]]:
         """Hash the files of locked models, all when none is named, and return for each model what differs by file.
@@ -718,7 +745,7 @@ class ModelRegistry:
                     if known is None or known.facts() != entry.facts():
                         self._catalog.keep(entry)
                         self._leave(name)
-            lock.update(bundle.locked)
+            lock.approve(bundle.locked)
         return sorted(bundle.locked)
 
     def _snapshot(self, metadata: ModelMetadata, revision: str | None) -> "Snapshot":

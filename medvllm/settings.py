@@ -191,6 +191,10 @@ def _catalog(text: str) -> Path | str | None:
     raise ValueError("neither postgresql://user@host/database nor a path such as /srv/catalog.db")
 
 
+def _lock(text: str) -> Path | None:
+    return None if text.lower() == "auto" else _path(text)
+
+
 HOME = Setting(
     "MEDVLLM_HOME",
     "~/.medvllm",
@@ -229,7 +233,13 @@ DTYPE = Setting(
 HUB_TIMEOUT = Setting(
     "MEDVLLM_HUB_TIMEOUT", "5", _seconds, "Seconds to wait for the Hub to accept a connection before giving up."
 )
-LOCK = Setting("MEDVLLM_LOCK", "medvllm.lock", _path, "The lock file that loads are checked against, if it is there.")
+LOCK = Setting(
+    "MEDVLLM_LOCK",
+    "auto",
+    _lock,
+    "The lock file that loads are checked against, if it is there; auto: medvllm.lock in the working directory, or in "
+    "MEDVLLM_HOME where MEDVLLM_REQUIRE_LOCK is set.",
+)
 REQUIRE_LOCK = Setting("MEDVLLM_REQUIRE_LOCK", "off", _switch, "Whether only models of the lock file may be loaded.")
 TRUST_REMOTE_CODE = Setting(
     "MEDVLLM_TRUST_REMOTE_CODE",

@@ -14,6 +14,7 @@ from jsonschema import Draft202012Validator
 
 from medvllm import cli
 from medvllm.engine.model_runner import ModelRegistry
+from medvllm.errors import CatalogError
 from tests.support import sentence, tiny
 
 
@@ -246,7 +247,7 @@ def test_migrate_and_doctor(medvllm: Medvllm, ner: Path, monkeypatch: pytest.Mon
     assert medvllm("catalog", "migrate").out == "The schema is 0002 already.\n"
     said = medvllm("catalog", "migrate", "--to", "0001")
     assert said.out == "Schema 0002 -> 0001.\n" and ".0002-" in said.err
-    assert [line.split("\t")[0] for line in medvllm("list", "ner").lines] == ["ner"]  # migrated by itself again
+    assert [line.split("\t")[0] for line in medvllm("list", "ne[r]").lines] == ["ner"]  # migrated by itself again
     monkeypatch.setenv("MEDVLLM_CATALOG", "postgresql://me:secret@127.0.0.1:9/x")
     for arguments in (("doctor",), ("list",), ("catalog", "migrate")):
         said = medvllm(*arguments)
@@ -305,7 +306,8 @@ def test_what_a_protected_alias_stands_for_stays(medvllm: Medvllm, ner: Path, mo
     medvllm("lock", "ner@2"), medvllm("accept", "ner@2", "--reason", "first tests")
     assert medvllm("alias", "protect", "ner", "production").code == 0
     assert medvllm("alias", "list", "ner").lines == ["ner\tproduction\t2\tprotected"]
-    assert "Give it: --reason" in medvllm("accept", "ner@2").err
+    with pytest.raises(CatalogError, match="is protected; changing it requires a reason.\nGive it: --reason 'why'"):
+        ModelRegistry().catalog.mark("ner@2", accepted=None)
     assert medvllm("history", "ner").lines[-2].split("\t")[3:] == ["~ ner@2: acceptance; accepted", "first tests"]
     assert medvllm("run", "ner@production", "Seen.").code == 0
     tiny.bert_token_classifier(ner, ["O", "B-Y"], seed=2)

@@ -1,7 +1,7 @@
 """The catalogue that lasts: versions, aliases and history, in a database. Without one, nothing heavy is imported."""
 
 import re
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import UTC, date, datetime
 from itertools import starmap
@@ -16,7 +16,7 @@ from medvllm.catalog.events import HALVES, Alias, Event
 from medvllm.catalog.log import Locked, VersionRecord, records
 from medvllm.catalog.place import TEXTS, has_content, is_named, is_there, location
 from medvllm.errors import CatalogError, MedVLLMError, ModelNameError, RequestError, SettingError
-from medvllm.facts import MARKS, checked
+from medvllm.facts import IDENTIFYING, MARKS, checked
 from medvllm.lazy import lazy
 from medvllm.metadata import ModelMetadata
 from medvllm.names import parse, valid_name
@@ -296,6 +296,14 @@ class StoredCatalog:
         with self._turn(None) as turn:
             turn.note_load(metadata.name, metadata.version, {"source": metadata.origin, **detail})
 
+    def note_locked(
+        self, models: Iterable[tuple[str, int | None, Mapping[str, Any]]], *, reason: str | None = None
+    ) -> None:
+        """Add to the history which models were approved in a lock: name, version and what was locked of each."""
+        with self._turn(reason) as turn:
+            for name, version, detail in models:
+                turn.note("locked", name, version, reason=reason, detail=detail)
+
     def export(self) -> str:
         """Return all entries, versions and aliases as TOML, as `apply` takes it."""
         store = self._open()
@@ -394,10 +402,7 @@ class StoredCatalog:
     @contextmanager
     def _turn(self, reason: str | None, *, keep: bool = True) -> "Iterator[Turn]":
         """Give the catalogue for one change; without `keep`, only to see what it would be."""
-        if reason is not None and not 0 < len(reason) <= _MAX_REASON:
-            raise RequestError(f"A reason has 1 to {_MAX_REASON:,} characters, not {len(reason):,}.")
-        if reason is not None and HALVES.search(reason):
-            raise RequestError("A reason holds half a character.")
+        check_reason(reason)
         with self._make().turn(keep=keep) as turn:
             yield turn
 
@@ -447,11 +452,23 @@ class StoredRow:
 
     def fact(self, keyword: str) -> object:
         """Return a fact by its keyword; None when it is not known."""
+        if keyword == "name":
+            return self.name
+        if keyword in IDENTIFYING:
+            return {"origin": "stored", "version": self._content[0]}[keyword]
         return self._content[1].get(keyword)
 
     def metadata(self) -> ModelMetadata:
         """Return the entry."""
         return built(self.name, *self._content)
+
+
+def check_reason(reason: str | None) -> None:
+    """Raise RequestError when a reason is none that the history can keep."""
+    if reason is not None and not 0 < len(reason) <= _MAX_REASON:
+        raise RequestError(f"A reason has 1 to {_MAX_REASON:,} characters, not {len(reason):,}.")
+    if reason is not None and HALVES.search(reason):
+        raise RequestError("A reason holds half a character.")
 
 
 def storable(entry: ModelMetadata) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from medvllm import settings
 from medvllm.errors import RequestError, SourceError, UnsafeWeightsError
 from medvllm.metadata import ModelMetadata
 from medvllm.names import parse
@@ -74,7 +73,7 @@ def resolve(metadata: ModelMetadata, revision: str | None = None, *, locked: Loc
 
 def in_force() -> Fingerprint:
     """Return the fingerprint of the lock, to be taken before it is read."""
-    return Fingerprint.of([settings.LOCK()])
+    return Fingerprint.of([Lock.place()])
 
 
 def seen(snapshot: Snapshot, lock: Fingerprint) -> Fingerprint:

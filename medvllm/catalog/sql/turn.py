@@ -169,6 +169,18 @@ class Turn:
         """Note that a model was loaded."""
         self._journal.note("loaded", name, version=version, detail=detail)
 
+    def note(
+        self,
+        action: str,
+        name: str,
+        version: int | None,
+        *,
+        reason: str | None = None,
+        detail: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Note what was done to a model outside of the catalogue: that it was locked, or imported."""
+        self._journal.note(action, name, version=version, reason=reason, detail=detail)
+
     @property
     def events(self) -> list[Event]:
         """What was changed so far."""
