@@ -140,7 +140,7 @@ class ModelRegistry:
                 max_models=settings.MAX_MODELS,
                 wait_s=settings.ROOM_TIMEOUT,
                 reclaim=lambda device: _loading().reclaim(),
-                changed=lambda: presence.notes.change(self),
+                changed=partial(_change, weakref.ref(self)),
             )
         )
         # What a call resolved to, so that a hit need not resolve it again; an entry is replaced, never changed.
@@ -421,12 +421,21 @@ class ModelRegistry:
         models = [resident.model for resident, _ in found]
         return self._listed(found, _loading().written_bytes(models) if models else {})
 
-    def noted(self) -> list[dict[str, Any]]:
-        """Return what is in memory, for `medvllm ps`, without asking the system what was written to."""
-        found = self._model_cache.noted()
+    def boards(self) -> list[presence.Board]:
+        """Return where this process notes what is in memory: beside the catalogue, or else in MEDVLLM_HOME."""
+        home = presence.Folder(settings.HOME() / "run")
+        board = self._catalog.board()
+        return [home] if board is None or board == home else [board, home]
+
+    def noted(self, *, for_others: bool = True) -> list[dict[str, Any]]:
+        """Return what is in memory, for `medvllm ps`, without asking the system what was written to.
+
+        `for_others`: it is going to be written where other processes see it.
+        """
+        found = self._model_cache.noted() if for_others else self._model_cache.residents()
         listed = self._listed(found, {})
         pairs = zip(listed, found, strict=True)
-        return [model.to_dict() | {"leases": max(model.leases, r.is_noted)} for model, (r, _) in pairs]
+        return [model.to_dict() | {"leases": max(model.leases, int(r.is_noted and for_others))} for model, (r, _) in pairs]
 
     def _listed(self, found: list[tuple[Resident[Identity], bool]], written: Mapping[int, int]) -> list[ResidentModel]:
         """Return what was found; `written` gives the bytes by which a model, by its id, has left its files."""
@@ -815,6 +824,11 @@ def _lacking(entry: ModelMetadata) -> list[str]:
     elif locked is not None and entry.standing.accepted != locked.digest:
         lacking.append(f"acceptance tests of the locked files: medvllm accept {name}")
     return lacking
+
+
+def _change(registry: "weakref.ref[ModelRegistry]") -> None:
+    if (alive := registry()) is not None:
+        presence.notes.change(alive)
 
 
 def _seconds(keep_alive: str | float | None) -> float | None:
