@@ -5,6 +5,7 @@ MedVLLMError(Exception)
   ModelNotFoundError(KeyError)   ModelExistsError(ValueError)   CatalogError > MigrationError
   SourceError(OSError) > SnapshotNotFoundError, IncompleteSnapshotError, GatedModelError, HubUnreachableError,
                          DigestMismatchError
+  OutputError(OSError)
   LoadError(RuntimeError) > WeightsMismatchError, UnsafeWeightsError, BudgetError, DeviceMemoryError
   RequestError(ValueError) > InputTooLongError
 
@@ -32,6 +33,7 @@ __all__ = [
     "ModelExistsError",
     "ModelNameError",
     "ModelNotFoundError",
+    "OutputError",
     "RequestError",
     "SettingError",
     "SnapshotNotFoundError",
@@ -112,6 +114,10 @@ class HubUnreachableError(SourceError):
 
 class DigestMismatchError(SourceError):
     """A file is not the one that was listed, locked or bundled."""
+
+
+class OutputError(MedVLLMError, OSError):
+    """A result cannot be written to where it was asked for."""
 
 
 class LoadError(MedVLLMError, RuntimeError):

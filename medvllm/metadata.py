@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from medvllm.classes import LazyClass, class_path
-from medvllm.errors import RequestError
+from medvllm.errors import RequestError, nearest, offer
 from medvllm.facts import (
     GROUPS,
     Behaviour,
@@ -53,8 +53,12 @@ class ModelType(StrEnum):
         try:
             return cls(value.lower())
         except (ValueError, AttributeError):
-            kinds = ", ".join(kind.name for kind in cls)
-            raise RequestError(f"Model type {repr(value)[:80]} is not one of: {kinds}.", value=value) from None
+            near = nearest(str(value), [str(kind) for kind in cls])
+            raise RequestError(
+                f"Model type {repr(value)[:80]} is not known.{offer(near)}\nIt is one of: {', '.join(map(str, cls))}",
+                value=value,
+                candidates=tuple(near),
+            ) from None
 
 
 class Copied:

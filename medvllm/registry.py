@@ -15,7 +15,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from medvllm import presence, settings
-from medvllm.catalog import Catalog, StoredCatalog, from_toml, to_toml
+from medvllm.approval import LockApproval
+from medvllm.catalog import Catalog, Difference, StoredCatalog, differences, from_toml, to_toml
 from medvllm.classes import class_path
 from medvllm.errors import (
     BudgetError,
@@ -132,7 +133,9 @@ class ModelRegistry:
     """
 
     def __init__(self, catalog: Catalog | None = None) -> None:
-        self._catalog = catalog or Catalog(StoredCatalog(approval=_lacking))
+        settings.warn_of_unknown()
+        self._approval = LockApproval()
+        self._catalog = catalog or Catalog(StoredCatalog(approval=self._approval))
         self._warned: set[str] = set()  # deprecated entries that the log has named
         self._model_cache: ModelCache[Identity] = ModelCache(
             Limits(
@@ -182,7 +185,8 @@ class ModelRegistry:
         if isinstance(facts.get("model_path"), str | os.PathLike):
             facts["model_path"] = source_path(facts["model_path"])
         if copy:
-            facts["model_path"] = str(_sources().take(facts.get("model_path"), facts.get("extra_files") or ()))
+            kept = _sources().take(facts.get("model_path"), facts.get("extra_files") or ())
+            facts["model_path"] = source_path(str(kept))
         metadata = self._catalog.add(name, model_type, facts, replace=replace, persist=persist, reason=reason)
         if replace and not persist:
             self._leave(name, "replaced")
@@ -242,6 +246,14 @@ class ModelRegistry:
             )
             raise self._catalog.not_found(ref.name, advice=advice)
         return entry[0]
+
+    def diff(self, name: str, other: str) -> list[Difference]:
+        """Return what differs between two entries, or versions of one: facts, and files where the lock has both.
+
+        ModelNotFoundError: one of them is not registered.
+        """
+        before, after = self.get_metadata(name), self.get_metadata(other)
+        return differences(before, after, (self._approval.locked(before), self._approval.locked(after)))
 
     @overload
     def load_model(
@@ -398,7 +410,7 @@ class ModelRegistry:
     ) -> ModelMetadata:
         """Keep a model's acceptance tests in its entry, with the digest of the files that they hold for, and return it.
 
-        A stored version takes them as it is, with a `reason` where a guarded alias points to it. An entry of this
+        A stored version takes them as it is, with a `reason` where a protected alias points to it. An entry of this
         process stays in it; a built-in one is stored as a copy. `ModelRunner(name).accept()` makes the cases.
         ModelNotFoundError: there is no entry.
         """
@@ -433,9 +445,11 @@ class ModelRegistry:
         `for_others`: it is going to be written where other processes see it.
         """
         found = self._model_cache.noted() if for_others else self._model_cache.residents()
-        listed = self._listed(found, {})
-        pairs = zip(listed, found, strict=True)
-        return [model.to_dict() | {"leases": max(model.leases, int(r.is_noted and for_others))} for model, (r, _) in pairs]
+        models = [model.to_dict() for model in self._listed(found, {})]
+        for model, (resident, _) in zip(models, found, strict=True):
+            if for_others and resident.is_noted:
+                model["leases"] = max(resident.leases, 1)
+        return models
 
     def _listed(self, found: list[tuple[Resident[Identity], bool]], written: Mapping[int, int]) -> list[ResidentModel]:
         """Return what was found; `written` gives the bytes by which a model, by its id, has left its files."""
@@ -720,15 +734,15 @@ class ModelRegistry:
         return sorted(bundle.locked)
 
     def _snapshot(self, metadata: ModelMetadata, revision: str | None) -> "Snapshot":
-        """Return a model's files, checked against the lock, and against what was accepted of a guarded version."""
+        """Return a model's files, checked against the lock, and against what was accepted of a protected version."""
         sources = _sources()
         snapshot: Snapshot = sources.resolve(metadata, revision, locked=sources.Lock.current().find(metadata))
         accepted = metadata.standing.accepted
-        if metadata.origin == "stored" and accepted is not None and self.catalog.is_guarded(metadata):
+        if metadata.origin == "stored" and accepted is not None and self.catalog.is_protected(metadata):
             found = sources.to_lock(snapshot)
             if revision is not None or found.digest != accepted:
                 raise DigestMismatchError(
-                    f"The files of model {metadata.reference!r} are not the ones that were accepted, and a guarded "
+                    f"The files of model {metadata.reference!r} are not the ones that were accepted, and a protected "
                     f"alias points to it.\nRegister them as the next version: medvllm register {metadata.name}",
                     model=metadata.name,
                     files=(),
@@ -806,24 +820,6 @@ def _budget(device: str) -> int | None:
     if device in stated:
         return stated[device]
     return machine_bytes() if device == "cpu" else cast("int | None", _loading().capacity(device))
-
-
-def _lacking(entry: ModelMetadata) -> list[str]:
-    """Return what a version lacks to be pointed to by a guarded alias: a lock that its files fit, and acceptance tests
-    that were recorded with these files."""
-    sources = _sources()
-    lock, name = sources.Lock.current(), entry.reference
-    locked = lock.models.get(lock.key(lock.name_of(entry)))
-    lacking = []
-    if locked is None:
-        lacking.append(f"a lock in {lock.file}: medvllm lock {name}")
-    elif sources.verify(entry, locked):
-        lacking.append(f"files that are the locked ones; see: medvllm verify {name}")
-    if not entry.acceptance:
-        lacking.append(f"acceptance tests: medvllm accept {name}")
-    elif locked is not None and entry.standing.accepted != locked.digest:
-        lacking.append(f"acceptance tests of the locked files: medvllm accept {name}")
-    return lacking
 
 
 def _change(registry: "weakref.ref[ModelRegistry]") -> None:

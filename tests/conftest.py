@@ -11,6 +11,7 @@ import pytest
 
 from medvllm.catalog import StoredCatalog, stored
 from medvllm.engine.model_runner import ModelRegistry
+from tests.support import warm
 from tests.support.loopback import LoopbackHub
 from tests.support.postgres import Postgres, programs
 
@@ -43,6 +44,7 @@ def _session_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     torch.set_num_threads(1)
     with _hub:
         yield
+    warm.stop()
 
 
 @pytest.fixture(scope="session")

@@ -16,12 +16,12 @@ Rewrite = Callable[[list[Row]], None]
 
 @pytest.fixture
 def catalog(catalog_url: str, registry: ModelRegistry) -> StoredCatalog:
-    """A catalogue with eight events: it was made; three versions, a mark, a guarded alias, and one removed."""
+    """A catalogue with eight events: it was made; three versions, a mark, a protected alias, and one removed."""
     for text in ("a", "b", "c"):
         registry.register("m", "clinical", description=text, aliases=["acme/m"], persist=True, replace=True)
     catalog = registry.catalog
     catalog.set_alias("m", "production", 1)
-    catalog.guard("m", "production")
+    catalog.protect("m", "production")
     catalog.mark("m@2", deprecated="old")
     registry.unregister("m@3", persist=True)
     assert catalog.check_history()[0] == 8 and catalog.check_history()[2] == []
@@ -240,8 +240,8 @@ def test_a_long_history_that_nobody_touched_is_clean(catalog_url: str, registry:
         catalog.set_alias(name, "default", number)
         if i % 3 == 0:
             catalog.remove_alias(name, "default")
-            catalog.guard(name, f"g{i}")
-            catalog.guard(name, f"g{i}", False, reason="no longer")
+            catalog.protect(name, f"g{i}")
+            catalog.protect(name, f"g{i}", False, reason="no longer")
         if i % 5 == 0:
             registry.unregister(f"{name}@{number}", persist=True, force=True)
             if i % 10 == 0 and catalog.versions(name):
@@ -251,5 +251,5 @@ def test_a_long_history_that_nobody_touched_is_clean(catalog_url: str, registry:
     assert wrong == [] and number == len(events) == events[-1].seq > 250
     assert rows(catalog_url, "catalog_history", "seq")[-1]["hash"] == last
     assert {event.action for event in events} == {
-        *("created", "registered", "changed", "unregistered", "aliased", "unaliased", "guarded", "unguarded")
+        *("created", "registered", "changed", "unregistered", "aliased", "unaliased", "protected", "unprotected")
     }

@@ -2,9 +2,6 @@
 
 import ast
 import json
-import os
-import subprocess
-import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +18,7 @@ from medvllm.catalog.stored import storable
 from medvllm.engine.model_runner import ModelMetadata, ModelRegistry
 from medvllm.errors import CatalogError, MedVLLMError, ModelNameError, ModelNotFoundError, RequestError
 from medvllm.facts import MARKS
+from tests.support import warm
 
 SOME, MANY = 60, 600  # steps of each kind: in every run, and in the slow one
 _STEPS = 20  # in one run of many
@@ -82,11 +80,9 @@ def _entry(name: str = "m", **facts: Any) -> ModelMetadata:
 
 
 def _medvllm(*arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "medvllm.cli", *arguments], capture_output=True, timeout=120, env={**os.environ}
-    )
-    assert done.returncode == 0, done.stderr.decode()[-2000:]
-    return done.stdout.decode()
+    done = warm.medvllm(*arguments)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
 
 
 def _harmless(shown: str) -> bool:

@@ -75,7 +75,7 @@ def test_a_lock_is_stable(registry: ModelRegistry, acme: LoopbackHub, file: Path
 
 def test_what_a_killed_writer_left_is_removed(registry: ModelRegistry, acme: LoopbackHub, file: Path) -> None:
     """By the next one that writes the file; another file's stays."""
-    left, other = (file.with_name(f".{name}.0123abcd.partial") for name in (file.name, "another"))
+    left, other = (file.with_name(f".{name}.0123456789abcdef.partial") for name in (file.name, "another"))
     left.write_text("version = 1")
     other.write_text("")
     registry.lock("acme/bert")

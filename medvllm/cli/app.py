@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from medvllm import __version__
-from medvllm.cli import alias, bundle, catalog, doctor, history, lock, memory, models, register, run
+from medvllm.cli import alias, bundle, catalog, diff, doctor, history, lock, memory, models, register, run
 
 app = typer.Typer(
     help="Say a model's name and get that model.",
@@ -32,6 +32,7 @@ def _program(
 
 app.command("list")(models.list_)
 app.command("show")(models.show)
+app.command("diff")(diff.diff)
 app.command("pull")(models.pull)
 app.command("run")(run.run)
 app.command("plan")(memory.plan)

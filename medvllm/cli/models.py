@@ -17,7 +17,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def list_(
     pattern: Annotated[str | None, typer.Argument(help="Glob on the name, such as 'bio*'.")] = None,
     model_type: Annotated[
-        ModelType | None, typer.Option("--type", help="Only models of this type.", case_sensitive=False)
+        str | None, typer.Option("--type", help=f"Only models of this type: {', '.join(ModelType)}.")
     ] = None,
     task: Annotated[str | None, typer.Option(help="Only models that are ready for this task.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="Only models with this tag; may be repeated.")] = None,

@@ -7,19 +7,26 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from medvllm.cli.streams import encodes
+from medvllm.progress import is_terminal
+
 
 def print_json(content: Any) -> None:
     """Print `content` as JSON, indented; what a terminal would not show is escaped."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    sys.stdout.write(_NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1] if _hides(found[0]) else found[0], text))
+    if encodes(text):
+        text = _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1] if _hides(found[0]) else found[0], text)
+    else:
+        text = json.dumps(content, indent=2, allow_nan=False)
+    sys.stdout.write(text)
     sys.stdout.write("\n")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print rows under their columns; in a pipe, one line a row with tabs between and no heading."""
     shown = [[printable(cell) for cell in row] for row in rows]
-    if not sys.stdout.isatty():
-        sys.stdout.writelines("\t".join(row) + "\n" for row in shown)
+    if not is_terminal(sys.stdout):
+        sys.stdout.write("".join("\t".join(row) + "\n" for row in shown))
         return
     from rich.console import Console
     from rich.table import Table

@@ -21,7 +21,7 @@ Tag = Annotated[list[str] | None, typer.Option("--tag", help="A tag, or KEY=VALU
 
 def register(
     name: Annotated[str, typer.Argument(help="Name of the entry.")],
-    model_type: Annotated[ModelType, typer.Option("--type", help="What it was made for.", case_sensitive=False)],
+    model_type: Annotated[str, typer.Option("--type", help=f"What it was made for: {', '.join(ModelType)}.")],
     path: Annotated[
         str | None, typer.Option(help="Repository (org/repo) or folder (./folder); else the name is the repository.")
     ] = None,

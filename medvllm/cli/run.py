@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
+from medvllm import destination
 from medvllm.cli.models import Json
 from medvllm.cli.output import print_json, print_table
 from medvllm.engine.model_runner import ModelRunner
 from medvllm.errors import RequestError
-from medvllm.files import write_whole
+from medvllm.progress import is_terminal
 
 
 def run(
@@ -36,12 +37,12 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run texts through a model and print the results: vectors, the words that fill a [MASK], or labelled spans."""
+    if receipt_file is not None:
+        destination.check(receipt_file)
     given = _texts(texts, file)
     options: dict[str, Any] = {key: value for key, value in (("device", device), ("dtype", dtype)) if value is not None}
     prompts = {key: value for key, value in (("prompt_name", prompt_name), ("prompt", prompt)) if value is not None}
     result, done, receipt = ModelRunner(name, **options).run(task, given, **prompts)
-    if receipt_file is not None:
-        write_whole(receipt_file, (json.dumps(receipt.to_dict(), indent=2) + "\n").encode())
     if done == "embed":
         records: list[Any] = result.to_dict()
         columns: tuple[str, ...] = ("TEXT", "TOKENS", "WINDOWS", "VECTOR")
@@ -63,10 +64,14 @@ def run(
             for i, (text, tags) in enumerate(zip(given, result, strict=True), 1)
             for span in tags.spans
         )
-    if as_json:
-        print_json({"task": done, "results": records, "receipt": receipt.to_dict()})
-    else:
-        print_table(columns, rows)
+    try:  # neither is lost for want of the other
+        if as_json:
+            print_json({"task": done, "results": records, "receipt": receipt.to_dict()})
+        else:
+            print_table(columns, rows)
+    finally:
+        if receipt_file is not None:
+            destination.write(receipt_file, (json.dumps(receipt.to_dict(), indent=2) + "\n").encode())
 
 
 def _texts(texts: list[str] | None, file: Path | None) -> list[str]:
@@ -74,11 +79,11 @@ def _texts(texts: list[str] | None, file: Path | None) -> list[str]:
         raise typer.BadParameter("give texts or --file, not both")
     if texts and texts != ["-"]:
         return texts
-    if file is None and not texts and sys.stdin.isatty():
+    if file is None and not texts and is_terminal(sys.stdin):
         raise typer.BadParameter("give a text, --file, or texts on standard input, one a line")
     try:
         content = sys.stdin.buffer.read() if file is None or str(file) == "-" else file.read_bytes()
-        lines = content.decode("utf-8").splitlines()
+        lines = _lines(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise RequestError(
             f"The input is not UTF-8: byte {error.start + 1:,} cannot be read.\n"
@@ -91,8 +96,14 @@ def _texts(texts: list[str] | None, file: Path | None) -> list[str]:
     return lines  # empty ones too: the number of a result is that of its line
 
 
+def _lines(content: str) -> list[str]:
+    """Return the lines of a file; other characters that end a line somewhere, such as a form feed, are in the text."""
+    lines = content.replace("\r\n", "\n").split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
+
+
 def _vector(values: list[float]) -> str:
     """Return a vector's numbers: all in a pipe, the first on a terminal."""
-    if sys.stdout.isatty():
+    if is_terminal(sys.stdout):
         return " ".join(f"{value:+.3f}" for value in values[:6]) + f" … ({len(values)} numbers)"
     return " ".join(f"{value:.7g}" for value in values)

@@ -1,4 +1,4 @@
-"""Notes as files of one folder. What lies there may be anybody's: nothing is followed, waited for or read without end."""
+"""Notes as files of one folder. What lies there may be anybody's: no link is followed, nothing is read without end."""
 
 import os
 import re

@@ -31,6 +31,7 @@ from medvllm.errors import (
     SourceError,
 )
 from medvllm.files import place, point, write_whole
+from medvllm.progress import is_terminal
 from medvllm.sources.digest import Digest, described, digests, git_oid, hashed
 from medvllm.sources.fingerprint import Fingerprint
 from medvllm.sources.layout import Layout, decide, present
@@ -151,7 +152,8 @@ def land(repo: str, commit: str, branch: str | None, files: Mapping[str, Path], 
             blob, target = repository / "blobs" / listed[name][1], path / name
             place(file, blob)
             target.parent.mkdir(parents=True, exist_ok=True)
-            point(target, os.path.relpath(blob, target.parent))
+            if not point(target, os.path.relpath(blob, target.parent)):
+                blob.replace(target)  # as huggingface_hub has it where there are no links
     if branch is not None:
         ledger().keep_commit(endpoint(), repo, branch, commit)
 
@@ -549,7 +551,7 @@ def _progress_bar() -> type[Any]:
 
     class TerminalBar(base):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs | {"disable": kwargs.get("disable") or not sys.stderr.isatty()})
+            super().__init__(*args, **kwargs | {"disable": kwargs.get("disable") or not is_terminal(sys.stderr)})
 
     return TerminalBar
 

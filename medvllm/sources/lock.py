@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from medvllm import settings
-from medvllm.errors import CatalogError, DigestMismatchError, SourceError
-from medvllm.files import make_own, write_whole
+from medvllm.destination import write
+from medvllm.errors import CatalogError, DigestMismatchError, MedVLLMError, SourceError
+from medvllm.files import make_own
 from medvllm.metadata import ModelMetadata
 from medvllm.names import parse
 from medvllm.receipt import digest_of
@@ -147,10 +148,10 @@ class Lock:
                 before = Lock.read(self.file)
                 after = Lock(self.file, before.models | {self.key(name): model for name, model in models.items()})
                 if after.models != before.models or not self.file.exists():
-                    write_whole(self.file, after.to_toml().encode())
+                    write(self.file, after.to_toml().encode())
                 return after
         except OSError as error:
-            if isinstance(error, SourceError):
+            if isinstance(error, MedVLLMError):
                 raise
             raise SourceError(f"Lock {self.file} cannot be written: {error}.", path=str(self.file)) from error
 

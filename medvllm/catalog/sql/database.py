@@ -45,15 +45,25 @@ class Database(Forked, ABC):
     @contextmanager
     def writing(self, *, keep: bool = True) -> Iterator[Connection]:
         """Give a connection for one change: all of it is kept, or nothing. Processes take turns."""
+        with self._translated("written"):
+            self._prepare()
         with self._translated("written"), self._turn(self._engine()) as connection:
             yield connection
             if not keep:
                 connection.rollback()
 
+    @contextmanager
+    def noting(self) -> Iterator[Connection]:
+        """Give a connection for what is no part of the catalogue: nobody's turn is waited for."""
+        with self._translated("written"), self._engine().begin() as connection:
+            yield connection
+
     def migrate(self, revision: str = schema.HEAD) -> tuple[str | None, Path | None]:
         """Bring the database to a schema; return the one it had, and the backup that was made of a file."""
         schema.check_known(revision)
         backup = None
+        with self._translated("written"):
+            self._prepare()
         with self._translated("migrated"), self._connect() as engine, self._turn(engine) as connection:
             before = schema.version(connection, self.where)
             if before != revision:
@@ -65,6 +75,17 @@ class Database(Forked, ABC):
                     journal.close()
         self.close()  # the next one looks which schema there is
         return before, backup
+
+    def create(self) -> bool:
+        """Make an empty catalogue where there is none, and return whether one was made."""
+        with self._translated("written"):
+            self._prepare()
+        with self._translated("read"), self._connect() as engine, engine.connect() as connection:
+            found = schema.version(connection, self.where)
+        if found is None:
+            return self.migrate()[0] is None
+        self._engine()  # also of this program's schema
+        return False
 
     def close(self) -> None:
         """Close all connections; what is asked next opens others."""
@@ -78,6 +99,10 @@ class Database(Forked, ABC):
     @abstractmethod
     def _adopt(self, found: str | None) -> None:
         """Bring a database of another schema to this program's, or raise MigrationError."""
+
+    def _prepare(self) -> None:
+        """See to it that there is something to connect to, before a change."""
+        return
 
     def _identity(self) -> Hashable:
         """Return what tells the database from another in its place."""

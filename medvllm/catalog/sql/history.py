@@ -143,14 +143,14 @@ class _Replay:
         elif event.action == "unregistered":
             self._versions.pop((name, number), None)
             self._others.pop((name, number), None)
-        elif event.action in ("aliased", "unaliased", "guarded", "unguarded"):
-            version, guarded = self._aliases.get((name, alias), (None, False))
+        elif event.action in ("aliased", "unaliased", "protected", "unprotected"):
+            version, protected = self._aliases.get((name, alias), (None, False))
             if event.action.endswith("aliased"):
                 version = event.version if event.action == "aliased" else None
             else:
-                guarded = event.action == "guarded"
-            self._aliases[name, alias] = version, guarded
-        elif event.action == "migrated" and event.detail["from"] < "0002":  # which brought the guards
+                protected = event.action == "protected"
+            self._aliases[name, alias] = version, protected
+        elif event.action == "migrated" and event.detail["from"] < "0002":  # which brought the protections
             self._aliases = {key: (version, False) for key, (version, _) in self._aliases.items()}
 
     def differences(self, connection: Connection) -> Iterator[str]:
@@ -170,7 +170,7 @@ class _Replay:
                 yield f"the other names of version {key[1]} of {key[0]!r} are not what its events say"
         pointing = {key: state for key, state in self._aliases.items() if state != (None, False)}
         for row in connection.execute(select(aliases)):
-            if pointing.pop((row.name, row.alias), None) != (row.number, row.guarded):
+            if pointing.pop((row.name, row.alias), None) != (row.number, row.protected):
                 yield f"alias {row.alias!r} of {row.name!r} is not what its events say"
         yield from (f"alias {alias!r} of {name!r} is missing" for name, alias in pointing)
         left: dict[str, int] = {}

@@ -81,7 +81,7 @@ class PostgresServer(Database):
         state = f"has the schema {found!r}" if found else "is empty"
         raise MigrationError(
             f"Catalogue {self.where} {state}, and this program needs {schema.HEAD!r}.\n"
-            "Make it so: medvllm catalog migrate",
+            f"Make it so: medvllm catalog {'migrate' if found else 'init'}",
             schema=found,
         )
 

@@ -58,8 +58,8 @@ aliases = Table(
     metadata,
     Column("name", NAME, primary_key=True),
     Column("alias", NAME, primary_key=True),
-    Column("number", Integer),  # NULL: guarded before it was set
-    Column("guarded", Boolean, nullable=False),
+    Column("number", Integer),  # NULL: protected before it was set
+    Column("guarded", Boolean, key="protected", nullable=False),
     ForeignKeyConstraint(["name"], ["catalog_names.name"]),
     ForeignKeyConstraint(["name", "number"], ["catalog_versions.name", "catalog_versions.number"]),
 )
@@ -74,10 +74,10 @@ history = Table(
     Index("catalog_history_by_name", "name", "seq"),
     Index("catalog_history_by_time", "at"),
 )
-# On a server only: what processes hold. Beside a SQLite file they note it in files.
+# What processes hold. It stays empty in a SQLite file: there they note it in files beside it.
 processes = Table(
     "catalog_processes",
-    MetaData(),
+    metadata,
     Column("id", Text, primary_key=True),
     Column("seen", DateTime(timezone=True), nullable=False),
     Column("note", Text, nullable=False),

@@ -1,4 +1,4 @@
-"""On a server, processes note which models they hold; beside a SQLite file they do so in files."""
+"""Processes note which models they hold; beside a SQLite file they do so in files, and this table stays empty."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,15 +8,13 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    if op.get_bind().dialect.name != "sqlite":
-        op.create_table(
-            "catalog_processes",
-            sa.Column("id", sa.Text, primary_key=True),
-            sa.Column("seen", sa.DateTime(timezone=True), nullable=False),
-            sa.Column("note", sa.Text, nullable=False),
-        )
+    op.create_table(
+        "catalog_processes",
+        sa.Column("id", sa.Text, primary_key=True),
+        sa.Column("seen", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("note", sa.Text, nullable=False),
+    )
 
 
 def downgrade() -> None:
-    if op.get_bind().dialect.name != "sqlite":
-        op.drop_table("catalog_processes")
+    op.drop_table("catalog_processes")

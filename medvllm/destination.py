@@ -1,0 +1,253 @@
+"""Where a result goes that a user asked for: a file, a link to one, a device, a pipe, or standard output as `-`.
+
+What is there is respected. A file is replaced whole, and keeps its mode, owner and access list; links are followed;
+what is no plain file is written through; and a file that cannot be replaced, as one that is mounted by itself or has
+other names, is written in place.
+"""
+
+import errno
+import io
+import os
+import re
+import shlex
+import shutil
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from medvllm.errors import OutputError
+from medvllm.files import UNSUPPORTED, chmod, common_mode, partial, sync_folder, synced
+
+_DESCRIPTORS = re.compile(r"/dev/fd|/proc/(?:self|thread-self|(\d+))(?:/task/\d+)?/fd")
+_HOPS = 40  # from link to link, as Linux has it
+_NO_PARTIAL = {errno.EACCES, errno.EPERM, errno.EROFS}  # the folder takes no new file
+_NOT_REPLACED = {errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EPERM, errno.EROFS, *UNSUPPORTED}
+
+
+def write(target: Path, content: bytes) -> None:
+    """Write a result to where a user asked for it.
+
+    Raises:
+        OutputError: It cannot be written there. A file that was there is as it was, unless the disk is full or broken
+            under one that has to be written in place.
+    """
+    with written(target) as stream:
+        stream.write(content)
+
+
+@contextmanager
+def written(target: Path) -> Iterator[IO[bytes]]:
+    """Give a stream for a result; it is at its place, whole, when the block is left, and not there if by an exception.
+
+    Raises:
+        OutputError: It cannot be written there; also from the stream's own methods.
+    """
+    with _translated(target):
+        place = _place(target)
+        before = _status(place)
+    with ExitStack() as stack:
+        made = None
+        if isinstance(place, Path) and (before is None or stat.S_ISREG(before.st_mode)):
+            with _translated(target):
+                made = _partial(stack, place, is_there=before is not None)
+        if made is None or isinstance(place, int):
+            yield stack.enter_context(_through(place, before, target))
+            return
+        handle, path = made
+        with _stream(os.dup(handle), target) as stream:
+            yield stream
+            with _translated(target):
+                stream.flush()
+                synced(handle)
+        with _translated(target):
+            _publish(handle, path, place, before)
+
+
+def check(target: Path) -> None:
+    """Raise OutputError when a result could not be written to `target`: before the work that makes one.
+
+    Nothing is made or changed, and a pipe's reader sees nothing of it.
+    """
+    with _translated(target):
+        place = _place(target)
+        status = _status(place)
+        if isinstance(place, int):
+            if not _takes(place):
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        elif status is not None and stat.S_ISREG(status.st_mode):
+            os.close(os.open(target, os.O_WRONLY))
+        elif not _may_write(place.parent if status is None else place):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def _place(target: Path) -> Path | int:
+    """Return what a path leads to: a file that need not be there yet, or a descriptor of this process."""
+    if str(target) == "-":
+        if sys.stdout is None:  # the process was started without one
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return sys.stdout.fileno()
+    path = os.path.abspath(target)
+    for _ in range(_HOPS):
+        folder, name = os.path.split(path)
+        real = os.path.realpath(folder)
+        for parent in (folder, real):
+            found = _DESCRIPTORS.fullmatch(parent)
+            if found and name.isdecimal() and found[1] in (None, str(os.getpid())):
+                return int(name)
+        if _DESCRIPTORS.fullmatch(real):  # another process's
+            return Path(path)
+        path = os.path.join(real, name)
+        if not os.path.islink(path):
+            return Path(path)
+        _check_link(path, real)
+        path = os.path.join(real, os.readlink(path))
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+
+
+def _check_link(path: str, folder: str) -> None:
+    """Refuse a link that a stranger has put where everybody may: it leads where the stranger wants."""
+    link, around = os.lstat(path), os.stat(folder)
+    if around.st_mode & stat.S_ISVTX and around.st_mode & 0o002 and link.st_uid not in (os.geteuid(), around.st_uid):
+        raise PermissionError(errno.EACCES, "it is another user's link in a folder that everybody may write to")
+
+
+def _status(place: Path | int) -> os.stat_result | None:
+    """Return what is there, or None; OSError when it is nothing that takes bytes, or has no folder to be in."""
+    try:
+        status = os.stat(place)
+    except FileNotFoundError:
+        if isinstance(place, Path) and not place.parent.is_dir():
+            reason = f"there is no folder {str(place.parent)!r}"
+            raise FileNotFoundError(errno.ENOENT, reason, str(place.parent)) from None
+        return None
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder")
+    if stat.S_ISSOCK(status.st_mode) and isinstance(place, Path):
+        raise OSError(errno.ENXIO, "it is a socket")
+    return status
+
+
+def _may_write(path: Path) -> bool:
+    return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+
+
+def _takes(descriptor: int) -> bool:
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    return fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+
+
+def _partial(stack: ExitStack, place: Path, *, is_there: bool) -> tuple[int, Path] | None:
+    """Return a new file beside a place, or None where only the file that is there can be written."""
+    try:
+        return stack.enter_context(partial(place))
+    except OSError as error:
+        if not (is_there and error.errno in _NO_PARTIAL):
+            raise
+        return None
+
+
+@contextmanager
+def _through(place: Path | int, before: os.stat_result | None, target: Path) -> Iterator[IO[bytes]]:
+    """Give a stream into what is there."""
+    with _translated(target):
+        if isinstance(place, int):
+            for shown in (sys.stdout, sys.stderr):  # what was printed before comes first
+                with suppress(AttributeError, OSError, ValueError):
+                    shown.flush()
+        handle = os.dup(place) if isinstance(place, int) else os.open(place, os.O_WRONLY | os.O_NOCTTY)
+    with _stream(handle, target) as stream:
+        yield stream
+        with _translated(target):
+            stream.flush()
+            if isinstance(place, Path) and before is not None and stat.S_ISREG(before.st_mode):
+                os.ftruncate(handle, stream.tell())
+                synced(handle)
+
+
+def _publish(handle: int, path: Path, place: Path, before: os.stat_result | None) -> None:
+    """Put a finished file in the place of the one that was there."""
+    if before is None:
+        chmod(handle, common_mode())
+    if before is None or (before.st_nlink == 1 and _is_kept(handle, place, before)):
+        try:
+            path.replace(place)
+        except OSError as error:
+            if before is None or error.errno not in _NOT_REPLACED:
+                raise
+        else:
+            sync_folder(place.parent)
+            return
+    with path.open("rb") as source, place.open("r+b") as out:
+        shutil.copyfileobj(source, out, 1 << 20)
+        out.truncate()
+        out.flush()
+        synced(out.fileno())
+
+
+def _is_kept(handle: int, place: Path, before: os.stat_result) -> bool:
+    """Give a file the owner, attributes and mode of the one that was there; False when its owner cannot be kept."""
+    if not _may_write(place):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    own = os.fstat(handle)
+    if (own.st_uid, own.st_gid) != (before.st_uid, before.st_gid):
+        try:
+            os.chown(handle, before.st_uid, before.st_gid)
+        except OSError:
+            return False
+    if sys.platform == "linux":
+        with suppress(OSError):
+            names = os.listxattr(place)
+            for name in {*os.listxattr(handle), *names}:  # of the folder's default access list too
+                with suppress(OSError):
+                    if name in names:
+                        os.setxattr(handle, name, os.getxattr(place, name))
+                    else:
+                        os.removexattr(handle, name)
+    chmod(handle, stat.S_IMODE(before.st_mode))
+    return True
+
+
+class _Raw(io.FileIO):
+    """A descriptor whose faults are ours."""
+
+    def __init__(self, handle: int, target: Path) -> None:
+        super().__init__(handle, "wb")
+        self._target = target
+
+    def write(self, content: Any) -> int:
+        with _translated(self._target):
+            return super().write(content)
+
+
+def _stream(handle: int, target: Path) -> IO[bytes]:
+    return io.BufferedWriter(_Raw(handle, target), 1 << 20)
+
+
+@contextmanager
+def _translated(target: Path) -> Iterator[None]:
+    """Give faults of the system as OutputError, with a way out."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+        raise OutputError(
+            f"'{target}' cannot be written: {reason}.{_advice(target, error)}", path=str(target)
+        ) from error
+
+
+def _advice(target: Path, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return f"\nMake its folder first: mkdir -p {shlex.quote(str(error.filename or target.parent))}"
+    if isinstance(error, IsADirectoryError):
+        return "\nGive the name of a file."
+    if isinstance(error, PermissionError):
+        return f"\nSee who may write there: ls -ld {shlex.quote(str(target.parent))} {shlex.quote(str(target))}"
+    return ""
