@@ -12,6 +12,12 @@ from medvllm.quantities import parse_budget, parse_duration
 
 T = TypeVar("T")
 
+_SECRET = re.compile(
+    r"(?<=://)([^/?#@:\s]*:).*(?=@)|(?<=http://)[^/?#@:\s]+(?=@)|(?<=https://)[^/?#@:\s]+(?=@)"
+    r"|((?:^|[?&;\s])[^=&;\s]*(?:passw|passphrase|pwd|token|secret|key|sig|cred|auth)[^=&;\s]*=)[^&;\s]*",
+    re.IGNORECASE,
+)
+
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
 
@@ -54,8 +60,8 @@ class Texts:
 
 
 def without_password(text: str) -> str:
-    """Return a URL as it may be shown; another text as it is."""
-    return re.sub(r"((?<=://)[^/@:]*:).*(?=@)|(\bpassword=)[^&\s]*", r"\1\2***", text)
+    """Return a URL as it may be shown and kept: no password, no token as the user's name, no secret in its query."""
+    return _SECRET.sub(lambda found: f"{found[1] or found[2] or ''}***", text)
 
 
 def _switch(text: str) -> bool:
