@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
 
-from medvllm import presence
+from medvllm import presence, settings
 from medvllm.catalog.address import Address
 from medvllm.catalog.entries import Entries, parsed, to_toml
 from medvllm.catalog.events import HALVES, Alias, Event
