@@ -1,22 +1,26 @@
 """The entries a process can see, in the order in which they are looked up."""
 
 import heapq
+import logging
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import translate
 from itertools import chain, count, islice
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 from medvllm.catalog.builtin import builtin_entries
 from medvllm.catalog.stored import StoredCatalog, StoredRow
-from medvllm.errors import CatalogError, ModelExistsError, ModelNotFoundError, nearest, offer
+from medvllm.errors import CatalogError, MedVLLMError, ModelExistsError, ModelNotFoundError, nearest, offer
 from medvllm.facts import pattern
 from medvllm.forking import Lock
 from medvllm.lazy import lazy
 from medvllm.metadata import ModelMetadata, ModelType, fits, mentions
 from medvllm.names import valid_name
+from medvllm.presence import Board
 
+logger = logging.getLogger(__name__)
 _NAME: Callable[[ModelMetadata | StoredRow], str] = attrgetter("name")
 
 
@@ -41,6 +45,10 @@ class Catalog:
     @lazy
     def _builtin_aliases(self) -> dict[str, str]:
         return {alias: name for name, metadata in self._builtins.items() for alias in metadata.source.aliases}
+
+    def board(self) -> Board | None:
+        """Return where processes that share the stored entries note what they hold; None: there are none."""
+        return None if self._stored is None else self._stored.board()
 
     @property
     def stored(self) -> StoredCatalog:
@@ -92,6 +100,21 @@ class Catalog:
         newest = self._newest(entry.name)
         with self._lock:
             return self._put(entry, newest)
+
+    def note_locked(
+        self, models: Sequence[tuple[ModelMetadata, Mapping[str, Any]]], lock: Path, reason: str | None
+    ) -> None:
+        """Add to the history which models were approved in a lock, where it can be written: the lock stands anyway."""
+        if self._stored is None or not models:
+            return
+        numbered = ("stored", "built-in")
+        rows = (
+            (m.name, m.version if m.origin in numbered else None, {**facts, "lock": str(lock)}) for m, facts in models
+        )
+        try:
+            self._stored.note_locked(rows, reason=reason)
+        except MedVLLMError as error:
+            logger.warning("the history does not have what was approved in %s: %s", lock, error)
 
     def remove(self, name: str, *, force: bool = False, reason: str | None = None) -> None:
         """Remove an entry: this process's, else the stored one with all versions, else hide the built-in.

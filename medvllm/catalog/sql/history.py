@@ -2,16 +2,15 @@
 
 import hashlib
 import json
-import os
 import re
 import socket
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from functools import cache
 from typing import Any, TypeGuard
 
 from sqlalchemy import Connection, Row, insert, select, update
 
+from medvllm.author import who
 from medvllm.catalog.events import ACTIONS, Event
 from medvllm.catalog.sql.tables import head, history
 from medvllm.errors import CatalogError
@@ -65,7 +64,7 @@ class Journal:
         if clock < self._last_at:  # events stand in the order of their times; a clock that is behind is noted
             told["clock"], clock = clock, self._last_at
         self._last_at = clock
-        event = Event(self._length, clock, _who(), socket.gethostname(), action, name, version, alias, reason, told)
+        event = Event(self._length, clock, who(), socket.gethostname(), action, name, version, alias, reason, told)
         self.events.append(event)
         if action != "loaded":  # what was looked up stands after a load
             self._revision = self._length + 1
@@ -134,16 +133,3 @@ def _is_sound(event: Event) -> bool:
         and (event.version is None or (type(event.version) is int and event.version > 0))
         and isinstance(event.detail, dict)
     )
-
-
-@cache
-def _who() -> str:
-    """Return the user by the operating system's word: a variable of the environment could say anything."""
-    try:
-        import pwd
-
-        return pwd.getpwuid(os.getuid()).pw_name
-    except (ImportError, KeyError, AttributeError):  # another system, or an id without a name, as in containers
-        import getpass
-
-        return str(os.getuid()) if hasattr(os, "getuid") else getpass.getuser()
