@@ -17,10 +17,10 @@ from medvllm.cli.models import Json
 from medvllm.cli.output import print_json, print_table
 from medvllm.errors import MedVLLMError, offer
 from medvllm.local_files import hub_cache
+from medvllm.model_registry import registry
 from medvllm.options import LoadOptions
 from medvllm.quantities import shown_size
 from medvllm.receipt import library_versions
-from medvllm.registry import registry
 from medvllm.residency import machine_bytes
 
 _MOST_NAMES = 8  # of a lock's models

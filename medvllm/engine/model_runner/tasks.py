@@ -15,7 +15,7 @@ from medvllm.engine.model_runner.tagging import tag
 from medvllm.engine.model_runner.windows import Coverage, split
 from medvllm.errors import RequestError, nearest, offer
 from medvllm.heads import task_of
-from medvllm.registry import Lease
+from medvllm.model_registry import Lease
 
 if TYPE_CHECKING:
     import torch
