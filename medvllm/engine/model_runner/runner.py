@@ -8,8 +8,8 @@ from medvllm.engine.model_runner.edge import answering
 from medvllm.engine.model_runner.inputs import Text, listed
 from medvllm.errors import CatalogError
 from medvllm.metadata import ModelMetadata
+from medvllm.model_registry import ModelRegistry, registry
 from medvllm.receipt import Receipt
-from medvllm.registry import ModelRegistry, registry
 
 if TYPE_CHECKING:
     from medvllm.engine.model_runner.filling import Fill

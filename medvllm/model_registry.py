@@ -125,7 +125,9 @@ class ModelRegistry:
         `facts` are model_class, config_class (a class or "module:Class"), description, tags, parameters (load options),
         model_path (None: the name is the source), revision, task, architecture, do_lower_case, max_length, pooling,
         id2label, expected_missing_keys, license and the other facts of `ModelMetadata`; RequestError names an unknown
-        one and its nearest. ModelExistsError: the name is taken and `replace` is not set.
+        one and its nearest. What a folder itself says is read from it, for listings: its task, labels, pooling, length.
+        SourceError, LoadError: the folder is not there, or what it holds cannot be loaded. ModelExistsError: the name
+        is taken and `replace` is not set.
         """
         parameters = facts.get("parameters")
         # Refused now rather than at every load.
@@ -137,6 +139,8 @@ class ModelRegistry:
         if copy:
             kept = _sources().take(facts.get("model_path"), facts.get("extra_files") or ())
             facts["model_path"] = source_path(str(kept))
+        if facts.get("model_path") is not None and parse(facts["model_path"]).kind == "folder":
+            facts |= _sources().read(ModelMetadata.build(name, model_type, facts))
         metadata = self._catalog.add(name, model_type, facts, replace=replace, persist=persist, reason=reason)
         if replace and not persist:
             self._leave(name, "replaced")
@@ -227,7 +231,9 @@ class ModelRegistry:
         ModelNotFoundError: one of them is not registered.
         """
         before, after = self.get_metadata(name), self.get_metadata(other)
-        return differences(before, after, (self._approval.locked(before), self._approval.locked(after)))
+        return differences(
+            before.stated(), after.stated(), (self._approval.locked(before), self._approval.locked(after))
+        )
 
     @overload
     def load_model(
@@ -335,7 +341,7 @@ class ModelRegistry:
     ) -> "PreTrainedTokenizerBase":
         """Return the tokenizer of that name with the entry's casing and length; threads may share it."""
         metadata, snapshot = self._fetch(name, revision)
-        return self._tokenizer(metadata.completed(snapshot.sentence_transformer), snapshot)
+        return self._tokenizer(metadata.stated().completed(snapshot.sentence_transformer), snapshot)
 
     def pull(self, name: "str | os.PathLike[str]", *, revision: str | None = None, refresh: bool = False) -> Path:
         """Return the local folder of a model's files, fetched if they are not here; nothing is loaded.
@@ -657,6 +663,7 @@ class ModelRegistry:
         ref = parse(name)
         generation, lock = self._catalog.generation(stored=ref.kind == "name"), _sources().in_force()
         metadata, revision = self._find(ref)
+        metadata = metadata.stated()
         self._warn(metadata)
         # Before anything is fetched: a device that is not here would waste a download.
         options = _loading().filled(metadata, stated)
