@@ -200,14 +200,14 @@ class ModelRegistry:
         removes it all the same.
         """
         ref = parse(name)
-        if not persist and (ref.suffix is not None or self._catalog.is_stored(name)):
+        if not persist and (ref.suffix is not None or self._catalog.is_stored(ref.name)):
             raise CatalogError(
                 f"Model {name!r} is stored: it would be gone for every process.\n"
                 f"If that is meant: registry.unregister({name!r}, persist=True), or: medvllm unregister {name}",
                 model=ref.name,
             )
         if ref.suffix is None:
-            self._catalog.remove(name, force=force, reason=reason)
+            self._catalog.remove(ref.name, force=force, reason=reason)
         else:
             self.catalog.remove(name, force=force, reason=reason)
         self._leave(ref.name)
@@ -761,11 +761,12 @@ class ModelRegistry:
         entry = self._entry(ref)
         if entry is not None:
             return entry
-        if ref.kind == "name" and self._catalog.was_removed(ref.name):
+        if ref.kind == "name" and (where := self._catalog.was_removed(ref.name)) is not None:
+            why = f"\nSee when, and why: medvllm history {ref.name}" if where == "stored" else ""
             raise self._catalog.not_found(
                 ref.text,
-                " any more: it was unregistered",
-                advice=f"\nSee when, and why: medvllm history {ref.name}",
+                f" any more: it was unregistered{'' if where == 'stored' else ' in this process'}",
+                advice=why or (f"\nA repository of that name is written as: hf://{ref.text}" if ref.is_repo_id else ""),
                 near=[],
             )
         if ref.kind == "name":

@@ -15,7 +15,7 @@ HEAVY = {"torch", "transformers", "huggingface_hub", "tokenizers", "numpy", "sql
 LAYERS = (
     ("errors",),
     ("quantities", "settings_files"),
-    ("settings", "files", "progress", "author"),
+    ("settings", "files", "progress", "author", "spelling"),
     ("destination", "turns"),
     ("presence",),
     ("classes",),

@@ -8,7 +8,7 @@ from fnmatch import translate
 from itertools import chain, count, islice
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from medvllm.catalog.builtin import builtin_entries
 from medvllm.catalog.stored import StoredCatalog, StoredRow
@@ -18,6 +18,7 @@ from medvllm.forking import Lock
 from medvllm.lazy import lazy
 from medvllm.metadata import ModelMetadata, ModelType, fits, mentions
 from medvllm.names import valid_name
+from medvllm.spelling import folded
 
 logger = logging.getLogger(__name__)
 _NAME: Callable[[ModelMetadata | StoredRow], str] = attrgetter("name")
@@ -34,6 +35,7 @@ class Catalog:
         self._own_aliases: dict[str, str] = {}  # other names of this process's entries
         self._versions: dict[str, int] = {}  # the newest version ever given to a name: never given again
         self._hidden: set[str] = set()  # built-ins that were unregistered
+        self._gone: set[str] = set()  # names that were this process's, and unregistered
         self._changes = count(1)
         self._generation = 0
 
@@ -70,7 +72,7 @@ class Catalog:
         reason: str | None = None,
     ) -> ModelMetadata:
         """Add an entry and return it. ModelExistsError: the name is taken and `replace` is not set."""
-        valid_name(name)
+        name = valid_name(folded(name) if isinstance(name, str) else name)
         entry = ModelMetadata.build(name, model_type, facts)  # checked before anything changes
         for alias in entry.source.aliases:
             valid_name(alias)
@@ -119,6 +121,7 @@ class Catalog:
         with self._lock:
             own = self._own.pop(name, None)
             if own is not None:
+                self._gone.update((name, *own.source.aliases))
                 self._forget_aliases(name)
                 self._changed()
         if own is not None:
@@ -148,9 +151,11 @@ class Catalog:
         aliases = [alias for of in sorted(names) for alias in (stored.aliases(of) if stored else ())]
         return [*map(str, versions), *(alias.alias for alias in aliases if alias.version is not None)]
 
-    def was_removed(self, name: str) -> bool:
-        """Return whether a name was stored, and unregistered: nobody means a repository by it."""
-        return self._stored is not None and self._stored.was_removed(name)
+    def was_removed(self, name: str) -> Literal["stored", "process", None]:
+        """Return where a name was registered that was unregistered since: nobody means a repository by it."""
+        if name in self._gone or name in self._hidden:
+            return "process"
+        return "stored" if self._stored is not None and self._stored.was_removed(name) else None
 
     def is_stored(self, name: str) -> bool:
         """Return whether a name means a stored entry, and not one of this process."""
