@@ -143,7 +143,7 @@ class ModelRegistry:
                 max_models=settings.MAX_MODELS,
                 wait_s=settings.ROOM_TIMEOUT,
                 reclaim=lambda device: _loading().reclaim(),
-                changed=lambda: presence.notes.change(self),
+                changed=partial(_change, weakref.ref(self)),
             )
         )
         # What a call resolved to, so that a hit need not resolve it again; an entry is replaced, never changed.
@@ -459,12 +459,23 @@ class ModelRegistry:
         models = [resident.model for resident, _ in found]
         return self._listed(found, _loading().written_bytes(models) if models else {})
 
-    def noted(self) -> list[dict[str, Any]]:
-        """Return what is in memory, for `medvllm ps`, without asking the system what was written to."""
-        found = self._model_cache.noted()
-        listed = self._listed(found, {})
-        pairs = zip(listed, found, strict=True)
-        return [model.to_dict() | {"leases": max(model.leases, r.is_noted)} for model, (r, _) in pairs]
+    def boards(self) -> list[presence.Board]:
+        """Return where this process notes what is in memory: beside the catalogue, or else in MEDVLLM_HOME."""
+        home = presence.Folder(settings.HOME() / "run")
+        board = self._catalog.board()
+        return [home] if board is None or board == home else [board, home]
+
+    def noted(self, *, for_others: bool = True) -> list[dict[str, Any]]:
+        """Return what is in memory, for `medvllm ps`, without asking the system what was written to.
+
+        `for_others`: it is going to be written where other processes see it.
+        """
+        found = self._model_cache.noted() if for_others else self._model_cache.residents()
+        models = [model.to_dict() for model in self._listed(found, {})]
+        for model, (resident, _) in zip(models, found, strict=True):
+            if for_others and resident.is_noted:
+                model["leases"] = max(resident.leases, 1)
+        return models
 
     def _listed(self, found: list[tuple[Resident[Identity], bool]], written: Mapping[int, int]) -> list[ResidentModel]:
         """Return what was found; `written` gives the bytes by which a model, by its id, has left its files."""
@@ -828,6 +839,11 @@ def _budget(device: str) -> int | None:
     if device in stated:
         return stated[device]
     return machine_bytes() if device == "cpu" else cast("int | None", _loading().capacity(device))
+
+
+def _change(registry: "weakref.ref[ModelRegistry]") -> None:
+    if (alive := registry()) is not None:
+        presence.notes.change(alive)
 
 
 def _seconds(keep_alive: str | float | None) -> float | None:

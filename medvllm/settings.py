@@ -121,17 +121,21 @@ def warn_of_unknown() -> None:
 
 def is_secret(name: str) -> bool:
     """Return whether a parameter of a URL is one whose value is never shown, such as password or sslpassword."""
-    return re.search("pass(?!file)|secret|token|scram", unquote(name), re.IGNORECASE) is not None
+    return _SECRET.search(unquote(name).rstrip("= ")) is not None
 
 
 def without_password(text: str) -> str:
     """Return a URL, or parameters such as host=x password=y, as they may be shown; another text as it is."""
     hidden = _PARAMETER.sub(lambda found: found[1] + "***" if is_secret(found[1]) else found[0], text)
-    return re.sub(r"((?<=://)[^/@:]*:).*(?=@)", r"\1***", hidden)
+    return _USER.sub(lambda found: f"{found[1] or ''}***", hidden)
 
 
 # A value in quotes, or up to the next parameter: a piece without a = is still of the value before it.
 _PARAMETER = re.compile(r"((?:^|(?<=[?&;\s]))[^=?&;:/@\s]+\s*=\s*)('(?:[^'\\]|\\.)*'?|[^&\s]*(?:&[^=&\s]*(?=&|\s|$))*)")
+# A password before the host, and a token that stands alone there, as the Hub's proxies take it.
+_USER = re.compile(
+    r"(?<=://)([^/?#@:\s]*:).*(?=@)|(?<=http://)[^/?#@:\s]+(?=@)|(?<=https://)[^/?#@:\s]+(?=@)", re.IGNORECASE
+)
 
 
 def _switch(text: str) -> bool:

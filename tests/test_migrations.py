@@ -81,15 +81,15 @@ def test_the_embedded_one_is_upgraded_when_it_is_opened(
         )
         for look in looks:
             with pytest.raises(
-                MigrationError, match="has the schema '0001', .*'0002'.\nMake it so: medvllm catalog mi"
+                MigrationError, match="has the schema '0001', .*'0003'.\nMake it so: medvllm catalog mi"
             ):
                 look()
         assert _schema(old) == "0001"
         assert registry.catalog.migrate() == ("0001", None)
-        assert registry.catalog.migrate() == ("0002", None)
+        assert registry.catalog.migrate() == ("0003", None)
     before = rows(old, "catalog_history", "seq")
     _check(registry)
-    assert _schema(old) == "0002"
+    assert _schema(old) == "0003"
     assert [event.action for event in registry.catalog.history()].count("migrated") == 1
     if old.startswith("sqlite"):
         file = Path(old.removeprefix("sqlite:///"))
@@ -110,7 +110,7 @@ def test_an_empty_server_is_not_filled_unasked(postgres: Postgres, registry: Mod
         catalog = StoredCatalog(url)
         for look in (catalog.names, catalog.export, lambda: catalog.protect("m", "production")):
             with pytest.raises(
-                MigrationError, match="is empty, and this program needs '0002'.\nMake it so: medvllm catalog init"
+                MigrationError, match="is empty, and this program needs '0003'.\nMake it so: medvllm catalog init"
             ):
                 look()
         assert catalog.create() and not catalog.create() and catalog.names() == []
@@ -134,7 +134,7 @@ def test_down_and_up_again_keeps_the_data(catalog_url: str, registry: ModelRegis
     registry.catalog.protect("m", "later", False, reason="an older program")
     for _ in range(2):
         before, backup = registry.catalog.migrate("0001")
-        assert before == "0002" and (backup is not None) == catalog_url.startswith("sqlite")
+        assert before == "0003" and (backup is not None) == catalog_url.startswith("sqlite")
         assert _schema(catalog_url) == "0001"
         assert registry.catalog.migrate()[0] == "0001"
         assert [(a.alias, a.version, a.protected) for a in registry.catalog.aliases()] == [("production", 1, False)]
@@ -144,7 +144,7 @@ def test_down_and_up_again_keeps_the_data(catalog_url: str, registry: ModelRegis
             ("migrated", {"from": "0001", "to": "0002"}),
         ]
     _check(registry)
-    with pytest.raises(MigrationError, match="There is no schema '0009': it is one of 0001, 0002"):
+    with pytest.raises(MigrationError, match="There is no schema '0009': it is one of 0001, 0002, 0003"):
         registry.catalog.migrate("0009")
 
 
@@ -155,7 +155,7 @@ def test_a_newer_schema_is_left_alone(catalog_url: str, registry: ModelRegistry)
     change(
         catalog_url,
         "ALTER TABLE catalog_versions ADD COLUMN more TEXT",
-        "UPDATE catalog_schema SET version_num = '0003'",
+        "UPDATE catalog_schema SET version_num = '9999'",
     )
     before = {table: rows(catalog_url, table, order) for table, order in TABLES.items()}
     for act in (
@@ -168,7 +168,7 @@ def test_a_newer_schema_is_left_alone(catalog_url: str, registry: ModelRegistry)
         lambda: registry.catalog.migrate("0001"),
     ):
         with pytest.raises(
-            MigrationError, match="has the schema '0003', and this program knows '0002' at most.\nIt is"
+            MigrationError, match="has the schema '9999', and this program knows '0003' at most.\nIt is"
         ):
             act()
     assert {table: rows(catalog_url, table, order) for table, order in TABLES.items()} == before

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
 
-from medvllm import presence
+from medvllm import presence, settings
 from medvllm.catalog.address import Address
 from medvllm.catalog.entries import Entries, parsed, to_toml
 from medvllm.catalog.events import HALVES, Alias, Event
@@ -71,6 +71,17 @@ class StoredCatalog:
         CatalogError: there is none where one was named, or something else is in its place.
         """
         return self._open() is not None
+
+    def board(self) -> presence.Board:
+        """Return where processes that share this catalogue note what they hold: beside its file, or in its database."""
+        where = self._where()
+        if isinstance(where, Path):
+            home = settings.HOME()
+            is_elsewhere = where.parent != home and where.is_file()  # nothing is made where a share is not mounted
+            return presence.Folder((where.parent if is_elsewhere else home) / "run", is_shared=is_elsewhere)
+        from medvllm.catalog.sql import Processes
+
+        return Processes(_store(where))
 
     def create(self) -> bool:
         """Make an empty catalogue where there is none, and return whether one was made.
@@ -429,14 +440,13 @@ class StoredCatalog:
                 missing=tuple(missing),
             )
 
-    @staticmethod
-    def _check_idle(versions: "set[tuple[str | None, int | None]]") -> None:
-        """Raise CatalogError when a process on this machine has one of the versions leased."""
-        for process, note in presence.processes().items():
-            for model in note["models"]:
+    def _check_idle(self, versions: "set[tuple[str | None, int | None]]") -> None:
+        """Raise CatalogError when a process that shares the catalogue has one of the versions leased."""
+        for note in presence.processes([self.board()]):
+            for model in note.models:
                 if model["leases"] and model["source"] == "stored" and (model["name"], model["version"]) in versions:
                     raise CatalogError(
-                        f"Version {model['version']} of model {model['name']!r} is in use by process {process}.\n"
+                        f"Version {model['version']} of model {model['name']!r} is in use by {note.process}.\n"
                         "See who uses it: medvllm ps; or remove it all the same: medvllm unregister "
                         f"{model['name']}@{model['version']} --force",
                         model=model["name"],

@@ -54,6 +54,12 @@ class Database(Forked, ABC):
             if not keep:
                 connection.rollback()
 
+    @contextmanager
+    def noting(self) -> Iterator[Connection]:
+        """Give a connection for what is no part of the catalogue: nobody's turn is waited for."""
+        with self._translated("written"), self._engine().begin() as connection:
+            yield connection
+
     def migrate(self, revision: str = schema.HEAD) -> tuple[str | None, Path | None]:
         """Bring the database to a schema; return the one it had, and the backup that was made of a file."""
         schema.check_known(revision)

@@ -10,7 +10,7 @@ from medvllm.errors import CatalogError, MigrationError
 from medvllm.files import place
 
 VERSION_TABLE = "catalog_schema"
-REVISIONS = ("0001", "0002")  # in their order; the last is the one that this program reads and writes
+REVISIONS = ("0001", "0002", "0003")  # in their order; the last is the one that this program reads and writes
 HEAD = REVISIONS[-1]
 _PROTECTION = "0002"  # brought protected aliases
 _SCRIPTS = Path(__file__).parent / "migrations"

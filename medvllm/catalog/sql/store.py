@@ -1,12 +1,12 @@
 """Entries, versions and aliases in a database. Each change is one transaction with its row in the history."""
 
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Row, and_, bindparam, select
+from sqlalchemy import Connection, Row, and_, bindparam, select
 
 from medvllm.catalog.events import Alias, Event
 from medvllm.catalog.sql import history
@@ -58,6 +58,10 @@ class SqlStore:
             journal = Journal(connection)
             yield Turn(journal)
             journal.close()
+
+    def noting(self) -> AbstractContextManager[Connection]:
+        """Give a connection for what is no part of the catalogue."""
+        return self._database.noting()
 
     def find(self, name: str, suffix: str | None = None) -> tuple[int, dict[str, Any]] | None:
         """Return number and facts of the version that a name, a number or an alias means, or None."""
