@@ -130,6 +130,7 @@ def without_password(text: str) -> str:
     return _USER.sub(lambda found: f"{found[1] or ''}***", hidden)
 
 
+_SECRET = re.compile("pass(?!file)|pwd|secret|token|scram|credential|signature|api_?key|^sig$|^key$", re.IGNORECASE)
 # A value in quotes, or up to the next parameter: a piece without a = is still of the value before it.
 _PARAMETER = re.compile(r"((?:^|(?<=[?&;\s]))[^=?&;:/@\s]+\s*=\s*)('(?:[^'\\]|\\.)*'?|[^&\s]*(?:&[^=&\s]*(?=&|\s|$))*)")
 # A password before the host, and a token that stands alone there, as the Hub's proxies take it.
