@@ -26,7 +26,7 @@ from medvllm.errors import (
     ModelNotFoundError,
     RequestError,
 )
-from medvllm.facts import checked
+from medvllm.facts import checked, listed
 from medvllm.lazy import lazy
 from medvllm.metadata import ModelMetadata, ModelType
 from medvllm.names import ModelRef, parse, source_path, valid_name
@@ -177,6 +177,7 @@ class ModelRegistry:
         id2label, expected_missing_keys, license and the other facts of `ModelMetadata`; RequestError names an unknown
         one and its nearest. ModelExistsError: the name is taken and `replace` is not set.
         """
+        facts = listed(facts)
         parameters = facts.get("parameters")
         # Refused now rather than at every load.
         if isinstance(parameters, Mapping) and LoadOptions.stated(parameters).revision is not None:
@@ -217,7 +218,7 @@ class ModelRegistry:
         model_type: ModelType | str | None = None,
         *,
         task: str | None = None,
-        tags: Sequence[str] = (),
+        tags: Sequence[str] | str = (),
         match: str | None = None,
         search: str | None = None,
         limit: int | None = None,
@@ -232,9 +233,8 @@ class ModelRegistry:
         None asks for what is not known. A page of a long list are the first `limit` names `after` the last one of the
         page before.
         """
-        if limit is not None and limit < 1:
-            raise RequestError(f"limit must be at least 1, not {limit}.", option="limit")
-        tags = (tags,) if isinstance(tags, str) else tags
+        if limit is not None and (type(limit) is not int or limit < 1):
+            raise RequestError(f"limit must be at least 1, not {limit!r:.80}.", option="limit")
         return self._catalog.select(
             model_type, task=task, tags=tags, match=match, search=search, facts=facts, limit=limit, after=after
         )

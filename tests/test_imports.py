@@ -18,7 +18,7 @@ LAYERS = (
     ("settings", "files", "progress", "author", "spelling"),
     ("destination", "turns"),
     ("presence",),
-    ("classes",),
+    ("classes", "words"),
     ("facts",),
     ("names", "metadata"),
     ("options", "local_files"),

@@ -12,14 +12,23 @@ from typing import Any, Literal
 
 from medvllm.catalog.builtin import builtin_entries
 from medvllm.catalog.stored import StoredCatalog, StoredRow
-from medvllm.errors import CatalogError, MedVLLMError, ModelExistsError, ModelNotFoundError, nearest, offer
-from medvllm.facts import pattern
+from medvllm.errors import (
+    CatalogError,
+    MedVLLMError,
+    ModelExistsError,
+    ModelNotFoundError,
+    RequestError,
+    nearest,
+    offer,
+)
+from medvllm.facts import check_glob, pattern
 from medvllm.forking import Lock
 from medvllm.lazy import lazy
 from medvllm.metadata import ModelMetadata, ModelType, fits, mentions
 from medvllm.names import valid_name
 from medvllm.presence import Board
 from medvllm.spelling import folded
+from medvllm.words import TASKS, unknown_task, usual_task
 
 logger = logging.getLogger(__name__)
 _NAME: Callable[[ModelMetadata | StoredRow], str] = attrgetter("name")
@@ -194,10 +203,13 @@ class Catalog:
         `search` is a text that a name, another name or the description has.
         """
         kind = None if model_type is None else ModelType.of(model_type)
+        _check_filters(task=task, search=search, after=after)
+        tags = _tags(tags)
+        asked, task = task, task if task is None else usual_task(task)
         globs = {fact: pattern(fact, value) for fact, value in (facts or {}).items()}
         fitting = self._candidates(after)
         if match is not None:
-            is_named = re.compile(translate(match.casefold())).match
+            is_named = re.compile(translate(check_glob("match", match).casefold())).match
             fitting = (entry for entry in fitting if is_named(entry.name.casefold()))
         if search is not None:
             text = search.casefold()
@@ -207,7 +219,16 @@ class Catalog:
         if task is not None or tags or globs:
             fitting = (entry for entry in fitting if fits(entry.fact, task, tags, globs))
         chosen = islice(fitting, limit)
-        return {entry.name: entry.metadata() if isinstance(entry, StoredRow) else entry for entry in chosen}
+        found = {entry.name: entry.metadata() if isinstance(entry, StoredRow) else entry for entry in chosen}
+        if not found and asked is not None and task not in TASKS:
+            self._check_task(asked)
+        return found
+
+    def _check_task(self, asked: str) -> None:
+        """Raise RequestError unless some entry is for a task that is none of ours."""
+        known = {str(entry.fact("task")) for entry in self._candidates(None) if entry.fact("task")}
+        if asked not in known:
+            raise unknown_task(asked, known)
 
     def near(self, name: str) -> list[str]:
         """Return at most three names that `name` is likely a misspelling of."""
@@ -311,3 +332,19 @@ class Catalog:
             "Take another name, or say that this one takes its place: --replace, register(…, replace=True)",
             model=taken.name,
         )
+
+
+def _check_filters(**texts: object) -> None:
+    """Raise RequestError for a filter that is no text."""
+    for name, value in texts.items():
+        if value is not None and not isinstance(value, str):
+            raise RequestError(f"Filter {name!r} must be text, not {type(value).__name__}.", option=name)
+
+
+def _tags(tags: object) -> tuple[str, ...]:
+    """Return the tags to look for, of one or several; RequestError: they are none."""
+    several = isinstance(tags, list | tuple | set | frozenset)
+    wanted = tuple(tags) if several else (tags,) if isinstance(tags, str) else ()
+    if not all(isinstance(tag, str) for tag in wanted) or not (several or isinstance(tags, str)):
+        raise RequestError("Filter 'tags' must be text or a list of texts.", option="tags")
+    return wanted

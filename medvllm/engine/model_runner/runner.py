@@ -10,6 +10,7 @@ from medvllm.errors import CatalogError
 from medvllm.metadata import ModelMetadata
 from medvllm.receipt import Receipt
 from medvllm.registry import ModelRegistry, registry
+from medvllm.words import usual_task
 
 if TYPE_CHECKING:
     from medvllm.engine.model_runner.filling import Fill
@@ -88,6 +89,7 @@ class ModelRunner:
         from medvllm.engine.model_runner.tasks import TASKS, check_task, default_task
 
         if task is not None:
+            task = usual_task(task) if isinstance(task, str) else task
             check_task(task, arguments)  # before anything is loaded
         given = listed(texts)  # what a caller's own generator raises is the caller's
         with self._registry.lease(self._name, **self._options) as lease, answering(lease.metadata.name):
