@@ -27,7 +27,7 @@ from medvllm.errors import (
     RequestError,
     SourceError,
 )
-from medvllm.facts import checked
+from medvllm.facts import checked, listed
 from medvllm.lease import Lease, Leasing
 from medvllm.metadata import ModelMetadata, ModelType
 from medvllm.names import ModelRef, parse, source_path, valid_name
@@ -129,6 +129,7 @@ class ModelRegistry:
         SourceError, LoadError: the folder is not there, or what it holds cannot be loaded. ModelExistsError: the name
         is taken and `replace` is not set.
         """
+        facts = listed(facts)
         parameters = facts.get("parameters")
         # Refused now rather than at every load.
         if isinstance(parameters, Mapping) and LoadOptions.stated(parameters).revision is not None:
@@ -155,14 +156,14 @@ class ModelRegistry:
         removes it all the same.
         """
         ref = parse(name)
-        if not persist and (ref.suffix is not None or self._catalog.is_stored(name)):
+        if not persist and (ref.suffix is not None or self._catalog.is_stored(ref.name)):
             raise CatalogError(
                 f"Model {name!r} is stored: it would be gone for every process.\n"
                 f"If that is meant: registry.unregister({name!r}, persist=True), or: medvllm unregister {name}",
                 model=ref.name,
             )
         if ref.suffix is None:
-            self._catalog.remove(name, force=force, reason=reason)
+            self._catalog.remove(ref.name, force=force, reason=reason)
         else:
             self.catalog.remove(name, force=force, reason=reason)
         self._leave(ref.name)
@@ -173,7 +174,7 @@ class ModelRegistry:
         model_type: ModelType | str | None = None,
         *,
         task: str | None = None,
-        tags: Sequence[str] = (),
+        tags: Sequence[str] | str = (),
         match: str | None = None,
         search: str | None = None,
         limit: int | None = None,
@@ -188,9 +189,8 @@ class ModelRegistry:
         None asks for what is not known. A page of a long list are the first `limit` names `after` the last one of the
         page before.
         """
-        if limit is not None and limit < 1:
-            raise RequestError(f"limit must be at least 1, not {limit}.", option="limit")
-        tags = (tags,) if isinstance(tags, str) else tags
+        if limit is not None and (type(limit) is not int or limit < 1):
+            raise RequestError(f"limit must be at least 1, not {limit!r:.80}.", option="limit")
         return self._catalog.select(
             model_type, task=task, tags=tags, match=match, search=search, facts=facts, limit=limit, after=after
         )
@@ -782,11 +782,12 @@ class ModelRegistry:
                 advice="\nRegister it there for all: registry.register(…, persist=True), or send a ModelRunner of it",
                 near=[],
             )
-        if ref.kind == "name" and self._catalog.was_removed(ref.name):
+        if ref.kind == "name" and (where := self._catalog.was_removed(ref.name)) is not None:
+            why = f"\nSee when, and why: medvllm history {ref.name}" if where == "stored" else ""
             raise self._catalog.not_found(
                 ref.text,
-                " any more: it was unregistered",
-                advice=f"\nSee when, and why: medvllm history {ref.name}",
+                f" any more: it was unregistered{'' if where == 'stored' else ' in this process'}",
+                advice=why or (f"\nA repository of that name is written as: hf://{ref.text}" if ref.is_repo_id else ""),
                 near=[],
             )
         if ref.kind == "name":

@@ -15,10 +15,10 @@ HEAVY = {"torch", "transformers", "huggingface_hub", "tokenizers", "numpy", "sql
 LAYERS = (
     ("errors",),
     ("forking", "inherited", "lazy", "quantities", "settings_files", "heads"),
-    ("settings", "files", "progress", "author"),
+    ("settings", "files", "progress", "author", "spelling"),
     ("destination", "turns"),
     ("presence",),
-    ("classes",),
+    ("classes", "words"),
     ("facts",),
     ("names", "metadata"),
     ("options", "local_files"),
