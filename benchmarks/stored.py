@@ -225,6 +225,7 @@ def _changing(file: Path, connection: sqlite3.Connection, runs: int) -> Table:
 
 def _processes(folder: Path, runs: int) -> Table:
     ten = folder / "ten" / "catalog.db"
+    StoredCatalog(ten).create()
     for i in range(10):
         entry = ModelMetadata.build(_NAMES[i], "custom", _facts(i))
         StoredCatalog(ten).add(entry, replace=False)

@@ -8,9 +8,10 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from medvllm.classes import LazyClass, class_path
-from medvllm.errors import RequestError
+from medvllm.errors import RequestError, nearest, offer
 from medvllm.facts import (
     GROUPS,
+    IDENTIFYING,
     Behaviour,
     Purpose,
     Residence,
@@ -53,8 +54,12 @@ class ModelType(StrEnum):
         try:
             return cls(value.lower())
         except (ValueError, AttributeError):
-            kinds = ", ".join(kind.name for kind in cls)
-            raise RequestError(f"Model type {repr(value)[:80]} is not one of: {kinds}.", value=value) from None
+            near = nearest(str(value), [str(kind) for kind in cls])
+            raise RequestError(
+                f"Model type {repr(value)[:80]} is not known.{offer(near)}\nIt is one of: {', '.join(map(str, cls))}",
+                value=value,
+                candidates=tuple(near),
+            ) from None
 
 
 class Copied:
@@ -162,6 +167,8 @@ class ModelMetadata:
 
     def fact(self, keyword: str) -> object:
         """Return a fact by its keyword: without a copy, as a listing asks each of perhaps 100,000 entries."""
+        if keyword in IDENTIFYING:
+            return getattr(self, keyword)
         group = keywords()[keyword][0]
         if group:
             return getattr(getattr(self, group), keyword)
@@ -208,6 +215,12 @@ def _as_json(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     return list(value) if isinstance(value, tuple) else value
+
+
+def mentions(fact: Callable[[str], Any], text: str) -> bool:
+    """Return whether a name of a model, or its description, has `text`, in any case; `fact` gives its facts."""
+    said = (fact("name"), *(fact("aliases") or ()), fact("description") or "")
+    return any(text in str(each).casefold() for each in said)
 
 
 def fits(fact: Callable[[str], Any], task: str | None, tags: Sequence[str], globs: Mapping[str, str]) -> bool:

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
+from medvllm import settings
 from medvllm.errors import ModelNameError
 
-__all__ = ["ModelRef", "parse", "source_path", "valid_name"]
+__all__ = ["ModelRef", "is_digest", "parse", "source_path", "valid_name"]
 
 MAX_LENGTH = 200  # characters of a name; a folder's path may be longer
 _REPO_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?", re.ASCII)
-_PATH_STARTS = ("./", "../", "/", "~/", "file://")
+_IN_HOME = "home://"  # a folder below MEDVLLM_HOME, which may be moved
+_PATH_STARTS = ("./", "../", "/", "~/", "file://", _IN_HOME)
+_DIGEST = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ def parse(text: object) -> ModelRef:
     ``name``, ``name@3``, ``name@production`` and ``models:/name/3``, ``models:/name@production`` are names;
     ``org/repo`` and ``org/repo@rev`` too, until the catalogue does not know them; ``hf://org/repo@rev`` is always a
     repository;
-    ``./dir``, ``/dir``, ``~/dir`` and ``file:///dir`` are folders.
+    ``./dir``, ``/dir``, ``~/dir`` and ``file:///dir`` are folders, and ``home://dir`` is one below MEDVLLM_HOME.
     """
     name = _text(text)
     if name.startswith(_PATH_STARTS) or name in (".", "..", "~"):
@@ -69,7 +72,8 @@ def parse(text: object) -> ModelRef:
 
 
 def source_path(text: object) -> str:
-    """Return a model_path in the form that an entry keeps: a folder by its absolute path, a repository as written."""
+    """Return a model_path in the form that an entry keeps: a repository as written, a folder by its absolute path, or
+    relative to MEDVLLM_HOME where it is a part of it."""
     ref = parse(text)
     if ref.kind != "folder" and not ref.is_repo_id:
         raise ModelNameError(f"{ref.text!r} is no repository's id.\nA folder is written as: ./{ref.text}")
@@ -78,7 +82,12 @@ def source_path(text: object) -> str:
             f"{ref.text!r} is a folder here, and reads as a repository's id.\n"
             f"Write the folder as ./{ref.text}, or the repository as hf://{ref.text}"
         )
-    return ref.name if ref.kind == "folder" else ref.text
+    return _lasting(ref.name) if ref.kind == "folder" else ref.text
+
+
+def is_digest(name: str) -> bool:
+    """Return whether a folder's name is one that MEDVLLM_HOME/models gives: a digest of the files in it."""
+    return _DIGEST.fullmatch(name) is not None
 
 
 def valid_name(text: object) -> str:
@@ -133,9 +142,28 @@ def _folder(text: str) -> str:
         if url.netloc not in ("", "localhost") or not url.path:
             raise ModelNameError(f"{text[:80]!r} is not a folder of this machine.\nWrite it as: file:///folder")
         text = unquote(url.path)
+    elif text.startswith(_IN_HOME):
+        inner = text.removeprefix(_IN_HOME)
+        if {"", ".", ".."} & set(inner.split("/")):
+            raise ModelNameError(f"{text[:80]!r} is not a folder in MEDVLLM_HOME.\nWrite it as: {_IN_HOME}models/NAME")
+        text = str(settings.HOME() / inner)
     if len(text) > 4096:
         raise ModelNameError(f"Folder '{text[:40]}…' has {len(text):,} characters; 4096 are allowed.")
     try:
         return os.path.abspath(os.path.expanduser(text))
     except FileNotFoundError as error:
         raise ModelNameError(f"{text[:80]!r} is relative to a working directory that is gone.") from error
+
+
+def _lasting(folder: str) -> str:
+    """Return a folder below MEDVLLM_HOME relative to it, and another as it is.
+
+    In a catalogue that other homes share, only a folder that is named after its digest means the same to all.
+    """
+    path, home = Path(folder), settings.HOME()
+    for inside, root in ((path, home), (Path(os.path.realpath(path)), Path(os.path.realpath(home)))):
+        if inside != root and inside.is_relative_to(root):
+            inner = inside.relative_to(root).as_posix()
+            is_kept = inner.startswith("models/") and is_digest(inner.removeprefix("models/"))
+            return f"{_IN_HOME}{inner}" if is_kept or settings.CATALOG() is None else folder
+    return folder

@@ -15,6 +15,7 @@ from medvllm.errors import MedVLLMError
 from medvllm.files import make_own
 
 _DELAY_S = 0.2  # changes within this time are one note
+_AGAIN_S = 2.0  # between two looks at models that only callers hold: nothing tells when those go
 
 
 class Holder(Protocol):
@@ -34,12 +35,16 @@ class Notes:
 
     def change(self, holder: Holder) -> None:
         """Note soon what is in memory then, of this holder and of the others in this process."""
-        with self._lock, contextlib.suppress(RuntimeError):  # no thread can be had: the next change is noted
+        with self._lock:
             self._holders.add(holder)
             if self._pending is None or not self._pending.is_alive():
-                self._pending = threading.Timer(_DELAY_S, self._write)
-                self._pending.daemon = True
-                self._pending.start()
+                self._look_in(_DELAY_S)
+
+    def _look_in(self, seconds: float) -> None:
+        with contextlib.suppress(RuntimeError):  # no thread can be had: the next change is noted
+            self._pending = threading.Timer(seconds, self._write)
+            self._pending.daemon = True
+            self._pending.start()
 
     def _write(self) -> None:
         with self._lock:
@@ -58,6 +63,10 @@ class Notes:
             partial.replace(file)
             atexit.unregister(_forget)
             atexit.register(_forget)
+            if any(model["evicted"] for model in models):
+                with self._lock:
+                    if self._pending is None:
+                        self._look_in(_AGAIN_S)
 
 
 notes = Notes()

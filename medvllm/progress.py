@@ -10,10 +10,18 @@ T = TypeVar("T")
 _WORTH_SHOWING = 200_000_000  # bytes; less is done before a bar is read
 
 
+def is_terminal(stream: object) -> bool:
+    """Return whether a stream is a terminal; one that is closed, or of another program's making, is none."""
+    try:
+        return bool(stream.isatty())  # type: ignore[attr-defined]
+    except (AttributeError, OSError, ValueError):
+        return False
+
+
 @contextmanager
 def of_bytes(description: str, total: int) -> Iterator[Callable[[int], None]]:
     """Give a function to call with each number of bytes that is done."""
-    if total < _WORTH_SHOWING or not sys.stderr.isatty():
+    if total < _WORTH_SHOWING or not is_terminal(sys.stderr):
         yield lambda done: None
         return
     from rich.console import Console
@@ -27,7 +35,7 @@ def of_bytes(description: str, total: int) -> Iterator[Callable[[int], None]]:
 
 def of_items(description: str, items: Sequence[T]) -> Iterator[T]:
     """Give the items, counted on the bar when there is more than one."""
-    if len(items) < 2 or not sys.stderr.isatty():
+    if len(items) < 2 or not is_terminal(sys.stderr):
         yield from items
         return
     from rich.console import Console

@@ -30,6 +30,17 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * _UNITS[unit])
 
 
+def shown_size(size_bytes: int) -> str:
+    """Return a size as text of three digits or more, in units that `parse_size` reads."""
+    size, units = float(size_bytes), ("B", "KB", "MB", "GB", "TB")
+    power = min(int(math.log10(size) // 3), len(units) - 1) if size >= 1 else 0
+    scaled = size / 1000**power
+    if round(scaled) >= 1000 and power + 1 < len(units):
+        scaled, power = scaled / 1000, power + 1
+    digits = 0 if power == 0 else 2 if power > 2 or scaled < 10 else 1 if scaled < 100 else 0
+    return f"{scaled:.{digits}f} {units[power]}"
+
+
 def parse_budget(text: str) -> dict[str, int]:
     """Return bytes by device for "cpu=8GB,cuda:0=20GB", or raise ValueError; "auto" is an empty dict."""
     budgets: dict[str, int] = {}

@@ -5,32 +5,36 @@ import dataclasses
 import logging
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from medvllm import presence, settings
-from medvllm.catalog import Catalog, StoredCatalog, from_toml, to_toml
+from medvllm.approval import LockApproval
+from medvllm.catalog import Catalog, Difference, StoredCatalog, check_reason, differences, from_toml, to_toml
 from medvllm.classes import class_path
 from medvllm.errors import (
     BudgetError,
     CatalogError,
     DeviceMemoryError,
     DigestMismatchError,
+    ModelNameError,
     ModelNotFoundError,
     RequestError,
 )
 from medvllm.facts import checked
+from medvllm.lazy import lazy
 from medvllm.metadata import ModelMetadata, ModelType
 from medvllm.names import ModelRef, parse, source_path, valid_name
 from medvllm.options import Identity, LoadOptions
 from medvllm.quantities import PINNED, parse_duration
 from medvllm.receipt import Receipt
-from medvllm.residency import Limits, ModelCache, Need, Plan, Reason, Resident, Statistics, machine_bytes
+from medvllm.residency import Limits, ModelCache, Need, Once, Plan, Reason, Resident, Statistics, machine_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -74,12 +78,12 @@ class Lease:
             )
         return self._resident.model
 
-    @cached_property
+    @lazy
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The model's tokenizer, of the same snapshot; loaded on first use, safe to share between threads."""
         return self._load_tokenizer()
 
-    @cached_property
+    @lazy
     def modules(self) -> "Modules":
         """What a sentence-transformers folder puts behind its pooling; loaded on first use.
 
@@ -87,7 +91,7 @@ class Lease:
         """
         return self._load_modules()
 
-    @cached_property
+    @lazy
     def receipt(self) -> Receipt:
         """What exactly answers, and how each fact of it is known; it loads the tokenizer, to tell which one it is."""
         return self._make_receipt(self.model)
@@ -130,7 +134,9 @@ class ModelRegistry:
     """
 
     def __init__(self, catalog: Catalog | None = None) -> None:
-        self._catalog = catalog or Catalog(StoredCatalog(approval=_lacking))
+        settings.warn_of_unknown()
+        self._approval = LockApproval()
+        self._catalog = catalog or Catalog(StoredCatalog(approval=self._approval))
         self._warned: set[str] = set()  # deprecated entries that the log has named
         self._model_cache: ModelCache[Identity] = ModelCache(
             Limits(
@@ -143,8 +149,7 @@ class ModelRegistry:
         )
         # What a call resolved to, so that a hit need not resolve it again; an entry is replaced, never changed.
         self._resolved: dict[Hashable, tuple[_Resolved | None, Callable[[], Resident[Identity] | None]]] = {}
-        self._tokenizer_lock = threading.Lock()  # guards _tokenizers, and is held while one loads
-        self._tokenizers: dict[tuple[Any, ...], Any] = {}  # and modules behind a pooling; the name comes first
+        self._tokenizers: Once[tuple[Any, ...], Any] = Once()  # and modules behind a pooling; the name comes first
         self._nesting = threading.local()  # `.depth`: how many loads of ours this thread is inside of
 
     @property
@@ -181,7 +186,8 @@ class ModelRegistry:
         if isinstance(facts.get("model_path"), str | os.PathLike):
             facts["model_path"] = source_path(facts["model_path"])
         if copy:
-            facts["model_path"] = str(_sources().take(facts.get("model_path"), facts.get("extra_files") or ()))
+            kept = _sources().take(facts.get("model_path"), facts.get("extra_files") or ())
+            facts["model_path"] = source_path(str(kept))
         metadata = self._catalog.add(name, model_type, facts, replace=replace, persist=persist, reason=reason)
         if replace and not persist:
             self._leave(name, "replaced")
@@ -214,21 +220,24 @@ class ModelRegistry:
         task: str | None = None,
         tags: Sequence[str] = (),
         match: str | None = None,
+        search: str | None = None,
         limit: int | None = None,
         after: str | None = None,
         **facts: Any,
     ) -> dict[str, ModelMetadata]:
         """Return metadata by name, sorted, of the entries that fit every filter; it never waits for a load.
 
-        `tags` must all be there; `match` is a glob on the name in any case, such as "bio*". Any other fact of
-        `register` is a filter too: license="apache*", gated=False, languages="en"; None asks for what is not known.
-        A page of a long list are the first `limit` names `after` the last one of the page before.
+        `tags` must all be there; `match` is a glob on the name in any case, such as "bio*"; `search` is a text that a
+        name, another name of the model or its description has. Any other fact of `register` is a filter too:
+        license="apache*", gated=False, languages="en"; so are `origin` ("stored", "process", "built-in") and `version`.
+        None asks for what is not known. A page of a long list are the first `limit` names `after` the last one of the
+        page before.
         """
         if limit is not None and limit < 1:
-            raise RequestError(f"limit is {limit}, which is no number of entries above 0.", option="limit")
+            raise RequestError(f"limit must be at least 1, not {limit}.", option="limit")
         tags = (tags,) if isinstance(tags, str) else tags
         return self._catalog.select(
-            model_type, task=task, tags=tags, match=match, facts=facts, limit=limit, after=after
+            model_type, task=task, tags=tags, match=match, search=search, facts=facts, limit=limit, after=after
         )
 
     def get_metadata(self, name: str) -> ModelMetadata:
@@ -241,6 +250,33 @@ class ModelRegistry:
             )
             raise self._catalog.not_found(ref.name, advice=advice)
         return entry[0]
+
+    def __getitem__(self, name: str) -> ModelMetadata:
+        return self.get_metadata(name)
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether an entry answers to a name: what `get_metadata` gives, and not what loads directly."""
+        try:
+            return self._entry(parse(name)) is not None
+        except (ModelNameError, ModelNotFoundError):
+            return False
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.list_models())
+
+    def __len__(self) -> int:
+        return len(self.list_models())
+
+    def __bool__(self) -> bool:
+        return True  # also one without entries
+
+    def diff(self, name: str, other: str) -> list[Difference]:
+        """Return what differs between two entries, or versions of one: facts, and files where the lock has both.
+
+        ModelNotFoundError: one of them is not registered.
+        """
+        before, after = self.get_metadata(name), self.get_metadata(other)
+        return differences(before, after, (self._approval.locked(before), self._approval.locked(after)))
 
     @overload
     def load_model(
@@ -323,12 +359,13 @@ class ModelRegistry:
     def _modules_of(self, target: "_Resolved") -> "Modules":
         metadata, snapshot = target.metadata, target.snapshot
         key = (metadata.name, "modules", frozenset((*snapshot.files.items(), *snapshot.converted.items())))
-        with self._tokenizer_lock:
-            if key not in self._tokenizers:
-                modules = _loading().load_modules(metadata, snapshot)
-                snapshot.check_unchanged()
-                self._tokenizers[key] = modules
-            return cast("Modules", self._tokenizers[key])
+
+        def make() -> Any:
+            modules = _loading().load_modules(metadata, snapshot)
+            snapshot.check_unchanged()
+            return modules
+
+        return cast("Modules", self._tokenizers.get(key, make, may_wait=not self._is_nested()))
 
     def _receipt(self, target: "_Resolved", model: Any, size_bytes: int) -> Receipt:
         snapshot = target.snapshot
@@ -353,14 +390,16 @@ class ModelRegistry:
             _sources().refresh(self._find(parse(name))[0], revision)
         return self._fetch(name, revision)[1].path
 
-    def lock(self, *names: "str | os.PathLike[str]") -> "dict[str, LockedModel]":
+    def lock(self, *names: "str | os.PathLike[str]", reason: str | None = None) -> "dict[str, LockedModel]":
         """Approve models as they are: write commit, and size and SHA-256 of every file, into the lock file.
 
-        The files are fetched if they are not here. From then on a load of another commit or byte is refused. Returns
-        what was written, by entry name.
+        The file also keeps who approved them, when, and the `reason`, and so does the history. A model that is there as
+        it is stays as it was approved, unless another reason is given. The files are fetched if they are not here. From
+        then on a load of another commit or byte is refused. Returns what the lock has of them, by entry name.
         """
+        check_reason(reason)
         sources = _sources()
-        lock, locked = sources.Lock.current(), {}
+        lock, locked, entries = sources.Lock.current(), {}, {}
         for name in names:
             ref = parse(name)
             metadata, revision = self._find(ref)
@@ -368,8 +407,10 @@ class ModelRegistry:
             is_version = ref.suffix is not None and revision is None
             approved = metadata.reference if is_version else lock.name_of(metadata)
             locked[approved] = sources.to_lock(sources.resolve(metadata, revision))
-        lock.update(locked)
-        return locked
+            entries[approved] = metadata
+        lock, news = lock.approve(locked, reason)
+        self._catalog.note_locked([(entries[name], locked[name].facts) for name in sorted(news)], lock.file, reason)
+        return {name: lock.models[lock.key(name)] for name in locked}
 
     def verify(self, *names: "str | os.PathLike[str]") -> dict[str, dict[str, str]]:
         """Hash the files of locked models, all when none is named, and return for each model what differs by file.
@@ -396,7 +437,7 @@ class ModelRegistry:
     ) -> ModelMetadata:
         """Keep a model's acceptance tests in its entry, with the digest of the files that they hold for, and return it.
 
-        A stored version takes them as it is, with a `reason` where a guarded alias points to it. An entry of this
+        A stored version takes them as it is, with a `reason` where a protected alias points to it. An entry of this
         process stays in it; a built-in one is stored as a copy. `ModelRunner(name).accept()` makes the cases.
         ModelNotFoundError: there is no entry.
         """
@@ -415,15 +456,20 @@ class ModelRegistry:
         A model whose weights are mapped costs little until it is written to: `mapped_bytes` are the file's own, which
         every process that maps it shares.
         """
-        models = [resident.model for resident, _ in self._model_cache.residents()]
-        return self._listed(_loading().written_bytes(models) if models else {})
+        found = self._model_cache.residents()
+        models = [resident.model for resident, _ in found]
+        return self._listed(found, _loading().written_bytes(models) if models else {})
 
     def noted(self) -> list[dict[str, Any]]:
         """Return what is in memory, for `medvllm ps`, without asking the system what was written to."""
-        return [model.to_dict() for model in self._listed(None)]
+        found = self._model_cache.noted()
+        listed = self._listed(found, {})
+        pairs = zip(listed, found, strict=True)
+        return [model.to_dict() | {"leases": max(model.leases, r.is_noted)} for model, (r, _) in pairs]
 
-    def _listed(self, written: Mapping[int, int] | None) -> list[ResidentModel]:
-        """Return what is in memory; `written` gives the bytes by which a model, by its id, has left its files."""
+    def _listed(self, found: list[tuple[Resident[Identity], bool]], written: Mapping[int, int]) -> list[ResidentModel]:
+        """Return what was found; `written` gives the bytes by which a model, by its id, has left its files."""
+        now = time.time()
         return [
             ResidentModel(
                 name=resident.identity.name,
@@ -438,12 +484,12 @@ class ModelRegistry:
                 hits=resident.hits,
                 load_s=resident.load_s,
                 loaded_at=resident.loaded_at,
-                last_used=resident.last_used,
+                last_used=now - self._model_cache.idle_s(resident),
                 keep_alive=resident.keep_alive,
-                mapped_bytes=resident.mapped_bytes - (written or {}).get(id(resident.model), 0),
+                mapped_bytes=resident.mapped_bytes - written.get(id(resident.model), 0),
                 evicted=evicted,
             )
-            for resident, evicted in self._model_cache.residents()
+            for resident, evicted in found
         ]
 
     def plan(self, name: "str | os.PathLike[str]", **options: Any) -> Plan:
@@ -506,10 +552,7 @@ class ModelRegistry:
 
     def _leave(self, name: str | None, reason: Reason = "asked") -> int:
         left = self._model_cache.evict(name, reason)
-        with self._tokenizer_lock:
-            self._tokenizers = {
-                key: kept for key, kept in self._tokenizers.items() if name is not None and key[0] != name
-            }
+        self._tokenizers.drop(lambda key: name is None or key[0] == name)
         if left:
             _loading().reclaim()
         return left
@@ -605,11 +648,16 @@ class ModelRegistry:
         """Return what a load is expected to take: what the last one took, or what the files' headers say."""
         options, stays = target.identity.options, target.metadata.residence.keep_alive
         device, keep_alive = str(options.device), settings.KEEP_ALIVE() if stays is None else _seconds(stays)
+
+        def narrower() -> int | None:
+            narrow, own = map(target.snapshot.size_bytes, ("bfloat16", str(options.dtype)))
+            return narrow if narrow < own else None
+
         measured = _sources().weight(_weight_key(target.identity))
         if measured is not None:
-            return Need(device, measured[0], "measured", measured[1], keep_alive)
+            return Need(device, measured[0], "measured", measured[1], keep_alive, narrower)
         size_bytes = target.snapshot.size_bytes(str(options.dtype))
-        return Need(device, size_bytes, "headers", None, keep_alive)
+        return Need(device, size_bytes, "headers", None, keep_alive, narrower)
 
     def _resolve(self, name: "str | os.PathLike[str]", stated: LoadOptions) -> "_Resolved":
         """Return what a call means: the entry, its snapshot (fetched if need be) and the identity of the load."""
@@ -698,19 +746,19 @@ class ModelRegistry:
                     if known is None or known.facts() != entry.facts():
                         self._catalog.keep(entry)
                         self._leave(name)
-            lock.update(bundle.locked)
+            lock.approve(bundle.locked)
         return sorted(bundle.locked)
 
     def _snapshot(self, metadata: ModelMetadata, revision: str | None) -> "Snapshot":
-        """Return a model's files, checked against the lock, and against what was accepted of a guarded version."""
+        """Return a model's files, checked against the lock, and against what was accepted of a protected version."""
         sources = _sources()
         snapshot: Snapshot = sources.resolve(metadata, revision, locked=sources.Lock.current().find(metadata))
         accepted = metadata.standing.accepted
-        if metadata.origin == "stored" and accepted is not None and self.catalog.is_guarded(metadata):
+        if metadata.origin == "stored" and accepted is not None and self.catalog.is_protected(metadata):
             found = sources.to_lock(snapshot)
             if revision is not None or found.digest != accepted:
                 raise DigestMismatchError(
-                    f"The files of model {metadata.reference!r} are not the ones that were accepted, and a guarded "
+                    f"The files of model {metadata.reference!r} are not the ones that were accepted, and a protected "
                     f"alias points to it.\nRegister them as the next version: medvllm register {metadata.name}",
                     model=metadata.name,
                     files=(),
@@ -773,12 +821,13 @@ class ModelRegistry:
         files = snapshot.identity, snapshot.content
         key = (metadata.name, metadata.version, metadata.origin, files, metadata.behaviour)
         _loading().check_allowed(metadata)
-        with self._tokenizer_lock:
-            if key not in self._tokenizers:
-                tokenizer = _loading().load_tokenizer(metadata, snapshot, model_class)
-                snapshot.check_unchanged()
-                self._tokenizers[key] = tokenizer
-            return cast("PreTrainedTokenizerBase", self._tokenizers[key])
+
+        def make() -> Any:
+            tokenizer = _loading().load_tokenizer(metadata, snapshot, model_class)
+            snapshot.check_unchanged()
+            return tokenizer
+
+        return cast("PreTrainedTokenizerBase", self._tokenizers.get(key, make, may_wait=not self._is_nested()))
 
 
 def _budget(device: str) -> int | None:
@@ -787,24 +836,6 @@ def _budget(device: str) -> int | None:
     if device in stated:
         return stated[device]
     return machine_bytes() if device == "cpu" else cast("int | None", _loading().capacity(device))
-
-
-def _lacking(entry: ModelMetadata) -> list[str]:
-    """Return what a version lacks to be pointed to by a guarded alias: a lock that its files fit, and acceptance tests
-    that were recorded with these files."""
-    sources = _sources()
-    lock, name = sources.Lock.current(), entry.reference
-    locked = lock.models.get(lock.key(lock.name_of(entry)))
-    lacking = []
-    if locked is None:
-        lacking.append(f"a lock in {lock.file}: medvllm lock {name}")
-    elif sources.verify(entry, locked):
-        lacking.append(f"files that are the locked ones; see: medvllm verify {name}")
-    if not entry.acceptance:
-        lacking.append(f"acceptance tests: medvllm accept {name}")
-    elif locked is not None and entry.standing.accepted != locked.digest:
-        lacking.append(f"acceptance tests of the locked files: medvllm accept {name}")
-    return lacking
 
 
 def _seconds(keep_alive: str | float | None) -> float | None:

@@ -1,16 +1,24 @@
-"""One table of the MEDVLLM_* variables: name, default, parser and help. Each is read when it is used."""
+"""One table of the settings: name, default, parser and help. Each is read when it is used.
 
+The environment wins over `config.toml` in MEDVLLM_HOME, which wins over /etc/medvllm/config.toml.
+"""
+
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from medvllm.errors import SettingError
+from medvllm.errors import SettingError, nearest, offer
 from medvllm.quantities import parse_budget, parse_duration
+from medvllm.settings_files import PREFIX, SYSTEM, SettingsFiles
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 _SECRET = re.compile(
     r"(?<=://)([^/?#@:\s]*:).*(?=@)|(?<=http://)[^/?#@:\s]+(?=@)|(?<=https://)[^/?#@:\s]+(?=@)"
@@ -23,40 +31,97 @@ _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
 @dataclass(frozen=True)
 class Setting(Generic[T]):
-    """A variable of the environment. Calling it gives the parsed value of the moment."""
+    """A setting: a variable of the environment, or a key of a settings file. Calling it gives the value of the moment.
+
+    `only_environment`: the files have no part in it, as it says where they are.
+    """
 
     name: str
     default: str
     parse: Callable[[str], T]
     help: str
+    only_environment: bool = False
 
     def __call__(self) -> T:
-        text = os.environ.get(self.name, "").strip() or self.default
+        return self._parsed(*self.stated())
+
+    def stated(self) -> tuple[str, str]:
+        """Return the text that is in force, and where it comes from: the environment, a file, or the default."""
+        if text := os.environ.get(self.name, "").strip():
+            return text, "environment"
+        if not self.only_environment and (found := _stated().get(self.name)) is not None:
+            return found.text, str(found.file)
+        return self.default, "default"
+
+    def _parsed(self, text: str, origin: str) -> T:
         try:
-            return self.parse(text)
+            value = self.parse(text)
+            if isinstance(value, Path) and origin not in ("environment", "default") and not _is_whole(text):
+                raise ValueError("relative to a working directory: write the whole path")
+            return value
         except ValueError as error:
             shown = without_password(text)
             raise SettingError(
-                f"Setting {self.name} is {shown!r}, which is {error}.\nUnset it, or: export {self.name}={self.default}",
+                f"{self._where(origin)} is {shown!r}, which is {error}.\n{self._advice(origin)}",
                 setting=self.name,
                 value=shown,
             ) from error
+
+    def _where(self, origin: str) -> str:
+        if origin in ("environment", "default"):
+            return f"Setting {self.name}"
+        return f"Setting {self.name.removeprefix(PREFIX).lower()!r} in {origin!r}"
+
+    def _advice(self, origin: str) -> str:
+        if origin == "default" or "~" in self.default:  # the default itself may be what does not work here
+            return f"Say where it is to be: export {self.name}=/path"
+        if origin == "environment":
+            return f"Unset it, or: export {self.name}={self.default}"
+        return f"Mend the file, or: export {self.name}={self.default}"
 
 
 class Texts:
     """The texts of a few settings as the environment has them, to tell cheaply whether one has changed.
 
     It is part of every hit. `os.environ` encodes the name and decodes the value of each variable it is asked for; what
-    it keeps them in needs neither.
+    it keeps them in needs neither. Settings files are not looked at here: that one has changed is noticed by whatever
+    reads a setting next.
     """
 
     def __init__(self, *settings: Setting[Any]) -> None:
         kept = getattr(os.environ, "_data", None)
         self._kept: Mapping[Any, Any] = os.environ if kept is None else kept
-        self._names = [s.name if kept is None else os.environ.encodekey(s.name) for s in settings]
+        names = {HOME.name, *(setting.name for setting in settings)}
+        self._names = [name if kept is None else os.environ.encodekey(name) for name in sorted(names)]
 
     def __call__(self) -> tuple[Any, ...]:
-        return tuple(map(self._kept.get, self._names))
+        return _files.generation, *map(self._kept.get, self._names)
+
+
+_files = SettingsFiles()
+
+
+def _stated() -> Mapping[str, Any]:
+    return _files.look(files(), (setting.name for setting in SETTINGS if not setting.only_environment))
+
+
+def files() -> tuple[Path, Path]:
+    """Return where settings may stand, the one that wins first; neither need be there."""
+    return HOME() / "config.toml", SYSTEM
+
+
+def unknown() -> dict[str, list[str]]:
+    """Return the MEDVLLM_* variables of the environment that are no settings, with what each is likely meant for."""
+    known = [setting.name for setting in SETTINGS]
+    others = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+    return {name: nearest(name, known) for name in others}
+
+
+@cache
+def warn_of_unknown() -> None:
+    """Log, once, each variable that looks like a setting and is none: a slip may leave a guard off."""
+    for name, near in unknown().items():
+        logger.warning("%s is not a setting of medvllm, and has no effect.%s", name, offer(near))
 
 
 def without_password(text: str) -> str:
@@ -93,17 +158,26 @@ def _keep_alive(text: str) -> float | None:
 
 
 def _path(text: str) -> Path:
+    if text[0] in "'\"" or text[-1] in "'\"":
+        raise ValueError("in quotes, which would be part of the name")
+    expanded = os.path.expandvars(text)
+    if missing := re.search(r"\$\{?\w+", expanded):
+        raise ValueError(f"not a path: the variable {missing[0].strip('${')} is not set")
     try:
-        return Path(text).expanduser().absolute()
+        return Path(expanded).expanduser().absolute()
     except (RuntimeError, OSError):
         raise ValueError("not a path that can be found") from None
+
+
+def _is_whole(text: str) -> bool:
+    return os.path.isabs(os.path.expanduser(os.path.expandvars(text.removeprefix("sqlite:///"))))
 
 
 def _catalog(text: str) -> Path | str | None:
     if text.lower() == "auto":
         return None
     scheme, separator, rest = text.partition("://")
-    if not separator and text.startswith(("/", "./", "../", "~/")):  # another word is a slip, not a file's name
+    if not separator and text.startswith(("/", "./", "../", "~/", "$")):  # another word is a slip, not a file's name
         return _path(text)
     if scheme.lower() in ("postgresql", "postgres", "postgresql+psycopg") and rest:
         return f"postgresql://{rest}"
@@ -112,7 +186,17 @@ def _catalog(text: str) -> Path | str | None:
     raise ValueError("neither postgresql://user@host/database nor a path such as /srv/catalog.db")
 
 
-HOME = Setting("MEDVLLM_HOME", "~/.medvllm", _path, "Folder for what medvllm itself keeps, such as converted weights.")
+def _lock(text: str) -> Path | None:
+    return None if text.lower() == "auto" else _path(text)
+
+
+HOME = Setting(
+    "MEDVLLM_HOME",
+    "~/.medvllm",
+    _path,
+    "Folder for what medvllm itself keeps, such as converted weights; it is set by the environment alone.",
+    only_environment=True,
+)
 CATALOG = Setting(
     "MEDVLLM_CATALOG",
     "auto",
@@ -144,7 +228,13 @@ DTYPE = Setting(
 HUB_TIMEOUT = Setting(
     "MEDVLLM_HUB_TIMEOUT", "5", _seconds, "Seconds to wait for the Hub to accept a connection before giving up."
 )
-LOCK = Setting("MEDVLLM_LOCK", "medvllm.lock", _path, "The lock file that loads are checked against, if it is there.")
+LOCK = Setting(
+    "MEDVLLM_LOCK",
+    "auto",
+    _lock,
+    "The lock file that loads are checked against, if it is there; auto: medvllm.lock in the working directory, or in "
+    "MEDVLLM_HOME where MEDVLLM_REQUIRE_LOCK is set.",
+)
 REQUIRE_LOCK = Setting("MEDVLLM_REQUIRE_LOCK", "off", _switch, "Whether only models of the lock file may be loaded.")
 TRUST_REMOTE_CODE = Setting(
     "MEDVLLM_TRUST_REMOTE_CODE",

@@ -1,10 +1,8 @@
 """Acceptance tests of an entry: recorded once, run again after an upgrade; what drifts is named."""
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 import tomllib
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
 from medvllm.errors import CatalogError, LoadError, ModelNotFoundError, RequestError
-from tests.support import standins, tiny
+from tests.support import standins, tiny, warm
 from tests.support.loopback import LoopbackHub
 
 
@@ -103,13 +101,7 @@ def test_what_cannot_be_accepted_or_checked_says_so(registry: ModelRegistry, tmp
 
 
 def _medvllm(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "medvllm.cli", *arguments],
-        env={**os.environ, "HF_HUB_CACHE": str(home / "hub")},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return warm.medvllm(*arguments, HF_HUB_CACHE=str(home / "hub"))
 
 
 def test_accept_and_verify_on_the_command_line(hub: LoopbackHub, home: Path, tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_pinned_ones_never_leave_for_room() -> None:
     for name in "abc":
         bench.load(name)
     assert bench.names == {"pinned", "c"}
-    with pytest.raises(BudgetError, match="There is no room for model 'large' takes 0.0 MB"):
+    with pytest.raises(BudgetError, match=r"'large' on cpu: it needs 11 B \(headers\); the budget is 30 B"):
         bench.load("large", 11)
     assert bench.cache.evict("pinned") == 1
     assert bench.load("large", 11)
@@ -204,7 +204,7 @@ def test_waiting_is_bounded() -> None:
     """Then it is an error that says what holds the room; nothing is left behind."""
     bench = Bench({"cpu": 30}, wait_s=0.1)
     leased = bench.load("a", 30, lease=True)
-    with pytest.raises(BudgetError, match="Its room is in use") as caught:
+    with pytest.raises(BudgetError, match="in use, which callers hold") as caught:
         bench.load("b", 5)
     assert caught.value.plan.fit == "later" and not bench.cache._queue
     bench.cache.release(leased)

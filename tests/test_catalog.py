@@ -225,6 +225,7 @@ def test_other_bad_registrations(registry: ModelRegistry) -> None:
 
 def test_the_stored_catalogue_stands_between_the_process_and_the_builtins(home: Path) -> None:
     """persist=True goes to it; two registries on one database see each other's entries at the next look-up."""
+    StoredCatalog(home / "catalog.db").create()
     one, other = (ModelRegistry(Catalog(StoredCatalog(home / "catalog.db"))) for _ in range(2))
     one.register("kept", "clinical", persist=True)
     assert other.get_metadata("kept").model_type is ModelType.CLINICAL

@@ -87,22 +87,22 @@ def test_register_makes_versions_or_says_that_nothing_is_new(medvllm: Medvllm, n
     [
         (["register", "x", "--type", "medical"], 2, "medical"),
         (["register", "x", "--type", "clinical", "--path", "./nope"], 2, "there is no folder './nope'"),
-        (["register", "x", "--type", "clinical", "--fact", "licens=mit"], 1, "Nearest: 'license'"),
-        (["register", "x", "--type", "clinical", "--fact", "gated=perhaps"], 1, "must be True or False"),
+        (["register", "x", "--type", "clinical", "--fact", "licens=mit"], 2, "Nearest: 'license'"),
+        (["register", "x", "--type", "clinical", "--fact", "gated=perhaps"], 2, "must be True or False"),
         (["register", "x", "--type", "clinical", "--fact", "license"], 2, "KEY=VALUE"),
-        (["register", "x", "--type", "clinical", "--reason", ""], 1, "A reason has 1 to 2,000 characters"),
-        (["register", "a@b", "--type", "clinical"], 1, "reads as a folder, a link or a version"),
+        (["register", "x", "--type", "clinical", "--reason", ""], 2, "A reason has 1 to 2,000 characters"),
+        (["register", "a@b", "--type", "clinical"], 2, "reads as a folder, a link or a version"),
         (["register", "biobert-base-cased-v1.2", "--type", "clinical"], 1, "registered already (built-in, version 1)"),
         (["unregister", "ner@7"], 1, "Model 'ner' has no version or alias '7'. It has: 1, 2."),
         (["unregister", "nerr"], 1, "Model 'nerr' is not stored. Nearest: 'ner'."),
-        (["unregister", "./ner"], 1, "no name of a stored model"),
-        (["alias", "set", "ner", "2", "1"], 1, "Alias '2' cannot be used"),
-        (["alias", "set", "ner", "a b", "1"], 1, "Alias 'a b' cannot be used"),
+        (["unregister", "./ner"], 2, "no name of a stored model"),
+        (["alias", "set", "ner", "2", "1"], 2, "Alias '2' cannot be used"),
+        (["alias", "set", "ner", "a b", "1"], 2, "Alias 'a b' cannot be used"),
         (["alias", "set", "ner", "production", "3"], 1, "no version or alias '3'"),
         (["alias", "rm", "ner", "production"], 1, "Model 'ner' has no alias 'production'"),
         (["deprecate", "ner"], 2, "give --successor, --reason or --off"),
         (["deprecate", "ner", "--successor", "biobret-v1.2"], 1, "Nearest: 'biobert-base-cased-v1.2'"),
-        (["history", "--since", "yesterday"], 1, "'yesterday' is neither a day nor a time"),
+        (["history", "--since", "yesterday"], 2, "'yesterday' is neither a day nor a time"),
         (["catalog", "apply", "nope.toml"], 1, "nope.toml"),
         (["catalog", "migrate", "--to", "0007"], 1, "There is no schema '0007': it is one of 0001, 0002."),
     ],
@@ -130,9 +130,9 @@ def test_aliases_and_what_they_keep(medvllm: Medvllm, ner: Path) -> None:
     assert again.out == "Registered 'ner', version 3.\n"
 
 
-def test_a_guarded_alias_lists_what_is_missing(medvllm: Medvllm, ner: Path) -> None:
-    """A lock, acceptance tests of the same files, a reason; then it moves, and stays guarded."""
-    assert medvllm("alias", "guard", "ner", "production").out == "ner@production is guarded.\n"
+def test_a_protected_alias_lists_what_is_missing(medvllm: Medvllm, ner: Path) -> None:
+    """A lock, acceptance tests of the same files, a reason; then it moves, and stays protected."""
+    assert medvllm("alias", "protect", "ner", "production").out == "ner@production is protected.\n"
     said = medvllm("alias", "set", "ner", "production", "2")
     assert said.code == 1 and [line.strip().partition(":")[0] for line in said.err.splitlines()[1:]] == [
         f"a lock in {ner.parent / 'medvllm.lock'}",
@@ -152,10 +152,10 @@ def test_a_guarded_alias_lists_what_is_missing(medvllm: Medvllm, ner: Path) -> N
     file.write_bytes(content)
     assert medvllm(*move).out == "ner@production is version 2.\n"
     assert medvllm("verify", "ner@2").lines == ["ner@2\teverything\tok"]
-    assert medvllm("alias", "guard", "ner", "production", "--off").code == 1
+    assert medvllm("alias", "protect", "ner", "production", "--off").code == 1
     assert medvllm("alias", "rm", "ner", "production").code == 1
     assert medvllm("alias", "rm", "ner", "production", "--reason", "over").code == 0
-    assert medvllm("alias", "list", "ner").lines == ["ner\tproduction\t-\tguarded"]
+    assert medvllm("alias", "list", "ner").lines == ["ner\tproduction\t-\tprotected"]
 
 
 def test_tags_and_deprecation(medvllm: Medvllm, ner: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -226,11 +226,11 @@ def test_export_and_apply(medvllm: Medvllm, ner: Path) -> None:
 
 
 def test_editors_can_check_what_is_exported(medvllm: Medvllm, ner: Path) -> None:
-    """By the JSON Schema: versions, tags, values, aliases, guards; and it finds what is wrong."""
+    """By the JSON Schema: versions, tags, values, aliases, protections; and it finds what is wrong."""
     medvllm("tag", "ner@1", "old", "owner=radiology")
     medvllm("alias", "set", "ner", "production", "1")
-    medvllm("alias", "guard", "ner", "production")
-    medvllm("alias", "guard", "ner", "staging")
+    medvllm("alias", "protect", "ner", "production")
+    medvllm("alias", "protect", "ner", "staging")
     medvllm("alias", "set", "ner", "default", "2")
     schema = Draft202012Validator(json.loads(medvllm("catalog", "schema").out))
     content = tomllib.loads(medvllm("catalog", "export").out)
@@ -245,7 +245,7 @@ def test_migrate_and_doctor(medvllm: Medvllm, ner: Path, monkeypatch: pytest.Mon
     assert medvllm("catalog", "migrate").out == "The schema is 0002 already.\n"
     said = medvllm("catalog", "migrate", "--to", "0001")
     assert said.out == "Schema 0002 -> 0001.\n" and ".0002-" in said.err
-    assert [line.split("\t")[0] for line in medvllm("list", "ner").lines] == ["ner"]  # migrated by itself again
+    assert [line.split("\t")[0] for line in medvllm("list", "ne[r]").lines] == ["ner"]  # migrated by itself again
     monkeypatch.setenv("MEDVLLM_CATALOG", "postgresql://me:secret@127.0.0.1:9/x")
     for arguments in (("doctor",), ("list",), ("catalog", "migrate")):
         said = medvllm(*arguments)
@@ -258,13 +258,13 @@ def test_migrate_and_doctor(medvllm: Medvllm, ner: Path, monkeypatch: pytest.Mon
 def test_a_slip_is_noticed_when_it_is_typed(medvllm: Medvllm, ner: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not when the model is loaded: a folder without ./, a task, a relative folder in a file, a database's URL."""
     said = medvllm("register", "ner", "--type", "clinical", "--path", "ner")
-    assert said.code == 1 and "Write the folder as ./ner" in said.err
+    assert said.code == 2 and "Write the folder as ./ner" in said.err
     said = medvllm("register", "ner", "--type", "clinical", "--path", "./ner", "--task", "nre")
     assert said.code == 2 and "'ner'" in said.err
     assert medvllm("register", "ner", "--type", "clinical", "--path", "./ner", "--fact", "task=nre").code == 0
     text = '[models.m]\nmodel_type = "generic"\nmodel_path = "./ner"\n'
     said = medvllm("catalog", "apply", "-", "--dry-run", stdin=text.encode())
-    assert said.code == 1 and f"Write its whole path: {ner}" in said.err
+    assert said.code == 2 and f"Write its whole path: {ner}" in said.err
     for wrong, words in {
         b"": "there is no table 'models'",
         b"[models.new.thing]\n": "model 'new' has no model_type",
@@ -278,9 +278,10 @@ def test_a_slip_is_noticed_when_it_is_typed(medvllm: Medvllm, ner: Path, monkeyp
         said = medvllm("list")
         assert said.code == 1 and "MEDVLLM_CATALOG" in said.err
     monkeypatch.setenv("MEDVLLM_CATALOG", str(ner.parent / "team.db"))
-    assert medvllm("history").err == "There is no event.\n"
+    assert medvllm("catalog", "init").out == f"Made catalogue {ner.parent / 'team.db'}.\n"
+    assert len(medvllm("history").lines) == 1
     assert medvllm("catalog", "apply", "-", "--dry-run", stdin=bom).err.endswith(" changes would be made.\n")
-    assert not (ner.parent / "team.db").exists()
+    assert medvllm("catalog", "init").out == f"There is already catalogue {ner.parent / 'team.db'}.\n"
 
 
 def test_a_name_that_was_unregistered_is_no_repository(medvllm: Medvllm, ner: Path) -> None:
@@ -292,12 +293,12 @@ def test_a_name_that_was_unregistered_is_no_repository(medvllm: Medvllm, ner: Pa
         assert said.err.endswith("medvllm history ner\n")
 
 
-def test_what_a_guarded_alias_stands_for_stays(medvllm: Medvllm, ner: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_protected_alias_stands_for_stays(medvllm: Medvllm, ner: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not the files, whatever lock file there is; not the acceptance, without a reason; `default` once it is set."""
-    said = medvllm("alias", "guard", "ner", "default")
+    said = medvllm("alias", "protect", "ner", "default")
     assert said.code == 1 and said.err.endswith("medvllm alias set ner default 2\n")
     medvllm("alias", "set", "ner", "production", "2")
-    assert "already lacks:\n  a lock in " in medvllm("alias", "guard", "ner", "production").err
+    assert "already lacks:\n  a lock in " in medvllm("alias", "protect", "ner", "production").err
     assert "Give it: --reason" in medvllm("accept", "ner@2").err
     assert medvllm("accept", "ner@2", "--reason", "first tests").code == 0
     assert medvllm("history", "ner").lines[-1].split("\t")[3:] == ["~ ner@2: acceptance; accepted", "first tests"]
@@ -306,7 +307,7 @@ def test_what_a_guarded_alias_stands_for_stays(medvllm: Medvllm, ner: Path, monk
     monkeypatch.setenv("MEDVLLM_LOCK", str(ner.parent / "none.lock"))
     for name in ("ner@production", "ner@2", "ner"):
         said = medvllm("run", name, "Seen.")
-        assert said.code == 1 and "not the ones that were accepted, and a guarded alias points to it" in said.err
+        assert said.code == 1 and "not the ones that were accepted, and a protected alias points to it" in said.err
     assert medvllm("run", "ner@1", "Seen.").code == 0
 
 
@@ -330,4 +331,38 @@ def test_prompts_and_poolings_are_given_as_typed(medvllm: Medvllm, home: Path) -
         and len(json.loads(medvllm("run", "m", "ALS", "--json").out)["results"][0]["vector"]) == 32
     )
     wrong = medvllm("run", "./m", "ALS", "--prompt-name", "queri")
-    assert (wrong.code, wrong.err.splitlines()[-1]) == (1, "It has the prompts 'document', 'odd', 'query'.")
+    assert (wrong.code, wrong.err.splitlines()[-1]) == (2, "It has the prompts 'document', 'odd', 'query'.")
+
+
+def test_versions_are_told_apart(medvllm: Medvllm, ner: Path) -> None:
+    """When each was made, by whom and why, whether it is locked and accepted; and what differs, fact by fact."""
+    medvllm("register", "ner", "--type", "clinical", "--path", "./ner", "--cased", "--tag", "new", "--reason", "cased")
+    medvllm("lock", "ner@2"), medvllm("accept", "ner@2"), medvllm("alias", "set", "ner", "staging", "2")
+    first, second, third = ModelRegistry().catalog.version_log("ner")
+    assert [record.version for record in (first, second, third)] == [1, 2, 3]
+    assert (first.reason, third.reason, third.is_meant, second.aliases) == (None, "cased", True, ("staging",))
+    assert first.at and third.at and first.at < third.at and first.who and first.machine
+    assert (first.locked, first.accepted) == (None, None) and second.locked == second.accepted is not None
+    assert second.accepted_at is not None and second.accepted_at > third.at and third.accepted_at is None
+    assert ModelRegistry().catalog.version_log("nobody") == []
+    said = medvllm("diff", "ner@2", "ner@3")
+    assert [line.split("\t")[0] for line in said.lines] == [
+        "acceptance",
+        "accepted",
+        "do_lower_case",
+        "max_length",
+        "tags",
+    ]
+    assert said.lines[2:] == ["do_lower_case\t-\tFalse", "max_length\t32\t-", "tags\t-\tnew"]
+    assert said.lines[0].split("\t")[1].startswith("3 tests (") and said.code == 0
+    assert json.loads(medvllm("diff", "ner@1", "ner@staging", "--json").out)[-1] == {
+        "what": "max_length",
+        "before": 64,
+        "after": 32,
+    }
+    assert medvllm("diff", "ner@1", "ner@1").err == "Nothing differs.\n"
+    assert medvllm("diff", "ner@1", "ner@9").code == 1
+    tiny.bert_token_classifier(ner, ["O", "B-X"], seed=1)
+    medvllm("lock", "ner@3")
+    said = medvllm("diff", "ner@staging", "ner")
+    assert [line.split("\t")[0] for line in said.lines][-1] == "file model.safetensors" and len(said.lines) == 6

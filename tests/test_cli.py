@@ -9,21 +9,26 @@ import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from medvllm import __version__
-from tests.support import tiny
+from tests.support import tiny, warm
+from tests.support.console import Outcome, command
 from tests.support.loopback import LoopbackHub
 
 
-def _medvllm(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "medvllm.cli", *arguments],
-        input=stdin,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def _medvllm(*arguments: str, stdin: str = "", **environment: str) -> Outcome:
+    """Run a command in this process: it has imported torch already."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+            if hasattr(constants, name.replace("HF_ENDPOINT", "ENDPOINT")):  # read at its import
+                patch.setattr(constants, name.replace("HF_ENDPOINT", "ENDPOINT"), value)
+        return command(patch, *arguments, stdin=stdin.encode())
+
+
+def _process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return warm.medvllm(*arguments, **environment)
 
 
 def _on_a_terminal(*arguments: str, **environment: str) -> str:
@@ -57,81 +62,70 @@ def mlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_version() -> None:
     """One line."""
-    assert _medvllm("--version").stdout == f"medvllm {__version__}\n"
+    assert _medvllm("--version").out == f"medvllm {__version__}\n"
 
 
 def test_list_in_a_pipe_is_lines_with_tabs() -> None:
     """For cut, awk and grep: no heading, no colour."""
-    out = _medvllm("list").stdout
-    assert all(line.count("\t") == 3 for line in out.splitlines())
+    out = _medvllm("list").out
+    assert all(line.count("\t") == 4 for line in out.splitlines())
     assert out.splitlines() == sorted(out.splitlines())
-    assert "biobert-base-cased-v1.2\tBIOMEDICAL\tfill-mask, embed\tBioBERT base cased v1.2" in out.splitlines()
+    assert "biobert-base-cased-v1.2\tBIOMEDICAL\tfill-mask, embed\t-\t-" in out.splitlines()
 
 
 def test_list_filters() -> None:
     """Pattern, type in any case, task, tags that must all be there, and any fact."""
 
     def names(*arguments: str) -> list[str]:
-        return [row["name"] for row in json.loads(_medvllm("list", "--json", *arguments).stdout)]
+        return [row["name"] for row in json.loads(_medvllm("list", "--json", *arguments).out)]
 
     assert names("biobert*") == ["biobert-base-cased-v1.2"]
     assert names("--type", "CLINICAL", "emily*Clin*") == ["emilyalsentzer/Bio_ClinicalBERT"]
     assert names("--tag", "bert", "--tag", "reranker") == ["ncbi/MedCPT-Cross-Encoder"]
-    assert "d4data/biomedical-ner-all" in names("--task", "ner") and names("--task", "nerd") == []
+    assert "d4data/biomedical-ner-all" in names("--task", "ner")
     assert names("--where", "gated=true") == ["epfl-llm/meditron-7b", "google/medgemma-27b-text-it"]
     assert names("--where", "pooling=cls", "--where", "license=apache*") == [
         "cambridgeltl/SapBERT-from-PubMedBERT-fulltext"
     ]
     assert "yikuan8/Clinical-Longformer" in names("--where", "license=")
-    assert _medvllm("list", "--where", "licence=x").returncode == 1
+    assert _medvllm("list", "--where", "licence=x").code == 2
     wrong = [_medvllm("list", "--where", text) for text in ("license", "task=ner")]
-    assert [run.returncode for run in wrong] == [2, 2] and "--task ner" in wrong[1].stderr
+    assert [run.code for run in wrong] == [2, 2] and "--task ner" in wrong[1].err
 
 
 def test_a_table_on_a_terminal_and_no_colour_when_asked() -> None:
     """Headings; escape sequences only without NO_COLOR."""
     coloured, plain = _on_a_terminal("list"), _on_a_terminal("list", NO_COLOR="1")
-    assert "NAME" in coloured and "DESCRIPTION" in coloured and "\t" not in coloured
+    assert "NAME" in coloured and "SIZE" in coloured and "\t" not in coloured
     assert "\x1b[" in coloured
     assert "\x1b[3" not in plain and "NAME" in plain
 
 
 def test_show() -> None:
     """Facts with their evidence; JSON with every key."""
-    out = _medvllm("show", "biobert-base-cased-v1.2").stdout
+    out = _medvllm("show", "biobert-base-cased-v1.2").out
     assert "do_lower_case\tFalse\tS: cased" in out
-    facts = json.loads(_medvllm("show", "dmis-lab/biobert-base-cased-v1.2", "--json").stdout)
+    facts = json.loads(_medvllm("show", "dmis-lab/biobert-base-cased-v1.2", "--json").out)
     assert facts["name"] == "biobert-base-cased-v1.2"
     assert facts["revision"] == "67c9c25b46986521ca33df05d8540da1210b3256"
     assert facts["strip_accents"] is False and facts["label_scheme"] is None
-    shown = _on_a_terminal("show", "d4data/biomedical-ner-all", NO_COLOR="1")
-    assert [shown.index(group) for group in ("ENTRY", "SOURCE", "BEHAVIOUR", "RIGHTS", "PURPOSE")] == sorted(
-        shown.index(group) for group in ("ENTRY", "SOURCE", "BEHAVIOUR", "RIGHTS", "PURPOSE")
-    )
 
 
 def test_an_unknown_name_is_one_clear_error() -> None:
     """On stderr, exit code 1; the traceback only with MEDVLLM_DEBUG."""
     run = _medvllm("show", "biobret-v1.2")
-    assert (run.returncode, run.stdout) == (1, "")
-    assert run.stderr == (
+    assert (run.code, run.out) == (1, "")
+    assert run.err == (
         "Error: Model 'biobret-v1.2' is not registered. Nearest: 'biobert-base-cased-v1.2'.\n"
         "List them with: medvllm list\n"
     )
-    assert "Traceback" in _medvllm("show", "biobret-v1.2", MEDVLLM_DEBUG="1").stderr
-
-
-@pytest.mark.parametrize("arguments", [("nonsense",), ("list", "--type", "medical"), ("show",), ("list", "--nonsense")])
-def test_wrong_usage_is_exit_code_2(arguments: tuple[str, ...]) -> None:
-    """With a hint on stderr."""
-    run = _medvllm(*arguments)
-    assert run.returncode == 2 and run.stdout == "" and "Usage" in run.stderr
+    assert "Traceback" in _process("show", "biobret-v1.2", MEDVLLM_DEBUG="1").stderr
 
 
 def test_run_embed(mlm: Path, tmp_path: Path) -> None:
     """Texts as arguments, on standard input, or in a file; the same vectors, and no text in the output."""
     by_argument = _medvllm("run", str(mlm), "chest pain", "fever", "--task", "embed", "--json")
-    result = json.loads(by_argument.stdout)
+    result = json.loads(by_argument.out)
     assert result["task"] == "embed" and result["receipt"]["source"] == "direct"
     assert [len(r["vector"]) for r in result["results"]] == [32, 32]
     (tmp_path / "texts").write_text("chest pain\nfever\n")
@@ -140,11 +134,11 @@ def test_run_embed(mlm: Path, tmp_path: Path) -> None:
         _medvllm("run", str(mlm), "--task", "embed", "--json", "--file", str(tmp_path / "texts")),
         _medvllm("run", str(mlm), "--task", "embed", "--json", "--file", "-", stdin="chest pain\nfever\n"),
     ):
-        assert json.loads(run.stdout)["results"] == result["results"]
-    assert "fever" not in by_argument.stdout + by_argument.stderr
-    with_a_gap = _medvllm("run", str(mlm), "--task", "embed", "-", stdin="chest pain\n\nfever\n").stdout
+        assert json.loads(run.out)["results"] == result["results"]
+    assert "fever" not in by_argument.out + by_argument.err
+    with_a_gap = _medvllm("run", str(mlm), "--task", "embed", "-", stdin="chest pain\n\nfever\n").out
     assert [line.split("\t")[0] for line in with_a_gap.splitlines()] == ["1", "2", "3"]
-    lines = _medvllm("run", str(mlm), "chest pain", "--task", "embed").stdout.splitlines()
+    lines = _medvllm("run", str(mlm), "chest pain", "--task", "embed").out.splitlines()
     assert len(lines) == 1 and len(lines[0].split("\t")[3].split(" ")) == 32
 
 
@@ -153,9 +147,9 @@ def test_run_ner_with_a_receipt(tmp_path: Path) -> None:
     folder, text = str(tiny.bert_token_classifier(tmp_path / "t", ["B-X", "I-X"])), "chest pain"
     receipt = tmp_path / "receipt.json"
     table = _medvllm("run", folder, text, "--receipt", str(receipt))
-    rows = [line.split("\t") for line in table.stdout.splitlines()]
+    rows = [line.split("\t") for line in table.out.splitlines()]
     assert rows and all(text[int(row[1]) : int(row[2])] == row[5] and row[3] == "X" for row in rows)
-    result = json.loads(_medvllm("run", folder, text, "--json").stdout)
+    result = json.loads(_medvllm("run", folder, text, "--json").out)
     assert result["task"] == "ner" and len(result["results"][0]["spans"]) == len(rows)
     assert result["receipt"] == json.loads(receipt.read_text()) and text not in receipt.read_text()
     assert list(tmp_path.glob(".receipt*")) == []
@@ -164,13 +158,12 @@ def test_run_ner_with_a_receipt(tmp_path: Path) -> None:
 def test_run_fill_mask(mlm: Path) -> None:
     """Rows of text, gap, token and score."""
     rows = [
-        line.split("\t")
-        for line in _medvllm("run", str(mlm), "chest [MASK]", "--task", "fill-mask").stdout.splitlines()
+        line.split("\t") for line in _medvllm("run", str(mlm), "chest [MASK]", "--task", "fill-mask").out.splitlines()
     ]
     assert [row[:2] for row in rows] == [["1", "1"]] * 5
     scores = [float(row[3]) for row in rows]
     assert scores == sorted(scores, reverse=True)
-    gaps = json.loads(_medvllm("run", str(mlm), "chest [MASK]", "--task", "fill-mask", "--json").stdout)["results"][0][
+    gaps = json.loads(_medvllm("run", str(mlm), "chest [MASK]", "--task", "fill-mask", "--json").out)["results"][0][
         "gaps"
     ]
     assert gaps[0][0]["token"] == rows[0][2]
@@ -178,31 +171,29 @@ def test_run_fill_mask(mlm: Path) -> None:
 
 def test_run_errors(mlm: Path, tmp_path: Path) -> None:
     """No text, two sources of texts, a file that is not there, a task that is none."""
-    assert _medvllm("run", str(mlm)).returncode == 1
-    assert _medvllm("run", str(mlm), "x", "--file", "y").returncode == 2
+    assert _medvllm("run", str(mlm)).code == 2
+    assert _medvllm("run", str(mlm), "x", "--file", "y").code == 2
     absent = _medvllm("run", str(mlm), "--file", str(tmp_path / "absent"))
-    assert absent.returncode == 1 and "No such file or directory" in absent.stderr
+    assert absent.code == 2 and "No such file or directory" in absent.err
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     assert "is not UTF-8: byte 1 cannot be read.\nConvert it first: iconv" in (
-        _medvllm("run", str(mlm), "--file", str(tmp_path / "binary")).stderr
+        _medvllm("run", str(mlm), "--file", str(tmp_path / "binary")).err
     )
-    assert "Nearest: 'embed'" in _medvllm("run", str(mlm), "x", "--task", "embedd").stderr
-    assert "Traceback" not in absent.stderr
+    assert "Nearest: 'embed'" in _medvllm("run", str(mlm), "x", "--task", "embedd").err
+    assert "Traceback" not in absent.err
 
 
 def test_doctor() -> None:
     """Versions, devices, folders, network and settings."""
-    report = json.loads(_medvllm("doctor", "--json").stdout)
+    report = json.loads(_medvllm("doctor", "--json").out)
     assert set(report) == {"version", "device", "catalogue", "folder", "network", "setting"}
     assert report["version"]["medvllm"] == __version__ and "cpu" in report["device"]
     assert "answers in" in report["network"]["Hub"]
-    assert (
-        "HF_HUB_OFFLINE is set" in json.loads(_medvllm("doctor", "--json", HF_HUB_OFFLINE="1").stdout)["network"]["Hub"]
-    )
+    assert "HF_HUB_OFFLINE is set" in json.loads(_medvllm("doctor", "--json", HF_HUB_OFFLINE="1").out)["network"]["Hub"]
     gone = _medvllm("doctor", HF_ENDPOINT="http://127.0.0.1:9")
-    assert gone.returncode == 0 and "does not answer" in gone.stdout
+    assert gone.code == 0 and "does not answer" in gone.out
     mistakes = {"MEDVLLM_DEVICE": "gpu", "MEDVLLM_HUB_TIMEOUT": "x", "MEDVLLM_HOMEE": "y"}
-    wrong = json.loads(_medvllm("doctor", "--json", **mistakes).stdout)
+    wrong = json.loads(_medvllm("doctor", "--json", **mistakes).out)
     assert wrong["setting"]["MEDVLLM_DEVICE"].startswith("wrong: Device 'gpu'")
     assert wrong["setting"]["MEDVLLM_HUB_TIMEOUT"].startswith("wrong: Setting MEDVLLM_HUB_TIMEOUT is 'x'")
     assert wrong["setting"]["MEDVLLM_HOMEE"] == "not a setting of medvllm; nearest: MEDVLLM_HOME"
@@ -221,6 +212,6 @@ def test_pull_then_run_without_a_hub(session_hub: LoopbackHub, mlm: Path, tmp_pa
     session_hub.add("acme/pulled", mlm)
     cache = {"HF_HUB_CACHE": str(tmp_path / "cache")}
     fetched = _medvllm("pull", "acme/pulled", **cache)
-    assert re.match(r"Fetched 'acme/pulled': 4 files, 0\.1 MB, in [\d.]+ s, to ", fetched.stdout), fetched.stderr
+    assert re.match(r"Fetched 'acme/pulled': 4 files, 111 KB, in [\d.]+ s, to ", fetched.out), fetched.err
     run = _medvllm("run", "acme/pulled", "fever", "--task", "embed", HF_HUB_OFFLINE="1", **cache)
-    assert run.returncode == 0 and run.stdout, run.stderr
+    assert run.code == 0 and run.out, run.err

@@ -21,7 +21,7 @@ from medvllm.errors import (
     OutputError,
     SourceError,
 )
-from tests.support import tiny
+from tests.support import tiny, warm
 from tests.support.loopback import LoopbackHub
 
 
@@ -169,13 +169,7 @@ def test_damage_without_a_hub_is_an_error_that_names_the_file(acme: LoopbackHub,
 
 def _python(statement: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     code = f"from medvllm.engine.model_runner import registry\n{statement}"
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "HF_HUB_CACHE": str(home / "hub"), **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return warm.run("-c", code, **{"HF_HUB_CACHE": str(home / "hub"), **environment})
 
 
 @pytest.mark.parametrize("status", [401, 403])

@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import sqlite3
-import subprocess
-import sys
 import tarfile
 import threading
 import time
@@ -26,7 +24,7 @@ from medvllm.loading.recipes import recipes
 from medvllm.options import LoadOptions
 from medvllm.sources import Lock
 from medvllm.sources.view import view
-from tests.support import tiny
+from tests.support import tiny, warm
 from tests.support.loopback import LoopbackHub
 from tests.support.watch import opened
 
@@ -628,7 +626,7 @@ def test_what_others_may_write_saves_no_work(registry: ModelRegistry, tmp_path: 
     code = "import sys; from medvllm.engine.model_runner import registry; print(registry.lock(sys.argv[1]))"
 
     def locked() -> str:
-        return subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True).stdout
+        return warm.run("-c", code, str(folder)).stdout
 
     assert "0" * 64 in locked()  # its owner is believed
     for path, mode in ((ledger, 0o660), (ledger.parent, 0o770)):

@@ -2,9 +2,6 @@
 
 import ast
 import json
-import os
-import subprocess
-import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +18,7 @@ from medvllm.catalog.stored import storable
 from medvllm.engine.model_runner import ModelMetadata, ModelRegistry
 from medvllm.errors import CatalogError, MedVLLMError, ModelNameError, ModelNotFoundError, RequestError
 from medvllm.facts import MARKS
+from tests.support import warm
 
 SOME, MANY = 60, 600  # steps of each kind: in every run, and in the slow one
 _STEPS = 20  # in one run of many
@@ -82,11 +80,9 @@ def _entry(name: str = "m", **facts: Any) -> ModelMetadata:
 
 
 def _medvllm(*arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "medvllm.cli", *arguments], capture_output=True, timeout=120, env={**os.environ}
-    )
-    assert done.returncode == 0, done.stderr.decode()[-2000:]
-    return done.stdout.decode()
+    done = warm.medvllm(*arguments)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
 
 
 def _harmless(shown: str) -> bool:
@@ -187,7 +183,7 @@ def test_half_a_character_is_refused(catalog: StoredCatalog, half: str) -> None:
         lambda: catalog.set_alias("kept", half, 1),
         lambda: catalog.set_alias("kept", "a", half),
         lambda: catalog.set_alias(half, "a", 1),
-        lambda: catalog.guard(half, "a"),
+        lambda: catalog.protect(half, "a"),
         lambda: catalog.remove_alias(half, "a"),
         lambda: catalog.remove_alias("kept", half),
         lambda: catalog.remove(half),
@@ -243,7 +239,7 @@ def test_an_alias_is_letters_and_digits(catalog: StoredCatalog, text: str) -> No
     """Everything else is refused where it would be made, and unknown where it is looked up."""
     catalog.add(_entry(), replace=False)
     if text not in ("null", "a" * 40):
-        for step in (lambda: catalog.set_alias("m", text, 1), lambda: catalog.guard("m", text)):
+        for step in (lambda: catalog.set_alias("m", text, 1), lambda: catalog.protect("m", text)):
             with pytest.raises(ModelNameError, match="cannot be used") as refused:
                 step()
             assert _harmless(str(refused.value)) and len(str(refused.value)) < 1000

@@ -3,8 +3,6 @@
 import contextlib
 import logging
 import struct
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +24,7 @@ from medvllm.errors import (
     UnsafeWeightsError,
     WeightsMismatchError,
 )
-from tests.support import tiny
+from tests.support import tiny, warm
 
 
 @pytest.fixture
@@ -288,7 +286,7 @@ def test_remote_code_is_refused_and_never_asked_about(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     folder = tiny.remote_code(tmp_path / "m", marker)
     code = f"from medvllm.engine.model_runner import registry; registry.load_model({str(folder)!r})"
-    run = subprocess.run([sys.executable, "-c", code], input="y\ny\n", capture_output=True, text=True, timeout=120)
+    run = warm.run("-c", code, stdin="y\ny\n")
     assert "UnsafeWeightsError" in run.stderr and "AutoModel" in run.stderr
     assert not marker.exists() and run.stdout == ""
 

@@ -13,7 +13,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from medvllm.catalog import StoredCatalog, stored
-from medvllm.catalog.sql import schema, tables
+from medvllm.catalog.sql import SqlStore, schema, tables
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import CatalogError, MigrationError
 from tests.support.children import together
@@ -39,7 +39,7 @@ def old(catalog_url: str, registry: ModelRegistry, tmp_path: Path, request: pyte
     head = rows(catalog_url, "catalog_head", "id")[0]
 
     def fill(url: str) -> str:
-        StoredCatalog(url if url.startswith("postgresql") else Path(url.removeprefix("sqlite:///"))).migrate("0001")
+        SqlStore(url if url.startswith("postgresql") else Path(url.removeprefix("sqlite:///"))).migrate("0001")
         for row in made["catalog_aliases"]:
             del row["guarded"]
         change(url, "DELETE FROM catalog_head", ("catalog_head", head))
@@ -67,7 +67,7 @@ def _check(registry: ModelRegistry) -> None:
     assert registry.get_metadata("m@1").description == "a é"
     assert registry.catalog.check_history()[2] == []
     assert registry.register("m", "clinical", description="c", persist=True, replace=True).version == 3
-    registry.catalog.guard("m", "production")
+    registry.catalog.protect("m", "production")
 
 
 def test_the_embedded_one_is_upgraded_when_it_is_opened(
@@ -108,12 +108,12 @@ def test_an_empty_server_is_not_filled_unasked(postgres: Postgres, registry: Mod
     with postgres.database() as url:
         change(url, "CREATE TABLE theirs (a integer)", "INSERT INTO theirs VALUES (1)")
         catalog = StoredCatalog(url)
-        for look in (catalog.names, catalog.export, lambda: catalog.guard("m", "production")):
+        for look in (catalog.names, catalog.export, lambda: catalog.protect("m", "production")):
             with pytest.raises(
-                MigrationError, match="is empty, and this program needs '0002'.\nMake it so: medvllm cat"
+                MigrationError, match="is empty, and this program needs '0002'.\nMake it so: medvllm catalog init"
             ):
                 look()
-        assert catalog.migrate() == (None, None) and catalog.names() == []
+        assert catalog.create() and not catalog.create() and catalog.names() == []
         assert rows(url, "theirs", "a") == [{"a": 1}]
         stored.close()
 
@@ -123,14 +123,14 @@ def test_down_and_up_again_keeps_the_data(catalog_url: str, registry: ModelRegis
     registry.register("m", "clinical", description="a é", aliases=["acme/m"], persist=True)
     registry.register("m", "clinical", description="b", aliases=["acme/m"], persist=True, replace=True)
     registry.catalog.set_alias("m", "production", 1)
-    registry.catalog.guard("m", "production")
-    registry.catalog.guard("m", "later")
+    registry.catalog.protect("m", "production")
+    registry.catalog.protect("m", "later")
     for _ in range(2):
         before, backup = registry.catalog.migrate("0001")
         assert before == "0002" and (backup is not None) == catalog_url.startswith("sqlite")
         assert _schema(catalog_url) == "0001"
         assert registry.catalog.migrate()[0] == "0001"
-        assert [(a.alias, a.version, a.guarded) for a in registry.catalog.aliases()] == [("production", 1, False)]
+        assert [(a.alias, a.version, a.protected) for a in registry.catalog.aliases()] == [("production", 1, False)]
         assert registry.catalog.check_history()[2] == []
     _check(registry)
     with pytest.raises(MigrationError, match="There is no schema '0009': it is one of 0001, 0002"):

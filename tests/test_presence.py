@@ -1,5 +1,6 @@
 """`medvllm ps` and `medvllm plan`: what processes have in memory, and what a model would take."""
 
+import gc
 import json
 import os
 import signal
@@ -14,17 +15,11 @@ import pytest
 
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.presence import processes
-from tests.support import tiny
+from tests.support import tiny, warm
 
 
 def _medvllm(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "medvllm.cli", *arguments],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return warm.medvllm(*arguments, **environment)
 
 
 def _until(condition: Callable[[], Any]) -> None:
@@ -32,6 +27,12 @@ def _until(condition: Callable[[], Any]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def _noted(model: Path) -> list[bool]:
+    """Return for each model of that folder which this process has noted whether only a caller holds it."""
+    models = processes().get(os.getpid(), {"models": []})["models"]
+    return [held["evicted"] for held in models if held["name"] == str(model)]
 
 
 def test_ps_shows_what_other_processes_hold(tmp_path: Path) -> None:
@@ -61,13 +62,17 @@ def test_a_process_that_lets_its_models_go_is_no_longer_shown(
     registry: ModelRegistry, tmp_path: Path, home: Path
 ) -> None:
     """Nor one that ends; a note that is no note is passed over."""
-    registry.load_model(tiny.bert_encoder(tmp_path / "m"))
-    _until(lambda: os.getpid() in processes())
+    held: list[Any] = [registry.load_model(tiny.bert_encoder(tmp_path / "m"))]
+    held.append(held)  # only the collector can free it
+    _until(lambda: _noted(tmp_path / "m") == [False])
     registry.clear_cache()
-    _until(lambda: not processes())
+    _until(lambda: _noted(tmp_path / "m") == [True])
+    del held
+    gc.collect()
+    _until(lambda: _noted(tmp_path / "m") == [])
     (home / "medvllm" / "run" / "1.json").write_text("{")
     (home / "medvllm" / "run" / "x.json").write_text("{}")
-    assert processes() == {}
+    assert {1, "x"}.isdisjoint(processes())
     run = subprocess.run(
         [
             sys.executable,
@@ -100,4 +105,4 @@ def test_plan_on_the_command_line(tmp_path: Path) -> None:
     assert _medvllm("run", folder, "fever").returncode == 0
     rows = dict(line.split("\t") for line in _medvllm("plan", folder, MEDVLLM_BUDGET="cpu=10kB").stdout.splitlines())
     assert rows["fits"] == "never" and rows["size"].endswith("(measured)") and rows["budget"] == "0.0 MB"
-    assert "There is no room for model" in _medvllm("run", folder, "fever", MEDVLLM_BUDGET="cpu=10kB").stderr
+    assert "Not enough memory for model" in _medvllm("run", folder, "fever", MEDVLLM_BUDGET="cpu=10kB").stderr

@@ -5,7 +5,6 @@ import os
 import py_compile
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from medvllm.errors import (
     MissingDependencyError,
     UnsafeWeightsError,
 )
-from tests.support import tiny
+from tests.support import tiny, warm
 from tests.support.loopback import LoopbackHub
 
 CODE = {"configuration_own.py", "modeling_own.py", "words_own.py"}
@@ -366,7 +365,7 @@ def _transformers_cache(folder: Path, marker: Path) -> None:
     for name in CODE:
         text = (folder / name).read_text().replace("from . import words_own", "from .words_own import SAYS")
         (flat / name).write_text(text.replace("words_own.SAYS", "SAYS"))
-    subprocess.run([sys.executable, "-c", code, str(flat)], check=True, timeout=120)
+    assert warm.run("-c", code, str(flat)).returncode == 0
     copies = list((Path(os.environ["HF_HOME"]) / "modules").rglob("*.py"))
     assert any(copy.name == "modeling_own.py" for copy in copies)
     for copy in copies:
@@ -481,11 +480,5 @@ def _run(code: str, commit: str, *, allow: bool) -> "subprocess.CompletedProcess
 
     setting = {"MEDVLLM_TRUST_REMOTE_CODE": "on"} if allow else {}
     entry = f"registry.register('own', 'custom', model_path='acme/own', revision={commit!r}, trust_remote_code=True)"
-    return subprocess.run(
-        [sys.executable, "-c", f"from medvllm.engine.model_runner import registry\n{entry}\n{code}"],
-        input="y\n" * 20,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | setting | {"HF_HUB_CACHE": constants.HF_HUB_CACHE},
-    )
+    code = f"from medvllm.engine.model_runner import registry\n{entry}\n{code}"
+    return warm.run("-c", code, stdin="y\n" * 20, HF_HUB_CACHE=constants.HF_HUB_CACHE, **setting)

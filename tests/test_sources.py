@@ -1,10 +1,7 @@
 """Snapshots from the Hub: fetched once, at one commit, and failures that say what to do."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +21,7 @@ from medvllm.errors import (
     SnapshotNotFoundError,
     SourceError,
 )
-from tests.support import tiny
+from tests.support import tiny, warm
 from tests.support.loopback import LoopbackHub
 
 
@@ -237,9 +234,7 @@ except Exception as error:
     print(len(tried), type(error).__name__, error)
 """
 
-    run = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, timeout=120
-    )
+    run = warm.run("-c", code, **environment)
     assert run.returncode == 0, run.stderr
     tried, _, text = run.stdout.partition(" ")
     return int(tried), text
@@ -273,9 +268,7 @@ def test_a_cached_model_loads_without_a_hub(registry: ModelRegistry, acme: Loopb
 def _load_ok(name: str, **environment: str) -> bool:
 
     code = f"from medvllm.engine.model_runner import registry; registry.load_model({name!r}); print('loaded')"
-    run = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, timeout=120
-    )
+    run = warm.run("-c", code, **environment)
     assert run.stdout == "loaded\n", run.stderr
     return True
 

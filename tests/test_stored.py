@@ -1,4 +1,4 @@
-"""The stored catalogue through the registry, on SQLite and on PostgreSQL: versions, aliases, guards and exchange."""
+"""The stored catalogue through the registry, on SQLite and PostgreSQL: versions, aliases, protection, exchange."""
 
 import socket
 import tomllib
@@ -221,18 +221,18 @@ def _accepted(registry: ModelRegistry, name: str, folder: Path, **facts: Any) ->
     return number
 
 
-def test_a_guarded_alias_moves_to_what_is_locked_and_accepted(registry: ModelRegistry, tmp_path: Path) -> None:
+def test_a_protected_alias_moves_to_what_is_locked_and_accepted(registry: ModelRegistry, tmp_path: Path) -> None:
     """And with a reason; all that is missing is named at once, by each way to move it."""
     folders = [tiny.bert_masked_lm(tmp_path / f"m{i}", seed=i) for i in range(3)]
     _accepted(registry, "m", folders[0])
     assert _put(registry, model_path=str(folders[1]), task="fill-mask") == 2
     catalog = registry.catalog
     catalog.set_alias("m", "production", 1)
-    catalog.guard("m", "production")
+    catalog.protect("m", "production")
     with pytest.raises(CatalogError) as caught:
         catalog.set_alias("m", "production", 2)
     missing = ("a lock in", "acceptance tests: medvllm accept m@2", "a reason: --reason 'why'")
-    assert str(caught.value).startswith("Alias 'production' of model 'm' is guarded, and version 2 lacks:\n  ")
+    assert str(caught.value).startswith("Alias 'production' of model 'm' is protected, and version 2 lacks:\n  ")
     assert all(part in str(caught.value) for part in missing) and len(caught.value.missing) == 3
     registry.lock("m@2")
     with pytest.raises(CatalogError, match="lacks:\n  acceptance tests: medvllm accept m@2$"):
@@ -246,17 +246,17 @@ def test_a_guarded_alias_moves_to_what_is_locked_and_accepted(registry: ModelReg
     with pytest.raises(CatalogError, match="the check of a registry"):
         StoredCatalog().set_alias("m", "production", 2, reason="r")
     assert registry.get_metadata("m@production").version == 1
-    assert catalog.set_alias("m", "production", 2, reason="better").guarded
+    assert catalog.set_alias("m", "production", 2, reason="better").protected
     assert registry.get_metadata("m@production").version == 2
-    with pytest.raises(CatalogError, match="is guarded: what it stands for changes only with a reason"):
+    with pytest.raises(CatalogError, match="is protected: what it stands for changes only with a reason"):
         catalog.remove_alias("m", "production")
-    with pytest.raises(CatalogError, match="is guarded"):
-        catalog.guard("m", "production", False)
-    with pytest.raises(CatalogError, match="is guarded"):
+    with pytest.raises(CatalogError, match="is protected"):
+        catalog.protect("m", "production", False)
+    with pytest.raises(CatalogError, match="is protected"):
         registry.unregister("m", persist=True, force=True)
     assert sorted(catalog.versions("m")) == [1, 2]
     catalog.remove_alias("m", "production", reason="pause")
-    assert [(alias.alias, alias.version, alias.guarded) for alias in catalog.aliases("m")] == [
+    assert [(alias.alias, alias.version, alias.protected) for alias in catalog.aliases("m")] == [
         ("production", None, True)
     ]
     with pytest.raises(CatalogError, match="files that are the locked ones"):
@@ -266,7 +266,7 @@ def test_a_guarded_alias_moves_to_what_is_locked_and_accepted(registry: ModelReg
 
 
 @pytest.mark.parametrize("overtaking", ["a version is added", "acceptance is withdrawn"])
-def test_a_guarded_alias_does_not_move_to_what_changed_meanwhile(overtaking: str) -> None:
+def test_a_protected_alias_does_not_move_to_what_changed_meanwhile(overtaking: str) -> None:
     """What another process does between approval and move was approved by nobody."""
 
     class Overtaken(StoredCatalog):
@@ -276,17 +276,21 @@ def test_a_guarded_alias_does_not_move_to_what_changed_meanwhile(overtaking: str
                 StoredCatalog().add(_entry(description="c"), replace=True)
             return found
 
-    def approval(entry: ModelMetadata) -> list[str]:
-        if overtaking == "acceptance is withdrawn" and entry.version == 2:
-            StoredCatalog().mark("m@2", accepted=None)
-        return []
+    class Approving:
+        def lacking(self, entry: ModelMetadata) -> list[str]:
+            if overtaking == "acceptance is withdrawn" and entry.version == 2:
+                StoredCatalog().mark("m@2", accepted=None)
+            return []
 
-    catalog = Overtaken(approval=approval)
+        def locked(self, entry: ModelMetadata) -> None:
+            return None
+
+    catalog = Overtaken(approval=Approving())
     catalog.add(_entry(description="a"), replace=True)
     catalog.add(_entry(description="b", accepted="f" * 64), replace=True)
     catalog.set_alias("m", "production", 1)
-    catalog.guard("m", "production")
-    with pytest.raises(CatalogError, match="Alias 'production' of model 'm' is guarded"):
+    catalog.protect("m", "production")
+    with pytest.raises(CatalogError, match="Alias 'production' of model 'm' is protected"):
         catalog.set_alias("m", "production", 3 if overtaking == "a version is added" else 2, reason="r")
     assert catalog.aliases("m")[0].version == 1
 
@@ -295,15 +299,15 @@ def _entry(**facts: Any) -> ModelMetadata:
     return ModelMetadata.build("m", "clinical", facts)
 
 
-def test_a_guard_set_before_the_alias_holds(registry: ModelRegistry, tmp_path: Path) -> None:
+def test_a_protection_set_before_the_alias_holds(registry: ModelRegistry, tmp_path: Path) -> None:
     """It moves by a file of entries too, when all is there."""
     _put(registry, model_path=str(tiny.bert_masked_lm(tmp_path / "m")), task="fill-mask")
-    registry.catalog.guard("m", "production")
-    registry.catalog.guard("m", "production")
+    registry.catalog.protect("m", "production")
+    registry.catalog.protect("m", "production")
     with pytest.raises(CatalogError, match="version 1 lacks"):
         registry.catalog.set_alias("m", "production", 1, reason="r")
     _accepted(registry, "m", tmp_path / "m")
-    text = registry.catalog.export().replace("production = {guarded", "production = {version = 1, guarded")
+    text = registry.catalog.export().replace("production = {protected", "production = {version = 1, protected")
     with pytest.raises(CatalogError, match="lacks:\n  a reason"):
         registry.catalog.apply(text, dry_run=True)
     assert [event.action for event in registry.catalog.apply(text, reason="r")] == ["aliased"]
@@ -427,7 +431,7 @@ model_type = "generic"
 pooling = "cls"
 
 [aliases.y]
-production = {version = 1, guarded = true}
+production = {version = 1, protected = true}
 """
 
 
@@ -448,7 +452,7 @@ def test_applying_a_file_makes_the_catalogue_what_it_says(registry: ModelRegistr
         ("registered", "y", 1),
         ("registered", "y", 4),
         ("aliased", "y", 1),
-        ("guarded", "y", None),
+        ("protected", "y", None),
         ("unaliased", "gone", None),
         ("unregistered", "gone", 1),
     ]
@@ -469,7 +473,7 @@ def test_applying_a_file_makes_the_catalogue_what_it_says(registry: ModelRegistr
         (('"y@4"', '"y@3"'), CatalogError, "Version 3 of model 'y' was given before"),
         (("[aliases.y]", "[aliases.z]\nproduction = 1\n[aliases.y]"), CatalogError, "model 'z', but no version"),
         (('[models."y@1"]', '[models."y@9"]'), CatalogError, "is what an alias points to: production"),
-        (("guarded = true", "guarded = false"), CatalogError, "'production' of model 'y' is guarded"),
+        (("protected = true", "protected = false"), CatalogError, "'production' of model 'y' is protected"),
         (("[models.x]", '[models."x@0"]'), CatalogError, "no whole number above 0"),
         (("production =", '"3" ='), ModelNameError, "Alias '3' cannot be used"),
         (('description = "from a file"', 'descripton = "x"'), CatalogError, "descripton"),
@@ -516,7 +520,9 @@ def test_what_could_not_be_exported_is_not_stored(
 def other(catalog_url: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[StoredCatalog]:
     """An empty catalogue of the other kind."""
     if catalog_url.startswith("postgresql"):
-        yield StoredCatalog(tmp_path / "other.db")
+        catalog = StoredCatalog(tmp_path / "other.db")
+        catalog.create()
+        yield catalog
         return
     server: Postgres = request.getfixturevalue("postgres")
     with server.database() as url:
@@ -534,19 +540,19 @@ def test_a_catalogue_travels_to_the_other_kind_of_database(
     _put(registry, "zeta é", id2label=["O", "B-X"], parameters={"a": {"b": [1, 2.5, True]}})
     _put(registry, "Alpha")
     _put(registry, "lost")
-    registry.catalog.guard("lost", "production")
+    registry.catalog.protect("lost", "production")
     registry.unregister("lost", persist=True)
     registry.catalog.tag("Alpha", add={"key": "value"})
     registry.catalog.mark("zeta é@1", deprecated="old", successor="Alpha")
     registry.catalog.set_alias("zeta é", "production", 1)
-    registry.catalog.guard("zeta é", "production")
-    registry.catalog.guard("Alpha", "later")
+    registry.catalog.protect("zeta é", "production")
+    registry.catalog.protect("Alpha", "later")
     text = registry.catalog.export()
     assert other.apply(text) and other.export() == text
     assert other.apply(text) == [] and registry.catalog.apply(other.export()) == []
-    registry.catalog.guard("zeta é", "production", False, reason="r")
+    registry.catalog.protect("zeta é", "production", False, reason="r")
     registry.catalog.remove_alias("zeta é", "production")
-    registry.catalog.guard("Alpha", "later", False, reason="r")
+    registry.catalog.protect("Alpha", "later", False, reason="r")
     assert other.apply(registry.catalog.export(), reason="r") and other.export() == registry.catalog.export()
     assert other.check_history()[2] == [] and _sound(registry)
 
@@ -568,7 +574,7 @@ def test_a_look_sees_one_moment(registry: ModelRegistry) -> None:
             content = tomllib.loads(registry.catalog.export())
             for alias in content.get("aliases", {}).get("m", {}).values():
                 assert f"m@{alias}" in content["models"]
-        assert process.poll() is None
+        assert Path(f"/proc/{process.pid}").exists()
 
 
 def test_a_child_after_a_fork_goes_on_with_its_own_connections(registry: ModelRegistry, catalog_url: str) -> None:
@@ -650,10 +656,10 @@ def test_what_is_not_known_fits_no_glob(registry: ModelRegistry) -> None:
     assert registry.list_models(match="my-*", description=None).keys() == {"my-own", "my-stored"}
 
 
-def test_a_guard_that_outlasts_its_name_is_no_version(registry: ModelRegistry) -> None:
+def test_a_protection_that_outlasts_its_name_is_no_version(registry: ModelRegistry) -> None:
     """Nor is one that points nowhere yet."""
     _put(registry)
-    registry.catalog.guard("m", "production")
+    registry.catalog.protect("m", "production")
     with pytest.raises(ModelNotFoundError, match=r"has no version or alias 'production'\. It has: 1\.\n"):
         registry.catalog.set_alias("m", "staging", "production")
     registry.unregister("m", persist=True)

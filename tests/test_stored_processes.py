@@ -146,7 +146,7 @@ def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
         pytest.skip("mounting a small disk needs root")
-    monkeypatch.setenv("MEDVLLM_CATALOG", str(disk / "catalog.db"))
+    monkeypatch.setenv("MEDVLLM_HOME", str(disk))
     try:
         yield disk
     finally:
@@ -243,6 +243,7 @@ def test_a_catalogue_of_another_user_can_be_read(registry: ModelRegistry, monkey
     try:
         folder.chmod(0o755)
         monkeypatch.setenv("MEDVLLM_CATALOG", str(folder / "catalog.db"))
+        registry.catalog.create()
         registry.register("m", "generic", description="a", persist=True)
         stored.close()
         with held(NOBODY) as other:

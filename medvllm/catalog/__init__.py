@@ -2,8 +2,23 @@
 
 from medvllm.catalog.builtin import builtin_entries
 from medvllm.catalog.catalog import Catalog
+from medvllm.catalog.difference import Difference, differences
 from medvllm.catalog.entries import from_toml, to_toml
 from medvllm.catalog.events import Alias, Event
-from medvllm.catalog.stored import StoredCatalog
+from medvllm.catalog.log import Locked, VersionRecord
+from medvllm.catalog.stored import StoredCatalog, check_reason
 
-__all__ = ["Alias", "Catalog", "Event", "StoredCatalog", "builtin_entries", "from_toml", "to_toml"]
+__all__ = [
+    "Alias",
+    "Catalog",
+    "Difference",
+    "Event",
+    "Locked",
+    "StoredCatalog",
+    "VersionRecord",
+    "builtin_entries",
+    "check_reason",
+    "differences",
+    "from_toml",
+    "to_toml",
+]

@@ -1,22 +1,25 @@
 """The entries a process can see, in the order in which they are looked up."""
 
 import heapq
+import logging
 import re
-import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import translate
-from functools import cached_property
 from itertools import chain, count, islice
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 from medvllm.catalog.builtin import builtin_entries
 from medvllm.catalog.stored import StoredCatalog, StoredRow
-from medvllm.errors import CatalogError, ModelExistsError, ModelNotFoundError, nearest, offer
+from medvllm.errors import CatalogError, MedVLLMError, ModelExistsError, ModelNotFoundError, nearest, offer
 from medvllm.facts import pattern
-from medvllm.metadata import ModelMetadata, ModelType, fits
+from medvllm.forking import Lock
+from medvllm.lazy import lazy
+from medvllm.metadata import ModelMetadata, ModelType, fits, mentions
 from medvllm.names import valid_name
 
+logger = logging.getLogger(__name__)
 _NAME: Callable[[ModelMetadata | StoredRow], str] = attrgetter("name")
 
 
@@ -26,7 +29,7 @@ class Catalog:
     def __init__(self, stored: StoredCatalog | None = None) -> None:
         self._stored = stored
         # Guards everything below, but for reading one key, which is whole; never held while a database is asked.
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._own: dict[str, ModelMetadata] = {}
         self._own_aliases: dict[str, str] = {}  # other names of this process's entries
         self._versions: dict[str, int] = {}  # the newest version ever given to a name: never given again
@@ -34,11 +37,11 @@ class Catalog:
         self._changes = count(1)
         self._generation = 0
 
-    @cached_property
+    @lazy
     def _builtins(self) -> dict[str, ModelMetadata]:
         return builtin_entries()
 
-    @cached_property
+    @lazy
     def _builtin_aliases(self) -> dict[str, str]:
         return {alias: name for name, metadata in self._builtins.items() for alias in metadata.source.aliases}
 
@@ -92,6 +95,21 @@ class Catalog:
         newest = self._newest(entry.name)
         with self._lock:
             return self._put(entry, newest)
+
+    def note_locked(
+        self, models: Sequence[tuple[ModelMetadata, Mapping[str, Any]]], lock: Path, reason: str | None
+    ) -> None:
+        """Add to the history which models were approved in a lock, where it can be written: the lock stands anyway."""
+        if self._stored is None or not models:
+            return
+        numbered = ("stored", "built-in")
+        rows = (
+            (m.name, m.version if m.origin in numbered else None, {**facts, "lock": str(lock)}) for m, facts in models
+        )
+        try:
+            self._stored.note_locked(rows, reason=reason)
+        except MedVLLMError as error:
+            logger.warning("the history does not have what was approved in %s: %s", lock, error)
 
     def remove(self, name: str, *, force: bool = False, reason: str | None = None) -> None:
         """Remove an entry: this process's, else the stored one with all versions, else hide the built-in.
@@ -156,17 +174,24 @@ class Catalog:
         task: str | None = None,
         tags: Sequence[str] = (),
         match: str | None = None,
+        search: str | None = None,
         facts: Mapping[str, Any] | None = None,
         limit: int | None = None,
         after: str | None = None,
     ) -> dict[str, ModelMetadata]:
-        """Return the entries that fit every filter given, by name; `match` and `facts` are globs, in any case."""
+        """Return the entries that fit every filter given, by name; `match` and `facts` are globs, in any case.
+
+        `search` is a text that a name, another name or the description has.
+        """
         kind = None if model_type is None else ModelType.of(model_type)
         globs = {fact: pattern(fact, value) for fact, value in (facts or {}).items()}
         fitting = self._candidates(after)
         if match is not None:
             is_named = re.compile(translate(match.casefold())).match
             fitting = (entry for entry in fitting if is_named(entry.name.casefold()))
+        if search is not None:
+            text = search.casefold()
+            fitting = (entry for entry in fitting if mentions(entry.fact, text))
         if kind is not None:
             fitting = (entry for entry in fitting if entry.model_type == kind)
         if task is not None or tags or globs:

@@ -62,9 +62,9 @@ def to_toml(entries: Iterable[ModelMetadata], aliases: Iterable[Alias] | None = 
     pointing: dict[str, dict[str, Any]] = {}
     for alias in sorted(aliases or (), key=lambda alias: (alias.name, alias.alias)):
         state = {} if alias.version is None else {"version": alias.version}
-        if alias.guarded:
+        if alias.protected:
             table = tomlkit.inline_table()
-            table.update({**state, "guarded": True})
+            table.update({**state, "protected": True})
             pointing.setdefault(alias.name, {})[alias.alias] = table
         else:
             pointing.setdefault(alias.name, {})[alias.alias] = alias.version
@@ -81,12 +81,12 @@ def _entry(key: str, facts: dict[str, Any], origin: Origin) -> ModelMetadata:
 
 def _alias(name: str, alias: str, state: Any) -> Alias:
     facts = state if isinstance(state, dict) else {"version": state}
-    version, guarded = facts.get("version"), facts.get("guarded", False)
-    if facts.keys() - {"version", "guarded"} or type(guarded) is not bool or not (guarded or version is not None):
+    version, protected = facts.get("version"), facts.get("protected", False)
+    if facts.keys() - {"version", "protected"} or type(protected) is not bool or not (protected or version is not None):
         raise CatalogError(
-            f"Alias {alias[:80]!r} of model {name[:80]!r} is no version, nor {{version = 2, guarded = true}}."
+            f"Alias {alias[:80]!r} of model {name[:80]!r} is no version, nor {{version = 2, protected = true}}."
         )
-    return Alias(valid_name(name), alias, None if version is None else _number(f"{name}@{alias}", version), guarded)
+    return Alias(valid_name(name), alias, None if version is None else _number(f"{name}@{alias}", version), protected)
 
 
 def _number(of: str, version: object) -> int:

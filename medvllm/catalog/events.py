@@ -6,6 +6,12 @@ from typing import Any
 
 HALVES = re.compile("[\ud800-\udfff]")  # of characters: no file and no terminal takes one alone
 DEFAULT = "default"  # the alias that a bare name means
+ACTIONS = frozenset(
+    (
+        *("created", "migrated", "registered", "changed", "unregistered", "loaded", "locked", "imported"),
+        *("aliased", "unaliased", "protected", "unprotected"),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -16,7 +22,7 @@ class Event:
     at: str  # UTC, ISO 8601
     who: str  # the user of the operating system
     machine: str
-    action: str  # registered, changed, unregistered, aliased, unaliased, guarded, unguarded, loaded, created, migrated
+    action: str  # one of ACTIONS
     name: str | None
     version: int | None
     alias: str | None
@@ -30,9 +36,9 @@ class Event:
 
 @dataclass(frozen=True)
 class Alias:
-    """A name that points to a version, such as production; `version` is None for a guard without an alias yet."""
+    """A name that points to a version, such as production; `version` is None for a protection without an alias yet."""
 
     name: str
     alias: str
     version: int | None
-    guarded: bool
+    protected: bool

@@ -15,14 +15,14 @@ from medvllm.metadata import ModelMetadata
 if TYPE_CHECKING:
     from medvllm.catalog.sql.turn import Turn
 
-Move = tuple[str, str, ModelMetadata]  # a guarded alias of a name, and the version that it is to point to
+Move = tuple[str, str, ModelMetadata]  # a protected alias of a name, and the version that it is to point to
 Approved = Mapping[tuple[str, str, int], Mapping[str, Any]]  # the facts of the version that an alias may point to
 
 
 def apply(turn: "Turn", wanted: Entries, reason: str | None, approved: Approved | None = None) -> list[Move]:
-    """Make the catalogue what is wanted, and return what guarded aliases were moved to.
+    """Make the catalogue what is wanted, and return what protected aliases were moved to.
 
-    Of the moves of guarded aliases only those `approved` are made; None: all, to see what they are.
+    Of the moves of protected aliases only those `approved` are made; None: all, to see what they are.
     """
     kept: dict[str, set[int]] = {}  # the versions of each name that stay
     numbered = {entry.name for entry in wanted.models if entry.version}
@@ -86,24 +86,24 @@ def _aliases(
     before = {alias.alias: alias for alias in turn.aliases(name)}
     for alias in wanted:
         known = before.pop(alias.alias, Alias(name, alias.alias, None, False))
-        if known.guarded and not alias.guarded:
-            turn.guard(name, alias.alias, False, reason=reason)
+        if known.protected and not alias.protected:
+            turn.protect(name, alias.alias, False, reason=reason)
         if alias.version is None:
             if known.version is not None:
                 turn.remove_alias(name, alias.alias, reason=reason)
         elif alias.version != known.version:
             facts: Mapping[str, Any] | None = None
-            if known.guarded and alias.guarded:
+            if known.protected and alias.protected:
                 facts = turn.facts(name, alias.version)
                 moves.append((name, alias.alias, built(name, alias.version, facts)))
                 if approved is not None:
                     facts = approved.get((name, alias.alias, alias.version))
             turn.set_alias(name, alias.alias, alias.version, approved=facts, reason=reason)
-        if alias.guarded and not known.guarded:
-            turn.guard(name, alias.alias, True, reason=reason)
+        if alias.protected and not known.protected:
+            turn.protect(name, alias.alias, True, reason=reason)
     for known in before.values():
-        if known.guarded:
-            turn.guard(name, known.alias, False, reason=reason)
+        if known.protected:
+            turn.protect(name, known.alias, False, reason=reason)
         if known.version is not None:
             turn.remove_alias(name, known.alias, reason=reason)
     return moves

@@ -1,21 +1,22 @@
 """The catalogue that lasts: versions, aliases and history, in a database. Without one, nothing heavy is imported."""
 
-import os
 import re
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import UTC, date, datetime
-from functools import cache, cached_property
 from itertools import starmap
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from medvllm import presence, settings
 from medvllm.catalog.entries import parsed, to_toml
 from medvllm.catalog.events import HALVES, Alias, Event
-from medvllm.errors import CatalogError, MedVLLMError, ModelNameError, RequestError
-from medvllm.facts import MARKS, checked
+from medvllm.catalog.log import Locked, VersionRecord, records
+from medvllm.catalog.place import TEXTS, has_content, is_named, is_there, location
+from medvllm.errors import CatalogError, MedVLLMError, ModelNameError, RequestError, SettingError
+from medvllm.facts import IDENTIFYING, MARKS, checked
+from medvllm.lazy import lazy
 from medvllm.metadata import ModelMetadata
 from medvllm.names import parse, valid_name
 
@@ -28,7 +29,13 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _MAX_REASON = 2000  # characters
 _REMEMBERED = 10_000  # look-ups
 
-Approval = Callable[[ModelMetadata], list[str]]  # what a version lacks to be pointed to by a guarded alias
+
+class Approval(Protocol):
+    """What decides whether a version may be pointed to by a protected alias."""
+
+    def lacking(self, entry: ModelMetadata) -> list[str]: ...
+
+    def locked(self, entry: ModelMetadata) -> Locked | None: ...
 
 
 class StoredCatalog:
@@ -50,17 +57,32 @@ class StoredCatalog:
 
     @property
     def where(self) -> str:
-        """The database's file, or its URL, without the password."""
-        return settings.without_password(str(self._where()))
+        """The database's file, or its URL, without the password; the setting as it stands, where it is wrong."""
+        try:
+            return settings.without_password(str(self._where()))
+        except SettingError as error:
+            return str(error.value)
 
     def is_there(self) -> bool:
-        """Return whether there is a database to read; a server's may still not answer."""
+        """Return whether there is a database to read; a server's may still not answer.
+
+        CatalogError: there is none where one was named, or something else is in its place.
+        """
         return self._open() is not None
+
+    def create(self) -> bool:
+        """Make an empty catalogue where there is none, and return whether one was made.
+
+        A file in MEDVLLM_HOME is also made by the first entry that is stored; one that was named is made by this alone.
+        """
+        return _store(self._where()).create()
 
     def revision(self) -> Hashable:
         """Return a value that changes with the catalogue, in whichever process; None while there is none."""
         where = self._where()
-        store = _stores.get(where) or _opened(where)
+        store = _stores.get(where)
+        if store is None and (not isinstance(where, Path) or has_content(where)):
+            store = _store(where)
         number = None if store is None else store.revision()  # None too when the file has gone
         return None if number is None else (where, number)
 
@@ -96,6 +118,21 @@ class StoredCatalog:
         """Return every stored version of a name by its number, the newest last."""
         store = self._open()
         return {} if store is None else {number: built(of, number, facts) for of, number, facts in store.versions(name)}
+
+    def version_log(self, name: str) -> list[VersionRecord]:
+        """Return each stored version of a name, the newest last: when it was made, by whom and why, and its state."""
+        store, entries = self._open(), list(self.versions(name).values())
+        if store is None or not entries:
+            return []
+        locked = {entry.version: self.approval.locked(entry) for entry in entries} if self.approval else {}
+        meant = self.find(name)
+        return records(
+            entries,
+            store.aliases(name),
+            store.events(name, None),
+            meant.version if meant else None,
+            {number: lock for number, lock in locked.items() if lock is not None},
+        )
 
     def aliases(self, name: str | None = None) -> list[Alias]:
         """Return the aliases of a name, or all, sorted."""
@@ -192,11 +229,11 @@ class StoredCatalog:
     def set_alias(self, name: str, alias: str, version: int | str, *, reason: str | None = None) -> Alias:
         """Point an alias, such as production, to a version, in one step; `default` is what the bare name means.
 
-        CatalogError: the alias is guarded, and the version is not locked, not accepted, or no reason is given.
+        CatalogError: the alias is protected, and the version is not locked, not accepted, or no reason is given.
         """
         _check_alias(alias)
-        guarded = any(known.guarded for known in self.aliases(name) if known.alias == alias)
-        approved = self.find(name, str(version)) if guarded else None
+        protected = any(known.protected for known in self.aliases(name) if known.alias == alias)
+        approved = self.find(name, str(version)) if protected else None
         if approved is not None:
             self._approve(name, alias, approved, reason)
             version = approved.version  # wherever another alias points to by now
@@ -204,28 +241,28 @@ class StoredCatalog:
             number = turn.resolve(name, str(version))
             facts = None if approved is None else approved.facts()
             turn.set_alias(name, alias, number, approved=facts, reason=reason)
-        return Alias(name, alias, number, guarded)
+        return Alias(name, alias, number, protected)
 
     def remove_alias(self, name: str, alias: str, *, reason: str | None = None) -> None:
-        """Remove an alias; a guarded one asks for a reason, and stays guarded."""
+        """Remove an alias; a protected one asks for a reason, and stays protected."""
         with self._turn(reason) as turn:
             turn.remove_alias(name, alias, reason=reason)
 
-    def guard(self, name: str, alias: str, guarded: bool = True, *, reason: str | None = None) -> list[str]:
-        """Guard an alias, set or not: it moves only to a version that is locked and accepted, with a reason.
+    def protect(self, name: str, alias: str, protected: bool = True, *, reason: str | None = None) -> list[str]:
+        """Protect an alias, set or not: it moves only to a version that is locked and accepted, with a reason.
 
         The version that it points to already is left as it is; what that one lacks is returned.
         """
         _check_alias(alias)
         with self._turn(reason) as turn:
-            turn.guard(name, alias, guarded, reason=reason)
-        entry = self.find(name, alias) if guarded else None
-        return [] if entry is None or self.approval is None else self.approval(entry)
+            turn.protect(name, alias, protected, reason=reason)
+        entry = self.find(name, alias) if protected else None
+        return [] if entry is None or self.approval is None else self.approval.lacking(entry)
 
-    def is_guarded(self, entry: ModelMetadata) -> bool:
-        """Return whether a guarded alias points to a stored version."""
+    def is_protected(self, entry: ModelMetadata) -> bool:
+        """Return whether a protected alias points to a stored version."""
         states = self._recalled(("aliases", entry.name, ""), lambda store: store.aliases(entry.name)) or ()
-        return any(alias.guarded and alias.version == entry.version for alias in states)
+        return any(alias.protected and alias.version == entry.version for alias in states)
 
     def was_removed(self, name: str) -> bool:
         """Return whether a name had versions, and all of them were unregistered."""
@@ -236,11 +273,19 @@ class StoredCatalog:
         with self._turn(None) as turn:
             turn.note_load(metadata.name, metadata.version, {"source": metadata.origin, **detail})
 
+    def note_locked(
+        self, models: Iterable[tuple[str, int | None, Mapping[str, Any]]], *, reason: str | None = None
+    ) -> None:
+        """Add to the history which models were approved in a lock: name, version and what was locked of each."""
+        with self._turn(reason) as turn:
+            for name, version, detail in models:
+                turn.note("locked", name, version, reason=reason, detail=detail)
+
     def export(self) -> str:
         """Return all entries, versions and aliases as TOML, as `apply` takes it."""
         store = self._open()
         versions, aliases = ([], []) if store is None else store.content()
-        there = {name for name, _, _ in versions}  # a guard may outlast its name
+        there = {name for name, _, _ in versions}  # a protection may outlast its name
         return to_toml(starmap(built, versions), [alias for alias in aliases if alias.name in there])
 
     def apply(self, text: str, *, dry_run: bool = False, reason: str | None = None) -> list[Event]:
@@ -253,6 +298,7 @@ class StoredCatalog:
 
         if dry_run and self._open() is None:  # a plan makes no database
             with TemporaryDirectory() as folder, closing(StoredCatalog(Path(folder) / "catalog.db")) as empty:
+                empty.create()
                 return empty.apply(text, reason=reason)
         wanted = parsed(text, "stored")
         for stated in wanted.aliases or ():
@@ -284,47 +330,50 @@ class StoredCatalog:
             store.close()
 
     def _where(self) -> Path | str:
-        return self._location or _location(_TEXTS())
+        return self._location or location(TEXTS())
 
     def _open(self) -> "SqlStore | None":
-        """Return the database to read from, or None while there is no file."""
-        return _opened(self._where())
+        """Return the database to read from, or None while there is no file, and none was named."""
+        where = self._where()
+        if isinstance(where, Path) and not is_there(where, named=self._location is not None or is_named()):
+            return None
+        return _store(where)
 
     def _make(self) -> "SqlStore":
-        """Return the database to write to."""
-        return _store(self._where())
+        """Return the database to write to, which is made where none was named."""
+        return self._open() or _store(self._where())
 
     def _recalled(self, key: Hashable, look: "Callable[[SqlStore], Any]") -> Any:
         """Return what a look-up gives, which is not made again while nothing changes; None while there is no file."""
         revision = self.revision()
         if revision is None:
-            return None
+            store = self._open()
+            return None if store is None else look(store)
         remembered_at, remembered = self._remembered
         if revision != remembered_at or len(remembered) >= _REMEMBERED:
             remembered = {}
             self._remembered = revision, remembered
         if key not in remembered:
-            remembered[key] = look(self._make())
+            remembered[key] = look(_store(self._where()))
         return remembered[key]
 
     @contextmanager
     def _turn(self, reason: str | None, *, keep: bool = True) -> "Iterator[Turn]":
         """Give the catalogue for one change; without `keep`, only to see what it would be."""
-        if reason is not None and not 0 < len(reason) <= _MAX_REASON:
-            raise RequestError(f"A reason has 1 to {_MAX_REASON:,} characters, not {len(reason):,}.")
-        if reason is not None and HALVES.search(reason):
-            raise RequestError("A reason holds half a character.")
+        check_reason(reason)
         with self._make().turn(keep=keep) as turn:
             yield turn
 
     def _approve(self, name: str, alias: str, entry: ModelMetadata, reason: str | None) -> None:
-        """Raise CatalogError unless a guarded alias may point to a version."""
-        missing = ["the check of a registry: registry.catalog"] if self.approval is None else self.approval(entry)
+        """Raise CatalogError unless a protected alias may point to a version."""
+        missing = (
+            ["the check of a registry: registry.catalog"] if self.approval is None else self.approval.lacking(entry)
+        )
         if not reason:
             missing.append("a reason: --reason 'why'")
         if missing:
             raise CatalogError(
-                f"Alias {alias!r} of model {name!r} is guarded, and version {entry.version} lacks:\n  "
+                f"Alias {alias!r} of model {name!r} is protected, and version {entry.version} lacks:\n  "
                 + "\n  ".join(missing),
                 model=name,
                 missing=tuple(missing),
@@ -350,17 +399,29 @@ class StoredRow:
     def __init__(self, name: str, model_type: str, read: Callable[[], tuple[int, dict[str, Any]]]) -> None:
         self.name, self.model_type, self._read = name, model_type, read
 
-    @cached_property
+    @lazy
     def _content(self) -> tuple[int, dict[str, Any]]:
         return self._read()
 
     def fact(self, keyword: str) -> object:
         """Return a fact by its keyword; None when it is not known."""
+        if keyword == "name":
+            return self.name
+        if keyword in IDENTIFYING:
+            return {"origin": "stored", "version": self._content[0]}[keyword]
         return self._content[1].get(keyword)
 
     def metadata(self) -> ModelMetadata:
         """Return the entry."""
         return built(self.name, *self._content)
+
+
+def check_reason(reason: str | None) -> None:
+    """Raise RequestError when a reason is none that the history can keep."""
+    if reason is not None and not 0 < len(reason) <= _MAX_REASON:
+        raise RequestError(f"A reason has 1 to {_MAX_REASON:,} characters, not {len(reason):,}.")
+    if reason is not None and HALVES.search(reason):
+        raise RequestError("A reason holds half a character.")
 
 
 def storable(entry: ModelMetadata) -> dict[str, Any]:
@@ -372,7 +433,7 @@ def storable(entry: ModelMetadata) -> dict[str, Any]:
     for name in (entry.name, *entry.source.aliases):
         valid_name(name)
     location = parse(entry.location)
-    if location.kind == "folder" and not location.text.startswith(("/", "file://")):
+    if location.kind == "folder" and not location.text.startswith(("/", "file://", "home://")):
         raise RequestError(
             f"Folder {location.text[:80]!r} of model {entry.name!r} is another one in another working directory.\n"
             f"Write its whole path: {location.name}",
@@ -422,26 +483,6 @@ def _moment(since: date | str) -> str:
             f"{str(since)[:40]!r} is neither a day nor a time.\n"
             "Write it as a day or a time: 2026-03-01, 2026-03-01T12:30, 2026-03-01T12:30+01:00"
         ) from None
-
-
-_TEXTS = settings.Texts(settings.HOME, settings.CATALOG)
-
-
-@cache
-def _location(texts: tuple[Any, ...]) -> Path | str:
-    # By the variables' texts: parsing a path anew would cost a hit more than all the rest of it.
-    return settings.CATALOG() or settings.HOME() / "catalog.db"
-
-
-def _opened(where: Path | str) -> "SqlStore | None":
-    try:
-        if isinstance(where, Path):
-            os.stat(where)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise CatalogError(f"Catalogue {where} cannot be read: {error}.", path=str(where)) from error
-    return _store(where)
 
 
 def _store(where: Path | str) -> "SqlStore":

@@ -1,23 +1,42 @@
 """The command line: one file a noun. Errors become exit codes here and nowhere else."""
 
 import logging
+import os
 import sys
 
 from medvllm import settings
+from medvllm.cli import streams
+from medvllm.cli.faults import report
 from medvllm.errors import MedVLLMError
 
 
 def main() -> None:
-    """Run the command line: exit code 0, 1 for an error of ours, 2 for usage, 130 for Ctrl-C."""
-    from medvllm.cli.app import app
-
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-    debug = False
+    """Run the command line: exit code 0, 1 for an error of ours, 2 for wrong usage, 130 for Ctrl-C."""
+    streams.prepare()
+    # A log line that cannot be written is not worth a traceback.
+    logging.raiseExceptions = False
+    # A shell that completes a line shows what it gets on standard error in the middle of it.
+    level = logging.CRITICAL if "_MEDVLLM_COMPLETE" in os.environ else logging.WARNING
+    logging.basicConfig(format="%(message)s", level=level, stream=sys.stderr)
     try:
-        debug = settings.DEBUG()
-        app()
-    except (MedVLLMError, OSError) as error:  # OSError: an output that cannot be written, say
-        if debug:
+        from medvllm.cli.app import app
+
+        code = app(standalone_mode=False)
+        streams.flush()
+    except KeyboardInterrupt:
+        code = 130
+    except SystemExit:
+        raise
+    except BaseException as error:  # also the panic of a native library, which is no Exception
+        if _shows_tracebacks():
             raise
-        sys.stderr.write(f"Error: {error}\n")
-        sys.exit(1)
+        code = report(error, sys.argv[1:])
+    streams.close()
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _shows_tracebacks() -> bool:
+    try:
+        return settings.DEBUG()
+    except MedVLLMError:
+        return False

@@ -22,28 +22,28 @@ def set_(
     version: Annotated[str, typer.Argument(help="A version's number, or another alias of the same name.")],
     reason: Reason = None,
 ) -> None:
-    """Point an alias to a version, in one step. A guarded one asks for a lock, acceptance tests and a reason."""
+    """Point an alias to a version, in one step. A protected one asks for a lock, acceptance tests and a reason."""
     number = registry.catalog.set_alias(name, alias, version, reason=reason).version
     typer.echo(f"{printable(name)}@{alias} is version {number}.")
 
 
 @app.command("rm")
 def rm(name: Name, alias: AliasName, reason: Reason = None) -> None:
-    """Remove an alias. A guarded one asks for a reason, and stays guarded."""
+    """Remove an alias. A protected one asks for a reason, and stays protected."""
     registry.catalog.remove_alias(name, alias, reason=reason)
     typer.echo(f"Removed {printable(name)}@{alias}.")
 
 
-@app.command("guard")
-def guard(
+@app.command("protect")
+def protect(
     name: Name,
     alias: AliasName,
-    off: Annotated[bool, typer.Option("--off", help="Guard it no longer; this asks for a reason.")] = False,
+    off: Annotated[bool, typer.Option("--off", help="Protect it no longer; this asks for a reason.")] = False,
     reason: Reason = None,
 ) -> None:
     """Let an alias move only to a version that is locked and accepted, and with a reason."""
-    lacking = registry.catalog.guard(name, alias, not off, reason=reason)
-    typer.echo(f"{printable(name)}@{alias} is {'not guarded any more' if off else 'guarded'}.")
+    lacking = registry.catalog.protect(name, alias, not off, reason=reason)
+    typer.echo(f"{printable(name)}@{alias} is {'not protected any more' if off else 'protected'}.")
     if lacking:
         typer.echo("The version that it points to already lacks:\n  " + "\n  ".join(lacking), err=True)
 
@@ -59,5 +59,5 @@ def list_(
         return
     if not aliases:
         typer.echo("There is no alias.", err=True)
-    rows = ((each.name, each.alias, each.version, "guarded" if each.guarded else None) for each in aliases)
-    print_table(("NAME", "ALIAS", "VERSION", "GUARD"), rows)
+    rows = ((each.name, each.alias, each.version, "protected" if each.protected else None) for each in aliases)
+    print_table(("NAME", "ALIAS", "VERSION", "PROTECTION"), rows)

@@ -11,16 +11,24 @@ from medvllm.cli.history import described
 from medvllm.cli.models import Json
 from medvllm.cli.output import print_json, printable
 from medvllm.cli.register import Reason
+from medvllm.cli.streams import write_utf8
 from medvllm.errors import CatalogError
 from medvllm.registry import registry
 
 app = typer.Typer(help="Keep the stored catalogue as a file; migrate its database.", no_args_is_help=True)
 
 
+@app.command("init")
+def init() -> None:
+    """Make the catalogue that MEDVLLM_CATALOG names: an empty file, or the tables on a server."""
+    made = registry.catalog.create()
+    typer.echo(f"{'Made' if made else 'There is already'} catalogue {printable(registry.catalog.where)}.")
+
+
 @app.command("export")
 def export() -> None:
     """Print all stored entries, versions and aliases as TOML, for `medvllm catalog apply`."""
-    sys.stdout.write(registry.catalog.export())
+    write_utf8(registry.catalog.export())
 
 
 @app.command("apply")
@@ -48,7 +56,7 @@ def apply(
 @app.command("schema")
 def schema() -> None:
     """Print the JSON Schema of such files, by which editors complete and check them."""
-    sys.stdout.write(files("medvllm.catalog").joinpath("entries.schema.json").read_text(encoding="utf-8"))
+    write_utf8(files("medvllm.catalog").joinpath("entries.schema.json").read_text(encoding="utf-8"))
 
 
 @app.command("migrate")

@@ -57,8 +57,10 @@ def described(event: Event) -> str:
         "unregistered": f"- {version}",
         "aliased": f"{'+' if before is None else '~'} {alias} -> {event.version}{_was(before)}",
         "unaliased": f"- {alias}{_was(before)}",
-        "guarded": f"~ {alias} guarded",
-        "unguarded": f"~ {alias} not guarded any more",
+        "locked": f"locked {version}: files {str(event.detail.get('digest'))[:12]}",
+        "imported": f"imported {version}: bundle {str(event.detail.get('bundle'))[:12]}",
+        "protected": f"~ {alias} protected",
+        "unprotected": f"~ {alias} not protected any more",
         "loaded": f"loaded {event.name if event.detail.get('source') == 'direct' else version}",
     }
     return words.get(event.action, event.action)

@@ -9,14 +9,15 @@ from typing import Annotated, Any
 import typer
 
 from medvllm import destination
-from medvllm.cli.models import Json
+from medvllm.cli.models import Json, ModelName
 from medvllm.cli.output import print_json, print_table
 from medvllm.engine.model_runner import ModelRunner
 from medvllm.errors import RequestError
+from medvllm.progress import is_terminal
 
 
 def run(
-    name: Annotated[str, typer.Argument(help="Name of a model, a repository (org/repo), or a folder (./folder).")],
+    name: ModelName,
     texts: Annotated[
         list[str] | None, typer.Argument(metavar="TEXT...", help="Texts; or give them on standard input.")
     ] = None,
@@ -78,11 +79,11 @@ def _texts(texts: list[str] | None, file: Path | None) -> list[str]:
         raise typer.BadParameter("give texts or --file, not both")
     if texts and texts != ["-"]:
         return texts
-    if file is None and not texts and sys.stdin.isatty():
+    if file is None and not texts and is_terminal(sys.stdin):
         raise typer.BadParameter("give a text, --file, or texts on standard input, one a line")
     try:
         content = sys.stdin.buffer.read() if file is None or str(file) == "-" else file.read_bytes()
-        lines = content.decode("utf-8").splitlines()
+        lines = _lines(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise RequestError(
             f"The input is not UTF-8: byte {error.start + 1:,} cannot be read.\n"
@@ -95,8 +96,14 @@ def _texts(texts: list[str] | None, file: Path | None) -> list[str]:
     return lines  # empty ones too: the number of a result is that of its line
 
 
+def _lines(content: str) -> list[str]:
+    """Return the lines of a file; other characters that end a line somewhere, such as a form feed, are in the text."""
+    lines = content.replace("\r\n", "\n").split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
+
+
 def _vector(values: list[float]) -> str:
     """Return a vector's numbers: all in a pipe, the first on a terminal."""
-    if sys.stdout.isatty():
+    if is_terminal(sys.stdout):
         return " ".join(f"{value:+.3f}" for value in values[:6]) + f" … ({len(values)} numbers)"
     return " ".join(f"{value:.7g}" for value in values)

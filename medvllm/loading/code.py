@@ -10,7 +10,6 @@ import importlib
 import logging
 import re
 import sys
-import threading
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -24,6 +23,7 @@ from transformers.models.auto.auto_factory import add_generation_mixin_to_remote
 
 from medvllm import settings
 from medvllm.errors import DigestMismatchError, LoadError, MedVLLMError, MissingDependencyError, UnsafeWeightsError
+from medvllm.forking import Lock
 from medvllm.metadata import ModelMetadata
 from medvllm.sources import Snapshot
 from medvllm.sources.snapshot import read_json
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 
 _REFERENCE = re.compile(r"([A-Za-z_]\w*)\.([A-Za-z_]\w*)", re.ASCII)  # module.Class
-_LOCK = threading.Lock()  # guards _CLASSES, and that a package is made once
+_LOCK = Lock()  # guards _CLASSES, and that a package is made once
 _CLASSES: dict[tuple[type, str], type[Any]] = {}  # a class and the Auto class it stands for -> the class to use
 
 

@@ -14,13 +14,14 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+import torch
+from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-logger = logging.getLogger(__name__)
+from medvllm.forking import Forked, register
 
-# Reentrant: a custom class's from_pretrained may load its parts through the registry.
-_GATE = threading.RLock()
+logger = logging.getLogger(__name__)
 
 
 def foreign_load_running() -> bool:
@@ -72,6 +73,46 @@ def restore_tie_weights() -> None:
     )
 
 
+class _Gate(Forked):
+    """The lock, and what a load of ours has changed for the whole process while it runs."""
+
+    def __init__(self) -> None:
+        # Reentrant: a custom class's from_pretrained may load its parts through the registry.
+        self._lock = threading.RLock()
+        self._dtype: torch.dtype | None = None  # torch's default, while a load may have another in its place
+        register(self)
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        with self._lock:
+            outermost = self._dtype is None
+            if outermost:
+                self._dtype = torch.get_default_dtype()
+            try:
+                yield
+            finally:
+                if outermost:
+                    self._dtype = None
+
+    def is_owned(self) -> bool:
+        """Return whether this thread is inside."""
+        return self._lock._is_owned()  # type: ignore[attr-defined, no-any-return]
+
+    def after_fork(self, *, is_child: bool) -> None:
+        """Undo in a child what the load of a thread that it does not have would have undone."""
+        if not is_child or self.is_owned():
+            return
+        if self._dtype is not None:
+            torch.set_default_dtype(self._dtype)
+        self._lock, self._dtype = threading.RLock(), None
+        tqdm.set_lock(threading.RLock())
+        if not _is_swapping(sys._getframe()):
+            PreTrainedModel.tie_weights = _TIE_WEIGHTS  # type: ignore[method-assign]
+
+
+_GATE = _Gate()
+
+
 def retie(model: PreTrainedModel, missing_keys: set[str]) -> None:
     """Tie the model's weights with the original function, and take what that fills from `missing_keys`."""
     _TIE_WEIGHTS(model, missing_keys=missing_keys, recompute_mapping=False)
@@ -80,7 +121,7 @@ def retie(model: PreTrainedModel, missing_keys: set[str]) -> None:
 @contextmanager
 def gate() -> Iterator[None]:
     """Let one load of ours through at a time; a swap that others left behind is put right before and after it."""
-    with _GATE:
+    with _GATE.entered():
         restore_tie_weights()
         try:
             with _quiet():
@@ -91,7 +132,7 @@ def gate() -> Iterator[None]:
 
 def is_inside() -> bool:
     """Return whether this thread is inside a load: it must not wait for anything that waits for the gate."""
-    return _GATE._is_owned()  # type: ignore[attr-defined, no-any-return]
+    return _GATE.is_owned()
 
 
 @contextmanager

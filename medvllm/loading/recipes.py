@@ -1,9 +1,9 @@
 """The recipes of this process by identity: the least recently used go when they take too much memory."""
 
-import threading
 from collections import OrderedDict
 from typing import Any
 
+from medvllm.forking import Lock
 from medvllm.loading.recipe import NoRecipe, Recipe
 from medvllm.metadata import ModelMetadata
 from medvllm.options import Identity
@@ -22,7 +22,7 @@ class Recipes:
 
     def __init__(self, most: int = 1_000, most_bytes: int = 256 << 20) -> None:
         self._most, self._most_bytes = most, most_bytes
-        self._lock = threading.Lock()  # guards the two below
+        self._lock = Lock()  # guards the two below
         self._kept: OrderedDict[Identity, tuple[Origin, Recipe]] = OrderedDict()
         self._size_bytes = 0
 

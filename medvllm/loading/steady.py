@@ -4,8 +4,6 @@ What a module would keep of an input, it keeps in a copy that lasts for one call
 """
 
 import copy
-import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache, wraps
@@ -14,17 +12,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
+from medvllm.forking import Lock
+
 _SEED = 0
-_draws = threading.Lock()  # torch's generator is the whole process's
-
-
-def _free_draws() -> None:
-    global _draws
-    _draws = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_free_draws)
+_draws = Lock()  # torch's generator is the whole process's
 
 
 def steady(model: Any) -> None:

@@ -1,7 +1,6 @@
 """Snapshot -> tokenizer, with the entry's casing and length, safe to share between threads."""
 
 import logging
-import threading
 from functools import cache
 from typing import Any
 
@@ -9,6 +8,7 @@ from tokenizers import normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from medvllm.errors import LoadError, MedVLLMError
+from medvllm.forking import Lock
 from medvllm.loading import casing, code, vocabulary
 from medvllm.loading.config import read_config
 from medvllm.loading.effective import check_requirements
@@ -19,6 +19,8 @@ from medvllm.sources import Snapshot
 from medvllm.sources.snapshot import read_json
 
 logger = logging.getLogger(__name__)
+
+_FORK_S = 30.0  # that a fork waits for a text to be read: the library's own lock would stay taken in the child
 
 
 def load_tokenizer(
@@ -122,7 +124,7 @@ def guarded(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     if not hasattr(type(tokenizer), "_medvllm_unguarded"):
         base: Any = type(tokenizer)
         tokenizer.__class__ = _guarded_class(base)
-        tokenizer.__dict__["_medvllm_lock"] = threading.RLock()
+        tokenizer.__dict__["_medvllm_lock"] = Lock(reentrant=True, rest_s=_FORK_S)
     return tokenizer
 
 
@@ -132,7 +134,14 @@ def _guarded_class(base: type[Any]) -> type[Any]:
         _medvllm_unguarded = base
 
         def _encode_plus(self, *args: Any, **kwargs: Any) -> Any:
-            with self.__dict__["_medvllm_lock"]:
+            lock = self.__dict__["_medvllm_lock"]
+            with lock:
+                if lock.was_busy:
+                    raise LoadError(
+                        f"Another thread was inside this {base.__name__} when the process was forked, for more than "
+                        f"{_FORK_S:.0f} seconds, so it can never answer in this child.\n"
+                        "Load it in the child: registry.clear_cache(), then as before."
+                    )
                 return super()._encode_plus(*args, **kwargs)
 
         def __reduce_ex__(self, protocol: object) -> Any:

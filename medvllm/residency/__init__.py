@@ -3,6 +3,7 @@
 from medvllm.residency.accounts import Resident
 from medvllm.residency.budget import machine_bytes
 from medvllm.residency.cache import Limits, ModelCache
+from medvllm.residency.once import Once
 from medvllm.residency.plan import Leaving, Need, Plan
 from medvllm.residency.statistics import DeviceUse, Reason, Statistics
 
@@ -12,6 +13,7 @@ __all__ = [
     "Limits",
     "ModelCache",
     "Need",
+    "Once",
     "Plan",
     "Reason",
     "Resident",

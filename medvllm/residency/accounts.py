@@ -32,9 +32,10 @@ class Resident(Generic[I]):
     reload_s: float  # what loading it again is expected to take
     mapped_bytes: int  # of size_bytes, when it was loaded: a file's, shared with every process that maps it
     loaded_at: float  # seconds since the epoch
-    last_used: float = 0.0
+    last_used: float = 0.0  # by the cache's clock, which nobody sets
     hits: int = 0
     leases: int = 0
+    is_noted: bool = False  # whether other processes can see that it is leased
     keep_alive: float | None = None  # seconds after its last use; PINNED; None: for as long as there is room
     present: bool = True  # False once it has left
     leaving: bool = False  # evicted while leased: it goes when the last lease ends

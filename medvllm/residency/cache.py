@@ -11,17 +11,21 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol
 
 from medvllm.errors import BudgetError, DeviceMemoryError, LoadError, SettingError
+from medvllm.forking import Forked, register
 from medvllm.quantities import PINNED
 from medvllm.residency.accounts import Accounts, I, Resident
 from medvllm.residency.flight import Flight
 from medvllm.residency.plan import Fit, Leaving, Need, Plan
 from medvllm.residency.policy import is_expired, order, why
+from medvllm.residency.refusal import refusal
 from medvllm.residency.statistics import Counts, Reason, Statistics
 from medvllm.residency.thrash import Reloads
 
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.05  # between two looks for room: a caller that drops a model tells nobody
+_LINGER_S = 2.0  # after its last lease a model is noted as leased for so long: servers lease one for each request
+_FORK_S = 1.0  # that a fork waits for a thread to leave the books in order
 
 
 class Weighed(Protocol):
@@ -47,7 +51,7 @@ class Weighed(Protocol):
 class Limits:
     """What bounds a cache, read when it is used. `reclaim` gives freed memory back to a device.
 
-    `changed` is told, under the cache's lock, that a model has come or gone.
+    `changed` is told, often under the cache's lock, that a model has come or gone, or is leased and not noted so.
     """
 
     budget: Callable[[str], int | None] = lambda device: None  # device -> bytes; None: no limit
@@ -57,7 +61,7 @@ class Limits:
     changed: Callable[[], None] = lambda: None
 
 
-class ModelCache(Generic[I]):
+class ModelCache(Forked, Generic[I]):
     """The models in memory by identity; ``name in cache`` and iteration go by name.
 
     The lock is held for look-ups only, never during a load. Room is made before a load begins: never over budget except
@@ -65,12 +69,10 @@ class ModelCache(Generic[I]):
     and asked for again it comes back without a load.
     """
 
-    def __init__(self, limits: Limits | None = None, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, limits: Limits | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits = limits or Limits()
         self._clock = clock
-        # Guards everything below. Reentrant only so that a lease can tell that it ends inside: see `release`.
-        self._lock = threading.RLock()
-        self._room = threading.Condition(self._lock)  # told when bytes may have become free
+        self._new_locks()
         self._queue: deque[tuple[object, str]] = deque()  # loads that wait for room on a device, in order
         self._flights: dict[I, Flight[Resident[I]]] = {}
         self._accounts: Accounts[I] = Accounts()
@@ -79,20 +81,47 @@ class ModelCache(Generic[I]):
         self._alarm: threading.Timer | None = None
         self._returned: deque[Resident[I]] = deque()  # leases that ended while this thread held the lock
         self._unsaid: deque[tuple[int, str]] = deque()  # for the log, once the lock is free
+        register(self)
+
+    def _new_locks(self) -> None:
+        # Guards everything else. Reentrant only so that a lease can tell that it ends inside: see `release`.
+        self._lock = threading.RLock()
+        self._room = threading.Condition(self._lock)  # told when bytes may have become free
+
+    def before_fork(self) -> None:
+        """Take the lock, so that a child finds the books in order."""
+        self._rests = self._lock.acquire(timeout=_FORK_S)
+
+    def after_fork(self, *, is_child: bool) -> None:
+        """Let go of the lock. A child has a lock of its own, and no loads under way: their threads are not in it."""
+        if not is_child:
+            if self._rests:
+                self._lock.release()
+            return
+        self._new_locks()
+        self._queue.clear()
+        self._unsaid.clear()
+        self._flights, self._accounts.reserved = {}, {}
+        for resident in self._accounts.residents.values():
+            resident.is_noted = False
+        if self._alarm is not None:
+            self._set_alarm()
 
     def hit(self, resident: Resident[I], *, lease: bool = False) -> bool:
         """Count a use of a model that the caller found before; False when it has left since."""
         now = self._clock()
         # No call inside: a thread that is switched out while it holds the lock makes all others queue.
         with self._lock:
-            if resident.present:
-                resident.hits += 1
-                resident.last_used = now
-                resident.leases += lease
-                resident.leaving = False
-                self._counts.hits += 1
-                return True
-        return False
+            if not resident.present:
+                return False
+            resident.hits += 1
+            resident.last_used = now
+            resident.leases += lease
+            resident.leaving = False
+            self._counts.hits += 1
+        if lease and not resident.is_noted:
+            self._limits.changed()
+        return True
 
     def get(
         self,
@@ -121,7 +150,7 @@ class ModelCache(Generic[I]):
             if first := flight is None:
                 flight = self._flights[identity] = Flight()
                 self._counts.misses += 1
-            elif flight.owner == threading.get_ident():
+            elif flight.is_own:
                 raise LoadError(f"Loading {identity.name!r} asks for itself, so it would wait for ever.")
             if first or may_wait:
                 self._counts.shared_waits += not first
@@ -136,12 +165,12 @@ class ModelCache(Generic[I]):
 
         def landed(resident: Resident[I]) -> None:
             with self._lock:
-                del self._flights[identity]
+                self._flights.pop(identity, None)
                 flight.value = resident
                 resident.leases, resident.leaving = flight.waiting, flight.leaving
                 resident.keep_alive = need.keep_alive if flight.keep_alive is None else flight.keep_alive
                 self._accounts.residents[identity] = resident
-                del self._accounts.reserved[flight]
+                self._accounts.reserved.pop(flight, None)
                 self._limits.changed()
                 self._settle(resident)
                 # It may weigh more than was expected. It is in its caller's hands, so that it goes last.
@@ -251,9 +280,23 @@ class ModelCache(Generic[I]):
     def residents(self) -> list[tuple[Resident[I], bool]]:
         """Return the models in memory, each with whether only a caller holds it: evicted, or its own copy."""
         with self._lock:
+            self._settle_returned()
             self._accounts.forget_dead()
             inside = [(resident, False) for resident in self._accounts.residents.values()]
             return inside + [(resident, True) for resident in self._accounts.outside()]
+
+    def noted(self) -> list[tuple[Resident[I], bool]]:
+        """Return the same for the note of this process: what is leased then is known to others as leased."""
+        with self._lock:
+            found = self.residents()
+            for resident, _ in found:
+                lingers = resident.is_noted and self.idle_s(resident) < _LINGER_S
+                resident.is_noted = resident.leases > 0 or lingers
+            return found
+
+    def idle_s(self, resident: Resident[I]) -> float:
+        """Return how long ago a model was used last."""
+        return self._clock() - resident.last_used
 
     def __contains__(self, name: object) -> bool:
         with self._lock:
@@ -285,7 +328,7 @@ class ModelCache(Generic[I]):
                 loaded = load()
             now = self._clock()
             weight = loaded.size_bytes, loaded.load_s, loaded.reload_s, loaded.mapped_bytes
-            resident = Resident(identity, loaded.model, need.device, *weight, loaded_at=now, last_used=now)
+            resident = Resident(identity, loaded.model, need.device, *weight, loaded_at=time.time(), last_used=now)
             with self._lock:
                 is_loaded = True
                 self._counts.loads += 1
@@ -325,7 +368,7 @@ class ModelCache(Generic[I]):
                     self._settle_returned()
                     if not may_wait or next(turn for turn in self._queue if turn[1] == need.device) == place:
                         if (plan := self._plan(identity, need)).fit == "never":
-                            raise _refusal(plan)
+                            raise self._refusal(plan, need)
                         gone = self._evict_for(need)
                         if not self._lacks(need):
                             self._accounts.reserved[ticket] = need
@@ -337,7 +380,7 @@ class ModelCache(Generic[I]):
                         continue
                 with self._lock:
                     if (left_s := deadline - time.monotonic()) <= 0:
-                        raise _refusal(self._plan(identity, need))
+                        raise self._refusal(self._plan(identity, need), need)
                     self._room.wait(min(left_s, _POLL_S))
         finally:
             with self._lock:
@@ -439,6 +482,11 @@ class ModelCache(Generic[I]):
             need.load_s,
         )
 
+    def _refusal(self, plan: Plan, need: Need) -> BudgetError:
+        residents = self._accounts.residents.values()
+        pinned = [r for r in residents if r.keep_alive == PINNED and r.device == plan.device]
+        return refusal(plan, need, {r.identity.name: r.size_bytes for r in pinned}, self._limits.max_models())
+
     def _withdraw(self, flight: Flight[Resident[I]]) -> None:
         with self._lock:
             if flight.value is None:
@@ -461,6 +509,8 @@ class ModelCache(Generic[I]):
         if keep_alive is not None:
             resident.keep_alive = keep_alive
         resident.leases += lease
+        if lease and not resident.is_noted:
+            self._limits.changed()
         if is_back or keep_alive is not None:
             self._settle(resident)
         if is_back:
@@ -535,11 +585,3 @@ class ModelCache(Generic[I]):
 def _expire(cache: "weakref.ref[ModelCache[Any]]") -> None:
     if (alive := cache()) is not None:
         alive.expire()
-
-
-def _refusal(plan: Plan) -> BudgetError:
-    never = f"Raise the budget of {plan.device!r} (MEDVLLM_BUDGET), unpin a model, or load it with dtype='bfloat16'."
-    later = "Its room is in use: release or drop a model, or raise the budget (MEDVLLM_BUDGET)."
-    return BudgetError(
-        f"There is no room for model {plan}.\n{never if plan.fit == 'never' else later}", plan=plan, model=plan.name
-    )

@@ -22,6 +22,11 @@ class Flight(Generic[V]):
         self._error: BaseException | None = None
         self._done = threading.Event()
 
+    @property
+    def is_own(self) -> bool:
+        """Return whether this very thread makes it: it must not wait for itself."""
+        return self.owner == threading.get_ident()
+
     def make(self, make: Callable[[], V], landed: Callable[[V], None], failed: Callable[[], None]) -> V:
         """Run the attempt. `landed`, which sets `value`, or `failed` runs before anybody who waits wakes up."""
         try:

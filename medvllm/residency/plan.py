@@ -1,7 +1,10 @@
 """What a load will take and who would leave for it, told before it happens."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from medvllm.quantities import shown_size
 
 Fit = Literal["resident", "now", "after eviction", "later", "never"]
 KnownBy = Literal["measured", "headers", "unknown"]
@@ -16,6 +19,7 @@ class Need:
     known_by: KnownBy = "unknown"
     load_s: float | None = None  # what the last load of it took
     keep_alive: float | None = None  # how long it stays after its last use, unless a caller says otherwise
+    in_bfloat16: Callable[[], int | None] = lambda: None  # the bytes that it would take then, where that is less
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class Plan:
         return vars(self) | {"leaving": [vars(model) for model in self.leaving]}
 
     def __str__(self) -> str:
-        size, used = f"{self.size_bytes / 1e6:,.1f} MB", f"{self.used_bytes / 1e6:,.1f} MB"
-        budget = "no limit" if self.budget_bytes is None else f"{self.budget_bytes / 1e6:,.1f} MB"
-        return f"{self.name!r} takes {size} ({self.known_by}) on {self.device}, where {used} of {budget} are used"
+        budget = "there is no budget" if self.budget_bytes is None else f"the budget is {shown_size(self.budget_bytes)}"
+        return (
+            f"model {self.name!r} on {self.device}: it needs {shown_size(self.size_bytes)} ({self.known_by}); "
+            f"{budget}, {shown_size(self.used_bytes)} in use"
+        )

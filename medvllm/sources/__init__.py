@@ -5,7 +5,6 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from medvllm import settings
 from medvllm.errors import RequestError, SourceError, UnsafeWeightsError
 from medvllm.metadata import ModelMetadata
 from medvllm.names import parse
@@ -53,11 +52,12 @@ def resolve(metadata: ModelMetadata, revision: str | None = None, *, locked: Loc
     if location.kind == "folder":
         if locked is not None:
             locked.check_source(metadata.reference, FOLDER, None)
-            path = Path(location.name)  # first what was approved: a file that has changed since decides nothing
+            # First what was approved: a file that has changed since decides nothing.
+            path = folder.located(Path(location.name))
             there = [name for name in locked.files if (path / name).is_file()]
             if there:
                 locked.check(metadata.reference, digests(path, there))
-        found = folder.resolve(Path(location.name), revision, extra=extra)
+        found = folder.resolve(folder.located(Path(location.name)), revision, extra=extra)
     else:
         commit = _commit(metadata, location.name, revision, location.suffix or metadata.source.revision, locked)
         found = hub.resolve(location.name, commit, code=code, extra=extra, is_locked=locked is not None)
@@ -75,7 +75,7 @@ def resolve(metadata: ModelMetadata, revision: str | None = None, *, locked: Loc
 
 def in_force() -> Fingerprint:
     """Return the fingerprint of the lock, to be taken before it is read."""
-    return Fingerprint.of([settings.LOCK()])
+    return Fingerprint.of([Lock.place()])
 
 
 def seen(snapshot: Snapshot, lock: Fingerprint) -> Fingerprint:
@@ -113,8 +113,9 @@ def take(location: str | None, extra: Sequence[str] = ()) -> Path:
         raise RequestError(
             "'copy' takes a folder of yours: register(…, model_path='./folder', copy=True)", option="copy"
         )
-    found = folder.resolve(Path(parse(location).name), None, extra=extra)
+    found = folder.resolve(folder.located(Path(parse(location).name)), None, extra=extra)
     check_complete(found)
+    folder.check_inside(found)
     try:
         return folder.keep({name: found.file(name) for name in found.files}, found.files, link=False)
     except SourceError:
@@ -158,13 +159,13 @@ def verify(
     extra = metadata.source.extra_files
     try:
         if locked.commit is None:
-            found = folder.resolve(Path(location.name), None, extra=extra, fresh=True)
+            found = folder.resolve(folder.located(Path(location.name)), None, extra=extra, fresh=True)
         else:
             code = bool(metadata.source.trust_remote_code)
             found = hub.local(locked.source, locked.commit, code=code, extra=extra)
     except SourceError as error:
         # Which files are the model's cannot be told any more: those that were locked can.
-        path = Path(location.name) if locked.commit is None else hub.folder_of(locked.source, locked.commit)
+        path = hub.folder_of(locked.source, locked.commit) if locked.commit else folder.located(Path(location.name))
         there = [name for name in locked.files if (path / name).is_file()]
         return differences(locked.files, digests(path, there, fresh=True)) or {"files": f"cannot be used: {error}"}
     wrong = differences(locked.files, found.files)

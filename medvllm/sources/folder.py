@@ -10,10 +10,18 @@ from typing import Any
 from medvllm import settings
 from medvllm.errors import DigestMismatchError, RequestError, SnapshotNotFoundError, SourceError
 from medvllm.files import make_own, place, sync_folder
+from medvllm.names import is_digest
 from medvllm.sources.digest import Digest, described, differences, digests, hashed
 from medvllm.sources.fingerprint import Fingerprint
 from medvllm.sources.layout import decide, present
 from medvllm.sources.snapshot import Snapshot, read_json
+
+
+def located(path: Path) -> Path:
+    """Return where a folder is: what a home kept that has been moved since is in the present one."""
+    if path.parent.name == "models" and is_digest(path.name) and not path.is_dir():
+        return _kept() / path.name
+    return path
 
 
 def resolve(path: Path, revision: str | None, *, extra: Sequence[str] = (), fresh: bool = False) -> Snapshot:
@@ -32,7 +40,13 @@ def resolve(path: Path, revision: str | None, *, extra: Sequence[str] = (), fres
         raise SnapshotNotFoundError(f"Folder '{str(path)[:80]}…' cannot be opened: {error.strerror}.") from error
     if not found:
         what = "is a file, not a folder" if there else "is not there"
-        raise SnapshotNotFoundError(f"Folder '{path}' {what}.\nName the folder that holds config.json.", path=str(path))
+        advice = "Name the folder that holds config.json."
+        if path.parent == _kept() and is_digest(path.name):
+            advice = (
+                "It is a copy that medvllm keeps in its home, and this home does not have it.\n"
+                "Bring it with: medvllm export, then medvllm import; or name the home that has it: export MEDVLLM_HOME="
+            )
+        raise SnapshotNotFoundError(f"Folder '{path}' {what}.\n{advice}", path=str(path))
     places = Fingerprint.of([path, *sorted(inner for inner in path.glob("*") if inner.is_dir())])
     names = present(path)
     before = Fingerprint()
@@ -49,6 +63,24 @@ def resolve(path: Path, revision: str | None, *, extra: Sequence[str] = (), fres
         raise SourceError(f"{changed[0]} changed while it was read.\nTry again when nothing writes to it.")
     held = {str((path / name).parent) for name in files} | {str(path)}
     return Snapshot(path, None, None, layout, files, taken, places=places.only(held))
+
+
+def check_inside(snapshot: Snapshot) -> None:
+    """Raise SourceError when a file of a folder is a link that leads out of it: what it holds was never put there.
+
+    A snapshot of the Hub's cache links to the blobs beside it.
+    """
+    root = snapshot.path.resolve()
+    blobs = root.parents[1] / "blobs" if root.parent.name == "snapshots" else root
+    for name in snapshot.files:
+        file = (snapshot.path / name).resolve()
+        if not (file.is_relative_to(root) or file.parent == blobs):
+            raise SourceError(
+                f"{snapshot.path / name} is a link that leads out of the folder, to {file}.\n"
+                f"If that file is a part of the model, put it there: cp --remove-destination '{file}' "
+                f"'{snapshot.path / name}'",
+                path=str(snapshot.path),
+            )
 
 
 def keep(files: Mapping[str, Path], wanted: Mapping[str, Digest], *, link: bool) -> Path:

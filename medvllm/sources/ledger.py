@@ -12,9 +12,12 @@ from typing import Any
 
 from medvllm import settings
 from medvllm.files import is_trusted, make_own, make_own_file
+from medvllm.forking import Lock
 from medvllm.sources.fingerprint import Stamp
 
 logger = logging.getLogger(__name__)
+
+_using = Lock(rest_s=6)  # SQLite has locks of its own, which a child that is forked inside would find taken
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS digests (
@@ -119,7 +122,7 @@ class Ledger:
         if not rows or time.monotonic() < self._rests_until:
             return []
         try:
-            with self._open() as connection, connection:
+            with _using, self._open() as connection, connection:
                 connection.execute("BEGIN")
                 return [connection.execute(statement, values).fetchall() for values in rows]
         except (sqlite3.Error, OSError, OverflowError) as error:

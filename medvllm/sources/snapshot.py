@@ -8,11 +8,12 @@ import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medvllm.errors import DigestMismatchError, IncompleteSnapshotError, SourceError
+from medvllm.lazy import lazy
 from medvllm.sources.digest import Digest
 from medvllm.sources.edge import unusable
 from medvllm.sources.fingerprint import Fingerprint, Stamp, stamp
@@ -63,20 +64,20 @@ class Snapshot:
             return self.converted_at / name
         return self.path / name
 
-    @cached_property
+    @lazy
     def content(self) -> str:
         """One SHA-256 for its files: a commit in a cache that nothing lists may hold others tomorrow."""
         rows = sorted((name, digest.sha256) for name, digest in self.files.items())
         return hashlib.sha256(repr(rows).encode()).hexdigest()
 
-    @cached_property
+    @lazy
     def identity(self) -> str:
         """What two loads of the same bytes share: repo@commit, or the folder's real path and its files' digests."""
         if self.repo:
             return f"{self.repo}@{self.commit}"
         return f"{self.path.resolve()}@{self.content[:12]}"
 
-    @cached_property
+    @lazy
     def weights(self) -> tuple[Path, ...]:
         """The safetensors files of the model, in order."""
         if self.prepared_at is not None:
@@ -118,13 +119,13 @@ class Snapshot:
                 files=tuple(file.name for file in changed),
             )
 
-    @cached_property
+    @lazy
     def config(self) -> dict[str, Any]:
         """The content of config.json."""
         config: dict[str, Any] = read_json(self.file(f"{self.root}config.json"))
         return config
 
-    @cached_property
+    @lazy
     def headers(self) -> tuple[dict[str, Any], ...]:
         """The header of each safetensors file of the model, checked against the file's size."""
         return tuple(_header_of(file, stamp(file)) for file in self.weights)
@@ -166,7 +167,7 @@ class Snapshot:
         tensors = (tensor for header in self.headers for tensor in header.values())
         return next((_DTYPES[tensor["dtype"]] for tensor in tensors if tensor["dtype"] in _DTYPES), None)
 
-    @cached_property
+    @lazy
     def declaration(self) -> "Declaration | None":
         """What the folder says of its vectors; None unless sentence-transformers wrote it."""
         from medvllm.sources.sentence import declared  # which reads snapshots

@@ -1,22 +1,17 @@
 """Processes of the tests' own, which see the same home and catalogue."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from tests.support import warm
+
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a program and return how it went."""
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return warm.run("-W", "error", "-c", code, **environment)
 
 
 def out(code: str, **environment: str) -> str:
@@ -27,24 +22,18 @@ def out(code: str, **environment: str) -> str:
 
 
 @contextmanager
-def held(code: str) -> "Iterator[subprocess.Popen[str]]":
+def held(code: str) -> Iterator[warm.Conversation]:
     """A program that is told lines and answers with lines; it ends with its input, or is killed."""
-    process = subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    process = warm.Conversation(code)
     try:
         yield process
     finally:
         process.kill()
-        process.communicate(timeout=60)
 
 
-def asked(process: "subprocess.Popen[str]", line: str) -> str:
+def asked(process: warm.Conversation, line: str) -> str:
     """Tell a program a line and return its answer."""
-    assert process.stdin is not None and process.stdout is not None
-    process.stdin.write(f"{line}\n")
-    process.stdin.flush()
-    return process.stdout.readline().rstrip("\n")
+    return process.ask(line)
 
 
 # It has everything imported, and forks a process for each program; they begin when all are there.

@@ -1,16 +1,13 @@
 """What a database of either kind does: transactions, the schema, and errors in one form."""
 
 import logging
-import os
 import sqlite3
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -18,13 +15,14 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from medvllm.catalog.sql import schema
 from medvllm.catalog.sql.history import Journal
 from medvllm.errors import CatalogError
+from medvllm.forking import Forked, register
 
 logger = logging.getLogger(__name__)
 
 WAIT_S = 15  # for another process's turn
 
 
-class Database(ABC):
+class Database(Forked, ABC):
     """A catalogue's database. Threads may share it, and forks."""
 
     def __init__(self, where: str) -> None:
@@ -32,8 +30,7 @@ class Database(ABC):
         self._lock = threading.Lock()  # guards all below
         self._connected: tuple[Engine, Hashable] | None = None  # to what has the schema of this program
         self._watch: Any = None  # a connection of its own, to ask whether something has changed
-        with _forks:
-            _databases.add(self)
+        register(self)
 
     @abstractmethod
     def revision(self) -> Hashable:
@@ -48,6 +45,8 @@ class Database(ABC):
     @contextmanager
     def writing(self, *, keep: bool = True) -> Iterator[Connection]:
         """Give a connection for one change: all of it is kept, or nothing. Processes take turns."""
+        with self._translated("written"):
+            self._prepare()
         with self._translated("written"), self._turn(self._engine()) as connection:
             yield connection
             if not keep:
@@ -57,6 +56,8 @@ class Database(ABC):
         """Bring the database to a schema; return the one it had, and the backup that was made of a file."""
         schema.check_known(revision)
         backup = None
+        with self._translated("written"):
+            self._prepare()
         with self._translated("migrated"), self._connect() as engine, self._turn(engine) as connection:
             before = schema.version(connection, self.where)
             if before != revision:
@@ -68,6 +69,17 @@ class Database(ABC):
                     journal.close()
         self.close()  # the next one looks which schema there is
         return before, backup
+
+    def create(self) -> bool:
+        """Make an empty catalogue where there is none, and return whether one was made."""
+        with self._translated("written"):
+            self._prepare()
+        with self._translated("read"), self._connect() as engine, engine.connect() as connection:
+            found = schema.version(connection, self.where)
+        if found is None:
+            return self.migrate()[0] is None
+        self._engine()  # also of this program's schema
+        return False
 
     def close(self) -> None:
         """Close all connections; what is asked next opens others."""
@@ -81,6 +93,10 @@ class Database(ABC):
     @abstractmethod
     def _adopt(self, found: str | None) -> None:
         """Bring a database of another schema to this program's, or raise MigrationError."""
+
+    def _prepare(self) -> None:
+        """See to it that there is something to connect to, before a change."""
+        return
 
     def _identity(self) -> Hashable:
         """Return what tells the database from another in its place."""
@@ -120,10 +136,6 @@ class Database(ABC):
         with engine.connect().execution_options(writes=True) as connection, connection.begin():
             yield connection
 
-    def before_fork(self) -> None:
-        """Let go of what a child must not have."""
-        return
-
     def after_fork(self, *, is_child: bool) -> None:
         """Go on; a child with connections of its own, and a lock that no thread of its parent holds."""
         if is_child:
@@ -154,33 +166,21 @@ class Database(ABC):
             f"Catalogue {self.where} cannot be {what}: {reason}.{self._advice(reason)}", path=self.where
         )
 
+    def _revision_of(self, row: "tuple[Any, ...] | None") -> int:
+        """Return the catalogue's number, as its head has it; CatalogError: there is none."""
+        if row is None or type(row[0]) is not int:
+            raise CatalogError(
+                f"Catalogue {self.where} is damaged: it does not say what state it is in.\n"
+                "See what is wrong: medvllm history --check",
+                path=self.where,
+            )
+        return int(row[0])
+
     def _advice(self, reason: str) -> str:
         return ""
 
 
-def _before_fork() -> None:
-    _forks.acquire()
-    _forking.extend(_databases)
-    for database in _forking:
-        database.before_fork()
-
-
-def _after_fork(*, is_child: bool) -> None:
-    while _forking:
-        _forking.pop().after_fork(is_child=is_child)
-    _forks.release()
-
-
-_forks = threading.Lock()  # guards both below; held during a fork
-_databases: "WeakSet[Database]" = WeakSet()
-_forking: list[Database] = []
 _inherited: list[object] = []  # a parent's connections: closing them here could end the parent's
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(
-        before=_before_fork,
-        after_in_parent=partial(_after_fork, is_child=False),
-        after_in_child=partial(_after_fork, is_child=True),
-    )
 
 
 def reason_of(error: BaseException) -> str:

@@ -59,8 +59,7 @@ class PostgresServer(Database):
             pooled.detach()
             connection.autocommit = True
             self._watch = connection
-        (number,) = self._watch.execute("SELECT revision FROM catalog_head").fetchone()
-        return int(number)
+        return self._revision_of(self._watch.execute("SELECT revision FROM catalog_head").fetchone())
 
     def _new_engine(self) -> Engine:
         try:
@@ -81,7 +80,7 @@ class PostgresServer(Database):
         state = f"has the schema {found!r}" if found else "is empty"
         raise MigrationError(
             f"Catalogue {self.where} {state}, and this program needs {schema.HEAD!r}.\n"
-            "Make it so: medvllm catalog migrate",
+            f"Make it so: medvllm catalog {'migrate' if found else 'init'}",
             schema=found,
         )
 

@@ -41,4 +41,4 @@ def list_aliases(connection: Connection, name: str | None) -> list[Alias]:
     query = select(aliases).order_by(aliases.c.name, aliases.c.alias)
     if name is not None:
         query = query.where(aliases.c.name == name)
-    return [Alias(row.name, row.alias, row.number, row.guarded) for row in connection.execute(query)]
+    return [Alias(row.name, row.alias, row.number, row.protected) for row in connection.execute(query)]

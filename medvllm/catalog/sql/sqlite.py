@@ -14,6 +14,8 @@ from medvllm.catalog.sql import schema
 from medvllm.catalog.sql.database import WAIT_S, Database, logger
 from medvllm.files import make_own
 
+_MODE = 0o664  # less what the umask takes
+
 
 class SqliteFile(Database):
     """A file, made by the first change. It is migrated by itself, after a backup."""
@@ -62,19 +64,24 @@ class SqliteFile(Database):
 
     def _ask(self) -> int:
         try:
-            (number,) = self._watch.execute("SELECT revision FROM catalog_head").fetchone()
+            found = self._watch.execute("SELECT revision FROM catalog_head").fetchone()
         except sqlite3.OperationalError:  # no catalogue yet, or none at all: whoever reads it says so
             return 0
-        return int(number)
+        return self._revision_of(found)
 
     def _new_engine(self) -> Engine:
-        make_own(self._file.parent)
         self._look()
         as_it_stands = self._as_it_stands
         url = URL.create("sqlite", database=str(self._file))
         engine = create_engine(url, creator=lambda: _open(self._file, as_it_stands), hide_parameters=True)
         event.listen(engine, "begin", _begin)
         return engine
+
+    def _prepare(self) -> None:
+        # Reading makes no file: one that has just gone, with its disk perhaps, would be an empty one then.
+        if self._identity() is None:
+            make_own(self._file.parent)
+            os.close(os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _MODE))
 
     def _adopt(self, found: str | None) -> None:
         before, backup = self.migrate()
@@ -124,9 +131,9 @@ def _open(file: Path, as_it_stands: bool) -> sqlite3.Connection:
     uri = file.absolute().as_uri()
     if as_it_stands:
         uri += "?mode=ro&immutable=1"
-    elif not os.access(file if file.exists() else file.parent, os.W_OK):
-        uri += "?mode=ro"
-    new = not file.exists() or not file.stat().st_size  # one that is not, may be somebody else's
+    else:
+        uri += "?mode=rw" if os.access(file, os.W_OK) else "?mode=ro"
+    new = not file.stat().st_size  # one that is not, may be somebody else's
     connection = sqlite3.connect(uri, uri=True, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
     try:
         if new:

@@ -10,12 +10,13 @@ from sqlalchemy import Row, and_, bindparam, select
 
 from medvllm.catalog.events import Alias, Event
 from medvllm.catalog.sql import history
+from medvllm.catalog.sql.check import check
 from medvllm.catalog.sql.history import Journal
 from medvllm.catalog.sql.postgresql import PostgresServer
 from medvllm.catalog.sql.rows import facts_of, list_aliases, list_names, number_of
 from medvllm.catalog.sql.schema import HEAD
 from medvllm.catalog.sql.sqlite import SqliteFile
-from medvllm.catalog.sql.tables import aliases, head, names, other_names, versions
+from medvllm.catalog.sql.tables import aliases, names, other_names, versions
 from medvllm.catalog.sql.turn import Turn
 
 # What a name means, alone, with a number or with an alias; made once, as making one takes longer than asking it.
@@ -41,6 +42,10 @@ class SqlStore:
     def migrate(self, revision: str = HEAD) -> tuple[str | None, Path | None]:
         """Bring the database to a schema; return the one it had, and the backup that was made of a SQLite file."""
         return self._database.migrate(revision)
+
+    def create(self) -> bool:
+        """Make an empty catalogue where there is none, and return whether one was made."""
+        return self._database.create()
 
     def close(self) -> None:
         """Close all connections; what is asked next opens others."""
@@ -112,10 +117,10 @@ class SqlStore:
             yield from history.events(connection, name, since)
 
     def check(self) -> tuple[int, str, list[str]]:
-        """Return how many events there are, the hash of the last, and what is wrong with them."""
+        """Return how many events there are, a hash over all of them, and what is wrong with them."""
         with self._database.reading() as connection:
-            end = connection.execute(select(head)).one()
-            return end.length, end.hash, list(history.flaws(connection))
+            found = check(connection)
+        return found.length, found.hash, found.flaws
 
 
 def _content(row: Row[Any]) -> tuple[int, dict[str, Any]]:

@@ -47,8 +47,8 @@ aliases = Table(
     metadata,
     Column("name", NAME, primary_key=True),
     Column("alias", NAME, primary_key=True),
-    Column("number", Integer),  # NULL: guarded before it was set
-    Column("guarded", Boolean, nullable=False),
+    Column("number", Integer),  # NULL: protected before it was set
+    Column("guarded", Boolean, key="protected", nullable=False),
     ForeignKeyConstraint(["name"], ["catalog_names.name"]),
     ForeignKeyConstraint(["name", "number"], ["catalog_versions.name", "catalog_versions.number"]),
 )

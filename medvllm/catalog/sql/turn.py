@@ -79,9 +79,9 @@ class Turn:
         news = {mark: value for mark, value in marks.items() if not same(value or None, before.get(mark))}
         if not news:
             return
-        guards = [alias for alias in self.aliases(name) if alias.guarded and alias.version == number]
-        if guards and not reason and news.keys() & {"acceptance", "accepted"}:
-            raise _guarded(guards[0])
+        protections = [alias for alias in self.aliases(name) if alias.protected and alias.version == number]
+        if protections and not reason and news.keys() & {"acceptance", "accepted"}:
+            raise _protected(protections[0])
         text = _checked(name, {fact: value for fact, value in {**before, **news}.items() if news.get(fact, True)})
         this = and_(versions.c.name == name, versions.c.number == number)
         self._connection.execute(update(versions).where(this).values(facts=text, sha256=sha256(text)))
@@ -115,55 +115,67 @@ class Turn:
         approved: Mapping[str, Any] | None = None,
         reason: str | None = None,
     ) -> None:
-        """Point an alias to a version. A guarded one moves only to one whose facts are those that were `approved`."""
+        """Point an alias to a version. A protected one moves only to one whose facts are those that were `approved`."""
         self.resolve(name, str(number))
         before = self._alias(name, alias)
         if before is not None and before.version == number:
             return
-        if before is not None and before.guarded and approved != self.facts(name, number):
+        if before is not None and before.protected and approved != self.facts(name, number):
             raise CatalogError(
-                f"Alias {alias!r} of model {name!r} is guarded, and this move was not approved as it stands.\n"
+                f"Alias {alias!r} of model {name!r} is protected, and this move was not approved as it stands.\n"
                 f"Try again: medvllm alias set {name} {alias} {number} --reason 'why'",
                 model=name,
             )
-        self._put_alias(Alias(name, alias, number, before is not None and before.guarded))
+        self._put_alias(Alias(name, alias, number, before is not None and before.protected))
         detail = {"from": before.version if before else None}
         self._journal.note("aliased", name, version=number, alias=alias, reason=reason, detail=detail)
         self._settle(name)
 
     def remove_alias(self, name: str, alias: str, *, reason: str | None = None) -> None:
-        """Let an alias point to nothing; a guarded one asks for a reason and stays guarded."""
+        """Let an alias point to nothing; a protected one asks for a reason and stays protected."""
         before = self._alias(name, alias)
         if before is None or before.version is None:
             known = [other.alias for other in self.aliases(name) if other.version is not None]
             has = f" It has: {', '.join(known)}." if known else ""
             raise ModelNotFoundError(f"Model {name!r} has no alias {alias!r}.{has}", model=name)
-        if before.guarded and not reason:
-            raise _guarded(before)
-        self._put_alias(Alias(name, alias, None, before.guarded))
+        if before.protected and not reason:
+            raise _protected(before)
+        self._put_alias(Alias(name, alias, None, before.protected))
         self._journal.note("unaliased", name, alias=alias, reason=reason, detail={"from": before.version})
         self._settle(name)
 
-    def guard(self, name: str, alias: str, guarded: bool, *, reason: str | None = None) -> None:
-        """Guard an alias, or no longer, which asks for a reason."""
+    def protect(self, name: str, alias: str, protected: bool, *, reason: str | None = None) -> None:
+        """Protect an alias, or no longer, which asks for a reason."""
         self.some_numbers(name)
         before = self._alias(name, alias) or Alias(name, alias, None, False)
-        if before.guarded == guarded:
+        if before.protected == protected:
             return
-        if before.guarded and not reason:
-            raise _guarded(before)
-        if guarded and alias == DEFAULT and before.version is None:
+        if before.protected and not reason:
+            raise _protected(before)
+        if protected and alias == DEFAULT and before.version is None:
             raise CatalogError(
                 f"Alias 'default' of model {name!r} is not set, so the bare name means the newest version, whatever is "
-                f"guarded.\nSet it first: medvllm alias set {name} default {self.resolve(name, None)}",
+                f"protected.\nSet it first: medvllm alias set {name} default {self.resolve(name, None)}",
                 model=name,
             )
-        self._put_alias(Alias(name, alias, before.version, guarded))
-        self._journal.note("guarded" if guarded else "unguarded", name, alias=alias, reason=reason)
+        self._put_alias(Alias(name, alias, before.version, protected))
+        self._journal.note("protected" if protected else "unprotected", name, alias=alias, reason=reason)
 
     def note_load(self, name: str, version: int, detail: Mapping[str, Any]) -> None:
         """Note that a model was loaded."""
         self._journal.note("loaded", name, version=version, detail=detail)
+
+    def note(
+        self,
+        action: str,
+        name: str,
+        version: int | None,
+        *,
+        reason: str | None = None,
+        detail: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Note what was done to a model outside of the catalogue: that it was locked, or imported."""
+        self._journal.note(action, name, version=version, reason=reason, detail=detail)
 
     @property
     def events(self) -> list[Event]:
@@ -222,8 +234,8 @@ class Turn:
     def _put_alias(self, alias: Alias) -> None:
         this = and_(aliases.c.name == alias.name, aliases.c.alias == alias.alias)
         self._connection.execute(delete(aliases).where(this))
-        if alias.version is not None or alias.guarded:
-            values = {"name": alias.name, "alias": alias.alias, "number": alias.version, "guarded": alias.guarded}
+        if alias.version is not None or alias.protected:
+            values = {"name": alias.name, "alias": alias.alias, "number": alias.version, "protected": alias.protected}
             self._connection.execute(insert(aliases).values(**values))
 
     def _settle(self, name: str) -> None:
@@ -286,9 +298,9 @@ def _has_none(value: Any) -> bool:
     return any(map(_has_none, value)) if isinstance(value, (list, tuple)) else value is None
 
 
-def _guarded(alias: Alias) -> CatalogError:
+def _protected(alias: Alias) -> CatalogError:
     return CatalogError(
-        f"Alias {alias.alias!r} of model {alias.name!r} is guarded: what it stands for changes only with a reason.\n"
+        f"Alias {alias.alias!r} of model {alias.name!r} is protected: what it stands for changes only with a reason.\n"
         "Give it: --reason 'why'",
         model=alias.name,
     )

@@ -1,0 +1,5 @@
+"""``python -m medvllm``."""
+
+from medvllm.cli import main
+
+main()

@@ -1,0 +1,83 @@
+"""The versions of a name, each with how it came to be and what was decided of it since."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from medvllm.catalog.events import Alias, Event
+from medvllm.metadata import ModelMetadata
+
+
+@dataclass(frozen=True)
+class Locked:
+    """What a lock file has of a version: one digest over all of its files, and the SHA-256 of each."""
+
+    digest: str
+    files: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class VersionRecord:
+    """One stored version. `accepted` and `locked` are digests over files: equal ones are the same files."""
+
+    version: int
+    at: str | None  # UTC, ISO 8601; None: the history does not say
+    who: str | None
+    machine: str | None
+    reason: str | None
+    aliases: tuple[str, ...]  # that point to it
+    protected: bool  # whether one of them is protected
+    is_meant: bool  # whether the bare name means it
+    deprecated: str | None
+    successor: str | None
+    accepted: str | None
+    accepted_at: str | None
+    accepted_by: str | None
+    locked: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as JSON has it."""
+        return vars(self) | {"aliases": list(self.aliases)}
+
+
+def records(
+    entries: Iterable[ModelMetadata],
+    aliases: Iterable[Alias],
+    events: Iterable[Event],
+    meant: int | None,
+    locked: Mapping[int, Locked],
+) -> list[VersionRecord]:
+    """Return the records of a name's versions; `meant` is the version of the bare name."""
+    made: dict[int | None, Event] = {}
+    accepted: dict[int | None, Event] = {}
+    for event in events:
+        if event.action == "registered":
+            made[event.version] = event
+        if event.action in ("registered", "changed") and "accepted" in event.detail.get("facts", {}):
+            accepted[event.version] = event
+    pointing = [alias for alias in aliases if alias.version is not None]
+    found = []
+    for entry in entries:
+        own = [alias for alias in pointing if alias.version == entry.version]
+        first, standing = made.get(entry.version), entry.standing
+        decided = accepted.get(entry.version) if standing.accepted else None
+        lock = locked.get(entry.version)
+        found.append(
+            VersionRecord(
+                version=entry.version,
+                at=first.at if first else None,
+                who=first.who if first else None,
+                machine=first.machine if first else None,
+                reason=first.reason if first else None,
+                aliases=tuple(alias.alias for alias in own),
+                protected=any(alias.protected for alias in own),
+                is_meant=entry.version == meant,
+                deprecated=standing.deprecated,
+                successor=standing.successor,
+                accepted=standing.accepted,
+                accepted_at=decided.at if decided else None,
+                accepted_by=decided.who if decided else None,
+                locked=lock.digest if lock else None,
+            )
+        )
+    return found

@@ -1,0 +1,98 @@
+"""Settings in files: `config.toml` of the machine and of MEDVLLM_HOME, by the variables' names without MEDVLLM_."""
+
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medvllm.errors import SettingError, nearest, offer
+
+SYSTEM = Path("/etc/medvllm/config.toml")
+PREFIX = "MEDVLLM_"
+
+
+@dataclass(frozen=True)
+class Stated:
+    """The text of a setting, as its variable would have it, and the file that states it."""
+
+    text: str
+    file: Path
+
+
+class SettingsFiles:
+    """The files in the order of precedence, read again when one of them has changed."""
+
+    def __init__(self) -> None:
+        self.generation = 0  # changes with what the files say
+        self._kept: tuple[object, Mapping[str, Stated]] = (None, {})
+
+    def look(self, files: Iterable[Path], known: Iterable[str]) -> Mapping[str, Stated]:
+        """Return what the files state by the variable's name; the first file that states it wins.
+
+        Raises:
+            SettingError: A file cannot be read, or has a key that is none of the `known` variables.
+        """
+        stamps = [(file, _stamp(file)) for file in files]
+        if stamps != self._kept[0]:
+            names = [*known]
+            found: dict[str, Stated] = {}
+            for file, stamp in stamps:
+                if stamp is not None:
+                    found = {**_read(file, names), **found}
+            self._kept = stamps, found
+            self.generation += 1
+        return self._kept[1]
+
+
+def _stamp(file: Path) -> object:
+    """Return what changes when a file does; None where there is none."""
+    try:
+        status = os.stat(file)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise _unreadable(file, error) from error
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _read(file: Path, known: Iterable[str]) -> dict[str, Stated]:
+    try:
+        content = tomllib.loads(file.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise _unreadable(file, error) from error
+    except ValueError as error:
+        raise SettingError(f"Settings file {str(file)!r} is not TOML: {error}.", file=str(file)) from error
+    keys = {name.removeprefix(PREFIX).lower(): name for name in known}
+    for key in content:
+        if key not in keys:
+            near = nearest(key.lower().removeprefix(PREFIX.lower()), keys)
+            raise SettingError(
+                f"Settings file {str(file)!r} has {key[:80]!r}, which is not a setting.{offer(near)}\n"
+                f"It takes: {', '.join(sorted(keys))}",
+                file=str(file),
+                setting=key,
+                candidates=tuple(near),
+            )
+    return {keys[key]: Stated(_text(file, key, value), file) for key, value in content.items()}
+
+
+def _text(file: Path, key: str, value: Any) -> str:
+    """Return a value as the variable would have it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, str | int | float) and str(value).strip():
+        return str(value).strip()
+    raise SettingError(
+        f"Setting {key!r} in {str(file)!r} must be text, a number, true or false.", file=str(file), setting=key
+    )
+
+
+def _unreadable(file: Path, error: OSError) -> SettingError:
+    # It may say that only locked models are to be loaded: not knowing is no permission.
+    return SettingError(
+        f"Settings file {str(file)!r} cannot be read: {error.strerror}.\n"
+        f"Let its user read it: ls -ld {file.parent} {file}",
+        file=str(file),
+    )
