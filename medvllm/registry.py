@@ -15,14 +15,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from medvllm import presence, settings
-from medvllm.approval import LockApproval
+from medvllm.approval import LockApproval, check_accepted
 from medvllm.catalog import Catalog, Difference, StoredCatalog, check_reason, differences, from_toml, to_toml
 from medvllm.classes import class_path
 from medvllm.errors import (
     BudgetError,
     CatalogError,
     DeviceMemoryError,
-    DigestMismatchError,
     ModelNameError,
     ModelNotFoundError,
     RequestError,
@@ -144,7 +143,7 @@ class ModelRegistry:
                 max_models=settings.MAX_MODELS,
                 wait_s=settings.ROOM_TIMEOUT,
                 reclaim=lambda device: _loading().reclaim(),
-                changed=lambda: presence.notes.change(self),
+                changed=partial(_change, weakref.ref(self)),
             )
         )
         # What a call resolved to, so that a hit need not resolve it again; an entry is replaced, never changed.
@@ -460,12 +459,23 @@ class ModelRegistry:
         models = [resident.model for resident, _ in found]
         return self._listed(found, _loading().written_bytes(models) if models else {})
 
-    def noted(self) -> list[dict[str, Any]]:
-        """Return what is in memory, for `medvllm ps`, without asking the system what was written to."""
-        found = self._model_cache.noted()
-        listed = self._listed(found, {})
-        pairs = zip(listed, found, strict=True)
-        return [model.to_dict() | {"leases": max(model.leases, r.is_noted)} for model, (r, _) in pairs]
+    def boards(self) -> list[presence.Board]:
+        """Return where this process notes what is in memory: beside the catalogue, or else in MEDVLLM_HOME."""
+        home = presence.Folder(settings.HOME() / "run")
+        board = self._catalog.board()
+        return [home] if board is None or board == home else [board, home]
+
+    def noted(self, *, for_others: bool = True) -> list[dict[str, Any]]:
+        """Return what is in memory, for `medvllm ps`, without asking the system what was written to.
+
+        `for_others`: it is going to be written where other processes see it.
+        """
+        found = self._model_cache.noted() if for_others else self._model_cache.residents()
+        models = [model.to_dict() for model in self._listed(found, {})]
+        for model, (resident, _) in zip(models, found, strict=True):
+            if for_others and resident.is_noted:
+                model["leases"] = max(resident.leases, 1)
+        return models
 
     def _listed(self, found: list[tuple[Resident[Identity], bool]], written: Mapping[int, int]) -> list[ResidentModel]:
         """Return what was found; `written` gives the bytes by which a model, by its id, has left its files."""
@@ -753,16 +763,8 @@ class ModelRegistry:
         """Return a model's files, checked against the lock, and against what was accepted of a protected version."""
         sources = _sources()
         snapshot: Snapshot = sources.resolve(metadata, revision, locked=sources.Lock.current().find(metadata))
-        accepted = metadata.standing.accepted
-        if metadata.origin == "stored" and accepted is not None and self.catalog.is_protected(metadata):
-            found = sources.to_lock(snapshot)
-            if revision is not None or found.digest != accepted:
-                raise DigestMismatchError(
-                    f"The files of model {metadata.reference!r} are not the ones that were accepted, and a protected "
-                    f"alias points to it.\nRegister them as the next version: medvllm register {metadata.name}",
-                    model=metadata.name,
-                    files=(),
-                )
+        if metadata.origin == "stored" and (alias := self.catalog.protected_by(metadata)) is not None:
+            check_accepted(metadata, alias, None if revision is not None else sources.to_lock(snapshot).digest)
         return snapshot
 
     def _find(self, ref: ModelRef) -> tuple[ModelMetadata, str | None]:
@@ -836,6 +838,11 @@ def _budget(device: str) -> int | None:
     if device in stated:
         return stated[device]
     return machine_bytes() if device == "cpu" else cast("int | None", _loading().capacity(device))
+
+
+def _change(registry: "weakref.ref[ModelRegistry]") -> None:
+    if (alive := registry()) is not None:
+        presence.notes.change(alive)
 
 
 def _seconds(keep_alive: str | float | None) -> float | None:

@@ -87,7 +87,9 @@ def test_a_child_that_is_forked_beside_busy_threads_waits_for_nobody(registry: M
     def answer() -> None:
         assert runner.tag([_TEXT]) == tags
 
-    encode = lambda: tokenizer(_TEXT, truncation=True, max_length=20)  # noqa: E731
+    def encode() -> None:
+        assert len(tokenizer(_TEXT, truncation=True, max_length=20)["input_ids"]) == 20
+
     loops = load_cold, reload, read_tokenizer, encode, registry.statistics, registry.list_models, answer
     with _beside(*loops):
         for does in (same, answer, load_cold, reload, read_tokenizer, encode, registry.list_models, answer):
@@ -103,7 +105,7 @@ def test_a_child_undoes_what_a_load_of_its_parent_had_changed(tmp_path: Path) ->
     def load() -> None:
         with gate():
             torch.set_default_dtype(torch.bfloat16)
-            PreTrainedModel.tie_weights = lambda self: None  # type: ignore[assignment,method-assign]
+            PreTrainedModel.tie_weights = lambda self: None  # type: ignore[method-assign,assignment,misc]
             inside.set()
             end.wait()
             torch.set_default_dtype(torch.float32)

