@@ -156,13 +156,24 @@ def checked(model: str, keyword: str, value: Any) -> tuple[str, Any]:
     group, hint = keywords()[keyword]
     options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     for option in options:
-        fits, kept = _fit(option, value)
+        fits, kept = _fit(option, _usual(keyword, value))
         if fits and not (hint is Class and isinstance(value, str) and not is_reference(value)):
             return group, kept
     wanted = "a class or 'module:Class'" if hint is Class else " or ".join(map(_described, options))
     # A prompt's text stays out of every message.
     shown = type(value).__name__ if keyword == "prompts" else repr(value)[:80]
     raise RequestError(f"Keyword {keyword!r} of model {model!r} must be {wanted}, not {shown}.", keyword=keyword)
+
+
+def _usual(keyword: str, value: Any) -> Any:
+    """Return a value in the form that is kept, where people write it in another: as a config.json does, say."""
+    if keyword == "id2label" and isinstance(value, Mapping):
+        labels = {str(number): label for number, label in value.items()}
+        numbers = list(map(str, range(len(labels))))
+        return [labels[number] for number in numbers] if sorted(labels) == sorted(numbers) else value
+    if keyword == "label_scheme" and value in ("BIOES", "IOBES"):
+        return "BILOU"  # the same places under other letters
+    return [value] if keyword == "tags" and isinstance(value, str) else value
 
 
 def pattern(keyword: str, value: object) -> str:

@@ -22,9 +22,11 @@ from medvllm.errors import (
     BudgetError,
     CatalogError,
     DeviceMemoryError,
+    HubUnreachableError,
     ModelNameError,
     ModelNotFoundError,
     RequestError,
+    offer,
 )
 from medvllm.facts import checked
 from medvllm.lazy import lazy
@@ -98,6 +100,24 @@ class Lease:
     def end(self) -> None:
         """Let go of the model."""
         self._resident = None
+
+
+class Leasing(contextlib.AbstractContextManager[Lease]):
+    """A lease that begins with its ``with`` block."""
+
+    def __init__(self, name: object, manager: contextlib.AbstractContextManager[Lease]) -> None:
+        self._name, self._manager = name, manager
+
+    def __enter__(self) -> Lease:
+        return self._manager.__enter__()
+
+    def __exit__(self, *raised: Any) -> bool | None:
+        return self._manager.__exit__(*raised)
+
+    def __getattr__(self, attribute: str) -> Any:
+        raise AttributeError(
+            f"A lease gives {attribute!r} inside its block: with registry.lease({self._name!r}) as lease: …"
+        )
 
 
 @dataclass(frozen=True)
@@ -249,7 +269,7 @@ class ModelRegistry:
         entry = self._entry(ref)
         if entry is None:
             advice = (
-                "\nA folder is loaded without being registered: registry.load_model" if ref.kind == "folder" else ""
+                f"\nRegister it: medvllm register NAME --type TYPE --path {ref.text}" if ref.kind == "folder" else ""
             )
             raise self._catalog.not_found(ref.name, advice=advice)
         return entry[0]
@@ -338,11 +358,16 @@ class ModelRegistry:
             return cast("PreTrainedModel", own.model)
         return cast("PreTrainedModel", self._acquire(name, options, keep_alive=keep_alive)[1].model)
 
-    @contextlib.contextmanager
     def lease(
         self, name: "str | os.PathLike[str]", *, keep_alive: str | float | None = None, **options: Any
-    ) -> Iterator[Lease]:
+    ) -> "Leasing":
         """Give a model that stays in memory inside the ``with`` block; the options are those of `load_model`."""
+        return Leasing(name, self._lease(name, keep_alive, options))
+
+    @contextlib.contextmanager
+    def _lease(
+        self, name: "str | os.PathLike[str]", keep_alive: str | float | None, options: Mapping[str, Any]
+    ) -> Iterator[Lease]:
         target, resident = self._acquire(name, options, lease=True, keep_alive=keep_alive)
 
         lease = Lease(
@@ -769,7 +794,14 @@ class ModelRegistry:
     def _snapshot(self, metadata: ModelMetadata, revision: str | None) -> "Snapshot":
         """Return a model's files, checked against the lock, and against what was accepted of a protected version."""
         sources = _sources()
-        snapshot: Snapshot = sources.resolve(metadata, revision, locked=sources.Lock.current().find(metadata))
+        try:
+            snapshot: Snapshot = sources.resolve(metadata, revision, locked=sources.Lock.current().find(metadata))
+        except (ModelNotFoundError, HubUnreachableError) as error:
+            if metadata.origin != "direct":
+                raise
+            near = self._catalog.near(metadata.name)  # a slip in a registered name reads as a repository
+            message = f"Model {metadata.name!r} is not registered.{offer(near)}\n{error}"
+            raise type(error)(message, **vars(error) | {"candidates": tuple(near)}) from error
         if metadata.origin == "stored" and (alias := self.catalog.protected_by(metadata)) is not None:
             check_accepted(metadata, alias, None if revision is not None else sources.to_lock(snapshot).digest)
         return snapshot
