@@ -14,11 +14,11 @@ HEAVY = {"torch", "transformers", "huggingface_hub", "tokenizers", "numpy", "sql
 # From the bottom up: a room may import its own layer's siblings only where the design says so, and layers below.
 LAYERS = (
     ("errors",),
-    ("forking", "lazy", "quantities", "settings_files", "heads"),
-    ("settings", "files", "progress", "author"),
+    ("forking", "inherited", "lazy", "quantities", "settings_files", "heads"),
+    ("settings", "files", "progress", "author", "spelling"),
     ("destination", "turns"),
     ("presence",),
-    ("classes",),
+    ("classes", "words"),
     ("facts",),
     ("names", "metadata"),
     ("options", "local_files"),
@@ -27,6 +27,7 @@ LAYERS = (
     ("sources",),
     ("loading",),
     ("residency",),
+    ("lease",),
     ("approval",),
     ("model_registry",),
     ("engine",),
