@@ -27,7 +27,7 @@ LAYERS = (
     ("sources",),
     ("loading",),
     ("residency",),
-    ("approval",),
+    ("approval", "transfer"),
     ("registry",),
     ("engine",),
     ("cli",),

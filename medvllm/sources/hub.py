@@ -36,6 +36,7 @@ from medvllm.sources.digest import Digest, described, digests, git_oid, hashed
 from medvllm.sources.fingerprint import Fingerprint
 from medvllm.sources.layout import Layout, decide, present
 from medvllm.sources.ledger import ledger
+from medvllm.sources.provenance import origin
 from medvllm.sources.snapshot import Snapshot, read_json
 
 P = ParamSpec("P")
@@ -351,6 +352,7 @@ class _Cached:
             *(self.path, self.wanted.repo, self.wanted.commit, self.layout, self.found, self.taken),
             places=self.places,
             is_listed=self.is_from_hub,
+            bundle=None if self.is_from_hub else origin(self.wanted.repo, self.wanted.commit),
         )
 
     def error(self, reason: object) -> SourceError:

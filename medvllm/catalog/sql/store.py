@@ -115,6 +115,12 @@ class SqlStore:
         with self._database.reading() as connection:
             yield from history.events(connection, name, since)
 
+    def position(self) -> tuple[int, str]:
+        """Return the number of events, and the hash of the last, as the catalogue keeps them."""
+        with self._database.reading() as connection:
+            end = connection.execute(select(head)).one()
+            return end.length, end.hash
+
     def check(self) -> tuple[int, str, list[str]]:
         """Return how many events there are, the hash of the last, and what is wrong with them."""
         with self._database.reading() as connection:
