@@ -123,6 +123,9 @@ GROUPS: dict[str, type] = {
 # What may change in a stored version; everything else makes the next one.
 MARKS = ("tags", "values", "deprecated", "successor", "acceptance", "accepted")
 
+# What tells entries apart and is no fact of theirs; it can be asked for.
+IDENTIFYING = ("name", "origin", "version")
+
 Class = type | str | None
 _PLAIN: dict[str, Any] = {
     "model_class": Class,
@@ -169,6 +172,7 @@ def pattern(keyword: str, value: object) -> str:
         for known, (_, hint) in keywords().items()
         if not {dict, Mapping}.intersection((get_origin(hint), *map(get_origin, get_args(hint))))
     ]
+    single += IDENTIFYING
     if keyword not in single:
         raise _unknown(keyword, f"fact {keyword!r} to filter by", single)
     return "" if value is None else str(value).casefold()

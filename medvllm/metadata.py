@@ -11,6 +11,7 @@ from medvllm.classes import LazyClass, class_path
 from medvllm.errors import RequestError, nearest, offer
 from medvllm.facts import (
     GROUPS,
+    IDENTIFYING,
     Behaviour,
     Purpose,
     Residence,
@@ -166,6 +167,8 @@ class ModelMetadata:
 
     def fact(self, keyword: str) -> object:
         """Return a fact by its keyword: without a copy, as a listing asks each of perhaps 100,000 entries."""
+        if keyword in IDENTIFYING:
+            return getattr(self, keyword)
         group = keywords()[keyword][0]
         if group:
             return getattr(getattr(self, group), keyword)
@@ -212,6 +215,12 @@ def _as_json(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     return list(value) if isinstance(value, tuple) else value
+
+
+def mentions(fact: Callable[[str], Any], text: str) -> bool:
+    """Return whether a name of a model, or its description, has `text`, in any case; `fact` gives its facts."""
+    said = (fact("name"), *(fact("aliases") or ()), fact("description") or "")
+    return any(text in str(each).casefold() for each in said)
 
 
 def fits(fact: Callable[[str], Any], task: str | None, tags: Sequence[str], globs: Mapping[str, str]) -> bool:

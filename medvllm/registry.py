@@ -15,14 +15,14 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from medvllm import presence, settings
-from medvllm.approval import LockApproval
+from medvllm.approval import LockApproval, check_accepted
 from medvllm.catalog import Catalog, Difference, StoredCatalog, check_reason, differences
 from medvllm.classes import class_path
 from medvllm.errors import (
     BudgetError,
     CatalogError,
     DeviceMemoryError,
-    DigestMismatchError,
+    ModelNameError,
     ModelNotFoundError,
     RequestError,
 )
@@ -144,7 +144,7 @@ class ModelRegistry:
                 max_models=settings.MAX_MODELS,
                 wait_s=settings.ROOM_TIMEOUT,
                 reclaim=lambda device: _loading().reclaim(),
-                changed=lambda: presence.notes.change(self),
+                changed=partial(_change, weakref.ref(self)),
             )
         )
         # What a call resolved to, so that a hit need not resolve it again; an entry is replaced, never changed.
@@ -220,21 +220,24 @@ class ModelRegistry:
         task: str | None = None,
         tags: Sequence[str] = (),
         match: str | None = None,
+        search: str | None = None,
         limit: int | None = None,
         after: str | None = None,
         **facts: Any,
     ) -> dict[str, ModelMetadata]:
         """Return metadata by name, sorted, of the entries that fit every filter; it never waits for a load.
 
-        `tags` must all be there; `match` is a glob on the name in any case, such as "bio*". Any other fact of
-        `register` is a filter too: license="apache*", gated=False, languages="en"; None asks for what is not known.
-        A page of a long list are the first `limit` names `after` the last one of the page before.
+        `tags` must all be there; `match` is a glob on the name in any case, such as "bio*"; `search` is a text that a
+        name, another name of the model or its description has. Any other fact of `register` is a filter too:
+        license="apache*", gated=False, languages="en"; so are `origin` ("stored", "process", "built-in") and `version`.
+        None asks for what is not known. A page of a long list are the first `limit` names `after` the last one of the
+        page before.
         """
         if limit is not None and limit < 1:
-            raise RequestError(f"limit is {limit}, which is no number of entries above 0.", option="limit")
+            raise RequestError(f"limit must be at least 1, not {limit}.", option="limit")
         tags = (tags,) if isinstance(tags, str) else tags
         return self._catalog.select(
-            model_type, task=task, tags=tags, match=match, facts=facts, limit=limit, after=after
+            model_type, task=task, tags=tags, match=match, search=search, facts=facts, limit=limit, after=after
         )
 
     def get_metadata(self, name: str) -> ModelMetadata:
@@ -247,6 +250,25 @@ class ModelRegistry:
             )
             raise self._catalog.not_found(ref.name, advice=advice)
         return entry[0]
+
+    def __getitem__(self, name: str) -> ModelMetadata:
+        return self.get_metadata(name)
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether an entry answers to a name: what `get_metadata` gives, and not what loads directly."""
+        try:
+            return self._entry(parse(name)) is not None
+        except (ModelNameError, ModelNotFoundError):
+            return False
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.list_models())
+
+    def __len__(self) -> int:
+        return len(self.list_models())
+
+    def __bool__(self) -> bool:
+        return True  # also one without entries
 
     def diff(self, name: str, other: str) -> list[Difference]:
         """Return what differs between two entries, or versions of one: facts, and files where the lock has both.
@@ -438,12 +460,23 @@ class ModelRegistry:
         models = [resident.model for resident, _ in found]
         return self._listed(found, _loading().written_bytes(models) if models else {})
 
-    def noted(self) -> list[dict[str, Any]]:
-        """Return what is in memory, for `medvllm ps`, without asking the system what was written to."""
-        found = self._model_cache.noted()
-        listed = self._listed(found, {})
-        pairs = zip(listed, found, strict=True)
-        return [model.to_dict() | {"leases": max(model.leases, r.is_noted)} for model, (r, _) in pairs]
+    def boards(self) -> list[presence.Board]:
+        """Return where this process notes what is in memory: beside the catalogue, or else in MEDVLLM_HOME."""
+        home = presence.Folder(settings.HOME() / "run")
+        board = self._catalog.board()
+        return [home] if board is None or board == home else [board, home]
+
+    def noted(self, *, for_others: bool = True) -> list[dict[str, Any]]:
+        """Return what is in memory, for `medvllm ps`, without asking the system what was written to.
+
+        `for_others`: it is going to be written where other processes see it.
+        """
+        found = self._model_cache.noted() if for_others else self._model_cache.residents()
+        models = [model.to_dict() for model in self._listed(found, {})]
+        for model, (resident, _) in zip(models, found, strict=True):
+            if for_others and resident.is_noted:
+                model["leases"] = max(resident.leases, 1)
+        return models
 
     def _listed(self, found: list[tuple[Resident[Identity], bool]], written: Mapping[int, int]) -> list[ResidentModel]:
         """Return what was found; `written` gives the bytes by which a model, by its id, has left its files."""
@@ -742,16 +775,8 @@ class ModelRegistry:
         """Return a model's files, checked against the lock, and against what was accepted of a protected version."""
         sources = _sources()
         snapshot: Snapshot = sources.resolve(metadata, revision, locked=sources.Lock.current().find(metadata))
-        accepted = metadata.standing.accepted
-        if metadata.origin == "stored" and accepted is not None and self.catalog.is_protected(metadata):
-            found = sources.to_lock(snapshot)
-            if revision is not None or found.digest != accepted:
-                raise DigestMismatchError(
-                    f"The files of model {metadata.reference!r} are not the ones that were accepted, and a protected "
-                    f"alias points to it.\nRegister them as the next version: medvllm register {metadata.name}",
-                    model=metadata.name,
-                    files=(),
-                )
+        if metadata.origin == "stored" and (alias := self.catalog.protected_by(metadata)) is not None:
+            check_accepted(metadata, alias, None if revision is not None else sources.to_lock(snapshot).digest)
         return snapshot
 
     def _find(self, ref: ModelRef) -> tuple[ModelMetadata, str | None]:
@@ -825,6 +850,11 @@ def _budget(device: str) -> int | None:
     if device in stated:
         return stated[device]
     return machine_bytes() if device == "cpu" else cast("int | None", _loading().capacity(device))
+
+
+def _change(registry: "weakref.ref[ModelRegistry]") -> None:
+    if (alive := registry()) is not None:
+        presence.notes.change(alive)
 
 
 def _seconds(keep_alive: str | float | None) -> float | None:

@@ -14,14 +14,14 @@ HEAVY = {"torch", "transformers", "huggingface_hub", "tokenizers", "numpy", "sql
 # From the bottom up: a room may import its own layer's siblings only where the design says so, and layers below.
 LAYERS = (
     ("errors",),
-    ("quantities", "settings_files"),
+    ("forking", "lazy", "quantities", "settings_files"),
     ("settings", "files", "progress", "author"),
     ("destination", "turns"),
     ("presence",),
     ("classes",),
     ("facts",),
     ("names", "metadata"),
-    ("options",),
+    ("options", "local_files"),
     ("receipt",),
     ("catalog",),
     ("sources",),
@@ -53,6 +53,7 @@ def _modules_after(code: str) -> set[str]:
         "from medvllm.cli.app import app; app(['list', '--type', 'clinical', '--json'], standalone_mode=False)",
         "from medvllm.cli.app import app; app(['show', 'biobert-base-cased-v1.2'], standalone_mode=False)",
         "from medvllm.cli.app import app; app(['--help'], standalone_mode=False)",
+        "from medvllm.cli.completion import model_names; assert [*model_names('b')]",
     ],
 )
 def test_looking_imports_nothing_heavy(code: str) -> None:

@@ -225,15 +225,15 @@ def test_a_protected_alias_stays_until_it_is_moved(
     build: ModelRegistry, site: Callable[[str], ModelRegistry], tmp_path: Path
 ) -> None:
     """The import says how to move it, which asks for approval and a reason; the protection itself travels."""
+    for name in ("m@2", "m@3"):
+        build.catalog.mark(name, acceptance=[{"task": "embed"}], accepted=Lock.current().models[name].digest)
     build.export(tmp_path / "1.tar", "m@1", "m@2")
     other = site("hospital")
-    other.import_bundle(tmp_path / "1.tar")
-    with other.catalog._turn("as a rule") as turn:
-        turn.protect("m", "production", True)
+    other.import_bundle(tmp_path / "1.tar", lock=True)
+    other.catalog.protect("m", "production")
     site("build")
     build.catalog.set_alias("m", "production", 3)
-    with build.catalog._turn("as a rule") as turn:
-        turn.protect("m", "production", True)
+    build.catalog.protect("m", "production")
     build.export(tmp_path / "2.tar", "m@3")
     site("hospital")
     imported = other.import_bundle(tmp_path / "2.tar", replace=True)

@@ -16,8 +16,9 @@ from medvllm.errors import CatalogError, MedVLLMError, ModelExistsError, ModelNo
 from medvllm.facts import pattern
 from medvllm.forking import Lock
 from medvllm.lazy import lazy
-from medvllm.metadata import ModelMetadata, ModelType, fits
+from medvllm.metadata import ModelMetadata, ModelType, fits, mentions
 from medvllm.names import valid_name
+from medvllm.presence import Board
 
 logger = logging.getLogger(__name__)
 _NAME: Callable[[ModelMetadata | StoredRow], str] = attrgetter("name")
@@ -44,6 +45,10 @@ class Catalog:
     @lazy
     def _builtin_aliases(self) -> dict[str, str]:
         return {alias: name for name, metadata in self._builtins.items() for alias in metadata.source.aliases}
+
+    def board(self) -> Board | None:
+        """Return where processes that share the stored entries note what they hold; None: there are none."""
+        return None if self._stored is None else self._stored.board()
 
     @property
     def stored(self) -> StoredCatalog:
@@ -179,17 +184,24 @@ class Catalog:
         task: str | None = None,
         tags: Sequence[str] = (),
         match: str | None = None,
+        search: str | None = None,
         facts: Mapping[str, Any] | None = None,
         limit: int | None = None,
         after: str | None = None,
     ) -> dict[str, ModelMetadata]:
-        """Return the entries that fit every filter given, by name; `match` and `facts` are globs, in any case."""
+        """Return the entries that fit every filter given, by name; `match` and `facts` are globs, in any case.
+
+        `search` is a text that a name, another name or the description has.
+        """
         kind = None if model_type is None else ModelType.of(model_type)
         globs = {fact: pattern(fact, value) for fact, value in (facts or {}).items()}
         fitting = self._candidates(after)
         if match is not None:
             is_named = re.compile(translate(match.casefold())).match
             fitting = (entry for entry in fitting if is_named(entry.name.casefold()))
+        if search is not None:
+            text = search.casefold()
+            fitting = (entry for entry in fitting if mentions(entry.fact, text))
         if kind is not None:
             fitting = (entry for entry in fitting if entry.model_type == kind)
         if task is not None or tags or globs:

@@ -10,12 +10,13 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
 
 from medvllm import presence, settings
-from medvllm.catalog.entries import parsed, to_toml
+from medvllm.catalog.address import Address
+from medvllm.catalog.entries import Entries, parsed, to_toml
 from medvllm.catalog.events import HALVES, Alias, Event
 from medvllm.catalog.log import Locked, VersionRecord, records
 from medvllm.catalog.place import TEXTS, has_content, is_named, is_there, location
 from medvllm.errors import CatalogError, MedVLLMError, ModelNameError, RequestError, SettingError
-from medvllm.facts import MARKS, checked
+from medvllm.facts import IDENTIFYING, MARKS, checked
 from medvllm.lazy import lazy
 from medvllm.metadata import ModelMetadata
 from medvllm.names import parse, valid_name
@@ -35,6 +36,8 @@ class Approval(Protocol):
     """What decides whether a version may be pointed to by a protected alias."""
 
     def lacking(self, entry: ModelMetadata) -> list[str]: ...
+
+    def unmet(self, entry: ModelMetadata) -> list[str]: ...
 
     def locked(self, entry: ModelMetadata) -> Locked | None: ...
 
@@ -60,7 +63,8 @@ class StoredCatalog:
     def where(self) -> str:
         """The database's file, or its URL, without the password; the setting as it stands, where it is wrong."""
         try:
-            return settings.without_password(str(self._where()))
+            where = self._where()
+            return str(where) if isinstance(where, Path) else Address.of(where).shown
         except SettingError as error:
             return str(error.value)
 
@@ -70,6 +74,17 @@ class StoredCatalog:
         CatalogError: there is none where one was named, or something else is in its place.
         """
         return self._open() is not None
+
+    def board(self) -> presence.Board:
+        """Return where processes that share this catalogue note what they hold: beside its file, or in its database."""
+        where = self._where()
+        if isinstance(where, Path):
+            home = settings.HOME()
+            is_elsewhere = where.parent != home and where.is_file()  # nothing is made where a share is not mounted
+            return presence.Folder((where.parent if is_elsewhere else home) / "run", is_shared=is_elsewhere)
+        from medvllm.catalog.sql import Processes
+
+        return Processes(_store(where))
 
     def create(self) -> bool:
         """Make an empty catalogue where there is none, and return whether one was made.
@@ -249,21 +264,40 @@ class StoredCatalog:
         with self._turn(reason) as turn:
             turn.remove_alias(name, alias, reason=reason)
 
-    def protect(self, name: str, alias: str, protected: bool = True, *, reason: str | None = None) -> list[str]:
+    def protect(self, name: str, alias: str, protected: bool = True, *, reason: str | None = None) -> None:
         """Protect an alias, set or not: it moves only to a version that is locked and accepted, with a reason.
 
-        The version that it points to already is left as it is; what that one lacks is returned.
+        CatalogError: the version that it points to already lacks something, which is named; or it is no longer to be
+        protected, and no reason is given.
         """
         _check_alias(alias)
+        known = [each for each in self.aliases(name) if each.alias == alias and not each.protected]
+        entry = self.find(name, alias) if protected and known else None
+        lacking = self.approval.lacking(entry) if entry is not None and self.approval is not None else []
+        if entry is not None and lacking:
+            raise CatalogError(
+                f"Alias {alias!r} of model {name!r} cannot be protected: version {entry.version}, to which it points, "
+                "lacks:\n  " + "\n  ".join(lacking),
+                model=name,
+                missing=tuple(lacking),
+            )
         with self._turn(reason) as turn:
             turn.protect(name, alias, protected, reason=reason)
-        entry = self.find(name, alias) if protected else None
-        return [] if entry is None or self.approval is None else self.approval.lacking(entry)
 
-    def is_protected(self, entry: ModelMetadata) -> bool:
-        """Return whether a protected alias points to a stored version."""
+    def unmet(self, alias: Alias) -> list[str]:
+        """Return for what the version of a protected alias does not load, as `protect` would list it; nothing: it does.
+
+        An alias that points nowhere lacks nothing.
+        """
+        if not alias.protected or alias.version is None or self.approval is None:
+            return []
+        entry = self.find(alias.name, str(alias.version))
+        return [] if entry is None else self.approval.unmet(entry)
+
+    def protected_by(self, entry: ModelMetadata) -> str | None:
+        """Return a protected alias that points to a stored version, or None."""
         states = self._recalled(("aliases", entry.name, ""), lambda store: store.aliases(entry.name)) or ()
-        return any(alias.protected and alias.version == entry.version for alias in states)
+        return next((alias.alias for alias in states if alias.protected and alias.version == entry.version), None)
 
     def was_removed(self, name: str) -> bool:
         """Return whether a name had versions, and all of them were unregistered."""
@@ -297,20 +331,16 @@ class StoredCatalog:
         """
         from medvllm.catalog.exchange import apply
 
-        if dry_run and self._open() is None:  # a plan makes no database
-            with TemporaryDirectory() as folder, closing(StoredCatalog(Path(folder) / "catalog.db")) as empty:
-                empty.create()
-                return empty.apply(text, reason=reason)
-        wanted = parsed(text, "stored")
-        for stated in wanted.aliases or ():
-            _check_alias(stated.alias)
+        if dry_run:
+            return self.plan(text, reason=reason)[0]
+        wanted = _wanted(text)
         with self._turn(reason, keep=False) as turn:
             moves = apply(turn, wanted, reason)
             changes = turn.events
         self._check_idle({(event.name, event.version) for event in changes if event.action == "unregistered"})
         for name, alias, entry in moves:
             self._approve(name, alias, entry, reason)
-        if changes and not dry_run:
+        if changes:
             approved = {(name, alias, entry.version): entry.facts() for name, alias, entry in moves}
             with self._turn(reason) as turn:
                 apply(turn, wanted, reason, approved=approved)
@@ -358,6 +388,29 @@ class StoredCatalog:
         """Return how many events the history has, and the hash of the last as it was written; 0 without a catalogue."""
         store = self._open()
         return (0, "") if store is None else store.position()
+
+    def plan(self, text: str, *, reason: str | None = None) -> tuple[list[Event], list[str]]:
+        """Return what `apply` would change, and what it lacks for that: nothing is changed, whatever is protected."""
+        from medvllm.catalog.exchange import apply
+
+        if self._open() is None:  # a plan makes no database
+            with TemporaryDirectory() as folder, closing(StoredCatalog(Path(folder) / "catalog.db")) as empty:
+                empty.create()
+                return empty.plan(text, reason=reason)
+        wanted, lacking = _wanted(text), []
+        with self._turn(reason, keep=False) as turn:
+            turn.is_plan = True
+            moves = apply(turn, wanted, reason)
+        for name, alias, entry in moves:
+            missing = self._missing(entry)
+            lacking += [f"{name}@{alias} -> {entry.version} lacks {each}" for each in missing]
+        if not reason and (moves or turn.needs_reason):
+            lacking.append("what is protected changes only with a reason: --reason 'why'")
+        try:
+            self._check_idle({(event.name, event.version) for event in turn.events if event.action == "unregistered"})
+        except CatalogError as error:
+            lacking.append(str(error).splitlines()[0])
+        return turn.events, lacking
 
     def migrate(self, revision: str | None = None) -> tuple[str | None, Path | None]:
         """Bring the database to this program's schema, or an earlier one; return the one before, and the backup made.
@@ -407,6 +460,11 @@ class StoredCatalog:
         with self._make().turn(keep=keep) as turn:
             yield turn
 
+    def _missing(self, entry: ModelMetadata) -> list[str]:
+        """Return what a version lacks, beside a reason, for a protected alias to point to it."""
+        no_check = ["the check of a registry: registry.catalog"]
+        return no_check if self.approval is None else self.approval.lacking(entry)
+
     def _approve(self, name: str, alias: str, entry: ModelMetadata, reason: str | None) -> None:
         """Raise CatalogError unless a protected alias may point to a version."""
         missing = (
@@ -422,14 +480,13 @@ class StoredCatalog:
                 missing=tuple(missing),
             )
 
-    @staticmethod
-    def _check_idle(versions: "set[tuple[str | None, int | None]]") -> None:
-        """Raise CatalogError when a process on this machine has one of the versions leased."""
-        for process, note in presence.processes().items():
-            for model in note["models"]:
+    def _check_idle(self, versions: "set[tuple[str | None, int | None]]") -> None:
+        """Raise CatalogError when a process that shares the catalogue has one of the versions leased."""
+        for note in presence.processes([self.board()]):
+            for model in note.models:
                 if model["leases"] and model["source"] == "stored" and (model["name"], model["version"]) in versions:
                     raise CatalogError(
-                        f"Version {model['version']} of model {model['name']!r} is in use by process {process}.\n"
+                        f"Version {model['version']} of model {model['name']!r} is in use by {note.process}.\n"
                         "See who uses it: medvllm ps; or remove it all the same: medvllm unregister "
                         f"{model['name']}@{model['version']} --force",
                         model=model["name"],
@@ -448,6 +505,10 @@ class StoredRow:
 
     def fact(self, keyword: str) -> object:
         """Return a fact by its keyword; None when it is not known."""
+        if keyword == "name":
+            return self.name
+        if keyword in IDENTIFYING:
+            return {"origin": "stored", "version": self._content[0]}[keyword]
         return self._content[1].get(keyword)
 
     def metadata(self) -> ModelMetadata:
@@ -496,6 +557,14 @@ def built(name: str, number: int, facts: Mapping[str, Any]) -> ModelMetadata:
         return ModelMetadata.build(name, facts["model_type"], others, version=number, origin="stored")
     except (MedVLLMError, KeyError) as error:
         raise CatalogError(f"Version {number} of model {name!r} in the catalogue is not usable: {error}") from error
+
+
+def _wanted(text: str) -> Entries:
+    """Return what a file of entries says; ModelNameError: it has an alias that none can be."""
+    wanted = parsed(text, "stored")
+    for stated in wanted.aliases or ():
+        _check_alias(stated.alias)
+    return wanted
 
 
 def _split(model: str) -> tuple[str, str | None]:

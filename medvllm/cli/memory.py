@@ -7,7 +7,8 @@ import typer
 
 from medvllm import presence
 from medvllm.cli.models import Json
-from medvllm.cli.output import megabytes, print_json, print_table
+from medvllm.cli.output import print_json, print_table
+from medvllm.quantities import shown_size
 from medvllm.registry import registry
 
 
@@ -25,36 +26,45 @@ def plan(
         return
     rows = [
         ("fits", found.fit),
-        ("size", f"{megabytes(found.size_bytes)} ({found.known_by})"),
+        ("size", f"{shown_size(found.size_bytes)} ({found.known_by})"),
         ("device", found.device),
-        ("budget", "no limit" if found.budget_bytes is None else megabytes(found.budget_bytes)),
+        ("budget", "no limit" if found.budget_bytes is None else shown_size(found.budget_bytes)),
         ("load", "not known yet" if found.load_s is None else f"{found.load_s:.2f} s"),
     ]
-    print_table(("WHAT", found.name), rows)
+    print_table(("MODEL", found.name), rows)
 
 
 def ps(as_json: Json = False) -> None:
-    """List the models that processes on this machine have in memory."""
-    notes = presence.processes()
-    models = [{"pid": process, **model} for process, note in notes.items() for model in note["models"]]
+    """List the models in memory of the processes that share this catalogue, also in containers and on other hosts.
+
+    SHARED is what of SIZE is a file's, in memory once for all who map it; STAYS is how long a model stays unused.
+    """
+    notes = presence.processes(registry.boards())
+    models = [
+        {"pid": note.process.pid, "host": note.process.host, "is_near": note.process.is_near, **model}
+        for note in notes
+        for model in note.models
+    ]
     if as_json:
         print_json(models)
         return
     if not models:
         typer.echo("No process has a model in memory.", err=True)
+        return
     columns = ("PID", "MODEL", "DEVICE", "DTYPE", "SIZE", "SHARED", "LEASES", "IDLE", "STAYS")
     print_table(columns, [_row(model) for model in models])
 
 
 def _row(model: dict[str, Any]) -> tuple[object, ...]:
-    stays = "held by its caller" if model["evicted"] else _stays(model["keep_alive"])
+    stays = "while held" if model["evicted"] else _stays(model["keep_alive"])
+    pid = model["pid"] if model["is_near"] else f"{model['pid']} on {model['host']}"
     idle = f"{max(time.time() - model['last_used'], 0):,.0f} s"
-    where = model["device"], model["dtype"], megabytes(model["size_bytes"]), megabytes(model["mapped_bytes"])
+    where = model["device"], model["dtype"], shown_size(model["size_bytes"]), shown_size(model["mapped_bytes"])
     name = f"{model['name']}@{model['version']}" if model["source"] == "stored" else model["name"]
-    return model["pid"], name, *where, model["leases"], idle, stays
+    return pid, name, *where, model["leases"], idle, stays
 
 
 def _stays(keep_alive: float | None) -> str:
     if keep_alive is None:
-        return "while there is room"
+        return "if room"
     return "pinned" if keep_alive < 0 else f"{keep_alive:,.0f} s"

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from medvllm.catalog import builtin_entries
+from medvllm.cli.completion import stored_names
 from medvllm.cli.output import printable
 from medvllm.errors import RequestError, nearest
 from medvllm.facts import checked
@@ -20,7 +21,7 @@ Tag = Annotated[list[str] | None, typer.Option("--tag", help="A tag, or KEY=VALU
 
 
 def register(
-    name: Annotated[str, typer.Argument(help="Name of the entry.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the entry.")],
     model_type: Annotated[str, typer.Option("--type", help=f"What it was made for: {', '.join(ModelType)}.")],
     path: Annotated[
         str | None, typer.Option(help="Repository (org/repo) or folder (./folder); else the name is the repository.")
@@ -81,7 +82,12 @@ def register(
 
 
 def unregister(
-    name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="A stored entry, or one version of it.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME[@VERSION]", autocompletion=stored_names, help="A stored entry, or one version of it."
+        ),
+    ],
     force: Annotated[
         bool, typer.Option("--force", help="Also when an alias points to it, or a process has it in use.")
     ] = False,
@@ -94,7 +100,7 @@ def unregister(
 
 
 def tag(
-    name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="A stored entry.")],
+    name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", autocompletion=stored_names, help="A stored entry.")],
     tags: Annotated[list[str] | None, typer.Argument(metavar="TAG...", help="A tag to add, or KEY=VALUE.")] = None,
     remove: Annotated[list[str] | None, typer.Option("--rm", help="Tag or key to remove; may be repeated.")] = None,
     reason: Reason = None,
@@ -109,7 +115,12 @@ def tag(
 
 
 def deprecate(
-    name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="A stored entry; all versions without one.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME[@VERSION]", autocompletion=stored_names, help="A stored entry; all versions without one."
+        ),
+    ],
     successor: Annotated[str | None, typer.Option(help="The model to use in its place.")] = None,
     reason: Annotated[str | None, typer.Option(help="Why; each load says it.")] = None,
     off: Annotated[bool, typer.Option("--off", help="It is not deprecated any more.")] = False,

@@ -15,6 +15,7 @@ from medvllm.loading.modules import load_modules
 from medvllm.loading.prepared import flaws as prepared_flaws
 from medvllm.loading.proof import proof
 from medvllm.loading.sleep import rest, wake
+from medvllm.loading.threads import threads
 from medvllm.loading.tokenizer import load_tokenizer
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "proof",
     "reclaim",
     "rest",
+    "threads",
     "wake",
     "written_bytes",
 ]

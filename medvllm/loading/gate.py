@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -107,7 +107,7 @@ class _Gate(Forked):
         self._lock, self._dtype = threading.RLock(), None
         tqdm.set_lock(threading.RLock())
         if not _is_swapping(sys._getframe()):
-            restore_tie_weights()
+            PreTrainedModel.tie_weights = _TIE_WEIGHTS  # type: ignore[method-assign]
 
 
 _GATE = _Gate()

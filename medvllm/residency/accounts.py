@@ -35,7 +35,7 @@ class Resident(Generic[I]):
     last_used: float = 0.0  # by the cache's clock, which nobody sets
     hits: int = 0
     leases: int = 0
-    is_noted: bool = False  # whether other processes can see that it is leased
+    is_noted: bool = False  # whether others see that it is leased, or are about to
     keep_alive: float | None = None  # seconds after its last use; PINNED; None: for as long as there is room
     present: bool = True  # False once it has left
     leaving: bool = False  # evicted while leased: it goes when the last lease ends

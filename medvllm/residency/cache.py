@@ -120,7 +120,7 @@ class ModelCache(Forked, Generic[I]):
             resident.leaving = False
             self._counts.hits += 1
         if lease and not resident.is_noted:
-            self._limits.changed()
+            self._tell(resident)
         return True
 
     def get(
@@ -168,6 +168,7 @@ class ModelCache(Forked, Generic[I]):
                 self._flights.pop(identity, None)
                 flight.value = resident
                 resident.leases, resident.leaving = flight.waiting, flight.leaving
+                resident.is_noted = resident.leases > 0
                 resident.keep_alive = need.keep_alive if flight.keep_alive is None else flight.keep_alive
                 self._accounts.residents[identity] = resident
                 self._accounts.reserved.pop(flight, None)
@@ -487,6 +488,10 @@ class ModelCache(Forked, Generic[I]):
         pinned = [r for r in residents if r.keep_alive == PINNED and r.device == plan.device]
         return refusal(plan, need, {r.identity.name: r.size_bytes for r in pinned}, self._limits.max_models())
 
+    def _tell(self, resident: Resident[I]) -> None:
+        resident.is_noted = True
+        self._limits.changed()
+
     def _withdraw(self, flight: Flight[Resident[I]]) -> None:
         with self._lock:
             if flight.value is None:
@@ -510,7 +515,7 @@ class ModelCache(Forked, Generic[I]):
             resident.keep_alive = keep_alive
         resident.leases += lease
         if lease and not resident.is_noted:
-            self._limits.changed()
+            self._tell(resident)
         if is_back or keep_alive is not None:
             self._settle(resident)
         if is_back:

@@ -10,6 +10,7 @@ from medvllm.metadata import ModelMetadata
 from medvllm.names import parse
 from medvllm.sources import bundle, conversion, folder, hub, prepared
 from medvllm.sources.digest import Digest, differences, digests
+from medvllm.sources.edge import edge
 from medvllm.sources.fingerprint import Fingerprint
 from medvllm.sources.ledger import ledger
 from medvllm.sources.lock import FOLDER, Lock, LockedModel
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 
+@edge
 def resolve(metadata: ModelMetadata, revision: str | None = None, *, locked: LockedModel | None = None) -> Snapshot:
     """Return the snapshot of an entry, fetched if it is not here; `revision` overrides the entry's.
 
@@ -58,7 +60,7 @@ def resolve(metadata: ModelMetadata, revision: str | None = None, *, locked: Loc
         found = folder.resolve(folder.located(Path(location.name)), revision, extra=extra)
     else:
         commit = _commit(metadata, location.name, revision, location.suffix or metadata.source.revision, locked)
-        found = hub.resolve(location.name, commit, code=code, extra=extra)
+        found = hub.resolve(location.name, commit, code=code, extra=extra, is_locked=locked is not None)
     if locked is not None:
         locked.check(metadata.reference, found.files)
         found = replace(found, locked=True)
@@ -84,6 +86,7 @@ def seen(snapshot: Snapshot, lock: Fingerprint) -> Fingerprint:
     return snapshot.taken + snapshot.places + lock
 
 
+@edge
 def is_locked(metadata: ModelMetadata, snapshot: Snapshot) -> bool:
     """Return whether the lock that is in force now approves of a snapshot's files as they were read."""
     try:
@@ -103,6 +106,7 @@ def keep_weight(what: str, size_bytes: int, load_s: float) -> None:
     ledger().keep_weight(what, size_bytes, load_s)
 
 
+@edge
 def take(location: str | None, extra: Sequence[str] = ()) -> Path:
     """Copy a folder of the user's own into MEDVLLM_HOME, where nobody writes to it, and return the copy."""
     if location is None or parse(location).kind != "folder":
@@ -120,6 +124,7 @@ def take(location: str | None, extra: Sequence[str] = ()) -> Path:
         raise SourceError(f"{found.path} cannot be copied: {error}.", path=str(found.path)) from error
 
 
+@edge
 def refresh(metadata: ModelMetadata, revision: str | None = None) -> None:
     """Ask the Hub anew what a model's branch or tag points to, and keep that."""
     location = parse(metadata.location)
@@ -139,6 +144,7 @@ def to_lock(snapshot: Snapshot) -> LockedModel:
     return LockedModel(snapshot.repo or FOLDER, snapshot.commit, snapshot.files, snapshot.converted)
 
 
+@edge
 def verify(
     metadata: ModelMetadata, locked: LockedModel, prove: Callable[[Snapshot], dict[str, str]] | None = None
 ) -> dict[str, str]:

@@ -1,6 +1,17 @@
 """The tables as this program knows them; the migrations make them."""
 
-from sqlalchemy import BigInteger, Boolean, Column, ForeignKeyConstraint, Index, Integer, MetaData, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+)
 
 MAX_NUMBER = 2**31 - 1  # of an INTEGER
 
@@ -62,4 +73,12 @@ history = Table(
     Column("hash", Text, nullable=False),  # SHA-256 of the hash before and the record
     Index("catalog_history_by_name", "name", "seq"),
     Index("catalog_history_by_time", "at"),
+)
+# What processes hold. It stays empty in a SQLite file: there they note it in files beside it.
+processes = Table(
+    "catalog_processes",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("seen", DateTime(timezone=True), nullable=False),
+    Column("note", Text, nullable=False),
 )
