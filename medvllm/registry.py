@@ -707,6 +707,7 @@ class ModelRegistry:
         *names: "str | os.PathLike[str]",
         unlocked: bool = False,
         replace: bool = False,
+        sign: "str | os.PathLike[str] | None" = None,
     ) -> "Exported":
         """Write models into one bundle for a site without a network, and return what went, and its digests.
 
@@ -718,6 +719,7 @@ class ModelRegistry:
             names: Models; several versions of a name may go.
             unlocked: Whether models go that nobody has approved in the lock.
             replace: Whether a file that is there may be replaced.
+            sign: The private key of an elliptic curve, in PEM, that signs the bundle; the signature lies beside it.
 
         Raises:
             DigestMismatchError: A model is not locked.
@@ -726,10 +728,11 @@ class ModelRegistry:
         from medvllm import transfer
 
         target = Path(file)
-        transfer.check_target(target, replace=replace)
+        key = None if sign is None else Path(sign)
+        transfer.check_target(target, replace=replace, key=key)
         asked = [self._find(parse(name)) for name in names]
         found = ((metadata, revision, self._snapshot(metadata, revision)) for metadata, revision in asked)
-        return transfer.export(self._catalog, target, found, unlocked=unlocked)
+        return transfer.export(self._catalog, target, found, unlocked=unlocked, sign=key)
 
     def import_bundle(
         self,
@@ -741,6 +744,7 @@ class ModelRegistry:
         reason: str | None = None,
         against: "str | os.PathLike[str] | None" = None,
         sha256: str | None = None,
+        verify_key: "str | os.PathLike[str] | None" = None,
     ) -> "Imported":
         """Make the models of a bundle this machine's, and return what that changed.
 
@@ -755,6 +759,7 @@ class ModelRegistry:
             reason: Why; the history keeps it.
             against: A lock file that came another way, which must have every model as it is in the bundle.
             sha256: The digest of the bundle or of its contents, as the export printed it.
+            verify_key: The public key by which the bundle must be signed.
 
         Raises:
             SourceError: It is no sound bundle.
@@ -765,7 +770,8 @@ class ModelRegistry:
 
         check_reason(reason)
         other = None if against is None else Path(against).absolute()
-        terms = transfer.Terms(replace, dry_run, lock, reason, other, sha256)
+        key = None if verify_key is None else Path(verify_key)
+        terms = transfer.Terms(replace, dry_run, lock, reason, other, sha256, key)
         imported = transfer.take(self._catalog, Path(file).absolute(), terms)
         for name in {event.name for event in imported.changes if event.name} if not dry_run else ():
             self._leave(name)

@@ -16,9 +16,10 @@ from medvllm.catalog.intake import Intake, Wanted
 from medvllm.errors import CatalogError, DigestMismatchError, OutputError, RequestError, SourceError
 from medvllm.metadata import ModelMetadata
 from medvllm.names import parse, source_path, valid_name
-from medvllm.sources import FOLDER, Lock, LockedModel, Snapshot, branch, bundle, folder, hub, to_lock
+from medvllm.sources import Lock, LockedModel, Snapshot, branch, bundle, folder, hub, signing, to_lock
 from medvllm.sources.bundle import Bundle, State
 from medvllm.sources.ledger import ledger
+from medvllm.sources.lock_text import FOLDER
 from medvllm.sources.provenance import Provenance
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class Exported:
     sha256: str
     contents: str
     provenance: Provenance
+    signature: str | None = None  # its file
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as JSON has them."""
@@ -67,17 +69,31 @@ class Imported:
         return vars(self) | {"changes": changes, "provenance": self.provenance.to_dict(), "changed": self.is_new}
 
 
-def check_target(target: Path, *, replace: bool) -> None:
-    """Raise OutputError when a bundle could not be written, or would take the place of a file that is there."""
+def check_target(target: Path, *, replace: bool, key: Path | None) -> None:
+    """Raise OutputError when a bundle could not be written, or would take the place of a file that is there.
+
+    RequestError: it could not be signed with `key`.
+    """
+    if key is not None:
+        if str(target) == "-" or (target.exists() and not target.is_file()):
+            raise RequestError(f"A bundle that is signed is a file, not '{target}'.\nGive it a name: -o bundle.tar")
+        signing.check_key(key)
     if not replace and str(target) != "-" and target.is_file():
         raise OutputError(f"'{target}' is there already.\nTo put the bundle in its place: --replace", path=str(target))
     destination.check(target)
 
 
 def export(
-    catalog: Catalog, target: Path, found: Iterable[tuple[ModelMetadata, str | None, Snapshot]], *, unlocked: bool
+    catalog: Catalog,
+    target: Path,
+    found: Iterable[tuple[ModelMetadata, str | None, Snapshot]],
+    *,
+    unlocked: bool,
+    sign: Path | None,
 ) -> Exported:
     """Write models into a bundle; each is given with the revision that was asked of it, and its files.
+
+    `sign` is a private key; the signature lies beside it.
 
     Raises:
         DigestMismatchError: Nobody has approved a model's files, and `unlocked` is not set.
@@ -121,7 +137,10 @@ def export(
     provenance = Provenance(who(), socket.gethostname(), now(), f"medvllm {__version__}", events, last_hash)
     packed = bundle.write(target, to_toml(entries.values(), aliases), models, branches, provenance)
     shown = tuple(f"{alias.name}@{alias.alias} -> {alias.version}" for alias in aliases)
-    return Exported(str(target), tuple(models), shown, packed.size_bytes, packed.sha256, packed.contents, provenance)
+    signature = None if sign is None else str(signing.sign(target, sign))
+    return Exported(
+        str(target), tuple(models), shown, packed.size_bytes, packed.sha256, packed.contents, provenance, signature
+    )
 
 
 def _portable(metadata: ModelMetadata, snapshot: Snapshot) -> ModelMetadata:
@@ -143,6 +162,7 @@ class Terms:
     reason: str | None = None
     against: Path | None = None
     sha256: str | None = None
+    key: Path | None = None  # the public one, by which it must be signed
 
 
 def take(catalog: Catalog, file: Path, terms: Terms) -> Imported:
@@ -153,8 +173,10 @@ def take(catalog: Catalog, file: Path, terms: Terms) -> Imported:
         DigestMismatchError: It is damaged, not the one of `terms`, or its models are not the locked ones.
         CatalogError: It would change what is here, and may not.
     """
+    signed = None if terms.key is None else signing.verify(file, terms.key)
     with bundle.opened(file) as opened:
-        _check_digest(opened, file, terms.sha256)
+        for stated in (signed, terms.sha256):
+            _check_digest(opened, file, stated)
         brought = parsed(opened.entries, "stored")
         entries = {_key(entry): _untrusted(entry) for entry in brought.models}
         opened.check(entries)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import (
     CatalogError,
     DigestMismatchError,
+    MissingDependencyError,
     ModelNotFoundError,
     OutputError,
     RequestError,
@@ -203,7 +205,7 @@ def test_a_removed_version_comes_back_as_itself(
     ],
 )
 def test_a_bundle_takes_no_name_over(
-    hub: LoopbackHub, site: Callable[[str], ModelRegistry], tmp_path: Path, name: str, facts: dict[str, list[str]]
+    hub: LoopbackHub, site: Callable[[str], ModelRegistry], tmp_path: Path, name: str, facts: dict[str, Any]
 ) -> None:
     """A built-in's, one of the site's own, another name of either, or one that a repository is loaded by."""
     hub.add("acme/bert", tiny.bert_masked_lm(tmp_path / "acme"))
@@ -399,3 +401,50 @@ def test_a_bundle_goes_through_a_pipe(build: ModelRegistry, tmp_path: Path) -> N
     run = subprocess.run(program, capture_output=True, timeout=120)
     assert run.returncode == 0, run.stderr
     assert f"SHA-256   {hashlib.sha256(run.stdout).hexdigest()}".encode() in run.stderr.splitlines()
+
+
+def _key(folder: Path, name: str) -> tuple[Path, Path]:
+    """Make a key, and return its private and its public half."""
+    private, public = folder / f"{name}.pem", folder / f"{name}.pub"
+    subprocess.run(["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", private], check=True)
+    subprocess.run(["openssl", "ec", "-in", private, "-pubout", "-out", public], check=True, capture_output=True)
+    return private, public
+
+
+def test_a_signature_needs_a_package(build: ModelRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is named before anything is written."""
+    monkeypatch.setitem(sys.modules, "model_signing", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'medvllm\[signing\]'"):
+        build.export(tmp_path / "b.tar", "m@2", sign=tmp_path / "key.pem")
+    assert not (tmp_path / "b.tar").exists()
+
+
+def test_a_signed_bundle_is_told_from_any_other(
+    build: ModelRegistry, site: Callable[[str], ModelRegistry], tmp_path: Path
+) -> None:
+    """By the public key: another key, other bytes, no signature, or that of another bundle are refused."""
+    pytest.importorskip("model_signing", reason="model-signing is not installed: pip install 'medvllm[signing]'")
+    (private, public), (_, another) = _key(tmp_path, "ours"), _key(tmp_path, "another")
+    signed = build.export(tmp_path / "b.tar", "m@2", sign=private)
+    assert signed.signature == str(tmp_path / "b.tar.sig")
+    build.export(tmp_path / "other.tar", "m@1", sign=private)
+    build.export(tmp_path / "none.tar", "m@2")
+    for bad in (tmp_path / "none.pem", public, another):
+        with pytest.raises(RequestError, match=r"(?s)Key '.*' cannot be used: .*\nMake one: openssl ecparam"):
+            build.export(tmp_path / "c.tar", "m@2", sign=bad)
+    assert not (tmp_path / "c.tar").exists()
+    other = site("hospital")
+    with pytest.raises(DigestMismatchError, match="is not by the key"):
+        other.import_bundle(tmp_path / "b.tar", verify_key=another)
+    with pytest.raises(DigestMismatchError, match="has no signature"):
+        other.import_bundle(tmp_path / "none.tar", verify_key=public)
+    with pytest.raises(RequestError, match="cannot be used"):
+        other.import_bundle(tmp_path / "b.tar", verify_key=tmp_path / "absent.pub")
+    content = (tmp_path / "b.tar").read_bytes()
+    for changed in ((tmp_path / "other.tar").read_bytes(), content[:-1] + b"x", content + b"\0"):
+        (tmp_path / "b.tar").write_bytes(changed)
+        with pytest.raises(DigestMismatchError, match="is of other bytes"):
+            other.import_bundle(tmp_path / "b.tar", verify_key=public)
+    assert not (tmp_path / "hospital" / "medvllm" / "models").exists()
+    (tmp_path / "b.tar").write_bytes(content)
+    assert other.import_bundle(tmp_path / "b.tar", verify_key=public).models == {"m@2": "new"}

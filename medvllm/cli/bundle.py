@@ -24,13 +24,16 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write; - for standard output.")],
     unlocked: Annotated[bool, typer.Option("--unlocked", help="Export also what nobody has approved.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Replace the file if it is there.")] = False,
+    sign: Annotated[
+        Path | None, typer.Option(metavar="KEY", help="Private key (PEM, elliptic curve) to sign the bundle with.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write locked models with their files, versions, aliases and lock into one bundle, and print its SHA-256."""
     is_stdout = str(output) == "-"
     if is_stdout and sys.stdout is not None and sys.stdout.isatty():
         raise typer.BadParameter("a bundle is not written to a terminal: -o FILE, or a pipe", param_hint="--output")
-    exported = registry.export(output, *names, unlocked=unlocked, replace=replace)
+    exported = registry.export(output, *names, unlocked=unlocked, replace=replace, sign=sign)
     if as_json and not is_stdout:
         print_json(exported.to_dict())
         return
@@ -40,7 +43,7 @@ def export(
         f"SHA-256   {exported.sha256}",
         f"contents  {exported.contents}",
     )
-    for line in lines:
+    for line in (*lines, *([f"signature {exported.signature}"] if exported.signature else [])):
         typer.echo(line, err=is_stdout)
 
 
@@ -59,11 +62,21 @@ def import_(
         str | None,
         typer.Option(metavar="DIGEST", help="SHA-256 of the bundle or its contents, as export gave it."),
     ] = None,
+    verify_key: Annotated[
+        Path | None, typer.Option(metavar="KEY", help="Public key (PEM) by which the bundle must be signed.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check every byte of a bundle, then make its models this machine's. It approves nothing without --lock."""
     imported = registry.import_bundle(
-        file, replace=replace, dry_run=dry_run, lock=lock, reason=reason, against=against, sha256=sha256
+        file,
+        replace=replace,
+        dry_run=dry_run,
+        lock=lock,
+        reason=reason,
+        against=against,
+        sha256=sha256,
+        verify_key=verify_key,
     )
     if as_json:
         print_json(imported.to_dict())
