@@ -39,6 +39,7 @@ from medvllm.sources.edge import unusable
 from medvllm.sources.fingerprint import Fingerprint
 from medvllm.sources.layout import Layout, decide, present
 from medvllm.sources.ledger import ledger
+from medvllm.sources.provenance import origin
 from medvllm.sources.snapshot import Snapshot, read_json
 from medvllm.turns import turn
 
@@ -405,6 +406,7 @@ class _Cached:
             *(self.path, self.wanted.repo, self.wanted.commit, self.layout, self.found, self.taken),
             places=self.places,
             is_listed=self.is_from_hub,
+            bundle=None if self.is_from_hub else origin(self.wanted.repo, self.wanted.commit),
         )
 
     def error(self, reason: object) -> SourceError:
