@@ -374,7 +374,7 @@ class StoredCatalog:
         from medvllm.catalog.intake import take
 
         for stated in wanted.aliases:
-            _check_alias(stated.alias)
+            valid_alias(stated.alias)
         if dry_run and self._open() is None:  # a plan makes no database
             with TemporaryDirectory() as folder, closing(StoredCatalog(Path(folder) / "catalog.db")) as empty:
                 empty.create()
