@@ -83,6 +83,11 @@ def check_inside(snapshot: Snapshot) -> None:
             )
 
 
+def kept(files: Mapping[str, Digest]) -> Path:
+    """Return where MEDVLLM_HOME has, or would have, a folder of these files."""
+    return _kept() / _key(files)
+
+
 def keep(files: Mapping[str, Path], wanted: Mapping[str, Digest], *, link: bool) -> Path:
     """Make files a folder in MEDVLLM_HOME, named after their digests, and return it; one that is there stays.
 
@@ -90,7 +95,7 @@ def keep(files: Mapping[str, Path], wanted: Mapping[str, Digest], *, link: bool)
     """
     from filelock import FileLock
 
-    target = _kept() / _key(wanted)
+    target = kept(wanted)
     make_own(target.parent)
     with FileLock(f"{target}.lock"):
         for left in target.parent.glob(f"{target.name}.*/"):  # by a process that died
