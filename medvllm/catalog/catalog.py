@@ -44,6 +44,7 @@ class Catalog:
         self._own: dict[str, ModelMetadata] = {}
         self._own_aliases: dict[str, str] = {}  # other names of this process's entries
         self._versions: dict[str, int] = {}  # the newest version ever given to a name: never given again
+        self._adopted: dict[str, ModelMetadata] = {}  # entries that another process has sent
         self._hidden: set[str] = set()  # built-ins that were unregistered
         self._gone: set[str] = set()  # names that were this process's, and unregistered
         self._changes = count(1)
@@ -126,6 +127,33 @@ class Catalog:
             self._stored.note_locked(rows, reason=reason)
         except MedVLLMError as error:
             logger.warning("the history does not have what was approved in %s: %s", lock, error)
+
+    def own(self, name: str) -> ModelMetadata | None:
+        """Return what this process has registered under a name, or another name for it, for itself alone."""
+        return self._own.get(name) or self._own.get(self._own_aliases.get(name, ""))
+
+    def own_names(self) -> set[str]:
+        """Return the names that mean something in this process alone."""
+        with self._lock:
+            return {*self._own, *self._own_aliases}
+
+    def adopt(self, entry: ModelMetadata) -> None:
+        """Make an entry that another process has for itself alone this one's too.
+
+        ModelExistsError: this process has registered the name for something else. What it was sent before gives way.
+        """
+        if (known := self._own.get(entry.name)) is not None and known.facts() == entry.facts():
+            return
+        newest = self._newest(entry.name)
+        with self._lock:
+            known = self._own.get(entry.name)
+            if known is not None and known is not self._adopted.get(entry.name):
+                raise ModelExistsError(
+                    f"Model {entry.name!r} was sent to this process, which has registered that name for something "
+                    "else.\nGive one of them another name.",
+                    model=entry.name,
+                )
+            self._adopted[entry.name] = self._put(entry, newest)
 
     def remove(self, name: str, *, force: bool = False, reason: str | None = None) -> None:
         """Remove an entry: this process's, else the stored one with all versions, else hide the built-in.

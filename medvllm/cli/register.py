@@ -12,8 +12,8 @@ from medvllm.cli.output import printable
 from medvllm.errors import RequestError
 from medvllm.facts import checked
 from medvllm.metadata import ModelType
+from medvllm.model_registry import registry
 from medvllm.names import parse
-from medvllm.registry import registry
 from medvllm.words import TASKS
 
 Reason = Annotated[str | None, typer.Option(help="Why; the history keeps it.")]

@@ -265,26 +265,30 @@ def _commit(repo: str, revision: str) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RevisionResolutionError
 
+    cause: Exception
     ask = functools.partial(HfApi().resolve_revision, repo, revision=revision)
     if _is_offline():
         return str(ask(local_files_only=True).resolved)
     try:
+        known: str | None = str(ask(local_files_only=True).resolved)
+    except RevisionResolutionError:
+        known = None
+    try:
         check_reachable()
-        return str(_retried(ask).resolved)
+        # huggingface_hub tries for 23 s: with a commit at hand that is long enough.
+        return str((_retried(ask) if known is None else ask()).resolved)
     except HubUnreachableError as error:
-        reason: object = error
+        cause, reason = error, str(error)
     except (HfHubHTTPError, LocalEntryNotFoundError, RevisionResolutionError, httpx2.HTTPError) as error:
         if _asked_wait(error) is None:  # it did answer
             raise
-        reason = f"The Hub did not give it. {_failure(error)}"
+        cause, reason = error, f"The Hub did not give it. {_failure(error)}"
     except PermissionError as error:  # of a token that is another user's, or a cache
-        reason = unusable(error)
-    try:
-        commit = str(ask(local_files_only=True).resolved)
-    except RevisionResolutionError as error:
-        raise _absent(repo, revision, reason) from error
-    logger.warning("the Hub does not answer: using %r at %s, as the cache remembers it", repo, commit[:7])
-    return commit
+        cause, reason = error, str(unusable(error))
+    if known is None:
+        raise _absent(repo, revision, reason) from cause
+    logger.warning("the Hub does not answer: using %r at %s, as the cache remembers it", repo, known[:7])
+    return known
 
 
 @dataclass(frozen=True)
@@ -310,7 +314,7 @@ def _learnt(repo: str, commit: str) -> str | None:
     except HubUnreachableError as error:
         return str(error)
     try:
-        _list(repo, commit)
+        _list(repo, commit, tries=1)
     except (SourceError, ModelNotFoundError) as error:
         return f"The Hub did not give it. {_failure(error)}"
     return None
@@ -508,11 +512,11 @@ def _read_listing(file: Path) -> dict[str, tuple[int, str]]:
 
 
 @_translated
-def _list(repo: str, commit: str) -> None:
+def _list(repo: str, commit: str, tries: int = len(_WAITS_S) + 1) -> None:
     """Ask the Hub for a commit's files anew, and keep that as huggingface_hub does, or in MEDVLLM_HOME."""
     from huggingface_hub import HfApi, RepoFile
 
-    rows = _retried(lambda: list(HfApi().list_repo_tree(repo, recursive=True, revision=commit)))
+    rows = _retried(lambda: list(HfApi().list_repo_tree(repo, recursive=True, revision=commit)), tries)
     files: dict[str, dict[str, Any]] = {}
     for row in sorted((row for row in rows if isinstance(row, RepoFile)), key=lambda row: row.path):
         files[row.path] = {"size": row.size, "blob_id": row.blob_id}
@@ -570,13 +574,13 @@ def _sweep(repository: Path, locks: Path) -> None:
             continue
 
 
-def _retried(call: Callable[[], R]) -> R:
+def _retried(call: Callable[[], R], tries: int = len(_WAITS_S) + 1) -> R:
     """Call until it succeeds, a few times: busy answers, resets and short bodies are often over in a moment."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RevisionResolutionError
 
     start = time.monotonic()
-    for attempt, wait_s in enumerate(_WAITS_S, 1):
+    for attempt, wait_s in enumerate(_WAITS_S[: tries - 1], 1):
         try:
             return call()
         except (HfHubHTTPError, LocalEntryNotFoundError, RevisionResolutionError, httpx2.HTTPError) as error:
