@@ -131,7 +131,7 @@ def test_filters_that_fit_are_taken(registry: ModelRegistry) -> None:
     """Globs on any of them, and None for what is not known."""
     assert registry.list_models(pooling="m?an", license_status="decl*", origin="BUILT-IN", gated=False) is not None
     assert registry.list_models(gated="false").keys() == registry.list_models(gated=False).keys()
-    assert registry.list_models(pooling=None) and registry.list_models(tags=set()) == registry.list_models()
+    assert registry.list_models(pooling=None) and registry.list_models(tags=()) == registry.list_models()
 
 
 @pytest.mark.parametrize("glob", ["[" * 100_000, "*a" * 5000, "?" * 50_000, "[a-z]" * 20_000, "*" * 100_000])

@@ -371,8 +371,7 @@ def _check_filters(**texts: object) -> None:
 
 def _tags(tags: object) -> tuple[str, ...]:
     """Return the tags to look for, of one or several; RequestError: they are none."""
-    several = isinstance(tags, list | tuple | set | frozenset)
-    wanted = tuple(tags) if several else (tags,) if isinstance(tags, str) else ()
-    if not all(isinstance(tag, str) for tag in wanted) or not (several or isinstance(tags, str)):
+    wanted = (tags,) if isinstance(tags, str) else tags
+    if not isinstance(wanted, list | tuple | set | frozenset) or not all(isinstance(tag, str) for tag in wanted):
         raise RequestError("Filter 'tags' must be text or a list of texts.", option="tags")
-    return wanted
+    return tuple(wanted)
