@@ -72,7 +72,7 @@ def test_a_bundle_carries_models_entries_and_lock(
     assert acme.log == []
     before = _files(home)
     assert ModelRegistry().import_bundle(tmp_path / "b.tar") and _files(home) == before
-    assert not list((home / "hub" / ".medvllm-import").iterdir())
+    assert not list((home / "hub" / ".locks" / "medvllm-import").iterdir())
 
 
 def test_the_same_models_give_the_same_bytes(

@@ -29,6 +29,7 @@ from medvllm.sources.digest import Digest, digests
 from medvllm.sources.layout import decide
 from medvllm.sources.lock_text import FOLDER, LockedModel, parsed, to_toml
 from medvllm.sources.snapshot import Snapshot, read_json
+from medvllm.turns import turn
 
 __all__ = ["Bundle", "land", "opened", "read", "write"]
 
@@ -140,13 +141,13 @@ def write(
 @contextmanager
 def opened(file: Path) -> Iterator[Bundle]:
     """Unpack a bundle beside the Hub's cache for as long as the block lasts; one process at a time."""
-    from filelock import FileLock
     from huggingface_hub import constants
 
-    room = Path(constants.HF_HUB_CACHE) / ".medvllm-import"
+    # On the disk of the cache, to which the files are linked; and where no tool looks for repositories.
+    room = Path(constants.HF_HUB_CACHE) / ".locks" / "medvllm-import"
     try:
         room.mkdir(parents=True, exist_ok=True)
-        with FileLock(room.with_suffix(".lock")):
+        with turn(room.with_suffix(".lock"), setting="HF_HOME", private=False):
             for left in room.iterdir():  # by an import that died
                 shutil.rmtree(left)
             work = room / secrets.token_hex(4)
