@@ -62,6 +62,9 @@ class ModelType(StrEnum):
             ) from None
 
 
+READ = "read from the folder"  # the evidence of facts that nobody stated
+
+
 class Copied:
     """A dataclass field that gives a copy each time, so that a caller's edits stay the caller's."""
 
@@ -136,6 +139,15 @@ class ModelMetadata:
             # What is cut after it was scaled is not of unit length.
             unknown.pop("normalize", None)
         return self.changed(behaviour=replace(self.behaviour, **unknown)) if unknown else self
+
+    def stated(self) -> "ModelMetadata":
+        """Return the metadata without the facts that were read from its folder: a load reads the folder anew."""
+        evidence = self.__dict__["_evidence"]
+        read = [fact for fact, how in evidence.items() if how == READ]
+        if not read:
+            return self
+        unread = replace(self.behaviour, **{fact: getattr(Behaviour(), fact) for fact in read})
+        return self.changed(behaviour=unread, _evidence={fact: how for fact, how in evidence.items() if how != READ})
 
     def changed(self, **attributes: Any) -> "ModelMetadata":
         """Return a copy with other attributes; unlike `dataclasses.replace`, it imports no class."""

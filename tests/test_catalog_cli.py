@@ -263,7 +263,8 @@ def test_a_slip_is_noticed_when_it_is_typed(medvllm: Medvllm, ner: Path, monkeyp
     assert said.code == 2 and "Write the folder as ./ner" in said.err
     said = medvllm("register", "ner", "--type", "clinical", "--path", "./ner", "--task", "nre")
     assert said.code == 2 and "'ner'" in said.err
-    assert medvllm("register", "ner", "--type", "clinical", "--path", "./ner", "--fact", "task=nre").code == 0
+    assert medvllm("register", "ner", "--type", "clinical", "--path", "./ner", "--fact", "task=nre").code == 2
+    assert medvllm("register", "ner", "--type", "clinical", "--path", "./ner", "--fact", "task=triage").code == 0
     text = '[models.m]\nmodel_type = "generic"\nmodel_path = "./ner"\n'
     said = medvllm("catalog", "apply", "-", "--dry-run", stdin=text.encode())
     assert said.code == 2 and f"Write its whole path: {ner}" in said.err

@@ -183,22 +183,6 @@ def test_run_errors(mlm: Path, tmp_path: Path) -> None:
     assert "Traceback" not in absent.err
 
 
-def test_doctor() -> None:
-    """Versions, devices, folders, network and settings."""
-    report = json.loads(_medvllm("doctor", "--json").out)
-    assert set(report) == {"version", "device", "catalogue", "folder", "network", "setting"}
-    assert report["version"]["medvllm"] == __version__ and "cpu" in report["device"]
-    assert "answers in" in report["network"]["Hub"]
-    assert "HF_HUB_OFFLINE is set" in json.loads(_medvllm("doctor", "--json", HF_HUB_OFFLINE="1").out)["network"]["Hub"]
-    gone = _medvllm("doctor", HF_ENDPOINT="http://127.0.0.1:9")
-    assert gone.code == 0 and "does not answer" in gone.out
-    mistakes = {"MEDVLLM_DEVICE": "gpu", "MEDVLLM_HUB_TIMEOUT": "x", "MEDVLLM_HOMEE": "y"}
-    wrong = json.loads(_medvllm("doctor", "--json", **mistakes).out)
-    assert wrong["setting"]["MEDVLLM_DEVICE"].startswith("wrong: Device 'gpu'")
-    assert wrong["setting"]["MEDVLLM_HUB_TIMEOUT"].startswith("wrong: Setting MEDVLLM_HUB_TIMEOUT is 'x'")
-    assert wrong["setting"]["MEDVLLM_HOMEE"] == "not a setting of medvllm; nearest: MEDVLLM_HOME"
-
-
 def test_output_that_cannot_be_written_is_an_error(mlm: Path) -> None:
     """A full disk behind a redirection: one line, not a traceback."""
     command = [sys.executable, "-u", "-m", "medvllm.cli", "list"]

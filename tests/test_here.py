@@ -256,7 +256,7 @@ def test_secrets_of_the_hubs_address_are_neither_shown_nor_kept(
         monkeypatch.setattr(constants, "ENDPOINT", secret)
         with pytest.raises(HubUnreachableError) as caught:
             ModelRegistry().load_model("acme/absent")
-        said.append(f"{caught.value} {doctor._report()}")
+        said.append(f"{caught.value} {[*doctor._network()]}")
         ledger().keep_commit(__import__("medvllm.sources.hub").sources.hub.endpoint(), "acme/m", "main", acme)
     kept = b"".join(file.read_bytes() for file in (home / "medvllm").rglob("*") if file.is_file())
     assert "S3CRET" not in "".join(said) + caplog.text and b"S3CRET" not in kept and b"127.0.0.1" in kept

@@ -197,7 +197,7 @@ def test_show_tells_versions_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     """When each was made, by whom and why; what points to it; whether it is locked and accepted."""
     folder = tiny.bert_masked_lm(tmp_path / "m")
     for length, reason in ((8, "first"), (16, "longer notes")):
-        facts = {"max_length": length, "reason": reason, "persist": True, "replace": length > 8}
+        facts: dict[str, Any] = {"max_length": length, "reason": reason, "persist": True, "replace": length > 8}
         registry.register("versions", "generic", model_path=folder, **facts)
     registry.catalog.set_alias("versions", "production", 1)
     registry.lock("versions@1")
@@ -237,7 +237,7 @@ def test_the_shell_gets_its_names(words: str) -> None:
 
 def test_sizes_are_written_as_they_are_read() -> None:
     """`shown_size` and `parse_size` agree but for rounding."""
-    assert [shown_size(n) for n in (0, 999, 90_900, 438e6, 18_957_400_000)] == [
+    assert [shown_size(n) for n in (0, 999, 90_900, 438_000_000, 18_957_400_000)] == [
         "0 B",
         "999 B",
         "90.9 KB",

@@ -2,6 +2,7 @@
 
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ def folders(registry: ModelRegistry, tmp_path: Path) -> list[Path]:
     return found
 
 
-def _put(registry: ModelRegistry, folder: Path, **facts: object) -> None:
+def _put(registry: ModelRegistry, folder: Path, **facts: Any) -> None:
     registry.register("m", "clinical", model_path=str(folder), task="fill-mask", persist=True, replace=True, **facts)
 
 

@@ -595,7 +595,7 @@ def test_a_child_after_a_fork_goes_on_with_its_own_connections(registry: ModelRe
         "import os, sys, subprocess\n"
         "r.register('m', 'generic', description='parent', persist=True)\n"
         "assert r.get_metadata('m').description == 'parent'\n"
-        'change = "from medvllm.registry import registry as r; '
+        'change = "from medvllm.model_registry import registry as r; '
         "r.register('m', 'generic', description='other', persist=True, replace=True)\"\n"
         "subprocess.run([sys.executable, '-c', change], check=True)\n"
         "for child in range(3):\n"

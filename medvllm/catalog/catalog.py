@@ -8,17 +8,27 @@ from fnmatch import translate
 from itertools import chain, count, islice
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from medvllm.catalog.builtin import builtin_entries
 from medvllm.catalog.stored import StoredCatalog, StoredRow
-from medvllm.errors import CatalogError, MedVLLMError, ModelExistsError, ModelNotFoundError, nearest, offer
-from medvllm.facts import pattern
+from medvllm.errors import (
+    CatalogError,
+    MedVLLMError,
+    ModelExistsError,
+    ModelNotFoundError,
+    RequestError,
+    nearest,
+    offer,
+)
+from medvllm.facts import check_glob, pattern
 from medvllm.forking import Lock
 from medvllm.lazy import lazy
 from medvllm.metadata import ModelMetadata, ModelType, fits, mentions
 from medvllm.names import valid_name
 from medvllm.presence import Board
+from medvllm.spelling import folded
+from medvllm.words import TASKS, unknown_task, usual_task
 
 logger = logging.getLogger(__name__)
 _NAME: Callable[[ModelMetadata | StoredRow], str] = attrgetter("name")
@@ -34,7 +44,9 @@ class Catalog:
         self._own: dict[str, ModelMetadata] = {}
         self._own_aliases: dict[str, str] = {}  # other names of this process's entries
         self._versions: dict[str, int] = {}  # the newest version ever given to a name: never given again
+        self._adopted: dict[str, ModelMetadata] = {}  # entries that another process has sent
         self._hidden: set[str] = set()  # built-ins that were unregistered
+        self._gone: set[str] = set()  # names that were this process's, and unregistered
         self._changes = count(1)
         self._generation = 0
 
@@ -75,7 +87,7 @@ class Catalog:
         reason: str | None = None,
     ) -> ModelMetadata:
         """Add an entry and return it. ModelExistsError: the name is taken and `replace` is not set."""
-        valid_name(name)
+        name = valid_name(folded(name) if isinstance(name, str) else name)
         entry = ModelMetadata.build(name, model_type, facts)  # checked before anything changes
         for alias in entry.source.aliases:
             valid_name(alias)
@@ -116,6 +128,33 @@ class Catalog:
         except MedVLLMError as error:
             logger.warning("the history does not have what was approved in %s: %s", lock, error)
 
+    def own(self, name: str) -> ModelMetadata | None:
+        """Return what this process has registered under a name, or another name for it, for itself alone."""
+        return self._own.get(name) or self._own.get(self._own_aliases.get(name, ""))
+
+    def own_names(self) -> set[str]:
+        """Return the names that mean something in this process alone."""
+        with self._lock:
+            return {*self._own, *self._own_aliases}
+
+    def adopt(self, entry: ModelMetadata) -> None:
+        """Make an entry that another process has for itself alone this one's too.
+
+        ModelExistsError: this process has registered the name for something else. What it was sent before gives way.
+        """
+        if (known := self._own.get(entry.name)) is not None and known.facts() == entry.facts():
+            return
+        newest = self._newest(entry.name)
+        with self._lock:
+            known = self._own.get(entry.name)
+            if known is not None and known is not self._adopted.get(entry.name):
+                raise ModelExistsError(
+                    f"Model {entry.name!r} was sent to this process, which has registered that name for something "
+                    "else.\nGive one of them another name.",
+                    model=entry.name,
+                )
+            self._adopted[entry.name] = self._put(entry, newest)
+
     def remove(self, name: str, *, force: bool = False, reason: str | None = None) -> None:
         """Remove an entry: this process's, else the stored one with all versions, else hide the built-in.
 
@@ -124,6 +163,7 @@ class Catalog:
         with self._lock:
             own = self._own.pop(name, None)
             if own is not None:
+                self._gone.update((name, *own.source.aliases))
                 self._forget_aliases(name)
                 self._changed()
         if own is not None:
@@ -153,9 +193,11 @@ class Catalog:
         aliases = [alias for of in sorted(names) for alias in (stored.aliases(of) if stored else ())]
         return [*map(str, versions), *(alias.alias for alias in aliases if alias.version is not None)]
 
-    def was_removed(self, name: str) -> bool:
-        """Return whether a name was stored, and unregistered: nobody means a repository by it."""
-        return self._stored is not None and self._stored.was_removed(name)
+    def was_removed(self, name: str) -> Literal["stored", "process", None]:
+        """Return where a name was registered that was unregistered since: nobody means a repository by it."""
+        if name in self._gone or name in self._hidden:
+            return "process"
+        return "stored" if self._stored is not None and self._stored.was_removed(name) else None
 
     def is_stored(self, name: str) -> bool:
         """Return whether a name means a stored entry, and not one of this process."""
@@ -189,10 +231,13 @@ class Catalog:
         `search` is a text that a name, another name or the description has.
         """
         kind = None if model_type is None else ModelType.of(model_type)
+        _check_filters(task=task, search=search, after=after)
+        tags = _tags(tags)
+        asked, task = task, task if task is None else usual_task(task)
         globs = {fact: pattern(fact, value) for fact, value in (facts or {}).items()}
         fitting = self._candidates(after)
         if match is not None:
-            is_named = re.compile(translate(match.casefold())).match
+            is_named = re.compile(translate(check_glob("match", match).casefold())).match
             fitting = (entry for entry in fitting if is_named(entry.name.casefold()))
         if search is not None:
             text = search.casefold()
@@ -202,7 +247,16 @@ class Catalog:
         if task is not None or tags or globs:
             fitting = (entry for entry in fitting if fits(entry.fact, task, tags, globs))
         chosen = islice(fitting, limit)
-        return {entry.name: entry.metadata() if isinstance(entry, StoredRow) else entry for entry in chosen}
+        found = {entry.name: entry.metadata() if isinstance(entry, StoredRow) else entry for entry in chosen}
+        if not found and asked is not None and task not in TASKS:
+            self._check_task(asked)
+        return found
+
+    def _check_task(self, asked: str) -> None:
+        """Raise RequestError unless some entry is for a task that is none of ours."""
+        known = {str(entry.fact("task")) for entry in self._candidates(None) if entry.fact("task")}
+        if asked not in known:
+            raise unknown_task(asked, known)
 
     def near(self, name: str) -> list[str]:
         """Return at most three names that `name` is likely a misspelling of."""
@@ -306,3 +360,18 @@ class Catalog:
             "Take another name, or say that this one takes its place: --replace, register(…, replace=True)",
             model=taken.name,
         )
+
+
+def _check_filters(**texts: object) -> None:
+    """Raise RequestError for a filter that is no text."""
+    for name, value in texts.items():
+        if value is not None and not isinstance(value, str):
+            raise RequestError(f"Filter {name!r} must be text, not {type(value).__name__}.", option=name)
+
+
+def _tags(tags: object) -> tuple[str, ...]:
+    """Return the tags to look for, of one or several; RequestError: they are none."""
+    wanted = (tags,) if isinstance(tags, str) else tags
+    if not isinstance(wanted, list | tuple | set | frozenset) or not all(isinstance(tag, str) for tag in wanted):
+        raise RequestError("Filter 'tags' must be text or a list of texts.", option="tags")
+    return tuple(wanted)

@@ -1,6 +1,5 @@
 """The catalogue that lasts: versions, aliases and history, in a database. Without one, nothing heavy is imported."""
 
-import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import UTC, date, datetime
@@ -19,14 +18,13 @@ from medvllm.errors import CatalogError, MedVLLMError, ModelNameError, RequestEr
 from medvllm.facts import IDENTIFYING, MARKS, checked
 from medvllm.lazy import lazy
 from medvllm.metadata import ModelMetadata
-from medvllm.names import parse, valid_name
+from medvllm.names import parse, valid_alias, valid_name
+from medvllm.spelling import folded
 
 if TYPE_CHECKING:
     from medvllm.catalog.sql import SqlStore
     from medvllm.catalog.sql.turn import Turn
 
-_ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}", re.ASCII)
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _MAX_REASON = 2000  # characters
 _REMEMBERED = 10_000  # look-ups
 
@@ -132,10 +130,15 @@ class StoredCatalog:
     def versions(self, name: str) -> dict[int, ModelMetadata]:
         """Return every stored version of a name by its number, the newest last."""
         store = self._open()
-        return {} if store is None else {number: built(of, number, facts) for of, number, facts in store.versions(name)}
+        return (
+            {}
+            if store is None
+            else {number: built(of, number, facts) for of, number, facts in store.versions(folded(name))}
+        )
 
     def version_log(self, name: str) -> list[VersionRecord]:
         """Return each stored version of a name, the newest last: when it was made, by whom and why, and its state."""
+        name = folded(name)
         store, entries = self._open(), list(self.versions(name).values())
         if store is None or not entries:
             return []
@@ -152,13 +155,13 @@ class StoredCatalog:
     def aliases(self, name: str | None = None) -> list[Alias]:
         """Return the aliases of a name, or all, sorted."""
         store = self._open()
-        return [] if store is None else store.aliases(name)
+        return [] if store is None else store.aliases(None if name is None else folded(name))
 
     def history(self, name: str | None = None, *, since: date | str | None = None) -> list[Event]:
         """Return the events in their order: of one model, since a moment (a datetime, or a text such as 2026-03-01)."""
         moment = None if since is None else _moment(since)
         store = self._open()
-        return [] if store is None else list(store.events(name, moment))
+        return [] if store is None else list(store.events(None if name is None else folded(name), moment))
 
     def check_history(self) -> tuple[int, str, list[str]]:
         """Return how many events there are, the hash of the last, and what is wrong: edited, removed, reordered events,
@@ -246,7 +249,7 @@ class StoredCatalog:
 
         CatalogError: the alias is protected, and the version is not locked, not accepted, or no reason is given.
         """
-        _check_alias(alias)
+        name, alias = folded(name), valid_alias(alias)
         protected = any(known.protected for known in self.aliases(name) if known.alias == alias)
         approved = self.find(name, str(version)) if protected else None
         if approved is not None:
@@ -261,7 +264,7 @@ class StoredCatalog:
     def remove_alias(self, name: str, alias: str, *, reason: str | None = None) -> None:
         """Remove an alias; a protected one asks for a reason, and stays protected."""
         with self._turn(reason) as turn:
-            turn.remove_alias(name, alias, reason=reason)
+            turn.remove_alias(folded(name), alias, reason=reason)
 
     def protect(self, name: str, alias: str, protected: bool = True, *, reason: str | None = None) -> None:
         """Protect an alias, set or not: it moves only to a version that is locked and accepted, with a reason.
@@ -269,7 +272,7 @@ class StoredCatalog:
         CatalogError: the version that it points to already lacks something, which is named; or it is no longer to be
         protected, and no reason is given.
         """
-        _check_alias(alias)
+        name, alias = folded(name), valid_alias(alias)
         known = [each for each in self.aliases(name) if each.alias == alias and not each.protected]
         entry = self.find(name, alias) if protected and known else None
         lacking = self.approval.lacking(entry) if entry is not None and self.approval is not None else []
@@ -520,7 +523,7 @@ def _wanted(text: str) -> Entries:
     """Return what a file of entries says; ModelNameError: it has an alias that none can be."""
     wanted = parsed(text, "stored")
     for stated in wanted.aliases or ():
-        _check_alias(stated.alias)
+        valid_alias(stated.alias)
     return wanted
 
 
@@ -529,14 +532,6 @@ def _split(model: str) -> tuple[str, str | None]:
     if ref.kind != "name":
         raise ModelNameError(f"{model!r} is no name of a stored model.\nList them with: medvllm list")
     return ref.name, ref.suffix
-
-
-def _check_alias(alias: str) -> None:
-    if not _ALIAS.fullmatch(alias) or _COMMIT.fullmatch(alias):
-        raise ModelNameError(
-            f"Alias {alias[:80]!a} cannot be used.\n"
-            "Use a letter, then letters, digits and any of . _ - (64 at most), such as: production"
-        )
 
 
 def _moment(since: date | str) -> str:

@@ -8,7 +8,7 @@ from medvllm.catalog import Alias
 from medvllm.cli.models import Json
 from medvllm.cli.output import print_json, print_table, printable
 from medvllm.cli.register import Reason
-from medvllm.registry import registry
+from medvllm.model_registry import registry
 
 app = typer.Typer(help="Let a name such as production point to a version.", no_args_is_help=True)
 

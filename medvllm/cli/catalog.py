@@ -13,7 +13,7 @@ from medvllm.cli.output import print_json, printable
 from medvllm.cli.register import Reason
 from medvllm.cli.streams import write_utf8
 from medvllm.errors import CatalogError
-from medvllm.registry import registry
+from medvllm.model_registry import registry
 
 app = typer.Typer(help="Keep the stored catalogue as a file; migrate its database.", no_args_is_help=True)
 

@@ -9,7 +9,7 @@ _MOST = 200  # names; a shell shows no more
 
 def model_names(incomplete: str) -> Iterator[str]:
     """Give the registered names that begin with what was typed, and their other names where none does."""
-    from medvllm.registry import registry
+    from medvllm.model_registry import registry
 
     typed = incomplete.casefold()
     try:
@@ -23,7 +23,7 @@ def model_names(incomplete: str) -> Iterator[str]:
 
 def stored_names(incomplete: str) -> Iterator[str]:
     """Give the stored names that begin with what was typed."""
-    from medvllm.registry import registry
+    from medvllm.model_registry import registry
 
     try:
         yield from [name for name in registry.catalog.names() if name.casefold().startswith(incomplete.casefold())][

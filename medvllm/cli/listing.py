@@ -13,8 +13,8 @@ from medvllm.cli.streams import say
 from medvllm.errors import nearest, offer
 from medvllm.local_files import LocalFiles, local_files
 from medvllm.metadata import ModelMetadata, ModelType
+from medvllm.model_registry import registry
 from medvllm.quantities import shown_size
-from medvllm.registry import registry
 
 _GLOB = frozenset("*?[")
 

@@ -7,7 +7,7 @@ import typer
 
 from medvllm.cli.completion import model_names
 from medvllm.cli.output import megabytes, printable
-from medvllm.registry import registry
+from medvllm.model_registry import registry
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ModelName = Annotated[

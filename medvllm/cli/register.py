@@ -9,13 +9,13 @@ import typer
 from medvllm.catalog import builtin_entries
 from medvllm.cli.completion import stored_names
 from medvllm.cli.output import printable
-from medvllm.errors import RequestError, nearest
+from medvllm.errors import RequestError
 from medvllm.facts import checked
 from medvllm.metadata import ModelType
+from medvllm.model_registry import registry
 from medvllm.names import parse
-from medvllm.registry import registry
+from medvllm.words import TASKS
 
-TASKS = ("embed", "fill-mask", "ner", "deid", "classify", "rerank", "generate")
 Reason = Annotated[str | None, typer.Option(help="Why; the history keeps it.")]
 Tag = Annotated[list[str] | None, typer.Option("--tag", help="A tag, or KEY=VALUE; may be repeated.")]
 
@@ -63,10 +63,6 @@ def register(
         facts[keyword.replace("-", "_")] = _value(name, keyword.replace("-", "_"), text)
     if path is not None and parse(path).kind == "folder" and not Path(parse(path).name).is_dir():
         raise typer.BadParameter(f"there is no folder {path!r}", param_hint="--path")
-    if task is not None and task not in TASKS and (near := nearest(task, TASKS)):
-        raise typer.BadParameter(
-            f"{task!r} is no task. Nearest: {near[0]!r}. A word of your own: --fact task={task}", param_hint="--task"
-        )
     before = registry.catalog.versions(name)
     # Only a built-in model is not to be taken by chance; versions follow each other, whoever was first.
     replace = replace or bool(before) or name not in builtin_entries()

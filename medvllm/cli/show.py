@@ -12,9 +12,9 @@ from medvllm.cli.output import one_line, print_groups, print_json
 from medvllm.facts import GROUPS, keywords
 from medvllm.local_files import local_files
 from medvllm.metadata import ModelMetadata
+from medvllm.model_registry import registry
 from medvllm.names import parse
 from medvllm.quantities import shown_size
-from medvllm.registry import registry
 
 _Row = tuple[str, object, object]
 

@@ -14,6 +14,7 @@ from medvllm.sources.edge import edge
 from medvllm.sources.fingerprint import Fingerprint
 from medvllm.sources.ledger import ledger
 from medvllm.sources.lock import FOLDER, Lock, LockedModel
+from medvllm.sources.reading import read
 from medvllm.sources.snapshot import Snapshot, check_complete
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "in_force",
     "is_locked",
     "keep_weight",
+    "read",
     "refresh",
     "resolve",
     "seen",

@@ -24,7 +24,7 @@ class Checked:
 def check(connection: Connection) -> Checked:
     """Read all of the history, and compare it with itself, with the head, and with entries and aliases."""
     chain = _Chain()
-    flaws = []
+    flaws: list[str] = []
     for row in connection.execute(select(history).order_by(history.c.seq).execution_options(yield_per=1000)):
         flaws += chain.add(row)
     flaws += chain.ends(connection)

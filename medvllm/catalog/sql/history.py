@@ -111,7 +111,7 @@ def events(connection: Connection, name: str | None, since: str | None) -> Itera
             yield event
 
 
-def event_of(row: Row[Any]) -> Event | None:
+def event_of(row: Row[*tuple[Any, ...]]) -> Event | None:
     """Return the event of a row, or None where it is none that was written there."""
     try:
         event = Event(**json.loads(row.record))

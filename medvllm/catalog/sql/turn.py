@@ -120,6 +120,7 @@ class Turn:
     ) -> None:
         """Point an alias to a version. A protected one moves only to one whose facts are those that were `approved`."""
         self.resolve(name, str(number))
+        self._check_twin(name, alias)
         before = self._alias(name, alias)
         if before is not None and before.version == number:
             return
@@ -151,6 +152,7 @@ class Turn:
     def protect(self, name: str, alias: str, protected: bool, *, reason: str | None = None) -> None:
         """Protect an alias, or no longer, which asks for a reason."""
         self.some_numbers(name)
+        self._check_twin(name, alias)
         before = self._alias(name, alias) or Alias(name, alias, None, False)
         if before.protected == protected:
             return
@@ -239,6 +241,16 @@ class Turn:
                     f"Lift that first: medvllm alias protect {other} {protected[0]} --off --reason 'why'",
                     model=name,
                 )
+
+    def _check_twin(self, name: str, alias: str) -> None:
+        """Raise CatalogError when a name has the alias in another case: one could be protected, and the other not."""
+        known = [other.alias for other in self.aliases(name)]
+        twin = next((other for other in known if other.casefold() == alias.casefold()), alias)
+        if alias not in known and twin != alias:
+            raise CatalogError(
+                f"Model {name!r} has the alias {twin!r}, which differs from {alias!r} by case alone.\nUse: {twin}",
+                model=name,
+            )
 
     def _ask_reason(self, alias: Alias, reason: str | None) -> None:
         """Raise CatalogError when a change of a protected alias has no reason."""

@@ -8,8 +8,9 @@ from medvllm.engine.model_runner.edge import answering
 from medvllm.engine.model_runner.inputs import Text, listed
 from medvllm.errors import CatalogError
 from medvllm.metadata import ModelMetadata
+from medvllm.model_registry import ModelRegistry, registry
 from medvllm.receipt import Receipt
-from medvllm.registry import ModelRegistry, registry
+from medvllm.words import usual_task
 
 if TYPE_CHECKING:
     from medvllm.engine.model_runner.filling import Fill
@@ -25,6 +26,12 @@ class ModelRunner:
 
     def __init__(self, name: "str | os.PathLike[str]", *, registry: ModelRegistry = registry, **options: Any) -> None:
         self._name, self._registry, self._options = name, registry, options
+        self._entry: ModelMetadata | None = None  # of a runner that another process has sent: what its name means
+
+    def __reduce__(self) -> "tuple[Any, ...]":
+        """Go to another process as a name, with its entry where that is known in this process alone."""
+        entry = self._entry or self._registry.own_entry(self._name)
+        return _received, (type(self), self._name, self._registry, self._options, entry)
 
     def __repr__(self) -> str:
         return f"ModelRunner({str(self._name)!r})"
@@ -58,6 +65,7 @@ class ModelRunner:
         """
         from medvllm.engine.model_runner.acceptance import cases
 
+        self._check_entry()
         name = self._registry.get_metadata(os.fspath(self._name)).reference  # before anything is loaded
         with self._registry.lease(name, **self._options) as lease, answering(name):
             made = cases(lease)
@@ -70,6 +78,7 @@ class ModelRunner:
         """
         from medvllm.engine.model_runner.acceptance import drift
 
+        self._check_entry()
         metadata = self._registry.get_metadata(os.fspath(self._name))
         if not metadata.acceptance:
             raise CatalogError(
@@ -88,9 +97,29 @@ class ModelRunner:
         from medvllm.engine.model_runner.tasks import TASKS, check_task, default_task
 
         if task is not None:
+            task = usual_task(task) if isinstance(task, str) else task
             check_task(task, arguments)  # before anything is loaded
+        self._check_entry()
         given = listed(texts)  # what a caller's own generator raises is the caller's
         with self._registry.lease(self._name, **self._options) as lease, answering(lease.metadata.name):
             chosen = task or default_task(lease, given)
             check_task(chosen, arguments)
             return TASKS[chosen](lease, given, **arguments), chosen, lease.receipt
+
+    def _check_entry(self) -> None:
+        """Raise ModelExistsError where a runner that was sent here would run another model than it was sent for."""
+        if self._entry is not None:
+            self._registry.adopt(self._entry)
+
+
+def _received(
+    kind: type[ModelRunner],
+    name: "str | os.PathLike[str]",
+    registry: ModelRegistry,
+    options: dict[str, Any],
+    entry: ModelMetadata | None,
+) -> ModelRunner:
+    """Make a runner of what another process has sent."""
+    runner = kind(name, registry=registry, **options)
+    runner._entry = entry
+    return runner

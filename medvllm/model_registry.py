@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
-from medvllm import presence, settings
+from medvllm import inherited, presence, settings
 from medvllm.approval import LockApproval, check_accepted
 from medvllm.catalog import Catalog, Difference, StoredCatalog, check_reason, differences, from_toml, to_toml
 from medvllm.classes import class_path
@@ -25,9 +25,10 @@ from medvllm.errors import (
     ModelNameError,
     ModelNotFoundError,
     RequestError,
+    SourceError,
 )
-from medvllm.facts import checked
-from medvllm.lazy import lazy
+from medvllm.facts import checked, listed
+from medvllm.lease import Lease, Leasing
 from medvllm.metadata import ModelMetadata, ModelType
 from medvllm.names import ModelRef, parse, source_path, valid_name
 from medvllm.options import Identity, LoadOptions
@@ -47,57 +48,6 @@ __all__ = ["Lease", "ModelMetadata", "ModelRegistry", "ModelType", "ResidentMode
 
 M = TypeVar("M", bound="PreTrainedModel")
 logger = logging.getLogger(__name__)
-
-
-class Lease:
-    """A loaded model that stays in memory while the lease lasts; afterwards it gives none: its room may be needed."""
-
-    def __init__(
-        self,
-        metadata: ModelMetadata,
-        resident: Resident[Identity],
-        tokenizer: "Callable[[], PreTrainedTokenizerBase]",
-        modules: "Callable[[], Modules]",
-        receipt: Callable[[Any], Receipt],
-    ) -> None:
-        self.metadata = metadata
-        self.size_bytes = resident.size_bytes  # of the model's parameters and buffers
-        self._resident: Resident[Identity] | None = resident
-        self._load_tokenizer, self._load_modules, self._make_receipt = tokenizer, modules, receipt
-
-    def __repr__(self) -> str:
-        return f"Lease({self.metadata.name!r}{'' if self._resident else ', over'})"
-
-    @property
-    def model(self) -> Any:
-        """The model: a PreTrainedModel, typed Any as its methods depend on the class."""
-        if self._resident is None:
-            raise RequestError(
-                f"The lease of model {self.metadata.name!r} is over.\nUse the model inside the with block."
-            )
-        return self._resident.model
-
-    @lazy
-    def tokenizer(self) -> "PreTrainedTokenizerBase":
-        """The model's tokenizer, of the same snapshot; loaded on first use, safe to share between threads."""
-        return self._load_tokenizer()
-
-    @lazy
-    def modules(self) -> "Modules":
-        """What a sentence-transformers folder puts behind its pooling; loaded on first use.
-
-        LoadError: the folder declares vectors that cannot be made.
-        """
-        return self._load_modules()
-
-    @lazy
-    def receipt(self) -> Receipt:
-        """What exactly answers, and how each fact of it is known; it loads the tokenizer, to tell which one it is."""
-        return self._make_receipt(self.model)
-
-    def end(self) -> None:
-        """Let go of the model."""
-        self._resident = None
 
 
 @dataclass(frozen=True)
@@ -175,8 +125,11 @@ class ModelRegistry:
         `facts` are model_class, config_class (a class or "module:Class"), description, tags, parameters (load options),
         model_path (None: the name is the source), revision, task, architecture, do_lower_case, max_length, pooling,
         id2label, expected_missing_keys, license and the other facts of `ModelMetadata`; RequestError names an unknown
-        one and its nearest. ModelExistsError: the name is taken and `replace` is not set.
+        one and its nearest. What a folder itself says is read from it, for listings: its task, labels, pooling, length.
+        SourceError, LoadError: the folder is not there, or what it holds cannot be loaded. ModelExistsError: the name
+        is taken and `replace` is not set.
         """
+        facts = listed(facts)
         parameters = facts.get("parameters")
         # Refused now rather than at every load.
         if isinstance(parameters, Mapping) and LoadOptions.stated(parameters).revision is not None:
@@ -187,9 +140,12 @@ class ModelRegistry:
         if copy:
             kept = _sources().take(facts.get("model_path"), facts.get("extra_files") or ())
             facts["model_path"] = source_path(str(kept))
+        if facts.get("model_path") is not None and parse(facts["model_path"]).kind == "folder":
+            facts |= _sources().read(ModelMetadata.build(name, model_type, facts))
         metadata = self._catalog.add(name, model_type, facts, replace=replace, persist=persist, reason=reason)
         if replace and not persist:
             self._leave(name, "replaced")
+        self._tell()
         return metadata
 
     def unregister(self, name: str, *, persist: bool = False, force: bool = False, reason: str | None = None) -> None:
@@ -200,24 +156,25 @@ class ModelRegistry:
         removes it all the same.
         """
         ref = parse(name)
-        if not persist and (ref.suffix is not None or self._catalog.is_stored(name)):
+        if not persist and (ref.suffix is not None or self._catalog.is_stored(ref.name)):
             raise CatalogError(
                 f"Model {name!r} is stored: it would be gone for every process.\n"
                 f"If that is meant: registry.unregister({name!r}, persist=True), or: medvllm unregister {name}",
                 model=ref.name,
             )
         if ref.suffix is None:
-            self._catalog.remove(name, force=force, reason=reason)
+            self._catalog.remove(ref.name, force=force, reason=reason)
         else:
             self.catalog.remove(name, force=force, reason=reason)
         self._leave(ref.name)
+        self._tell()
 
     def list_models(
         self,
         model_type: ModelType | str | None = None,
         *,
         task: str | None = None,
-        tags: Sequence[str] = (),
+        tags: Sequence[str] | str = (),
         match: str | None = None,
         search: str | None = None,
         limit: int | None = None,
@@ -232,9 +189,8 @@ class ModelRegistry:
         None asks for what is not known. A page of a long list are the first `limit` names `after` the last one of the
         page before.
         """
-        if limit is not None and limit < 1:
-            raise RequestError(f"limit must be at least 1, not {limit}.", option="limit")
-        tags = (tags,) if isinstance(tags, str) else tags
+        if limit is not None and (type(limit) is not int or limit < 1):
+            raise RequestError(f"limit must be at least 1, not {limit!r:.80}.", option="limit")
         return self._catalog.select(
             model_type, task=task, tags=tags, match=match, search=search, facts=facts, limit=limit, after=after
         )
@@ -275,7 +231,9 @@ class ModelRegistry:
         ModelNotFoundError: one of them is not registered.
         """
         before, after = self.get_metadata(name), self.get_metadata(other)
-        return differences(before, after, (self._approval.locked(before), self._approval.locked(after)))
+        return differences(
+            before.stated(), after.stated(), (self._approval.locked(before), self._approval.locked(after))
+        )
 
     @overload
     def load_model(
@@ -332,11 +290,16 @@ class ModelRegistry:
             return cast("PreTrainedModel", own.model)
         return cast("PreTrainedModel", self._acquire(name, options, keep_alive=keep_alive)[1].model)
 
-    @contextlib.contextmanager
     def lease(
         self, name: "str | os.PathLike[str]", *, keep_alive: str | float | None = None, **options: Any
-    ) -> Iterator[Lease]:
+    ) -> contextlib.AbstractContextManager[Lease]:
         """Give a model that stays in memory inside the ``with`` block; the options are those of `load_model`."""
+        return Leasing(os.fspath(name), self._leased(name, options, keep_alive))
+
+    @contextlib.contextmanager
+    def _leased(
+        self, name: "str | os.PathLike[str]", options: Mapping[str, Any], keep_alive: str | float | None
+    ) -> Iterator[Lease]:
         target, resident = self._acquire(name, options, lease=True, keep_alive=keep_alive)
 
         lease = Lease(
@@ -378,7 +341,7 @@ class ModelRegistry:
     ) -> "PreTrainedTokenizerBase":
         """Return the tokenizer of that name with the entry's casing and length; threads may share it."""
         metadata, snapshot = self._fetch(name, revision)
-        return self._tokenizer(metadata.completed(snapshot.sentence_transformer), snapshot)
+        return self._tokenizer(metadata.stated().completed(snapshot.sentence_transformer), snapshot)
 
     def pull(self, name: "str | os.PathLike[str]", *, revision: str | None = None, refresh: bool = False) -> Path:
         """Return the local folder of a model's files, fetched if they are not here; nothing is loaded.
@@ -560,6 +523,32 @@ class ModelRegistry:
     def __repr__(self) -> str:
         return f"ModelRegistry({len(self._model_cache)} models in memory)"
 
+    def __reduce__(self) -> str:
+        """Go to another process, or into a copy, by name: the models stay where they are."""
+        if self is not registry:
+            raise RequestError(
+                "A ModelRegistry of your own is of one process, and there is no copy of it.\n"
+                "Make it in the other process, or use the one that all have: "
+                "from medvllm.engine.model_runner import registry"
+            )
+        return "registry"
+
+    def own_entry(self, name: "str | os.PathLike[str]") -> ModelMetadata | None:
+        """Return what a name means in this process alone: an entry that was registered without `persist`; or None."""
+        ref = parse(name)
+        return self._catalog.own(ref.name) if ref.kind == "name" else None
+
+    def adopt(self, entry: ModelMetadata) -> None:
+        """Register, for this process alone, what another process has registered for itself alone.
+
+        ModelExistsError: the name means something else here.
+        """
+        self._catalog.adopt(entry)
+
+    def _tell(self) -> None:
+        if self is registry:
+            inherited.tell(self._catalog.own_names())
+
     def _leave(self, name: str | None, reason: Reason = "asked") -> int:
         left = self._model_cache.evict(name, reason)
         self._tokenizers.drop(lambda key: name is None or key[0] == name)
@@ -674,6 +663,7 @@ class ModelRegistry:
         ref = parse(name)
         generation, lock = self._catalog.generation(stored=ref.kind == "name"), _sources().in_force()
         metadata, revision = self._find(ref)
+        metadata = metadata.stated()
         self._warn(metadata)
         # Before anything is fetched: a device that is not here would waste a download.
         options = _loading().filled(metadata, stated)
@@ -762,7 +752,16 @@ class ModelRegistry:
     def _snapshot(self, metadata: ModelMetadata, revision: str | None) -> "Snapshot":
         """Return a model's files, checked against the lock, and against what was accepted of a protected version."""
         sources = _sources()
-        snapshot: Snapshot = sources.resolve(metadata, revision, locked=sources.Lock.current().find(metadata))
+        try:
+            snapshot: Snapshot = sources.resolve(metadata, revision, locked=sources.Lock.current().find(metadata))
+        except (SourceError, ModelNotFoundError) as error:
+            if metadata.origin == "direct" and metadata.location.startswith("hf://") and "/" not in metadata.name:
+                raise type(error)(
+                    f"{error}\nIf register() gave that name in another process, it is known there alone, but for: "
+                    "register(…, persist=True)",
+                    **vars(error),
+                ) from error.__cause__
+            raise
         if metadata.origin == "stored" and (alias := self.catalog.protected_by(metadata)) is not None:
             check_accepted(metadata, alias, None if revision is not None else sources.to_lock(snapshot).digest)
         return snapshot
@@ -771,12 +770,24 @@ class ModelRegistry:
         """Return the metadata and revision that a reference means, falling back to direct loading."""
         entry = self._entry(ref)
         if entry is not None:
+            if inherited.is_elsewhere(ref.name) and entry[0].origin != "process":
+                logger.warning(
+                    "%r is not what the process that started this one registered: that is known there alone", ref.name
+                )
             return entry
-        if ref.kind == "name" and self._catalog.was_removed(ref.name):
+        if ref.kind == "name" and inherited.is_elsewhere(ref.name):
             raise self._catalog.not_found(
                 ref.text,
-                " any more: it was unregistered",
-                advice=f"\nSee when, and why: medvllm history {ref.name}",
+                " in this process: the one that started it registered it for itself alone",
+                advice="\nRegister it there for all: registry.register(…, persist=True), or send a ModelRunner of it",
+                near=[],
+            )
+        if ref.kind == "name" and (where := self._catalog.was_removed(ref.name)) is not None:
+            why = f"\nSee when, and why: medvllm history {ref.name}" if where == "stored" else ""
+            raise self._catalog.not_found(
+                ref.text,
+                f" any more: it was unregistered{'' if where == 'stored' else ' in this process'}",
+                advice=why or (f"\nA repository of that name is written as: hf://{ref.text}" if ref.is_repo_id else ""),
                 near=[],
             )
         if ref.kind == "name":
