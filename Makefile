@@ -29,11 +29,13 @@ test: $(STAMP) lint postgres ## Check style and types, then run the tests
 test-slow: $(STAMP) postgres ## Run the long tests too
 	$(BIN)/pytest -m "slow or not slow"
 
-# The tests start a server of their own; Debian's package brings the programs.
+# The tests start a server and a pooler of their own; Debian's packages bring the programs.
 postgres:
-	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || { \
-	  test "$$(id -u)" = 0 || { echo "PostgreSQL is needed: sudo apt-get install -y postgresql" >&2; exit 1; }; \
-	  apt-get update --quiet && DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes --no-install-recommends postgresql; }
+	@{ { ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null; } && \
+	  { ls /usr/sbin/pgbouncer >/dev/null 2>&1 || command -v pgbouncer >/dev/null; }; } || { \
+	  test "$$(id -u)" = 0 || { echo "PostgreSQL is needed: sudo apt-get install -y postgresql pgbouncer" >&2; exit 1; }; \
+	  apt-get update --quiet && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes --no-install-recommends postgresql pgbouncer; }
 
 lint: $(STAMP) ## Check style and types
 	$(BIN)/ruff check .

@@ -114,15 +114,15 @@ def _schema(hint: Any) -> dict[str, Any]:
     return kinds[hint]
 
 
-_WHERE_SETTINGS_STAND = """Each is a variable of the environment, or stands in a settings file in TOML: `config.toml` in
-`MEDVLLM_HOME`, or `/etc/medvllm/config.toml` for the machine. There the name is the variable's, in lower case and without
-`MEDVLLM_`: `require_lock = true`. An option of a command wins over the environment, the environment over the home's file,
-and that over the machine's. `MEDVLLM_HOME` itself is set by the environment alone.
+_WHERE_SETTINGS_STAND = """Each is a variable of the environment, or stands in a settings file in TOML: `config.toml`
+in `MEDVLLM_HOME`, or `/etc/medvllm/config.toml` for the machine. There the name is the variable's, in lower case and
+without `MEDVLLM_`: `require_lock = true`. An option of a command wins over the environment, the environment over the
+home's file, and that over the machine's. `MEDVLLM_HOME` itself is set by the environment alone.
 
-A setting that does not exist, a wrong value, and a file that cannot be read are errors; a `MEDVLLM_*` variable that does
-not exist is a warning. `~` and `$HOME` are expanded in paths; in a file, paths are whole. `medvllm doctor` says where each
-value comes from. A running process notices a changed file when it next reads a setting: with the next load that memory
-does not answer, or the next registration or listing of files. Start it anew where a change must hold from now on."""
+A setting that does not exist, a wrong value, and a file that cannot be read are errors; a `MEDVLLM_*` variable that
+does not exist is a warning. `~` and `$HOME` are expanded in paths; in a file, paths are whole. `medvllm doctor` says
+where each value comes from. A running process notices a changed file when it next reads a setting, which every load
+does that memory does not answer. Restart it where a change must hold at once."""
 
 
 def settings_page() -> str:

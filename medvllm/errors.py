@@ -155,7 +155,7 @@ def nearest(word: str, candidates: Iterable[str], n: int = 1) -> list[str]:
     """
     typed = word.casefold()[:200]
     matcher = difflib.SequenceMatcher(b=typed, autojunk=False)
-    scored: list[tuple[float, str]] = []
+    scored: list[tuple[float, bool, str]] = []
     for candidate in candidates:
         folded = candidate.casefold()
         tail = folded.rpartition("/")[2]
@@ -165,8 +165,8 @@ def nearest(word: str, candidates: Iterable[str], n: int = 1) -> list[str]:
             if matcher.real_quick_ratio() >= cutoff and matcher.quick_ratio() >= cutoff and matcher.ratio() >= cutoff:
                 ratios.append(matcher.ratio())
         if ratios:
-            scored.append((-max(ratios), candidate))
-    return [candidate for _, candidate in sorted(scored)[:n]]
+            scored.append((-max(ratios), "/" in candidate, candidate))  # of equals, what needs no organisation
+    return [candidate for *_, candidate in sorted(scored)[:n]]
 
 
 def offer(near: Sequence[str]) -> str:

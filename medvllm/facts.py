@@ -9,6 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from medvllm.classes import is_reference
 from medvllm.errors import RequestError, nearest, offer
+from medvllm.words import usual
 
 PoolingMode = Literal["mean", "cls", "max", "lasttoken", "mean_sqrt_len_tokens", "weightedmean"]
 
@@ -123,6 +124,9 @@ GROUPS: dict[str, type] = {
 # What may change in a stored version; everything else makes the next one.
 MARKS = ("tags", "values", "deprecated", "successor", "acceptance", "accepted")
 
+# What tells entries apart and is no fact of theirs; it can be asked for.
+IDENTIFYING = ("name", "origin", "version")
+
 Class = type | str | None
 _PLAIN: dict[str, Any] = {
     "model_class": Class,
@@ -151,7 +155,7 @@ def checked(model: str, keyword: str, value: Any) -> tuple[str, Any]:
     if keyword not in keywords():
         raise _unknown(keyword, f"keyword {keyword!r} for model {model!r}", keywords())
     group, hint = keywords()[keyword]
-    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    options, value = _options(hint), usual(model, keyword, value)
     for option in options:
         fits, kept = _fit(option, value)
         if fits and not (hint is Class and isinstance(value, str) and not is_reference(value)):
@@ -162,6 +166,61 @@ def checked(model: str, keyword: str, value: Any) -> tuple[str, Any]:
     raise RequestError(f"Keyword {keyword!r} of model {model!r} must be {wanted}, not {shown}.", keyword=keyword)
 
 
+def listed(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return facts with one text made a list of one where texts are wanted: tags="bert" is tags=["bert"]."""
+    plural = {fact for fact, (_, hint) in keywords().items() if _options(hint)[0] in (list[str], tuple[str, ...])}
+    plural -= {"id2label"}  # a head of one class is a slip
+    return {fact: [value] if fact in plural and isinstance(value, str) else value for fact, value in facts.items()}
+
+
+def check_glob(what: str, glob: object) -> str:
+    """Return a glob if it is one that can be looked for, or raise RequestError: to compile one takes its length twice.
+
+    A text without a * ? or [ is compared as it is, and may be of any length.
+    """
+    if not isinstance(glob, str):
+        raise RequestError(f"Filter {what!r} must be text, such as 'bio*', not {type(glob).__name__}.", option=what)
+    if len(glob) > _MAX_GLOB and not _WILD.isdisjoint(glob):
+        raise RequestError(
+            f"The pattern of filter {what!r} has {len(glob):,} characters; {_MAX_GLOB:,} are allowed.", option=what
+        )
+    return glob
+
+
+_MAX_GLOB = 1000
+_WILD = frozenset("*?[")
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _known_word(keyword: str, text: str) -> str:
+    """Return a filter's word as it is used here; RequestError: no entry can have it."""
+    text = str(usual("", keyword, text)) if keyword == "label_scheme" else text
+    words = _words(keyword)
+    if words and text.casefold() not in map(str.casefold, words):
+        near = nearest(text, words)
+        raise RequestError(
+            f"Fact {keyword!r} is never {text[:80]!r}.{offer(near)}\nIt is one of: {', '.join(words)}",
+            keyword=keyword,
+            candidates=tuple(near),
+        )
+    return text
+
+
+@cache
+def _words(keyword: str) -> tuple[str, ...]:
+    """Return the only words that a fact can be, or nothing."""
+    if keyword == "origin":
+        return ("process", "stored", "built-in")
+    for option in _options(keywords()[keyword][1]) if keyword in keywords() else ():
+        choice = get_args(option)[0] if get_origin(option) is tuple else option
+        if choice is bool or get_origin(choice) is Literal:
+            return ("True", "False") if choice is bool else get_args(choice)
+    return ()
+
+
 def pattern(keyword: str, value: object) -> str:
     """Return a filter's value as a glob in lower case, "" for what is not known, or raise RequestError."""
     single = [
@@ -169,9 +228,20 @@ def pattern(keyword: str, value: object) -> str:
         for known, (_, hint) in keywords().items()
         if not {dict, Mapping}.intersection((get_origin(hint), *map(get_origin, get_args(hint))))
     ]
+    single += IDENTIFYING
     if keyword not in single:
         raise _unknown(keyword, f"fact {keyword!r} to filter by", single)
-    return "" if value is None else str(value).casefold()
+    if value is None:
+        return ""
+    if not isinstance(value, str | int | float):
+        raise RequestError(
+            f"Filter {keyword!r} must be one text, number, True, False or None, not {type(value).__name__}.",
+            keyword=keyword,
+        )
+    text = check_glob(keyword, str(value))
+    if _WILD.isdisjoint(text):
+        text = _known_word(keyword, text)
+    return text.casefold()
 
 
 def matches(value: object, glob: str) -> bool:
@@ -179,6 +249,8 @@ def matches(value: object, glob: str) -> bool:
     if not glob:
         return value in (None, "", (), [])
     items = value if isinstance(value, (tuple, list)) else (value,)
+    if _WILD.isdisjoint(glob):
+        return any(item not in (None, "") and str(item).casefold() == glob for item in items)
     return any(item not in (None, "") and fnmatchcase(str(item).casefold(), glob) for item in items)
 
 

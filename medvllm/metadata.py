@@ -11,6 +11,7 @@ from medvllm.classes import LazyClass, class_path
 from medvllm.errors import RequestError, nearest, offer
 from medvllm.facts import (
     GROUPS,
+    IDENTIFYING,
     Behaviour,
     Purpose,
     Residence,
@@ -59,6 +60,9 @@ class ModelType(StrEnum):
                 value=value,
                 candidates=tuple(near),
             ) from None
+
+
+READ = "read from the folder"  # the evidence of facts that nobody stated
 
 
 class Copied:
@@ -136,6 +140,15 @@ class ModelMetadata:
             unknown.pop("normalize", None)
         return self.changed(behaviour=replace(self.behaviour, **unknown)) if unknown else self
 
+    def stated(self) -> "ModelMetadata":
+        """Return the metadata without the facts that were read from its folder: a load reads the folder anew."""
+        evidence = self.__dict__["_evidence"]
+        read = [fact for fact, how in evidence.items() if how == READ]
+        if not read:
+            return self
+        unread = replace(self.behaviour, **{fact: getattr(Behaviour(), fact) for fact in read})
+        return self.changed(behaviour=unread, _evidence={fact: how for fact, how in evidence.items() if how != READ})
+
     def changed(self, **attributes: Any) -> "ModelMetadata":
         """Return a copy with other attributes; unlike `dataclasses.replace`, it imports no class."""
         other = copy.copy(self)
@@ -166,6 +179,8 @@ class ModelMetadata:
 
     def fact(self, keyword: str) -> object:
         """Return a fact by its keyword: without a copy, as a listing asks each of perhaps 100,000 entries."""
+        if keyword in IDENTIFYING:
+            return getattr(self, keyword)
         group = keywords()[keyword][0]
         if group:
             return getattr(getattr(self, group), keyword)
@@ -212,6 +227,12 @@ def _as_json(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     return list(value) if isinstance(value, tuple) else value
+
+
+def mentions(fact: Callable[[str], Any], text: str) -> bool:
+    """Return whether a name of a model, or its description, has `text`, in any case; `fact` gives its facts."""
+    said = (fact("name"), *(fact("aliases") or ()), fact("description") or "")
+    return any(text in str(each).casefold() for each in said)
 
 
 def fits(fact: Callable[[str], Any], task: str | None, tags: Sequence[str], globs: Mapping[str, str]) -> bool:

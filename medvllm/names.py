@@ -10,13 +10,16 @@ from urllib.parse import unquote, urlsplit
 
 from medvllm import settings
 from medvllm.errors import ModelNameError
+from medvllm.spelling import folded, invisible, lookalike
 
-__all__ = ["ModelRef", "is_digest", "parse", "source_path", "valid_name"]
+__all__ = ["ModelRef", "is_digest", "parse", "source_path", "valid_alias", "valid_name"]
 
 MAX_LENGTH = 200  # characters of a name; a folder's path may be longer
 _REPO_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?", re.ASCII)
 _IN_HOME = "home://"  # a folder below MEDVLLM_HOME, which may be moved
 _PATH_STARTS = ("./", "../", "/", "~/", "file://", _IN_HOME)
+_VERSION = re.compile(r"[vV]?\d+([._-]\d+)*")  # of a model or of an alias, by its looks
+_ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}", re.ASCII)
 _DIGEST = re.compile(r"[0-9a-f]{40}")
 
 
@@ -49,6 +52,7 @@ def parse(text: object) -> ModelRef:
     name = _text(text)
     if name.startswith(_PATH_STARTS) or name in (".", "..", "~"):
         return ModelRef(name, "folder", _folder(name))
+    name = folded(name)  # as a keyboard or a file system writes é, it is one
     _check_length(name)
     if name.startswith("hf://"):
         repo, suffix = _split(name.removeprefix("hf://"))
@@ -94,12 +98,43 @@ def valid_name(text: object) -> str:
     """Return `text` if an entry may be registered under it, or raise ModelNameError."""
     name = _text(text)
     _check_length(name)
+    if (why := lookalike(name)) is not None:
+        plain = " ".join(unicodedata.normalize("NFKC", name).split())
+        again = f"\nUse: {plain!r}" if lookalike(plain) is None else ""
+        raise ModelNameError(f"Model name {name[:80]!r} {why}; it could be taken for another name.{again}")
+    if _VERSION.fullmatch(name.rpartition("/")[2]):
+        raise ModelNameError(
+            f"Model name {name!r} reads as a version: models:/name/3 is version 3 of 'name'.\n"
+            "Use a name with a word in it, such as 'ner-v2'."
+        )
     if "@" in name or ":/" in name or name.startswith(_PATH_STARTS) or name in (".", "..", "~") or "\\" in name:
         raise ModelNameError(
             f"{name!r} cannot be registered: it reads as a folder, a link or a version.\n"
             "Use letters, digits and any of . _ - / : and space, such as 'my-biobert' or 'org/model'."
         )
     return name
+
+
+def valid_alias(alias: object) -> str:
+    """Return `alias` if it may point to a version, or raise ModelNameError."""
+    if not isinstance(alias, str) or not _ALIAS.fullmatch(alias) or is_digest(alias):
+        raise ModelNameError(
+            f"Alias {str(alias)[:80]!a} cannot be used.\n"
+            "Use a letter, then letters, digits and any of . _ - (64 at most), such as: production"
+        )
+    if _VERSION.fullmatch(alias):
+        raise ModelNameError(
+            f"Alias {alias!r} cannot be used: it reads as a version, and could point to another one.\n"
+            f"A version is asked for by its number: name@{alias.lstrip('vV')}"
+        )
+    if alias.casefold() == "latest":
+        raise ModelNameError(
+            f"Alias {alias!r} cannot be used: it would stay where it is when there is a later version.\n"
+            "The bare name means the newest version. For one that was chosen, use: production"
+        )
+    if alias.casefold() == "default" != alias:
+        raise ModelNameError(f"Alias {alias!r} cannot be used beside what the bare name means.\nUse: default")
+    return alias
 
 
 def _text(text: object) -> str:
@@ -115,8 +150,7 @@ def _text(text: object) -> str:
         raise ModelNameError(
             f"Model name {text[:80]!r} begins or ends with a space.\nDid you mean: {text.strip()[:80]!r}?"
         )
-    # Control, format (right-to-left marks), surrogate and line-separator characters make two names look like one.
-    if bad := next((c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")), None):
+    if bad := invisible(text):  # two names would look like one
         raise ModelNameError(f"Model name {text[:80]!a} holds the invisible character U+{ord(bad):04X}.")
     return text
 

@@ -31,13 +31,13 @@ def parse_size(text: str) -> int:
 
 
 def shown_size(size_bytes: int) -> str:
-    """Return a size as text of three digits, in units that `parse_size` reads."""
+    """Return a size as text of three digits or more, in units that `parse_size` reads."""
     size, units = float(size_bytes), ("B", "KB", "MB", "GB", "TB")
     power = min(int(math.log10(size) // 3), len(units) - 1) if size >= 1 else 0
     scaled = size / 1000**power
     if round(scaled) >= 1000 and power + 1 < len(units):
         scaled, power = scaled / 1000, power + 1
-    digits = 0 if scaled >= 100 or power == 0 else 1 if scaled >= 10 else 2
+    digits = 0 if power == 0 else 2 if power > 2 or scaled < 10 else 1 if scaled < 100 else 0
     return f"{scaled:.{digits}f} {units[power]}"
 
 

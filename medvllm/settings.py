@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+from urllib.parse import unquote
 
 from medvllm.errors import SettingError, nearest, offer
 from medvllm.quantities import parse_budget, parse_duration
@@ -118,9 +119,24 @@ def warn_of_unknown() -> None:
         logger.warning("%s is not a setting of medvllm, and has no effect.%s", name, offer(near))
 
 
+def is_secret(name: str) -> bool:
+    """Return whether a parameter of a URL is one whose value is never shown, such as password or sslpassword."""
+    return _SECRET.search(unquote(name).rstrip("= ")) is not None
+
+
 def without_password(text: str) -> str:
-    """Return a URL as it may be shown; another text as it is."""
-    return re.sub(r"((?<=://)[^/@:]*:).*(?=@)|(\bpassword=)[^&\s]*", r"\1\2***", text)
+    """Return a URL, or parameters such as host=x password=y, as they may be shown; another text as it is."""
+    hidden = _PARAMETER.sub(lambda found: found[1] + "***" if is_secret(found[1]) else found[0], text)
+    return _USER.sub(lambda found: f"{found[1] or ''}***", hidden)
+
+
+_SECRET = re.compile("pass(?!file)|pwd|secret|token|scram|credential|signature|api_?key|^sig$|^key$", re.IGNORECASE)
+# A value in quotes, or up to the next parameter: a piece without a = is still of the value before it.
+_PARAMETER = re.compile(r"((?:^|(?<=[?&;\s]))[^=?&;:/@\s]+\s*=\s*)('(?:[^'\\]|\\.)*'?|[^&\s]*(?:&[^=&\s]*(?=&|\s|$))*)")
+# A password before the host, and a token that stands alone there, as the Hub's proxies take it.
+_USER = re.compile(
+    r"(?<=://)([^/?#@:\s]*:).*(?=@)|(?<=http://)[^/?#@:\s]+(?=@)|(?<=https://)[^/?#@:\s]+(?=@)", re.IGNORECASE
+)
 
 
 def _switch(text: str) -> bool:
@@ -180,6 +196,10 @@ def _catalog(text: str) -> Path | str | None:
     raise ValueError("neither postgresql://user@host/database nor a path such as /srv/catalog.db")
 
 
+def _lock(text: str) -> Path | None:
+    return None if text.lower() == "auto" else _path(text)
+
+
 HOME = Setting(
     "MEDVLLM_HOME",
     "~/.medvllm",
@@ -218,7 +238,13 @@ DTYPE = Setting(
 HUB_TIMEOUT = Setting(
     "MEDVLLM_HUB_TIMEOUT", "5", _seconds, "Seconds to wait for the Hub to accept a connection before giving up."
 )
-LOCK = Setting("MEDVLLM_LOCK", "medvllm.lock", _path, "The lock file that loads are checked against, if it is there.")
+LOCK = Setting(
+    "MEDVLLM_LOCK",
+    "auto",
+    _lock,
+    "The lock file that loads are checked against, if it is there; auto: medvllm.lock in the working directory, or in "
+    "MEDVLLM_HOME where MEDVLLM_REQUIRE_LOCK is set.",
+)
 REQUIRE_LOCK = Setting("MEDVLLM_REQUIRE_LOCK", "off", _switch, "Whether only models of the lock file may be loaded.")
 TRUST_REMOTE_CODE = Setting(
     "MEDVLLM_TRUST_REMOTE_CODE",

@@ -14,6 +14,7 @@ from jsonschema import Draft202012Validator
 
 from medvllm import cli
 from medvllm.engine.model_runner import ModelRegistry
+from medvllm.errors import CatalogError
 from tests.support import sentence, tiny
 
 
@@ -229,7 +230,8 @@ def test_editors_can_check_what_is_exported(medvllm: Medvllm, ner: Path) -> None
     """By the JSON Schema: versions, tags, values, aliases, protections; and it finds what is wrong."""
     medvllm("tag", "ner@1", "old", "owner=radiology")
     medvllm("alias", "set", "ner", "production", "1")
-    medvllm("alias", "protect", "ner", "production")
+    medvllm("lock", "ner@1"), medvllm("accept", "ner@1")
+    assert medvllm("alias", "protect", "ner", "production").code == 0
     medvllm("alias", "protect", "ner", "staging")
     medvllm("alias", "set", "ner", "default", "2")
     schema = Draft202012Validator(json.loads(medvllm("catalog", "schema").out))
@@ -245,7 +247,7 @@ def test_migrate_and_doctor(medvllm: Medvllm, ner: Path, monkeypatch: pytest.Mon
     assert medvllm("catalog", "migrate").out == "The schema is 0002 already.\n"
     said = medvllm("catalog", "migrate", "--to", "0001")
     assert said.out == "Schema 0002 -> 0001.\n" and ".0002-" in said.err
-    assert [line.split("\t")[0] for line in medvllm("list", "ner").lines] == ["ner"]  # migrated by itself again
+    assert [line.split("\t")[0] for line in medvllm("list", "ne[r]").lines] == ["ner"]  # migrated by itself again
     monkeypatch.setenv("MEDVLLM_CATALOG", "postgresql://me:secret@127.0.0.1:9/x")
     for arguments in (("doctor",), ("list",), ("catalog", "migrate")):
         said = medvllm(*arguments)
@@ -261,7 +263,8 @@ def test_a_slip_is_noticed_when_it_is_typed(medvllm: Medvllm, ner: Path, monkeyp
     assert said.code == 2 and "Write the folder as ./ner" in said.err
     said = medvllm("register", "ner", "--type", "clinical", "--path", "./ner", "--task", "nre")
     assert said.code == 2 and "'ner'" in said.err
-    assert medvllm("register", "ner", "--type", "clinical", "--path", "./ner", "--fact", "task=nre").code == 0
+    assert medvllm("register", "ner", "--type", "clinical", "--path", "./ner", "--fact", "task=nre").code == 2
+    assert medvllm("register", "ner", "--type", "clinical", "--path", "./ner", "--fact", "task=triage").code == 0
     text = '[models.m]\nmodel_type = "generic"\nmodel_path = "./ner"\n'
     said = medvllm("catalog", "apply", "-", "--dry-run", stdin=text.encode())
     assert said.code == 2 and f"Write its whole path: {ner}" in said.err
@@ -298,16 +301,21 @@ def test_what_a_protected_alias_stands_for_stays(medvllm: Medvllm, ner: Path, mo
     said = medvllm("alias", "protect", "ner", "default")
     assert said.code == 1 and said.err.endswith("medvllm alias set ner default 2\n")
     medvllm("alias", "set", "ner", "production", "2")
-    assert "already lacks:\n  a lock in " in medvllm("alias", "protect", "ner", "production").err
-    assert "Give it: --reason" in medvllm("accept", "ner@2").err
-    assert medvllm("accept", "ner@2", "--reason", "first tests").code == 0
-    assert medvllm("history", "ner").lines[-1].split("\t")[3:] == ["~ ner@2: acceptance; accepted", "first tests"]
+    said = medvllm("alias", "protect", "ner", "production")
+    assert said.code == 1 and "cannot be protected: version 2, to which it points, lacks:\n  a lock in " in said.err
+    assert medvllm("alias", "list", "ner").lines == ["ner\tproduction\t2\t-"]
+    medvllm("lock", "ner@2"), medvllm("accept", "ner@2", "--reason", "first tests")
+    assert medvllm("alias", "protect", "ner", "production").code == 0
+    assert medvllm("alias", "list", "ner").lines == ["ner\tproduction\t2\tprotected"]
+    with pytest.raises(CatalogError, match="is protected; changing it requires a reason.\nGive it: --reason 'why'"):
+        ModelRegistry().catalog.mark("ner@2", accepted=None)
+    assert medvllm("history", "ner").lines[-2].split("\t")[3:] == ["~ ner@2: acceptance; accepted", "first tests"]
     assert medvllm("run", "ner@production", "Seen.").code == 0
     tiny.bert_token_classifier(ner, ["O", "B-Y"], seed=2)
     monkeypatch.setenv("MEDVLLM_LOCK", str(ner.parent / "none.lock"))
     for name in ("ner@production", "ner@2", "ner"):
         said = medvllm("run", name, "Seen.")
-        assert said.code == 1 and "not the ones that were accepted, and a protected alias points to it" in said.err
+        assert said.code == 1 and "not the ones that were accepted, and the protected alias 'production'" in said.err
     assert medvllm("run", "ner@1", "Seen.").code == 0
 
 

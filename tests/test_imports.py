@@ -14,14 +14,14 @@ HEAVY = {"torch", "transformers", "huggingface_hub", "tokenizers", "numpy", "sql
 # From the bottom up: a room may import its own layer's siblings only where the design says so, and layers below.
 LAYERS = (
     ("errors",),
-    ("forking", "inherited", "lazy", "quantities", "settings_files"),
-    ("settings", "files", "progress"),
+    ("forking", "inherited", "lazy", "quantities", "settings_files", "heads"),
+    ("settings", "files", "progress", "author", "spelling"),
     ("destination", "turns"),
     ("presence",),
-    ("classes",),
+    ("classes", "words"),
     ("facts",),
     ("names", "metadata"),
-    ("options",),
+    ("options", "local_files"),
     ("receipt",),
     ("catalog",),
     ("sources",),
@@ -29,7 +29,7 @@ LAYERS = (
     ("residency",),
     ("lease",),
     ("approval",),
-    ("registry",),
+    ("model_registry",),
     ("engine",),
     ("cli",),
 )
@@ -54,6 +54,7 @@ def _modules_after(code: str) -> set[str]:
         "from medvllm.cli.app import app; app(['list', '--type', 'clinical', '--json'], standalone_mode=False)",
         "from medvllm.cli.app import app; app(['show', 'biobert-base-cased-v1.2'], standalone_mode=False)",
         "from medvllm.cli.app import app; app(['--help'], standalone_mode=False)",
+        "from medvllm.cli.completion import model_names; assert [*model_names('b')]",
     ],
 )
 def test_looking_imports_nothing_heavy(code: str) -> None:
@@ -64,13 +65,15 @@ def test_looking_imports_nothing_heavy(code: str) -> None:
 WAYS = [
     "from medvllm.engine.model_runner import registry",
     "import medvllm.engine.model_runner as mr; registry = mr.registry",
-    "import medvllm.registry",
+    "import medvllm.model_registry",
     "import medvllm.engine.model_runner.registry",
     "from medvllm.engine.model_runner.registry import registry, ModelRegistry, ModelType, ModelMetadata",
     "import importlib; importlib.import_module('medvllm.engine.model_runner.registry')",
     "import medvllm.engine.model_runner.runner",
     "from medvllm.engine import model_runner",
-    "from medvllm.registry import registry",
+    "from medvllm.model_registry import registry",
+    "from medvllm import registry, ModelRunner, ModelRegistry, ModelMetadata, ModelType",
+    "import medvllm; registry = medvllm.registry",
 ]
 
 
@@ -85,7 +88,9 @@ def test_the_import_path_gives_the_object_in_every_order(first: str) -> None:
 _CHECK = """
 from medvllm.engine.model_runner import registry, ModelRegistry
 import medvllm.engine.model_runner as package
-import medvllm.registry as home
+import medvllm.model_registry as home
+import medvllm
+assert medvllm.registry is registry and medvllm.ModelRegistry is ModelRegistry
 assert type(registry) is ModelRegistry and registry is package.registry is home.registry
 """
 
@@ -135,5 +140,6 @@ def test_only_two_rooms_import_what_is_heavy_at_module_level() -> None:
 
 
 def test_no_file_hides_the_registry() -> None:
-    """A module named registry in that package would, once imported, take the object's place."""
-    assert not (PACKAGE / "engine" / "model_runner" / "registry.py").exists()
+    """A module named registry in a package that gives the object would, once imported, take the object's place."""
+    for place in (PACKAGE, PACKAGE / "engine" / "model_runner"):
+        assert not (place / "registry.py").exists() and not (place / "registry").exists()

@@ -67,7 +67,7 @@ def _check(registry: ModelRegistry) -> None:
     assert registry.get_metadata("m@1").description == "a é"
     assert registry.catalog.check_history()[2] == []
     assert registry.register("m", "clinical", description="c", persist=True, replace=True).version == 3
-    registry.catalog.protect("m", "production")
+    registry.catalog.protect("m", "later")
 
 
 def test_the_embedded_one_is_upgraded_when_it_is_opened(
@@ -119,19 +119,30 @@ def test_an_empty_server_is_not_filled_unasked(postgres: Postgres, registry: Mod
 
 
 def test_down_and_up_again_keeps_the_data(catalog_url: str, registry: ModelRegistry) -> None:
-    """What the older schema cannot hold goes, and the history says at what moment."""
+    """The history says when and by whom; protected aliases, which the older schema does not know, are in the way."""
     registry.register("m", "clinical", description="a é", aliases=["acme/m"], persist=True)
     registry.register("m", "clinical", description="b", aliases=["acme/m"], persist=True, replace=True)
     registry.catalog.set_alias("m", "production", 1)
-    registry.catalog.protect("m", "production")
     registry.catalog.protect("m", "later")
+    before = registry.catalog.export(), registry.catalog.history()
+    with pytest.raises(
+        MigrationError,
+        match="'0001' knows no protected .* are 1: .*\n.*:\n  medvllm alias protect m later --off --reason",
+    ):
+        registry.catalog.migrate("0001")
+    assert (registry.catalog.export(), registry.catalog.history()) == before and _schema(catalog_url) == "0002"
+    registry.catalog.protect("m", "later", False, reason="an older program")
     for _ in range(2):
-        before, backup = registry.catalog.migrate("0001")
-        assert before == "0003" and (backup is not None) == catalog_url.startswith("sqlite")
+        left, backup = registry.catalog.migrate("0001")
+        assert left == "0003" and (backup is not None) == catalog_url.startswith("sqlite")
         assert _schema(catalog_url) == "0001"
         assert registry.catalog.migrate()[0] == "0001"
         assert [(a.alias, a.version, a.protected) for a in registry.catalog.aliases()] == [("production", 1, False)]
         assert registry.catalog.check_history()[2] == []
+        assert [(event.action, event.detail) for event in registry.catalog.history()[-2:]] == [
+            ("migrated", {"from": "0002", "to": "0001"}),
+            ("migrated", {"from": "0001", "to": "0002"}),
+        ]
     _check(registry)
     with pytest.raises(MigrationError, match="There is no schema '0009': it is one of 0001, 0002, 0003"):
         registry.catalog.migrate("0009")

@@ -408,7 +408,7 @@ def test_files_of_entries(home: Path, tmp_path: Path, examples: int) -> None:
     registry.register("one", "clinical", persist=True, parameters={"dtype": "float32"}, **facts)
     registry.register("two", "generic", persist=True, model_path=folder, task="fill-mask", id2label=["O", "B"])
     registry.catalog.set_alias("two", "production", 1)
-    registry.catalog.guard("two", "staging")
+    registry.catalog.protect("two", "staging")
     before = registry.catalog.export()
     (tmp_path / "catalog.toml").write_text(before)
 

@@ -1,11 +1,14 @@
 """What may be typed for a model."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from medvllm.errors import ModelNameError
+from medvllm.engine.model_runner import ModelRegistry
+from medvllm.errors import CatalogError, ModelExistsError, ModelNameError, ModelNotFoundError
 from medvllm.names import parse, valid_name
+from tests.support.loopback import LoopbackHub
 
 
 @pytest.mark.parametrize(
@@ -89,3 +92,101 @@ def test_what_cannot_be_registered(text: object) -> None:
 def test_what_can_be_registered(text: str) -> None:
     """Letters of any script, and the usual signs."""
     assert valid_name(text) == text
+
+
+TWINS = [
+    ("cafe\u0301", "holds|is not in the usual form"),
+    ("my  model", "holds two spaces in a row; .*\nUse: 'my model'"),
+    ("my\u00a0model", "holds U\\+00A0, which is a blank.*\nUse: 'my model'"),
+    ("my\u3000model", "holds U\\+3000"),
+    ("m\ufe0fodel", "holds U\\+FE0F"),
+    ("m\u3164odel", "holds U\\+3164"),
+    ("m\u2800odel", "holds U\\+2800"),
+    ("m\u115fodel", "holds U\\+115F"),
+    ("m\u034fodel", "holds U\\+034F"),
+    ("\uff4dodel", "holds U\\+FF4D, which looks like 'm'.*\nUse: 'model'"),
+    ("\ufb01ne", "holds U\\+FB01, which looks like 'fi'"),
+    ("m\u00b2", "holds U\\+00B2, which looks like '2'"),
+    ("m\u043edel", "has Latin and Cyrillic letters in one word, 'm\u043edel'"),
+    ("3", "reads as a version"),
+    ("v2", "reads as a version"),
+    ("V1.0", "reads as a version"),
+    ("acme/3", "reads as a version: models:/name/3 is version 3"),
+    ("\u0663", "reads as a version"),
+]
+
+
+@pytest.mark.parametrize(("text", "words"), TWINS)
+def test_what_looks_like_another_name_is_not_registered(text: str, words: str) -> None:
+    """Nor what looks like a version."""
+    with pytest.raises(ModelNameError, match=f"(?s){words}"):
+        valid_name(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["модель-BERT", "TNF-α tagger", "模型", "naïve", "ner-v2", "acme/v2-ner", "Ångström", "한국어 모델", "हिन्दी"],
+)
+def test_scripts_stand_beside_each_other(text: str) -> None:
+    """As people write them."""
+    assert valid_name(text) == text
+
+
+def test_a_name_is_found_however_its_accents_were_typed(registry: ModelRegistry) -> None:
+    """As one character, or as a letter and a mark: by whoever registers it, and whoever asks for it."""
+    one, two = "caf\u00e9", "cafe\u0301"
+    assert registry.register(two, "generic", persist=True).name == one
+    registry.catalog.set_alias(two, "production", 1)
+    assert registry.get_metadata(two).name == registry.get_metadata(f"{two}@production").name == one
+    assert registry.catalog.tag(two, add={"t": None}).tags == ["t"]
+    with pytest.raises(ModelExistsError):
+        registry.register(two, "generic")
+    with pytest.raises(ModelNameError, match="not in the usual form"):
+        registry.register("other", "generic", aliases=[two])
+    registry.catalog.remove_alias(two, "production")
+    assert len(registry.catalog.history(two)) == 4 and list(registry.catalog.versions(two)) == [1]
+    registry.unregister(two, persist=True)
+    assert registry.catalog.names() == []
+
+
+@pytest.mark.parametrize(
+    "alias", ["v2", "V2", "v1.0", "v1_2", "latest", "Latest", "Default", "DEFAULT", "2", "٣", "", 3]
+)
+def test_an_alias_does_not_read_as_something_else(registry: ModelRegistry, alias: Any) -> None:
+    """A version, the newest one, or the alias of the bare name: to be set, protected, or applied."""
+    registry.register("m", "generic", persist=True)
+    for act in (
+        lambda: registry.catalog.set_alias("m", alias, 1),
+        lambda: registry.catalog.protect("m", alias),
+        lambda: registry.catalog.apply(f'[models.m]\nmodel_type = "generic"\n[aliases.m]\n"{alias}" = 1\n'),
+    ):
+        with pytest.raises(ModelNameError, match="Alias .* cannot be used"):
+            act()
+
+
+def test_aliases_that_differ_by_case_are_one(registry: ModelRegistry) -> None:
+    """A protected one has no unprotected twin."""
+    registry.register("m", "generic", persist=True)
+    registry.catalog.protect("m", "production")
+    for act in (
+        lambda: registry.catalog.set_alias("m", "Production", 1),
+        lambda: registry.catalog.protect("m", "PRODUCTION"),
+        lambda: registry.catalog.apply(registry.catalog.export().replace("[aliases.m]", "[aliases.m]\nProduction = 1")),
+    ):
+        with pytest.raises(CatalogError, match="'m' has the alias 'production', which differs from .* by case alone"):
+            act()
+    assert [alias.alias for alias in registry.catalog.aliases("m")] == ["production"]
+
+
+def test_a_name_that_was_this_processes_is_no_repository(registry: ModelRegistry, hub: LoopbackHub) -> None:
+    """Once it is unregistered: nor are its other names, nor a built-in one. Registered again, it is found."""
+    registry.register("n4", "generic", aliases=["acme/n4"])
+    registry.unregister("n4")
+    registry.unregister("emilyalsentzer/Bio_ClinicalBERT")
+    hub.log.clear()
+    for name in ("n4", "acme/n4", "n4@2", "emilyalsentzer/Bio_ClinicalBERT"):
+        with pytest.raises(ModelNotFoundError, match="is not registered any more: it was unregistered in this process"):
+            registry.load_model(name)
+    assert hub.log == []
+    registry.register("n4", "generic", description="again")
+    assert registry.get_metadata("n4").description == "again"

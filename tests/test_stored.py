@@ -230,6 +230,11 @@ def test_a_protected_alias_moves_to_what_is_locked_and_accepted(registry: ModelR
     catalog = registry.catalog
     catalog.set_alias("m", "production", 1)
     catalog.protect("m", "production")
+    catalog.set_alias("m", "staging", 2)
+    lacking = "(?s)cannot be protected: version 2, .* lacks:\n  a lock in .*acceptance tests: medvllm accept m@2$"
+    with pytest.raises(CatalogError, match=lacking):
+        catalog.protect("m", "staging")
+    catalog.remove_alias("m", "staging")
     with pytest.raises(CatalogError) as caught:
         catalog.set_alias("m", "production", 2)
     missing = ("a lock in", "acceptance tests: medvllm accept m@2", "a reason: --reason 'why'")
@@ -249,7 +254,7 @@ def test_a_protected_alias_moves_to_what_is_locked_and_accepted(registry: ModelR
     assert registry.get_metadata("m@production").version == 1
     assert catalog.set_alias("m", "production", 2, reason="better").protected
     assert registry.get_metadata("m@production").version == 2
-    with pytest.raises(CatalogError, match="is protected: what it stands for changes only with a reason"):
+    with pytest.raises(CatalogError, match="is protected; changing it requires a reason"):
         catalog.remove_alias("m", "production")
     with pytest.raises(CatalogError, match="is protected"):
         catalog.protect("m", "production", False)
@@ -283,6 +288,9 @@ def test_a_protected_alias_does_not_move_to_what_changed_meanwhile(overtaking: s
                 StoredCatalog().mark("m@2", accepted=None)
             return []
 
+        def unmet(self, entry: ModelMetadata) -> list[str]:
+            return []
+
         def locked(self, entry: ModelMetadata) -> None:
             return None
 
@@ -310,7 +318,9 @@ def test_a_protection_set_before_the_alias_holds(registry: ModelRegistry, tmp_pa
     _accepted(registry, "m", tmp_path / "m")
     text = registry.catalog.export().replace("production = {protected", "production = {version = 1, protected")
     with pytest.raises(CatalogError, match="lacks:\n  a reason"):
-        registry.catalog.apply(text, dry_run=True)
+        registry.catalog.apply(text)
+    assert registry.catalog.plan(text)[1] == ["what is protected changes only with a reason: --reason 'why'"]
+    assert [event.action for event in registry.catalog.apply(text, dry_run=True)] == ["aliased"]
     assert [event.action for event in registry.catalog.apply(text, reason="r")] == ["aliased"]
     assert registry.catalog.apply(text, reason="r") == [] and _sound(registry)
 
@@ -546,7 +556,7 @@ def test_a_catalogue_travels_to_the_other_kind_of_database(
     registry.catalog.tag("Alpha", add={"key": "value"})
     registry.catalog.mark("zeta é@1", deprecated="old", successor="Alpha")
     registry.catalog.set_alias("zeta é", "production", 1)
-    registry.catalog.protect("zeta é", "production")
+    StoredCatalog().protect("zeta é", "production")  # nobody asks what it lacks
     registry.catalog.protect("Alpha", "later")
     text = registry.catalog.export()
     assert other.apply(text) and other.export() == text
@@ -575,7 +585,7 @@ def test_a_look_sees_one_moment(registry: ModelRegistry) -> None:
             content = tomllib.loads(registry.catalog.export())
             for alias in content.get("aliases", {}).get("m", {}).values():
                 assert f"m@{alias}" in content["models"]
-        assert process.poll() is None
+        assert Path(f"/proc/{process.pid}").exists()
 
 
 def test_a_child_after_a_fork_goes_on_with_its_own_connections(registry: ModelRegistry, catalog_url: str) -> None:
@@ -585,7 +595,7 @@ def test_a_child_after_a_fork_goes_on_with_its_own_connections(registry: ModelRe
         "import os, sys, subprocess\n"
         "r.register('m', 'generic', description='parent', persist=True)\n"
         "assert r.get_metadata('m').description == 'parent'\n"
-        'change = "from medvllm.registry import registry as r; '
+        'change = "from medvllm.model_registry import registry as r; '
         "r.register('m', 'generic', description='other', persist=True, replace=True)\"\n"
         "subprocess.run([sys.executable, '-c', change], check=True)\n"
         "for child in range(3):\n"

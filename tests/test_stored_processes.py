@@ -222,7 +222,7 @@ def test_a_read_only_disk_can_be_read(registry: ModelRegistry, small_disk: Path,
 
 NOBODY = """
 from medvllm.catalog import builtin_entries
-from medvllm.registry import ModelRegistry
+from medvllm.model_registry import ModelRegistry
 import medvllm.catalog.sql, os, sys
 builtin_entries()  # all that is read elsewhere, while it may be
 registry = ModelRegistry()

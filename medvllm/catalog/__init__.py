@@ -6,7 +6,7 @@ from medvllm.catalog.difference import Difference, differences
 from medvllm.catalog.entries import from_toml, to_toml
 from medvllm.catalog.events import Alias, Event
 from medvllm.catalog.log import Locked, VersionRecord
-from medvllm.catalog.stored import StoredCatalog
+from medvllm.catalog.stored import StoredCatalog, check_reason
 
 __all__ = [
     "Alias",
@@ -17,6 +17,7 @@ __all__ = [
     "StoredCatalog",
     "VersionRecord",
     "builtin_entries",
+    "check_reason",
     "differences",
     "from_toml",
     "to_toml",

@@ -1,23 +1,36 @@
 """The entries a process can see, in the order in which they are looked up."""
 
 import heapq
+import logging
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import translate
 from itertools import chain, count, islice
 from operator import attrgetter
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from medvllm.catalog.builtin import builtin_entries
 from medvllm.catalog.stored import StoredCatalog, StoredRow
-from medvllm.errors import CatalogError, ModelExistsError, ModelNotFoundError, nearest, offer
-from medvllm.facts import pattern
+from medvllm.errors import (
+    CatalogError,
+    MedVLLMError,
+    ModelExistsError,
+    ModelNotFoundError,
+    RequestError,
+    nearest,
+    offer,
+)
+from medvllm.facts import check_glob, pattern
 from medvllm.forking import Lock
 from medvllm.lazy import lazy
-from medvllm.metadata import ModelMetadata, ModelType, fits
+from medvllm.metadata import ModelMetadata, ModelType, fits, mentions
 from medvllm.names import valid_name
 from medvllm.presence import Board
+from medvllm.spelling import folded
+from medvllm.words import TASKS, unknown_task, usual_task
 
+logger = logging.getLogger(__name__)
 _NAME: Callable[[ModelMetadata | StoredRow], str] = attrgetter("name")
 
 
@@ -33,6 +46,7 @@ class Catalog:
         self._versions: dict[str, int] = {}  # the newest version ever given to a name: never given again
         self._adopted: dict[str, ModelMetadata] = {}  # entries that another process has sent
         self._hidden: set[str] = set()  # built-ins that were unregistered
+        self._gone: set[str] = set()  # names that were this process's, and unregistered
         self._changes = count(1)
         self._generation = 0
 
@@ -73,7 +87,7 @@ class Catalog:
         reason: str | None = None,
     ) -> ModelMetadata:
         """Add an entry and return it. ModelExistsError: the name is taken and `replace` is not set."""
-        valid_name(name)
+        name = valid_name(folded(name) if isinstance(name, str) else name)
         entry = ModelMetadata.build(name, model_type, facts)  # checked before anything changes
         for alias in entry.source.aliases:
             valid_name(alias)
@@ -98,6 +112,21 @@ class Catalog:
         newest = self._newest(entry.name)
         with self._lock:
             return self._put(entry, newest)
+
+    def note_locked(
+        self, models: Sequence[tuple[ModelMetadata, Mapping[str, Any]]], lock: Path, reason: str | None
+    ) -> None:
+        """Add to the history which models were approved in a lock, where it can be written: the lock stands anyway."""
+        if self._stored is None or not models:
+            return
+        numbered = ("stored", "built-in")
+        rows = (
+            (m.name, m.version if m.origin in numbered else None, {**facts, "lock": str(lock)}) for m, facts in models
+        )
+        try:
+            self._stored.note_locked(rows, reason=reason)
+        except MedVLLMError as error:
+            logger.warning("the history does not have what was approved in %s: %s", lock, error)
 
     def own(self, name: str) -> ModelMetadata | None:
         """Return what this process has registered under a name, or another name for it, for itself alone."""
@@ -134,6 +163,7 @@ class Catalog:
         with self._lock:
             own = self._own.pop(name, None)
             if own is not None:
+                self._gone.update((name, *own.source.aliases))
                 self._forget_aliases(name)
                 self._changed()
         if own is not None:
@@ -163,9 +193,11 @@ class Catalog:
         aliases = [alias for of in sorted(names) for alias in (stored.aliases(of) if stored else ())]
         return [*map(str, versions), *(alias.alias for alias in aliases if alias.version is not None)]
 
-    def was_removed(self, name: str) -> bool:
-        """Return whether a name was stored, and unregistered: nobody means a repository by it."""
-        return self._stored is not None and self._stored.was_removed(name)
+    def was_removed(self, name: str) -> Literal["stored", "process", None]:
+        """Return where a name was registered that was unregistered since: nobody means a repository by it."""
+        if name in self._gone or name in self._hidden:
+            return "process"
+        return "stored" if self._stored is not None and self._stored.was_removed(name) else None
 
     def is_stored(self, name: str) -> bool:
         """Return whether a name means a stored entry, and not one of this process."""
@@ -189,23 +221,42 @@ class Catalog:
         task: str | None = None,
         tags: Sequence[str] = (),
         match: str | None = None,
+        search: str | None = None,
         facts: Mapping[str, Any] | None = None,
         limit: int | None = None,
         after: str | None = None,
     ) -> dict[str, ModelMetadata]:
-        """Return the entries that fit every filter given, by name; `match` and `facts` are globs, in any case."""
+        """Return the entries that fit every filter given, by name; `match` and `facts` are globs, in any case.
+
+        `search` is a text that a name, another name or the description has.
+        """
         kind = None if model_type is None else ModelType.of(model_type)
+        _check_filters(task=task, search=search, after=after)
+        tags = _tags(tags)
+        asked, task = task, task if task is None else usual_task(task)
         globs = {fact: pattern(fact, value) for fact, value in (facts or {}).items()}
         fitting = self._candidates(after)
         if match is not None:
-            is_named = re.compile(translate(match.casefold())).match
+            is_named = re.compile(translate(check_glob("match", match).casefold())).match
             fitting = (entry for entry in fitting if is_named(entry.name.casefold()))
+        if search is not None:
+            text = search.casefold()
+            fitting = (entry for entry in fitting if mentions(entry.fact, text))
         if kind is not None:
             fitting = (entry for entry in fitting if entry.model_type == kind)
         if task is not None or tags or globs:
             fitting = (entry for entry in fitting if fits(entry.fact, task, tags, globs))
         chosen = islice(fitting, limit)
-        return {entry.name: entry.metadata() if isinstance(entry, StoredRow) else entry for entry in chosen}
+        found = {entry.name: entry.metadata() if isinstance(entry, StoredRow) else entry for entry in chosen}
+        if not found and asked is not None and task not in TASKS:
+            self._check_task(asked)
+        return found
+
+    def _check_task(self, asked: str) -> None:
+        """Raise RequestError unless some entry is for a task that is none of ours."""
+        known = {str(entry.fact("task")) for entry in self._candidates(None) if entry.fact("task")}
+        if asked not in known:
+            raise unknown_task(asked, known)
 
     def near(self, name: str) -> list[str]:
         """Return at most three names that `name` is likely a misspelling of."""
@@ -309,3 +360,18 @@ class Catalog:
             "Take another name, or say that this one takes its place: --replace, register(…, replace=True)",
             model=taken.name,
         )
+
+
+def _check_filters(**texts: object) -> None:
+    """Raise RequestError for a filter that is no text."""
+    for name, value in texts.items():
+        if value is not None and not isinstance(value, str):
+            raise RequestError(f"Filter {name!r} must be text, not {type(value).__name__}.", option=name)
+
+
+def _tags(tags: object) -> tuple[str, ...]:
+    """Return the tags to look for, of one or several; RequestError: they are none."""
+    wanted = (tags,) if isinstance(tags, str) else tags
+    if not isinstance(wanted, list | tuple | set | frozenset) or not all(isinstance(tag, str) for tag in wanted):
+        raise RequestError("Filter 'tags' must be text or a list of texts.", option="tags")
+    return tuple(wanted)

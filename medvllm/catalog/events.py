@@ -8,7 +8,7 @@ HALVES = re.compile("[\ud800-\udfff]")  # of characters: no file and no terminal
 DEFAULT = "default"  # the alias that a bare name means
 ACTIONS = frozenset(
     (
-        *("created", "migrated", "registered", "changed", "unregistered", "loaded"),
+        *("created", "migrated", "registered", "changed", "unregistered", "loaded", "locked", "imported"),
         *("aliased", "unaliased", "protected", "unprotected"),
     )
 )

@@ -1,7 +1,6 @@
 """The catalogue that lasts: versions, aliases and history, in a database. Without one, nothing heavy is imported."""
 
-import re
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import UTC, date, datetime
 from itertools import starmap
@@ -10,22 +9,22 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
 
 from medvllm import presence, settings
-from medvllm.catalog.entries import parsed, to_toml
+from medvllm.catalog.address import Address
+from medvllm.catalog.entries import Entries, parsed, to_toml
 from medvllm.catalog.events import HALVES, Alias, Event
 from medvllm.catalog.log import Locked, VersionRecord, records
 from medvllm.catalog.place import TEXTS, has_content, is_named, is_there, location
 from medvllm.errors import CatalogError, MedVLLMError, ModelNameError, RequestError, SettingError
-from medvllm.facts import MARKS, checked
+from medvllm.facts import IDENTIFYING, MARKS, checked
 from medvllm.lazy import lazy
 from medvllm.metadata import ModelMetadata
-from medvllm.names import parse, valid_name
+from medvllm.names import parse, valid_alias, valid_name
+from medvllm.spelling import folded
 
 if TYPE_CHECKING:
     from medvllm.catalog.sql import SqlStore
     from medvllm.catalog.sql.turn import Turn
 
-_ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}", re.ASCII)
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _MAX_REASON = 2000  # characters
 _REMEMBERED = 10_000  # look-ups
 
@@ -34,6 +33,8 @@ class Approval(Protocol):
     """What decides whether a version may be pointed to by a protected alias."""
 
     def lacking(self, entry: ModelMetadata) -> list[str]: ...
+
+    def unmet(self, entry: ModelMetadata) -> list[str]: ...
 
     def locked(self, entry: ModelMetadata) -> Locked | None: ...
 
@@ -59,7 +60,8 @@ class StoredCatalog:
     def where(self) -> str:
         """The database's file, or its URL, without the password; the setting as it stands, where it is wrong."""
         try:
-            return settings.without_password(str(self._where()))
+            where = self._where()
+            return str(where) if isinstance(where, Path) else Address.of(where).shown
         except SettingError as error:
             return str(error.value)
 
@@ -128,10 +130,15 @@ class StoredCatalog:
     def versions(self, name: str) -> dict[int, ModelMetadata]:
         """Return every stored version of a name by its number, the newest last."""
         store = self._open()
-        return {} if store is None else {number: built(of, number, facts) for of, number, facts in store.versions(name)}
+        return (
+            {}
+            if store is None
+            else {number: built(of, number, facts) for of, number, facts in store.versions(folded(name))}
+        )
 
     def version_log(self, name: str) -> list[VersionRecord]:
         """Return each stored version of a name, the newest last: when it was made, by whom and why, and its state."""
+        name = folded(name)
         store, entries = self._open(), list(self.versions(name).values())
         if store is None or not entries:
             return []
@@ -148,13 +155,13 @@ class StoredCatalog:
     def aliases(self, name: str | None = None) -> list[Alias]:
         """Return the aliases of a name, or all, sorted."""
         store = self._open()
-        return [] if store is None else store.aliases(name)
+        return [] if store is None else store.aliases(None if name is None else folded(name))
 
     def history(self, name: str | None = None, *, since: date | str | None = None) -> list[Event]:
         """Return the events in their order: of one model, since a moment (a datetime, or a text such as 2026-03-01)."""
         moment = None if since is None else _moment(since)
         store = self._open()
-        return [] if store is None else list(store.events(name, moment))
+        return [] if store is None else list(store.events(None if name is None else folded(name), moment))
 
     def check_history(self) -> tuple[int, str, list[str]]:
         """Return how many events there are, the hash of the last, and what is wrong: edited, removed, reordered events,
@@ -242,7 +249,7 @@ class StoredCatalog:
 
         CatalogError: the alias is protected, and the version is not locked, not accepted, or no reason is given.
         """
-        _check_alias(alias)
+        name, alias = folded(name), valid_alias(alias)
         protected = any(known.protected for known in self.aliases(name) if known.alias == alias)
         approved = self.find(name, str(version)) if protected else None
         if approved is not None:
@@ -257,23 +264,42 @@ class StoredCatalog:
     def remove_alias(self, name: str, alias: str, *, reason: str | None = None) -> None:
         """Remove an alias; a protected one asks for a reason, and stays protected."""
         with self._turn(reason) as turn:
-            turn.remove_alias(name, alias, reason=reason)
+            turn.remove_alias(folded(name), alias, reason=reason)
 
-    def protect(self, name: str, alias: str, protected: bool = True, *, reason: str | None = None) -> list[str]:
+    def protect(self, name: str, alias: str, protected: bool = True, *, reason: str | None = None) -> None:
         """Protect an alias, set or not: it moves only to a version that is locked and accepted, with a reason.
 
-        The version that it points to already is left as it is; what that one lacks is returned.
+        CatalogError: the version that it points to already lacks something, which is named; or it is no longer to be
+        protected, and no reason is given.
         """
-        _check_alias(alias)
+        name, alias = folded(name), valid_alias(alias)
+        known = [each for each in self.aliases(name) if each.alias == alias and not each.protected]
+        entry = self.find(name, alias) if protected and known else None
+        lacking = self.approval.lacking(entry) if entry is not None and self.approval is not None else []
+        if entry is not None and lacking:
+            raise CatalogError(
+                f"Alias {alias!r} of model {name!r} cannot be protected: version {entry.version}, to which it points, "
+                "lacks:\n  " + "\n  ".join(lacking),
+                model=name,
+                missing=tuple(lacking),
+            )
         with self._turn(reason) as turn:
             turn.protect(name, alias, protected, reason=reason)
-        entry = self.find(name, alias) if protected else None
-        return [] if entry is None or self.approval is None else self.approval.lacking(entry)
 
-    def is_protected(self, entry: ModelMetadata) -> bool:
-        """Return whether a protected alias points to a stored version."""
+    def unmet(self, alias: Alias) -> list[str]:
+        """Return for what the version of a protected alias does not load, as `protect` would list it; nothing: it does.
+
+        An alias that points nowhere lacks nothing.
+        """
+        if not alias.protected or alias.version is None or self.approval is None:
+            return []
+        entry = self.find(alias.name, str(alias.version))
+        return [] if entry is None else self.approval.unmet(entry)
+
+    def protected_by(self, entry: ModelMetadata) -> str | None:
+        """Return a protected alias that points to a stored version, or None."""
         states = self._recalled(("aliases", entry.name, ""), lambda store: store.aliases(entry.name)) or ()
-        return any(alias.protected and alias.version == entry.version for alias in states)
+        return next((alias.alias for alias in states if alias.protected and alias.version == entry.version), None)
 
     def was_removed(self, name: str) -> bool:
         """Return whether a name had versions, and all of them were unregistered."""
@@ -283,6 +309,14 @@ class StoredCatalog:
         """Add to the history that a model was loaded: what exactly, never what it was given."""
         with self._turn(None) as turn:
             turn.note_load(metadata.name, metadata.version, {"source": metadata.origin, **detail})
+
+    def note_locked(
+        self, models: Iterable[tuple[str, int | None, Mapping[str, Any]]], *, reason: str | None = None
+    ) -> None:
+        """Add to the history which models were approved in a lock: name, version and what was locked of each."""
+        with self._turn(reason) as turn:
+            for name, version, detail in models:
+                turn.note("locked", name, version, reason=reason, detail=detail)
 
     def export(self) -> str:
         """Return all entries, versions and aliases as TOML, as `apply` takes it."""
@@ -299,25 +333,44 @@ class StoredCatalog:
         """
         from medvllm.catalog.exchange import apply
 
-        if dry_run and self._open() is None:  # a plan makes no database
-            with TemporaryDirectory() as folder, closing(StoredCatalog(Path(folder) / "catalog.db")) as empty:
-                empty.create()
-                return empty.apply(text, reason=reason)
-        wanted = parsed(text, "stored")
-        for stated in wanted.aliases or ():
-            _check_alias(stated.alias)
+        if dry_run:
+            return self.plan(text, reason=reason)[0]
+        wanted = _wanted(text)
         with self._turn(reason, keep=False) as turn:
             moves = apply(turn, wanted, reason)
             changes = turn.events
         self._check_idle({(event.name, event.version) for event in changes if event.action == "unregistered"})
         for name, alias, entry in moves:
             self._approve(name, alias, entry, reason)
-        if changes and not dry_run:
+        if changes:
             approved = {(name, alias, entry.version): entry.facts() for name, alias, entry in moves}
             with self._turn(reason) as turn:
                 apply(turn, wanted, reason, approved=approved)
                 changes = turn.events
         return changes
+
+    def plan(self, text: str, *, reason: str | None = None) -> tuple[list[Event], list[str]]:
+        """Return what `apply` would change, and what it lacks for that: nothing is changed, whatever is protected."""
+        from medvllm.catalog.exchange import apply
+
+        if self._open() is None:  # a plan makes no database
+            with TemporaryDirectory() as folder, closing(StoredCatalog(Path(folder) / "catalog.db")) as empty:
+                empty.create()
+                return empty.plan(text, reason=reason)
+        wanted, lacking = _wanted(text), []
+        with self._turn(reason, keep=False) as turn:
+            turn.is_plan = True
+            moves = apply(turn, wanted, reason)
+        for name, alias, entry in moves:
+            missing = self._missing(entry)
+            lacking += [f"{name}@{alias} -> {entry.version} lacks {each}" for each in missing]
+        if not reason and (moves or turn.needs_reason):
+            lacking.append("what is protected changes only with a reason: --reason 'why'")
+        try:
+            self._check_idle({(event.name, event.version) for event in turn.events if event.action == "unregistered"})
+        except CatalogError as error:
+            lacking.append(str(error).splitlines()[0])
+        return turn.events, lacking
 
     def migrate(self, revision: str | None = None) -> tuple[str | None, Path | None]:
         """Bring the database to this program's schema, or an earlier one; return the one before, and the backup made.
@@ -363,12 +416,14 @@ class StoredCatalog:
     @contextmanager
     def _turn(self, reason: str | None, *, keep: bool = True) -> "Iterator[Turn]":
         """Give the catalogue for one change; without `keep`, only to see what it would be."""
-        if reason is not None and not 0 < len(reason) <= _MAX_REASON:
-            raise RequestError(f"A reason has 1 to {_MAX_REASON:,} characters, not {len(reason):,}.")
-        if reason is not None and HALVES.search(reason):
-            raise RequestError("A reason holds half a character.")
+        check_reason(reason)
         with self._make().turn(keep=keep) as turn:
             yield turn
+
+    def _missing(self, entry: ModelMetadata) -> list[str]:
+        """Return what a version lacks, beside a reason, for a protected alias to point to it."""
+        no_check = ["the check of a registry: registry.catalog"]
+        return no_check if self.approval is None else self.approval.lacking(entry)
 
     def _approve(self, name: str, alias: str, entry: ModelMetadata, reason: str | None) -> None:
         """Raise CatalogError unless a protected alias may point to a version."""
@@ -410,11 +465,23 @@ class StoredRow:
 
     def fact(self, keyword: str) -> object:
         """Return a fact by its keyword; None when it is not known."""
+        if keyword == "name":
+            return self.name
+        if keyword in IDENTIFYING:
+            return {"origin": "stored", "version": self._content[0]}[keyword]
         return self._content[1].get(keyword)
 
     def metadata(self) -> ModelMetadata:
         """Return the entry."""
         return built(self.name, *self._content)
+
+
+def check_reason(reason: str | None) -> None:
+    """Raise RequestError when a reason is none that the history can keep."""
+    if reason is not None and not 0 < len(reason) <= _MAX_REASON:
+        raise RequestError(f"A reason has 1 to {_MAX_REASON:,} characters, not {len(reason):,}.")
+    if reason is not None and HALVES.search(reason):
+        raise RequestError("A reason holds half a character.")
 
 
 def storable(entry: ModelMetadata) -> dict[str, Any]:
@@ -452,19 +519,19 @@ def built(name: str, number: int, facts: Mapping[str, Any]) -> ModelMetadata:
         raise CatalogError(f"Version {number} of model {name!r} in the catalogue is not usable: {error}") from error
 
 
+def _wanted(text: str) -> Entries:
+    """Return what a file of entries says; ModelNameError: it has an alias that none can be."""
+    wanted = parsed(text, "stored")
+    for stated in wanted.aliases or ():
+        valid_alias(stated.alias)
+    return wanted
+
+
 def _split(model: str) -> tuple[str, str | None]:
     ref = parse(model)
     if ref.kind != "name":
         raise ModelNameError(f"{model!r} is no name of a stored model.\nList them with: medvllm list")
     return ref.name, ref.suffix
-
-
-def _check_alias(alias: str) -> None:
-    if not _ALIAS.fullmatch(alias) or _COMMIT.fullmatch(alias):
-        raise ModelNameError(
-            f"Alias {alias[:80]!a} cannot be used.\n"
-            "Use a letter, then letters, digits and any of . _ - (64 at most), such as: production"
-        )
 
 
 def _moment(since: date | str) -> str:

@@ -4,10 +4,11 @@ from typing import Annotated
 
 import typer
 
+from medvllm.catalog import Alias
 from medvllm.cli.models import Json
 from medvllm.cli.output import print_json, print_table, printable
 from medvllm.cli.register import Reason
-from medvllm.registry import registry
+from medvllm.model_registry import registry
 
 app = typer.Typer(help="Let a name such as production point to a version.", no_args_is_help=True)
 
@@ -41,23 +42,28 @@ def protect(
     off: Annotated[bool, typer.Option("--off", help="Protect it no longer; this asks for a reason.")] = False,
     reason: Reason = None,
 ) -> None:
-    """Let an alias move only to a version that is locked and accepted, and with a reason."""
-    lacking = registry.catalog.protect(name, alias, not off, reason=reason)
+    """Let an alias point only to a version that is locked and accepted, and move only with a reason."""
+    registry.catalog.protect(name, alias, not off, reason=reason)
     typer.echo(f"{printable(name)}@{alias} is {'not protected any more' if off else 'protected'}.")
-    if lacking:
-        typer.echo("The version that it points to already lacks:\n  " + "\n  ".join(lacking), err=True)
 
 
 @app.command("list")
 def list_(
     name: Annotated[str | None, typer.Argument(help="A stored entry; else all.")] = None, as_json: Json = False
 ) -> None:
-    """List aliases and the versions that they point to."""
+    """List aliases and the versions that they point to; a protected one whose version does not load says why."""
     aliases = registry.catalog.aliases(name)
+    unmet = {alias: registry.catalog.unmet(alias) for alias in aliases}
     if as_json:
-        print_json([vars(alias) for alias in aliases])
+        print_json([vars(alias) | {"unmet": unmet[alias]} for alias in aliases])
         return
     if not aliases:
         typer.echo("There is no alias.", err=True)
-    rows = ((each.name, each.alias, each.version, "protected" if each.protected else None) for each in aliases)
+    rows = ((each.name, each.alias, each.version, _state(each, unmet[each])) for each in aliases)
     print_table(("NAME", "ALIAS", "VERSION", "PROTECTION"), rows)
+
+
+def _state(alias: Alias, unmet: list[str]) -> str | None:
+    if not alias.protected:
+        return None
+    return f"protected, not met: {'; '.join(unmet)}" if unmet else "protected"

@@ -5,7 +5,21 @@ from typing import Annotated
 import typer
 
 from medvllm import __version__
-from medvllm.cli import alias, bundle, catalog, diff, doctor, history, lock, memory, models, register, run
+from medvllm.cli import (
+    alias,
+    bundle,
+    catalog,
+    diff,
+    doctor,
+    history,
+    listing,
+    lock,
+    memory,
+    models,
+    register,
+    run,
+    show,
+)
 
 app = typer.Typer(
     help="Say a model's name and get that model.",
@@ -30,8 +44,8 @@ def _program(
     pass
 
 
-app.command("list")(models.list_)
-app.command("show")(models.show)
+app.command("list")(listing.list_)
+app.command("show")(show.show)
 app.command("diff")(diff.diff)
 app.command("pull")(models.pull)
 app.command("run")(run.run)

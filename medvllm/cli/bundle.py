@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from medvllm.cli.output import megabytes, printable
-from medvllm.registry import registry
+from medvllm.model_registry import registry
 
 
 def export(

@@ -13,7 +13,7 @@ from medvllm.cli.output import print_json, printable
 from medvllm.cli.register import Reason
 from medvllm.cli.streams import write_utf8
 from medvllm.errors import CatalogError
-from medvllm.registry import registry
+from medvllm.model_registry import registry
 
 app = typer.Typer(help="Keep the stored catalogue as a file; migrate its database.", no_args_is_help=True)
 
@@ -43,7 +43,11 @@ def apply(
         text = (sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise CatalogError(f"{str(file)!r} is not UTF-8: byte {error.start + 1:,} cannot be read.") from error
-    events = registry.catalog.apply(text, dry_run=dry_run, reason=reason)
+    lacking: list[str] = []
+    if dry_run:
+        events, lacking = registry.catalog.plan(text, reason=reason)
+    else:
+        events = registry.catalog.apply(text, reason=reason)
     if as_json:
         print_json([event.to_dict() for event in events])
         return
@@ -51,6 +55,8 @@ def apply(
         typer.echo(printable(described(event)))
     count = f"{len(events)} change{'' if len(events) == 1 else 's'}"
     typer.echo(f"{count} would be made." if dry_run else f"{count}.", err=True)
+    if lacking:
+        typer.echo("It would be refused as it stands:\n  " + "\n  ".join(lacking), err=True)
 
 
 @app.command("schema")

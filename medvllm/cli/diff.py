@@ -8,7 +8,7 @@ import typer
 
 from medvllm.cli.models import Json
 from medvllm.cli.output import one_line, print_json, print_table
-from medvllm.registry import registry
+from medvllm.model_registry import registry
 
 
 def diff(

@@ -1,82 +1,234 @@
-"""`medvllm doctor`: what is installed, which devices there are, where files go, what can be reached."""
+"""`medvllm doctor`: what is installed, what is in force and from where, what there is room for, what can be reached."""
 
 import os
 import platform
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import typer
 
 from medvllm import settings
 from medvllm.cli.models import Json
 from medvllm.cli.output import print_json, print_table
-from medvllm.errors import MedVLLMError, nearest
+from medvllm.errors import MedVLLMError, offer
+from medvllm.local_files import hub_cache
+from medvllm.model_registry import registry
 from medvllm.options import LoadOptions
+from medvllm.quantities import shown_size
 from medvllm.receipt import library_versions
-from medvllm.registry import registry
+from medvllm.residency import machine_bytes
+
+_MOST_NAMES = 8  # of a lock's models
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. What is `wrong` makes the command fail."""
+
+    what: str
+    name: str
+    value: str
+    state: Literal["ok", "wrong"] = "ok"
 
 
 def doctor(as_json: Json = False) -> None:
-    """Check this installation: versions, devices, folders, and whether the Hub answers."""
-    report = _report()
+    """Check versions, devices, room, lock, catalogue, Hub and settings. Exit code 1 when something is wrong."""
+    found = [finding for what, look in _LOOKS.items() for finding in _looked(what, look)]
+    is_well = all(finding.state == "ok" for finding in found)
     if as_json:
-        print_json(report)
-        return
-    rows = ((section, key, value) for section, facts in report.items() for key, value in facts.items())
-    print_table(("WHAT", "NAME", "STATE"), rows)
+        print_json({"ok": is_well, "checks": [vars(finding) for finding in found]})
+    else:
+        print_table(
+            ("WHAT", "NAME", "STATE", "VALUE"),
+            [(f.what, f.name, f.state, " ".join(f.value.split("\n"))) for f in found],
+        )
+    if not is_well:
+        raise typer.Exit(1)
 
 
-def _report() -> dict[str, dict[str, Any]]:
-    installed = library_versions()
-    report: dict[str, dict[str, Any]] = {"version": {"python": platform.python_version(), **installed}}
+def _looked(what: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    """Return what a look finds; that it failed is a finding, too."""
+    found: list[Finding] = []
+    try:
+        found.extend(look())
+    except MedVLLMError as error:
+        found.append(Finding(what, "error", str(error), "wrong"))
+    except Exception as error:  # a report has no use for a traceback
+        found.append(Finding(what, "error", f"{type(error).__name__}: {error}", "wrong"))
+    return found
+
+
+def _versions() -> Iterator[Finding]:
+    for name, version in {"python": platform.python_version(), **library_versions()}.items():
+        yield Finding("version", name, str(version))
+
+
+def _devices() -> Iterator[Finding]:
     if find_spec("torch"):
         from medvllm.loading.device import available
 
-        report["device"] = dict(available())
-    if find_spec("huggingface_hub"):
-        from huggingface_hub import constants
-
-        report["folder"] = {
-            "Hub cache (HF_HUB_CACHE)": _folder(Path(constants.HF_HUB_CACHE)),
-            f"medvllm ({settings.HOME.name})": _folder(settings.HOME()),
-        }
-        report["network"] = {"Hub": _hub(bool(constants.HF_HUB_OFFLINE))}
-    report["catalogue"] = {registry.catalog.where: _catalogue()}
-    report["setting"] = {setting.name: _setting(setting) for setting in settings.SETTINGS}
-    for name in sorted(set(os.environ) - set(report["setting"])):
-        if name.startswith("MEDVLLM_"):
-            near = nearest(name, report["setting"])
-            report["setting"][name] = f"not a setting of medvllm{f'; nearest: {near[0]}' if near else ''}"
-    return report
+        for name, device in available().items():
+            yield Finding("device", name, device)
 
 
-def _setting(setting: settings.Setting[Any]) -> str:
+def _memory() -> Iterator[Finding]:
+    free = next((line.split()[1] for line in _meminfo() if line.startswith("MemAvailable")), None)
+    if free is not None:
+        yield Finding("memory", "free", shown_size(int(free) * 1024))
+    stated = settings.BUDGET()
+    for device in sorted({"cpu", *stated, *_gpus()}):
+        budget = stated.get(device)
+        if budget is not None:
+            yield Finding("memory", f"budget of {device}", f"{shown_size(budget)}, as {settings.BUDGET.name} says")
+        elif device == "cpu":
+            yield Finding("memory", "budget of cpu", f"{shown_size(machine_bytes())}, three quarters of the memory")
+        else:
+            from medvllm.loading.device import capacity
+
+            most = capacity(device)
+            yield Finding("memory", f"budget of {device}", "no limit" if most is None else shown_size(most))
+
+
+def _gpus() -> list[str]:
+    if not find_spec("torch"):
+        return []
+    from medvllm.loading.device import available
+
+    return [name for name in available() if name != "cpu"]
+
+
+def _meminfo() -> list[str]:
     try:
-        if setting is settings.DEVICE or setting is settings.DTYPE:
-            LoadOptions.stated({"device" if setting is settings.DEVICE else "dtype": setting()})
-        return settings.without_password(str(setting()))
-    except MedVLLMError as error:
-        return f"wrong: {error}"
+        return Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return []
 
 
-def _catalogue() -> str:
+def _folders() -> Iterator[Finding]:
+    home = settings.HOME()
+    yield from _folder(settings.HOME.name, home, parts=True)
+    yield from _folder("Hub cache", hub_cache(), parts=False)
+
+
+def _folder(name: str, path: Path, *, parts: bool) -> Iterator[Finding]:
+    """Give where a folder is, who may write to it, how much room its disk has, and what it holds."""
+    if path.exists() and not path.is_dir():
+        yield Finding("disk", name, f"{path} is a file, not a folder", "wrong")
+        return
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    if path != there:
+        is_writable = os.access(there, os.W_OK)
+        value = f"{path} is not there yet" if is_writable else f"{path} cannot be made: {there} is read-only"
+        yield Finding("disk", name, value, "ok" if is_writable else "wrong")
+    else:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        writers = (
+            "others may write" if mode & 0o002 else "its group may write" if mode & 0o020 else "its user may write"
+        )
+        own = "" if os.access(path, os.W_OK) else ", read-only here"
+        yield Finding("disk", name, f"{path} ({writers}{own})", "wrong" if mode & 0o002 else "ok")
+        held = (
+            {each.name: _size(each) for each in sorted(path.iterdir()) if each.is_dir()} if parts else {"": _size(path)}
+        )
+        for part, size in held.items():
+            if size:
+                yield Finding("disk", f"{name} {part}".strip() + " holds", shown_size(size))
+    yield Finding("disk", f"{name} free", shown_size(shutil.disk_usage(there).free))
+
+
+def _size(folder: Path) -> int:
+    """Return the bytes of a folder's files; links are counted where they lead from, not what they lead to."""
+    total = 0
+    for root, _, files in os.walk(folder):
+        for file in files:
+            try:
+                total += os.lstat(os.path.join(root, file)).st_size
+            except OSError:
+                continue
+    return total
+
+
+def _lock() -> Iterator[Finding]:
+    from medvllm.sources import Lock
+
+    origin = settings.LOCK.stated()[1]
+    where = "the default place" if origin == "default" else f"{settings.LOCK.name} in the {origin}"
+    is_required = settings.REQUIRE_LOCK()
+    lock = Lock.current()
+    if not lock.file.is_file():
+        state: Literal["ok", "wrong"] = "wrong" if is_required or origin != "default" else "ok"
+        yield Finding("lock", "file", f"none at {lock.file} ({where})", state)
+    else:
+        yield Finding("lock", "file", f"{lock.file} ({where})")
+        names = sorted(lock.models)
+        more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+        yield Finding("lock", "covers", f"{', '.join(names[:_MOST_NAMES])}{more}" if names else "no model")
+    rule = "nothing else is loaded" if is_required else "models that it does not have are loaded, too"
+    yield Finding("lock", "is required", f"{'yes' if is_required else 'no'}: {rule}")
+
+
+def _catalogue() -> Iterator[Finding]:
     try:
-        return f"stored names: {len(registry.catalog.names()):,}" if registry.catalog.is_there() else "not there yet"
+        count = f"{len(registry.catalog.names()):,} stored names" if registry.catalog.is_there() else "none yet"
+        yield Finding("catalogue", registry.catalog.where, count)
     except MedVLLMError as error:
-        return str(error)
+        yield Finding("catalogue", registry.catalog.where, str(error), "wrong")
 
 
-def _folder(path: Path) -> str:
-    if not path.exists():
-        return f"{path} (not there yet)"
-    return f"{path} ({'writable' if os.access(path, os.W_OK) else 'read-only'})"
+def _network() -> Iterator[Finding]:
+    if not find_spec("huggingface_hub"):
+        return
+    from huggingface_hub import constants
 
-
-def _hub(offline: bool) -> str:
     from medvllm.sources import hub
 
-    if offline:
-        return f"{hub.endpoint()} is not asked: HF_HUB_OFFLINE is set"
+    where = settings.without_password(hub.endpoint())
+    if constants.HF_HUB_OFFLINE:
+        yield Finding("network", "Hub", f"{where} is not asked: HF_HUB_OFFLINE is set")
+        return
     try:
-        return f"{hub.endpoint()} answers in {hub.check_reachable() * 1000:.0f} ms"
+        yield Finding("network", "Hub", f"{where} answers in {hub.check_reachable() * 1000:.0f} ms")
     except MedVLLMError as error:  # also a wrong MEDVLLM_HUB_TIMEOUT
-        return str(error)
+        advice = "\nWhere there is none on purpose: export HF_HUB_OFFLINE=1"
+        yield Finding("network", "Hub", f"{settings.without_password(str(error))}{advice}", "wrong")
+
+
+def _settings() -> Iterator[Finding]:
+    try:
+        for file in settings.files():
+            yield Finding("setting", "file", f"{file}{'' if file.exists() else ' (not there)'}")
+    except (MedVLLMError, OSError):
+        pass  # what is wrong with it is said of each setting
+    for setting in settings.SETTINGS:
+        yield _setting(setting)
+    for name, near in settings.unknown().items():
+        yield Finding("setting", name, f"is not a setting of medvllm.{offer(near)}", "wrong")
+
+
+def _setting(setting: settings.Setting[Any]) -> Finding:
+    try:
+        text, origin = setting.stated()
+        value = setting()
+        if setting is settings.DEVICE or setting is settings.DTYPE:
+            LoadOptions.stated({"device" if setting is settings.DEVICE else "dtype": text})
+        shown = str(value) if isinstance(value, Path) else settings.without_password(text)
+        return Finding("setting", setting.name, f"{shown} ({origin})")
+    except MedVLLMError as error:
+        return Finding("setting", setting.name, str(error), "wrong")
+
+
+_LOOKS: dict[str, Callable[[], Iterator[Finding]]] = {
+    "version": _versions,
+    "device": _devices,
+    "memory": _memory,
+    "disk": _folders,
+    "lock": _lock,
+    "catalogue": _catalogue,
+    "network": _network,
+    "setting": _settings,
+}

@@ -7,7 +7,7 @@ import typer
 from medvllm.catalog import Event
 from medvllm.cli.models import Json
 from medvllm.cli.output import one_line, print_json, print_table
-from medvllm.registry import registry
+from medvllm.model_registry import registry
 
 
 def history(
@@ -57,6 +57,8 @@ def described(event: Event) -> str:
         "unregistered": f"- {version}",
         "aliased": f"{'+' if before is None else '~'} {alias} -> {event.version}{_was(before)}",
         "unaliased": f"- {alias}{_was(before)}",
+        "locked": f"locked {version}: files {str(event.detail.get('digest'))[:12]}",
+        "imported": f"imported {version}: bundle {str(event.detail.get('bundle'))[:12]}",
         "protected": f"~ {alias} protected",
         "unprotected": f"~ {alias} not protected any more",
         "loaded": f"loaded {event.name if event.detail.get('source') == 'direct' else version}",

@@ -4,18 +4,26 @@ from typing import Annotated
 
 import typer
 
-from medvllm import settings
 from medvllm.cli.models import Json
 from medvllm.cli.output import megabytes, print_json, print_table, printable
 from medvllm.engine.model_runner import ModelRunner, registry
+from medvllm.sources import Lock
 
 
-def lock(names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Models to approve.")]) -> None:
+def lock(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Models to approve.")],
+    reason: Annotated[str | None, typer.Option(help="Why; the lock file and the history keep it.")] = None,
+) -> None:
     """Approve models as they are: write commit, size and SHA-256 of every file to the lock file (MEDVLLM_LOCK)."""
-    for name, model in registry.lock(*names).items():
+    before = Lock.current()
+    for name, model in registry.lock(*names, reason=reason).items():
+        known = before.models.get(before.key(name))
+        is_news = known != model or known.approval != model.approval
+        what = "Locked" if is_news else "Already locked:"
         size = megabytes(sum(digest.size for digest in model.files.values()))
         at = f" at {model.commit[:7]}" if model.commit else ""
-        typer.echo(f"Locked {printable(name)!r}{at}: {len(model.files)} files, {size}, in {settings.LOCK()}")
+        by = f", approved by {printable(model.approval.by)} on {model.approval.at[:10]}" if model.approval else ""
+        typer.echo(f"{what} {printable(name)!r}{at}: {len(model.files)} files, {size}, in {before.file}{by}")
 
 
 def verify(

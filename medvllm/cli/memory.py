@@ -8,8 +8,8 @@ import typer
 from medvllm import presence
 from medvllm.cli.models import Json
 from medvllm.cli.output import print_json, print_table
+from medvllm.model_registry import registry
 from medvllm.quantities import shown_size
-from medvllm.registry import registry
 
 
 def plan(

@@ -9,6 +9,7 @@ from typing import Any
 
 from medvllm.cli.streams import encodes
 from medvllm.progress import is_terminal
+from medvllm.quantities import shown_size
 
 
 def print_json(content: Any) -> None:
@@ -22,27 +23,31 @@ def print_json(content: Any) -> None:
     sys.stdout.write("\n")
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print rows under their columns; in a pipe, one line a row with tabs between and no heading."""
-    shown = [[printable(cell) for cell in row] for row in rows]
-    if not is_terminal(sys.stdout):
-        sys.stdout.write("".join("\t".join(row) + "\n" for row in shown))
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, in_lines: bool = False) -> None:
+    """Print rows under their columns; in a pipe, one line a row with tabs between and no heading.
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for i, column in enumerate(columns):
-        table.add_column(column, overflow="fold", no_wrap=i == 0)  # the first is to be copied
-    for row in shown:
-        table.add_row(*map(Text, row))  # Text: a name in brackets is no markup
-    Console().print(table)
+    `in_lines`: on a terminal, too, each row is one line; the first column gives way.
+    """
+    print_groups(columns, [rows], in_lines=in_lines)
+
+
+def print_groups(
+    columns: Sequence[str], groups: Iterable[Iterable[Sequence[object]]], *, in_lines: bool = False
+) -> None:
+    """Print groups of rows as one table, with blank lines between them; without rows there is no table."""
+    shown = [[[printable(cell) for cell in row] for row in rows] for rows in groups]
+    shown = [rows for rows in shown if rows]
+    if not is_terminal(sys.stdout):
+        sys.stdout.write("".join("\t".join(row) + "\n" for rows in shown for row in rows))
+    elif shown:
+        from medvllm.cli.table import draw
+
+        sys.stdout.write(draw(columns, shown, in_lines=in_lines))
 
 
 def megabytes(size_bytes: int) -> str:
     """Return a size as text."""
-    return f"{size_bytes / 1e6:,.1f} MB"
+    return shown_size(size_bytes)
 
 
 def one_line(value: object, separator: str) -> object:

@@ -7,20 +7,21 @@ from typing import Annotated, Any, Literal
 import typer
 
 from medvllm.catalog import builtin_entries
+from medvllm.cli.completion import stored_names
 from medvllm.cli.output import printable
-from medvllm.errors import RequestError, nearest
+from medvllm.errors import RequestError
 from medvllm.facts import checked
 from medvllm.metadata import ModelType
+from medvllm.model_registry import registry
 from medvllm.names import parse
-from medvllm.registry import registry
+from medvllm.words import TASKS
 
-TASKS = ("embed", "fill-mask", "ner", "deid", "classify", "rerank", "generate")
 Reason = Annotated[str | None, typer.Option(help="Why; the history keeps it.")]
 Tag = Annotated[list[str] | None, typer.Option("--tag", help="A tag, or KEY=VALUE; may be repeated.")]
 
 
 def register(
-    name: Annotated[str, typer.Argument(help="Name of the entry.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the entry.")],
     model_type: Annotated[str, typer.Option("--type", help=f"What it was made for: {', '.join(ModelType)}.")],
     path: Annotated[
         str | None, typer.Option(help="Repository (org/repo) or folder (./folder); else the name is the repository.")
@@ -62,10 +63,6 @@ def register(
         facts[keyword.replace("-", "_")] = _value(name, keyword.replace("-", "_"), text)
     if path is not None and parse(path).kind == "folder" and not Path(parse(path).name).is_dir():
         raise typer.BadParameter(f"there is no folder {path!r}", param_hint="--path")
-    if task is not None and task not in TASKS and (near := nearest(task, TASKS)):
-        raise typer.BadParameter(
-            f"{task!r} is no task. Nearest: {near[0]!r}. A word of your own: --fact task={task}", param_hint="--task"
-        )
     before = registry.catalog.versions(name)
     # Only a built-in model is not to be taken by chance; versions follow each other, whoever was first.
     replace = replace or bool(before) or name not in builtin_entries()
@@ -81,7 +78,12 @@ def register(
 
 
 def unregister(
-    name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="A stored entry, or one version of it.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME[@VERSION]", autocompletion=stored_names, help="A stored entry, or one version of it."
+        ),
+    ],
     force: Annotated[
         bool, typer.Option("--force", help="Also when an alias points to it, or a process has it in use.")
     ] = False,
@@ -94,7 +96,7 @@ def unregister(
 
 
 def tag(
-    name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="A stored entry.")],
+    name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", autocompletion=stored_names, help="A stored entry.")],
     tags: Annotated[list[str] | None, typer.Argument(metavar="TAG...", help="A tag to add, or KEY=VALUE.")] = None,
     remove: Annotated[list[str] | None, typer.Option("--rm", help="Tag or key to remove; may be repeated.")] = None,
     reason: Reason = None,
@@ -109,7 +111,12 @@ def tag(
 
 
 def deprecate(
-    name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="A stored entry; all versions without one.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME[@VERSION]", autocompletion=stored_names, help="A stored entry; all versions without one."
+        ),
+    ],
     successor: Annotated[str | None, typer.Option(help="The model to use in its place.")] = None,
     reason: Annotated[str | None, typer.Option(help="Why; each load says it.")] = None,
     off: Annotated[bool, typer.Option("--off", help="It is not deprecated any more.")] = False,

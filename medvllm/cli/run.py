@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from medvllm import destination
-from medvllm.cli.models import Json
+from medvllm.cli.models import Json, ModelName
 from medvllm.cli.output import print_json, print_table
 from medvllm.engine.model_runner import ModelRunner
 from medvllm.errors import RequestError
@@ -17,7 +17,7 @@ from medvllm.progress import is_terminal
 
 
 def run(
-    name: Annotated[str, typer.Argument(help="Name of a model, a repository (org/repo), or a folder (./folder).")],
+    name: ModelName,
     texts: Annotated[
         list[str] | None, typer.Argument(metavar="TEXT...", help="Texts; or give them on standard input.")
     ] = None,

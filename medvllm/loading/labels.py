@@ -7,6 +7,7 @@ from transformers import PreTrainedConfig
 
 from medvllm.errors import LoadError, WeightsMismatchError
 from medvllm.metadata import ModelMetadata
+from medvllm.sources.reading import nameless_labels
 
 _OUTSIDE = ("O", "0")
 _PLACED = re.compile(r"([BILUES])-.|([BI])$")
@@ -43,12 +44,7 @@ def check_names(metadata: ModelMetadata, model: Any) -> None:
         return
     labels = label_map(model.config)
     if labels is None:
-        last = f"LABEL_{model.num_labels - 1}"
-        raise WeightsMismatchError(
-            f"The tagger {metadata.name!r} names its labels LABEL_0 to {last}, which say nothing.\n"
-            "Register it with their names: register(…, id2label=['O', 'B-DISEASE', 'I-DISEASE'])",
-            model=metadata.name,
-        )
+        raise nameless_labels(metadata.name, model.num_labels - 1)
     scheme = metadata.behaviour.label_scheme
     if scheme is not None and (flaw := _misfit(list(labels.values()), scheme)):
         raise LoadError(

@@ -5,15 +5,16 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from medvllm import settings
 from medvllm.errors import RequestError, SourceError, UnsafeWeightsError
 from medvllm.metadata import ModelMetadata
 from medvllm.names import parse
 from medvllm.sources import bundle, conversion, folder, hub, prepared
 from medvllm.sources.digest import Digest, differences, digests
+from medvllm.sources.edge import edge
 from medvllm.sources.fingerprint import Fingerprint
 from medvllm.sources.ledger import ledger
 from medvllm.sources.lock import FOLDER, Lock, LockedModel
+from medvllm.sources.reading import read
 from medvllm.sources.snapshot import Snapshot, check_complete
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "in_force",
     "is_locked",
     "keep_weight",
+    "read",
     "refresh",
     "resolve",
     "seen",
@@ -37,6 +39,7 @@ __all__ = [
 ]
 
 
+@edge
 def resolve(metadata: ModelMetadata, revision: str | None = None, *, locked: LockedModel | None = None) -> Snapshot:
     """Return the snapshot of an entry, fetched if it is not here; `revision` overrides the entry's.
 
@@ -59,7 +62,7 @@ def resolve(metadata: ModelMetadata, revision: str | None = None, *, locked: Loc
         found = folder.resolve(folder.located(Path(location.name)), revision, extra=extra)
     else:
         commit = _commit(metadata, location.name, revision, location.suffix or metadata.source.revision, locked)
-        found = hub.resolve(location.name, commit, code=code, extra=extra)
+        found = hub.resolve(location.name, commit, code=code, extra=extra, is_locked=locked is not None)
     if locked is not None:
         locked.check(metadata.reference, found.files)
         found = replace(found, locked=True)
@@ -74,7 +77,7 @@ def resolve(metadata: ModelMetadata, revision: str | None = None, *, locked: Loc
 
 def in_force() -> Fingerprint:
     """Return the fingerprint of the lock, to be taken before it is read."""
-    return Fingerprint.of([settings.LOCK()])
+    return Fingerprint.of([Lock.place()])
 
 
 def seen(snapshot: Snapshot, lock: Fingerprint) -> Fingerprint:
@@ -85,6 +88,7 @@ def seen(snapshot: Snapshot, lock: Fingerprint) -> Fingerprint:
     return snapshot.taken + snapshot.places + lock
 
 
+@edge
 def is_locked(metadata: ModelMetadata, snapshot: Snapshot) -> bool:
     """Return whether the lock that is in force now approves of a snapshot's files as they were read."""
     try:
@@ -104,6 +108,7 @@ def keep_weight(what: str, size_bytes: int, load_s: float) -> None:
     ledger().keep_weight(what, size_bytes, load_s)
 
 
+@edge
 def take(location: str | None, extra: Sequence[str] = ()) -> Path:
     """Copy a folder of the user's own into MEDVLLM_HOME, where nobody writes to it, and return the copy."""
     if location is None or parse(location).kind != "folder":
@@ -121,6 +126,7 @@ def take(location: str | None, extra: Sequence[str] = ()) -> Path:
         raise SourceError(f"{found.path} cannot be copied: {error}.", path=str(found.path)) from error
 
 
+@edge
 def refresh(metadata: ModelMetadata, revision: str | None = None) -> None:
     """Ask the Hub anew what a model's branch or tag points to, and keep that."""
     location = parse(metadata.location)
@@ -140,6 +146,7 @@ def to_lock(snapshot: Snapshot) -> LockedModel:
     return LockedModel(snapshot.repo or FOLDER, snapshot.commit, snapshot.files, snapshot.converted)
 
 
+@edge
 def verify(
     metadata: ModelMetadata, locked: LockedModel, prove: Callable[[Snapshot], dict[str, str]] | None = None
 ) -> dict[str, str]:

@@ -27,7 +27,7 @@ from medvllm.names import parse
 from medvllm.sources import folder, hub
 from medvllm.sources.digest import Digest, digests
 from medvllm.sources.layout import decide
-from medvllm.sources.lock import FOLDER, Lock, LockedModel, parsed
+from medvllm.sources.lock_text import FOLDER, LockedModel, parsed, to_toml
 from medvllm.sources.snapshot import Snapshot, read_json
 
 __all__ = ["Bundle", "land", "opened", "read", "write"]
@@ -103,7 +103,7 @@ def write(
         for path_in, digest in locked.files.items():
             member = f"blobs/{digest.sha256}"
             sources[member], members[member] = snapshot.file(path_in), digest
-    lock = Lock(file, {name: locked for name, (_, locked) in models.items()}).to_toml()
+    lock = to_toml({name: locked for name, (_, locked) in models.items()})
     texts = dict(zip(_TEXTS, (entries.encode(), lock.encode()), strict=True))
     listed = {name: _digest(text) for name, text in texts.items()} | dict(sorted(members.items()))
     manifest = {

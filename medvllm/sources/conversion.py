@@ -32,7 +32,7 @@ def as_safetensors(snapshot: Snapshot) -> Snapshot:
     target = made(snapshot)
     originals = _originals(snapshot)
     # Without a lock only the record tells what was converted: nobody else is to have written it.
-    if not (_is_whole(target, originals) and (snapshot.locked or is_trusted(target / RECORD))):
+    if not (_is_whole(target, originals) and (snapshot.locked or _is_own(target))):
         _convert(snapshot, target, originals)
     try:
         converted, taken = hashed(target, _recorded(target))
@@ -61,6 +61,11 @@ def _originals(snapshot: Snapshot) -> dict[str, Digest]:
     return {name: snapshot.files[name] for name in snapshot.layout.pickles}
 
 
+def _is_own(target: Path) -> bool:
+    """Return whether nobody else can have put a converted copy there, or changed it."""
+    return is_trusted(target / RECORD) and is_trusted(target)
+
+
 def _recorded(target: Path) -> list[str]:
     return [file["name"] for file in json.loads((target / RECORD).read_text())["converted"]]
 
@@ -82,8 +87,7 @@ def _convert(snapshot: Snapshot, target: Path, originals: Mapping[str, Digest]) 
     try:
         making.make(
             target,
-            RECORD,
-            is_whole=lambda folder: _is_whole(folder, originals) and is_trusted(folder / RECORD),
+            is_whole=lambda folder: _is_whole(folder, originals) and _is_own(folder),
             fill=lambda work: _run_converter(snapshot, work),
         )
     except SourceError:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from medvllm import progress
 from medvllm.errors import SourceError
+from medvllm.sources.edge import unusable
 from medvllm.sources.fingerprint import Fingerprint, Stamp, stamp
 from medvllm.sources.ledger import ledger
 
@@ -46,7 +47,8 @@ def hashed(folder: Path, names: Iterable[str], *, fresh: bool = False) -> tuple[
         for name, sha256 in known.items():
             if sha256 is None:
                 stamps[name], sha256 = _hash(folder / name, advance)
-                if time.time_ns() - max(stamps[name][3:]) > _SETTLED_NS:
+                # By its ctime, which the machine sets: whoever packed a file may have had a clock that was ahead.
+                if time.time_ns() - stamps[name][4] > _SETTLED_NS:
                     settled[stamps[name]] = sha256
             found[name] = Digest(stamps[name][2], sha256)
     ledger().keep_digests(settled)
@@ -87,7 +89,7 @@ def _hash(file: Path, advance: Callable[[int], None]) -> tuple[Stamp, str]:
                 sha256.update(chunk)
                 advance(len(chunk))
     except OSError as error:
-        raise SourceError(f"{file} cannot be read: {error.strerror}.", path=str(file)) from error
+        raise unusable(error, file) from error
     after = stamp(file)
     if before != after:
         raise SourceError(f"{file} changed while it was read.\nTry again when nothing writes to it.", path=str(file))

@@ -5,7 +5,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from medvllm.errors import IncompleteSnapshotError, SourceError
+from medvllm.errors import IncompleteSnapshotError
+from medvllm.sources.edge import unusable
 
 __all__ = ["Fingerprint", "Stamp", "stamp"]
 
@@ -25,7 +26,7 @@ def stamp(file: Path) -> Stamp:
         why = ": it is a link that leads nowhere" if file.is_symlink() else ""
         raise IncompleteSnapshotError(f"{file.parent} lacks {file.name}{why}.", path=str(file)) from error
     except OSError as error:
-        raise SourceError(f"{file} cannot be read: {error.strerror}.", path=str(file)) from error
+        raise unusable(error, file) from error
     return _of(status)
 
 

@@ -1,5 +1,6 @@
 """A repository on the Hub, through huggingface_hub and its cache; files are checked against the commit's listing."""
 
+import errno
 import functools
 import glob
 import hashlib
@@ -12,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -30,13 +32,15 @@ from medvllm.errors import (
     SnapshotNotFoundError,
     SourceError,
 )
-from medvllm.files import place, point, write_whole
+from medvllm.files import chmod, common_mode, make_own, place, point, write_whole
 from medvllm.progress import is_terminal
 from medvllm.sources.digest import Digest, described, digests, git_oid, hashed
+from medvllm.sources.edge import unusable
 from medvllm.sources.fingerprint import Fingerprint
 from medvllm.sources.layout import Layout, decide, present
 from medvllm.sources.ledger import ledger
 from medvllm.sources.snapshot import Snapshot, read_json
+from medvllm.turns import turn
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -47,30 +51,41 @@ _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # git's SHA-1, or SHA-256
 _WAITS_S = (0.5, 1.0, 2.0)  # between our tries; huggingface_hub retries some faults by itself, and others not at all
 _PATIENCE_S = 30.0  # no further try after this long
 _LONGEST_WAIT_S = 60.0  # that a Hub may ask for with Retry-After
+_OFFLINE = "The library is set to offline (HF_HUB_OFFLINE)."
 _ROUNDS = 2  # a file that came damaged is fetched once more
 
 
-def resolve(repo: str, commit: str, *, code: bool = False, extra: Sequence[str] = ()) -> Snapshot:
+def resolve(
+    repo: str, commit: str, *, code: bool = False, extra: Sequence[str] = (), is_locked: bool = False
+) -> Snapshot:
     """Return the snapshot of `repo` at a commit, from the cache when it is there.
+
+    Only for what the cache lacks is it written to. Without the list of the commit's files, which other tools do not
+    keep, the Hub is asked for it; where it does not answer, what is there is taken as it is, and a warning says so.
 
     Args:
         repo: The repository's id.
         commit: The commit, in full.
-        code: Whether its Python modules belong to the snapshot.
+        code: Whether its Python modules belong to the snapshot: code is never run without the list.
         extra: Globs for further files that belong to it.
+        is_locked: Whether the caller compares every file with a lock, so that no warning is due.
 
     Raises:
         DigestMismatchError: A file is not what the commit's listing says, and the Hub gave nothing better.
     """
     wanted = _Wanted(repo, commit, code, tuple(extra))
     cached = _inspect(wanted)
-    if not cached.is_sound:
+    if cached.is_whole and not cached.is_listed:
+        reason = _learnt(repo, commit)
+        if reason is not None and code:
+            raise cached.error(reason)
+        if reason is not None:
+            if not is_locked:
+                logger.warning("%s", cached.doubt(reason))
+            return cached.snapshot()
+        cached = _inspect(wanted)
+    if not (cached.is_whole and cached.is_listed):
         return _fetch(repo, commit, wanted)
-    if not cached.is_listed:
-        logger.warning(
-            "%r at %s is not checked against its commit: the list of the commit's files is not on this machine",
-            *(repo, commit[:7]),
-        )
     return cached.snapshot()
 
 
@@ -109,7 +124,7 @@ def listing_file(repo: str, commit: str) -> Path:
             repo=repo,
             commit=commit,
         )
-    return _listing_path(repo, commit)
+    return next(file for file in _listing_paths(repo, commit) if _read_quietly(file) is not None)
 
 
 def land(repo: str, commit: str, branch: str | None, files: Mapping[str, Path], listing: Path) -> None:
@@ -117,8 +132,6 @@ def land(repo: str, commit: str, branch: str | None, files: Mapping[str, Path], 
 
     DigestMismatchError: they are not the files of the commit's listing; the cache is then as it was.
     """
-    from filelock import FileLock
-
     path = folder_of(repo, commit)
     repository = path.parents[1]
     locks = repository.parent / ".locks" / repository.name
@@ -142,12 +155,12 @@ def land(repo: str, commit: str, branch: str | None, files: Mapping[str, Path], 
             commit=commit,
             files=tuple(wrong),
         )
-    for folder in (path, repository / "blobs", repository / "trees", locks):
+    for folder in (path, repository / "blobs", repository / "trees"):
         folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(locks / "medvllm.lock"):
+    with turn(locks / "medvllm.lock", setting="HF_HOME", private=False):
         # First: by the listing, a snapshot that an import has left half-made is known for one.
         if _listing(repo, commit) is None:
-            place(listing, _listing_path(repo, commit))
+            place(listing, _listing_paths(repo, commit)[0])
         for name, file in files.items():
             blob, target = repository / "blobs" / listed[name][1], path / name
             place(file, blob)
@@ -159,7 +172,11 @@ def land(repo: str, commit: str, branch: str | None, files: Mapping[str, Path], 
 
 
 def endpoint() -> str:
-    """Return the Hub's address."""
+    """Return the Hub's address as it may be shown and kept: without a password."""
+    return settings.without_password(_address())
+
+
+def _address() -> str:
     from huggingface_hub import constants
 
     return str(constants.ENDPOINT)
@@ -170,7 +187,7 @@ def check_reachable() -> float:
 
     huggingface_hub itself tries for 23 s, for each file, before it gives up.
     """
-    url = urlsplit(endpoint())
+    url = urlsplit(_address())
     host = url.hostname or ""
     proxy = getproxies().get(url.scheme)
     if proxy and not proxy_bypass(host):
@@ -190,6 +207,7 @@ def _translated(call: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(call)
     def translating(*args: P.args, **kwargs: P.kwargs) -> R:
         import httpx2
+        from huggingface_hub import constants
         from huggingface_hub import errors as hub
 
         repo, revision = args[0], args[1]
@@ -227,11 +245,15 @@ def _translated(call: Callable[P, R]) -> Callable[P, R]:
                     f"The Hub refuses access to {repo!r} ({status}).\nSet a token that may read it: export HF_TOKEN=…",
                     **facts,
                 ) from error
-            reason = f"It answered {status}." if status else f"The connection failed ({type(error).__name__})."
-            offline = "The library is set to offline (HF_HUB_OFFLINE)."
-            raise _absent(repo, revision, offline if _is_offline() else f"The Hub did not give it. {reason}") from error
+            reason = _OFFLINE if _is_offline() else f"The Hub did not give it. {_failure(error)}"
+            raise _absent(repo, revision, reason) from error
         except (OSError, EOFError) as error:
-            raise SourceError(f"Model {repo!r} could not be stored in the Hub's cache: {error}.", **facts) from error
+            file = getattr(error, "filename", None)
+            if isinstance(error, PermissionError) and file and not Path(file).is_relative_to(constants.HF_HUB_CACHE):
+                raise unusable(error) from error  # such as the file of a token
+            raise SourceError(
+                f"Model {repo!r} could not be stored in the Hub's cache: {error}.{_elsewhere(error)}", **facts
+            ) from error
 
     return translating
 
@@ -239,26 +261,34 @@ def _translated(call: Callable[P, R]) -> Callable[P, R]:
 @_translated
 def _commit(repo: str, revision: str) -> str:
     """Return the commit that a branch or tag names; without a Hub, the one that the cache remembers."""
+    import httpx2
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import RevisionResolutionError
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RevisionResolutionError
 
-    unreachable: HubUnreachableError | None = None
-    if not _is_offline():
-        try:
-            check_reachable()
-        except HubUnreachableError as error:
-            unreachable = error
-    local = _is_offline() or unreachable is not None
+    cause: Exception
+    ask = functools.partial(HfApi().resolve_revision, repo, revision=revision)
+    if _is_offline():
+        return str(ask(local_files_only=True).resolved)
     try:
-        ask = functools.partial(HfApi().resolve_revision, repo, revision=revision, local_files_only=local)
-        commit = str((ask() if local else _retried(ask)).resolved)
-    except RevisionResolutionError as error:
-        if unreachable is None:
+        known: str | None = str(ask(local_files_only=True).resolved)
+    except RevisionResolutionError:
+        known = None
+    try:
+        check_reachable()
+        # huggingface_hub tries for 23 s: with a commit at hand that is long enough.
+        return str((_retried(ask) if known is None else ask()).resolved)
+    except HubUnreachableError as error:
+        cause, reason = error, str(error)
+    except (HfHubHTTPError, LocalEntryNotFoundError, RevisionResolutionError, httpx2.HTTPError) as error:
+        if _asked_wait(error) is None:  # it did answer
             raise
-        raise _absent(repo, revision, unreachable) from error
-    if unreachable is not None:
-        logger.warning("the Hub does not answer: using %r at %s, as the cache remembers it", repo, commit[:7])
-    return commit
+        cause, reason = error, f"The Hub did not give it. {_failure(error)}"
+    except PermissionError as error:  # of a token that is another user's, or a cache
+        cause, reason = error, str(unusable(error))
+    if known is None:
+        raise _absent(repo, revision, reason) from cause
+    logger.warning("the Hub does not answer: using %r at %s, as the cache remembers it", repo, known[:7])
+    return known
 
 
 @dataclass(frozen=True)
@@ -275,30 +305,42 @@ class _NotHere(Exception):
     """A file that decides which others are needed is not in the cache, or damaged there; its argument is the file."""
 
 
+def _learnt(repo: str, commit: str) -> str | None:
+    """Have the Hub list a commit's files, and return None; or why it did not, or why the list cannot be kept."""
+    if _is_offline():
+        return _OFFLINE
+    try:
+        check_reachable()
+    except HubUnreachableError as error:
+        return str(error)
+    try:
+        _list(repo, commit, tries=1)
+    except (SourceError, ModelNotFoundError) as error:
+        return f"The Hub did not give it. {_failure(error)}"
+    return None
+
+
 @_translated
 def _fetch(repo: str, commit: str, wanted: _Wanted) -> Snapshot:
     """Return the snapshot with what the cache lacked, or held damaged, fetched."""
-    from filelock import FileLock
-
     cached = _inspect(wanted)
     if _is_offline():
-        raise cached.error("The library is set to offline (HF_HUB_OFFLINE).")
+        raise cached.error(_OFFLINE)
     try:
         check_reachable()
     except HubUnreachableError as error:
         raise cached.error(error) from error
     repository = cached.path.parents[1]
     locks = repository.parent / ".locks" / repository.name
-    locks.mkdir(parents=True, exist_ok=True)
     # One process of ours at a time: the next finds the files there, and none removes what another has just fetched.
-    with FileLock(locks / "medvllm.lock"):
+    with turn(locks / "medvllm.lock", setting="HF_HOME", private=False):
         cached = _inspect(wanted)
-        if cached.is_sound:
+        if cached.is_whole and cached.is_listed:
             return cached.snapshot()
         _sweep(repository, locks)
         _list(repo, commit)  # what is wrong may be the listing
         tries: Counter[str] = Counter()
-        while not (cached := _inspect(wanted)).is_sound:
+        while not ((cached := _inspect(wanted)).is_whole and cached.is_listed):
             due = [*cached.flaws, *cached.missing]
             tries.update(due)
             if not due or max(tries.values()) > _ROUNDS:
@@ -319,6 +361,9 @@ def _download(repo: str, commit: str, names: Sequence[str]) -> None:
         snapshot_download, repo, revision=commit, allow_patterns=exactly, tqdm_class=_progress_bar()
     )
     _retried(fetch)
+    with suppress(OSError):  # huggingface_hub gives its own list to nobody else: another user of the cache needs it
+        if (listing := _listing_paths(repo, commit)[0]).stat().st_uid == os.geteuid():
+            chmod(listing, common_mode())
 
 
 @dataclass(frozen=True)
@@ -337,11 +382,20 @@ class _Cached:
     is_from_hub: bool  # whether this machine had it from the Hub itself
 
     @property
-    def is_sound(self) -> bool:
-        """Whether it can be loaded. Code is never run without having been compared with the listing."""
-        is_checked = self.is_listed or (_is_offline() and not self.wanted.code)
-        is_whole = self.layout is not None and not self.flaws and not self.missing
-        return is_whole and is_checked and (self.is_listed or bool(self.found))
+    def is_whole(self) -> bool:
+        """Whether nothing is known to be missing or damaged. Without a listing, it can at least be loaded."""
+        is_enough = self.is_listed or (self.layout is not None and bool(self.layout.weights))
+        return self.layout is not None and not self.flaws and not self.missing and is_enough
+
+    def doubt(self, reason: str) -> str:
+        """Return what is not certain of files that no listing tells of."""
+        unnamed = [name for name in self.found if not _blob_name(self.path, name)]
+        more = f" and {len(unnamed) - 3} more" if len(unnamed) > 3 else ""
+        return (
+            f"{self.wanted.repo!r} at {self.wanted.commit[:7]} is not checked against its commit: the list of the "
+            f"commit's files is not on this machine. {reason} Whether a file is missing or from another commit cannot "
+            "be told" + (f", and {', '.join(unnamed[:3])}{more} cannot be checked for damage." if unnamed else ".")
+        )
 
     def snapshot(self) -> Snapshot:
         """Return it as a snapshot; SourceError when no layout could be decided."""
@@ -376,10 +430,8 @@ def _inspect(wanted: _Wanted, *, fresh: bool = False) -> _Cached:
     given = ledger().listing(endpoint(), repo, commit)
 
     def flaw_of(name: str, digest: Digest) -> str | None:
-        blob = (path / name).resolve()
-        named = blob.name if blob.parent.name == "blobs" and _DIGEST.fullmatch(blob.name) else ""
-        size, identifier = (listing or {}).get(name) or (digest.size, named)
-        return _flaw(blob, size, identifier, digest) if identifier else None
+        size, identifier = (listing or {}).get(name) or (digest.size, _blob_name(path, name))
+        return _flaw((path / name).resolve(), size, identifier, digest) if identifier else None
 
     def read(name: str, kind: type) -> Any:
         file = path / name
@@ -398,10 +450,16 @@ def _inspect(wanted: _Wanted, *, fresh: bool = False) -> _Cached:
     found, taken = hashed(path, there, fresh=fresh)
     flaws = {name: flaw for name, digest in found.items() if (flaw := flaw_of(name, digest))}
     if listing is not None and given is not None and given != _digest_of(listing):
-        flaws[_listing_path(repo, commit).name] = "is not the list of files that the Hub gave"
+        flaws[_listing_paths(repo, commit)[0].name] = "is not the list of files that the Hub gave"
     missing = tuple(name for name in due if name not in found)
     is_from_hub = listing is not None and given is not None
     return _Cached(wanted, path, layout, found, taken, places, flaws, missing, listing is not None, is_from_hub)
+
+
+def _blob_name(path: Path, name: str) -> str:
+    """Return the digest that the cache names a snapshot's file by; "" for one that is no link to such a blob."""
+    blob = (path / name).resolve()
+    return blob.name if blob.parent == (path.parents[1] / "blobs").resolve() and _DIGEST.fullmatch(blob.name) else ""
 
 
 def folder_of(repo: str, commit: str) -> Path:
@@ -418,16 +476,25 @@ def _listing(repo: str, commit: str) -> dict[str, tuple[int, str]] | None:
 
     huggingface_hub's own `get_cached_repo_tree` leaves out the SHA-256 that the file holds.
     """
-    file = _listing_path(repo, commit)
+    return next(filter(None, map(_read_quietly, _listing_paths(repo, commit))), None)
+
+
+def _read_quietly(file: Path) -> dict[str, tuple[int, str]] | None:
+    """Return the content of a listing, or None when there is none or it cannot be used."""
     try:
-        return _read_listing(file) if file.is_file() else None
+        return _read_listing(file)
+    except IncompleteSnapshotError:  # there is none
+        return None
     except SourceError as error:
-        logger.warning("the listing of %r at %s is left aside: %s", repo, commit[:7], error)
+        may_read = not isinstance(error.__cause__, PermissionError)
+        logger.log(logging.WARNING if may_read else logging.INFO, "a list of files is left aside: %s", error)
         return None
 
 
-def _listing_path(repo: str, commit: str) -> Path:
-    return folder_of(repo, commit).parents[1] / "trees" / f"{commit}.json"
+def _listing_paths(repo: str, commit: str) -> tuple[Path, Path]:
+    """Return where a commit's listing may be: in the Hub's cache, or in MEDVLLM_HOME where that cannot be written."""
+    repository = folder_of(repo, commit).parents[1]
+    return repository / "trees" / f"{commit}.json", settings.HOME() / "listings" / repository.name / f"{commit}.json"
 
 
 def _read_listing(file: Path) -> dict[str, tuple[int, str]]:
@@ -444,11 +511,12 @@ def _read_listing(file: Path) -> dict[str, tuple[int, str]]:
     return found
 
 
-def _list(repo: str, commit: str) -> None:
-    """Ask the Hub for a commit's files anew, and keep that as huggingface_hub does."""
+@_translated
+def _list(repo: str, commit: str, tries: int = len(_WAITS_S) + 1) -> None:
+    """Ask the Hub for a commit's files anew, and keep that as huggingface_hub does, or in MEDVLLM_HOME."""
     from huggingface_hub import HfApi, RepoFile
 
-    rows = _retried(lambda: list(HfApi().list_repo_tree(repo, recursive=True, revision=commit)))
+    rows = _retried(lambda: list(HfApi().list_repo_tree(repo, recursive=True, revision=commit)), tries)
     files: dict[str, dict[str, Any]] = {}
     for row in sorted((row for row in rows if isinstance(row, RepoFile)), key=lambda row: row.path):
         files[row.path] = {"size": row.size, "blob_id": row.blob_id}
@@ -457,9 +525,16 @@ def _list(repo: str, commit: str) -> None:
         if row.xet_hash is not None:
             files[row.path]["xet_hash"] = row.xet_hash
     content = json.dumps({"format_version": 1, "files": files}, indent=1)
-    _listing_path(repo, commit).parent.mkdir(parents=True, exist_ok=True)
-    write_whole(_listing_path(repo, commit), content.encode())
-    ledger().keep_listing(endpoint(), repo, commit, _digest_of(_read_listing(_listing_path(repo, commit))))
+    in_cache, own = _listing_paths(repo, commit)
+    try:
+        in_cache.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(in_cache, content.encode())
+        kept = in_cache
+    except OSError:
+        make_own(own.parent)
+        write_whole(own, content.encode(), private=True)
+        kept = own
+    ledger().keep_listing(endpoint(), repo, commit, _digest_of(_read_listing(kept)))
 
 
 def _digest_of(listing: Mapping[str, tuple[int, str]]) -> str:
@@ -499,13 +574,13 @@ def _sweep(repository: Path, locks: Path) -> None:
             continue
 
 
-def _retried(call: Callable[[], R]) -> R:
+def _retried(call: Callable[[], R], tries: int = len(_WAITS_S) + 1) -> R:
     """Call until it succeeds, a few times: busy answers, resets and short bodies are often over in a moment."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RevisionResolutionError
 
     start = time.monotonic()
-    for attempt, wait_s in enumerate(_WAITS_S, 1):
+    for attempt, wait_s in enumerate(_WAITS_S[: tries - 1], 1):
         try:
             return call()
         except (HfHubHTTPError, LocalEntryNotFoundError, RevisionResolutionError, httpx2.HTTPError) as error:
@@ -537,6 +612,16 @@ def _response(error: BaseException) -> Any:
     return next((cause.response for cause in _causes(error) if getattr(cause, "response", None) is not None), None)
 
 
+def _failure(error: BaseException) -> str:
+    """Return what went wrong with a request, as a sentence without an address."""
+    if (response := _response(error)) is not None:
+        return f"It answered {response.status_code}."
+    cause = list(_causes(error))[-1]
+    if isinstance(cause, OSError) and cause.strerror:
+        return f"{cause.strerror}."
+    return f"The connection failed ({type(cause).__name__})."
+
+
 def _causes(error: BaseException | None) -> Iterator[Any]:
     while error is not None:
         yield error
@@ -563,6 +648,18 @@ def _absent(repo: object, revision: object, reason: object) -> HubUnreachableErr
         "Then carry it here: medvllm export and medvllm import; or give a folder instead of the name.",
         repo=repo,
         revision=revision,
+    )
+
+
+def _elsewhere(error: BaseException) -> str:
+    """Return the way out for a cache that cannot be written, or nothing for another fault."""
+    from huggingface_hub import constants
+
+    if getattr(error, "errno", None) not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+        return ""
+    return (
+        f"\nSee who may write there: ls -ld {constants.HF_HUB_CACHE}\n"
+        "Or use a cache of your own, in a folder with room: export HF_HOME=/a/folder"
     )
 
 

@@ -4,8 +4,10 @@ What is decided here is hashed, locked, verified, exported, fetched from a Hub, 
 is.
 """
 
+import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -125,6 +127,8 @@ def present(folder: Path) -> list[str]:
 
     A link that leads nowhere is one of them: a file that is missing is another thing than one that was never there.
     """
+    with suppress(FileNotFoundError, NotADirectoryError):
+        os.scandir(folder).close()  # what may not be read is not empty, as a glob has it
     files = (file for pattern in ("*", "*/*") for file in folder.glob(pattern))
     return [file.relative_to(folder).as_posix() for file in files if file.is_file() or _is_broken(file)]
 

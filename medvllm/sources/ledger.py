@@ -2,14 +2,16 @@
 
 import logging
 import sqlite3
+import stat
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from medvllm import settings
-from medvllm.files import is_trusted
+from medvllm.files import is_trusted, make_own, make_own_file
 from medvllm.forking import Lock
 from medvllm.sources.fingerprint import Stamp
 
@@ -32,6 +34,11 @@ CREATE TABLE IF NOT EXISTS listings (
 """
 
 
+_WAIT_S = 0.5  # for a process that writes to it: each write takes milliseconds
+_REST_S = 60.0  # in which nothing more is asked of one that somebody holds: a load is not to wait for it twice
+_BROKEN = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR)  # the last: tables of other columns
+
+
 class Ledger:
     """A memory that only saves work: without it (a read-only home, a damaged file), everything is looked up anew.
 
@@ -43,6 +50,8 @@ class Ledger:
         self._commits: dict[tuple[str, str, str], str] = {}
         self._digests: dict[tuple[int, int], tuple[Stamp, str]] = {}
         self._weights: dict[str, tuple[int, float]] = {}
+        self._listings: dict[tuple[str, str, str], str] = {}
+        self._rests_until = 0.0
 
     def commit(self, endpoint: str, repo: str, revision: str) -> str | None:
         """Return the commit that a branch or tag had when it was first asked for, or None."""
@@ -60,11 +69,17 @@ class Ledger:
 
     def listing(self, endpoint: str, repo: str, commit: str) -> str | None:
         """Return the SHA-256 of the list of a commit's files, as the Hub gave it to this machine, or None."""
-        query = "SELECT sha256 FROM listings WHERE (endpoint, repo, commit_id) = (?, ?, ?)"
-        return next((sha256 for (sha256,) in self._run(query, (endpoint, repo, commit))), None)
+        key = (endpoint, repo, commit)
+        if key not in self._listings:
+            for (sha256,) in self._run(
+                "SELECT sha256 FROM listings WHERE (endpoint, repo, commit_id) = (?, ?, ?)", key
+            ):
+                self._listings.setdefault(key, sha256)
+        return self._listings.get(key)
 
     def keep_listing(self, endpoint: str, repo: str, commit: str, sha256: str) -> None:
         """Remember the list of a commit's files that the Hub gave."""
+        self._listings[endpoint, repo, commit] = sha256
         self._run("INSERT OR REPLACE INTO listings VALUES (?, ?, ?, ?)", (endpoint, repo, commit, sha256))
 
     def digests(self, stamps: Iterable[Stamp]) -> dict[Stamp, str]:
@@ -104,7 +119,7 @@ class Ledger:
 
     def _run_all(self, statement: str, rows: Sequence[tuple[object, ...]]) -> list[list[Any]]:
         """Run a statement with each row of values in turn; nothing comes of it where the file cannot be used."""
-        if not rows:
+        if not rows or time.monotonic() < self._rests_until:
             return []
         try:
             with _using, self._open() as connection, connection:
@@ -112,24 +127,31 @@ class Ledger:
                 return [connection.execute(statement, values).fetchall() for values in rows]
         except (sqlite3.Error, OSError, OverflowError) as error:
             logger.debug("nothing is remembered in %s: %s", self._file, error)
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                self._rests_until = time.monotonic() + _REST_S
+            elif code in _BROKEN:
+                self._remove()
             return []
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        if not self._file.exists():
-            self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._file.touch(mode=0o600)
-        elif not is_trusted(self._file):  # a digest in it spares hashing: nobody else is to write one there
+        make_own(self._file.parent)
+        make_own_file(self._file)
+        if not stat.S_ISREG(self._file.stat().st_mode):
+            raise OSError("it is no file")
+        if not is_trusted(self._file):  # a digest in it spares hashing: nobody else is to write one there
             raise PermissionError("others may write to it")
-        with closing(sqlite3.connect(self._file, timeout=5, isolation_level=None)) as connection:
-            try:
-                connection.execute("PRAGMA synchronous = NORMAL")
-                connection.executescript(_TABLES)
-            except sqlite3.DatabaseError as error:
-                if error.sqlite_errorcode in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-                    self._file.unlink(missing_ok=True)  # the next call begins a new one
-                raise
+        with closing(sqlite3.connect(self._file, timeout=_WAIT_S, isolation_level=None)) as connection:
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.executescript(_TABLES)
             yield connection
+
+    def _remove(self) -> None:
+        """Remove a damaged ledger, so that the next call begins a new one; its journal would damage that one too."""
+        with suppress(OSError):
+            for ending in ("-journal", "-wal", "-shm", ""):
+                self._file.with_name(f"{self._file.name}{ending}").unlink(missing_ok=True)
 
 
 @cache

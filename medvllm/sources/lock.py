@@ -1,72 +1,27 @@
 """The lock: which commit and which bytes of a model were approved. A TOML file that is kept and reviewed like code."""
 
-import hashlib
-import re
-import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import os
+import stat
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from medvllm import settings
+from medvllm.author import now, who
 from medvllm.destination import write
 from medvllm.errors import CatalogError, DigestMismatchError, MedVLLMError, SourceError
-from medvllm.files import make_own
 from medvllm.metadata import ModelMetadata
-from medvllm.names import parse
-from medvllm.receipt import digest_of
-from medvllm.sources.digest import Digest, described, differences
-from medvllm.sources.layout import is_plain_path
+from medvllm.sources.lock_text import FOLDER, Approval, LockedModel, parsed, to_toml
+from medvllm.turns import turn
 
-__all__ = ["Lock", "LockedModel"]
+if sys.platform != "win32":
+    import fcntl
 
-FOLDER = "folder"  # the source of a model that is no repository's
-_HEADER = "Written by `medvllm lock`: the commit and the bytes of each model that was approved."
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+__all__ = ["FOLDER", "Approval", "Lock", "LockedModel"]
 
-
-@dataclass(frozen=True)
-class LockedModel:
-    """What was approved of one model. `converted` are the safetensors that were made of a pickle."""
-
-    source: str  # a repository's id, or FOLDER
-    commit: str | None
-    files: Mapping[str, Digest] = field(hash=False)
-    converted: Mapping[str, Digest] = field(default_factory=dict, hash=False)
-
-    @property
-    def digest(self) -> str:
-        """One SHA-256 for all files, as a receipt gives it."""
-        rows = (
-            (path, digest.sha256, digest.size)
-            for files in (self.files, self.converted)
-            for path, digest in files.items()
-        )
-        return digest_of(rows)
-
-    def check(self, model: str, found: Mapping[str, Digest], *, converted: bool = False) -> None:
-        """Raise DigestMismatchError unless the files are the locked ones."""
-        flaws = differences(self.converted if converted else self.files, found)
-        if flaws:
-            what = "The converted weights" if converted else "The files"
-            raise DigestMismatchError(
-                f"{what} of model {model!r} are not the locked ones: {described(flaws)}.\n"
-                f"See what differs: medvllm verify {model}",
-                model=model,
-                files=tuple(flaws),
-            )
-
-    def check_source(self, model: str, source: str, commit: str | None) -> None:
-        """Raise DigestMismatchError unless the model comes from the locked repository and commit."""
-        if (self.source, self.commit) != (source, commit):
-            asked, locked = _at(source, commit), _at(self.source, self.commit)
-            raise DigestMismatchError(
-                f"Model {model!r} is locked to {locked}, and {asked} was asked for.\n"
-                f"To approve the other: medvllm lock {model}",
-                model=model,
-                files=(),
-            )
+_NAME = "medvllm.lock"
 
 
 class Lock:
@@ -76,16 +31,39 @@ class Lock:
         self.file = file
         self.models = dict(models)
 
+    @staticmethod
+    def place() -> Path:
+        """Return the file that is in force: what MEDVLLM_LOCK names, else `medvllm.lock` in the working directory.
+
+        Where MEDVLLM_REQUIRE_LOCK is set, a file that merely lies in the working directory approves nothing: it may
+        have come with the models. It is then the one in MEDVLLM_HOME.
+        """
+        stated = settings.LOCK()
+        if stated is not None:
+            return stated
+        if settings.REQUIRE_LOCK():
+            return settings.HOME() / _NAME
+        try:
+            return Path.cwd() / _NAME
+        except OSError:  # the working directory is gone: there is none
+            return Path(_NAME)
+
     @classmethod
     def current(cls) -> "Lock":
-        """Return the lock that MEDVLLM_LOCK names, or that of the working directory."""
-        return cls.read(settings.LOCK())
+        """Return the lock that is in force."""
+        file = cls.place()
+        if settings.LOCK() is None:
+            try:
+                os.stat(file)
+            except OSError:  # also where the working directory may not be searched
+                return cls(file, {})
+        return cls.read(file)
 
     @classmethod
     def read(cls, file: Path) -> "Lock":
         """Return a file's lock; SourceError when it is not one."""
         try:
-            return cls(file, parsed(file.read_text(encoding="utf-8")))
+            return cls(file, _models(file))
         except FileNotFoundError:
             return cls(file, {})
         except (ValueError, RecursionError, OSError) as error:
@@ -107,9 +85,11 @@ class Lock:
         """
         found, name = self.models.get(self.key(self.name_of(metadata))), metadata.reference
         if found is None and settings.REQUIRE_LOCK():
+            own = Path(_NAME).absolute() if settings.LOCK() is None and Path(_NAME).is_file() else None
+            other = "" if own is None else f"\nOr, if the lock in this folder is yours: export MEDVLLM_LOCK={own}"
             raise DigestMismatchError(
                 f"Model {name!r} is not in {self.file}, and only locked models may be loaded "
-                f"({settings.REQUIRE_LOCK.name}).\nTo approve it: medvllm lock {name}",
+                f"({settings.REQUIRE_LOCK.name}).\nTo approve it: medvllm lock {name}{other}",
                 model=name,
                 files=(),
             )
@@ -137,90 +117,97 @@ class Lock:
         """Return the name of a model that the file has under `key`."""
         return str(self.file.parent / key) if key.startswith("./") else key
 
-    def update(self, models: Mapping[str, LockedModel]) -> "Lock":
-        """Write the file with `models` added or replaced, and return it; processes that do so at once take turns."""
-        from filelock import FileLock
+    def approve(self, models: Mapping[str, LockedModel], reason: str | None = None) -> tuple["Lock", set[str]]:
+        """Write models into the file with who approves them, when and why; return it, and the names that are news.
 
-        turns = settings.HOME() / "locks"
+        A model that is there as it is stays as it was approved, unless another `reason` is given. Processes that write
+        at once take turns, whatever home, user or container each has.
+
+        Raises:
+            SourceError: The file cannot be read or written, or is no lock.
+        """
+        approval, news = Approval(who(), now(), reason), set()
         try:
-            make_own(turns)
-            with FileLock(turns / f"{hashlib.sha256(str(self.file).encode()).hexdigest()[:16]}.lock"):
-                before = Lock.read(self.file)
-                after = Lock(self.file, before.models | {self.key(name): model for name, model in models.items()})
-                if after.models != before.models or not self.file.exists():
-                    write(self.file, after.to_toml().encode())
-                return after
-        except OSError as error:
-            if isinstance(error, MedVLLMError):
-                raise
+            with _turn(self.file):
+                lock = Lock.read(self.file)
+                for name, model in models.items():
+                    known = lock.models.get(self.key(name))
+                    if known != model or (reason is not None and _reason(known) != reason):
+                        lock.models[self.key(name)] = replace(model, approval=approval)
+                        news.add(name)
+                if news:
+                    write(self.file, to_toml(lock.models).encode())
+        except MedVLLMError:
+            raise
+        except (OSError, UnicodeError) as error:
             raise SourceError(f"Lock {self.file} cannot be written: {error}.", path=str(self.file)) from error
-
-    def to_toml(self) -> str:
-        """Return the file's content: sorted, so that a change is a small difference."""
-        import tomlkit
-
-        document = tomlkit.document()
-        document.add(tomlkit.comment(_HEADER))
-        document.add("version", tomlkit.item(1))
-        models = tomlkit.table(is_super_table=True)
-        for name, model in sorted(self.models.items()):
-            table = tomlkit.table()
-            table.add("source", model.source)
-            if model.commit:
-                table.add("commit", model.commit)
-            for group, digests in (("files", model.files), ("converted", model.converted)):
-                rows = tomlkit.table()
-                for file, digest in sorted(digests.items()):
-                    row = tomlkit.inline_table()
-                    row.update({"size": digest.size, "sha256": digest.sha256})
-                    rows.add(tomlkit.key(file), row)
-                if digests:
-                    table.add(group, rows)
-            models.add(tomlkit.key(name), table)
-        document.add("models", models)
-        return tomlkit.dumps(document)
+        return lock, news
 
 
-def parsed(text: str) -> dict[str, LockedModel]:
-    """Return the models of a lock's text; ValueError says what it should be and is not."""
-    content = tomllib.loads(text)
-    if content.get("version") != 1:
-        raise ValueError(f"its version is {content.get('version')!r:.20}, and this program knows 1")
-    models = content.get("models", {})
-    if not isinstance(models, dict):
-        raise ValueError("'models' is not a table")
-    return {name: _model(name, facts) for name, facts in models.items()}
+def _reason(model: LockedModel | None) -> str | None:
+    return model.approval.reason if model is not None and model.approval is not None else None
 
 
-def _model(name: str, facts: Any) -> LockedModel:
-    if not isinstance(facts, dict) or facts.keys() - {"source", "commit", "files", "converted"}:
-        raise ValueError(f"model {name[:80]!r} has keys that are not known")
-    source, commit = facts.get("source"), facts.get("commit")
-    if not isinstance(source, str) or not (commit is None or (isinstance(commit, str) and _COMMIT.fullmatch(commit))):
-        raise ValueError(f"model {name[:80]!r} has no source, or a commit that is none")
-    if source != FOLDER and parse(f"hf://{source}").name != source:  # not one with a revision behind it
-        raise ValueError(f"model {name[:80]!r} has the source {source[:80]!r}, which is no repository")
-    if (commit is None) != (source == FOLDER):
-        raise ValueError(f"model {name[:80]!r} is a folder with a commit, or a repository without one")
-    files, converted = _digests(name, facts.get("files")), _digests(name, facts.get("converted", {}))
-    if not files:
-        raise ValueError(f"model {name[:80]!r} has no files")
-    return LockedModel(source, commit, files, converted)
+def _models(file: Path) -> dict[str, LockedModel]:
+    """Return what a file locks. It is parsed again when its bytes have changed: no stamp could be trusted as far."""
+    content = _content(file)
+    known = _parsed.get(file)
+    if known is None or known[0] != content:
+        _parsed.clear()  # it may be large, and one is in force
+        known = _parsed[file] = content, parsed(content.decode())
+    return known[1]
 
 
-def _digests(name: str, rows: Any) -> dict[str, Digest]:
-    if not isinstance(rows, dict):
-        raise ValueError(f"model {name[:80]!r} has no table of files")
-    found = {}
-    for file, row in rows.items():
-        size, sha256 = (row.get("size"), row.get("sha256")) if isinstance(row, dict) else (None, None)
-        if not is_plain_path(file):
-            raise ValueError(f"file {file[:80]!r} of model {name[:80]!r} is no path inside a snapshot")
-        if type(size) is not int or size < 0 or not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
-            raise ValueError(f"file {file[:80]!r} of model {name[:80]!r} has no size and SHA-256")
-        found[file] = Digest(size, sha256)
-    return found
+_parsed: dict[Path, tuple[bytes, dict[str, LockedModel]]] = {}
 
 
-def _at(source: str, commit: str | None) -> str:
-    return f"{source} at {commit[:7]}" if commit else f"the {source}"
+def _content(file: Path) -> bytes:
+    handle = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with open(handle, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):  # a pipe would be waited for
+            raise ValueError("it is not a file")
+        return stream.read()
+
+
+@contextmanager
+def _turn(file: Path) -> Iterator[None]:
+    """Wait until nobody else writes a lock file, and have it for oneself.
+
+    By a file beside it, which also serves while there is no lock yet; and by the lock file itself, for one that is
+    mounted by itself into a container: the folder around it is another one there.
+    """
+    place = Path(os.path.realpath(file))
+    beside = place.with_name(f".{place.name}.turn")
+    with ExitStack() as stack:
+        if os.access(place.parent, os.W_OK):
+            stack.enter_context(turn(beside, setting="MEDVLLM_LOCK", private=False))
+            stack.callback(_unlinked, beside)  # who waits for it notices
+        stack.enter_context(_held(place))
+        yield
+
+
+def _unlinked(file: Path) -> None:
+    with suppress(OSError):
+        file.unlink()
+
+
+@contextmanager
+def _held(file: Path) -> Iterator[None]:
+    """Hold a file that is there against other writers, where the system can."""
+    if sys.platform == "win32":
+        yield
+        return
+    handle = None
+    try:
+        with suppress(OSError):
+            handle = os.open(file, os.O_RDWR | os.O_NONBLOCK)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            while not os.path.samestat(os.fstat(handle), os.stat(file)):  # it was replaced while this process waited
+                os.close(handle)
+                handle = os.open(file, os.O_RDWR | os.O_NONBLOCK)
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        if handle is not None:
+            with suppress(OSError):
+                os.close(handle)

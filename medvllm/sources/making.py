@@ -7,13 +7,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from medvllm.files import chmod, make_own, own_mode, sync_folder, synced
+from medvllm.turns import turn
 
-def make(target: Path, record: str, *, is_whole: Callable[[Path], bool], fill: Callable[[Path], None]) -> None:
-    """Make a folder unless it `is_whole`; `fill` writes its files, `record` among them, into an empty one beside it."""
-    from filelock import FileLock
 
-    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
+def make(target: Path, *, is_whole: Callable[[Path], bool], fill: Callable[[Path], None]) -> None:
+    """Make a folder unless it `is_whole`; `fill` writes its files into an empty one beside it."""
+    with turn(target.with_name(f"{target.name}.lock")):
         if is_whole(target):  # another process was first
             return
         # Whoever left these died at it: only the holder of the lock makes one.
@@ -21,31 +21,31 @@ def make(target: Path, record: str, *, is_whole: Callable[[Path], bool], fill: C
             if left.is_dir():
                 shutil.rmtree(left)
         work = target.with_name(f"{target.name}.{secrets.token_hex(4)}")
-        work.mkdir(mode=0o755)
+        make_own(work)
         try:
             fill(work)
             shutil.rmtree(target, ignore_errors=True)
-            _publish(work, target, record)
+            _publish(work, target)
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def _publish(work: Path, target: Path, record: str) -> None:
+def _publish(work: Path, target: Path) -> None:
     """Give the finished folder its name; neither the name nor the bytes are lost when the power fails."""
-    # safetensors lets its owner alone read what it writes; nobody but the owner is to write to it.
-    mode = (work / record).stat().st_mode & ~0o022
-    for file in (path for path in work.rglob("*") if path.is_file()):
-        file.chmod(mode)
-        _sync(file)
-    for folder in (*(path for path in work.rglob("*") if path.is_dir()), work):
-        _sync(folder)
+    mode = own_mode(target.parent)
+    for folder, _, files in os.walk(work, topdown=False):
+        for name in files:
+            chmod(Path(folder, name), mode & 0o666)
+            _sync(Path(folder, name))
+        chmod(Path(folder), mode)
+        sync_folder(Path(folder))
     work.rename(target)
-    _sync(target.parent)
+    sync_folder(target.parent)
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _sync(file: Path) -> None:
+    handle = os.open(file, os.O_RDWR)  # some systems sync no file that is open for reading alone
     try:
-        os.fsync(descriptor)
+        synced(handle)
     finally:
-        os.close(descriptor)
+        os.close(handle)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medvllm import settings
-from medvllm.files import is_trusted
+from medvllm.files import is_trusted, make_own
 from medvllm.sources import making
 from medvllm.sources.digest import Digest, differences, digests
 from medvllm.sources.snapshot import Snapshot
@@ -47,7 +47,7 @@ class Prepared:
 
         OSError: there is no room for it, or no permission.
         """
-        self.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_own(self.folder.parent)
         if not is_trusted(self.folder.parent):
             raise OSError(f"others may write to {self.folder.parent}")
         if shutil.disk_usage(self.folder.parent).free < 2 * size_bytes:
@@ -66,7 +66,7 @@ class Prepared:
             }
             (work / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
-        making.make(self.folder, RECORD, is_whole=lambda folder: _read(folder) is not None, fill=filled)
+        making.make(self.folder, is_whole=lambda folder: _read(folder) is not None, fill=filled)
 
     def drop(self) -> None:
         """Remove the copy; who has it mapped keeps it."""
@@ -97,7 +97,9 @@ def _made_of(snapshot: Snapshot) -> dict[str, str]:
 def _read(folder: Path) -> dict[str, Any] | None:
     """Return a folder's record, or None unless every file of it is there as recorded."""
     try:
-        if not is_trusted(folder / RECORD):  # who writes both a record and its file makes any of them fit
+        if not (
+            is_trusted(folder / RECORD) and is_trusted(folder)
+        ):  # who writes both a record and its file makes any of them fit
             return None
         record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         recorded = {name: Digest(file["size"], file["sha256"]) for name, file in record["files"].items()}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from medvllm.errors import DigestMismatchError, IncompleteSnapshotError, SourceError
 from medvllm.lazy import lazy
 from medvllm.sources.digest import Digest
+from medvllm.sources.edge import unusable
 from medvllm.sources.fingerprint import Fingerprint, Stamp, stamp
 from medvllm.sources.layout import Layout
 from medvllm.sources.view import view
@@ -186,7 +187,9 @@ def read_json(file: Path, kind: type = dict) -> Any:
     except FileNotFoundError as error:
         why = ": it is a link that leads nowhere" if file.is_symlink() else ""
         raise IncompleteSnapshotError(f"{file.parent} has no {file.name}{why}.", path=str(file)) from error
-    except (ValueError, RecursionError, OSError) as error:
+    except OSError as error:
+        raise unusable(error, file) from error
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"{file} cannot be read as JSON: {error}.", path=str(file)) from error
     if not isinstance(content, kind):
         raise SourceError(f"{file} holds no JSON {'object' if kind is dict else 'list'}.", path=str(file))
@@ -242,7 +245,9 @@ def _header(file: Path) -> dict[str, Any]:
         if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
             raise ValueError("the metadata are no texts")
         end = _end(tensors.values())
-    except (ValueError, RecursionError, AttributeError, TypeError, KeyError, OSError) as error:
+    except OSError as error:
+        raise unusable(error, file) from error
+    except (ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:
         raise SourceError(
             f"{file} is not a sound safetensors file: its header cannot be read.", path=str(file)
         ) from error

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from medvllm import settings
 from medvllm.errors import SourceError
-from medvllm.files import is_trusted
+from medvllm.files import is_trusted, make_own
 
 _UNUSED_S = 30 * 86_400.0  # after which a view that nobody asked for goes
 _LEFT_S = 3_600.0  # after which a view that is half made, or whose files are gone, is nobody's
@@ -36,7 +36,7 @@ def view(shown: Mapping[str, Path]) -> Path:
     key = hashlib.sha256(repr(sorted(links.items())).encode()).hexdigest()[:40]
     room = settings.HOME() / "views"
     try:
-        room.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_own(room)
         if not is_trusted(room):  # who can exchange a link has another file read than the one that was hashed
             raise OSError(f"others may write to {room}")
         return _made(room, key, links)
@@ -59,9 +59,9 @@ def _made(room: Path, key: str, links: Mapping[str, str]) -> Path:
     _sweep(room)
     work = room / f".{key}.{secrets.token_hex(4)}"
     try:
-        work.mkdir(mode=0o755)
+        make_own(work)
         for name, file in links.items():
-            (work / name).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            make_own((work / name).parent)
             (work / name).symlink_to(file)
         # Where another process was first, its folder stays: a loader may be reading it.
         if not (_renamed(work, target) or _is_whole(target, links)):

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 # It imports everything once, and forks a process of its own session for each statement that it is told.
 _DRIVER = """
 import json, os, sys
-from medvllm.registry import ModelRegistry
+from medvllm.model_registry import ModelRegistry
 for line in sys.stdin:
     statement, environment = json.loads(line)
     pid = os.fork()

@@ -33,6 +33,7 @@ _LATE = (
     "PATH",
     "USER",
 )
+_PATIENCE_S = 240
 _MOST = 3  # servers of half a gigabyte, most of which they share with nobody
 
 _SERVER = """
@@ -58,7 +59,7 @@ def child(request):
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False, buffering=1)
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
-    torch.set_num_threads(request["threads"])
+    torch.set_num_threads(1)
     arguments = request["arguments"]
     if arguments[0] == "-W":
         warnings.simplefilter(arguments[1])
@@ -173,13 +174,11 @@ class Server:
         assert self._process.stdout is not None
         self._process.stdout.readline()
 
-    def start(
-        self, arguments: Sequence[str], environment: Mapping[str, str], streams: Sequence[int], folder: str
-    ) -> Process:
+    def start(self, arguments: Sequence[str], environment: Mapping[str, str], streams: Sequence[int]) -> Process:
         """Start what ``python ARGUMENTS`` would; `streams` are descriptors for stdin, stdout and stderr."""
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(self._address)
-        request = {"arguments": [*arguments], "environment": dict(environment), "folder": folder, "threads": 1}
+        request = {"arguments": [*arguments], "environment": dict(environment), "folder": os.getcwd()}
         text = f"{json.dumps(request)}\n".encode()
         sent = socket.send_fds(connection, [text], streams)
         connection.sendall(text[sent:])
@@ -208,22 +207,20 @@ def _server(environment: Mapping[str, str]) -> Server | None:
     return _servers.get(early)
 
 
-def run(
-    *arguments: str, stdin: str | bytes = b"", folder: str | None = None, timeout: float = 120, **environment: str
-) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, stdin: str | bytes = b"", **environment: str) -> subprocess.CompletedProcess[str]:
     """Run ``python ARGUMENTS`` and return how it went."""
-    whole, folder = {**os.environ, **environment}, folder or os.getcwd()
+    whole = {**os.environ, **environment}
     text = stdin if isinstance(stdin, bytes) else stdin.encode()
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         given.write(text)
         given.seek(0)
         if server := _server(whole):
             streams = given.fileno(), out.fileno(), err.fileno()
-            status = server.start(arguments, whole, streams, folder).wait(timeout)
+            status = server.start(arguments, whole, streams).wait(_PATIENCE_S)
         else:
             command = [sys.executable, *arguments]
             status = subprocess.run(
-                command, env=whole, cwd=folder, stdin=given, stdout=out, stderr=err, timeout=timeout
+                command, env=whole, stdin=given, stdout=out, stderr=err, timeout=_PATIENCE_S
             ).returncode
         out.seek(0)
         err.seek(0)
@@ -243,7 +240,7 @@ class Conversation:
         assert server is not None
         (its_input, self._input), (self._output, its_output) = os.pipe(), os.pipe()
         streams = its_input, its_output, sys.__stderr__.fileno() if sys.__stderr__ else 2
-        self._process = server.start(("-W", "error", "-c", code), os.environ, streams, os.getcwd())
+        self._process = server.start(("-W", "error", "-c", code), os.environ, streams)
         os.close(its_input)
         os.close(its_output)
         self.stdin, self.stdout = os.fdopen(self._input, "w"), os.fdopen(self._output)

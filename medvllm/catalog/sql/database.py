@@ -4,18 +4,20 @@ import logging
 import sqlite3
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from medvllm.catalog.sql import schema
 from medvllm.catalog.sql.history import Journal
-from medvllm.errors import CatalogError
+from medvllm.errors import CatalogError, MedVLLMError
 from medvllm.forking import Forked, register
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -67,9 +69,11 @@ class Database(Forked, ABC):
         with self._translated("migrated"), self._connect() as engine, self._turn(engine) as connection:
             before = schema.version(connection, self.where)
             if before != revision:
-                backup = None if before is None else self._back_up(before)
+                if before is not None:
+                    schema.check_kept(connection, before, revision)
+                    backup = self._back_up(before)
                 schema.migrate(connection, before, revision)
-                if revision == schema.HEAD:
+                if before is not None or revision == schema.HEAD:
                     journal = Journal(connection)
                     journal.note("migrated" if before else "created", detail={"from": before, "to": revision})
                     journal.close()
@@ -86,6 +90,11 @@ class Database(Forked, ABC):
             return self.migrate()[0] is None
         self._engine()  # also of this program's schema
         return False
+
+    def read(self, look: Callable[[Connection], T]) -> T:
+        """Return what a look at one moment of the catalogue gives; CatalogError: it cannot be read."""
+        with self.reading() as connection:
+            return look(connection)
 
     def close(self) -> None:
         """Close all connections; what is asked next opens others."""
@@ -166,11 +175,24 @@ class Database(Forked, ABC):
         except (SQLAlchemyError, sqlite3.Error, OSError, UnicodeError) as error:
             raise self._cannot(what, error) from error
 
-    def _cannot(self, what: str, error: Exception) -> CatalogError:
-        reason = reason_of(error)
+    def _cannot(self, what: str, error: Exception) -> MedVLLMError:
+        reason = self._reason(error)
         return CatalogError(
             f"Catalogue {self.where} cannot be {what}: {reason}.{self._advice(reason)}", path=self.where
         )
+
+    def _reason(self, error: Exception) -> str:
+        return reason_of(error)
+
+    def _revision_of(self, row: "tuple[Any, ...] | None") -> int:
+        """Return the catalogue's number, as its head has it; CatalogError: there is none."""
+        if row is None or type(row[0]) is not int:
+            raise CatalogError(
+                f"Catalogue {self.where} is damaged: it does not say what state it is in.\n"
+                "See what is wrong: medvllm history --check",
+                path=self.where,
+            )
+        return int(row[0])
 
     def _advice(self, reason: str) -> str:
         return ""

@@ -1,17 +1,18 @@
 """The catalogue on a PostgreSQL server, for a team. A server that does not answer stops no model that is known."""
 
+import re
 import time
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, func, make_url, select
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy import Connection, Engine, create_engine, func, select
+from sqlalchemy.exc import DBAPIError, NoSuchModuleError, SQLAlchemyError
 
-from medvllm import settings
+from medvllm.catalog.address import Address, wrong
 from medvllm.catalog.sql import schema
-from medvllm.catalog.sql.database import WAIT_S, Database, logger
-from medvllm.errors import CatalogError, MigrationError, MissingDependencyError
+from medvllm.catalog.sql.database import WAIT_S, Database, T, logger, reason_of
+from medvllm.errors import CatalogError, MedVLLMError, MigrationError, MissingDependencyError, nearest
 
 _CONNECT_S = 5
 _ASK_AGAIN_S = 5  # a server that did not answer is not asked more often than this
@@ -21,8 +22,8 @@ class PostgresServer(Database):
     """A database by its URL. It waits for `medvllm catalog migrate`: the team chooses the moment."""
 
     def __init__(self, url: str) -> None:
-        self._url = _parsed(url)
-        super().__init__(settings.without_password(self._url.render_as_string()))
+        self._url, self._address = url, Address.of(url)
+        super().__init__(self._address.shown)
         self._seen: int | None = None
         self._ask_at = 0.0  # 0: the server answers
 
@@ -31,6 +32,15 @@ class PostgresServer(Database):
         with super().reading() as connection:
             self._ask_at = 0.0  # it answers
             yield connection.execution_options(isolation_level="REPEATABLE READ")
+
+    def read(self, look: Callable[[Connection], T]) -> T:
+        try:
+            return super().read(look)
+        except CatalogError as error:
+            # Once more: the connection has ended between two looks. A look changes nothing.
+            if not getattr(error.__cause__, "connection_invalidated", False):
+                raise
+        return super().read(look)
 
     def revision(self) -> Hashable:
         """Return the catalogue's number, for a round trip. While the server does not answer, the last one stands."""
@@ -42,15 +52,28 @@ class PostgresServer(Database):
 
         with self._lock:
             try:
-                self._seen, self._ask_at = self._ask(engine), 0.0
+                self._seen, self._ask_at = self._asked(engine), 0.0
             except (SQLAlchemyError, psycopg.Error) as error:
                 self._close_watch()
-                if self._seen is None:
+                if self._seen is None or not is_lost(error):
                     raise self._cannot("read", error) from error
                 if not self._ask_at:
                     logger.warning("Catalogue %s does not answer; what was read last stands meanwhile.", self.where)
                 self._ask_at = time.monotonic() + _ASK_AGAIN_S
             return self._seen
+
+    def _asked(self, engine: Engine) -> int:
+        """Return the catalogue's number; by another connection, when the one that was idle has been ended."""
+        if self._watch is not None:
+            import psycopg
+
+            try:
+                return self._ask(engine)
+            except psycopg.Error as error:
+                self._close_watch()
+                if not is_lost(error):
+                    raise
+        return self._ask(engine)
 
     def _ask(self, engine: Engine) -> int:
         if self._watch is None:
@@ -59,23 +82,49 @@ class PostgresServer(Database):
             pooled.detach()
             connection.autocommit = True
             self._watch = connection
-        (number,) = self._watch.execute("SELECT revision FROM catalog_head").fetchone()
-        return int(number)
+        return self._revision_of(self._watch.execute("SELECT revision FROM catalog_head").fetchone())
 
     def _new_engine(self) -> Engine:
+        arguments = {"connect_timeout": _CONNECT_S, "tcp_user_timeout": WAIT_S * 1000, **self._address.arguments()}
         try:
+            self._check(arguments)
             return create_engine(
-                self._url,
+                "postgresql+psycopg://",
                 pool_pre_ping=True,
                 hide_parameters=True,
                 isolation_level="READ COMMITTED",  # whoever had the turn before is seen
-                connect_args={"connect_timeout": _CONNECT_S, "tcp_user_timeout": WAIT_S * 1000},
+                use_native_hstore=False,  # there is none, and looking for it is a round trip
+                # Prepared statements belong to a connection, and a pooler may give each transaction another.
+                connect_args={**arguments, "prepare_threshold": None},
             )
         except (ModuleNotFoundError, NoSuchModuleError) as error:
             raise MissingDependencyError(
                 "A catalogue on PostgreSQL needs psycopg, which is not installed.\n"
                 "Install it: pip install 'medvllm[postgres]'"
             ) from error
+
+    def _check(self, arguments: Iterable[str]) -> None:
+        """Raise SettingError unless libpq knows each parameter of the URL."""
+        from psycopg.pq import Conninfo
+
+        known = [option.keyword.decode() for option in Conninfo.get_defaults()]
+        for name in arguments:
+            if name not in known:
+                near = nearest(name, known)
+                raise wrong(
+                    self._url,
+                    f"has the parameter {name[:40]!r}, which PostgreSQL does not know"
+                    + (f"; the nearest is {near[0]!r}" if near else ""),
+                )
+
+    def _cannot(self, what: str, error: Exception) -> MedVLLMError:
+        reason = self._address.without_secrets(reason_of(error))
+        if _WRONG_VALUE.search(reason):
+            return wrong(self._url, f"cannot be used: {reason.removeprefix('connection is bad: ')}")
+        return super()._cannot(what, error)
+
+    def _reason(self, error: Exception) -> str:
+        return self._address.without_secrets(super()._reason(error))
 
     def _adopt(self, found: str | None) -> None:
         state = f"has the schema {found!r}" if found else "is empty"
@@ -95,8 +144,25 @@ class PostgresServer(Database):
             yield connection
 
 
-def _parsed(url: str) -> URL:
-    try:
-        return make_url(url).set(drivername="postgresql+psycopg")
-    except (ArgumentError, ValueError) as error:
-        raise CatalogError("MEDVLLM_CATALOG is no URL: postgresql://user:password@host:5432/database") from error
+def is_lost(error: BaseException) -> bool:
+    """Return whether a server could not be reached, or has ended the connection; another error is an answer of it."""
+    import psycopg
+
+    own = error.orig if isinstance(error, DBAPIError) else error
+    state = own.sqlstate if isinstance(own, psycopg.Error) else None
+    if state is not None:
+        return state.startswith("08") or state in _ENDED
+    if not isinstance(own, psycopg.OperationalError | psycopg.InterfaceError):
+        return False
+    # Without a state of its own, it is of a connection. A server that refuses to make one gives a reason.
+    refusals = [line for line in str(own).splitlines() if "FATAL:" in line]
+    return not refusals or any(word in line for line in refusals for word in _PASSING)
+
+
+_ENDED = ("57P01", "57P02", "57P03", "57P05", "25P03")  # by an operator, a crash, a start, or for being idle
+_PASSING = (
+    *("starting up", "shutting down", "in recovery mode", "not yet accepting", "not accepting", "terminating"),
+    *("too many", "connection slots", "cannot connect to server", "server login", "login failed", "wait_timeout"),
+)
+# What libpq and psycopg say of a parameter's value.
+_WRONG_VALUE = re.compile(r"invalid .*(value|port number)|bad value for|could not match .* to|definition of service")

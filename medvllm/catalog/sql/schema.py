@@ -12,6 +12,7 @@ from medvllm.files import place
 VERSION_TABLE = "catalog_schema"
 REVISIONS = ("0001", "0002", "0003")  # in their order; the last is the one that this program reads and writes
 HEAD = REVISIONS[-1]
+_PROTECTION = "0002"  # brought protected aliases
 _SCRIPTS = Path(__file__).parent / "migrations"
 
 
@@ -39,6 +40,23 @@ def check_known(revision: str) -> None:
     """Raise MigrationError unless a schema is one that this program can make."""
     if revision not in REVISIONS:
         raise MigrationError(f"There is no schema {revision[:20]!r}: it is one of {', '.join(REVISIONS)}.")
+
+
+def check_kept(connection: Connection, before: str, revision: str) -> None:
+    """Raise MigrationError when an earlier schema cannot keep what the database has: the protection of aliases."""
+    if not revision < _PROTECTION <= before:
+        return
+    query = text("SELECT name, alias FROM catalog_aliases WHERE guarded ORDER BY name, alias")
+    found = list(connection.execute(query))
+    if found:
+        commands = "\n  ".join(
+            f"medvllm alias protect {name} {alias} --off --reason 'why'" for name, alias in found[:10]
+        )
+        raise MigrationError(
+            f"Schema {revision!r} knows no protected aliases, and there are {len(found)}: anybody could move them.\n"
+            f"If that is meant, lift the protection first:\n  {commands}",
+            schema=before,
+        )
 
 
 def migrate(connection: Connection, before: str | None, revision: str) -> None:

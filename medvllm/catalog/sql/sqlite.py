@@ -64,10 +64,10 @@ class SqliteFile(Database):
 
     def _ask(self) -> int:
         try:
-            (number,) = self._watch.execute("SELECT revision FROM catalog_head").fetchone()
+            found = self._watch.execute("SELECT revision FROM catalog_head").fetchone()
         except sqlite3.OperationalError:  # no catalogue yet, or none at all: whoever reads it says so
             return 0
-        return int(number)
+        return self._revision_of(found)
 
     def _new_engine(self) -> Engine:
         self._look()

@@ -10,12 +10,13 @@ from sqlalchemy import Connection, Row, and_, bindparam, select
 
 from medvllm.catalog.events import Alias, Event
 from medvllm.catalog.sql import history
+from medvllm.catalog.sql.check import check
 from medvllm.catalog.sql.history import Journal
 from medvllm.catalog.sql.postgresql import PostgresServer
 from medvllm.catalog.sql.rows import facts_of, list_aliases, list_names, number_of
 from medvllm.catalog.sql.schema import HEAD
 from medvllm.catalog.sql.sqlite import SqliteFile
-from medvllm.catalog.sql.tables import aliases, head, names, other_names, versions
+from medvllm.catalog.sql.tables import aliases, names, other_names, versions
 from medvllm.catalog.sql.turn import Turn
 
 # What a name means, alone, with a number or with an alias; made once, as making one takes longer than asking it.
@@ -66,26 +67,23 @@ class SqlStore:
         """Return number and facts of the version that a name, a number or an alias means, or None."""
         number = None if suffix is None else number_of(suffix)
         query = _CURRENT if suffix is None else _POINTED_TO if number is None else _NUMBERED
-        with self._database.reading() as connection:
-            row = connection.execute(query, {"name": name, "number": number, "alias": suffix}).one_or_none()
+        wanted = {"name": name, "number": number, "alias": suffix}
+        row = self._database.read(lambda connection: connection.execute(query, wanted).one_or_none())
         return None if row is None else (row.number, facts_of(row))
 
     def owners(self, other: str) -> list[str]:
         """Return the names of the entries of which some version is known by another name too."""
         query = select(other_names.c.name).where(other_names.c.other == other).distinct().order_by(other_names.c.name)
-        with self._database.reading() as connection:
-            return list(connection.execute(query).scalars())
+        return self._database.read(lambda connection: list(connection.execute(query).scalars()))
 
     def names(self) -> list[str]:
         """Return the names that have a version, sorted."""
-        with self._database.reading() as connection:
-            return list_names(connection)
+        return self._database.read(list_names)
 
     def was_removed(self, name: str) -> bool:
         """Return whether a name had versions, and has none any more."""
-        with self._database.reading() as connection:
-            query = select(names.c.newest).where(names.c.name == name, names.c.current.is_(None))
-            return connection.execute(query).scalar() is not None
+        query = select(names.c.newest).where(names.c.name == name, names.c.current.is_(None))
+        return self._database.read(lambda connection: connection.execute(query).scalar()) is not None
 
     def rows(self, after: str | None) -> Iterator[tuple[str, str, Callable[[], tuple[int, dict[str, Any]]]]]:
         """Give what each name means, sorted by name: name, type, and a call for number and facts."""
@@ -100,19 +98,19 @@ class SqlStore:
     def versions(self, name: str) -> list[tuple[str, int, dict[str, Any]]]:
         """Return every version of a name, sorted."""
         query = select(versions).where(versions.c.name == name).order_by(versions.c.number)
-        with self._database.reading() as connection:
-            return [(row.name, row.number, facts_of(row)) for row in connection.execute(query)]
+        found = self._database.read(lambda connection: connection.execute(query).all())
+        return [(row.name, row.number, facts_of(row)) for row in found]
 
     def content(self) -> tuple[list[tuple[str, int, dict[str, Any]]], list[Alias]]:
         """Return every version and every alias, of one moment."""
-        with self._database.reading() as connection:
-            rows = connection.execute(select(versions))
-            return [(row.name, row.number, facts_of(row)) for row in rows], list_aliases(connection, None)
+        rows, found = self._database.read(
+            lambda connection: (connection.execute(select(versions)).all(), list_aliases(connection, None))
+        )
+        return [(row.name, row.number, facts_of(row)) for row in rows], found
 
     def aliases(self, name: str | None = None) -> list[Alias]:
         """Return the aliases of a name, or all, sorted."""
-        with self._database.reading() as connection:
-            return list_aliases(connection, name)
+        return self._database.read(lambda connection: list_aliases(connection, name))
 
     def events(self, name: str | None, since: str | None) -> Iterator[Event]:
         """Give the events in their order."""
@@ -120,10 +118,9 @@ class SqlStore:
             yield from history.events(connection, name, since)
 
     def check(self) -> tuple[int, str, list[str]]:
-        """Return how many events there are, the hash of the last, and what is wrong with them."""
-        with self._database.reading() as connection:
-            end = connection.execute(select(head)).one()
-            return end.length, end.hash, list(history.flaws(connection))
+        """Return how many events there are, a hash over all of them, and what is wrong with them."""
+        found = self._database.read(check)
+        return found.length, found.hash, found.flaws
 
 
 def _content(row: Row[Any]) -> tuple[int, dict[str, Any]]:

@@ -1,7 +1,7 @@
 """One change of the stored catalogue, inside its transaction: every step is noted in the history."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sqlalchemy import and_, delete, func, insert, select, update
@@ -21,6 +21,8 @@ class Turn:
 
     def __init__(self, journal: Journal) -> None:
         self._journal, self._connection = journal, journal.connection
+        self.is_plan = False  # whether it only tells what would change: a reason that is missing is noted, not refused
+        self.needs_reason = False
 
     def register(
         self,
@@ -48,6 +50,7 @@ class Turn:
             self.change(name, last, {fact: value for fact, value in facts.items() if fact in MARKS}, reason=reason)
             return last
         text = _checked(name, facts)
+        self._check_others(name, facts.get("aliases", ()))
         version = max(newest, above) + 1 if number is None else number
         if version > MAX_NUMBER:
             raise CatalogError(
@@ -80,8 +83,8 @@ class Turn:
         if not news:
             return
         protections = [alias for alias in self.aliases(name) if alias.protected and alias.version == number]
-        if protections and not reason and news.keys() & {"acceptance", "accepted"}:
-            raise _protected(protections[0])
+        if protections and news.keys() & {"acceptance", "accepted"}:
+            self._ask_reason(protections[0], reason)
         text = _checked(name, {fact: value for fact, value in {**before, **news}.items() if news.get(fact, True)})
         this = and_(versions.c.name == name, versions.c.number == number)
         self._connection.execute(update(versions).where(this).values(facts=text, sha256=sha256(text)))
@@ -96,7 +99,7 @@ class Turn:
             raise CatalogError(
                 f"Version {number} of model {name!r} is what an alias points to: {which}.\n"
                 f"Move it first: medvllm alias set {name} {pointing[0].alias} VERSION\n"
-                "Or remove the alias with it: --force",
+                f"Or remove the alias with the version: medvllm unregister {name}@{number} --force",
                 model=name,
             )
         for alias in pointing:
@@ -117,6 +120,7 @@ class Turn:
     ) -> None:
         """Point an alias to a version. A protected one moves only to one whose facts are those that were `approved`."""
         self.resolve(name, str(number))
+        self._check_twin(name, alias)
         before = self._alias(name, alias)
         if before is not None and before.version == number:
             return
@@ -138,8 +142,9 @@ class Turn:
             known = [other.alias for other in self.aliases(name) if other.version is not None]
             has = f" It has: {', '.join(known)}." if known else ""
             raise ModelNotFoundError(f"Model {name!r} has no alias {alias!r}.{has}", model=name)
-        if before.protected and not reason:
-            raise _protected(before)
+        if before.protected:
+            self._ask_reason(before, reason)
+            _check_default(before)
         self._put_alias(Alias(name, alias, None, before.protected))
         self._journal.note("unaliased", name, alias=alias, reason=reason, detail={"from": before.version})
         self._settle(name)
@@ -147,11 +152,12 @@ class Turn:
     def protect(self, name: str, alias: str, protected: bool, *, reason: str | None = None) -> None:
         """Protect an alias, or no longer, which asks for a reason."""
         self.some_numbers(name)
+        self._check_twin(name, alias)
         before = self._alias(name, alias) or Alias(name, alias, None, False)
         if before.protected == protected:
             return
-        if before.protected and not reason:
-            raise _protected(before)
+        if before.protected:
+            self._ask_reason(before, reason)
         if protected and alias == DEFAULT and before.version is None:
             raise CatalogError(
                 f"Alias 'default' of model {name!r} is not set, so the bare name means the newest version, whatever is "
@@ -164,6 +170,18 @@ class Turn:
     def note_load(self, name: str, version: int, detail: Mapping[str, Any]) -> None:
         """Note that a model was loaded."""
         self._journal.note("loaded", name, version=version, detail=detail)
+
+    def note(
+        self,
+        action: str,
+        name: str,
+        version: int | None,
+        *,
+        reason: str | None = None,
+        detail: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Note what was done to a model outside of the catalogue: that it was locked, or imported."""
+        self._journal.note(action, name, version=version, reason=reason, detail=detail)
 
     @property
     def events(self) -> list[Event]:
@@ -209,6 +227,42 @@ class Turn:
     def aliases(self, name: str) -> list[Alias]:
         """Return the aliases of a name."""
         return list_aliases(self._connection, name)
+
+    def _check_others(self, name: str, others: Iterable[str]) -> None:
+        """Raise CatalogError when another name of an entry is one whose aliases are protected: it would answer there.
+
+        The protection of an alias outlasts the name's last version.
+        """
+        for other in others:
+            protected = [alias.alias for alias in self.aliases(other) if alias.protected]
+            if protected and other != name:
+                raise CatalogError(
+                    f"Model {name!r} cannot be known as {other!r} too: alias {protected[0]!r} of it is protected.\n"
+                    f"Lift that first: medvllm alias protect {other} {protected[0]} --off --reason 'why'",
+                    model=name,
+                )
+
+    def _check_twin(self, name: str, alias: str) -> None:
+        """Raise CatalogError when a name has the alias in another case: one could be protected, and the other not."""
+        known = [other.alias for other in self.aliases(name)]
+        twin = next((other for other in known if other.casefold() == alias.casefold()), alias)
+        if alias not in known and twin != alias:
+            raise CatalogError(
+                f"Model {name!r} has the alias {twin!r}, which differs from {alias!r} by case alone.\nUse: {twin}",
+                model=name,
+            )
+
+    def _ask_reason(self, alias: Alias, reason: str | None) -> None:
+        """Raise CatalogError when a change of a protected alias has no reason."""
+        if reason:
+            return
+        self.needs_reason = True
+        if not self.is_plan:
+            raise CatalogError(
+                f"Alias {alias.alias!r} of model {alias.name!r} is protected; changing it requires a reason.\n"
+                "Give it: --reason 'why'",
+                model=alias.name,
+            )
 
     def _newest(self, name: str) -> tuple[int, int]:
         """Return the newest number that was ever given to a name, and that of a version that is left; 0 for none."""
@@ -286,9 +340,11 @@ def _has_none(value: Any) -> bool:
     return any(map(_has_none, value)) if isinstance(value, (list, tuple)) else value is None
 
 
-def _protected(alias: Alias) -> CatalogError:
-    return CatalogError(
-        f"Alias {alias.alias!r} of model {alias.name!r} is protected: what it stands for changes only with a reason.\n"
-        "Give it: --reason 'why'",
-        model=alias.name,
-    )
+def _check_default(alias: Alias) -> None:
+    """Raise CatalogError when the protected alias of the bare name is to point to nothing."""
+    if alias.alias == DEFAULT:
+        raise CatalogError(
+            f"Alias 'default' of model {alias.name!r} is protected, and without it the bare name would mean the newest "
+            f"version.\nLift the protection first: medvllm alias protect {alias.name} default --off --reason 'why'",
+            model=alias.name,
+        )

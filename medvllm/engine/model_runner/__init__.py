@@ -2,10 +2,10 @@
 
 import sys
 
-import medvllm.registry as _home
+import medvllm.model_registry as _home
 from medvllm.engine.model_runner.runner import ModelRunner
 from medvllm.metadata import ModelMetadata, ModelType
-from medvllm.registry import ModelRegistry, registry
+from medvllm.model_registry import ModelRegistry, registry
 
 __all__ = ["ModelMetadata", "ModelRegistry", "ModelRunner", "ModelType", "registry"]
 

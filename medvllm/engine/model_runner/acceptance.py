@@ -9,7 +9,7 @@ from medvllm.engine.model_runner.edge import running
 from medvllm.engine.model_runner.tagging import is_tagger, tag
 from medvllm.engine.model_runner.tasks import embed
 from medvllm.errors import LoadError, RequestError
-from medvllm.registry import Lease
+from medvllm.model_registry import Lease
 
 if TYPE_CHECKING:
     import torch

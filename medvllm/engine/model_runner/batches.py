@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 from medvllm.engine.model_runner.edge import running
 from medvllm.engine.model_runner.windows import Window
 from medvllm.errors import LoadError, RequestError
-from medvllm.registry import Lease
+from medvllm.model_registry import Lease
 
 if TYPE_CHECKING:
     import torch

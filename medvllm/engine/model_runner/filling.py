@@ -9,7 +9,7 @@ from medvllm.engine.model_runner.edge import reading
 from medvllm.engine.model_runner.inputs import plain_texts
 from medvllm.engine.model_runner.windows import Window
 from medvllm.errors import InputTooLongError, RequestError
-from medvllm.registry import Lease
+from medvllm.model_registry import Lease
 
 
 @dataclass(frozen=True)

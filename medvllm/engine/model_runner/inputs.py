@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from medvllm.errors import RequestError
-from medvllm.registry import Lease
+from medvllm.model_registry import Lease
 
 Text = str | tuple[str, str] | list[str]  # what one result is for; a list is a pair as JSON has it
 

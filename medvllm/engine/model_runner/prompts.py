@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from medvllm.engine.model_runner.inputs import check_texts
 from medvllm.errors import InputTooLongError, RequestError, nearest, offer
-from medvllm.registry import Lease
+from medvllm.model_registry import Lease
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

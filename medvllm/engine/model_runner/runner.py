@@ -8,8 +8,9 @@ from medvllm.engine.model_runner.edge import answering
 from medvllm.engine.model_runner.inputs import Text, listed
 from medvllm.errors import CatalogError
 from medvllm.metadata import ModelMetadata
+from medvllm.model_registry import ModelRegistry, registry
 from medvllm.receipt import Receipt
-from medvllm.registry import ModelRegistry, registry
+from medvllm.words import usual_task
 
 if TYPE_CHECKING:
     from medvllm.engine.model_runner.filling import Fill
@@ -96,6 +97,7 @@ class ModelRunner:
         from medvllm.engine.model_runner.tasks import TASKS, check_task, default_task
 
         if task is not None:
+            task = usual_task(task) if isinstance(task, str) else task
             check_task(task, arguments)  # before anything is loaded
         self._check_entry()
         given = listed(texts)  # what a caller's own generator raises is the caller's

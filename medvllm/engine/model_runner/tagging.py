@@ -11,7 +11,7 @@ from medvllm.engine.model_runner.inputs import plain_texts
 from medvllm.engine.model_runner.spans import Span, Word, decode, scheme_of
 from medvllm.engine.model_runner.windows import Coverage, split
 from medvllm.errors import RequestError
-from medvllm.registry import Lease
+from medvllm.model_registry import Lease
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """What a runner can do with a model: one function a task, from texts to results."""
 
 import inspect
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,19 +14,11 @@ from medvllm.engine.model_runner.prompts import choose, token_count
 from medvllm.engine.model_runner.tagging import tag
 from medvllm.engine.model_runner.windows import Coverage, split
 from medvllm.errors import RequestError, nearest, offer
-from medvllm.registry import Lease
+from medvllm.heads import task_of
+from medvllm.model_registry import Lease
 
 if TYPE_CHECKING:
     import torch
-
-# The task of a model of which nothing is said but its class: what its head was trained for.
-_TASKS_OF_HEADS = {
-    "TokenClassification": "ner",
-    "SequenceClassification": "classify",
-    "CausalLM": "generate",
-    "ConditionalGeneration": "generate",
-    "PreTraining": "embed",
-}
 
 
 @dataclass(frozen=True)
@@ -112,11 +103,7 @@ def default_task(lease: Lease, texts: Iterable[Any]) -> str:
         return (
             "fill-mask" if any(mark in text for text in texts if isinstance(text, str) for mark in marks) else "embed"
         )
-    if kind.endswith("LMHeadModel"):
-        return "generate"
-    if (head := re.search(r"For([A-Z]\w*)$", kind)) is None:
-        return "embed"
-    return _TASKS_OF_HEADS.get(head[1], re.sub(r"(?<!^)(?=[A-Z])", "-", head[1]).lower())
+    return task_of(kind) or "embed"
 
 
 def _check_pooling(lease: Lease) -> None:

@@ -15,19 +15,19 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from medvllm import inherited, presence, settings
-from medvllm.approval import LockApproval
-from medvllm.catalog import Catalog, Difference, StoredCatalog, differences, from_toml, to_toml
+from medvllm.approval import LockApproval, check_accepted
+from medvllm.catalog import Catalog, Difference, StoredCatalog, check_reason, differences, from_toml, to_toml
 from medvllm.classes import class_path
 from medvllm.errors import (
     BudgetError,
     CatalogError,
     DeviceMemoryError,
-    DigestMismatchError,
+    ModelNameError,
     ModelNotFoundError,
     RequestError,
     SourceError,
 )
-from medvllm.facts import checked
+from medvllm.facts import checked, listed
 from medvllm.lease import Lease, Leasing
 from medvllm.metadata import ModelMetadata, ModelType
 from medvllm.names import ModelRef, parse, source_path, valid_name
@@ -125,8 +125,11 @@ class ModelRegistry:
         `facts` are model_class, config_class (a class or "module:Class"), description, tags, parameters (load options),
         model_path (None: the name is the source), revision, task, architecture, do_lower_case, max_length, pooling,
         id2label, expected_missing_keys, license and the other facts of `ModelMetadata`; RequestError names an unknown
-        one and its nearest. ModelExistsError: the name is taken and `replace` is not set.
+        one and its nearest. What a folder itself says is read from it, for listings: its task, labels, pooling, length.
+        SourceError, LoadError: the folder is not there, or what it holds cannot be loaded. ModelExistsError: the name
+        is taken and `replace` is not set.
         """
+        facts = listed(facts)
         parameters = facts.get("parameters")
         # Refused now rather than at every load.
         if isinstance(parameters, Mapping) and LoadOptions.stated(parameters).revision is not None:
@@ -137,6 +140,8 @@ class ModelRegistry:
         if copy:
             kept = _sources().take(facts.get("model_path"), facts.get("extra_files") or ())
             facts["model_path"] = source_path(str(kept))
+        if facts.get("model_path") is not None and parse(facts["model_path"]).kind == "folder":
+            facts |= _sources().read(ModelMetadata.build(name, model_type, facts))
         metadata = self._catalog.add(name, model_type, facts, replace=replace, persist=persist, reason=reason)
         if replace and not persist:
             self._leave(name, "replaced")
@@ -151,14 +156,14 @@ class ModelRegistry:
         removes it all the same.
         """
         ref = parse(name)
-        if not persist and (ref.suffix is not None or self._catalog.is_stored(name)):
+        if not persist and (ref.suffix is not None or self._catalog.is_stored(ref.name)):
             raise CatalogError(
                 f"Model {name!r} is stored: it would be gone for every process.\n"
                 f"If that is meant: registry.unregister({name!r}, persist=True), or: medvllm unregister {name}",
                 model=ref.name,
             )
         if ref.suffix is None:
-            self._catalog.remove(name, force=force, reason=reason)
+            self._catalog.remove(ref.name, force=force, reason=reason)
         else:
             self.catalog.remove(name, force=force, reason=reason)
         self._leave(ref.name)
@@ -169,23 +174,25 @@ class ModelRegistry:
         model_type: ModelType | str | None = None,
         *,
         task: str | None = None,
-        tags: Sequence[str] = (),
+        tags: Sequence[str] | str = (),
         match: str | None = None,
+        search: str | None = None,
         limit: int | None = None,
         after: str | None = None,
         **facts: Any,
     ) -> dict[str, ModelMetadata]:
         """Return metadata by name, sorted, of the entries that fit every filter; it never waits for a load.
 
-        `tags` must all be there; `match` is a glob on the name in any case, such as "bio*". Any other fact of
-        `register` is a filter too: license="apache*", gated=False, languages="en"; None asks for what is not known.
-        A page of a long list are the first `limit` names `after` the last one of the page before.
+        `tags` must all be there; `match` is a glob on the name in any case, such as "bio*"; `search` is a text that a
+        name, another name of the model or its description has. Any other fact of `register` is a filter too:
+        license="apache*", gated=False, languages="en"; so are `origin` ("stored", "process", "built-in") and `version`.
+        None asks for what is not known. A page of a long list are the first `limit` names `after` the last one of the
+        page before.
         """
-        if limit is not None and limit < 1:
-            raise RequestError(f"limit is {limit}, which is no number of entries above 0.", option="limit")
-        tags = (tags,) if isinstance(tags, str) else tags
+        if limit is not None and (type(limit) is not int or limit < 1):
+            raise RequestError(f"limit must be at least 1, not {limit!r:.80}.", option="limit")
         return self._catalog.select(
-            model_type, task=task, tags=tags, match=match, facts=facts, limit=limit, after=after
+            model_type, task=task, tags=tags, match=match, search=search, facts=facts, limit=limit, after=after
         )
 
     def get_metadata(self, name: str) -> ModelMetadata:
@@ -199,13 +206,34 @@ class ModelRegistry:
             raise self._catalog.not_found(ref.name, advice=advice)
         return entry[0]
 
+    def __getitem__(self, name: str) -> ModelMetadata:
+        return self.get_metadata(name)
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether an entry answers to a name: what `get_metadata` gives, and not what loads directly."""
+        try:
+            return self._entry(parse(name)) is not None
+        except (ModelNameError, ModelNotFoundError):
+            return False
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.list_models())
+
+    def __len__(self) -> int:
+        return len(self.list_models())
+
+    def __bool__(self) -> bool:
+        return True  # also one without entries
+
     def diff(self, name: str, other: str) -> list[Difference]:
         """Return what differs between two entries, or versions of one: facts, and files where the lock has both.
 
         ModelNotFoundError: one of them is not registered.
         """
         before, after = self.get_metadata(name), self.get_metadata(other)
-        return differences(before, after, (self._approval.locked(before), self._approval.locked(after)))
+        return differences(
+            before.stated(), after.stated(), (self._approval.locked(before), self._approval.locked(after))
+        )
 
     @overload
     def load_model(
@@ -313,7 +341,7 @@ class ModelRegistry:
     ) -> "PreTrainedTokenizerBase":
         """Return the tokenizer of that name with the entry's casing and length; threads may share it."""
         metadata, snapshot = self._fetch(name, revision)
-        return self._tokenizer(metadata.completed(snapshot.sentence_transformer), snapshot)
+        return self._tokenizer(metadata.stated().completed(snapshot.sentence_transformer), snapshot)
 
     def pull(self, name: "str | os.PathLike[str]", *, revision: str | None = None, refresh: bool = False) -> Path:
         """Return the local folder of a model's files, fetched if they are not here; nothing is loaded.
@@ -324,14 +352,16 @@ class ModelRegistry:
             _sources().refresh(self._find(parse(name))[0], revision)
         return self._fetch(name, revision)[1].path
 
-    def lock(self, *names: "str | os.PathLike[str]") -> "dict[str, LockedModel]":
+    def lock(self, *names: "str | os.PathLike[str]", reason: str | None = None) -> "dict[str, LockedModel]":
         """Approve models as they are: write commit, and size and SHA-256 of every file, into the lock file.
 
-        The files are fetched if they are not here. From then on a load of another commit or byte is refused. Returns
-        what was written, by entry name.
+        The file also keeps who approved them, when, and the `reason`, and so does the history. A model that is there as
+        it is stays as it was approved, unless another reason is given. The files are fetched if they are not here. From
+        then on a load of another commit or byte is refused. Returns what the lock has of them, by entry name.
         """
+        check_reason(reason)
         sources = _sources()
-        lock, locked = sources.Lock.current(), {}
+        lock, locked, entries = sources.Lock.current(), {}, {}
         for name in names:
             ref = parse(name)
             metadata, revision = self._find(ref)
@@ -339,8 +369,10 @@ class ModelRegistry:
             is_version = ref.suffix is not None and revision is None
             approved = metadata.reference if is_version else lock.name_of(metadata)
             locked[approved] = sources.to_lock(sources.resolve(metadata, revision))
-        lock.update(locked)
-        return locked
+            entries[approved] = metadata
+        lock, news = lock.approve(locked, reason)
+        self._catalog.note_locked([(entries[name], locked[name].facts) for name in sorted(news)], lock.file, reason)
+        return {name: lock.models[lock.key(name)] for name in locked}
 
     def verify(self, *names: "str | os.PathLike[str]") -> dict[str, dict[str, str]]:
         """Hash the files of locked models, all when none is named, and return for each model what differs by file.
@@ -631,6 +663,7 @@ class ModelRegistry:
         ref = parse(name)
         generation, lock = self._catalog.generation(stored=ref.kind == "name"), _sources().in_force()
         metadata, revision = self._find(ref)
+        metadata = metadata.stated()
         self._warn(metadata)
         # Before anything is fetched: a device that is not here would waste a download.
         options = _loading().filled(metadata, stated)
@@ -713,7 +746,7 @@ class ModelRegistry:
                     if known is None or known.facts() != entry.facts():
                         self._catalog.keep(entry)
                         self._leave(name)
-            lock.update(bundle.locked)
+            lock.approve(bundle.locked)
         return sorted(bundle.locked)
 
     def _snapshot(self, metadata: ModelMetadata, revision: str | None) -> "Snapshot":
@@ -729,16 +762,8 @@ class ModelRegistry:
                     **vars(error),
                 ) from error.__cause__
             raise
-        accepted = metadata.standing.accepted
-        if metadata.origin == "stored" and accepted is not None and self.catalog.is_protected(metadata):
-            found = sources.to_lock(snapshot)
-            if revision is not None or found.digest != accepted:
-                raise DigestMismatchError(
-                    f"The files of model {metadata.reference!r} are not the ones that were accepted, and a protected "
-                    f"alias points to it.\nRegister them as the next version: medvllm register {metadata.name}",
-                    model=metadata.name,
-                    files=(),
-                )
+        if metadata.origin == "stored" and (alias := self.catalog.protected_by(metadata)) is not None:
+            check_accepted(metadata, alias, None if revision is not None else sources.to_lock(snapshot).digest)
         return snapshot
 
     def _find(self, ref: ModelRef) -> tuple[ModelMetadata, str | None]:
@@ -757,11 +782,12 @@ class ModelRegistry:
                 advice="\nRegister it there for all: registry.register(…, persist=True), or send a ModelRunner of it",
                 near=[],
             )
-        if ref.kind == "name" and self._catalog.was_removed(ref.name):
+        if ref.kind == "name" and (where := self._catalog.was_removed(ref.name)) is not None:
+            why = f"\nSee when, and why: medvllm history {ref.name}" if where == "stored" else ""
             raise self._catalog.not_found(
                 ref.text,
-                " any more: it was unregistered",
-                advice=f"\nSee when, and why: medvllm history {ref.name}",
+                f" any more: it was unregistered{'' if where == 'stored' else ' in this process'}",
+                advice=why or (f"\nA repository of that name is written as: hf://{ref.text}" if ref.is_repo_id else ""),
                 near=[],
             )
         if ref.kind == "name":

@@ -1,0 +1,89 @@
+"""`medvllm show`: what is known of a model, how it is known, and how its versions came to be."""
+
+from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+
+from medvllm.catalog import VersionRecord
+from medvllm.cli.completion import model_names
+from medvllm.cli.models import Json
+from medvllm.cli.output import one_line, print_groups, print_json
+from medvllm.facts import GROUPS, keywords
+from medvllm.local_files import local_files
+from medvllm.metadata import ModelMetadata
+from medvllm.model_registry import registry
+from medvllm.names import parse
+from medvllm.quantities import shown_size
+
+_Row = tuple[str, object, object]
+
+
+def show(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of a registered model.", autocompletion=model_names)
+    ],
+    as_json: Json = False,
+) -> None:
+    """Show what is known of a model, and how: S seen in a primary source, V verified by experiment, L likely."""
+    metadata = registry.get_metadata(name)
+    versions = registry.catalog.version_log(metadata.name) if metadata.origin == "stored" else []
+    if as_json:
+        log = [record.to_dict() for record in versions]
+        aliases = {alias: record.version for record in versions for alias in record.aliases}
+        numbers = [record.version for record in versions] or [metadata.version]
+        print_json(metadata.to_dict() | {"versions": numbers, "version_aliases": aliases, "version_log": log})
+        return
+    print_groups(("FACT", "VALUE", "EVIDENCE"), [*_facts(metadata), map(_version, versions)])
+
+
+def _facts(metadata: ModelMetadata) -> Iterator[list[_Row]]:
+    """Give the facts that are known in their groups; of a few, that they are not."""
+    facts = metadata.to_dict()
+    evidence, accepted = facts.pop("evidence"), facts.pop("acceptance")
+    facts["acceptance_tests"] = len(accepted) or None
+    for group in ("", *GROUPS):
+        said = _said(metadata) if group == "source" else {}
+        rows: list[_Row] = []
+        for fact, value in facts.items():
+            if (keywords()[fact][0] if fact in keywords() else "") != group:
+                continue
+            if fact == "license" and value is None:
+                rows.append((fact, "not known", ""))
+            elif fact not in said and value not in (None, "", [], {}):
+                # Not the aliases that point to versions.
+                label = "other_names" if fact == "aliases" else fact
+                rows.append((label, one_line(value, "; "), evidence.get(fact, "")))
+        yield rows + [(fact, value, evidence.get(fact, "")) for fact, value in said.items()]
+
+
+def _said(metadata: ModelMetadata) -> dict[str, str]:
+    """Return what an entry's source means: which commit a load takes, and whether the files are here."""
+    said = {}
+    location = parse(metadata.location)
+    if location.kind != "folder" and not _is_commit(location.suffix or metadata.source.revision):
+        branch = location.suffix or metadata.source.revision or "main"
+        said["revision"] = f"{branch}, which is not pinned: it means the commit of the first pull"
+    found = local_files(metadata)
+    size = f"yes, {shown_size(found.size_bytes)}" if found else ""
+    said["here"] = size or ("no: the folder has no model" if location.kind == "folder" else "no")
+    return said
+
+
+def _is_commit(revision: str | None) -> bool:
+    return revision is not None and len(revision) == 40 and not set(revision) - set("0123456789abcdef")
+
+
+def _version(record: VersionRecord) -> _Row:
+    """Return a version's line: when, by whom and why it was made; what was decided of it."""
+    made = " ".join(text for text in ((record.at or "")[:10], f"by {record.who}" if record.who else "") if text)
+    why = f"{made}: {record.reason}" if record.reason else made
+    aliases = [f"{alias} (protected)" if record.protected else alias for alias in record.aliases]
+    states = [
+        "what the name means" if record.is_meant else "",
+        f"aliases: {', '.join(aliases)}" if aliases else "",
+        "locked" if record.locked else "not locked",
+        f"accepted {(record.accepted_at or '')[:10]}".strip() if record.accepted else "not accepted",
+        f"deprecated: {record.deprecated}" if record.deprecated else "",
+    ]
+    return f"version {record.version}", why or None, "; ".join(state for state in states if state)

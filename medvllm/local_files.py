@@ -1,0 +1,103 @@
+"""Whether a model's weights are on this machine, told from names and sizes alone: a listing opens no file of them."""
+
+import json
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from medvllm.metadata import ModelMetadata
+from medvllm.names import parse
+
+_WEIGHTS = re.compile(r"(?:model|pytorch_model)(?:-\d+-of-(\d+))?\.(?:safetensors|bin)")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """A folder that holds a model, and the bytes of its weights."""
+
+    folder: Path
+    size_bytes: int
+
+
+def local_files(entry: ModelMetadata) -> LocalFiles | None:
+    """Return where an entry's files are on this machine, or None where they are not, or not whole.
+
+    Nothing is verified: a load hashes every byte, this asks for names and sizes.
+    """
+    location = parse(entry.location)
+    if location.kind == "folder":
+        return _held(Path(location.name))
+    if "/" not in location.name and not location.is_repo_id:
+        return None
+    repository = hub_cache() / f"models--{location.name.replace('/', '--')}"
+    revision = location.suffix or entry.source.revision or "main"
+    for commit in _commits(repository, revision):
+        if found := _held(repository / "snapshots" / commit):
+            return found
+    return None
+
+
+def hub_cache() -> Path:
+    """Return the folder of the Hub's cache, without importing huggingface_hub for it."""
+    constants = sys.modules.get("huggingface_hub.constants")
+    if constants is not None:
+        return Path(constants.HF_HUB_CACHE)
+    read = os.environ.get  # as the library does: a variable that is empty counts
+    home = os.path.expandvars(
+        os.path.expanduser(read("HF_HOME", os.path.join(read("XDG_CACHE_HOME", "~/.cache"), "huggingface")))
+    )
+    stated = read("HF_HUB_CACHE", read("HUGGINGFACE_HUB_CACHE", os.path.join(home, "hub")))
+    return Path(os.path.expandvars(os.path.expanduser(stated)))
+
+
+def _commits(repository: Path, revision: str) -> list[str]:
+    """Return the commits that a revision may be: itself, what the cache has noted, else whatever is there."""
+    if _COMMIT.fullmatch(revision):
+        return [revision]
+    try:
+        return [(repository / "refs" / revision).read_text(encoding="ascii").strip()]
+    except (OSError, ValueError):
+        return _names(repository / "snapshots")
+
+
+def _held(folder: Path) -> LocalFiles | None:
+    names = _names(folder)
+    if "modules.json" in names and "config.json" not in names and (folder / "0_Transformer").is_dir():
+        folder = folder / "0_Transformer"
+        names = _names(folder)
+    weights = _weights(folder, names)
+    if "config.json" not in names or not weights:
+        return None
+    try:
+        return LocalFiles(folder, sum(os.stat(folder / name).st_size for name in weights))
+    except OSError:  # a shard that is missing, or a link that leads nowhere
+        return None
+
+
+def _weights(folder: Path, names: list[str]) -> list[str]:
+    """Return the names of a checkpoint's weights, safetensors before pickles; shards as its index lists them."""
+    for kind, index in ((".safetensors", "model.safetensors"), (".bin", "pytorch_model.bin")):
+        if index in names:
+            return [index]
+        if f"{index}.index.json" in names:
+            return _shards(folder / f"{index}.index.json")
+        if found := [name for name in names if name.endswith(kind) and _WEIGHTS.fullmatch(name)]:
+            return found
+    return []
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []

@@ -1,0 +1,92 @@
+"""Words that are said in several ways, and mean one thing here: tasks, label schemes, the labels of a head."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from medvllm.errors import RequestError, nearest, offer
+
+TASKS = ("embed", "fill-mask", "ner", "deid", "classify", "rerank", "generate")
+
+# As transformers' pipelines and other tools call them.
+_TASKS_ELSEWHERE = {
+    "token-classification": "ner",
+    "named-entity-recognition": "ner",
+    "de-identification": "deid",
+    "deidentification": "deid",
+    "feature-extraction": "embed",
+    "sentence-similarity": "embed",
+    "embedding": "embed",
+    "embeddings": "embed",
+    "masked-lm": "fill-mask",
+    "text-classification": "classify",
+    "sequence-classification": "classify",
+    "sentiment-analysis": "classify",
+    "classification": "classify",
+    "text-ranking": "rerank",
+    "reranking": "rerank",
+    "rank": "rerank",
+    "text-generation": "generate",
+    "text2text-generation": "generate",
+    "generation": "generate",
+}
+_SCHEMES = ("BIO", "BILOU", "IO")
+_SCHEMES_ELSEWHERE = {"BIOES": "BILOU", "IOBES": "BILOU", "BIOLU": "BILOU", "BILUO": "BILOU", "IOB2": "BIO"}
+
+
+def usual_task(word: str) -> str:
+    """Return a task as it is called here; a word that is not known, as it is."""
+    folded = word.strip().casefold().replace("_", "-").replace(" ", "-")
+    return folded if folded in TASKS else _TASKS_ELSEWHERE.get(folded, word)
+
+
+def known_task(word: str, others: Iterable[str] = ()) -> str:
+    """Return a task as it is called here; RequestError: it is likely a misspelling of one, or of `others`.
+
+    A word of one's own is one that is near to none.
+    """
+    task = usual_task(word)
+    if task in TASKS or task in others:
+        return task
+    if _near(task, others):
+        raise unknown_task(word, others)
+    return task
+
+
+def unknown_task(word: str, others: Iterable[str] = ()) -> RequestError:
+    """Return the error for a word that is no task, nor one of `others`."""
+    near = _near(usual_task(word), others)
+    return RequestError(
+        f"Task {word[:80]!r} is not known.{offer([usual_task(each) for each in near])}\n"
+        f"It is one of: {', '.join(TASKS)}; or a word of your own that is not near to one of these",
+        task=word,
+        candidates=tuple(near),
+    )
+
+
+def _near(word: str, others: Iterable[str]) -> list[str]:
+    return nearest(word, [*TASKS, *_TASKS_ELSEWHERE, *others])
+
+
+def usual(model: str, keyword: str, value: Any) -> Any:
+    """Return a fact's value in the words that are used here; RequestError: it cannot be meant."""
+    if keyword == "task" and isinstance(value, str):
+        return known_task(value)
+    if keyword == "label_scheme" and isinstance(value, str):
+        scheme = _SCHEMES_ELSEWHERE.get(value.upper(), value.upper())
+        return scheme if scheme in _SCHEMES else value
+    if keyword == "id2label" and isinstance(value, Mapping):
+        return _labels(model, value)
+    return value
+
+
+def _labels(model: str, labels: Mapping[Any, Any]) -> list[Any]:
+    """Return labels by their ids, as a config.json has them, in their order."""
+    by_id = {int(key): label for key, label in labels.items() if str(key).isdecimal()}
+    missing = next((number for number in range(len(labels)) if number not in by_id), None)
+    if missing is not None or len(by_id) != len(labels):
+        raise RequestError(
+            f"Keyword 'id2label' of model {model!r} must name every class from 0 to {len(labels) - 1}, "
+            f"and {'has other keys' if missing is None else f'{missing} is missing'}.",
+            keyword="id2label",
+        )
+    return [by_id[number] for number in range(len(by_id))]
