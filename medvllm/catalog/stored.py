@@ -22,6 +22,7 @@ from medvllm.names import parse, valid_alias, valid_name
 from medvllm.spelling import folded
 
 if TYPE_CHECKING:
+    from medvllm.catalog.intake import Intake, Wanted
     from medvllm.catalog.sql import SqlStore
     from medvllm.catalog.sql.turn import Turn
 
@@ -350,6 +351,48 @@ class StoredCatalog:
         with self._turn(reason) as turn:
             apply(turn, wanted, reason, approved=approved)
         return turn.events
+
+    def take(
+        self,
+        wanted: "Wanted",
+        *,
+        replace: bool,
+        dry_run: bool = False,
+        reason: str | None = None,
+        noted: Iterable[tuple[str, int | None, Mapping[str, Any]]] = (),
+    ) -> "tuple[Intake, list[Event]]":
+        """Add what a bundle brings, in one transaction; return what came of it, and the changes.
+
+        Args:
+            wanted: Its entries and aliases.
+            replace: Whether what is here may be changed.
+            dry_run: Whether nothing is kept.
+            reason: Why; the history keeps it.
+            noted: Models that were imported, with what the history is to say of each: name, version, detail.
+
+        Raises:
+            CatalogError: It clashes with what is here, or changes it and may not.
+        """
+        from medvllm.catalog.intake import take
+
+        for stated in wanted.aliases:
+            valid_alias(stated.alias)
+        if dry_run and self._open() is None:  # a plan makes no database
+            with TemporaryDirectory() as folder, closing(StoredCatalog(Path(folder) / "catalog.db")) as empty:
+                empty.create()
+                return empty.take(wanted, replace=replace, reason=reason)
+        with self._turn(reason, keep=not dry_run) as turn:
+            intake = take(turn, wanted, reason)
+            intake.check(replace=replace)
+            changes = list(turn.events)
+            for name, version, detail in noted:
+                turn.note("imported", name, version or intake.numbers.get(name), reason=reason, detail=detail)
+        return intake, changes
+
+    def position(self) -> tuple[int, str]:
+        """Return how many events the history has, and the hash of the last as it was written; 0 without a catalogue."""
+        store = self._open()
+        return (0, "") if store is None else store.position()
 
     def plan(self, text: str, *, reason: str | None = None) -> tuple[list[Event], list[str]]:
         """Return what `apply` would change, and what it lacks for that: nothing is changed, whatever is protected."""

@@ -121,6 +121,10 @@ class SqlStore:
         with self._database.reading() as connection:
             yield from history.events(connection, name, since)
 
+    def position(self) -> tuple[int, str]:
+        """Return the number of events, and the hash of the last, as the catalogue keeps them."""
+        return self._database.read(history.end_of)
+
     def check(self) -> tuple[int, str, list[str]]:
         """Return how many events there are, a hash over all of them, and what is wrong with them."""
         found = self._database.read(check)

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import and_, bindparam, delete, func, insert, select, update
 
 from medvllm.catalog.events import DEFAULT, HALVES, Alias, Event
-from medvllm.catalog.sql.history import Journal, sha256, to_json
+from medvllm.catalog.sql.history import Journal, events, sha256, to_json
 from medvllm.catalog.sql.rows import facts_of, list_aliases, list_names, number_of
 from medvllm.catalog.sql.tables import MAX_NUMBER, aliases, names, other_names, versions
 from medvllm.errors import CatalogError, ModelExistsError, ModelNotFoundError, RequestError, nearest, offer
@@ -39,9 +39,12 @@ class Turn:
         replace: bool = True,
         above: int = 0,
         number: int | None = None,
+        may_be_lower: bool = False,
         reason: str | None = None,
     ) -> int:
         """Add a version and return its number, which is over `above`, or `number`.
+
+        `may_be_lower`: the number may be below the newest, as the caller knows that it never meant anything else.
 
         When the newest has the same content, it takes the marks that are stated, and its number is returned.
         ModelExistsError: the name has a version and `replace` is not set.
@@ -63,14 +66,14 @@ class Turn:
             raise CatalogError(
                 f"Model {name!r} has no number left for a version: {MAX_NUMBER} is the last.", model=name
             )
-        if version <= newest:
+        if version <= newest and not may_be_lower:
             raise CatalogError(
                 f"Version {version} of model {name!r} was given before, and a number is never used again; the newest "
                 f"was {newest}.\nLeave the number out, and the next one is given.",
                 model=name,
             )
         if newest:
-            self._connection.execute(update(names).where(names.c.name == name).values(newest=version))
+            self._connection.execute(update(names).where(names.c.name == name).values(newest=max(newest, version)))
         else:
             self._connection.execute(insert(names), {"name": name, "newest": version, "current": version})
         row = {"name": name, "number": version, "model_type": facts["model_type"], "facts": text}
@@ -228,6 +231,11 @@ class Turn:
     def names(self) -> list[str]:
         """Return the names that have a version."""
         return list_names(self._connection)
+
+    def registered(self, name: str) -> dict[int, dict[str, Any]]:
+        """Return the facts with which each version of a name was stored, also of those that are gone."""
+        rows = (event for event in events(self._connection, name, None) if event.action == "registered")
+        return {event.version: event.detail["facts"] for event in rows if event.version}
 
     def facts(self, name: str, number: int) -> dict[str, Any]:
         """Return a version's facts; ModelNotFoundError: there is no such version."""
