@@ -381,7 +381,8 @@ class StoredCatalog:
             with TemporaryDirectory() as folder, closing(StoredCatalog(Path(folder) / "catalog.db")) as empty:
                 empty.create()
                 return empty.take(wanted, replace=replace, reason=reason)
-        with self._turn(reason, keep=not dry_run) as turn:
+        with self._turn(reason) as turn:
+            turn.is_kept = not dry_run
             intake = take(turn, wanted, reason)
             intake.check(replace=replace)
             changes = list(turn.events)
