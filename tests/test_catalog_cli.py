@@ -104,8 +104,8 @@ def test_register_makes_versions_or_says_that_nothing_is_new(medvllm: Medvllm, n
         (["deprecate", "ner"], 2, "give --successor, --reason or --off"),
         (["deprecate", "ner", "--successor", "biobret-v1.2"], 1, "Nearest: 'biobert-base-cased-v1.2'"),
         (["history", "--since", "yesterday"], 2, "'yesterday' is neither a day nor a time"),
-        (["catalog", "apply", "nope.toml"], 1, "nope.toml"),
-        (["catalog", "migrate", "--to", "0007"], 1, "There is no schema '0007': it is one of 0001, 0002."),
+        (["catalog", "apply", "nope.toml"], 2, "nope.toml"),
+        (["catalog", "migrate", "--to", "0007"], 1, "There is no schema '0007': it is one of 0001, 0002, 0003."),
     ],
 )
 def test_what_is_refused_says_why(medvllm: Medvllm, ner: Path, arguments: list[str], code: int, words: str) -> None:
@@ -244,9 +244,9 @@ def test_editors_can_check_what_is_exported(medvllm: Medvllm, ner: Path) -> None
 
 def test_migrate_and_doctor(medvllm: Medvllm, ner: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What schema there is; a password is nowhere shown."""
-    assert medvllm("catalog", "migrate").out == "The schema is 0002 already.\n"
+    assert medvllm("catalog", "migrate").out == "The schema is 0003 already.\n"
     said = medvllm("catalog", "migrate", "--to", "0001")
-    assert said.out == "Schema 0002 -> 0001.\n" and ".0002-" in said.err
+    assert said.out == "Schema 0003 -> 0001.\n" and ".0003-" in said.err
     assert [line.split("\t")[0] for line in medvllm("list", "ne[r]").lines] == ["ner"]  # migrated by itself again
     monkeypatch.setenv("MEDVLLM_CATALOG", "postgresql://me:secret@127.0.0.1:9/x")
     for arguments in (("doctor",), ("list",), ("catalog", "migrate")):

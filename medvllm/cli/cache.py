@@ -9,7 +9,7 @@ import typer
 from medvllm import presence
 from medvllm.cli.models import Json
 from medvllm.cli.output import megabytes, print_json, print_table
-from medvllm.registry import registry
+from medvllm.model_registry import registry
 
 if TYPE_CHECKING:
     from medvllm.sources.store import Kept, Users

@@ -84,12 +84,17 @@ def check_inside(snapshot: Snapshot) -> None:
             )
 
 
+def kept(files: Mapping[str, Digest]) -> Path:
+    """Return where MEDVLLM_HOME has, or would have, a folder of these files."""
+    return _kept() / key_of(files)
+
+
 def keep(files: Mapping[str, Path], wanted: Mapping[str, Digest], *, link: bool) -> Path:
     """Make files a folder in MEDVLLM_HOME, named after their digests, and return it; one that is there stays.
 
     `link`: nobody else writes to the files, so that a second name of each will do.
     """
-    target = _kept() / key_of(wanted)
+    target = kept(wanted)
     with turn(target.with_name(f"{target.name}.lock")):
         for left in target.parent.glob(f"{target.name}.*/"):  # by a process that died
             shutil.rmtree(left)
