@@ -86,6 +86,7 @@ def test_a_bundle_carries_models_entries_and_lock(
     assert not again.is_new and set(again.models.values()) == {"here"}
     assert _files(home) == before and other.catalog.history() == events
     assert not [path for path in (home / "hub").iterdir() if path.name.startswith(".medvllm")]
+    assert not list((home / "hub" / ".locks" / "medvllm-import").iterdir())
 
 
 def test_the_same_models_give_the_same_contents(

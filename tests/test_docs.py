@@ -64,7 +64,7 @@ def test_the_page_on_the_catalogue_runs(home: Path, monkeypatch: pytest.MonkeyPa
     assert run.returncode == 0, run.stderr
     said = run.stdout.splitlines()
     assert "Nothing has changed: the newest version of 'clinic-ner' is 1." in said
-    assert "clinic-ner\tproduction\t2\tguarded" in said and said[-1].startswith("ok\t")
+    assert "clinic-ner\tproduction\t2\tprotected" in said and said[-1].startswith("ok\t")
     namespace: dict[str, object] = {}
     for block in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
         exec(compile(block, "catalog.md", "exec"), namespace)

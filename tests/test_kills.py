@@ -103,7 +103,7 @@ def _rounds(
 def _partial(site: Path) -> list[str]:
     """Return what was left half-made: temporary files, folders to be renamed, unpacked bundles."""
     left = [str(path) for kind in ("*.partial", "*.incomplete", "*.tmp") for path in site.rglob(kind)]
-    left += [str(path) for path in site.glob("hub/.medvllm-import/*")]
+    left += [str(path) for path in site.glob("hub/.locks/medvllm-import/*")]
     for folder in (site / "medvllm" / "converted", site / "medvllm" / "models"):
         left += [str(path) for path in folder.glob("*.*") if path.is_dir()]
     return left

@@ -1,8 +1,12 @@
 """Reload by replay: a model that is rebuilt is, bit for bit, the one that transformers loaded."""
 
+import copy
+import gc
+import io
 import json
 import math
 import os
+import pickle
 import re
 import resource
 import shutil
@@ -17,6 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
+import joblib
 import pytest
 import torch
 from hypothesis import given, settings
@@ -38,6 +44,7 @@ from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import DigestMismatchError, RequestError, SourceError
 from medvllm.loading import Loaded, aligned
 from medvllm.loading.mapping import mapped
+from medvllm.loading.memory import mapped_bytes, size_bytes
 from medvllm.loading.place import place
 from medvllm.loading.recipe import NoRecipe, Recipe
 from medvllm.loading.recipes import Recipes, recipes
@@ -557,9 +564,8 @@ def prepared() -> list[Path]:
 
 
 def mapped_share(model: Any) -> float:
-    """The part of a model's bytes that are views of a file that is larger than the tensor."""
-    own = {t.data_ptr(): t for t in tensors(model).values()}.values()
-    return sum(t.nbytes for t in own if t.untyped_storage().nbytes() > t.nbytes + 500) / sum(t.nbytes for t in own)
+    """The part of a model's bytes that lie in a file."""
+    return mapped_bytes(model) / size_bytes(model)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
@@ -786,3 +792,81 @@ def test_processes_hold_one_copy(load: Load, tmp_path: Path, method: str, number
     held = json.loads(run.stdout)
     assert 0.9 * size_bytes < held["shared"] < 1.5 * size_bytes  # pages of libraries are in it
     assert held["private"] / number < size_bytes / 3  # of Python's objects: copies would be three times that
+
+
+def _written(way: str, model: Any, target: Path) -> int:
+    """Return the bytes that one way to keep or send a model takes."""
+    if way == "joblib":
+        joblib.dump(model, target)
+    elif way == "torch.save":
+        torch.save(model.state_dict(), target)
+    else:
+        dumps = cloudpickle.dumps if way == "cloudpickle" else pickle.dumps
+        target.write_bytes(dumps(model.state_dict() if way == "state_dict" else copy.deepcopy(model)))
+    return target.stat().st_size
+
+
+@pytest.mark.parametrize("make", [tiny.bert_masked_lm, tiny.gpt2_causal_lm])
+def test_a_model_takes_no_more_than_its_file_when_it_is_sent(
+    registry: ModelRegistry, tmp_path: Path, make: Any
+) -> None:
+    """Pickled, dumped by joblib, saved; also one's own copy, and one that was loaded again."""
+    folder = make(tmp_path / "m")
+    first = registry.load_model(folder)
+    own = registry.load_model(folder, use_cache=False)
+    with torch.no_grad():
+        for parameter in own.parameters():
+            parameter.add_(1)
+    for model in (first, own):
+        plain = len(pickle.dumps(type(model).from_pretrained(folder)))
+        for way in ("pickle", "cloudpickle", "joblib", "state_dict", "torch.save"):
+            assert _written(way, model, tmp_path / "out") < 1.3 * plain + 100_000
+        back = pickle.loads(pickle.dumps(model)).state_dict()
+        assert all(torch.equal(back[name], tensor) for name, tensor in model.state_dict().items())
+        for parameter in model.parameters():
+            parts = io.BytesIO()
+            torch.save(parameter, parts)
+            assert len(parts.getvalue()) < parameter.nbytes + 5_000
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's /proc")
+def test_a_tensor_that_is_kept_keeps_no_more_than_itself(tmp_path: Path) -> None:
+    """What was written to the rest of a model is free once nobody has it; the one that is kept stays as it was."""
+    config = BertConfig(
+        vocab_size=20_000, hidden_size=256, num_hidden_layers=1, num_attention_heads=4, intermediate_size=512
+    )
+    BertModel(config).save_pretrained(tmp_path / "m")
+    file = tmp_path / "m" / "model.safetensors"
+    whole = mapped(file)
+    tensors = whole.tensors(read_header(file))
+    assert tensors is not None
+    for tensor in tensors.values():
+        tensor.fill_(7)
+    kept = tensors["embeddings.LayerNorm.bias"], tensors["encoder.layer.0.intermediate.dense.weight"]
+    before = _private_bytes(file)
+    del tensors, tensor, whole
+    gc.collect()
+    assert before > 0.9 * file.stat().st_size and _private_bytes(file) < sum(t.nbytes for t in kept) + (1 << 18)
+    assert all(bool((tensor == 7).all()) for tensor in kept)
+    del kept
+    gc.collect()
+    assert _private_bytes(file) == 0 and str(file) not in Path("/proc/self/maps").read_text()
+
+
+def _private_bytes(file: Path) -> int:
+    """Return the bytes of memory that are this process's own in its mappings of a file."""
+    found, is_file = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if not line.partition(" ")[0].endswith(":"):
+            is_file = line.endswith(str(file))
+        elif is_file and line.startswith("Anonymous:"):
+            found += int(line.split()[1]) * 1024
+    return found
+
+
+def read_header(file: Path) -> dict[str, Any]:
+    """Return a safetensors header without its metadata."""
+    content = file.read_bytes()
+    header: dict[str, Any] = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    header.pop("__metadata__", None)
+    return header

@@ -337,18 +337,20 @@ class StoredCatalog:
         if dry_run:
             return self.plan(text, reason=reason)[0]
         wanted = _wanted(text)
-        with self._turn(reason, keep=False) as turn:
+        with self._turn(reason) as turn:
             moves = apply(turn, wanted, reason)
             changes = turn.events
+            # What is to be looked at first, of files and processes, is looked at while others may go on.
+            turn.is_kept = not moves and all(event.action != "unregistered" for event in changes)
+        if turn.is_kept:
+            return changes
         self._check_idle({(event.name, event.version) for event in changes if event.action == "unregistered"})
         for name, alias, entry in moves:
             self._approve(name, alias, entry, reason)
-        if changes:
-            approved = {(name, alias, entry.version): entry.facts() for name, alias, entry in moves}
-            with self._turn(reason) as turn:
-                apply(turn, wanted, reason, approved=approved)
-                changes = turn.events
-        return changes
+        approved = {(name, alias, entry.version): entry.facts() for name, alias, entry in moves}
+        with self._turn(reason) as turn:
+            apply(turn, wanted, reason, approved=approved)
+        return turn.events
 
     def take(
         self,
@@ -379,7 +381,8 @@ class StoredCatalog:
             with TemporaryDirectory() as folder, closing(StoredCatalog(Path(folder) / "catalog.db")) as empty:
                 empty.create()
                 return empty.take(wanted, replace=replace, reason=reason)
-        with self._turn(reason, keep=not dry_run) as turn:
+        with self._turn(reason) as turn:
+            turn.is_kept = not dry_run
             intake = take(turn, wanted, reason)
             intake.check(replace=replace)
             changes = list(turn.events)
@@ -401,8 +404,8 @@ class StoredCatalog:
                 empty.create()
                 return empty.plan(text, reason=reason)
         wanted, lacking = _wanted(text), []
-        with self._turn(reason, keep=False) as turn:
-            turn.is_plan = True
+        with self._turn(reason) as turn:
+            turn.is_plan, turn.is_kept = True, False
             moves = apply(turn, wanted, reason)
         for name, alias, entry in moves:
             missing = self._missing(entry)
@@ -457,10 +460,10 @@ class StoredCatalog:
         return remembered[key]
 
     @contextmanager
-    def _turn(self, reason: str | None, *, keep: bool = True) -> "Iterator[Turn]":
-        """Give the catalogue for one change; without `keep`, only to see what it would be."""
+    def _turn(self, reason: str | None) -> "Iterator[Turn]":
+        """Give the catalogue for one change."""
         check_reason(reason)
-        with self._make().turn(keep=keep) as turn:
+        with self._make().turn() as turn:
             yield turn
 
     def _missing(self, entry: ModelMetadata) -> list[str]:

@@ -1,6 +1,7 @@
-"""A safetensors file as one private mapping: its tensors are views, and no byte is read before it is used.
+"""A safetensors file as one private mapping: its tensors lie in it, and no byte is read before it is used.
 
-Private means copy on write: what is written to a tensor reaches neither the file nor another mapping of it.
+Private means copy on write: what is written to a tensor reaches neither the file nor another mapping of it. Each tensor
+has a storage of its own bytes alone, so that what is pickled, saved or kept of a model is no more than it is.
 """
 
 import ctypes
@@ -13,6 +14,7 @@ from itertools import accumulate
 from operator import mul
 from pathlib import Path
 from typing import Any
+from weakref import finalize
 
 import torch
 
@@ -42,15 +44,36 @@ _PAGEMAP = "/proc/self/pagemap"
 _SWAPPED, _OF_FILE = 1 << 62, 1 << 61  # bits of a page there; bit 63, the sign, is set when it is in memory
 _CPU = torch.device("cpu")
 _PAGES = 1 << 14  # are looked at together
+_WORTH_FREEING = 1 << 16  # bytes
+_MADVISE: Any = getattr(ctypes.CDLL(None), "madvise", None) if hasattr(mmap, "MADV_DONTNEED") else None
+if _MADVISE is not None:
+    _MADVISE.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 
 
 @dataclass(frozen=True)
 class MappedFile:
-    """One mapping of a file: the storage that its tensors share, and the file's stamp when it was mapped."""
+    """One mapping of a file, and its stamp when it was mapped. It lasts as long as any of its tensors."""
 
     path: Path
     stamp: Stamp
     storage: torch.UntypedStorage
+    memory: memoryview
+
+    def part(self, begin: int, size: int) -> torch.UntypedStorage:
+        """Return some of its bytes as a storage of their own. When that goes, what was written to them is freed."""
+        if not size:
+            return torch.UntypedStorage(0)  # type: ignore[no-untyped-call]
+        octets = self.memory[begin : begin + size]
+        first, last = -(-begin // mmap.PAGESIZE), (begin + size) // mmap.PAGESIZE
+        if (last - first) * mmap.PAGESIZE >= _WORTH_FREEING and _MADVISE is not None:
+            at = self.storage.data_ptr() + first * mmap.PAGESIZE
+            finalize(octets, _MADVISE, at, (last - first) * mmap.PAGESIZE, mmap.MADV_DONTNEED).atexit = False
+        return torch.frombuffer(octets, dtype=torch.uint8).untyped_storage()
+
+    def where(self, storage: torch.UntypedStorage) -> int | None:
+        """Return where a storage begins in the file; None when it is no part of it."""
+        begin = storage.data_ptr() - self.storage.data_ptr()
+        return begin if 0 <= begin < self.stamp[2] and storage.nbytes() else None
 
     def tensors(self, header: Mapping[str, Any]) -> dict[str, torch.Tensor] | None:
         """Return the tensors that a header describes, as views; None when torch has no such dtype.
@@ -80,7 +103,8 @@ class MappedFile:
             return octets.clone().view(dtype).view(shape)
         sizes = (max(size, 1) for size in reversed(shape[1:]))
         strides = tuple(accumulate(sizes, mul, initial=1))[::-1] if shape else ()
-        return view(self.storage, dtype, begin // dtype.itemsize, tuple(shape), strides)
+        size = dtype.itemsize * torch.Size(shape).numel()
+        return view(self.part(begin, size), dtype, 0, tuple(shape), strides)
 
     def is_written(self) -> bool:
         """Return whether anything was written to the mapping, so that it is no longer what the file is.
@@ -109,7 +133,9 @@ def mapped(file: Path) -> MappedFile:
     storage: Any = torch.UntypedStorage.from_file(str(file), shared=False, nbytes=before[2])
     if stamp(file) != before:
         raise SourceError(f"{file} changed while it was read.\nTry again when nothing writes to it.", path=str(file))
-    return MappedFile(file, before, storage)
+    array: Any = (ctypes.c_ubyte * before[2]).from_address(storage.data_ptr())
+    array.storage = storage  # for as long as anything looks into it
+    return MappedFile(file, before, storage, memoryview(array).cast("B"))
 
 
 def view(

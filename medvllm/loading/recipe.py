@@ -8,7 +8,7 @@ reads itself: none comes from a disk or goes to one.
 import io
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,7 +42,7 @@ class _Doubt(Exception):
 
 
 class _Tensor(NamedTuple):
-    file: int  # the mapping that it is a view of
+    part: tuple[int, int, int] | None  # the number of a file, and what of it: beginning and bytes
     private: torch.Tensor | None  # what it is a copy of instead
     dtype: torch.dtype
     offset: int
@@ -78,7 +78,7 @@ class Recipe:
             return None
         if any(file.stamp != stamp for file, (_, stamp) in zip(files, self.files, strict=True)):
             return None
-        return _Reader(self, [file.storage for file in files]).load()
+        return _Reader(self, files).load()
 
 
 def recipe_of(model: torch.nn.Module, files: Sequence[MappedFile]) -> Recipe | NoRecipe:
@@ -132,7 +132,7 @@ class _Writer(pickle.Pickler):
         self.tensors: list[_Tensor] = []
         self.classes: list[type] = []
         self.private_bytes = self.private_parameters = 0
-        self._files = {file.storage.data_ptr(): number for number, file in enumerate(files)}
+        self._files = files
         self._private_storages: set[int] = set()
         self._plain: set[type] = set()  # kinds of objects that pickle takes apart as it always does
 
@@ -173,9 +173,9 @@ class _Writer(pickle.Pickler):
         ):
             raise _Doubt(f"it holds a {kind.__name__} that is more than its bytes")
         storage = tensor.untyped_storage()
-        file = self._files.get(storage.data_ptr(), -1)
+        part = self._part(storage)
         private = None
-        if file < 0:
+        if part is None:
             private = tensor.detach().clone()
             self.private_bytes += private.nbytes
             self.private_parameters += private.nbytes if kind is torch.nn.Parameter else 0
@@ -183,7 +183,7 @@ class _Writer(pickle.Pickler):
                 raise _Doubt("two of its tensors share memory that is in no file")
             self._private_storages.add(storage.data_ptr())
         return _Tensor(
-            file,
+            part,
             private,
             tensor.dtype,
             int(tensor.storage_offset()),
@@ -193,6 +193,12 @@ class _Writer(pickle.Pickler):
             tensor.requires_grad,
             dict(vars(tensor)),
         )
+
+    def _part(self, storage: torch.UntypedStorage) -> tuple[int, int, int] | None:
+        for number, file in enumerate(self._files):
+            if (begin := file.where(storage)) is not None:
+                return number, begin, storage.nbytes()
+        return None
 
 
 def _check_module(module: torch.nn.Module) -> None:
@@ -208,9 +214,14 @@ def _check_module(module: torch.nn.Module) -> None:
 class _Reader(pickle.Unpickler):
     """Puts a module tree together."""
 
-    def __init__(self, recipe: Recipe, storages: Sequence[torch.UntypedStorage]) -> None:
+    def __init__(self, recipe: Recipe, files: Sequence[MappedFile]) -> None:
         super().__init__(io.BytesIO(recipe.tree))
-        tensors = [_made(tensor, storages) for tensor in recipe.tensors]
+        parts: dict[tuple[int, int, int] | None, torch.UntypedStorage] = {}
+        for tensor in recipe.tensors:
+            if tensor.part is not None and tensor.part not in parts:
+                number, begin, size = tensor.part
+                parts[tensor.part] = files[number].part(begin, size)
+        tensors = [_made(tensor, parts) for tensor in recipe.tensors]
         self._standing_for: dict[str, Callable[[int], Any]] = {
             _tensor.__name__: tensors.__getitem__,
             _class.__name__: recipe.classes.__getitem__,
@@ -220,9 +231,9 @@ class _Reader(pickle.Unpickler):
         return self._standing_for[name] if module == __name__ else super().find_class(module, name)
 
 
-def _made(tensor: _Tensor, storages: Sequence[torch.UntypedStorage]) -> torch.Tensor:
-    file, private, dtype, offset, shape, strides, is_parameter, requires_grad, attributes = tensor
-    made = view(storages[file], dtype, offset, shape, strides) if private is None else private.clone()
+def _made(tensor: _Tensor, parts: Mapping[tuple[int, int, int] | None, torch.UntypedStorage]) -> torch.Tensor:
+    part, private, dtype, offset, shape, strides, is_parameter, requires_grad, attributes = tensor
+    made = view(parts[part], dtype, offset, shape, strides) if private is None else private.clone()
     if is_parameter:
         made = torch.nn.Parameter(made, requires_grad=requires_grad)
     elif requires_grad:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sqlalchemy import and_, delete, func, insert, select, update
+from sqlalchemy import and_, bindparam, delete, func, insert, select, update
 
 from medvllm.catalog.events import DEFAULT, HALVES, Alias, Event
 from medvllm.catalog.sql.history import Journal, events, sha256, to_json
@@ -15,12 +15,19 @@ from medvllm.facts import MARKS
 
 MAX_FACTS = 1_000_000  # bytes of an entry's facts as JSON
 
+# Made once, as making one takes longer than asking it.
+_NUMBERS = select(versions.c.number).where(versions.c.name == bindparam("of")).order_by(versions.c.number)
+_VERSION = select(versions).where(versions.c.name == bindparam("of"), versions.c.number == bindparam("number"))
+_LAST = select(func.max(versions.c.number)).where(versions.c.name == bindparam("of")).scalar_subquery()
+_NEWEST = select(names.c.newest, _LAST).where(names.c.name == bindparam("of"))
+
 
 class Turn:
     """The catalogue while nobody else may change it. Names here have no suffix; numbers are those of versions."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal, self._connection = journal, journal.connection
+        self.is_kept = True  # whether the change is made in the end
         self.is_plan = False  # whether it only tells what would change: a reason that is missing is noted, not refused
         self.needs_reason = False
 
@@ -212,8 +219,14 @@ class Turn:
 
     def numbers(self, name: str) -> list[int]:
         """Return the numbers of a name's versions, the newest last."""
-        query = select(versions.c.number).where(versions.c.name == name).order_by(versions.c.number)
-        return list(self._connection.execute(query).scalars())
+        return list(self._connection.execute(_NUMBERS, {"of": name}).scalars())
+
+    def all_numbers(self) -> dict[str, set[int]]:
+        """Return the numbers of every name's versions: one look for all, where a look for each takes minutes."""
+        found: dict[str, set[int]] = {}
+        for name, number in self._connection.execute(select(versions.c.name, versions.c.number)):
+            found.setdefault(name, set()).add(number)
+        return found
 
     def names(self) -> list[str]:
         """Return the names that have a version."""
@@ -226,8 +239,7 @@ class Turn:
 
     def facts(self, name: str, number: int) -> dict[str, Any]:
         """Return a version's facts; ModelNotFoundError: there is no such version."""
-        this = and_(versions.c.name == name, versions.c.number == number)
-        row = self._connection.execute(select(versions).where(this)).one_or_none()
+        row = self._connection.execute(_VERSION, {"of": name, "number": number}).one_or_none()
         if row is None:
             raise self._not_found(name, str(number))
         return facts_of(row)
@@ -274,8 +286,7 @@ class Turn:
 
     def _newest(self, name: str) -> tuple[int, int]:
         """Return the newest number that was ever given to a name, and that of a version that is left; 0 for none."""
-        last = select(func.max(versions.c.number)).where(versions.c.name == name).scalar_subquery()
-        row = self._connection.execute(select(names.c.newest, last).where(names.c.name == name)).one_or_none()
+        row = self._connection.execute(_NEWEST, {"of": name}).one_or_none()
         return (0, 0) if row is None else (row[0], row[1] or 0)
 
     def _alias(self, name: str, alias: str) -> Alias | None:
