@@ -13,6 +13,7 @@ import pytest
 from huggingface_hub import scan_cache_dir
 
 from medvllm.engine.model_runner import ModelRegistry
+from medvllm.sources.fingerprint import stamp
 from medvllm.sources.ledger import ledger
 from tests.support import tiny
 from tests.support.loopback import LoopbackHub
@@ -244,4 +245,4 @@ def test_a_file_from_the_future_is_hashed_once(tmp_path: Path, monkeypatch: pyte
         os.utime(file, (time.time() + 1e6, time.time() + 1e6))
     monkeypatch.setattr(digest, "_SETTLED_NS", 0)
     digest.digests(folder, ["config.json"])
-    assert ledger().digests([digest.stamp(folder / "config.json")])
+    assert ledger().digests([stamp(folder / "config.json")])
