@@ -409,7 +409,8 @@ calls = {
 }
 libc.opendir.restype = ctypes.c_void_p
 for name, call in calls.items():
-    print(name, "refused" if call() == -1 and ctypes.get_errno() in (errno.EPERM, errno.EACCES, errno.EXDEV) else "DONE")
+    is_refused = call() == -1 and ctypes.get_errno() in (errno.EPERM, errno.EACCES, errno.EXDEV)
+    print(name, "refused" if is_refused else "DONE")
 for name, call in {
     "torch": lambda: torch._C.PyTorchFileWriter(secret),
     "mapping": lambda: torch.from_file(secret, shared=True, size=4, dtype=torch.uint8),
