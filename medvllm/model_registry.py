@@ -16,21 +16,23 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from medvllm import inherited, presence, settings
 from medvllm.approval import LockApproval, check_accepted
-from medvllm.catalog import Catalog, Difference, StoredCatalog, check_reason, differences, from_toml, to_toml
+from medvllm.catalog import Catalog, Difference, StoredCatalog, check_reason, differences
 from medvllm.classes import class_path
 from medvllm.errors import (
     BudgetError,
     CatalogError,
     DeviceMemoryError,
+    HubUnreachableError,
+    MedVLLMError,
     ModelNameError,
     ModelNotFoundError,
     RequestError,
-    SourceError,
+    offer,
 )
 from medvllm.facts import checked, listed
 from medvllm.lease import Lease, Leasing
 from medvllm.metadata import ModelMetadata, ModelType
-from medvllm.names import ModelRef, parse, source_path, valid_name
+from medvllm.names import ModelRef, parse, source_path
 from medvllm.options import Identity, LoadOptions
 from medvllm.quantities import PINNED, parse_duration
 from medvllm.receipt import Receipt
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from medvllm.loading.modules import Modules
     from medvllm.residency.cache import Weighed
     from medvllm.sources import Fingerprint, LockedModel, Snapshot
+    from medvllm.transfer import Exported, Imported
 
 __all__ = ["Lease", "ModelMetadata", "ModelRegistry", "ModelType", "ResidentModel", "registry"]
 
@@ -201,7 +204,7 @@ class ModelRegistry:
         entry = self._entry(ref)
         if entry is None:
             advice = (
-                "\nA folder is loaded without being registered: registry.load_model" if ref.kind == "folder" else ""
+                f"\nRegister it: medvllm register NAME --type TYPE --path {ref.text}" if ref.kind == "folder" else ""
             )
             raise self._catalog.not_found(ref.name, advice=advice)
         return entry[0]
@@ -334,7 +337,7 @@ class ModelRegistry:
         if snapshot.locked and not target.seen.holds():
             snapshot = dataclasses.replace(snapshot, locked=_sources().is_locked(target.metadata, snapshot))
         proof = _loading().proof(snapshot, model, size_bytes, partial(self._tokenizer_of, target))
-        return Receipt.of(target.metadata, target.identity, snapshot.commit, proof)
+        return Receipt.of(target.metadata, target.identity, snapshot.commit, proof, snapshot.bundle)
 
     def load_tokenizer(
         self, name: "str | os.PathLike[str]", *, revision: str | None = None
@@ -690,81 +693,104 @@ class ModelRegistry:
         metadata, named_revision = self._find(parse(name))
         return metadata, self._snapshot(metadata, revision or named_revision)
 
-    def export(self, file: "str | os.PathLike[str]", *names: "str | os.PathLike[str]") -> list[str]:
-        """Write models into one bundle for a site without a network: entries, files and their lock; return the names.
+    def export(
+        self,
+        file: "str | os.PathLike[str]",
+        *names: "str | os.PathLike[str]",
+        unlocked: bool = False,
+        replace: bool = False,
+        sign: "str | os.PathLike[str] | None" = None,
+    ) -> "Exported":
+        """Write models into one bundle for a site without a network, and return what went, and its digests.
 
-        The files are fetched if they are not here. The same models give the same bytes. A folder that is not
-        registered gets its own last name.
+        A bundle has entries with their versions and aliases, files, and their lock. The files are fetched if they are
+        not here. A folder that is not registered gets its own last name.
+
+        Args:
+            file: The bundle to write; "-" for standard output.
+            names: Models; several versions of a name may go.
+            unlocked: Whether models go that nobody has approved in the lock.
+            replace: Whether a file that is there may be replaced.
+            sign: The private key of an elliptic curve, in PEM, that signs the bundle; the signature lies beside it.
+
+        Raises:
+            DigestMismatchError: A model is not locked.
+            OutputError: The file cannot be written, or is there.
         """
-        sources = _sources()
-        models: dict[str, tuple[Snapshot, LockedModel]] = {}
-        entries: dict[str, ModelMetadata] = {}
-        branches: dict[str, str] = {}
-        for name in names:
-            metadata, revision = self._find(parse(name))
-            snapshot = self._snapshot(metadata, revision)
-            if snapshot.repo is None:  # its path means nothing elsewhere
-                metadata = metadata.changed(source=dataclasses.replace(metadata.source, model_path=None))
-                if metadata.origin == "direct":
-                    metadata = metadata.changed(name=valid_name(snapshot.path.name))
-            known = models.get(metadata.name, (snapshot,))[0], entries.get(metadata.name, metadata)
-            if known != (snapshot, metadata):
-                raise RequestError(
-                    f"A bundle has one model of a name, and two of {metadata.name!r} are asked for.\n"
-                    "Write each into a bundle of its own."
-                )
-            if snapshot.repo is None or metadata.origin != "direct":
-                entries[metadata.name] = metadata
-            if (branch := sources.branch(metadata)) and snapshot.repo:
-                branches[metadata.name] = branch if revision is None else revision
-            models[metadata.name] = snapshot, sources.to_lock(snapshot)
-        sources.bundle.write(Path(file).absolute(), to_toml(entries.values()), models, branches)
-        return list(models)
+        from medvllm import transfer
 
-    def import_bundle(self, file: "str | os.PathLike[str]", *, replace: bool = False) -> list[str]:
-        """Make the models of a bundle this machine's and lock them; return their names.
+        target = Path(file)
+        key = None if sign is None else Path(sign)
+        transfer.check_target(target, replace=replace, key=key)
+        asked = [self._find(parse(name)) for name in names]
+        found = ((metadata, revision, self._snapshot(metadata, revision)) for metadata, revision in asked)
+        return transfer.export(self._catalog, target, found, unlocked=unlocked, sign=key)
 
-        Every byte is checked before anything becomes visible, and importing again changes nothing. DigestMismatchError:
-        the bundle is damaged, or a model in it is not the locked one; `replace` takes it all the same.
+    def import_bundle(
+        self,
+        file: "str | os.PathLike[str]",
+        *,
+        replace: bool = False,
+        dry_run: bool = False,
+        lock: bool = False,
+        reason: str | None = None,
+        against: "str | os.PathLike[str] | None" = None,
+        sha256: str | None = None,
+        verify_key: "str | os.PathLike[str] | None" = None,
+    ) -> "Imported":
+        """Make the models of a bundle this machine's, and return what that changed.
+
+        Every byte is checked before anything becomes visible; versions keep their numbers. Importing again changes
+        nothing. Nothing is approved by it, unless `lock` says so.
+
+        Args:
+            file: The bundle.
+            replace: Whether names, aliases and branches that are here may come to mean something else.
+            dry_run: Whether only to say what would change.
+            lock: Whether to approve the models, as `lock` does.
+            reason: Why; the history keeps it.
+            against: A lock file that came another way, which must have every model as it is in the bundle.
+            sha256: The digest of the bundle or of its contents, as the export printed it.
+            verify_key: The public key by which the bundle must be signed.
+
+        Raises:
+            SourceError: It is no sound bundle.
+            DigestMismatchError: It is damaged, not the one that is meant, or a model is not the locked one.
+            CatalogError: It would change what is here, and `replace` is not set; or it cannot be brought in at all.
         """
-        sources = _sources()
-        with sources.bundle.opened(Path(file).absolute()) as bundle:
-            entries = from_toml(bundle.entries, "stored")
-            bundle.check(entries)
-            lock = sources.Lock.current()
-            for name, locked in bundle.locked.items():
-                approved = lock.models.get(name)
-                if approved is not None and not replace:
-                    approved.check_source(name, locked.source, locked.commit)
-                    approved.check(name, locked.files)
-            for name in bundle.locked:
-                path = sources.bundle.land(bundle, name)
-                if entry := entries.get(name):
-                    if path is not None:
-                        entry = entry.changed(source=dataclasses.replace(entry.source, model_path=str(path)))
-                    known = self._catalog.find(name)
-                    if known is None or known.facts() != entry.facts():
-                        self._catalog.keep(entry)
-                        self._leave(name)
-            lock.approve(bundle.locked)
-        return sorted(bundle.locked)
+        from medvllm import transfer
+
+        check_reason(reason)
+        other = None if against is None else Path(against).absolute()
+        key = None if verify_key is None else Path(verify_key)
+        terms = transfer.Terms(replace, dry_run, lock, reason, other, sha256, key)
+        imported = transfer.take(self._catalog, Path(file).absolute(), terms)
+        for name in {event.name for event in imported.changes if event.name} if not dry_run else ():
+            self._leave(name)
+        return imported
 
     def _snapshot(self, metadata: ModelMetadata, revision: str | None) -> "Snapshot":
         """Return a model's files, checked against the lock, and against what was accepted of a protected version."""
         sources = _sources()
         try:
             snapshot: Snapshot = sources.resolve(metadata, revision, locked=sources.Lock.current().find(metadata))
-        except (SourceError, ModelNotFoundError) as error:
-            if metadata.origin == "direct" and metadata.location.startswith("hf://") and "/" not in metadata.name:
-                raise type(error)(
-                    f"{error}\nIf register() gave that name in another process, it is known there alone, but for: "
-                    "register(…, persist=True)",
-                    **vars(error),
-                ) from error.__cause__
+        except (ModelNotFoundError, HubUnreachableError) as error:
+            if metadata.origin == "direct" and metadata.location.startswith("hf://"):
+                raise self._not_registered(metadata.name, error) from error.__cause__
             raise
         if metadata.origin == "stored" and (alias := self.catalog.protected_by(metadata)) is not None:
             check_accepted(metadata, alias, None if revision is not None else sources.to_lock(snapshot).digest)
         return snapshot
+
+    def _not_registered(self, name: str, error: MedVLLMError) -> MedVLLMError:
+        """Return the error of a repository that could not be had, with what else the name may have been meant for."""
+        near = self._catalog.near(name)
+        hint = (
+            "\nIf register() gave that name in another process, it is known there alone, but for: "
+            "register(…, persist=True)"
+        )
+        message = f"Model {name!r} is not registered.{offer(near)}\n{error}{'' if '/' in name else hint}"
+        return type(error)(message, **vars(error) | {"candidates": tuple(near)})
 
     def _find(self, ref: ModelRef) -> tuple[ModelMetadata, str | None]:
         """Return the metadata and revision that a reference means, falling back to direct loading."""

@@ -46,7 +46,10 @@ _REFUSED = {
     "use_cache": "a copy of your own comes from load_model(…, use_cache=False)",
     "low_cpu_mem_usage": "leave it out: weights are mapped, not copied",
 }
-_KNOWN = ("device", "dtype", "torch_dtype", "revision", "use_cache", "model_class", "config", "attn_implementation")
+_KNOWN = (
+    *("device", "dtype", "torch_dtype", "revision", "use_cache", "keep_alive"),
+    *("model_class", "config", "attn_implementation"),
+)
 
 
 @dataclass(frozen=True)

@@ -76,8 +76,10 @@ class Receipt:
     libraries: dict[str, str] = field(default_factory=lambda: dict(library_versions()))
 
     @classmethod
-    def of(cls, metadata: ModelMetadata, identity: Identity, commit: str | None, proof: Proof) -> "Receipt":
-        """Return the receipt of a load; `commit` is the one that the files are said to be of."""
+    def of(
+        cls, metadata: ModelMetadata, identity: Identity, commit: str | None, proof: Proof, bundle: str | None = None
+    ) -> "Receipt":
+        """Return the receipt of a load; `commit` is the one that the files are said to be of, by a `bundle` or not."""
         evidence = metadata.evidence
         facts = metadata.facts()
         declared = {
@@ -86,7 +88,8 @@ class Receipt:
             if fact not in ("evidence", "acceptance")
         }
         if commit is not None and proof.commit is None:
-            declared["commit"] = {"value": commit, "evidence": "the Hub's cache on this machine"}
+            said_by = f"the bundle {bundle} that it was imported from" if bundle else "the Hub's cache on this machine"
+            declared["commit"] = {"value": commit, "evidence": said_by}
         options = identity.options.to_dict()
         return cls(identity.name, identity.version, identity.origin, identity.snapshot, options, proof, declared)
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from medvllm.errors import SourceError
-from medvllm.files import make_own, make_own_file
+from medvllm.files import chmod, make_own, own_mode
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 
@@ -28,7 +28,6 @@ def turn(file: Path, *, setting: str = "MEDVLLM_HOME", private: bool = True) -> 
 
     if private:
         make_own(file.parent)
-        make_own_file(file)
     else:
         file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file)
@@ -42,6 +41,8 @@ def turn(file: Path, *, setting: str = "MEDVLLM_HOME", private: bool = True) -> 
             f"Put it on a local disk: export {setting}=/a/folder/there",
             path=str(file),
         ) from error
+    if private:
+        chmod(file, own_mode(file.parent) & 0o666)
     try:
         yield
     finally:

@@ -130,7 +130,7 @@ def test_accept_and_verify_on_the_command_line(hub: LoopbackHub, home: Path, tmp
     assert drifted.returncode == 1
     assert f"{name}\tacceptance test 1\tmax_length 40, not 512" in drifted.stdout.splitlines()
     shutil.rmtree(home / "medvllm")
-    assert _medvllm("import", str(tmp_path / "b.tar"), home=home).returncode == 0
+    assert _medvllm("import", str(tmp_path / "b.tar"), "--replace", home=home).returncode == 0
     assert _medvllm("verify", name, "--behaviour", home=home).stdout == f"{name}\teverything\tok\n"
 
 

@@ -8,13 +8,15 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from medvllm.engine.model_runner import ModelRegistry
-from medvllm.errors import DigestMismatchError, MedVLLMError, ModelNotFoundError, SourceError
+from medvllm.errors import DigestMismatchError, MedVLLMError, ModelNotFoundError, OutputError, SourceError
+from medvllm.sources.provenance import Provenance
 from tests.support import tiny
 from tests.support.loopback import LoopbackHub
 
@@ -47,7 +49,10 @@ def _files(folder: Path) -> dict[str, str]:
     return {
         str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest()
         for f in folder.rglob("*")
-        if f.is_file() and f.suffix not in (".db", ".lock") and f.parent.name != "run"
+        if f.is_file()
+        and not f.name.startswith("catalog.db")
+        and f.suffix not in (".db", ".lock", ".json-lock")
+        and f.parent.name != "run"
     }
 
 
@@ -57,55 +62,68 @@ def test_a_bundle_carries_models_entries_and_lock(
     """A repository's, a pickled one's entry and a folder's: they load on the other side without a request."""
     registry.register("tagger", "clinical", model_path=tiny.bert_token_classifier(tmp_path / "t", ["O", "B-X"]))
     registry.register("cased", "clinical", model_path="acme/bin", do_lower_case=False, pooling="cls")
-    assert registry.export(tmp_path / "b.tar", "acme/bert", "cased", "tagger") == ["acme/bert", "cased", "tagger"]
+    registry.lock("acme/bert", "cased", "tagger")
+    exported = registry.export(tmp_path / "b.tar", "acme/bert", "cased", "tagger")
+    assert exported.models == ("acme/bert", "cased@1", "tagger@1")
+    content = (tmp_path / "b.tar").read_bytes()
+    assert (exported.size_bytes, exported.sha256) == (len(content), hashlib.sha256(content).hexdigest())
     home = site("hospital")
     acme.log.clear()
     other = ModelRegistry()
-    assert other.import_bundle(tmp_path / "b.tar") == ["acme/bert", "cased", "tagger"]
+    imported = other.import_bundle(tmp_path / "b.tar", lock=True)
+    assert imported.models == {"acme/bert": "new", "cased@1": "new", "tagger@1": "new"}
+    assert (imported.sha256, imported.contents) == (exported.sha256, exported.contents)
     (tmp_path / "t").rename(tmp_path / "gone")
     tagger: Any = other.load_model("tagger")
     assert other.load_model("acme/bert") and tagger.config.id2label[1] == "B-X"
     with other.lease("cased") as lease:
         assert lease.metadata.behaviour.pooling == "cls" and lease.metadata.origin == "stored"
         assert lease.tokenizer.tokenize("Aspirin") == ["Aspirin"]
-    assert other.verify() == {"acme/bert": {}, "cased": {}, "tagger": {}}
+    assert other.verify() == {"acme/bert": {}, "cased@1": {}, "tagger@1": {}}
     assert acme.log == []
-    before = _files(home)
-    assert ModelRegistry().import_bundle(tmp_path / "b.tar") and _files(home) == before
-    assert not list((home / "hub" / ".medvllm-import").iterdir())
+    before, events = _files(home), other.catalog.history()
+    again = ModelRegistry().import_bundle(tmp_path / "b.tar", lock=True, reason="again")
+    assert not again.is_new and set(again.models.values()) == {"here"}
+    assert _files(home) == before and other.catalog.history() == events
+    assert not [path for path in (home / "hub").iterdir() if path.name.startswith(".medvllm")]
+    assert not list((home / "hub" / ".locks" / "medvllm-import").iterdir())
 
 
-def test_the_same_models_give_the_same_bytes(
+def test_the_same_models_give_the_same_contents(
     registry: ModelRegistry, acme: LoopbackHub, site: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """In another order, on another day, on another machine."""
-    registry.export(tmp_path / "a.tar", "acme/bert", "acme/bin")
+    """In another order, on another day, on another machine: only the last member, who exported them, is another."""
+    first = registry.export(tmp_path / "a.tar", "acme/bert", "acme/bin", unlocked=True)
     os.utime(registry.pull("acme/bert") / "vocab.txt", (1, 1))
-    registry.export(tmp_path / "b.tar", "acme/bin", "acme/bert")
+    second = registry.export(tmp_path / "b.tar", "acme/bin", "acme/bert", unlocked=True)
     site("other")
-    ModelRegistry().export(tmp_path / "c.tar", "acme/bert", "acme/bin")
-    first = (tmp_path / "a.tar").read_bytes()
-    assert first == (tmp_path / "b.tar").read_bytes() == (tmp_path / "c.tar").read_bytes()
-    with tarfile.open(tmp_path / "a.tar") as tar:
-        rooms = {name.partition("/")[0] for name in tar.getnames()}
-    assert rooms == {"manifest.json", "entries.toml", "medvllm.lock", "blobs"}
+    third = ModelRegistry().export(tmp_path / "c.tar", "acme/bert", "acme/bin", unlocked=True)
+    assert first.contents == second.contents == third.contents
+    members = []
+    for name in ("a", "b", "c"):
+        with tarfile.open(tmp_path / f"{name}.tar") as tar:
+            members.append([(m.name, tar.extractfile(m).read()) for m in tar.getmembers()])  # type: ignore[union-attr]
+    assert members[0][:-1] == members[1][:-1] == members[2][:-1] and members[0][-1][0] == "provenance.json"
+    rooms = {name.partition("/")[0] for name, _ in members[0]}
+    assert rooms == {"manifest.json", "entries.toml", "medvllm.lock", "blobs", "provenance.json"}
+    assert hashlib.sha256(members[0][0][1]).hexdigest() == first.contents
 
 
 def test_an_unregistered_folder_takes_its_own_name(
     registry: ModelRegistry, site: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """Its path would mean nothing elsewhere."""
-    registry.export(tmp_path / "b.tar", tiny.bert_encoder(tmp_path / "our-bert"))
+    registry.export(tmp_path / "b.tar", tiny.bert_encoder(tmp_path / "our-bert"), unlocked=True)
     site("hospital")
-    assert ModelRegistry().import_bundle(tmp_path / "b.tar") == ["our-bert"]
+    assert ModelRegistry().import_bundle(tmp_path / "b.tar").models == {"our-bert": "new"}
     assert ModelRegistry().load_model("our-bert")
 
 
 def test_what_is_locked_otherwise_is_refused(
     registry: ModelRegistry, acme: LoopbackHub, site: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """Before anything is visible; `replace` says that it is meant."""
-    registry.export(tmp_path / "b.tar", "acme/bert")
+    """Before anything is visible; `replace` says that it is meant, and approves nothing."""
+    registry.export(tmp_path / "b.tar", "acme/bert", unlocked=True)
     home = site("hospital")
     acme.add("acme/bert", tiny.bert_masked_lm(tmp_path / "new", seed=1))
     other = ModelRegistry()
@@ -115,6 +133,7 @@ def test_what_is_locked_otherwise_is_refused(
         other.import_bundle(tmp_path / "b.tar")
     assert _files(home) == before
     other.import_bundle(tmp_path / "b.tar", replace=True)
+    other.import_bundle(tmp_path / "b.tar", replace=True, lock=True)
     assert other.verify() == {"acme/bert": {}} and _files(home) != before
 
 
@@ -131,12 +150,19 @@ def _rewritten(bundle: Path, target: Path, change: Callable[[list[tuple[tarfile.
 
 
 def _renamed(name: str) -> Callable[[list[Any]], None]:
-    return lambda members: setattr(members[-1][0], "name", name)
+    return lambda members: setattr(members[-2][0], "name", name)
+
+
+_SAID = Provenance("ana", "build", "2026-05-03T10:00:00+00:00", "medvllm 1", 3, "0" * 64)
+
+
+def _in_provenance(content: bytes) -> Callable[[list[Any]], None]:
+    return lambda members: members.__setitem__(-1, (members[-1][0], content))
 
 
 def _typed(kind: bytes) -> Callable[[list[Any]], None]:
     def change(members: list[Any]) -> None:
-        members[-1][0].type, members[-1][0].linkname = kind, "/etc/passwd"
+        members[-2][0].type, members[-2][0].linkname = kind, "/etc/passwd"
 
     return change
 
@@ -175,13 +201,21 @@ def _in_lock(old: str, new: str) -> Callable[[list[Any]], None]:
         _typed(tarfile.CHRTYPE),
         _typed(tarfile.FIFOTYPE),
         _typed(tarfile.DIRTYPE),
+        lambda members: members.insert(-1, members[-2]),
         lambda members: members.append(members[-1]),
         lambda members: members.append((tarfile.TarInfo("more"), b"x")),
         lambda members: members.pop(),
+        lambda members: members.pop(-2),
+        _in_provenance(b"{}"),
+        _in_provenance(b"[1]"),
+        _in_provenance(replace(_SAID, by="\x1b[2J").to_json()),
+        _in_provenance(replace(_SAID, program="x" * 201).to_json()),
+        _in_provenance(replace(_SAID, events=-1).to_json()),
+        _in_provenance(_SAID.to_json().replace(b"ana", b"eve")),
         lambda members: members.pop(0),
         lambda members: members.clear(),
         lambda members: members.reverse(),
-        _in_manifest(lambda m: m.update(version=2)),
+        _in_manifest(lambda m: m.update(version=1)),
         _in_manifest(lambda m: m.pop("members")),
         _in_manifest(lambda m: m["members"].append(m["members"][-1])),
         _in_manifest(lambda m: m["members"][-1].update(name="../x")),
@@ -209,7 +243,7 @@ def test_tricks_are_refused_and_leave_nothing(
     change: Callable[[list[Any]], None],
 ) -> None:
     """Absolute and climbing paths, links, devices, duplicates, missing and surplus members, impossible sizes."""
-    registry.export(tmp_path / "b.tar", "acme/bert")
+    registry.export(tmp_path / "b.tar", "acme/bert", unlocked=True)
     bad = _rewritten(tmp_path / "b.tar", tmp_path / "bad.tar", change)
     home = site("hospital")
     with pytest.raises(SourceError):
@@ -222,7 +256,7 @@ def test_a_flipped_byte_anywhere_is_noticed(
     registry: ModelRegistry, acme: LoopbackHub, site: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """In every 997th byte of the file, one at a time: an error, or, in the padding between members, no difference."""
-    registry.export(tmp_path / "b.tar", "acme/bert")
+    registry.export(tmp_path / "b.tar", "acme/bert", unlocked=True)
     content = (tmp_path / "b.tar").read_bytes()
     home = site("hospital")
     harmless = 0
@@ -236,7 +270,7 @@ def test_a_flipped_byte_anywhere_is_noticed(
             assert _files(home) == {}
         else:
             harmless += 1
-            assert ModelRegistry().verify() == {"acme/bert": {}}
+            assert ModelRegistry().load_model("acme/bert")
             for left in home.iterdir():
                 subprocess.run(["rm", "-r", left], check=True)
     assert harmless < 30
@@ -246,7 +280,7 @@ def test_files_that_are_not_their_listings_are_refused(
     registry: ModelRegistry, acme: LoopbackHub, site: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """A bundle that is consistent in itself, but whose weights are not those of the commit that it names."""
-    registry.export(tmp_path / "b.tar", "acme/bert")
+    registry.export(tmp_path / "b.tar", "acme/bert", unlocked=True)
     forged = b"x" * 1000
     digest = hashlib.sha256(forged).hexdigest()
 
@@ -269,7 +303,7 @@ def test_a_model_that_is_nowhere_cannot_be_exported(registry: ModelRegistry, acm
     """No file is left."""
     with pytest.raises(ModelNotFoundError):
         registry.export(tmp_path / "b.tar", "acme/none")
-    with pytest.raises(SourceError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot be written"):
         registry.export(tmp_path / "absent" / "b.tar", "acme/bert")
     with pytest.raises(SourceError, match="cannot be read|cannot be imported"):
         registry.import_bundle(tmp_path / "b.tar")
@@ -301,6 +335,6 @@ def test_a_bundle_of_five_gigabytes_passes_in_bounded_memory(tmp_path: Path, hom
         out.truncate(8 + len(header) + (5 << 30))
     bundle = str(tmp_path / "b.tar")
     cache = {"HF_HUB_CACHE": str(home / "hub")}
-    exported = _peak_mb(f"registry.export({bundle!r}, {str(folder)!r})", **cache)
+    exported = _peak_mb(f"registry.export({bundle!r}, {str(folder)!r}, unlocked=True)", **cache)
     imported = _peak_mb(f"registry.import_bundle({bundle!r})", **cache, MEDVLLM_HOME=str(home / "other"))
     assert max(exported, imported) < 200

@@ -188,7 +188,7 @@ def test_aliases_lead_to_the_entry(registry: ModelRegistry) -> None:
         ({"prompts": "query: "}, r"must be a dict of texts"),
         ({"truncate_dim": 0}, r"must be a whole number above 0"),
         ({"include_prompt": "no"}, r"must be True or False"),
-        ({"tags": "bert"}, r"must be a list of texts"),
+        ({"tags": 5}, r"must be a list of texts"),
         ({"tags": [1]}, r"must be a list of texts"),
         ({"model_class": "BertModel"}, r"must be a class or 'module:Class'"),
         ({"model_class": 3}, r"must be a class or 'module:Class'"),

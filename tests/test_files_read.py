@@ -458,7 +458,7 @@ def test_from_a_hub_and_in_a_bundle_goes_what_the_model_is(
     monkeypatch.setenv("MEDVLLM_HOME", str(tmp_path / "site"))
     monkeypatch.setenv("MEDVLLM_LOCK", str(tmp_path / "site.lock"))
     other = ModelRegistry()
-    other.import_bundle(tmp_path / "b.tar")
+    other.import_bundle(tmp_path / "b.tar", lock=True)
     assert _model(other, "folder") == here
 
 

@@ -28,7 +28,7 @@ LAYERS = (
     ("loading",),
     ("residency",),
     ("lease",),
-    ("approval",),
+    ("approval", "transfer"),
     ("model_registry",),
     ("engine",),
     ("cli",),

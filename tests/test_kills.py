@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import MedVLLMError
+from medvllm.names import parse
 from medvllm.sources import Lock
+from medvllm.sources.bundle import opened
 from tests.support import tiny
 from tests.support.driver import Driver
 from tests.support.loopback import LoopbackHub
@@ -101,7 +103,7 @@ def _rounds(
 def _partial(site: Path) -> list[str]:
     """Return what was left half-made: temporary files, folders to be renamed, unpacked bundles."""
     left = [str(path) for kind in ("*.partial", "*.incomplete", "*.tmp") for path in site.rglob(kind)]
-    left += [str(path) for path in site.glob("hub/.medvllm-import/*")]
+    left += [str(path) for path in site.glob("hub/.locks/medvllm-import/*")]
     for folder in (site / "medvllm" / "converted", site / "medvllm" / "models"):
         left += [str(path) for path in folder.glob("*.*") if path.is_dir()]
     return left
@@ -191,7 +193,7 @@ def test_import(
     """Each model of the bundle is there, whole and with its entry, or is not there."""
     registry = ModelRegistry()
     sources = _exported(hub, tmp_path, registry)
-    registry.export(tmp_path / "b.tar", "acme/bert", "tagger")
+    registry.export(tmp_path / "b.tar", "acme/bert", "tagger", unlocked=True)
 
     def check(completed: bool) -> None:
         offline(True)
@@ -202,13 +204,14 @@ def test_import(
             except MedVLLMError:
                 assert not completed
         for entry in other.catalog.versions("tagger").values():
-            assert _bytes(Path(entry.location)) == sources["tagger"]
+            assert _bytes(Path(parse(entry.location).name)) == sources["tagger"]
         assert other.catalog.check_history()[2] == []
-        assert Lock.current().models.keys() == (sources.keys() if completed or Lock.current().models else set())
+        locked = Lock.current().models
+        assert locked.keys() == ({"acme/bert", "tagger@1"} if completed or locked else set())
         assert not any(other.verify().values())
         offline(False)
 
-    statement = f"registry.import_bundle({str(tmp_path / 'b.tar')!r})"
+    statement = f"registry.import_bundle({str(tmp_path / 'b.tar')!r}, lock=True)"
     _rounds(driver, site, statement, rounds, lambda: None, check)
 
 
@@ -218,15 +221,17 @@ def test_export(driver: Driver, site: Path, hub: LoopbackHub, tmp_path: Path, ro
     registry = ModelRegistry()
     _exported(hub, tmp_path, registry)
     registry.pull("acme/bert")
-    expected = registry.export(tmp_path / "b.tar", "acme/bert", "tagger") and (tmp_path / "b.tar").read_bytes()
+    expected = registry.export(tmp_path / "b.tar", "acme/bert", "tagger", unlocked=True).contents
     bundle = site / "b.tar"
 
     def check(completed: bool) -> None:
-        assert bundle.read_bytes() == expected if completed or bundle.exists() else not completed
+        if completed or bundle.exists():
+            with opened(bundle) as found:
+                assert found.contents == expected
 
     statement = (
         f"registry.register('tagger', 'clinical', model_path={str(tmp_path / 't')!r}); "
-        f"registry.export({str(bundle)!r}, 'acme/bert', 'tagger')"
+        f"registry.export({str(bundle)!r}, 'acme/bert', 'tagger', unlocked=True, replace=True)"
     )
     kept: Any = shutil.copytree(site, tmp_path / "kept", symlinks=True)
     _rounds(

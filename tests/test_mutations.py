@@ -523,7 +523,7 @@ def test_bundles(
     from huggingface_hub import constants
 
     registry.register("tagger", "clinical", model_path=tiny.bert_token_classifier(tmp_path / "t", ["O", "B-X"]))
-    registry.export(tmp_path / "b.tar", "acme/bert", "tagger")
+    registry.export(tmp_path / "b.tar", "acme/bert", "tagger", unlocked=True)
     exported = {_sha256(file.read_bytes()) for name in ("acme", "t") for file in (tmp_path / name).iterdir()}
     site, bad = tmp_path / "site", tmp_path / "bad.tar"
     monkeypatch.setenv("MEDVLLM_HOME", str(site / "medvllm"))
@@ -536,12 +536,12 @@ def test_bundles(
         site.mkdir()
         bad.write_bytes(content)
         other = ModelRegistry()
-        names = _or_error(lambda: other.import_bundle(bad))
-        if names is None:
+        imported = _or_error(lambda: other.import_bundle(bad, lock=True))
+        if imported is None:
             assert not (site / "medvllm.lock").exists() and other.catalog.names() == []
             return False
         assert not any(other.verify().values())
-        for name in names:
+        for name in imported.models:
             folder = other.pull(name)
             assert {_sha256(file.read_bytes()) for file in folder.rglob("*") if file.is_file()} <= exported
         return True

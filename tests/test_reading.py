@@ -10,10 +10,18 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
-from medvllm.errors import LoadError, MedVLLMError, SourceError, WeightsMismatchError
+from medvllm.errors import (
+    LoadError,
+    MedVLLMError,
+    ModelNotFoundError,
+    RequestError,
+    SourceError,
+    WeightsMismatchError,
+)
 from medvllm.metadata import READ
 from tests.support import sentence, tiny
 from tests.support.console import command
+from tests.support.loopback import LoopbackHub
 
 LABELS = ["O", "B-X", "I-X"]
 
@@ -141,7 +149,7 @@ def _adapter(folder: Path) -> Path:
         (_config(model_type=None), {}, LoadError, "has no model_type.*\n.*architecture='bert'"),
         (_config(model_type="nonesuch"), {}, LoadError, "'nonesuch', which transformers [0-9.]+ does not have"),
         (_config(), {"architecture": "nonesuch"}, LoadError, "'nonesuch', which transformers"),
-        (_config(), {"id2label": ["O", "B-X"]}, WeightsMismatchError, r"2 names \(id2label\) for the 3 labels"),
+        (_config(), {"id2label": ["O", "B-X"]}, WeightsMismatchError, r"2 names for 3 labels \(id2label\)"),
         (_config(id2label={"0": "LABEL_0", "1": "LABEL_1"}), {}, WeightsMismatchError, "LABEL_0 to LABEL_2"),
         (_config(id2label=None), {}, WeightsMismatchError, "LABEL_0 to LABEL_2"),
     ],
@@ -190,7 +198,7 @@ def test_a_checkpoint_of_another_number_of_labels_is_told_by_its_weights(
     """Also where the config agrees with the entry."""
     folder = tiny.bert_token_classifier(tmp_path / "own", LABELS)
     _edited(folder / "config.json", id2label={"0": "O", "1": "B-X"}, label2id={"O": 0, "B-X": 1})
-    with pytest.raises(WeightsMismatchError, match="for the 3 labels of its checkpoint"):
+    with pytest.raises(WeightsMismatchError, match="2 names for 3 labels"):
         registry.register("own", "generic", model_path=folder, id2label=["O", "B-X"])
     weights = load_file(folder / "model.safetensors")
     weights["classifier.weight"], weights["classifier.bias"] = (
@@ -217,3 +225,33 @@ def test_own_folders_are_shown_as_built_in_models_are(tmp_path: Path, monkeypatc
     assert again.out == "Nothing has changed: the newest version of 'own' is 1.\n"
     exported = command(monkeypatch, "catalog", "export").out
     assert command(monkeypatch, "catalog", "apply", "-", stdin=exported.encode()).err == "0 changes.\n"
+
+
+def test_facts_are_taken_in_the_forms_that_people_write(registry: ModelRegistry) -> None:
+    """Labels as a config has them, a scheme under its other name, one tag; the kept form is one."""
+    entry = registry.register(
+        "forms", "generic", id2label={0: "O", "1": "B-X"}, label_scheme="BIOES", tags="bert", model_path="acme/m"
+    )
+    assert entry.behaviour.id2label == ("O", "B-X") and entry.behaviour.label_scheme == "BILOU"
+    assert entry.tags == ["bert"]
+    for gap in ({0: "O", 2: "B-X"}, {"a": "O"}, {0: 1}):
+        with pytest.raises(RequestError, match="id2label"):
+            registry.register("gap", "generic", id2label=gap, model_path="acme/m")
+
+
+def test_a_lease_without_its_block_says_how_to_use_it(registry: ModelRegistry, tmp_path: Path) -> None:
+    """And loads nothing."""
+    lease: Any = registry.lease(tiny.bert_masked_lm(tmp_path / "m"))
+    with pytest.raises(RequestError, match=r"with registry\.lease\("):
+        _ = lease.model
+    assert registry.resident() == []
+    with lease as held:
+        assert held.model
+
+
+def test_a_near_miss_of_a_repository_is_named(registry: ModelRegistry, hub: LoopbackHub) -> None:
+    """Where the Hub has no such repository, and where it is not asked."""
+    with pytest.raises(ModelNotFoundError, match="Nearest: 'emilyalsentzer/Bio_ClinicalBERT'") as refused:
+        registry.pull("emilyalsentzer/Bio_ClinicalBERTT")
+    assert "There is no repository" in str(refused.value) and "./emily" not in str(refused.value)
+    assert refused.value.candidates[0] == "emilyalsentzer/Bio_ClinicalBERT"

@@ -19,6 +19,7 @@ from medvllm.errors import (
     DigestMismatchError,
     HubUnreachableError,
     LoadError,
+    MedVLLMError,
     MissingDependencyError,
     UnsafeWeightsError,
 )
@@ -306,18 +307,22 @@ def test_a_bundle_carries_the_code(
     """It is exported and imported as bytes where nobody allows code; to run, both sides' rules hold."""
     from huggingface_hub import constants
 
-    registry.export(tmp_path / "b.tar", "own")
+    registry.export(tmp_path / "b.tar", "own", unlocked=True)
     monkeypatch.setenv("MEDVLLM_HOME", str(tmp_path / "site"))
     monkeypatch.setenv("MEDVLLM_LOCK", str(tmp_path / "site.lock"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "site-hub"))
     hub.log.clear()
     site = ModelRegistry()
-    for _ in range(2):
-        assert site.import_bundle(tmp_path / "b.tar") == ["own"]
-    assert site.verify() == {"own": {}}
-    with pytest.raises(UnsafeWeightsError, match="export MEDVLLM_TRUST_REMOTE_CODE=on"):
-        site.load_model("own")
+    for state in ("new", "here"):
+        imported = site.import_bundle(tmp_path / "b.tar")
+        assert imported.models == {"own@1": state} and "permission does not come with a bundle" in imported.notes[0]
     monkeypatch.setenv("MEDVLLM_TRUST_REMOTE_CODE", "on")
+    entry = site.get_metadata("own")
+    assert entry.source.trust_remote_code is None
+    with pytest.raises(MedVLLMError):
+        site.load_model("own")
+    facts = {**entry.facts(), "trust_remote_code": True}
+    site.register("own", facts.pop("model_type"), replace=True, **facts)
     assert site.load_model("own").says == str(tmp_path) and hub.log == []
 
 

@@ -178,7 +178,10 @@ def test_listing_never_waits_for_a_load(registry: ModelRegistry, acme: LoopbackH
 
 def test_gated_missing_and_unknown(registry: ModelRegistry, acme: LoopbackHub) -> None:
     """Each with the repository's name and the way out."""
-    with pytest.raises(ModelNotFoundError, match="'acme/none' is neither registered nor on the Hub.*\n.*medvllm list"):
+    with pytest.raises(
+        ModelNotFoundError,
+        match="'acme/none' is not registered.\nThere is no repository 'acme/none' on the Hub.*\n.*medvllm list",
+    ):
         registry.load_model("acme/none")
     with pytest.raises(SnapshotNotFoundError, match="'acme/bert' has no revision 'v9'"):
         registry.load_model("acme/bert@v9")

@@ -649,14 +649,14 @@ def test_a_version_is_locked_under_the_name_that_an_error_says(
         registry.load_tokenizer("m@1")
 
 
-def test_a_bundle_has_one_version_of_a_model(registry: ModelRegistry, tmp_path: Path) -> None:
-    """Two are refused, rather than one left out; the same one named twice is one."""
+def test_a_bundle_has_versions_side_by_side(registry: ModelRegistry, tmp_path: Path) -> None:
+    """The same one named twice is one; two folders of one name are refused."""
     for i in range(2):
-        _put(registry, model_path=str(tiny.bert_masked_lm(tmp_path / f"m{i}", seed=i)))
-    with pytest.raises(RequestError, match="A bundle has one model of a name, and two of 'm' are asked for"):
-        registry.export(tmp_path / "b.tar", "m@1", "m@2")
-    assert not (tmp_path / "b.tar").exists()
-    assert registry.export(tmp_path / "b.tar", "m@2", "m") == ["m"]
+        _put(registry, model_path=str(tiny.bert_masked_lm(tmp_path / f"m{i}" / "x", seed=i)))
+    assert registry.export(tmp_path / "b.tar", "m@2", "m", "m@1", unlocked=True).models == ("m@2", "m@1")
+    with pytest.raises(RequestError, match="A bundle has one model of a name, and two of 'x' are asked for"):
+        registry.export(tmp_path / "c.tar", tmp_path / "m0" / "x", tmp_path / "m1" / "x", unlocked=True)
+    assert not (tmp_path / "c.tar").exists()
 
 
 def test_what_is_not_known_fits_no_glob(registry: ModelRegistry) -> None:

@@ -108,7 +108,7 @@ WRONG: list[dict[str, Any]] = [
     {"model_type": 5},
     {"model_type": "clincal"},
     {"license": ["mit"]},
-    {"license": object()},
+    {"license": 1j},
     {"license": b"mit"},
     {"licence": "mit"},
     {"pooling": "maen"},

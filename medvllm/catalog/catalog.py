@@ -69,6 +69,11 @@ class Catalog:
             raise CatalogError("The entry cannot be kept: this registry has no stored catalogue.")
         return self._stored
 
+    @property
+    def lasts(self) -> bool:
+        """Whether there are entries that last."""
+        return self._stored is not None
+
     def generation(self, *, stored: bool = True) -> tuple[int, Hashable]:
         """Return a value that changes whenever an entry does, so that look-ups can be remembered.
 
@@ -283,12 +288,15 @@ class Catalog:
         """Store an entry; its numbers go on from those of the built-in one."""
         before = self._builtins.get(entry.name)
         kept = self.stored.add(entry, replace=replace, above=before.version if before else 0, reason=reason)
-        with self._lock:
-            # One of this process's would stand before it.
-            if self._own.pop(entry.name, None) is not None:
-                self._forget_aliases(entry.name)
-                self._changed()
+        self.give_way(entry.name)
         return kept
+
+    def give_way(self, name: str) -> None:
+        """Forget this process's entry of a name, which would stand before the stored one."""
+        with self._lock:
+            if self._own.pop(name, None) is not None:
+                self._forget_aliases(name)
+                self._changed()
 
     def _put(self, entry: ModelMetadata, newest: int) -> ModelMetadata:
         """Make an entry this process's, as the next version of its name."""

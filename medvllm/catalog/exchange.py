@@ -24,18 +24,20 @@ def apply(turn: "Turn", wanted: Entries, reason: str | None, approved: Approved 
 
     Of the moves of protected aliases only those `approved` are made; None: all, to see what they are.
     """
+    there = turn.all_numbers()
     kept: dict[str, set[int]] = {}  # the versions of each name that stay
     numbered = {entry.name for entry in wanted.models if entry.version}
     for entry in sorted(wanted.models, key=lambda entry: (entry.name, entry.version or float("inf"))):
         stay = kept.setdefault(entry.name, set())
         if entry.version:
-            _version(turn, entry, reason)
+            _version(turn, entry, reason, is_there=entry.version in there.get(entry.name, ()))
             stay.add(entry.version)
+            there.setdefault(entry.name, set()).add(entry.version)
         else:
             # A name of which the file numbers no version keeps its earlier ones.
-            stay |= set() if entry.name in numbered else set(turn.numbers(entry.name))
+            stay |= set() if entry.name in numbered else there.get(entry.name, set())
             stay.add(turn.register(entry.name, storable(entry), reason=reason))
-    gone = [name for name in turn.names() if name not in kept]
+    gone = sorted(name for name in there if name not in kept)
     moves: list[Move] = []
     if wanted.aliases is not None:
         by_name = {name: [*aliases] for name, aliases in groupby(wanted.aliases, attrgetter("name"))}
@@ -48,18 +50,18 @@ def apply(turn: "Turn", wanted: Entries, reason: str | None, approved: Approved 
             if alias.version is not None:
                 turn.remove_alias(name, alias.alias, reason=reason)
     for name in (*kept, *gone):
-        for number in turn.numbers(name):
+        for number in sorted(there.get(name, ())):
             if number not in kept.get(name, ()):
                 turn.unregister(name, number, reason=reason)
     return moves
 
 
-def _version(turn: "Turn", entry: ModelMetadata, reason: str | None) -> None:
+def _version(turn: "Turn", entry: ModelMetadata, reason: str | None, *, is_there: bool) -> None:
     """Make a version what is wanted: added, or with other marks; its content never changes."""
     from medvllm.catalog.sql.turn import content, same
 
     facts = storable(entry)
-    if entry.version not in turn.numbers(entry.name):
+    if not is_there:
         turn.register(entry.name, facts, number=entry.version, reason=reason)
         return
     known = turn.facts(entry.name, entry.version)

@@ -22,6 +22,7 @@ from medvllm.names import parse, valid_alias, valid_name
 from medvllm.spelling import folded
 
 if TYPE_CHECKING:
+    from medvllm.catalog.intake import Intake, Wanted
     from medvllm.catalog.sql import SqlStore
     from medvllm.catalog.sql.turn import Turn
 
@@ -336,18 +337,63 @@ class StoredCatalog:
         if dry_run:
             return self.plan(text, reason=reason)[0]
         wanted = _wanted(text)
-        with self._turn(reason, keep=False) as turn:
+        with self._turn(reason) as turn:
             moves = apply(turn, wanted, reason)
             changes = turn.events
+            # What is to be looked at first, of files and processes, is looked at while others may go on.
+            turn.is_kept = not moves and all(event.action != "unregistered" for event in changes)
+        if turn.is_kept:
+            return changes
         self._check_idle({(event.name, event.version) for event in changes if event.action == "unregistered"})
         for name, alias, entry in moves:
             self._approve(name, alias, entry, reason)
-        if changes:
-            approved = {(name, alias, entry.version): entry.facts() for name, alias, entry in moves}
-            with self._turn(reason) as turn:
-                apply(turn, wanted, reason, approved=approved)
-                changes = turn.events
-        return changes
+        approved = {(name, alias, entry.version): entry.facts() for name, alias, entry in moves}
+        with self._turn(reason) as turn:
+            apply(turn, wanted, reason, approved=approved)
+        return turn.events
+
+    def take(
+        self,
+        wanted: "Wanted",
+        *,
+        replace: bool,
+        dry_run: bool = False,
+        reason: str | None = None,
+        noted: Iterable[tuple[str, int | None, Mapping[str, Any]]] = (),
+    ) -> "tuple[Intake, list[Event]]":
+        """Add what a bundle brings, in one transaction; return what came of it, and the changes.
+
+        Args:
+            wanted: Its entries and aliases.
+            replace: Whether what is here may be changed.
+            dry_run: Whether nothing is kept.
+            reason: Why; the history keeps it.
+            noted: Models that were imported, with what the history is to say of each: name, version, detail.
+
+        Raises:
+            CatalogError: It clashes with what is here, or changes it and may not.
+        """
+        from medvllm.catalog.intake import take
+
+        for stated in wanted.aliases:
+            valid_alias(stated.alias)
+        if dry_run and self._open() is None:  # a plan makes no database
+            with TemporaryDirectory() as folder, closing(StoredCatalog(Path(folder) / "catalog.db")) as empty:
+                empty.create()
+                return empty.take(wanted, replace=replace, reason=reason)
+        with self._turn(reason) as turn:
+            turn.is_kept = not dry_run
+            intake = take(turn, wanted, reason)
+            intake.check(replace=replace)
+            changes = list(turn.events)
+            for name, version, detail in noted:
+                turn.note("imported", name, version or intake.numbers.get(name), reason=reason, detail=detail)
+        return intake, changes
+
+    def position(self) -> tuple[int, str]:
+        """Return how many events the history has, and the hash of the last as it was written; 0 without a catalogue."""
+        store = self._open()
+        return (0, "") if store is None else store.position()
 
     def plan(self, text: str, *, reason: str | None = None) -> tuple[list[Event], list[str]]:
         """Return what `apply` would change, and what it lacks for that: nothing is changed, whatever is protected."""
@@ -358,8 +404,8 @@ class StoredCatalog:
                 empty.create()
                 return empty.plan(text, reason=reason)
         wanted, lacking = _wanted(text), []
-        with self._turn(reason, keep=False) as turn:
-            turn.is_plan = True
+        with self._turn(reason) as turn:
+            turn.is_plan, turn.is_kept = True, False
             moves = apply(turn, wanted, reason)
         for name, alias, entry in moves:
             missing = self._missing(entry)
@@ -414,10 +460,10 @@ class StoredCatalog:
         return remembered[key]
 
     @contextmanager
-    def _turn(self, reason: str | None, *, keep: bool = True) -> "Iterator[Turn]":
-        """Give the catalogue for one change; without `keep`, only to see what it would be."""
+    def _turn(self, reason: str | None) -> "Iterator[Turn]":
+        """Give the catalogue for one change."""
         check_reason(reason)
-        with self._make().turn(keep=keep) as turn:
+        with self._make().turn() as turn:
             yield turn
 
     def _missing(self, entry: ModelMetadata) -> list[str]:

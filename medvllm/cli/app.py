@@ -8,6 +8,7 @@ from medvllm import __version__
 from medvllm.cli import (
     alias,
     bundle,
+    cache,
     catalog,
     diff,
     doctor,
@@ -48,6 +49,7 @@ app.command("list")(listing.list_)
 app.command("show")(show.show)
 app.command("diff")(diff.diff)
 app.command("pull")(models.pull)
+app.add_typer(cache.app, name="cache")
 app.command("run")(run.run)
 app.command("plan")(memory.plan)
 app.command("ps")(memory.ps)

@@ -1,30 +1,115 @@
 """`medvllm export` and `medvllm import`: models in one file, for sites without a network."""
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medvllm.cli.output import megabytes, printable
+from medvllm.cli.history import described
+from medvllm.cli.models import Json
+from medvllm.cli.output import megabytes, print_json, printable
 from medvllm.model_registry import registry
+
+if TYPE_CHECKING:
+    from medvllm.sources.provenance import Provenance
+    from medvllm.transfer import Imported
 
 
 def export(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Models to put into the bundle.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME...", help="Models, such as ner@2 or ner@production."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write; - for standard output.")],
+    unlocked: Annotated[bool, typer.Option("--unlocked", help="Export also what nobody has approved.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the file if it is there.")] = False,
+    sign: Annotated[
+        Path | None, typer.Option(metavar="KEY", help="Private key (PEM, elliptic curve) to sign the bundle with.")
+    ] = None,
+    as_json: Json = False,
 ) -> None:
-    """Write models with their files and their lock into one bundle. The same models give the same bytes."""
-    exported = registry.export(output, *names)
-    typer.echo(f"Exported {_quoted(exported)} to {output}: {megabytes(output.stat().st_size)}.")
+    """Write locked models with their files, versions, aliases and lock into one bundle, and print its SHA-256."""
+    is_stdout = str(output) == "-"
+    if is_stdout and sys.stdout is not None and sys.stdout.isatty():
+        raise typer.BadParameter("a bundle is not written to a terminal: -o FILE, or a pipe", param_hint="--output")
+    exported = registry.export(output, *names, unlocked=unlocked, replace=replace, sign=sign)
+    if as_json and not is_stdout:
+        print_json(exported.to_dict())
+        return
+    went = ", ".join(printable(name) for name in (*exported.models, *exported.aliases))
+    lines = (
+        f"Exported {went} to {output}: {megabytes(exported.size_bytes)}",
+        f"SHA-256   {exported.sha256}",
+        f"contents  {exported.contents}",
+    )
+    for line in (*lines, *([f"signature {exported.signature}"] if exported.signature else [])):
+        typer.echo(line, err=is_stdout)
 
 
 def import_(
     file: Annotated[Path, typer.Argument(metavar="BUNDLE", help="File that medvllm export wrote.")],
-    replace: Annotated[bool, typer.Option("--replace", help="Take models that are not the locked ones.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Let names, aliases and branches that are here mean what the bundle says.")
+    ] = False,
+    lock: Annotated[bool, typer.Option("--lock", help="Also approve the models: write them to the lock file.")] = False,
+    reason: Annotated[str | None, typer.Option(help="Why; the history keeps it.")] = None,
+    against: Annotated[
+        Path | None, typer.Option(metavar="LOCK", help="Lock file that came another way: every model must be in it.")
+    ] = None,
+    sha256: Annotated[
+        str | None,
+        typer.Option(metavar="DIGEST", help="SHA-256 of the bundle or its contents, as export gave it."),
+    ] = None,
+    verify_key: Annotated[
+        Path | None, typer.Option(metavar="KEY", help="Public key (PEM) by which the bundle must be signed.")
+    ] = None,
+    as_json: Json = False,
 ) -> None:
-    """Check every byte of a bundle, then make its models this machine's and lock them."""
-    typer.echo(f"Imported {_quoted(registry.import_bundle(file, replace=replace))} from {file}.")
+    """Check every byte of a bundle, then make its models this machine's. It approves nothing without --lock."""
+    imported = registry.import_bundle(
+        file,
+        replace=replace,
+        dry_run=dry_run,
+        lock=lock,
+        reason=reason,
+        against=against,
+        sha256=sha256,
+        verify_key=verify_key,
+    )
+    if as_json:
+        print_json(imported.to_dict())
+        return
+    typer.echo(f"Bundle {file}, SHA-256 {imported.sha256}\n{_origin(imported.provenance)}")
+    for line in _lines(imported, dry_run):
+        typer.echo(line)
 
 
-def _quoted(names: list[str]) -> str:
-    return ", ".join(repr(printable(name)) for name in names)
+def _origin(provenance: "Provenance") -> str:
+    history = (
+        f"; its history then had {provenance.events} events, the last {provenance.last_hash[:12]}"
+        if provenance.events
+        else ""
+    )
+    by = f"{printable(provenance.by)}@{printable(provenance.machine)}"
+    return f"It says that {by} exported it at {printable(provenance.at)}{history}."
+
+
+def _lines(imported: "Imported", dry_run: bool) -> list[str]:
+    words = {"new": "would be new", "repaired": "would be repaired"} if dry_run else {}
+    lines = [
+        f"  {printable(name)}  {words.get(state, 'already here' if state == 'here' else state)}"
+        for name, state in imported.models.items()
+    ]
+    lines += [f"  {printable(described(event))}" for event in imported.changes]
+    lines += [printable(note[:1].upper() + note[1:] + ".") for note in imported.notes]
+    if dry_run:
+        return [*lines, "Nothing was changed: this was a dry run."]
+    lines += [f"Locked {printable(name)}" for name in imported.locked]
+    if not imported.is_new:
+        return [*lines, "Nothing has changed: all of it was here already."]
+    waiting = [name for name in imported.models if name not in imported.locked and imported.models[name] == "new"]
+    if waiting:
+        lines.append(f"Not approved by this. After a review: medvllm lock {' '.join(map(printable, waiting))}")
+    return lines

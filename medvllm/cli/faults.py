@@ -25,9 +25,14 @@ def report(error: BaseException, arguments: Sequence[str]) -> int:
         return 1
     if isinstance(error, BrokenPipeError) or (isinstance(error, OSError) and error.errno == errno.EPIPE):
         return 1  # whoever read the output has seen enough
-    if isinstance(error, MedVLLMError | OSError):
+    if isinstance(error, MedVLLMError):
         say(f"Error: {without_notes(str(error), arguments)}")
         return USAGE if isinstance(error, RequestError | ModelNameError) else 1
+    if isinstance(error, OSError):
+        file = "" if error.filename is None else f"{os.fsdecode(error.filename)!r}: "
+        say(f"Error: {without_notes(f'{file}{error.strerror or error}', arguments)}.")
+        is_typed = isinstance(error, FileNotFoundError) and str(error.filename) in arguments
+        return USAGE if is_typed else 1
     # Its message may hold any text, also that of a note.
     where = traceback.extract_tb(error.__traceback__)
     place = f" in {Path(where[-1].filename).name}, line {where[-1].lineno}" if where else ""

@@ -18,7 +18,7 @@ def lock(
     before = Lock.current()
     for name, model in registry.lock(*names, reason=reason).items():
         known = before.models.get(before.key(name))
-        is_news = known != model or known.approval != model.approval
+        is_news = known is None or known != model or known.approval != model.approval
         what = "Locked" if is_news else "Already locked:"
         size = megabytes(sum(digest.size for digest in model.files.values()))
         at = f" at {model.commit[:7]}" if model.commit else ""

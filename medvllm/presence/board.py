@@ -33,3 +33,4 @@ class Board(Protocol):
 
     def kept(self) -> Iterator[Kept]:
         """Give every note that can be read; none where there is no place yet."""
+        ...

@@ -27,9 +27,11 @@ class Holder(Protocol):
 
     def noted(self, *, for_others: bool = True) -> list[dict[str, Any]]:
         """Return the models in memory, and remember which of them others see as leased, if it is for them."""
+        ...
 
     def boards(self) -> list[Board]:
         """Return where its note belongs: the first that can be written."""
+        ...
 
 
 @dataclass(eq=False)

@@ -1,8 +1,9 @@
 """A bundle: entries, snapshots and their lock in one tar file, for sites without a network.
 
-Its members are `manifest.json`, `entries.toml`, `medvllm.lock` and `blobs/<SHA-256>`, in this order, plain files only.
-The manifest tells size and SHA-256 of every other member, so that a bundle is read in one pass and trusted in nothing.
-The same models give the same bytes.
+Its members are `manifest.json`, `entries.toml`, `medvllm.lock`, `blobs/<SHA-256>` and `provenance.json`, in this order,
+plain files only. The manifest tells size and SHA-256 of every member but the last, so that a bundle is read in one
+pass and trusted in nothing. The same models give the same bytes up to the last member, which says who exported them
+and when.
 """
 
 import hashlib
@@ -15,26 +16,31 @@ import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
-from medvllm import progress
-from medvllm.errors import DigestMismatchError, MedVLLMError, SourceError
-from medvllm.files import sync_folder
+from medvllm import progress, settings
+from medvllm.destination import written
+from medvllm.errors import DigestMismatchError, MedVLLMError, OutputError, SourceError
+from medvllm.files import make_own
 from medvllm.metadata import ModelMetadata
 from medvllm.names import parse
 from medvllm.sources import folder, hub
-from medvllm.sources.digest import Digest, digests
+from medvllm.sources.digest import Digest, differences, digests
 from medvllm.sources.layout import decide
+from medvllm.sources.ledger import ledger
 from medvllm.sources.lock_text import FOLDER, LockedModel, parsed, to_toml
+from medvllm.sources.provenance import Provenance, keep_origin
 from medvllm.sources.snapshot import Snapshot, read_json
+from medvllm.turns import turn
 
-__all__ = ["Bundle", "land", "opened", "read", "write"]
+__all__ = ["Bundle", "Packed", "land", "opened", "read", "write"]
 
-_VERSION = 1
+_VERSION = 2
 _CHUNK = 1 << 20
 _SMALL = 64 << 20  # bytes of the manifest, the entries or the lock at most
+_MANIFEST, _PROVENANCE = "manifest.json", "provenance.json"
 _BLOB = re.compile(r"blobs/[0-9a-f]{64}")
 _TEXTS = ("entries.toml", "medvllm.lock")
 # What tarfile, json and a walk through content of any shape raise.
@@ -43,16 +49,30 @@ _UNSOUND = (
     RecursionError,
 )
 
+State = Literal["new", "damaged", "here"]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A bundle that was written: its size and SHA-256, and that of its manifest, which stands for all of its models."""
+
+    size_bytes: int
+    sha256: str
+    contents: str
+
 
 @dataclass(frozen=True)
 class Bundle:
-    """What an unpacked bundle holds. `branches`: what a repository's branch pointed to; `blobs`: files by SHA-256."""
+    """What an unpacked bundle holds. Models go by their names in its lock: `name@2` for a version that has a number."""
 
     entries: str
     locked: dict[str, LockedModel]
     listings: dict[str, str]  # model -> SHA-256 of its commit's listing
     branches: dict[str, str]  # model -> the branch or tag that it was asked for by
-    blobs: Path
+    blobs: Path  # files by SHA-256
+    sha256: str  # of the bundle's file
+    contents: str  # SHA-256 of its manifest
+    provenance: Provenance
 
     def check(self, entries: Mapping[str, ModelMetadata]) -> None:
         """Raise SourceError unless each model's entry, or its name when it has none, leads to what is locked of it."""
@@ -82,11 +102,30 @@ class Bundle:
         if sorted(model.files) not in (sorted(layout.files) for layout in layouts):
             raise SourceError(f"The bundle has files of {name[:80]!r} that no load reads.")
 
+    def state(self, name: str) -> State:
+        """Return whether this machine has a model's files as the bundle has them; they are hashed."""
+        model = self.locked[name]
+        path = hub.folder_of(model.source, model.commit) if model.commit else folder.kept(model.files)
+        there = [file for file in model.files if (path / file).is_file()]
+        if not there:
+            return "new"
+        return "damaged" if differences(model.files, digests(path, there, fresh=True)) else "here"
+
+    def moved(self, name: str) -> str | None:
+        """Return the commit that this machine knows for a model's branch, where it is not the bundle's."""
+        model, branch = self.locked[name], self.branches.get(name)
+        known = ledger().commit(hub.endpoint(), model.source, branch) if branch is not None else None
+        return known if known != model.commit else None
+
 
 def write(
-    file: Path, entries: str, models: Mapping[str, tuple[Snapshot, LockedModel]], branches: Mapping[str, str]
-) -> None:
-    """Write a bundle; it appears whole or not at all. Every file is hashed once more on its way."""
+    target: Path,
+    entries: str,
+    models: Mapping[str, tuple[Snapshot, LockedModel]],
+    branches: Mapping[str, str],
+    provenance: Provenance,
+) -> Packed:
+    """Write a bundle; a file appears whole or not at all. Every file is hashed once more on its way."""
     listings = {
         name: hub.listing_file(snapshot.repo, snapshot.commit)
         for name, (snapshot, _) in models.items()
@@ -100,6 +139,8 @@ def write(
         noted[name] = digest.sha256
         sources[f"blobs/{digest.sha256}"], members[f"blobs/{digest.sha256}"] = path, digest
     for snapshot, locked in models.values():
+        if snapshot.repo is None:
+            folder.check_inside(snapshot)
         for path_in, digest in locked.files.items():
             member = f"blobs/{digest.sha256}"
             sources[member], members[member] = snapshot.file(path_in), digest
@@ -112,53 +153,65 @@ def write(
         "listings": noted,
         "branches": dict(branches),
     }
-    partial = file.with_name(f".{file.name}.partial")
+    content = json.dumps(manifest, indent=1, sort_keys=True).encode()
     try:
-        with (
-            partial.open("wb") as stream,
-            tarfile.open(fileobj=stream, mode="w|", format=tarfile.GNU_FORMAT) as tar,
-            progress.of_bytes("Exporting", sum(digest.size for digest in listed.values())) as advance,
-        ):
-            content = json.dumps(manifest, indent=1, sort_keys=True).encode()
-            _add(tar, "manifest.json", io.BytesIO(content), len(content))
-            for name, digest in listed.items():
-                with io.BytesIO(texts[name]) if name in texts else sources[name].open("rb") as source:
-                    hashed = _Hashed(source, advance)
-                    _add(tar, name, hashed, digest.size)
-                if hashed.sha256.hexdigest() != digest.sha256:
-                    raise SourceError(f"{sources[name]} changed while it was exported.", path=str(sources[name]))
-        sync_folder(partial.parent)
-        partial.replace(file)
+        with written(target) as stream:
+            out = _Counted(stream)
+            with (
+                tarfile.open(fileobj=out, mode="w|", format=tarfile.GNU_FORMAT) as tar,  # type: ignore[call-overload]
+                progress.of_bytes("Exporting", sum(digest.size for digest in listed.values())) as advance,
+            ):
+                _add(tar, _MANIFEST, io.BytesIO(content), len(content))
+                for name, digest in listed.items():
+                    with io.BytesIO(texts[name]) if name in texts else sources[name].open("rb") as source:
+                        hashed = _Hashed(source, advance)
+                        _add(tar, name, hashed, digest.size)
+                    if hashed.sha256.hexdigest() != digest.sha256:
+                        raise SourceError(f"{sources[name]} changed while it was exported.", path=str(sources[name]))
+                last = provenance.to_json()
+                _add(tar, _PROVENANCE, io.BytesIO(last), len(last))
+    except (SourceError, OutputError):
+        raise
     except OSError as error:
-        if isinstance(error, SourceError):
-            raise
-        raise SourceError(f"Bundle {file} cannot be written: {error}.", path=str(file)) from error
-    finally:
-        partial.unlink(missing_ok=True)
+        raise SourceError(f"Bundle {target} cannot be written: {error}.", path=str(target)) from error
+    return Packed(out.size, out.sha256.hexdigest(), hashlib.sha256(content).hexdigest())
 
 
 @contextmanager
 def opened(file: Path) -> Iterator[Bundle]:
-    """Unpack a bundle beside the Hub's cache for as long as the block lasts; one process at a time."""
-    from filelock import FileLock
-    from huggingface_hub import constants
-
-    room = Path(constants.HF_HUB_CACHE) / ".medvllm-import"
+    """Unpack a bundle for as long as the block lasts, one process at a time: beside the Hub's cache, where that can be
+    written, so that its files need no second copy."""
     try:
-        room.mkdir(parents=True, exist_ok=True)
-        with FileLock(room.with_suffix(".lock")):
+        room = _room()
+        with turn(room.with_suffix(".lock"), setting="HF_HOME", private=False):
             for left in room.iterdir():  # by an import that died
                 shutil.rmtree(left)
             work = room / secrets.token_hex(4)
-            work.mkdir()
+            work.mkdir(mode=0o700)
             try:
                 yield read(file, work)
             finally:
                 shutil.rmtree(work, ignore_errors=True)
+    except MedVLLMError:
+        raise
     except OSError as error:
-        if isinstance(error, SourceError):
-            raise
         raise SourceError(f"Bundle {file} cannot be imported: {error}.", path=str(file)) from error
+
+
+def _room() -> Path:
+    """Return the folder that bundles are unpacked in; the Hub's cache looks away from its `.locks`."""
+    from huggingface_hub import constants
+
+    room = Path(constants.HF_HUB_CACHE) / ".locks" / "medvllm-import"
+    try:
+        room.mkdir(parents=True, exist_ok=True)
+        if os.access(room, os.W_OK):
+            return room
+    except OSError:
+        pass
+    room = settings.HOME() / "imports" / "room"
+    make_own(room)
+    return room
 
 
 def land(bundle: Bundle, name: str) -> Path | None:
@@ -168,6 +221,7 @@ def land(bundle: Bundle, name: str) -> Path | None:
     if locked.commit is not None:
         listing = bundle.blobs / bundle.listings[name]
         hub.land(locked.source, locked.commit, bundle.branches.get(name), files, listing)
+        keep_origin(locked.source, locked.commit, bundle.sha256)
         return None
     return folder.keep(files, locked.files, link=True)
 
@@ -179,8 +233,13 @@ def read(file: Path, into: Path) -> Bundle:
     the manifest says.
     """
     try:
-        with file.open("rb") as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_Plain) as tar:
-            return _unpacked(file, tar, into)
+        with file.open("rb") as stream:
+            whole = _Hashed(stream, lambda size: None)
+            with tarfile.open(fileobj=whole, mode="r|", tarinfo=_Plain) as tar:  # type: ignore[call-overload]
+                unpacked = _unpacked(file, tar, into)
+            while whole.read(_CHUNK):  # what stands behind its last member
+                pass
+            return replace(unpacked, sha256=whole.sha256.hexdigest())
     except MedVLLMError as error:
         if isinstance(error, SourceError):
             raise
@@ -196,9 +255,10 @@ def read(file: Path, into: Path) -> Bundle:
 def _unpacked(file: Path, tar: tarfile.TarFile, into: Path) -> Bundle:
     members = iter(tar)
     first = next(members, None)
-    if first is None or first.name != "manifest.json" or not first.isreg() or first.size > _SMALL:
+    if first is None or first.name != _MANIFEST or not first.isreg() or first.size > _SMALL:
         raise ValueError("it does not begin with manifest.json")
-    manifest = json.loads(_content(tar, first))
+    content = _content(tar, first)
+    manifest = json.loads(content)
     if manifest.get("version") != _VERSION:
         raise ValueError(f"its version is {manifest.get('version')!r:.20}, and this program knows {_VERSION}")
     listed = [(str(row["name"]), Digest(int(row["size"]), str(row["sha256"]))) for row in manifest["members"]]
@@ -212,15 +272,20 @@ def _unpacked(file: Path, tar: tarfile.TarFile, into: Path) -> Bundle:
         raise OSError(f"it unpacks to {total:,} bytes, and {into} has room for {room:,}")
     (into / "blobs").mkdir()
     with progress.of_bytes("Checking the bundle", total) as advance:
-        expected = iter(listed)
-        for member in members:
-            name, digest = next(expected, ("nothing more", Digest(0, "")))
+        for name, digest in listed:
+            member = next(members, None)
+            if member is None:
+                raise ValueError(f"it ends before {name}")
             if member.name != name or not member.isreg() or member.size != digest.size:
                 raise ValueError(f"it has {member.name[:80]!r} ({member.size:,} bytes) in place of {name}")
             # The name is one of those above, so that it cannot lead out of the folder.
             _save(file, tar, member, digest, into / name, advance)
-        if (left := next(expected, None)) is not None:
-            raise ValueError(f"it ends before {left[0]}")
+    last = next(members, None)
+    if last is None or last.name != _PROVENANCE or last.size > _SMALL:
+        raise ValueError(f"it does not end with {_PROVENANCE}")
+    provenance = Provenance.parsed(_content(tar, last))
+    if (more := next(members, None)) is not None:
+        raise ValueError(f"it has {more.name[:80]!r} in place of nothing more")
     locked = parsed((into / "medvllm.lock").read_text(encoding="utf-8"))
     listings = {str(name): str(sha256) for name, sha256 in manifest["listings"].items()}
     branches = {str(name): str(branch) for name, branch in manifest["branches"].items()}
@@ -235,7 +300,8 @@ def _unpacked(file: Path, tar: tarfile.TarFile, into: Path) -> Bundle:
             raise ValueError(f"it lacks the listing of {name[:80]!r}")
     for text in (*listings.values(), *branches, *branches.values()):
         text.encode()  # half a character is none
-    return Bundle((into / "entries.toml").read_text(encoding="utf-8"), locked, listings, branches, into / "blobs")
+    entries, contents = (into / "entries.toml").read_text(encoding="utf-8"), hashlib.sha256(content).hexdigest()
+    return Bundle(entries, locked, listings, branches, into / "blobs", "", contents, provenance)
 
 
 class _Plain(tarfile.TarInfo):
@@ -260,6 +326,19 @@ class _Hashed:
         self.sha256.update(chunk)
         self._advance(len(chunk))
         return chunk
+
+
+class _Counted:
+    """A stream that is hashed and counted while it is written."""
+
+    def __init__(self, out: IO[bytes]) -> None:
+        self._out, self.sha256, self.size = out, hashlib.sha256(), 0
+
+    def write(self, content: bytes) -> int:
+        self._out.write(content)
+        self.sha256.update(content)
+        self.size += len(content)
+        return len(content)
 
 
 def _add(tar: tarfile.TarFile, name: str, source: Any, size: int) -> None:

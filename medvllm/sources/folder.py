@@ -9,12 +9,13 @@ from typing import Any
 
 from medvllm import settings
 from medvllm.errors import DigestMismatchError, RequestError, SnapshotNotFoundError, SourceError
-from medvllm.files import make_own, place, sync_folder
+from medvllm.files import chmod, make_own, own_mode, place, sync_folder
 from medvllm.names import is_digest
 from medvllm.sources.digest import Digest, described, differences, digests, hashed
 from medvllm.sources.fingerprint import Fingerprint
 from medvllm.sources.layout import decide, present
 from medvllm.sources.snapshot import Snapshot, read_json
+from medvllm.turns import turn
 
 
 def located(path: Path) -> Path:
@@ -83,16 +84,18 @@ def check_inside(snapshot: Snapshot) -> None:
             )
 
 
+def kept(files: Mapping[str, Digest]) -> Path:
+    """Return where MEDVLLM_HOME has, or would have, a folder of these files."""
+    return _kept() / key_of(files)
+
+
 def keep(files: Mapping[str, Path], wanted: Mapping[str, Digest], *, link: bool) -> Path:
     """Make files a folder in MEDVLLM_HOME, named after their digests, and return it; one that is there stays.
 
     `link`: nobody else writes to the files, so that a second name of each will do.
     """
-    from filelock import FileLock
-
-    target = _kept() / _key(wanted)
-    make_own(target.parent)
-    with FileLock(f"{target}.lock"):
+    target = kept(wanted)
+    with turn(target.with_name(f"{target.name}.lock")):
         for left in target.parent.glob(f"{target.name}.*/"):  # by a process that died
             shutil.rmtree(left)
         there = [name for name in present(target) if (target / name).is_file()]
@@ -101,8 +104,9 @@ def keep(files: Mapping[str, Path], wanted: Mapping[str, Digest], *, link: bool)
         work = target.with_name(f"{target.name}.{secrets.token_hex(4)}")
         try:
             for path, file in files.items():
-                (work / path).parent.mkdir(parents=True, exist_ok=True)
+                make_own((work / path).parent)
                 place(file, work / path, link=link)
+                chmod(work / path, own_mode(target.parent) & 0o666)
             if not link and (flaws := differences(wanted, digests(work, files))):
                 raise SourceError(f"The files changed while they were copied: {described(flaws)}.")
             shutil.rmtree(target, ignore_errors=True)
@@ -116,7 +120,7 @@ def keep(files: Mapping[str, Path], wanted: Mapping[str, Digest], *, link: bool)
 def _check_kept(path: Path, names: Sequence[str]) -> None:
     """Raise DigestMismatchError unless a folder that `keep` has made holds the files that it is named after."""
     real = path.resolve()
-    if real.parent == _kept().resolve() and _key(digests(real, names)) != real.name:
+    if real.parent == _kept().resolve() and key_of(digests(real, names)) != real.name:
         raise DigestMismatchError(
             f"{path} no longer holds the files that were taken into it: one was changed, added or removed.\n"
             "Remove the folder, and copy or import the model again.",
@@ -129,6 +133,6 @@ def _kept() -> Path:
     return settings.HOME() / "models"
 
 
-def _key(files: Mapping[str, Digest]) -> str:
+def key_of(files: Mapping[str, Digest]) -> str:
     rows = sorted((path, digest.sha256) for path, digest in files.items())
     return hashlib.sha256(repr(rows).encode()).hexdigest()[:40]

@@ -39,6 +39,7 @@ from medvllm.sources.edge import unusable
 from medvllm.sources.fingerprint import Fingerprint
 from medvllm.sources.layout import Layout, decide, present
 from medvllm.sources.ledger import ledger
+from medvllm.sources.provenance import origin
 from medvllm.sources.snapshot import Snapshot, read_json
 from medvllm.turns import turn
 
@@ -51,7 +52,7 @@ _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # git's SHA-1, or SHA-256
 _WAITS_S = (0.5, 1.0, 2.0)  # between our tries; huggingface_hub retries some faults by itself, and others not at all
 _PATIENCE_S = 30.0  # no further try after this long
 _LONGEST_WAIT_S = 60.0  # that a Hub may ask for with Retry-After
-_OFFLINE = "The library is set to offline (HF_HUB_OFFLINE)."
+_OFFLINE = "The Hub is not asked: HF_HUB_OFFLINE is set."
 _ROUNDS = 2  # a file that came damaged is fetched once more
 
 
@@ -224,8 +225,8 @@ def _translated(call: Callable[P, R]) -> Callable[P, R]:
             ) from error
         except hub.RepositoryNotFoundError as error:
             raise ModelNotFoundError(
-                f"Model {repo!r} is neither registered nor on the Hub at {endpoint()}.\n"
-                f"List the registered ones with: medvllm list. A folder is written as: ./{repo}",
+                f"There is no repository {repo!r} on the Hub at {endpoint()}.\n"
+                "List the registered models with: medvllm list",
                 **facts,
             ) from error
         except hub.RevisionNotFoundError as error:
@@ -405,6 +406,7 @@ class _Cached:
             *(self.path, self.wanted.repo, self.wanted.commit, self.layout, self.found, self.taken),
             places=self.places,
             is_listed=self.is_from_hub,
+            bundle=None if self.is_from_hub else origin(self.wanted.repo, self.wanted.commit),
         )
 
     def error(self, reason: object) -> SourceError:

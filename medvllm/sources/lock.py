@@ -124,7 +124,8 @@ class Lock:
         at once take turns, whatever home, user or container each has.
 
         Raises:
-            SourceError: The file cannot be read or written, or is no lock.
+            SourceError: The file cannot be read, or is no lock.
+            OutputError: It cannot be written.
         """
         approval, news = Approval(who(), now(), reason), set()
         try:

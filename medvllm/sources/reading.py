@@ -127,8 +127,8 @@ def _check_labels(entry: ModelMetadata, snapshot: Snapshot) -> None:
     classes = _classes(snapshot)
     if stated is not None and classes is not None and len(stated) != classes:
         raise WeightsMismatchError(
-            f"Model {entry.name!r} has {len(stated)} names (id2label) for the {classes} labels of its checkpoint.\n"
-            "Name each class, in order: register(…, id2label=['O', 'B-DISEASE', 'I-DISEASE'])",
+            f"The entry of {entry.name!r} has {len(stated)} names for {classes} labels (id2label).\n"
+            f"Register it with the name of each class, in order: register(…, id2label=[…]), {classes} names",
             model=entry.name,
         )
     labels = snapshot.config.get("id2label")

@@ -51,6 +51,7 @@ class Snapshot:
     converted_at: Path | None = None  # the folder that holds them
     prepared_at: Path | None = None  # the folder that holds the weights in another dtype
     is_listed: bool = False  # whether the Hub itself gave this machine the list of the commit's files
+    bundle: str | None = None  # the SHA-256 of the bundle that says that these are the commit's files
     locked: bool = False  # whether the lock file approves of the files
 
     @property

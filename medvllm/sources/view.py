@@ -42,7 +42,7 @@ def view(shown: Mapping[str, Path]) -> Path:
         return _made(room, key, links)
     except OSError:
         try:
-            return _made(_temporary(os.getpid()), key, links)
+            return _made(_temporary(os.getpid(), os.geteuid() if hasattr(os, "geteuid") else 0), key, links)
         except OSError as error:
             raise SourceError(
                 f"No folder of links can be made for a model: {error}.\n"
@@ -112,8 +112,8 @@ def _sweep(room: Path) -> None:
 
 
 @cache
-def _temporary(process: int) -> Path:
-    """Return a folder of this process that goes when it ends."""
+def _temporary(process: int, user: int) -> Path:
+    """Return a folder of this process, and of the user that it has become, that goes when it ends."""
     folder = Path(tempfile.mkdtemp(prefix="medvllm-views-"))
 
     def remove() -> None:

@@ -45,14 +45,12 @@ class Database(Forked, ABC):
             yield connection
 
     @contextmanager
-    def writing(self, *, keep: bool = True) -> Iterator[Connection]:
+    def writing(self) -> Iterator[Connection]:
         """Give a connection for one change: all of it is kept, or nothing. Processes take turns."""
         with self._translated("written"):
             self._prepare()
         with self._translated("written"), self._turn(self._engine()) as connection:
             yield connection
-            if not keep:
-                connection.rollback()
 
     @contextmanager
     def noting(self) -> Iterator[Connection]:

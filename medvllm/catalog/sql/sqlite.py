@@ -10,9 +10,10 @@ from typing import cast
 
 from sqlalchemy import URL, Connection, Engine, QueuePool, create_engine, event
 
+from medvllm import settings
 from medvllm.catalog.sql import schema
 from medvllm.catalog.sql.database import WAIT_S, Database, logger
-from medvllm.files import make_own
+from medvllm.files import make_own, make_own_file
 
 _MODE = 0o664  # less what the umask takes
 
@@ -81,6 +82,8 @@ class SqliteFile(Database):
         # Reading makes no file: one that has just gone, with its disk perhaps, would be an empty one then.
         if self._identity() is None:
             make_own(self._file.parent)
+            if self._file.parent == settings.HOME():  # private, whatever the umask; elsewhere it may be for others
+                make_own_file(self._file)
             os.close(os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _MODE))
 
     def _adopt(self, found: str | None) -> None:

@@ -52,12 +52,16 @@ class SqlStore:
         self._database.close()
 
     @contextmanager
-    def turn(self, *, keep: bool = True) -> Iterator[Turn]:
-        """Give the catalogue for one change; all of it is kept, or, after an error or without `keep`, nothing."""
-        with self._database.writing(keep=keep) as connection:
+    def turn(self) -> Iterator[Turn]:
+        """Give the catalogue for one change; all of it is kept, or, after an error or without `is_kept`, nothing."""
+        with self._database.writing() as connection:
             journal = Journal(connection)
-            yield Turn(journal)
-            journal.close()
+            turn = Turn(journal)
+            yield turn
+            if turn.is_kept:
+                journal.close()
+            else:
+                connection.rollback()
 
     def noting(self) -> AbstractContextManager[Connection]:
         """Give a connection for what is no part of the catalogue."""
@@ -116,6 +120,10 @@ class SqlStore:
         """Give the events in their order."""
         with self._database.reading() as connection:
             yield from history.events(connection, name, since)
+
+    def position(self) -> tuple[int, str]:
+        """Return the number of events, and the hash of the last, as the catalogue keeps them."""
+        return self._database.read(history.end_of)
 
     def check(self) -> tuple[int, str, list[str]]:
         """Return how many events there are, a hash over all of them, and what is wrong with them."""

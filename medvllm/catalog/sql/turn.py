@@ -4,10 +4,10 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sqlalchemy import and_, delete, func, insert, select, update
+from sqlalchemy import and_, bindparam, delete, func, insert, select, update
 
 from medvllm.catalog.events import DEFAULT, HALVES, Alias, Event
-from medvllm.catalog.sql.history import Journal, sha256, to_json
+from medvllm.catalog.sql.history import Journal, events, sha256, to_json
 from medvllm.catalog.sql.rows import facts_of, list_aliases, list_names, number_of
 from medvllm.catalog.sql.tables import MAX_NUMBER, aliases, names, other_names, versions
 from medvllm.errors import CatalogError, ModelExistsError, ModelNotFoundError, RequestError, nearest, offer
@@ -15,12 +15,19 @@ from medvllm.facts import MARKS
 
 MAX_FACTS = 1_000_000  # bytes of an entry's facts as JSON
 
+# Made once, as making one takes longer than asking it.
+_NUMBERS = select(versions.c.number).where(versions.c.name == bindparam("of")).order_by(versions.c.number)
+_VERSION = select(versions).where(versions.c.name == bindparam("of"), versions.c.number == bindparam("number"))
+_LAST = select(func.max(versions.c.number)).where(versions.c.name == bindparam("of")).scalar_subquery()
+_NEWEST = select(names.c.newest, _LAST).where(names.c.name == bindparam("of"))
+
 
 class Turn:
     """The catalogue while nobody else may change it. Names here have no suffix; numbers are those of versions."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal, self._connection = journal, journal.connection
+        self.is_kept = True  # whether the change is made in the end
         self.is_plan = False  # whether it only tells what would change: a reason that is missing is noted, not refused
         self.needs_reason = False
 
@@ -32,9 +39,12 @@ class Turn:
         replace: bool = True,
         above: int = 0,
         number: int | None = None,
+        may_be_lower: bool = False,
         reason: str | None = None,
     ) -> int:
         """Add a version and return its number, which is over `above`, or `number`.
+
+        `may_be_lower`: the number may be below the newest, as the caller knows that it never meant anything else.
 
         When the newest has the same content, it takes the marks that are stated, and its number is returned.
         ModelExistsError: the name has a version and `replace` is not set.
@@ -56,14 +66,14 @@ class Turn:
             raise CatalogError(
                 f"Model {name!r} has no number left for a version: {MAX_NUMBER} is the last.", model=name
             )
-        if version <= newest:
+        if version <= newest and not may_be_lower:
             raise CatalogError(
                 f"Version {version} of model {name!r} was given before, and a number is never used again; the newest "
                 f"was {newest}.\nLeave the number out, and the next one is given.",
                 model=name,
             )
         if newest:
-            self._connection.execute(update(names).where(names.c.name == name).values(newest=version))
+            self._connection.execute(update(names).where(names.c.name == name).values(newest=max(newest, version)))
         else:
             self._connection.execute(insert(names), {"name": name, "newest": version, "current": version})
         row = {"name": name, "number": version, "model_type": facts["model_type"], "facts": text}
@@ -209,17 +219,27 @@ class Turn:
 
     def numbers(self, name: str) -> list[int]:
         """Return the numbers of a name's versions, the newest last."""
-        query = select(versions.c.number).where(versions.c.name == name).order_by(versions.c.number)
-        return list(self._connection.execute(query).scalars())
+        return list(self._connection.execute(_NUMBERS, {"of": name}).scalars())
+
+    def all_numbers(self) -> dict[str, set[int]]:
+        """Return the numbers of every name's versions: one look for all, where a look for each takes minutes."""
+        found: dict[str, set[int]] = {}
+        for name, number in self._connection.execute(select(versions.c.name, versions.c.number)):
+            found.setdefault(name, set()).add(number)
+        return found
 
     def names(self) -> list[str]:
         """Return the names that have a version."""
         return list_names(self._connection)
 
+    def registered(self, name: str) -> dict[int, dict[str, Any]]:
+        """Return the facts with which each version of a name was stored, also of those that are gone."""
+        rows = (event for event in events(self._connection, name, None) if event.action == "registered")
+        return {event.version: event.detail["facts"] for event in rows if event.version}
+
     def facts(self, name: str, number: int) -> dict[str, Any]:
         """Return a version's facts; ModelNotFoundError: there is no such version."""
-        this = and_(versions.c.name == name, versions.c.number == number)
-        row = self._connection.execute(select(versions).where(this)).one_or_none()
+        row = self._connection.execute(_VERSION, {"of": name, "number": number}).one_or_none()
         if row is None:
             raise self._not_found(name, str(number))
         return facts_of(row)
@@ -266,8 +286,7 @@ class Turn:
 
     def _newest(self, name: str) -> tuple[int, int]:
         """Return the newest number that was ever given to a name, and that of a version that is left; 0 for none."""
-        last = select(func.max(versions.c.number)).where(versions.c.name == name).scalar_subquery()
-        row = self._connection.execute(select(names.c.newest, last).where(names.c.name == name)).one_or_none()
+        row = self._connection.execute(_NEWEST, {"of": name}).one_or_none()
         return (0, 0) if row is None else (row[0], row[1] or 0)
 
     def _alias(self, name: str, alias: str) -> Alias | None:
