@@ -2,7 +2,6 @@
 
 import io
 import json
-import logging
 import subprocess
 import sys
 import tomllib
@@ -211,4 +210,3 @@ def test_no_log_line_becomes_a_traceback(monkeypatch: pytest.MonkeyPatch) -> Non
     with open("/dev/full", "w") as full:
         done = command(monkeypatch, "list", stdout=full)
     assert done.code == 1 and "No space left" in done.err
-    assert logging.raiseExceptions

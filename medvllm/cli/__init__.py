@@ -18,6 +18,7 @@ def main() -> None:
     # A shell that completes a line shows what it gets on standard error in the middle of it.
     level = logging.CRITICAL if "_MEDVLLM_COMPLETE" in os.environ else logging.WARNING
     logging.basicConfig(format="%(message)s", level=level, stream=sys.stderr)
+    settings.warn_of_unknown()
     try:
         from medvllm.cli.app import app
 
