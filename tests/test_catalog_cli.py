@@ -374,3 +374,28 @@ def test_versions_are_told_apart(medvllm: Medvllm, ner: Path) -> None:
     medvllm("lock", "ner@3")
     said = medvllm("diff", "ner@staging", "ner")
     assert [line.split("\t")[0] for line in said.lines][-1] == "file model.safetensors" and len(said.lines) == 6
+
+
+def test_a_plan_is_shown_whatever_is_protected(medvllm: Medvllm, ner: Path) -> None:
+    """With what would refuse it as it stands; nothing is changed, and the errors name options that there are."""
+    medvllm("alias", "protect", "ner", "production")
+    text = medvllm("catalog", "export").out
+    moved = text.replace("production = {protected = true}", "production = {version = 2, protected = true}")
+    assert moved != text
+    said = medvllm("catalog", "apply", "-", "--dry-run", stdin=moved.encode())
+    assert said.code == 0 and said.lines == ["+ ner@production -> 2"]
+    assert [line.strip().partition(":")[0] for line in said.err.splitlines()] == [
+        "1 change would be made.",
+        "It would be refused as it stands",
+        f"ner@production -> 2 lacks a lock in {ner.parent / 'medvllm.lock'}",
+        "ner@production -> 2 lacks acceptance tests",
+        "what is protected changes only with a reason",
+    ]
+    refused = medvllm("catalog", "apply", "-", stdin=moved.encode())
+    assert refused.code == 1 and "lacks:\n" in refused.err and "--reason 'why'" in refused.err
+    medvllm("alias", "set", "ner", "staging", "1")
+    without = "\n".join(line for line in text.splitlines() if "aliases" not in line and "production" not in line)
+    without = without.partition('[models."ner@2"]')[2]
+    gone = medvllm("catalog", "apply", "-", stdin=('[models."ner@2"]' + without).encode())
+    assert gone.code == 1 and "Or remove the alias with the version: medvllm unregister ner@1 --force" in gone.err
+    assert json.loads(medvllm("alias", "list", "--json").out)[0]["unmet"] == []

@@ -1,18 +1,24 @@
 """The documentation is true: blocks run, generated pages are fresh, links lead somewhere."""
 
+import json
 import os
 import re
 import runpy
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
-from medvllm.engine.model_runner import registry
+from medvllm import settings
+from medvllm.engine.model_runner import ModelType, registry
 from tests import test_kills, test_mutations
 from tests.support import tiny
+from tests.support.console import command
 from tests.support.loopback import LoopbackHub
 from tests.support.standins import STANDINS
 
@@ -58,10 +64,76 @@ def test_the_page_on_the_catalogue_runs(home: Path, monkeypatch: pytest.MonkeyPa
     assert run.returncode == 0, run.stderr
     said = run.stdout.splitlines()
     assert "Nothing has changed: the newest version of 'clinic-ner' is 1." in said
-    assert "clinic-ner\tproduction\t2\tguarded" in said and said[-1].startswith("ok\t")
+    assert "clinic-ner\tproduction\t2\tprotected" in said and said[-1].startswith("ok\t")
     namespace: dict[str, object] = {}
     for block in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
         exec(compile(block, "catalog.md", "exec"), namespace)
+
+
+def test_the_filters_of_the_readme_find_something() -> None:
+    """Its first row, and the words that it says people search for."""
+    row = re.search(r"`registry\.list_models\((.*?)\)`", (ROOT / "README.md").read_text())
+    assert row and eval(f"registry.list_models({row[1]})", {"registry": registry, "ModelType": ModelType})
+    assert "biobert-base-cased-v1.2" in registry.list_models(search="biobert")
+
+
+def test_the_examples_of_the_readme_are_as_long_as_it_says() -> None:
+    """Ten lines are ten lines."""
+    block = re.search(r"## Ten lines\n\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert block and len([line for line in block[1].splitlines() if line.strip()]) == 10
+
+
+def _commands(text: str) -> list[list[str]]:
+    """The commands of a page's shell blocks, without their comments."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    assert all(line[0] == "medvllm" for line in lines if line)
+    return [line[1:] for line in lines if line]
+
+
+def test_the_page_on_a_fine_tuned_model_runs(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a folder as a Trainer leaves it to a second release; the alias ends at version 2."""
+    page = (ROOT / "docs" / "fine_tuned.md").read_text()
+    for seed, name in enumerate(("clinic-ner", "clinic-ner-2")):
+        folder = tiny.bert_token_classifier(home / name, ["O", "B-DRUG", "I-DRUG"], seed=seed)
+        tiny.copy(folder, folder / "checkpoint-60")
+    monkeypatch.chdir(home)
+    for arguments in _commands(page):
+        done = command(monkeypatch, *arguments)
+        assert done.code == 0, (arguments, done.err)
+    assert "clinic-ner\tproduction\t2\tprotected" in command(monkeypatch, "alias", "list").out
+    for block in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        exec(compile(block, "fine_tuned.md", "exec"), {})
+    registry.clear_cache()
+
+
+def test_the_page_on_an_air_gapped_site_runs(hub: LoopbackHub, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each machine with its own home, cache and working directory; the site's settings stand in its file."""
+    page = (ROOT / "docs" / "air_gapped.md").read_text()
+    labels = ["O", *(f"{place}-PATIENT" for place in "BILU")]
+    hub.add("obi/deid_bert_i2b2", tiny.bert_token_classifier(home / "deid", labels))
+    build, site = home / "build", home / "site"
+    profile = re.findall(r"^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    for folder in (build, site, home / "srv" / "medvllm"):
+        folder.mkdir(parents=True)
+    (home / "config.toml").write_text(profile[0].replace("/srv/", f"{home}/srv/"))
+    monkeypatch.delenv("MEDVLLM_LOCK")
+    for section in re.split(r"^## ", page, flags=re.MULTILINE)[1:]:
+        here = build if "Build site" in section.splitlines()[0] else site
+        with monkeypatch.context() as machine:
+            machine.chdir(here)
+            machine.setenv("MEDVLLM_HOME", str(here / "home"))
+            machine.setattr(constants, "HF_HUB_CACHE", str(here / "hub"))
+            if here is site:
+                machine.setattr(settings, "SYSTEM", home / "config.toml")
+                machine.setattr(constants, "HF_HUB_OFFLINE", True)
+                shutil.copy(build / "bundle.tar", site)
+                shutil.copy(build / "medvllm.lock", site / "approved.lock")
+            for arguments in _commands(section):
+                done = command(machine, *arguments)
+                assert done.code == 0, (arguments, done.out, done.err)
+            registry.clear_cache()
+    assert json.loads((site / "receipt.json").read_text())["verified"]["locked"] is True
 
 
 def test_generated_pages_are_fresh() -> None:

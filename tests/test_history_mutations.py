@@ -122,8 +122,8 @@ def test_every_mutation_is_named(catalog: StoredCatalog, catalog_url: str, part:
                 mutation(chance, after)
             if chance.random() < 0.6:
                 _rehash(after)
-            if after == before:  # an edit that says what was there
-                continue
+            if after == before or len({row["seq"] for row in after}) < len(after):
+                continue  # an edit that says what was there, or one that no table takes
             _apply(connection, after)
             is_head_left = chance.random() < 0.6
             if not is_head_left:  # as the forger would have it

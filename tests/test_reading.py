@@ -241,7 +241,7 @@ def test_facts_are_taken_in_the_forms_that_people_write(registry: ModelRegistry)
 
 def test_a_lease_without_its_block_says_how_to_use_it(registry: ModelRegistry, tmp_path: Path) -> None:
     """And loads nothing."""
-    lease = registry.lease(tiny.bert_masked_lm(tmp_path / "m"))
+    lease: Any = registry.lease(tiny.bert_masked_lm(tmp_path / "m"))
     with pytest.raises(RequestError, match=r"with registry\.lease\("):
         _ = lease.model
     assert registry.resident() == []

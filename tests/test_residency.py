@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from medvllm.errors import LoadError, SourceError
-from medvllm.residency import ModelCache
+from medvllm.residency import ModelCache, Once
 
 
 @dataclass(frozen=True)
@@ -274,3 +274,44 @@ def test_many_threads_on_few_models_never_load_one_twice_at_a_time() -> None:
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(work, range(8))) == 0
     assert all(resident.leases == 0 for resident, _ in cache.residents())
+
+
+def test_keep_alive_goes_by_a_clock_that_nobody_sets() -> None:
+    """A wall clock that is set back an hour would keep a model an hour longer."""
+    assert ModelCache()._clock is time.monotonic
+
+
+def test_what_is_made_slowly_holds_up_nobody_who_wants_another() -> None:
+    """What was dropped meanwhile is handed out and not kept."""
+    once: Once[str, object] = Once()
+    begun, end = threading.Event(), threading.Event()
+
+    def slowly() -> object:
+        begun.set()
+        end.wait()
+        return object()
+
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(once.get, "slow", slowly)
+        begun.wait()
+        other = once.get("other", object)
+        assert once.get("other", object) is other and once.get("slow", lambda: "own", may_wait=False) == "own"
+        once.drop(lambda key: True)
+        assert once.get("other", object) is not other
+        end.set()
+        made = first.result()
+    assert once.get("slow", object) is not made
+
+
+def test_a_failure_is_told_to_all_who_wait_and_forgotten() -> None:
+    """The next call tries again."""
+    once: Once[str, str] = Once()
+
+    def fail() -> str:
+        with pytest.raises(LoadError, match="another"):
+            once.get("b", lambda: (_ for _ in ()).throw(LoadError("another")))
+        raise LoadError("this")
+
+    with pytest.raises(LoadError, match="this"):
+        once.get("a", fail)
+    assert once.get("a", lambda: "made") == "made"

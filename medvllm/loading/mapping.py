@@ -62,7 +62,7 @@ class MappedFile:
     def part(self, begin: int, size: int) -> torch.UntypedStorage:
         """Return some of its bytes as a storage of their own. When that goes, what was written to them is freed."""
         if not size:
-            return torch.UntypedStorage(0)
+            return torch.UntypedStorage(0)  # type: ignore[no-untyped-call]
         octets = self.memory[begin : begin + size]
         first, last = -(-begin // mmap.PAGESIZE), (begin + size) // mmap.PAGESIZE
         if (last - first) * mmap.PAGESIZE >= _WORTH_FREEING and _MADVISE is not None:
@@ -133,7 +133,7 @@ def mapped(file: Path) -> MappedFile:
     storage: Any = torch.UntypedStorage.from_file(str(file), shared=False, nbytes=before[2])
     if stamp(file) != before:
         raise SourceError(f"{file} changed while it was read.\nTry again when nothing writes to it.", path=str(file))
-    array = (ctypes.c_ubyte * before[2]).from_address(storage.data_ptr())
+    array: Any = (ctypes.c_ubyte * before[2]).from_address(storage.data_ptr())
     array.storage = storage  # for as long as anything looks into it
     return MappedFile(file, before, storage, memoryview(array).cast("B"))
 

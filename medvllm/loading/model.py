@@ -20,6 +20,7 @@ from medvllm.loading.bounds import bounded
 from medvllm.loading.checkpoint import Checkpoint
 from medvllm.loading.gate import foreign_load_running, gate, retie, wait_until_quiet
 from medvllm.loading.memory import How, Loaded, allocated_bytes, mapped_bytes, size_bytes
+from medvllm.loading.panics import caught
 from medvllm.loading.place import place
 from medvllm.loading.recipe import NoRecipe, Recipe, recipe_of
 from medvllm.loading.recipes import origin, recipes
@@ -63,7 +64,7 @@ def load_model(metadata: ModelMetadata, identity: Identity, config: PreTrainedCo
     recipe = known = recipes.find(identity, made_of)
     try:
         # A caller's inference mode would mark the weights of everybody for good.
-        with torch.inference_mode(False):
+        with caught(), torch.inference_mode(False):
             model = _rebuilt(metadata, known) if known is not None else None
             how: How = "transformers" if model is None else "replay"
             if model is None:

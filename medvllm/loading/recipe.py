@@ -216,7 +216,7 @@ class _Reader(pickle.Unpickler):
 
     def __init__(self, recipe: Recipe, files: Sequence[MappedFile]) -> None:
         super().__init__(io.BytesIO(recipe.tree))
-        parts: dict[tuple[int, int, int], torch.UntypedStorage] = {}
+        parts: dict[tuple[int, int, int] | None, torch.UntypedStorage] = {}
         for tensor in recipe.tensors:
             if tensor.part is not None and tensor.part not in parts:
                 number, begin, size = tensor.part

@@ -13,6 +13,7 @@ from medvllm.loading import casing, code, vocabulary
 from medvllm.loading.config import read_config
 from medvllm.loading.effective import check_requirements
 from medvllm.loading.length import length
+from medvllm.loading.panics import caught
 from medvllm.metadata import ModelMetadata
 from medvllm.options import LoadOptions
 from medvllm.sources import Snapshot
@@ -38,8 +39,9 @@ def load_tokenizer(
     check_requirements(metadata)
     config = read_config(metadata, LoadOptions(), snapshot, cls or metadata.model_class)
     try:
-        tokenizer = _cased(metadata, snapshot, config)
-        tokenizer.model_max_length = length(metadata, config, tokenizer)
+        with caught():
+            tokenizer = _cased(metadata, snapshot, config)
+            tokenizer.model_max_length = length(metadata, config, tokenizer)
         tokenizer.truncation_side = "right"  # windows are counted from the beginning of a text
         return guarded(tokenizer)
     except MedVLLMError:

@@ -6,8 +6,11 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
+
+from medvllm.sources.kernel import confine_calls, confine_files
 
 Network = Literal["namespace", "audit hook"]
 
@@ -35,11 +38,13 @@ def isolate() -> Network:
     return network
 
 
-def seal(target: Path, weight_bytes: int) -> None:
+def seal(target: Path, weight_bytes: int, reads: Sequence[Path] = ()) -> list[str]:
     """Bound memory, time and files by the bytes of the weights, and refuse every change outside of `target`.
 
-    Called once everything that is needed is imported.
+    Where the kernel can, it refuses native code the same, and all reading but of `reads` and of libraries. Called once
+    everything that is needed is imported. Returns what of the kernel's is in force.
     """
+    kernel = _confine(target, reads) if sys.platform == "linux" else []
     if sys.platform == "linux":
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         _limit(resource.RLIMIT_AS, pages * resource.getpagesize() + _SPARE_BYTES + 4 * weight_bytes)
@@ -57,6 +62,19 @@ def seal(target: Path, weight_bytes: int) -> None:
                 raise PermissionError("a confined process may not write outside of its folder")
 
     sys.addaudithook(refuse)
+    return kernel
+
+
+def _confine(target: Path, reads: Sequence[Path]) -> list[str]:
+    """Have the kernel confine this process's files and calls; return the names of what it has for that."""
+    own = Path(__file__).resolve().parents[1]
+    libraries = {Path(os.path.realpath(sys.prefix)), Path(os.path.realpath(sys.base_prefix)), own}
+    libraries |= {Path(os.path.realpath(path)) for path in sys.path if Path(path).name.endswith("-packages")}
+    libraries |= {Path(path) for path in ("/usr/lib", "/lib", "/lib64", "/proc/self", "/dev/null", "/dev/urandom")}
+    files = [Path(os.path.realpath(path)) for path in reads]
+    is_landlocked = confine_files(files, {path for path in libraries if path != Path("/")}, target)
+    kinds = {"landlock": is_landlocked, "seccomp": confine_calls()}
+    return [kind for kind, is_in_force in kinds.items() if is_in_force]
 
 
 def cpu_seconds(weight_bytes: int) -> int:

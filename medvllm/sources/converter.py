@@ -31,11 +31,12 @@ def main(source: Path, target: Path, names: Sequence[str]) -> None:
     torch.set_num_threads(1)
     for name in names:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
-    seal(target, max((source / name).stat().st_size for name in names))
-    convert(source, target, names, network)
+    most = max((source / name).stat().st_size for name in names)
+    kernel = seal(target, most, [source / name for name in names])
+    convert(source, target, names, ", ".join((network, *kernel)))
 
 
-def convert(source: Path, target: Path, names: Sequence[str], network: str) -> None:
+def convert(source: Path, target: Path, names: Sequence[str], confinement: str) -> None:
     """Write pickled weights, given by their paths in `source`, as safetensors into `target`, each tensor compared.
 
     Those of one folder are the shards of one checkpoint, and an index among the names is theirs.
@@ -65,7 +66,7 @@ def convert(source: Path, target: Path, names: Sequence[str], network: str) -> N
             index.write_text(json.dumps({"metadata": {}, "weight_map": shards}, sort_keys=True))
             converted.append(index)
     record = {
-        "network": network,
+        "confinement": confinement,
         "originals": [_digest(source, source / name) for name in names],
         "converted": [_digest(target, file) for file in converted],
     }

@@ -64,7 +64,8 @@ class Journal:
         if clock < self._last_at:  # events stand in the order of their times; a clock that is behind is noted
             told["clock"], clock = clock, self._last_at
         self._last_at = clock
-        event = Event(self._length, clock, who(), socket.gethostname(), action, name, version, alias, reason, told)
+        number = version or None  # what is not an entry has none
+        event = Event(self._length, clock, who(), socket.gethostname(), action, name, number, alias, reason, told)
         self.events.append(event)
         if action != "loaded":  # what was looked up stands after a load
             self._revision = self._length + 1

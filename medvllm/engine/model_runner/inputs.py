@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from medvllm.errors import RequestError
+from medvllm.errors import InputTooLongError, RequestError
 from medvllm.model_registry import Lease
 
+MOST_CHARACTERS = 4_000_000  # of one text: a tokenizer that wants more memory than there is ends the process
 Text = str | tuple[str, str] | list[str]  # what one result is for; a list is a pair as JSON has it
 
 
@@ -66,5 +67,12 @@ def _is_pair(item: object) -> bool:
 def _check_text(text: object, position: int) -> None:
     if not isinstance(text, str):
         raise RequestError(f"Text {position} must be text, not {type(text).__name__}.")
+    if len(text) > MOST_CHARACTERS:
+        raise InputTooLongError(
+            f"Text {position} has {len(text):,} characters, and at most {MOST_CHARACTERS:,} are read at once: "
+            "each takes some 200 bytes of memory.\nGive its parts as texts of their own, such as its pages.",
+            limit=MOST_CHARACTERS,
+            position=position - 1,
+        )
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
         raise RequestError(f"Text {position} is not Unicode: bytes of another encoding were read into it.")
