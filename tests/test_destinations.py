@@ -140,13 +140,13 @@ def test_what_was_printed_stays_in_front(folder: Path, kind: str) -> None:
 def test_a_file_that_is_mounted_by_itself_is_written_in_place(folder: Path) -> None:
     """As a container has it: on a writable folder, and where the folder around it takes no new file."""
     outside, inside = folder / "outside", folder / "root"
+    file = inside / "file"
     inside.mkdir()
     for is_read_only in (False, True):
         outside.write_bytes(NEW + b"old")
         if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", inside], capture_output=True).returncode:
             pytest.skip("nothing can be mounted here")
         try:
-            file = inside / "file"
             file.touch()
             subprocess.run(["mount", "--bind", outside, file], check=True)
             if is_read_only:
