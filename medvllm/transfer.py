@@ -189,7 +189,7 @@ def take(catalog: Catalog, file: Path, terms: Terms) -> Imported:
             _check_locked(opened, lock)
         moved = {key: commit for key in opened.locked if (commit := opened.moved(key))}
         wanted = _wanted(catalog, opened, entries, brought.aliases or (), moved)
-        states = {key: opened.state(key) for key in opened.locked}
+        states: dict[str, State] = {key: opened.state(key) for key in opened.locked}
         for key, entry in entries.items():
             known = catalog.find(entry.name, str(entry.version)) if states[key] == "new" else None
             if known is not None and wanted.same_files(known, entry):  # in a folder of the user's own

@@ -13,6 +13,7 @@ import pytest
 from huggingface_hub import scan_cache_dir
 
 from medvllm.engine.model_runner import ModelRegistry
+from medvllm.sources.fingerprint import stamp
 from medvllm.sources.ledger import ledger
 from tests.support import tiny
 from tests.support.loopback import LoopbackHub
@@ -237,11 +238,11 @@ def test_a_ledger_that_is_none_costs_nobody_a_model(home: Path, tmp_path: Path, 
 
 def test_a_file_from_the_future_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever packed it had a clock that was ahead; the machine's own time of its last change tells."""
-    from medvllm.sources import digest, fingerprint
+    from medvllm.sources import digest
 
     folder = tiny.bert_encoder(tmp_path / "m")
     for file in folder.iterdir():
         os.utime(file, (time.time() + 1e6, time.time() + 1e6))
     monkeypatch.setattr(digest, "_SETTLED_NS", 0)
     digest.digests(folder, ["config.json"])
-    assert ledger().digests([fingerprint.stamp(folder / "config.json")])
+    assert ledger().digests([stamp(folder / "config.json")])

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from medvllm.catalog import Alias
+from medvllm.cli.completion import stored_names
 from medvllm.cli.models import Json
 from medvllm.cli.output import print_json, print_table, printable
 from medvllm.cli.register import Reason
@@ -12,8 +13,13 @@ from medvllm.model_registry import registry
 
 app = typer.Typer(help="Let a name such as production point to a version.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(help="A stored entry.")]
-AliasName = Annotated[str, typer.Argument(metavar="ALIAS", help="production, say; default is what the name means.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A stored entry.", autocompletion=stored_names)]
+AliasName = Annotated[
+    str,
+    typer.Argument(
+        metavar="ALIAS", help="Alias, such as production; the alias default sets the version that the bare name loads."
+    ),
+]
 
 
 @app.command("set")
@@ -49,7 +55,10 @@ def protect(
 
 @app.command("list")
 def list_(
-    name: Annotated[str | None, typer.Argument(help="A stored entry; else all.")] = None, as_json: Json = False
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="A stored entry; else all.", autocompletion=stored_names)
+    ] = None,
+    as_json: Json = False,
 ) -> None:
     """List aliases and the versions that they point to; a protected one whose version does not load says why."""
     aliases = registry.catalog.aliases(name)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from medvllm.cli.completion import model_names
 from medvllm.cli.history import described
 from medvllm.cli.models import Json
 from medvllm.cli.output import megabytes, print_json, printable
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 def export(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="NAME...", help="Models, such as ner@2 or ner@production."),
+        typer.Argument(metavar="NAME...", autocompletion=model_names, help="Models, such as ner@2 or ner@production."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write; - for standard output.")],
     unlocked: Annotated[bool, typer.Option("--unlocked", help="Export also what nobody has approved.")] = False,

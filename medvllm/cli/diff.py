@@ -6,14 +6,22 @@ from typing import Annotated, Any
 
 import typer
 
+from medvllm.cli.completion import model_names
 from medvllm.cli.models import Json
 from medvllm.cli.output import one_line, print_json, print_table
 from medvllm.model_registry import registry
 
 
 def diff(
-    name: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="An entry, with a version or an alias.")],
-    other: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="The one to compare it with.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME@VERSION", help="An entry, with a version or an alias.", autocompletion=model_names
+        ),
+    ],
+    other: Annotated[
+        str, typer.Argument(metavar="NAME@VERSION", help="The one to compare it with.", autocompletion=model_names)
+    ],
     as_json: Json = False,
 ) -> None:
     """Show what differs between two versions, fact by fact; files too, where the lock has both."""

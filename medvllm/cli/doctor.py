@@ -117,10 +117,10 @@ def _folders() -> Iterator[Finding]:
 
 def _folder(name: str, path: Path, *, parts: bool) -> Iterator[Finding]:
     """Give where a folder is, who may write to it, how much room its disk has, and what it holds."""
-    if path.exists() and not path.is_dir():
+    if os.path.exists(path) and not os.path.isdir(path):
         yield Finding("disk", name, f"{path} is a file, not a folder", "wrong")
         return
-    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    there = next(folder for folder in (path, *path.parents) if os.path.exists(folder))
     if path != there:
         is_writable = os.access(there, os.W_OK)
         value = f"{path} is not there yet" if is_writable else f"{path} cannot be made: {there} is read-only"
@@ -160,7 +160,7 @@ def _lock() -> Iterator[Finding]:
     where = "the default place" if origin == "default" else f"{settings.LOCK.name} in the {origin}"
     is_required = settings.REQUIRE_LOCK()
     lock = Lock.current()
-    if not lock.file.is_file():
+    if not os.path.isfile(lock.file):  # pathlib's own fails where the folder may not be searched
         state: Literal["ok", "wrong"] = "wrong" if is_required or origin != "default" else "ok"
         yield Finding("lock", "file", f"none at {lock.file} ({where})", state)
     else:
@@ -201,7 +201,7 @@ def _network() -> Iterator[Finding]:
 def _settings() -> Iterator[Finding]:
     try:
         for file in settings.files():
-            yield Finding("setting", "file", f"{file}{'' if file.exists() else ' (not there)'}")
+            yield Finding("setting", "file", f"{file}{'' if os.path.exists(file) else ' (not there)'}")
     except (MedVLLMError, OSError):
         pass  # what is wrong with it is said of each setting
     for setting in settings.SETTINGS:

@@ -5,13 +5,19 @@ from typing import Annotated, Any
 import typer
 
 from medvllm.catalog import Event
+from medvllm.cli.completion import stored_names
 from medvllm.cli.models import Json
 from medvllm.cli.output import one_line, print_json, print_table
 from medvllm.model_registry import registry
 
 
 def history(
-    name: Annotated[str | None, typer.Argument(help="An entry's name, also one that is gone; else all.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NAME", help="An entry's name, also one that is gone; else all.", autocompletion=stored_names
+        ),
+    ] = None,
     since: Annotated[str | None, typer.Option(help="A day or a time: 2026-03-01, 2026-03-01T12:30.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Find events that were edited, removed or reordered.")] = False,
     as_json: Json = False,

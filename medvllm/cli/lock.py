@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from medvllm.cli.completion import model_names
 from medvllm.cli.models import Json
 from medvllm.cli.output import megabytes, print_json, print_table, printable
 from medvllm.engine.model_runner import ModelRunner, registry
@@ -11,7 +12,9 @@ from medvllm.sources import Lock
 
 
 def lock(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Models to approve.")],
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME...", autocompletion=model_names, help="Models to approve.")
+    ],
     reason: Annotated[str | None, typer.Option(help="Why; the lock file and the history keep it.")] = None,
 ) -> None:
     """Approve models as they are: write commit, size and SHA-256 of every file to the lock file (MEDVLLM_LOCK)."""
@@ -27,7 +30,9 @@ def lock(
 
 
 def verify(
-    names: Annotated[list[str] | None, typer.Argument(metavar="NAME...", help="Locked models; else all.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME...", autocompletion=model_names, help="Locked models; else all.")
+    ] = None,
     behaviour: Annotated[
         bool, typer.Option("--behaviour", help="Also load them, and run the acceptance tests of their entries again.")
     ] = False,
@@ -49,7 +54,9 @@ def verify(
 
 
 def accept(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Registered models.")],
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME...", autocompletion=model_names, help="Registered models.")
+    ],
     reason: Annotated[str | None, typer.Option(help="Why; the history of a stored entry keeps it.")] = None,
 ) -> None:
     """Record what models make of a few synthetic inputs into their entries: verify --behaviour compares with it."""

@@ -6,19 +6,19 @@ from typing import Annotated, Any
 import typer
 
 from medvllm import presence
-from medvllm.cli.models import Json
+from medvllm.cli.models import Json, ModelName
 from medvllm.cli.output import print_json, print_table
 from medvllm.model_registry import registry
 from medvllm.quantities import shown_size
 
 
 def plan(
-    name: Annotated[str, typer.Argument(help="Name of a model, a repository (org/repo), or a folder (./folder).")],
+    name: ModelName,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N, mps or auto.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what a load would take and whether it fits the budget of this machine; nothing is loaded."""
+    """Print the memory that a load would take, and whether it fits the budget. Nothing is loaded."""
     options = {key: value for key, value in (("device", device), ("dtype", dtype)) if value is not None}
     found = registry.plan(name, **options)
     if as_json:

@@ -44,7 +44,7 @@ def register(
     replace: Annotated[bool, typer.Option("--replace", help="Take the place of a built-in model.")] = False,
     reason: Reason = None,
 ) -> None:
-    """Store an entry: version 1 of its name, or the next version; equal to the newest, nothing changes."""
+    """Save a model in the catalogue: as version 1, or as the next version if it differs from the latest."""
     tags, values = _tags(tag or ())
     stated: dict[str, Any] = {
         "model_path": path,
@@ -89,7 +89,7 @@ def unregister(
     ] = False,
     reason: Reason = None,
 ) -> None:
-    """Remove a stored entry with all versions, or one version; a number is never given again."""
+    """Remove a stored model with all its versions, or one version. A version number is never used again."""
     removed = registry.catalog.remove(name, force=force, reason=reason)
     which = f"version {removed[0]}" if len(removed) == 1 else f"versions {', '.join(map(str, removed))}"
     typer.echo(f"Unregistered {printable(parse(name).name)!r}, {which}.")
@@ -101,7 +101,7 @@ def tag(
     remove: Annotated[list[str] | None, typer.Option("--rm", help="Tag or key to remove; may be repeated.")] = None,
     reason: Reason = None,
 ) -> None:
-    """Add tags, and values to keys, to the version that a name means, or remove them; show what it has."""
+    """Add tags and KEY=VALUE pairs to a version, or remove them; then print all that it has."""
     names, values = _tags(tags or ())
     entry = registry.catalog.tag(
         name, add={**dict.fromkeys(names), **values}, remove=tuple(remove or ()), reason=reason
@@ -119,9 +119,9 @@ def deprecate(
     ],
     successor: Annotated[str | None, typer.Option(help="The model to use in its place.")] = None,
     reason: Annotated[str | None, typer.Option(help="Why; each load says it.")] = None,
-    off: Annotated[bool, typer.Option("--off", help="It is not deprecated any more.")] = False,
+    off: Annotated[bool, typer.Option("--off", help="Remove the deprecation.")] = False,
 ) -> None:
-    """Mark a stored entry as not to be used any more: a load warns, and names the successor."""
+    """Mark a stored model as deprecated: each load warns, and names the successor."""
     if successor is not None:
         registry.get_metadata(successor)  # an error with near names, if there is none
     if off and successor:

@@ -158,10 +158,10 @@ def unreported() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers' report off stderr, and its progress off what is no terminal."""
+    """Keep transformers' report off stderr; its bar is shown on a terminal alone, and leaves with the load."""
 
     def only_on_a_terminal(factory: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return factory(*args, **{"disable": None} | kwargs)
+        return factory(*args, **{"disable": None, "leave": False} | kwargs)
 
     hook = transformers_logging.set_tqdm_hook(only_on_a_terminal)
     try:

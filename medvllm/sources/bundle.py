@@ -31,7 +31,7 @@ from medvllm.sources.digest import Digest, differences, digests
 from medvllm.sources.layout import decide
 from medvllm.sources.ledger import ledger
 from medvllm.sources.lock_text import FOLDER, LockedModel, parsed, to_toml
-from medvllm.sources.provenance import Provenance, keep_origin
+from medvllm.sources.provenance import Provenance, origin_kept
 from medvllm.sources.snapshot import Snapshot, read_json
 from medvllm.turns import turn
 
@@ -220,8 +220,9 @@ def land(bundle: Bundle, name: str) -> Path | None:
     files = {path: bundle.blobs / digest.sha256 for path, digest in locked.files.items()}
     if locked.commit is not None:
         listing = bundle.blobs / bundle.listings[name]
-        hub.land(locked.source, locked.commit, bundle.branches.get(name), files, listing)
-        keep_origin(locked.source, locked.commit, bundle.sha256)
+        # First: an import that is killed is begun again while files are missing.
+        with origin_kept(locked.source, locked.commit, bundle.sha256):
+            hub.land(locked.source, locked.commit, bundle.branches.get(name), files, listing)
         return None
     return folder.keep(files, locked.files, link=True)
 

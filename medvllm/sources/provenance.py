@@ -3,6 +3,8 @@
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,11 +58,17 @@ def _digest(facts: Any) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def keep_origin(repo: str, commit: str, bundle: str) -> None:
-    """Remember that a repository's commit came in a bundle, by the bundle's SHA-256."""
+@contextmanager
+def origin_kept(repo: str, commit: str, bundle: str) -> Iterator[None]:
+    """Remember that a repository's commit came in a bundle, by the bundle's SHA-256, unless the block raises."""
     file = _origin(repo, commit)
     make_own(file.parent)
     write_whole(file, f"{bundle}\n".encode(), private=True)
+    try:
+        yield
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
 
 
 def origin(repo: str, commit: str) -> str | None:
