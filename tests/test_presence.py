@@ -257,7 +257,7 @@ def test_notes_that_are_none_stop_nobody(registry: ModelRegistry, tmp_path: Path
     expected = 1 if os.geteuid() == 0 else 0  # root reads what nobody may
     assert [note.models[0]["name"] for note in processes(registry.boards())] == ["ward"] * expected
     others[5].unlink()
-    registry.register("ward", "clinical", model_path=str(tmp_path / "nothing"), persist=True)
+    registry.register("ward", "clinical", model_path=str(tiny.bert_encoder(tmp_path / "m")), persist=True)
     registry.unregister("ward", persist=True)
     assert registry.catalog.names() == []
 
@@ -302,7 +302,7 @@ def test_processes_in_containers_are_seen_from_outside_and_left_alone(
     registry: ModelRegistry, tmp_path: Path, home: Path
 ) -> None:
     """Two with one id, too; a version that one of them has leased is not removed."""
-    registry.register("ward", "clinical", model_path=str(tmp_path / "nothing"), persist=True)
+    registry.register("ward", "clinical", model_path=str(tiny.bert_encoder(tmp_path / "m")), persist=True)
     unshare = "unshare", "--pid", "--fork", "--mount-proc", "--kill-child"
     with _holding(_run(home), *unshare), _holding(_run(home), *unshare):
         _until(lambda: len(processes(registry.boards())) == 2)
