@@ -53,7 +53,7 @@ def test_an_absolute_path_into_a_former_home_is_found(registry: ModelRegistry, m
     registry.register("m", "clinical", model_path=tiny.bert_encoder(tmp_path / "m"), copy=True)
     path = registry.pull("m")
     moved("elsewhere")
-    registry.register("old", "clinical", model_path=path, persist=True)
+    registry.catalog.apply(f'[models.old]\nmodel_type = "clinical"\nmodel_path = "{path}"\n')
     assert registry.get_metadata("old").source.model_path == str(path)
     found = registry.pull("old")
     assert found != path and registry.load_model("old") is not None
