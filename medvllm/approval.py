@@ -38,7 +38,7 @@ class LockApproval:
         from medvllm.sources import Lock, verify
 
         lock, name = Lock.current(), entry.reference
-        locked = lock.models.get(lock.key(lock.name_of(entry)))
+        locked = lock.known(entry)
         lacking = []
         if locked is None:
             lacking.append(f"a lock in {lock.file}: medvllm lock {name}")
@@ -73,8 +73,7 @@ class LockApproval:
         """Return what the lock file has of a version, or None."""
         from medvllm.sources import Lock
 
-        lock = Lock.current()
-        found = lock.models.get(lock.key(lock.name_of(entry)))
+        found = Lock.current().known(entry)
         if found is None:
             return None
         files = {**found.files, **found.converted}

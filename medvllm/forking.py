@@ -65,10 +65,16 @@ def register(part: Forked) -> None:
 
 def _before() -> None:
     _forks.acquire()
-    _forking.extend(_parts)
+    _forking.extend(_registered())
     for part in _forking:
         with suppress(Exception):  # a part that cannot rest keeps no process from its fork
             part.before_fork()
+
+
+def _registered() -> list[Forked]:
+    while True:
+        with suppress(RuntimeError):  # another thread has registered a part meanwhile
+            return list(_parts)
 
 
 def _after(*, is_child: bool) -> None:

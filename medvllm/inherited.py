@@ -6,7 +6,6 @@ It travels in the environment: a worker of multiprocessing, joblib or a shell ge
 import json
 import os
 from collections.abc import Iterable
-from functools import cache
 
 _VARIABLE = "_MEDVLLM_REGISTERED"
 _MOST = 64_000  # characters: what does not fit is not told
@@ -24,7 +23,6 @@ def is_elsewhere(name: str) -> bool:
     return name in _TOLD
 
 
-@cache
 def _names(text: str) -> frozenset[str]:
     try:
         return frozenset(name for name in json.loads(text) if isinstance(name, str))

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medvllm.metadata import ModelMetadata
-from medvllm.names import parse
+from medvllm.names import is_commit, parse
 
 _WEIGHTS = re.compile(r"(?:model|pytorch_model)(?:-\d+-of-(\d+))?\.(?:safetensors|bin)")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ def local_files(entry: ModelMetadata) -> LocalFiles | None:
         return _held(Path(location.name))
     if "/" not in location.name and not location.is_repo_id:
         return None
-    repository = hub_cache() / f"models--{location.name.replace('/', '--')}"
+    repository = repository_folder(location.name)
     revision = location.suffix or entry.source.revision or "main"
     for commit in _commits(repository, revision):
         if found := _held(repository / "snapshots" / commit):
@@ -53,9 +52,14 @@ def hub_cache() -> Path:
     return Path(os.path.expandvars(os.path.expanduser(stated)))
 
 
+def repository_folder(repo: str) -> Path:
+    """Return where the Hub's cache has, or would have, a repository."""
+    return hub_cache() / f"models--{repo.replace('/', '--')}"
+
+
 def _commits(repository: Path, revision: str) -> list[str]:
     """Return the commits that a revision may be: itself, what the cache has noted, else whatever is there."""
-    if _COMMIT.fullmatch(revision):
+    if is_commit(revision):
         return [revision]
     try:
         return [(repository / "refs" / revision).read_text(encoding="ascii").strip()]
@@ -73,7 +77,7 @@ def _held(folder: Path) -> LocalFiles | None:
         return None
     try:
         return LocalFiles(folder, sum(os.stat(folder / name).st_size for name in weights))
-    except OSError:  # a shard that is missing, or a link that leads nowhere
+    except (OSError, ValueError):  # a shard that is missing, a link that leads nowhere, or no path at all
         return None
 
 
@@ -91,9 +95,10 @@ def _weights(folder: Path, names: list[str]) -> list[str]:
 
 def _shards(index: Path) -> list[str]:
     try:
-        return sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        listed = set(json.loads(index.read_bytes())["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
+    return sorted(listed) if all(isinstance(name, str) for name in listed) else []
 
 
 def _names(folder: Path) -> list[str]:

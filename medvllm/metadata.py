@@ -189,7 +189,7 @@ class ModelMetadata:
 
     def facts(self) -> dict[str, Any]:
         """Return every fact that is known, by its keyword: what two entries of the same content share."""
-        computed = ("name", "version", "origin", "tasks")
+        computed = (*IDENTIFYING, "tasks")
         return {fact: v for fact, v in self.to_dict().items() if fact not in computed and v not in (None, "", [], {})}
 
     def to_dict(self) -> dict[str, Any]:

@@ -5,14 +5,14 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeGuard
 from urllib.parse import unquote, urlsplit
 
 from medvllm import settings
 from medvllm.errors import ModelNameError
 from medvllm.spelling import folded, invisible, lookalike
 
-__all__ = ["ModelRef", "is_digest", "parse", "source_path", "valid_alias", "valid_name"]
+__all__ = ["ModelRef", "is_commit", "is_digest", "parse", "source_path", "valid_alias", "valid_name"]
 
 MAX_LENGTH = 200  # characters of a name; a folder's path may be longer
 _REPO_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?", re.ASCII)
@@ -20,7 +20,7 @@ _IN_HOME = "home://"  # a folder below MEDVLLM_HOME, which may be moved
 _PATH_STARTS = ("./", "../", "/", "~/", "file://", _IN_HOME)
 _VERSION = re.compile(r"[vV]?\d+([._-]\d+)*")  # of a model or of an alias, by its looks
 _ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}", re.ASCII)
-_DIGEST = re.compile(r"[0-9a-f]{40}")
+_SHORT_DIGEST = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,12 @@ def source_path(text: object) -> str:
 
 def is_digest(name: str) -> bool:
     """Return whether a folder's name is one that MEDVLLM_HOME/models gives: a digest of the files in it."""
-    return _DIGEST.fullmatch(name) is not None
+    return _SHORT_DIGEST.fullmatch(name) is not None
+
+
+def is_commit(revision: object) -> TypeGuard[str]:
+    """Return whether a revision is a commit in full: one that cannot move."""
+    return isinstance(revision, str) and _SHORT_DIGEST.fullmatch(revision) is not None
 
 
 def valid_name(text: object) -> str:
@@ -117,7 +122,7 @@ def valid_name(text: object) -> str:
 
 def valid_alias(alias: object) -> str:
     """Return `alias` if it may point to a version, or raise ModelNameError."""
-    if not isinstance(alias, str) or not _ALIAS.fullmatch(alias) or is_digest(alias):
+    if not isinstance(alias, str) or not _ALIAS.fullmatch(alias) or is_commit(alias):
         raise ModelNameError(
             f"Alias {str(alias)[:80]!a} cannot be used.\n"
             "Use a letter, then letters, digits and any of . _ - (64 at most), such as: production"

@@ -113,7 +113,7 @@ def export(
                 files=(),
             )
         entry = _portable(metadata, snapshot)
-        key, approved = entry.reference, lock.models.get(lock.key(lock.name_of(metadata)))
+        key, approved = entry.reference, lock.known(metadata)
         known = models.get(key, (snapshot,))[0], entries.get(key, entry)
         if known != (snapshot, entry):
             raise RequestError(

@@ -309,7 +309,7 @@ class StoredCatalog:
     def note_load(self, metadata: ModelMetadata, detail: Mapping[str, Any]) -> None:
         """Add to the history that a model was loaded: what exactly, never what it was given."""
         with self._turn(None) as turn:
-            turn.note_load(metadata.name, metadata.version, {"source": metadata.origin, **detail})
+            turn.note("loaded", metadata.name, metadata.version, detail={"source": metadata.origin, **detail})
 
     def note_locked(
         self, models: Iterable[tuple[str, int | None, Mapping[str, Any]]], *, reason: str | None = None
@@ -468,16 +468,13 @@ class StoredCatalog:
 
     def _missing(self, entry: ModelMetadata) -> list[str]:
         """Return what a version lacks, beside a reason, for a protected alias to point to it."""
-        no_check = ["the check of a registry: registry.catalog"]
-        return no_check if self.approval is None else self.approval.lacking(entry)
+        if self.approval is None:
+            return ["the check of a registry: registry.catalog"]
+        return self.approval.lacking(entry)
 
     def _approve(self, name: str, alias: str, entry: ModelMetadata, reason: str | None) -> None:
         """Raise CatalogError unless a protected alias may point to a version."""
-        missing = (
-            ["the check of a registry: registry.catalog"] if self.approval is None else self.approval.lacking(entry)
-        )
-        if not reason:
-            missing.append("a reason: --reason 'why'")
+        missing = [*self._missing(entry), *([] if reason else ["a reason: --reason 'why'"])]
         if missing:
             raise CatalogError(
                 f"Alias {alias!r} of model {name!r} is protected, and version {entry.version} lacks:\n  "

@@ -9,8 +9,10 @@ import typer
 from medvllm.cli.completion import model_names
 from medvllm.cli.history import described
 from medvllm.cli.models import Json
-from medvllm.cli.output import megabytes, print_json, printable
+from medvllm.cli.output import print_json, printable
+from medvllm.cli.register import Reason
 from medvllm.model_registry import registry
+from medvllm.quantities import shown_size
 
 if TYPE_CHECKING:
     from medvllm.sources.provenance import Provenance
@@ -40,7 +42,7 @@ def export(
         return
     went = ", ".join(printable(name) for name in (*exported.models, *exported.aliases))
     lines = (
-        f"Exported {went} to {output}: {megabytes(exported.size_bytes)}",
+        f"Exported {went} to {output}: {shown_size(exported.size_bytes)}",
         f"SHA-256   {exported.sha256}",
         f"contents  {exported.contents}",
     )
@@ -55,7 +57,7 @@ def import_(
         bool, typer.Option("--replace", help="Let names, aliases and branches that are here mean what the bundle says.")
     ] = False,
     lock: Annotated[bool, typer.Option("--lock", help="Also approve the models: write them to the lock file.")] = False,
-    reason: Annotated[str | None, typer.Option(help="Why; the history keeps it.")] = None,
+    reason: Reason = None,
     against: Annotated[
         Path | None, typer.Option(metavar="LOCK", help="Lock file that came another way: every model must be in it.")
     ] = None,

@@ -8,8 +8,9 @@ import typer
 
 from medvllm import presence
 from medvllm.cli.models import Json
-from medvllm.cli.output import megabytes, print_json, print_table
+from medvllm.cli.output import print_json, print_table
 from medvllm.model_registry import registry
+from medvllm.quantities import shown_size
 
 if TYPE_CHECKING:
     from medvllm.sources.store import Kept, Users
@@ -31,7 +32,7 @@ def list_(as_json: Json = False) -> None:
         return
     print_table(("KIND", "NAME", "SIZE", "LAST USE", "USED BY"), [_row(each) for each in found])
     free = sum(each.size_bytes for each in found if each.is_removable)
-    typer.echo(f"In all: {_sum(found)}. Unused: {megabytes(free)}.", err=True)
+    typer.echo(f"In all: {_sum(found)}. Unused: {shown_size(free)}.", err=True)
 
 
 @app.command()
@@ -70,8 +71,8 @@ def _users() -> "Users":
 def _row(each: "Kept") -> tuple[Any, ...]:
     used = datetime.fromtimestamp(each.last_used, UTC).strftime("%Y-%m-%d") if each.last_used else "-"
     users = ", ".join(each.used_by[:3]) + (f" and {len(each.used_by) - 3} more" if len(each.used_by) > 3 else "")
-    return each.kind, each.name, megabytes(each.size_bytes), used, users or "nobody"
+    return each.kind, each.name, shown_size(each.size_bytes), used, users or "nobody"
 
 
 def _sum(found: "Iterable[Kept]") -> str:
-    return megabytes(sum(each.size_bytes for each in found))
+    return shown_size(sum(each.size_bytes for each in found))

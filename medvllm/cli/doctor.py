@@ -187,7 +187,7 @@ def _network() -> Iterator[Finding]:
 
     from medvllm.sources import hub
 
-    where = settings.without_password(hub.endpoint())
+    where = hub.endpoint()
     if constants.HF_HUB_OFFLINE:
         yield Finding("network", "Hub", f"{where} is not asked: HF_HUB_OFFLINE is set")
         return

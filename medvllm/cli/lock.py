@@ -6,8 +6,9 @@ import typer
 
 from medvllm.cli.completion import model_names
 from medvllm.cli.models import Json
-from medvllm.cli.output import megabytes, print_json, print_table, printable
+from medvllm.cli.output import print_json, print_table, printable
 from medvllm.engine.model_runner import ModelRunner, registry
+from medvllm.quantities import shown_size
 from medvllm.sources import Lock
 
 
@@ -23,7 +24,7 @@ def lock(
         known = before.models.get(before.key(name))
         is_news = known is None or known != model or known.approval != model.approval
         what = "Locked" if is_news else "Already locked:"
-        size = megabytes(sum(digest.size for digest in model.files.values()))
+        size = shown_size(sum(digest.size for digest in model.files.values()))
         at = f" at {model.commit[:7]}" if model.commit else ""
         by = f", approved by {printable(model.approval.by)} on {model.approval.at[:10]}" if model.approval else ""
         typer.echo(f"{what} {printable(name)!r}{at}: {len(model.files)} files, {size}, in {before.file}{by}")

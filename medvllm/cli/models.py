@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from medvllm.cli.completion import model_names
-from medvllm.cli.output import megabytes, printable
+from medvllm.cli.output import printable
 from medvllm.model_registry import registry
+from medvllm.quantities import shown_size
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ModelName = Annotated[
@@ -29,6 +30,6 @@ def pull(
         start = time.perf_counter()
         folder = registry.pull(name, refresh=refresh)
         files = [file for file in folder.rglob("*") if file.is_file()]
-        size = megabytes(sum(file.stat().st_size for file in files))
+        size = shown_size(sum(file.stat().st_size for file in files))
         seconds = time.perf_counter() - start
         typer.echo(f"Fetched {printable(name)!r}: {len(files)} files, {size}, in {seconds:.1f} s, to {folder}")

@@ -9,7 +9,6 @@ from typing import Any
 
 from medvllm.cli.streams import encodes
 from medvllm.progress import is_terminal
-from medvllm.quantities import shown_size
 
 
 def print_json(content: Any) -> None:
@@ -43,11 +42,6 @@ def print_groups(
         from medvllm.cli.table import draw
 
         sys.stdout.write(draw(columns, shown, in_lines=in_lines))
-
-
-def megabytes(size_bytes: int) -> str:
-    """Return a size as text."""
-    return shown_size(size_bytes)
 
 
 def one_line(value: object, separator: str) -> object:

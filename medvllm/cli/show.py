@@ -13,7 +13,7 @@ from medvllm.facts import GROUPS, keywords
 from medvllm.local_files import local_files
 from medvllm.metadata import ModelMetadata
 from medvllm.model_registry import registry
-from medvllm.names import parse
+from medvllm.names import is_commit, parse
 from medvllm.quantities import shown_size
 
 _Row = tuple[str, object, object]
@@ -61,17 +61,13 @@ def _said(metadata: ModelMetadata) -> dict[str, str]:
     """Return what an entry's source means: which commit a load takes, and whether the files are here."""
     said = {}
     location = parse(metadata.location)
-    if location.kind != "folder" and not _is_commit(location.suffix or metadata.source.revision):
+    if location.kind != "folder" and not is_commit(location.suffix or metadata.source.revision):
         branch = location.suffix or metadata.source.revision or "main"
         said["revision"] = f"{branch}, which is not pinned: it means the commit of the first pull"
     found = local_files(metadata)
     size = f"yes, {shown_size(found.size_bytes)}" if found else ""
     said["here"] = size or ("no: the folder has no model" if location.kind == "folder" else "no")
     return said
-
-
-def _is_commit(revision: str | None) -> bool:
-    return revision is not None and len(revision) == 40 and not set(revision) - set("0123456789abcdef")
 
 
 def _version(record: VersionRecord) -> _Row:

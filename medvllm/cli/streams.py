@@ -3,7 +3,6 @@
 import contextlib
 import os
 import sys
-from collections.abc import Callable
 
 
 def prepare() -> None:
@@ -53,9 +52,5 @@ def write_utf8(text: str) -> None:
 
 def say(text: str) -> None:
     """Print a line to standard error, if it can be written."""
-    _quietly(lambda: sys.stderr.write(f"{text}\n"))
-
-
-def _quietly(write: Callable[[], object]) -> None:
     with contextlib.suppress(OSError, ValueError):
-        write()
+        sys.stderr.write(f"{text}\n")

@@ -25,9 +25,6 @@ class Board(Protocol):
     def put(self, id: str, text: str) -> None:
         """Write a note, whole, in place of the one of that id."""
 
-    def touch(self, id: str) -> None:
-        """Give a sign of life."""
-
     def remove(self, id: str) -> None:
         """Take a note away; one that is not there is no error."""
 

@@ -47,10 +47,6 @@ class Folder:
             partial.unlink(missing_ok=True)
             raise
 
-    def touch(self, id: str) -> None:
-        """Give a sign of life."""
-        os.utime(self.path / f"{id}.json", follow_symlinks=os.utime not in os.supports_follow_symlinks)
-
     def remove(self, id: str) -> None:
         """Take a note away; one that is not there is no error."""
         (self.path / f"{id}.json").unlink(missing_ok=True)

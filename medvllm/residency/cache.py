@@ -165,7 +165,7 @@ class ModelCache(Forked, Generic[I]):
 
         def landed(resident: Resident[I]) -> None:
             with self._lock:
-                self._flights.pop(identity, None)
+                self._flown(identity, flight)
                 flight.value = resident
                 resident.leases, resident.leaving = flight.waiting, flight.leaving
                 resident.is_noted = resident.leases > 0
@@ -179,8 +179,7 @@ class ModelCache(Forked, Generic[I]):
 
         def failed() -> None:
             with self._lock:
-                if self._flights.get(identity) is flight:
-                    del self._flights[identity]
+                self._flown(identity, flight)
                 self._accounts.reserved.pop(flight, None)
                 self._room.notify_all()
 
@@ -491,6 +490,11 @@ class ModelCache(Forked, Generic[I]):
     def _tell(self, resident: Resident[I]) -> None:
         resident.is_noted = True
         self._limits.changed()
+
+    def _flown(self, identity: I, flight: Flight[Resident[I]]) -> None:
+        """Take out a load that is over, unless a fork has left it to its parent."""
+        if self._flights.get(identity) is flight:
+            del self._flights[identity]
 
     def _withdraw(self, flight: Flight[Resident[I]]) -> None:
         with self._lock:

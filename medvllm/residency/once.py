@@ -35,12 +35,12 @@ class Once(Generic[K, V]):
         def landed(value: V) -> None:
             with self._lock:
                 flight.value = value
-                if self._flights.pop(key, None) is flight and not flight.leaving:
+                if self._landed(key, flight) and not flight.leaving:
                     self._kept[key] = value
 
         def failed() -> None:
             with self._lock:
-                self._flights.pop(key, None)
+                self._landed(key, flight)
 
         return flight.make(make, landed, failed)
 
@@ -50,6 +50,13 @@ class Once(Generic[K, V]):
             self._kept = {key: value for key, value in self._kept.items() if not is_gone(key)}
             for key, flight in self._flights.items():
                 flight.leaving |= is_gone(key)
+
+    def _landed(self, key: K, flight: Flight[V]) -> bool:
+        """Take a flight out; False when it is not under way here: a fork has left it to its parent."""
+        if self._flights.get(key) is not flight:
+            return False
+        del self._flights[key]
+        return True
 
     def _drop_flights(self) -> None:
         self._flights = {}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from medvllm.errors import RequestError, SourceError, UnsafeWeightsError
 from medvllm.metadata import ModelMetadata
-from medvllm.names import parse
+from medvllm.names import is_commit, parse
 from medvllm.sources import bundle, conversion, folder, hub, prepared
 from medvllm.sources.digest import Digest, differences, digests
 from medvllm.sources.edge import edge
@@ -138,7 +138,7 @@ def branch(metadata: ModelMetadata) -> str | None:
     """Return the branch or tag that an entry follows, or None for one that pins a commit or is a folder."""
     location = parse(metadata.location)
     wanted = location.suffix or metadata.source.revision or "main"
-    return None if location.kind == "folder" or hub.is_commit(wanted) else wanted
+    return None if location.kind == "folder" or is_commit(wanted) else wanted
 
 
 def to_lock(snapshot: Snapshot) -> LockedModel:
@@ -205,7 +205,7 @@ def _is_code_pinned(metadata: ModelMetadata, asked: str | None) -> bool:
             "Give a class of yours: register(…, model_class='module:Class')",
             model=metadata.name,
         )
-    if not hub.is_commit(pinned):
+    if not is_commit(pinned):
         follows = f"the branch or tag {pinned!r}" if pinned else "the main branch"
         raise UnsafeWeightsError(
             f"{model} trusts the code of {location.name!r} at {follows}, which can move.\n"
@@ -229,7 +229,7 @@ def _commit(
     """Return the commit to load: a locked model's, unless the caller or the entry pins another, which is refused."""
     if locked is None:
         return hub.commit_of(repo, asked or entry)
-    if asked is not None or hub.is_commit(entry):
+    if asked is not None or is_commit(entry):
         locked.check_source(metadata.reference, repo, hub.commit_of(repo, asked or entry))
     else:
         locked.check_source(metadata.reference, repo, locked.commit)

@@ -241,15 +241,13 @@ def read(file: Path, into: Path) -> Bundle:
             while whole.read(_CHUNK):  # what stands behind its last member
                 pass
             return replace(unpacked, sha256=whole.sha256.hexdigest())
+    except SourceError:
+        raise
     except MedVLLMError as error:
-        if isinstance(error, SourceError):
-            raise
         raise SourceError(f"{file} is no sound bundle: {error}", path=str(file)) from error
     except _UNSOUND as error:
         raise SourceError(f"{file} is no sound bundle: {str(error)[:200]}.", path=str(file)) from error
     except OSError as error:
-        if isinstance(error, SourceError):
-            raise
         raise SourceError(f"Bundle {file} cannot be read: {error}.", path=str(file)) from error
 
 

@@ -1,6 +1,5 @@
 """Pickled weights -> safetensors: once, in a process of its own that can reach nothing."""
 
-import hashlib
 import json
 import logging
 import os
@@ -16,7 +15,7 @@ from medvllm.errors import IncompleteSnapshotError, SourceError, UnsafeWeightsEr
 from medvllm.files import is_trusted
 from medvllm.sources import making
 from medvllm.sources.confinement import cpu_seconds
-from medvllm.sources.digest import Digest, differences, digests, hashed
+from medvllm.sources.digest import Digest, differences, digests, hashed, key_of
 from medvllm.sources.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
@@ -43,8 +42,7 @@ def as_safetensors(snapshot: Snapshot) -> Snapshot:
 
 def made(snapshot: Snapshot) -> Path:
     """Return the folder for the converted weights of a snapshot: named after the digests of its pickles."""
-    rows = sorted((name, digest.sha256) for name, digest in _originals(snapshot).items())
-    return settings.HOME() / "converted" / hashlib.sha256(repr(rows).encode()).hexdigest()[:40]
+    return settings.HOME() / "converted" / key_of(_originals(snapshot))
 
 
 def flaws(snapshot: Snapshot, expected: Mapping[str, Digest]) -> dict[str, str]:

@@ -73,6 +73,17 @@ def differences(expected: Mapping[str, Digest], found: Mapping[str, Digest]) -> 
     return dict(sorted(wrong.items()))
 
 
+def content_of(files: Mapping[str, Digest]) -> str:
+    """Return one SHA-256 for files by their names."""
+    rows = sorted((name, digest.sha256) for name, digest in files.items())
+    return hashlib.sha256(repr(rows).encode()).hexdigest()
+
+
+def key_of(files: Mapping[str, Digest]) -> str:
+    """Return the name of a folder of MEDVLLM_HOME that holds these files, or what was made of them."""
+    return content_of(files)[:40]
+
+
 def described(flaws: Mapping[str, str]) -> str:
     """Return what is wrong with which files as a message says it, three files at most."""
     more = f" and {len(flaws) - 3} more" if len(flaws) > 3 else ""

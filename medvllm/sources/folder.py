@@ -1,21 +1,18 @@
 """A model's folder on this machine."""
 
-import hashlib
-import secrets
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from medvllm import settings
 from medvllm.errors import DigestMismatchError, RequestError, SnapshotNotFoundError, SourceError
-from medvllm.files import chmod, make_own, own_mode, place, sync_folder
+from medvllm.files import make_own, place
 from medvllm.names import is_digest
-from medvllm.sources.digest import Digest, described, differences, digests, hashed
+from medvllm.sources import making
+from medvllm.sources.digest import Digest, described, differences, digests, hashed, key_of
 from medvllm.sources.fingerprint import Fingerprint
 from medvllm.sources.layout import decide, present
 from medvllm.sources.snapshot import Snapshot, read_json
-from medvllm.turns import turn
 
 
 def located(path: Path) -> Path:
@@ -95,25 +92,19 @@ def keep(files: Mapping[str, Path], wanted: Mapping[str, Digest], *, link: bool)
     `link`: nobody else writes to the files, so that a second name of each will do.
     """
     target = kept(wanted)
-    with turn(target.with_name(f"{target.name}.lock")):
-        for left in target.parent.glob(f"{target.name}.*/"):  # by a process that died
-            shutil.rmtree(left)
-        there = [name for name in present(target) if (target / name).is_file()]
-        if there and not differences(wanted, digests(target, there, fresh=True)):
-            return target
-        work = target.with_name(f"{target.name}.{secrets.token_hex(4)}")
-        try:
-            for path, file in files.items():
-                make_own((work / path).parent)
-                place(file, work / path, link=link)
-                chmod(work / path, own_mode(target.parent) & 0o666)
-            if not link and (flaws := differences(wanted, digests(work, files))):
-                raise SourceError(f"The files changed while they were copied: {described(flaws)}.")
-            shutil.rmtree(target, ignore_errors=True)
-            work.rename(target)
-            sync_folder(target.parent)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+
+    def is_whole(folder: Path) -> bool:
+        there = [name for name in present(folder) if (folder / name).is_file()]
+        return bool(there) and not differences(wanted, digests(folder, there, fresh=True))
+
+    def fill(work: Path) -> None:
+        for path, file in files.items():
+            make_own((work / path).parent)
+            place(file, work / path, link=link)
+        if not link and (flaws := differences(wanted, digests(work, files))):
+            raise SourceError(f"The files changed while they were copied: {described(flaws)}.")
+
+    making.make(target, is_whole=is_whole, fill=fill)
     return target
 
 
@@ -131,8 +122,3 @@ def _check_kept(path: Path, names: Sequence[str]) -> None:
 
 def _kept() -> Path:
     return settings.HOME() / "models"
-
-
-def key_of(files: Mapping[str, Digest]) -> str:
-    rows = sorted((path, digest.sha256) for path, digest in files.items())
-    return hashlib.sha256(repr(rows).encode()).hexdigest()[:40]

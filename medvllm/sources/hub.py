@@ -33,6 +33,7 @@ from medvllm.errors import (
     SourceError,
 )
 from medvllm.files import chmod, common_mode, make_own, place, point, write_whole
+from medvllm.names import is_commit
 from medvllm.progress import is_terminal
 from medvllm.sources.digest import Digest, described, digests, git_oid, hashed
 from medvllm.sources.edge import unusable
@@ -47,7 +48,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 logger = logging.getLogger(__name__)
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # git's SHA-1, or SHA-256
 _WAITS_S = (0.5, 1.0, 2.0)  # between our tries; huggingface_hub retries some faults by itself, and others not at all
 _PATIENCE_S = 30.0  # no further try after this long
@@ -97,19 +97,14 @@ def local(repo: str, commit: str, *, code: bool = False, extra: Sequence[str] = 
 
 def commit_of(repo: str, revision: str | None) -> str:
     """Return the commit that is meant; a branch or tag is asked for once, and what it was is kept."""
-    if revision is not None and is_commit(revision):
+    if is_commit(revision):
         return revision
     return ledger().commit(endpoint(), repo, revision or "main") or refreshed(repo, revision)
 
 
-def is_commit(revision: str | None) -> bool:
-    """Return whether a revision is a commit: one that cannot move."""
-    return revision is not None and _COMMIT.fullmatch(revision) is not None
-
-
 def refreshed(repo: str, revision: str | None) -> str:
     """Ask the Hub what a branch or tag points to now, keep it and return it; a commit stands for itself."""
-    if revision is not None and is_commit(revision):
+    if is_commit(revision):
         return revision
     commit = _commit(repo, revision or "main")
     ledger().keep_commit(endpoint(), repo, revision or "main", commit)

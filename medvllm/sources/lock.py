@@ -78,12 +78,16 @@ class Lock:
         """Return the name under which a model is asked for here: its version's own, when that is locked by itself."""
         return metadata.reference if metadata.reference in self.models else metadata.name
 
+    def known(self, metadata: ModelMetadata) -> LockedModel | None:
+        """Return what the file has of a model, or None."""
+        return self.models.get(self.key(self.name_of(metadata)))
+
     def find(self, metadata: ModelMetadata) -> LockedModel | None:
         """Return what was approved of a model, or None when it is not locked.
 
         DigestMismatchError: it is not, and MEDVLLM_REQUIRE_LOCK is set.
         """
-        found, name = self.models.get(self.key(self.name_of(metadata))), metadata.reference
+        found, name = self.known(metadata), metadata.reference
         if found is None and settings.REQUIRE_LOCK():
             own = Path(_NAME).absolute() if settings.LOCK() is None and Path(_NAME).is_file() else None
             other = "" if own is None else f"\nOr, if the lock in this folder is yours: export MEDVLLM_LOCK={own}"
@@ -195,20 +199,33 @@ def _unlinked(file: Path) -> None:
 @contextmanager
 def _held(file: Path) -> Iterator[None]:
     """Hold a file that is there against other writers, where the system can."""
-    if sys.platform == "win32":
-        yield
-        return
-    handle = None
+    handle = _locked(file)
     try:
-        with suppress(OSError):
-            handle = os.open(file, os.O_RDWR | os.O_NONBLOCK)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            while not os.path.samestat(os.fstat(handle), os.stat(file)):  # it was replaced while this process waited
-                os.close(handle)
-                handle = os.open(file, os.O_RDWR | os.O_NONBLOCK)
-                fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         if handle is not None:
-            with suppress(OSError):
-                os.close(handle)
+            _unlocked(handle)
+
+
+def _locked(file: Path) -> int | None:
+    """Return a handle that holds a file's lock; None where there is no file, or the system has no such locks."""
+    while sys.platform != "win32":
+        try:
+            handle = os.open(file, os.O_RDWR | os.O_NONBLOCK)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(handle), os.stat(file)):
+                return handle
+        except OSError:
+            _unlocked(handle)
+            return None
+        _unlocked(handle)  # it was replaced while this process waited
+    return None
+
+
+def _unlocked(handle: int) -> None:
+    with suppress(OSError):  # closing alone would leave the lock to a child that was forked meanwhile
+        fcntl.flock(handle, fcntl.LOCK_UN)
+    os.close(handle)

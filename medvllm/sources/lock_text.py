@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from medvllm.errors import DigestMismatchError
-from medvllm.names import parse
+from medvllm.names import is_commit, parse
 from medvllm.receipt import digest_of
 from medvllm.sources.digest import Digest, described, differences
 from medvllm.sources.layout import is_plain_path
@@ -18,7 +18,6 @@ __all__ = ["FOLDER", "Approval", "LockedModel", "parsed", "to_toml"]
 
 FOLDER = "folder"  # the source of a model that is no repository's
 _HEADER = "# Written by `medvllm lock`: the commit and the bytes of each model that was approved."
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -128,7 +127,7 @@ def _model(name: str, facts: Any) -> LockedModel:
     if not isinstance(facts, dict) or facts.keys() - {"source", "commit", "approved", "files", "converted"}:
         raise ValueError(f"model {name[:80]!r} has keys that are not known")
     source, commit = facts.get("source"), facts.get("commit")
-    if not isinstance(source, str) or not (commit is None or (isinstance(commit, str) and _COMMIT.fullmatch(commit))):
+    if not isinstance(source, str) or not (commit is None or is_commit(commit)):
         raise ValueError(f"model {name[:80]!r} has no source, or a commit that is none")
     if source != FOLDER and parse(f"hf://{source}").name != source:  # not one with a revision behind it
         raise ValueError(f"model {name[:80]!r} has the source {source[:80]!r}, which is no repository")

@@ -54,9 +54,13 @@ def verify(bundle: Path, key: Path) -> str:
     except Exception as error:  # of a library beneath it, of any kind
         raise _unusable(key, error) from error
     try:
-        verifier.verify(bundle, signature)
+        content = signature.read_bytes()
+        with TemporaryDirectory() as folder:  # where nobody puts another in its place
+            own = Path(folder) / "signature"
+            own.write_bytes(content)
+            verifier.verify(bundle, own)
         # What was verified just now says which bytes it is of; those that are read next are compared with it.
-        statement = json.loads(base64.b64decode(json.loads(signature.read_bytes())["dsseEnvelope"]["payload"]))
+        statement = json.loads(base64.b64decode(json.loads(content)["dsseEnvelope"]["payload"]))
         resources = statement["predicate"]["resources"]
         return str(*[resource["digest"] for resource in resources if resource["algorithm"] == "sha256"])
     except Exception as error:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from medvllm.errors import DigestMismatchError, IncompleteSnapshotError, SourceError
 from medvllm.lazy import lazy
-from medvllm.sources.digest import Digest
+from medvllm.sources.digest import Digest, content_of
 from medvllm.sources.edge import unusable
 from medvllm.sources.fingerprint import Fingerprint, Stamp, stamp
 from medvllm.sources.layout import Layout
@@ -68,8 +68,7 @@ class Snapshot:
     @lazy
     def content(self) -> str:
         """One SHA-256 for its files: a commit in a cache that nothing lists may hold others tomorrow."""
-        rows = sorted((name, digest.sha256) for name, digest in self.files.items())
-        return hashlib.sha256(repr(rows).encode()).hexdigest()
+        return content_of(self.files)
 
     @lazy
     def identity(self) -> str:

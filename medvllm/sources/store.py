@@ -7,17 +7,19 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from medvllm import settings
+from medvllm.lazy import lazy
+from medvllm.local_files import hub_cache, repository_folder
 from medvllm.metadata import ModelMetadata
 from medvllm.names import ModelRef, parse
 from medvllm.sources import conversion, prepared
+from medvllm.sources.digest import key_of
 from medvllm.sources.edge import edge
 from medvllm.sources.fingerprint import stamp
-from medvllm.sources.folder import key_of, located
+from medvllm.sources.folder import located
 from medvllm.sources.ledger import ledger
 from medvllm.sources.lock import Lock, LockedModel
 
@@ -62,12 +64,12 @@ class Users:
     entries: Mapping[str, ModelMetadata]
     running: Sequence[tuple[str, str]]
 
-    @cached_property
+    @lazy
     def lock(self) -> Lock:
         """The lock that is in force."""
         return Lock.current()
 
-    @cached_property
+    @lazy
     def folders(self) -> list[tuple[str, Path]]:
         """Folders that hold models that are used, each with its user."""
         found = [(name, folder) for name, entry in self.entries.items() for folder in _folders(parse(entry.location))]
@@ -78,7 +80,7 @@ class Users:
             found += [(name, folder) for folder in folders if is_folder or folder.name == told]
         return found
 
-    @cached_property
+    @lazy
     def mapped(self) -> dict[str, str]:
         """The files of MEDVLLM_HOME that processes of this machine have mapped, as far as it tells: path -> process."""
         found: dict[str, str] = {}
@@ -136,11 +138,11 @@ def _models(home: Path, users: Users) -> Iterator[Kept]:
 def _copies(home: Path, users: Users) -> Iterator[Kept]:
     made = list(_whole(home / "converted"))
     for folder in made:
-        record = _record(folder / conversion.RECORD)
-        originals = {row["name"]: row["sha256"] for row in record.get("originals", [])}
+        rows = _record(folder / conversion.RECORD, "originals", list)
+        originals = {str(row.get("name")): str(row.get("sha256")) for row in rows if isinstance(row, dict)}
         yield _kept("converted", folder, users.of_copy(folder, originals))
     for folder in _whole(home / "prepared"):
-        made_of = _record(folder / prepared.RECORD).get("made_of", {})
+        made_of = _record(folder / prepared.RECORD, "made_of", dict)
         yield _kept("prepared", folder, users.of_copy(folder, made_of, made))
 
 
@@ -163,8 +165,6 @@ def _leftovers(home: Path) -> Iterator[Kept]:
 
 
 def _repositories(users: Users) -> Iterator[Kept]:
-    from medvllm.local_files import hub_cache
-
     for folder in sorted(hub_cache().glob("models--*")):
         used = (name for name, snapshot in users.folders if snapshot.is_relative_to(folder / "snapshots"))
         yield _kept("Hub", folder, used, folder.name.removeprefix("models--").replace("--", "/"))
@@ -189,11 +189,9 @@ def _digests(model: LockedModel) -> dict[str, str]:
 
 def _folders(location: ModelRef) -> list[Path]:
     """Return the folders that hold a model, or in the Hub's cache any commit of it."""
-    from medvllm.local_files import hub_cache
-
     if location.kind == "folder":
         return [located(Path(location.name))]
-    return list((hub_cache() / f"models--{location.name.replace('/', '--')}" / "snapshots").glob("*"))
+    return list((repository_folder(location.name) / "snapshots").glob("*"))
 
 
 def _may_be(folders: Iterable[Path], name: str, sha256: str) -> bool:
@@ -213,12 +211,13 @@ def _whole(room: Path) -> list[Path]:
     return []
 
 
-def _record(file: Path) -> dict[str, Any]:
+def _record(file: Path, key: str, kind: type) -> Any:
+    """Return a part of a record; an empty one where the record is damaged or is not there."""
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
+        part = json.loads(file.read_text(encoding="utf-8"))[key]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return kind()
+    return part if isinstance(part, kind) else kind()
 
 
 def _removed(each: Kept) -> bool:

@@ -57,7 +57,8 @@ class Journal:
         detail: Mapping[str, Any] | None = None,
     ) -> None:
         """Add an event."""
-        assert action in ACTIONS, action
+        if action not in ACTIONS:
+            raise ValueError(f"{action!r} is not an action of the history")
         self._length += 1
         clock = datetime.now(UTC).isoformat(timespec="microseconds")
         told = dict(detail or {})

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from datetime import timedelta
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 
 from medvllm.catalog.sql.store import SqlStore
@@ -33,11 +33,6 @@ class Processes:
             connection.execute(row)
             old = processes.c.seen < func.now() - timedelta(seconds=GONE_S)
             connection.execute(delete(processes).where(old))
-
-    def touch(self, id: str) -> None:
-        """Give a sign of life."""
-        with self._store.noting() as connection:
-            connection.execute(update(processes).where(processes.c.id == id).values(seen=func.now()))
 
     def remove(self, id: str) -> None:
         """Take a note away; one that is not there is no error."""

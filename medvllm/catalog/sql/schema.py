@@ -1,5 +1,6 @@
 """Which schema a database has, and the migrations to the one that this program knows."""
 
+import stat
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from sqlalchemy import Connection, inspect, text
 
 from medvllm.errors import CatalogError, MigrationError
-from medvllm.files import place
+from medvllm.files import chmod, make_own_file, place
 
 VERSION_TABLE = "catalog_schema"
 REVISIONS = ("0001", "0002", "0003")  # in their order; the last is the one that this program reads and writes
@@ -77,7 +78,9 @@ def back_up(file: Path, schema: str, copy: Callable[[Path], None]) -> Path:
     target, partial = file.with_name(f"{file.name}.{schema}-{now}.backup"), file.with_name(f"{file.name}.partial")
     partial.unlink(missing_ok=True)  # of a process that died
     try:
+        make_own_file(partial)
         copy(partial)
+        chmod(partial, stat.S_IMODE(file.stat().st_mode))  # whom the file is hidden from, its copy is
         place(partial, target)
     finally:
         partial.unlink(missing_ok=True)

@@ -177,10 +177,6 @@ class Turn:
         self._put_alias(Alias(name, alias, before.version, protected))
         self._journal.note("protected" if protected else "unprotected", name, alias=alias, reason=reason)
 
-    def note_load(self, name: str, version: int, detail: Mapping[str, Any]) -> None:
-        """Note that a model was loaded."""
-        self._journal.note("loaded", name, version=version, detail=detail)
-
     def note(
         self,
         action: str,
@@ -190,7 +186,7 @@ class Turn:
         reason: str | None = None,
         detail: Mapping[str, Any] | None = None,
     ) -> None:
-        """Note what was done to a model outside of the catalogue: that it was locked, or imported."""
+        """Note what was done to a model outside of the catalogue: that it was locked, imported or loaded."""
         self._journal.note(action, name, version=version, reason=reason, detail=detail)
 
     @property
