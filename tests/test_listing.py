@@ -15,6 +15,7 @@ from medvllm.cli.completion import model_names, stored_names
 from medvllm.cli.table import cut, draw
 from medvllm.engine.model_runner import registry
 from medvllm.local_files import hub_cache, local_files
+from medvllm.metadata import ModelMetadata
 from medvllm.quantities import parse_size, shown_size
 from tests.support import sentence, tiny
 from tests.support.children import python
@@ -143,6 +144,17 @@ def test_here_says_which_files_are_on_this_machine(
     finally:
         for name in registry.list_models(origin="process"):
             registry.unregister(name)
+
+
+@pytest.mark.parametrize("names", [[1], ["a", 1], [None], [["a"]], ["a\x00b"], ["n" * 300], "[" * 100_000])
+def test_an_index_of_any_shape_stops_no_listing(tmp_path: Path, names: Any) -> None:
+    """Its model is not here, as one whose shards are missing."""
+    index = {"weight_map": dict(enumerate(names))}
+    (tmp_path / "config.json").write_text("{}")
+    text = names if isinstance(names, str) else json.dumps(index)
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    entry = ModelMetadata.build("m", "generic", {"model_path": str(tmp_path)})
+    assert local_files(entry) is None
 
 
 def test_the_hubs_cache_is_found_without_importing_its_library() -> None:

@@ -1,5 +1,6 @@
 """The lock file itself: who approved, turns between writers, and every kind of place that it may lie in."""
 
+import fcntl
 import os
 import shutil
 import stat
@@ -13,6 +14,7 @@ import pytest
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import DigestMismatchError, MedVLLMError, RequestError, SourceError
 from medvllm.sources import Digest, Lock, LockedModel
+from medvllm.sources.lock import _held
 from medvllm.sources.lock_text import Approval, parsed, to_toml
 from tests.support import tiny
 
@@ -144,6 +146,25 @@ def test_an_approval_that_says_nothing_is_refused(file: Path, approved: str) -> 
     file.write_text(text)
     with pytest.raises(SourceError, match="'m' does not say who approved it, and when"):
         Lock.read(file)
+
+
+def test_a_child_that_was_forked_meanwhile_keeps_no_lock(file: Path) -> None:
+    """Who writes a lock file next waits for its writer, and not for the writer's children."""
+    file.write_text("")
+    reading, writing = os.pipe()
+    with _held(file):
+        child = os.fork()
+        if not child:
+            os.close(writing)
+            os.read(reading, 1)  # until the parent has closed its end
+            os._exit(0)
+    try:
+        with file.open("rb") as again:
+            fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(writing)
+        os.close(reading)
+        os.waitpid(child, 0)
 
 
 def test_a_lock_is_parsed_once(file: Path) -> None:

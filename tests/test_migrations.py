@@ -88,6 +88,8 @@ def test_the_embedded_one_is_upgraded_when_it_is_opened(
         assert registry.catalog.migrate() == ("0001", None)
         assert registry.catalog.migrate() == ("0003", None)
     before = rows(old, "catalog_history", "seq")
+    if old.startswith("sqlite"):
+        Path(old.removeprefix("sqlite:///")).chmod(0o600)
     _check(registry)
     assert _schema(old) == "0003"
     assert [event.action for event in registry.catalog.history()].count("migrated") == 1
@@ -95,6 +97,7 @@ def test_the_embedded_one_is_upgraded_when_it_is_opened(
         file = Path(old.removeprefix("sqlite:///"))
         (backup,) = file.parent.glob("old.db.*.backup")
         assert f"Catalogue {file} was migrated from schema 0001; before: {backup}" in caplog.text
+        assert backup.stat().st_mode & 0o777 == 0o600  # what is hidden stays so
         assert (
             rows(f"sqlite:///{backup}", "catalog_history", "seq") == before and _schema(f"sqlite:///{backup}") == "0001"
         )
