@@ -48,6 +48,7 @@ from medvllm.loading.memory import mapped_bytes, size_bytes
 from medvllm.loading.place import place
 from medvllm.loading.recipe import NoRecipe, Recipe
 from medvllm.loading.recipes import Recipes, recipes
+from medvllm.names import parse
 from medvllm.options import Identity, LoadOptions
 from tests.support import tiny
 from tests.support.standins import STANDINS
@@ -749,7 +750,7 @@ def test_a_folder_can_be_taken_where_nobody_writes(registry: ModelRegistry, tmp_
     """A copy, not a link: cutting a file of the folder short reaches no mapping of the model."""
     folder = tiny.bert_encoder(tmp_path / "m")
     entry = registry.register("m", "generic", model_path=str(folder), copy=True)
-    taken = Path(entry.location)
+    taken = Path(parse(entry.location).name)
     assert taken.parent == Path(os.environ["MEDVLLM_HOME"]) / "models"
     model: Any = registry.load_model("m")
     expected = outcome(model)
