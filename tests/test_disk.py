@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,11 @@ def test_what_a_version_needs_stays_until_the_last_one_goes(cache: _Cache, home:
     assert set(cache.kinds()) <= {"views"} and cache("prune") == []
 
 
+def _until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        time.sleep(0.05)
+
+
 def test_what_is_locked_or_in_memory_is_in_use(cache: _Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder that is no entry: its weights in another dtype are the lock's, or those of a process that has them."""
     registry = ModelRegistry()
@@ -85,6 +91,7 @@ def test_what_is_locked_or_in_memory_is_in_use(cache: _Cache, tmp_path: Path, mo
     assert f"process {os.getpid()}" in cache.kinds()["prepared"] and cache("prune") == []
     del kept
     registry.clear_cache()
+    _until(lambda: not cache.kinds()["prepared"])  # the process notes soon what it has let go
     registry.lock(folder)
     assert cache.kinds()["prepared"] == (f"lock of {folder}",) and cache("prune") == []
     monkeypatch.setenv("MEDVLLM_LOCK", str(tmp_path / "another.lock"))
@@ -101,7 +108,8 @@ def test_an_entry_of_the_hub_keeps_what_was_made_of_its_commits(
     registry.register("m", "custom", model_path="acme/m", persist=True)
     registry.load_model("m", dtype="bfloat16")
     registry.clear_cache()
-    assert cache.kinds()["prepared"] == cache.kinds()["acme/m"] == ("m@1",) and cache("prune") == []
+    _until(lambda: cache.kinds()["prepared"] == ("m@1",))
+    assert cache.kinds()["acme/m"] == ("m@1",) and cache("prune") == []
     registry.unregister("m", persist=True)
     assert [each["kind"] for each in cache("prune")] == ["prepared"] and cache.kinds()["acme/m"] == ()
 

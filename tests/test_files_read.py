@@ -428,9 +428,11 @@ def test_a_file_of_a_class_of_ones_own_is_read_when_the_entry_lists_it(registry:
     model: Any = registry.load_model("with")
     assert model.scale == "2"
     assert "scale.txt" in registry.lock("with")["with"].files
-    registry.register("gone", "custom", model_path=str(folder), model_class=reads, extra_files=["gone.txt"])
+    (folder / "scale.txt").unlink()
+    with pytest.raises(SourceError, match="has no file 'scale.txt'"):
+        registry.load_model("with")
     with pytest.raises(SourceError, match="has no file 'gone.txt'"):
-        registry.load_model("gone")
+        registry.register("gone", "custom", model_path=str(folder), model_class=reads, extra_files=["gone.txt"])
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -19,19 +19,13 @@ import pytest
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
 from medvllm.errors import CatalogError
 from medvllm.presence import Folder, Note, processes
-from tests.support import tiny
+from tests.support import tiny, warm
 
 _AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for namespaces and other users")
 
 
 def _medvllm(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "medvllm.cli", *arguments],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return warm.medvllm(*arguments, **environment)
 
 
 def _until(condition: Callable[[], Any]) -> None:

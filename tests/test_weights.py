@@ -223,10 +223,11 @@ def test_the_number_of_an_entrys_labels_is_said(registry: ModelRegistry, tmp_pat
     """Both numbers; with as many names as the head has, it loads."""
     labels = [*LABELS, "B-Y", "I-Y"]
     folder = tiny.bert_token_classifier(tmp_path / "m", labels)
-    registry.register("m", "clinical", model_path=str(folder), id2label=["O", "B-X"])
     with pytest.raises(WeightsMismatchError, match="2 names for 5 labels"):
-        registry.load_model("m")
-    registry.register("m", "clinical", model_path=str(folder), id2label=labels, replace=True)
+        registry.register("m", "clinical", model_path=str(folder), id2label=["O", "B-X"])
+    with pytest.raises(WeightsMismatchError, match="2 names for 5 labels"):
+        registry.load_model(folder, id2label={0: "O", 1: "B-X"}, num_labels=2)
+    registry.register("m", "clinical", model_path=str(folder), id2label=labels)
     assert registry.load_model("m")
 
 
