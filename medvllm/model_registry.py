@@ -148,7 +148,7 @@ class ModelRegistry:
         metadata = self._catalog.add(name, model_type, facts, replace=replace, persist=persist, reason=reason)
         if replace and not persist:
             self._leave(name, "replaced")
-        self._tell()
+        self._tell(metadata.name)
         return metadata
 
     def unregister(self, name: str, *, persist: bool = False, force: bool = False, reason: str | None = None) -> None:
@@ -170,7 +170,7 @@ class ModelRegistry:
         else:
             self.catalog.remove(name, force=force, reason=reason)
         self._leave(ref.name)
-        self._tell()
+        self._tell(ref.name)
 
     def list_models(
         self,
@@ -201,7 +201,7 @@ class ModelRegistry:
     def get_metadata(self, name: str) -> ModelMetadata:
         """Return an entry's metadata, or raise ModelNotFoundError with near names; it never waits for a load."""
         ref = parse(name)
-        entry = self._entry(ref)
+        entry = self._known(ref)
         if entry is None:
             advice = (
                 f"\nRegister it: medvllm register NAME --type TYPE --path {ref.text}" if ref.kind == "folder" else ""
@@ -215,7 +215,7 @@ class ModelRegistry:
     def __contains__(self, name: object) -> bool:
         """Return whether an entry answers to a name: what `get_metadata` gives, and not what loads directly."""
         try:
-            return self._entry(parse(name)) is not None
+            return self._known(parse(name)) is not None
         except (ModelNameError, ModelNotFoundError):
             return False
 
@@ -526,15 +526,18 @@ class ModelRegistry:
     def __repr__(self) -> str:
         return f"ModelRegistry({len(self._model_cache)} models in memory)"
 
-    def __reduce__(self) -> str:
-        """Go to another process, or into a copy, by name: the models stay where they are."""
+    def __reduce__(self) -> "tuple[Any, ...]":
+        """Go to another process, or into a copy, by name: the models stay where they are.
+
+        What this process has registered for itself alone is told: there, such a name is not to mean something else.
+        """
         if self is not registry:
             raise RequestError(
                 "A ModelRegistry of your own is of one process, and there is no copy of it.\n"
                 "Make it in the other process, or use the one that all have: "
                 "from medvllm.engine.model_runner import registry"
             )
-        return "registry"
+        return _received, (inherited.told(self._catalog.own_meanings()),)
 
     def own_entry(self, name: "str | os.PathLike[str]") -> ModelMetadata | None:
         """Return what a name means in this process alone: an entry that was registered without `persist`; or None."""
@@ -548,9 +551,10 @@ class ModelRegistry:
         """
         self._catalog.adopt(entry)
 
-    def _tell(self) -> None:
+    def _tell(self, name: str) -> None:
         if self is registry:
-            inherited.tell(self._catalog.own_names())
+            inherited.forget(name)
+            inherited.tell(self._catalog.own_meanings())
 
     def _leave(self, name: str | None, reason: Reason = "asked") -> int:
         left = self._model_cache.evict(name, reason)
@@ -794,20 +798,9 @@ class ModelRegistry:
 
     def _find(self, ref: ModelRef) -> tuple[ModelMetadata, str | None]:
         """Return the metadata and revision that a reference means, falling back to direct loading."""
-        entry = self._entry(ref)
+        entry = self._known(ref)
         if entry is not None:
-            if inherited.is_elsewhere(ref.name) and entry[0].origin != "process":
-                logger.warning(
-                    "%r is not what the process that started this one registered: that is known there alone", ref.name
-                )
             return entry
-        if ref.kind == "name" and inherited.is_elsewhere(ref.name):
-            raise self._catalog.not_found(
-                ref.text,
-                " in this process: the one that started it registered it for itself alone",
-                advice="\nRegister it there for all: registry.register(…, persist=True), or send a ModelRunner of it",
-                near=[],
-            )
         if ref.kind == "name" and (where := self._catalog.was_removed(ref.name)) is not None:
             why = f"\nSee when, and why: medvllm history {ref.name}" if where == "stored" else ""
             raise self._catalog.not_found(
@@ -831,6 +824,28 @@ class ModelRegistry:
             raise self._catalog.not_found(ref.text, f", and direct loading is switched off ({settings.DIRECT.name})")
         path = ref.name if ref.kind == "folder" else f"hf://{ref.name}"
         return ModelMetadata.build(ref.name, ModelType.GENERIC, {"model_path": path}, origin="direct"), ref.suffix
+
+    def _known(self, ref: ModelRef) -> tuple[ModelMetadata, str | None] | None:
+        """Return what `_entry` does, unless the name means another model where this process comes from."""
+        there = inherited.elsewhere(ref.name) if ref.kind == "name" else None
+        if there is None:
+            return self._entry(ref)
+        here = self._catalog.find(ref.name, ref.suffix)
+        is_meant = here is None or ref.suffix in (None, str(there.version))
+        if is_meant and (here is None or (here.origin != "process" and here.digest != there.digest)):
+            what = "is not registered" if here is None else f"is another one ({here.origin}, version {here.version})"
+            own = (
+                ""
+                if here is None or here.version == there.version
+                else f"\nThe one of this process: {here.name}@{here.version}"
+            )
+            raise self._catalog.not_found(
+                ref.text,
+                what=f"{what} in this process: the one that started it registered that name for itself alone",
+                advice=f"\nRegister it there for all: registry.register(…, persist=True), or send a ModelRunner of it{own}",
+                near=[],
+            )
+        return self._entry(ref)
 
     def _entry(self, ref: ModelRef) -> tuple[ModelMetadata, str | None] | None:
         """Return the entry that a reference names, and the revision it asks of it; None when there is no entry."""
@@ -936,6 +951,13 @@ def _sources() -> "ModuleType":
     from medvllm import sources
 
     return sources
+
+
+def _received(told: inherited.Told) -> ModelRegistry:
+    """Return the registry that all processes have, to one that was sent it."""
+    if told[0] != os.getpid():
+        inherited.hear([told])
+    return registry
 
 
 registry = ModelRegistry()
