@@ -1,4 +1,4 @@
-"""What other processes are to know of this one: the names that are registered here alone, and mean something else there.
+"""What other processes are to know of this one: the names that are registered here alone, and are others' there.
 
 It travels in the environment of those that this one starts, and with the registry when that is sent to one.
 """
