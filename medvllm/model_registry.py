@@ -834,15 +834,13 @@ class ModelRegistry:
         is_meant = here is None or ref.suffix in (None, str(there.version))
         if is_meant and (here is None or (here.origin != "process" and here.digest != there.digest)):
             what = "is not registered" if here is None else f"is another one ({here.origin}, version {here.version})"
-            own = (
-                ""
-                if here is None or here.version == there.version
-                else f"\nThe one of this process: {here.name}@{here.version}"
-            )
+            advice = "\nRegister it there for all: registry.register(…, persist=True), or send a ModelRunner of it"
+            if here is not None and here.version != there.version:
+                advice += f"\nThe one of this process: {here.name}@{here.version}"
             raise self._catalog.not_found(
                 ref.text,
                 what=f"{what} in this process: the one that started it registered that name for itself alone",
-                advice=f"\nRegister it there for all: registry.register(…, persist=True), or send a ModelRunner of it{own}",
+                advice=advice,
                 near=[],
             )
         return self._entry(ref)

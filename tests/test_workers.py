@@ -103,7 +103,7 @@ def test_a_started_process_names_what_its_parent_alone_knows(ward: Any, tmp_path
 
 
 def test_another_model_of_the_name_does_not_answer_in_a_started_process(tmp_path: Path) -> None:
-    """Built in or stored: an error that leads out, until the name is registered there; an equal one is the one meant."""
+    """Built in or stored: an error that leads out, until it is registered there; an equal one is the one meant."""
     folders = [tiny.bert_token_classifier(tmp_path / f"m{seed}", labels=["O", "B-DRUG"], seed=seed) for seed in (1, 2)]
     built_in, stored, equal = "biobert-base-cased-v1.2", "ward-stored", "ward-equal"
     for name, folder in ((stored, folders[0]), (equal, folders[1])):
@@ -115,7 +115,8 @@ def test_another_model_of_the_name_does_not_answer_in_a_started_process(tmp_path
         "import logging, pickle, sys\n"
         "from medvllm.engine.model_runner import ModelRunner, registry\n"
         "def tried(name, *calls):\n"
-        "    for call in calls or (registry.get_metadata, registry.pull, registry.load_model, ModelRunner(name).drift):\n"
+        "    usual = registry.get_metadata, registry.pull, registry.load_model, ModelRunner(name).drift\n"
+        "    for call in calls or usual:\n"
         "        try: print(name, call() if call.__name__ == 'drift' else call(name))\n"
         "        except Exception as error: print(name, type(error).__name__, str(error).replace(chr(10), ' / '))\n"
         f"for name in ({built_in!r}, {stored!r}): tried(name); print(name, name in registry)\n"
@@ -140,7 +141,7 @@ def test_another_model_of_the_name_does_not_answer_in_a_started_process(tmp_path
 
 
 def test_a_registry_that_is_sent_tells_what_it_alone_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that was started before hears of it; it hears too when the name is gone, and a copy here hears nothing."""
+    """A worker that was started before hears of it, and when the name is gone; a copy here hears nothing."""
     name = "biobert-base-cased-v1.2"
     folder = tiny.bert_token_classifier(tmp_path / "m", labels=["O", "B-DRUG"])
     registry.register(name, "clinical", model_path=str(folder), replace=True)

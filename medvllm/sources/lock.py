@@ -170,7 +170,7 @@ def _check_place(file: Path) -> None:
     if not os.path.isdir(folder):
         raise SourceError(
             f"Lock {file} is not there: there is no folder {folder}.\n"
-            f"If it is on a disk or share, mount that first. To begin a lock there: mkdir -p {shlex.quote(str(folder))}",
+            f"If it is on a disk or share, mount that first. To begin a lock: mkdir -p {shlex.quote(str(folder))}",
             path=str(file),
         )
 
