@@ -297,7 +297,7 @@ class ModelRegistry:
         self, name: "str | os.PathLike[str]", *, keep_alive: str | float | None = None, **options: Any
     ) -> contextlib.AbstractContextManager[Lease]:
         """Give a model that stays in memory inside the ``with`` block; the options are those of `load_model`."""
-        return Leasing(os.fspath(name), self._leased(name, options, keep_alive))
+        return Leasing(name if isinstance(name, str) else parse(name).text, self._leased(name, options, keep_alive))
 
     @contextlib.contextmanager
     def _leased(
@@ -407,7 +407,7 @@ class ModelRegistry:
         ModelNotFoundError: there is no entry.
         """
         _, kept = checked(str(name), "acceptance", list(cases))
-        entry, files = self.get_metadata(os.fspath(name)), _sources().to_lock(self._fetch(name, None)[1]).digest
+        entry, files = self.get_metadata(parse(name).text), _sources().to_lock(self._fetch(name, None)[1]).digest
         if entry.origin == "stored":
             return self.catalog.mark(entry.reference, acceptance=kept, accepted=files, reason=reason)[0]
         standing = dataclasses.replace(entry.standing, accepted=files)
@@ -723,8 +723,7 @@ class ModelRegistry:
         """
         from medvllm import transfer
 
-        target = Path(file)
-        key = None if sign is None else Path(sign)
+        target, key = _path(file), None if sign is None else _path(sign)
         transfer.check_target(target, replace=replace, key=key)
         asked = [self._find(parse(name)) for name in names]
         found = ((metadata, revision, self._snapshot(metadata, revision)) for metadata, revision in asked)
@@ -765,10 +764,11 @@ class ModelRegistry:
         from medvllm import transfer
 
         check_reason(reason)
-        other = None if against is None else Path(against).absolute()
-        key = None if verify_key is None else Path(verify_key)
+        bundle = _path(file).absolute()
+        other = None if against is None else _path(against).absolute()
+        key = None if verify_key is None else _path(verify_key)
         terms = transfer.Terms(replace, dry_run, lock, reason, other, sha256, key)
-        imported = transfer.take(self._catalog, Path(file).absolute(), terms)
+        imported = transfer.take(self._catalog, bundle, terms)
         for name in {event.name for event in imported.changes if event.name} if not dry_run else ():
             self._leave(name)
         return imported
@@ -903,6 +903,12 @@ def _seconds(keep_alive: str | float | None) -> float | None:
             f"keep_alive is {error}.\nGive a duration such as '10m', seconds, 0 (until it is released) or -1 (pinned).",
             option="keep_alive",
         ) from error
+
+
+def _path(file: object) -> Path:
+    if not isinstance(file, str | os.PathLike) or isinstance(os.fspath(file), bytes):
+        raise RequestError(f"A file's path must be text or a Path, not {type(file).__name__}.")
+    return Path(file)
 
 
 def _asleep(identity: Identity) -> Identity:

@@ -1,6 +1,7 @@
 """Models that leave in a bundle, and models that come in one: nothing changes on the way, and nobody approves by it."""
 
 import logging
+import os
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -75,10 +76,10 @@ def check_target(target: Path, *, replace: bool, key: Path | None) -> None:
     RequestError: it could not be signed with `key`.
     """
     if key is not None:
-        if str(target) == "-" or (target.exists() and not target.is_file()):
+        if str(target) == "-" or (os.path.exists(target) and not os.path.isfile(target)):
             raise RequestError(f"A bundle that is signed is a file, not '{target}'.\nGive it a name: -o bundle.tar")
         signing.check_key(key)
-    if not replace and str(target) != "-" and target.is_file():
+    if not replace and str(target) != "-" and os.path.isfile(target):
         raise OutputError(f"'{target}' is there already.\nTo put the bundle in its place: --replace", path=str(target))
     destination.check(target)
 

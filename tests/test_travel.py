@@ -355,6 +355,8 @@ def test_a_bundle_replaces_no_file_unasked(
     with pytest.raises(OutputError, match=r"b.tar' is there already.\nTo put the bundle in its place: --replace"):
         build.export(target, "not-a-model")
     assert target.read_text() == "another bundle"
+    with pytest.raises(OutputError, match="File name too long"):
+        build.export(tmp_path / ("b" * 300), "not-a-model")
     with pytest.raises(OutputError, match="Make its folder first: mkdir -p"):
         build.export(tmp_path / "absent" / "b.tar", "not-a-model")
     (tmp_path / "link.tar").symlink_to("b.tar")

@@ -1,5 +1,6 @@
 """The catalogue that lasts: versions, aliases and history, in a database. Without one, nothing heavy is imported."""
 
+import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import UTC, date, datetime
@@ -78,7 +79,7 @@ class StoredCatalog:
         where = self._where()
         if isinstance(where, Path):
             home = settings.HOME()
-            is_elsewhere = where.parent != home and where.is_file()  # nothing is made where a share is not mounted
+            is_elsewhere = where.parent != home and os.path.isfile(where)  # made only where it is mounted
             return presence.Folder((where.parent if is_elsewhere else home) / "run", is_shared=is_elsewhere)
         from medvllm.catalog.sql import Processes
 

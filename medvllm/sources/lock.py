@@ -87,7 +87,7 @@ class Lock:
         """
         found, name = self.models.get(self.key(self.name_of(metadata))), metadata.reference
         if found is None and settings.REQUIRE_LOCK():
-            own = Path(_NAME).absolute() if settings.LOCK() is None and Path(_NAME).is_file() else None
+            own = Path(_NAME).absolute() if settings.LOCK() is None and os.path.isfile(_NAME) else None
             other = "" if own is None else f"\nOr, if the lock in this folder is yours: export MEDVLLM_LOCK={own}"
             raise DigestMismatchError(
                 f"Model {name!r} is not in {self.file}, and only locked models may be loaded "
