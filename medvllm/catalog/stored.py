@@ -78,9 +78,11 @@ class StoredCatalog:
         """Return where processes that share this catalogue note what they hold: beside its file, or in its database."""
         where = self._where()
         if isinstance(where, Path):
-            home = settings.HOME()
-            is_elsewhere = where.parent != home and os.path.isfile(where)  # made only where it is mounted
-            return presence.Folder((where.parent if is_elsewhere else home) / "run", is_shared=is_elsewhere)
+            home, place = settings.HOME(), Path(os.path.realpath(where))  # a link in each of two homes may lead to it
+            is_elsewhere = place.parent != Path(os.path.realpath(home)) and os.path.isfile(
+                place
+            )  # nothing is made unmounted
+            return presence.Folder((place.parent if is_elsewhere else home) / "run", is_shared=is_elsewhere)
         from medvllm.catalog.sql import Processes
 
         return Processes(_store(where))
