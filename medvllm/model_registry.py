@@ -198,7 +198,7 @@ class ModelRegistry:
             model_type, task=task, tags=tags, match=match, search=search, facts=facts, limit=limit, after=after
         )
 
-    def get_metadata(self, name: str) -> ModelMetadata:
+    def get_metadata(self, name: "str | os.PathLike[str]") -> ModelMetadata:
         """Return an entry's metadata, or raise ModelNotFoundError with near names; it never waits for a load."""
         ref = parse(name)
         entry = self._known(ref)

@@ -78,10 +78,9 @@ class StoredCatalog:
         """Return where processes that share this catalogue note what they hold: beside its file, or in its database."""
         where = self._where()
         if isinstance(where, Path):
-            home, place = settings.HOME(), Path(os.path.realpath(where))  # a link in each of two homes may lead to it
-            is_elsewhere = place.parent != Path(os.path.realpath(home)) and os.path.isfile(
-                place
-            )  # nothing is made unmounted
+            # A link in each of two homes may lead to it; and nothing is made where a share is not mounted.
+            home, place = settings.HOME(), Path(os.path.realpath(where))
+            is_elsewhere = place.parent != Path(os.path.realpath(home)) and os.path.isfile(place)
             return presence.Folder((place.parent if is_elsewhere else home) / "run", is_shared=is_elsewhere)
         from medvllm.catalog.sql import Processes
 
