@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from hashlib import sha256
 from typing import Any, Literal
 
 from medvllm.classes import LazyClass, class_path
@@ -191,6 +192,11 @@ class ModelMetadata:
         """Return every fact that is known, by its keyword: what two entries of the same content share."""
         computed = (*IDENTIFYING, "tasks")
         return {fact: v for fact, v in self.to_dict().items() if fact not in computed and v not in (None, "", [], {})}
+
+    @property
+    def digest(self) -> str:
+        """A short hash of every fact that is known."""
+        return sha256(json.dumps(self.facts(), sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
         """Return every fact as JSON has it: classes as references, facts that are not known as null."""

@@ -148,7 +148,7 @@ class ModelRegistry:
         metadata = self._catalog.add(name, model_type, facts, replace=replace, persist=persist, reason=reason)
         if replace and not persist:
             self._leave(name, "replaced")
-        self._tell()
+        self._tell(metadata.name)
         return metadata
 
     def unregister(self, name: str, *, persist: bool = False, force: bool = False, reason: str | None = None) -> None:
@@ -170,7 +170,7 @@ class ModelRegistry:
         else:
             self.catalog.remove(name, force=force, reason=reason)
         self._leave(ref.name)
-        self._tell()
+        self._tell(ref.name)
 
     def list_models(
         self,
@@ -198,10 +198,10 @@ class ModelRegistry:
             model_type, task=task, tags=tags, match=match, search=search, facts=facts, limit=limit, after=after
         )
 
-    def get_metadata(self, name: str) -> ModelMetadata:
+    def get_metadata(self, name: "str | os.PathLike[str]") -> ModelMetadata:
         """Return an entry's metadata, or raise ModelNotFoundError with near names; it never waits for a load."""
         ref = parse(name)
-        entry = self._entry(ref)
+        entry = self._known(ref)
         if entry is None:
             advice = (
                 f"\nRegister it: medvllm register NAME --type TYPE --path {ref.text}" if ref.kind == "folder" else ""
@@ -215,7 +215,7 @@ class ModelRegistry:
     def __contains__(self, name: object) -> bool:
         """Return whether an entry answers to a name: what `get_metadata` gives, and not what loads directly."""
         try:
-            return self._entry(parse(name)) is not None
+            return self._known(parse(name)) is not None
         except (ModelNameError, ModelNotFoundError):
             return False
 
@@ -297,7 +297,7 @@ class ModelRegistry:
         self, name: "str | os.PathLike[str]", *, keep_alive: str | float | None = None, **options: Any
     ) -> contextlib.AbstractContextManager[Lease]:
         """Give a model that stays in memory inside the ``with`` block; the options are those of `load_model`."""
-        return Leasing(os.fspath(name), self._leased(name, options, keep_alive))
+        return Leasing(name if isinstance(name, str) else parse(name).text, self._leased(name, options, keep_alive))
 
     @contextlib.contextmanager
     def _leased(
@@ -407,7 +407,7 @@ class ModelRegistry:
         ModelNotFoundError: there is no entry.
         """
         _, kept = checked(str(name), "acceptance", list(cases))
-        entry, files = self.get_metadata(os.fspath(name)), _sources().to_lock(self._fetch(name, None)[1]).digest
+        entry, files = self.get_metadata(parse(name).text), _sources().to_lock(self._fetch(name, None)[1]).digest
         if entry.origin == "stored":
             return self.catalog.mark(entry.reference, acceptance=kept, accepted=files, reason=reason)[0]
         standing = dataclasses.replace(entry.standing, accepted=files)
@@ -526,15 +526,18 @@ class ModelRegistry:
     def __repr__(self) -> str:
         return f"ModelRegistry({len(self._model_cache)} models in memory)"
 
-    def __reduce__(self) -> str:
-        """Go to another process, or into a copy, by name: the models stay where they are."""
+    def __reduce__(self) -> "tuple[Any, ...]":
+        """Go to another process, or into a copy, by name: the models stay where they are.
+
+        What this process has registered for itself alone is told: there, such a name is not to mean something else.
+        """
         if self is not registry:
             raise RequestError(
                 "A ModelRegistry of your own is of one process, and there is no copy of it.\n"
                 "Make it in the other process, or use the one that all have: "
                 "from medvllm.engine.model_runner import registry"
             )
-        return "registry"
+        return _received, (inherited.told(self._catalog.own_meanings()),)
 
     def own_entry(self, name: "str | os.PathLike[str]") -> ModelMetadata | None:
         """Return what a name means in this process alone: an entry that was registered without `persist`; or None."""
@@ -548,9 +551,10 @@ class ModelRegistry:
         """
         self._catalog.adopt(entry)
 
-    def _tell(self) -> None:
+    def _tell(self, name: str) -> None:
         if self is registry:
-            inherited.tell(self._catalog.own_names())
+            inherited.forget(name)
+            inherited.tell(self._catalog.own_meanings())
 
     def _leave(self, name: str | None, reason: Reason = "asked") -> int:
         left = self._model_cache.evict(name, reason)
@@ -719,8 +723,7 @@ class ModelRegistry:
         """
         from medvllm import transfer
 
-        target = Path(file)
-        key = None if sign is None else Path(sign)
+        target, key = _path(file), None if sign is None else _path(sign)
         transfer.check_target(target, replace=replace, key=key)
         asked = [self._find(parse(name)) for name in names]
         found = ((metadata, revision, self._snapshot(metadata, revision)) for metadata, revision in asked)
@@ -761,10 +764,11 @@ class ModelRegistry:
         from medvllm import transfer
 
         check_reason(reason)
-        other = None if against is None else Path(against).absolute()
-        key = None if verify_key is None else Path(verify_key)
+        bundle = _path(file).absolute()
+        other = None if against is None else _path(against).absolute()
+        key = None if verify_key is None else _path(verify_key)
         terms = transfer.Terms(replace, dry_run, lock, reason, other, sha256, key)
-        imported = transfer.take(self._catalog, Path(file).absolute(), terms)
+        imported = transfer.take(self._catalog, bundle, terms)
         for name in {event.name for event in imported.changes if event.name} if not dry_run else ():
             self._leave(name)
         return imported
@@ -794,20 +798,9 @@ class ModelRegistry:
 
     def _find(self, ref: ModelRef) -> tuple[ModelMetadata, str | None]:
         """Return the metadata and revision that a reference means, falling back to direct loading."""
-        entry = self._entry(ref)
+        entry = self._known(ref)
         if entry is not None:
-            if inherited.is_elsewhere(ref.name) and entry[0].origin != "process":
-                logger.warning(
-                    "%r is not what the process that started this one registered: that is known there alone", ref.name
-                )
             return entry
-        if ref.kind == "name" and inherited.is_elsewhere(ref.name):
-            raise self._catalog.not_found(
-                ref.text,
-                " in this process: the one that started it registered it for itself alone",
-                advice="\nRegister it there for all: registry.register(…, persist=True), or send a ModelRunner of it",
-                near=[],
-            )
         if ref.kind == "name" and (where := self._catalog.was_removed(ref.name)) is not None:
             why = f"\nSee when, and why: medvllm history {ref.name}" if where == "stored" else ""
             raise self._catalog.not_found(
@@ -831,6 +824,26 @@ class ModelRegistry:
             raise self._catalog.not_found(ref.text, f", and direct loading is switched off ({settings.DIRECT.name})")
         path = ref.name if ref.kind == "folder" else f"hf://{ref.name}"
         return ModelMetadata.build(ref.name, ModelType.GENERIC, {"model_path": path}, origin="direct"), ref.suffix
+
+    def _known(self, ref: ModelRef) -> tuple[ModelMetadata, str | None] | None:
+        """Return what `_entry` does, unless the name means another model where this process comes from."""
+        there = inherited.elsewhere(ref.name) if ref.kind == "name" else None
+        if there is None:
+            return self._entry(ref)
+        here = self._catalog.find(ref.name, ref.suffix)
+        is_meant = here is None or ref.suffix in (None, str(there.version))
+        if is_meant and (here is None or (here.origin != "process" and here.digest != there.digest)):
+            what = "is not registered" if here is None else f"is another one ({here.origin}, version {here.version})"
+            advice = "\nRegister it there for all: registry.register(…, persist=True), or send a ModelRunner of it"
+            if here is not None and here.version != there.version:
+                advice += f"\nThe one of this process: {here.name}@{here.version}"
+            raise self._catalog.not_found(
+                ref.text,
+                what=f"{what} in this process: the one that started it registered that name for itself alone",
+                advice=advice,
+                near=[],
+            )
+        return self._entry(ref)
 
     def _entry(self, ref: ModelRef) -> tuple[ModelMetadata, str | None] | None:
         """Return the entry that a reference names, and the revision it asks of it; None when there is no entry."""
@@ -892,6 +905,12 @@ def _seconds(keep_alive: str | float | None) -> float | None:
         ) from error
 
 
+def _path(file: object) -> Path:
+    if not isinstance(file, str | os.PathLike) or isinstance(os.fspath(file), bytes):
+        raise RequestError(f"A file's path must be text or a Path, not {type(file).__name__}.")
+    return Path(file)
+
+
 def _asleep(identity: Identity) -> Identity:
     """Name a model's weights in host memory, apart from the model itself."""
     return dataclasses.replace(
@@ -936,6 +955,13 @@ def _sources() -> "ModuleType":
     from medvllm import sources
 
     return sources
+
+
+def _received(told: inherited.Told) -> ModelRegistry:
+    """Return the registry that all processes have, to one that was sent it."""
+    if told[0] != os.getpid():
+        inherited.hear([told])
+    return registry
 
 
 registry = ModelRegistry()

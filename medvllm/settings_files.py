@@ -1,6 +1,8 @@
 """Settings in files: `config.toml` of the machine and of MEDVLLM_HOME, by the variables' names without MEDVLLM_."""
 
+import errno
 import os
+import stat
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -50,10 +52,15 @@ def _stamp(file: Path) -> object:
     """Return what changes when a file does; None where there is none."""
     try:
         status = os.stat(file)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if os.path.islink(file):  # to a disk that is not mounted
+            raise _unreadable(file, error) from error
         return None
     except OSError as error:
         raise _unreadable(file, error) from error
+    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+        reason = os.strerror(errno.EISDIR) if stat.S_ISDIR(status.st_mode) else "it is not a file"
+        raise _unreadable(file, OSError(errno.EINVAL, reason))
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 

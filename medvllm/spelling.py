@@ -3,6 +3,8 @@
 import re
 import unicodedata
 
+from medvllm.errors import ModelNameError
+
 # Characters without a shape of their own that no category gathers: fillers, joiners, variation selectors, blanks.
 _BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 _INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format (right-to-left marks), halves, line separators
@@ -14,7 +16,12 @@ def invisible(text: str) -> str | None:
 
 
 def folded(text: str) -> str:
-    """Return a text in the usual form: é is one character, and not an e with an accent that follows it."""
+    """Return a text in the usual form: é is one character, and not an e with an accent that follows it.
+
+    ModelNameError: it is no text.
+    """
+    if not isinstance(text, str):
+        raise ModelNameError(f"A model's name must be text, not {type(text).__name__}.")
     return unicodedata.normalize("NFC", text)
 
 

@@ -1,6 +1,7 @@
 """Models that leave in a bundle, and models that come in one: nothing changes on the way, and nobody approves by it."""
 
 import logging
+import os
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from medvllm.catalog.entries import parsed
 from medvllm.catalog.events import Alias, Event
 from medvllm.catalog.intake import Intake, Wanted
 from medvllm.errors import CatalogError, DigestMismatchError, OutputError, RequestError, SourceError
+from medvllm.local_files import hub_cache
 from medvllm.metadata import ModelMetadata
 from medvllm.names import parse, source_path, valid_name
 from medvllm.sources import Lock, LockedModel, Snapshot, branch, bundle, folder, hub, signing, to_lock
@@ -75,10 +77,10 @@ def check_target(target: Path, *, replace: bool, key: Path | None) -> None:
     RequestError: it could not be signed with `key`.
     """
     if key is not None:
-        if str(target) == "-" or (target.exists() and not target.is_file()):
+        if str(target) == "-" or (os.path.exists(target) and not os.path.isfile(target)):
             raise RequestError(f"A bundle that is signed is a file, not '{target}'.\nGive it a name: -o bundle.tar")
         signing.check_key(key)
-    if not replace and str(target) != "-" and target.is_file():
+    if not replace and str(target) != "-" and os.path.isfile(target):
         raise OutputError(f"'{target}' is there already.\nTo put the bundle in its place: --replace", path=str(target))
     destination.check(target)
 
@@ -311,16 +313,21 @@ def _wanted(
     ]
     # What was loaded by the name of its repository would be another model.
     changes += [
-        f"{entry.name!r} is the repository of that name, and would be {entry.location!r}"
+        f"{name!r} is the repository of that name, and would be {entry.location!r}"
         for entry in models
-        if meant[entry.name] is None and parse(entry.location).name != entry.name and _is_known(entry.name)
+        for name in (entry.name, *entry.source.aliases)
+        if meant[name] is None and parse(entry.location).name != name and _is_known(name)
     ]
     return Wanted(models, aliases, meant, same_files, changes)
 
 
 def _is_known(name: str) -> bool:
+    """Return whether a name is that of a repository which was loaded, or is here, in whichever revision."""
     ref = parse(name)
-    return ref.is_repo_id and ledger().commit(hub.endpoint(), ref.name, "main") is not None
+    if not ref.is_repo_id:
+        return False
+    kept = hub_cache() / f"models--{ref.name.replace('/', '--')}" / "snapshots"
+    return ledger().commit(hub.endpoint(), ref.name, "main") is not None or os.path.isdir(kept)
 
 
 def _planned(catalog: Catalog, wanted: Wanted, terms: Terms) -> tuple[Intake, list[Event]]:

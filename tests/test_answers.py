@@ -167,6 +167,16 @@ def test_what_is_no_number_is_no_answer(
     assert raised.value.position == 2 and "secret" not in str(raised.value)
 
 
+def test_a_label_that_could_never_be_found_is_no_answer(registry: ModelRegistry, tmp_path: Path) -> None:
+    """Its score is minus infinity, so that its share is a sound 0: the text would have nothing to hide."""
+    folder = tiny.bert_token_classifier(tmp_path / "m", ["O", "B-NAME"])
+    state = load_file(folder / "model.safetensors")
+    state["classifier.bias"][1] = float("-inf")
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(LoadError, match="gives NaN or infinity for text 1"):
+        ModelRunner(folder, registry=registry).tag(["pain"])
+
+
 def _bare(folder: Path, kind: str) -> Path:
     """A checkpoint whose tokenizer adds no special tokens, as GPT-2's does not."""
     tokenizer = tiny.byte_tokenizer(64)

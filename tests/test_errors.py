@@ -1,11 +1,14 @@
 """The error tree: its shape, its messages, and that errors travel between processes."""
 
 import pickle
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from medvllm import errors
-from medvllm.errors import MedVLLMError, nearest
+from medvllm.engine.model_runner import ModelRegistry, ModelRunner
+from medvllm.errors import MedVLLMError, ModelNameError, RequestError, nearest
 
 CLASSES = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, MedVLLMError)]
 
@@ -43,3 +46,19 @@ def test_errors_are_also_the_builtin_kind_that_callers_expect() -> None:
 def test_near_names_are_found_in_long_ones(typed: str, offered: list[str]) -> None:
     """A misspelt beginning, or the name without its organisation, is enough."""
     assert nearest(typed, ["biobert-base-cased-v1.2", "emilyalsentzer/Bio_ClinicalBERT"], 3) == offered
+
+
+@pytest.mark.parametrize("wrong", [None, 5, b"x", ["x"], {}, True])
+def test_what_is_no_text_where_a_name_or_a_path_belongs(registry: ModelRegistry, wrong: Any) -> None:
+    """One of our errors at each method, and nothing is made."""
+    runner = ModelRunner(wrong, registry=registry)
+    calls: tuple[Callable[[], object], ...] = (
+        *(lambda call=call: call(wrong) for call in (registry.load_model, registry.pull, registry.evict)),
+        *(lambda call=call: call(["x"]) for call in (runner.tag, runner.embed, runner.fill_mask)),
+        *(runner.accept, runner.drift, lambda: registry.accept(wrong, [])),
+        *(lambda: registry.import_bundle(wrong), lambda: registry.export(wrong, "biobert-base-cased-v1.2")),
+        *(lambda: registry.catalog.set_alias(wrong, "a", 1), lambda: registry.catalog.protect(wrong, "a")),
+    )
+    for call in calls:
+        with pytest.raises((RequestError, ModelNameError), match="must be text"):
+            call()

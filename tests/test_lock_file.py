@@ -243,3 +243,23 @@ def test_a_working_directory_that_cannot_be_searched_has_no_lock(tmp_path: Path)
         [sys.executable, "-c", code.format(str(closed))], env=environment, capture_output=True, text=True, timeout=60
     )
     assert run.stdout == "{}\n", run.stderr
+
+
+@pytest.mark.parametrize("path", ["share/medvllm.lock", "link"])
+def test_a_lock_whose_folder_is_not_there_is_no_empty_lock(
+    path: str, home: Path, registry: ModelRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Named or by a link in the working directory: its share is not mounted, and nothing loads until it is."""
+    folder = tiny.bert_encoder(home / "m")
+    if path == "link":
+        monkeypatch.delenv("MEDVLLM_LOCK")
+        monkeypatch.chdir(home)
+        (home / "medvllm.lock").symlink_to("share/approved.lock")
+    else:
+        monkeypatch.setenv("MEDVLLM_LOCK", str(home / path))
+    for ask in (registry.load_model, registry.lock, registry.verify):
+        with pytest.raises(SourceError, match=r"Lock .* is not there: there is no folder .*share\.\n.*mkdir -p"):
+            ask(str(folder))
+    (home / "share").mkdir()
+    registry.lock(str(folder))
+    assert registry.load_model(str(folder)) is not None and registry.verify() == {str(folder): {}}

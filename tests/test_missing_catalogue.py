@@ -12,6 +12,7 @@ from medvllm.cli import doctor
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import CatalogError
 from tests.support import tiny
+from tests.support.console import command
 
 BUILTIN = "biobert-base-cased-v1.2"
 
@@ -79,6 +80,8 @@ def test_nothing_answers_in_its_place(
     make, match = PLACES[place]
     make(home, monkeypatch)
     before = sorted(home.rglob("*"))
+    listed = command(monkeypatch, "ps")
+    assert listed.code == 1 and listed.err.startswith("Error: Catalogue "), listed
     looks: tuple[Callable[[], object], ...] = (
         lambda: registry.load_model("acme/enc"),
         lambda: registry.load_model(BUILTIN),

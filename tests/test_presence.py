@@ -350,6 +350,26 @@ def test_homes_that_share_a_catalogue_see_each_others_leases(
     registry.clear_cache()
 
 
+def test_notes_lie_beside_the_catalogue_itself_where_homes_have_links_to_it(
+    registry: ModelRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a link, by a link to its folder or by its name: all who share it see each other."""
+    share = tmp_path / "share"
+    share.mkdir()
+    monkeypatch.setenv("MEDVLLM_CATALOG", str(share / "catalog.db"))
+    registry.catalog.create()
+    (tmp_path / "folder").symlink_to("share")
+    assert registry.boards()[0] == Folder(share / "run")
+    monkeypatch.setenv("MEDVLLM_CATALOG", str(tmp_path / "folder" / "catalog.db"))
+    assert registry.boards()[0] == Folder(share / "run")
+    monkeypatch.delenv("MEDVLLM_CATALOG")
+    for home in (tmp_path / "one", tmp_path / "two"):
+        home.mkdir()
+        (home / "catalog.db").symlink_to(share / "catalog.db")
+        monkeypatch.setenv("MEDVLLM_HOME", str(home))
+        assert registry.boards() == [Folder(share / "run"), Folder(home / "run")]
+
+
 def test_a_process_knows_its_own_leases_at_once(registry: ModelRegistry, tmp_path: Path) -> None:
     """Before they are noted for others."""
     registry.register("ward", "clinical", model_path=str(tiny.bert_encoder(tmp_path / "m")), persist=True)

@@ -210,3 +210,11 @@ def test_commands_say_what_is_wrong_with_a_file(own: Path, monkeypatch: pytest.M
     done = command(monkeypatch, "show", "biobert-base-cased-v1.2")
     assert done.code == 1 and "Nearest: 'require_lock'" in done.err
     assert command(monkeypatch, "--version").code == 0
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_settings_file_that_cannot_be_read_is_not_passed_over(own: Path, kind: str) -> None:
+    """A link whose disk is not mounted may hold that only locked models load; a pipe would be waited for."""
+    own.symlink_to(own.parent / "share" / "config.toml") if kind == "link" else os.mkfifo(own)
+    with pytest.raises(SettingError, match=rf"{own}' cannot be read: (No such file|it is not a file)"):
+        settings.REQUIRE_LOCK()

@@ -202,13 +202,15 @@ def test_a_removed_version_comes_back_as_itself(
         ("site-own", {}),
         ("other-of-own", {}),
         ("acme/bert", {}),  # a repository that is loaded by its name
+        ("acme/pinned", {}),  # one of which a commit is
+        ("ours", {"aliases": ["acme/bert"]}),
     ],
 )
 def test_a_bundle_takes_no_name_over(
     hub: LoopbackHub, site: Callable[[str], ModelRegistry], tmp_path: Path, name: str, facts: dict[str, Any]
 ) -> None:
     """A built-in's, one of the site's own, another name of either, or one that a repository is loaded by."""
-    hub.add("acme/bert", tiny.bert_masked_lm(tmp_path / "acme"))
+    commit = [hub.add(repo, tiny.bert_masked_lm(tmp_path / "acme")) for repo in ("acme/bert", "acme/pinned")][1]
     build = site("elsewhere")
     folder = tiny.bert_encoder(tmp_path / "x", seed=5)
     build.register(name, "clinical", model_path=folder, persist=True, replace=True, **facts)
@@ -217,6 +219,7 @@ def test_a_bundle_takes_no_name_over(
     own = tiny.bert_encoder(tmp_path / "own")
     other.register("site-own", "clinical", model_path=own, persist=True, aliases=["other-of-own"])
     other.pull("acme/bert")
+    other.pull(f"acme/pinned@{commit}")
     before = _tables()
     with pytest.raises(CatalogError, match=r"would (be|mean)|is (the built-in|another) model here"):
         other.import_bundle(tmp_path / "b.tar")
@@ -355,6 +358,8 @@ def test_a_bundle_replaces_no_file_unasked(
     with pytest.raises(OutputError, match=r"b.tar' is there already.\nTo put the bundle in its place: --replace"):
         build.export(target, "not-a-model")
     assert target.read_text() == "another bundle"
+    with pytest.raises(OutputError, match="File name too long"):
+        build.export(tmp_path / ("b" * 300), "not-a-model")
     with pytest.raises(OutputError, match="Make its folder first: mkdir -p"):
         build.export(tmp_path / "absent" / "b.tar", "not-a-model")
     (tmp_path / "link.tar").symlink_to("b.tar")

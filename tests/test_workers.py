@@ -102,6 +102,60 @@ def test_a_started_process_names_what_its_parent_alone_knows(ward: Any, tmp_path
     )
 
 
+def test_another_model_of_the_name_does_not_answer_in_a_started_process(tmp_path: Path) -> None:
+    """Built in or stored: an error that leads out, until it is registered there; an equal one is the one meant."""
+    folders = [tiny.bert_token_classifier(tmp_path / f"m{seed}", labels=["O", "B-DRUG"], seed=seed) for seed in (1, 2)]
+    built_in, stored, equal = "biobert-base-cased-v1.2", "ward-stored", "ward-equal"
+    for name, folder in ((stored, folders[0]), (equal, folders[1])):
+        registry.register(name, "clinical", model_path=str(folder), persist=True)
+    registry.register(equal, "clinical", model_path=str(folders[1]), replace=True)
+    for name in (built_in, stored):
+        registry.register(name, "clinical", model_path=str(folders[1]), aliases=[f"{name}-too"], replace=True)
+    code = (
+        "import logging, pickle, sys\n"
+        "from medvllm.engine.model_runner import ModelRunner, registry\n"
+        "def tried(name, *calls):\n"
+        "    usual = registry.get_metadata, registry.pull, registry.load_model, ModelRunner(name).drift\n"
+        "    for call in calls or usual:\n"
+        "        try: print(name, call() if call.__name__ == 'drift' else call(name))\n"
+        "        except Exception as error: print(name, type(error).__name__, str(error).replace(chr(10), ' / '))\n"
+        f"for name in ({built_in!r}, {stored!r}): tried(name); print(name, name in registry)\n"
+        f"tried('{stored}-too', registry.get_metadata)\n"
+        f"print(registry.get_metadata('{built_in}@1').origin, registry.get_metadata('{stored}@1').origin)\n"
+        f"print(registry.get_metadata({equal!r}).origin)\n"
+        f"registry.register({stored!r}, 'clinical', model_path={str(folders[0])!r}, replace=True, persist=True)\n"
+        f"print(registry.get_metadata({stored!r}).origin)\n"
+    )
+    try:
+        lines = out(code, HF_HUB_OFFLINE="1").splitlines()
+    finally:
+        for name in (built_in, stored, equal):
+            registry.unregister(name)
+    for name, told in ((built_in, lines[:5]), (stored, lines[5:10])):
+        for line in told[:4]:
+            assert line.startswith(f"{name} ModelNotFoundError Model {name!r} is another one ("), line
+            assert "persist=True" in line and line.endswith(f"The one of this process: {name}@1"), line
+        assert told[4] == f"{name} False"
+    assert "is not registered in this process" in lines[10]
+    assert lines[11:] == ["built-in stored", "stored", "stored"]
+
+
+def test_a_registry_that_is_sent_tells_what_it_alone_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that was started before hears of it, and when the name is gone; a copy here hears nothing."""
+    name = "biobert-base-cased-v1.2"
+    folder = tiny.bert_token_classifier(tmp_path / "m", labels=["O", "B-DRUG"])
+    registry.register(name, "clinical", model_path=str(folder), replace=True)
+    during = pickle.dumps(registry)
+    assert pickle.loads(during) is registry and registry.get_metadata(name).origin == "process"
+    registry.unregister(name)
+    after = pickle.dumps(registry)
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    assert pickle.loads(during) is registry
+    with pytest.raises(ModelNotFoundError, match="is another one \\(built-in, version 1\\) in this process"):
+        registry.get_metadata(name)
+    assert pickle.loads(after).get_metadata(name).origin == "built-in"
+
+
 def _ask(name: str, answers: Any) -> None:
     try:
         answers.put(registry.get_metadata(name).name)
@@ -121,7 +175,7 @@ def test_a_spawned_worker_names_it_too(ward: Any) -> None:
     worker = context.Process(target=_ask, args=("ward-tagger", answers))
     worker.start()
     assert "is not registered" in answers.get(timeout=60)
-    assert "the one that started it registered it for itself alone" in answers.get(timeout=60)
+    assert "the one that started it registered that name for itself alone" in answers.get(timeout=60)
     worker.join(60)
     registry.unregister("ward-tagger")
     assert "ward-tagger" not in os.environ["_MEDVLLM_REGISTERED"]

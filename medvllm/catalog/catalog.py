@@ -23,6 +23,7 @@ from medvllm.errors import (
 )
 from medvllm.facts import check_glob, pattern
 from medvllm.forking import Lock
+from medvllm.inherited import Meaning
 from medvllm.lazy import lazy
 from medvllm.metadata import ModelMetadata, ModelType, fits, mentions
 from medvllm.names import valid_name
@@ -43,6 +44,7 @@ class Catalog:
         self._lock = Lock()
         self._own: dict[str, ModelMetadata] = {}
         self._own_aliases: dict[str, str] = {}  # other names of this process's entries
+        self._digests: dict[str, str] = {}  # of this process's entries, by name
         self._versions: dict[str, int] = {}  # the newest version ever given to a name: never given again
         self._adopted: dict[str, ModelMetadata] = {}  # entries that another process has sent
         self._hidden: set[str] = set()  # built-ins that were unregistered
@@ -137,10 +139,16 @@ class Catalog:
         """Return what this process has registered under a name, or another name for it, for itself alone."""
         return self._own.get(name) or self._own.get(self._own_aliases.get(name, ""))
 
-    def own_names(self) -> set[str]:
-        """Return the names that mean something in this process alone."""
+    def own_meanings(self) -> dict[str, Meaning]:
+        """Return what names mean in this process alone, but for what another one has sent."""
         with self._lock:
-            return {*self._own, *self._own_aliases}
+            own = {
+                name: Meaning(entry.version, self._digests[name])
+                for name, entry in self._own.items()
+                if entry is not self._adopted.get(name)
+            }
+            others = {alias: own[name] for alias, name in self._own_aliases.items() if name in own}
+            return others | own
 
     def adopt(self, entry: ModelMetadata) -> None:
         """Make an entry that another process has for itself alone this one's too.
@@ -270,12 +278,18 @@ class Catalog:
         return nearest(name, names.union(self._stored.names() if self._stored else ()), 3)
 
     def not_found(
-        self, name: str, why: str = "", *, advice: str = "", near: list[str] | None = None
+        self,
+        name: str,
+        why: str = "",
+        *,
+        what: str = "is not registered",
+        advice: str = "",
+        near: list[str] | None = None,
     ) -> ModelNotFoundError:
         """Return the error for a name that no entry answers to; `near` is what `near()` gave, when it was asked."""
         near = self.near(name.partition("@")[0]) if near is None else near
         return ModelNotFoundError(
-            f"Model {name!r} is not registered{why}.{offer(near)}\nList them with: medvllm list{advice}",
+            f"Model {name!r} {what}{why}.{offer(near)}\nList them with: medvllm list{advice}",
             model=name,
             candidates=tuple(near),
         )
@@ -303,7 +317,7 @@ class Catalog:
         entry = entry.changed(version=max(newest, self._versions.get(entry.name, 0)) + 1)
         self._versions[entry.name] = entry.version
         self._forget_aliases(entry.name)
-        self._own[entry.name] = entry
+        self._own[entry.name], self._digests[entry.name] = entry, entry.digest
         self._own_aliases |= dict.fromkeys(entry.source.aliases, entry.name)
         self._changed()
         return entry

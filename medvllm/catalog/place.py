@@ -61,10 +61,11 @@ def is_there(file: Path, *, named: bool) -> bool:
     except OSError as error:
         raise CatalogError(f"Catalogue {file} cannot be read: {error}.", path=str(file)) from error
     if not stat.S_ISREG(status.st_mode):
-        what = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+        is_folder = stat.S_ISDIR(status.st_mode)
+        what, other = ("a folder", file / "catalog.db") if is_folder else ("no regular file", "/srv/catalog.db")
         raise CatalogError(
             f"Catalogue {file} cannot be read: it is {what}.\n"
-            f"Name a SQLite file: export {settings.CATALOG.name}={file / 'catalog.db'}",
+            f"Name a SQLite file: export {settings.CATALOG.name}={other}",
             path=str(file),
         )
     if named and not status.st_size:

@@ -1,5 +1,6 @@
 """The catalogue that lasts: versions, aliases and history, in a database. Without one, nothing heavy is imported."""
 
+import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import UTC, date, datetime
@@ -77,9 +78,10 @@ class StoredCatalog:
         """Return where processes that share this catalogue note what they hold: beside its file, or in its database."""
         where = self._where()
         if isinstance(where, Path):
-            home = settings.HOME()
-            is_elsewhere = where.parent != home and where.is_file()  # nothing is made where a share is not mounted
-            return presence.Folder((where.parent if is_elsewhere else home) / "run", is_shared=is_elsewhere)
+            # A link in each of two homes may lead to it; and nothing is made where a share is not mounted.
+            home, place = settings.HOME(), Path(os.path.realpath(where))
+            is_elsewhere = place.parent != Path(os.path.realpath(home)) and os.path.isfile(place)
+            return presence.Folder((place.parent if is_elsewhere else home) / "run", is_shared=is_elsewhere)
         from medvllm.catalog.sql import Processes
 
         return Processes(_store(where))

@@ -1,6 +1,7 @@
 """The lock: which commit and which bytes of a model were approved. A TOML file that is kept and reviewed like code."""
 
 import os
+import shlex
 import stat
 import sys
 from collections.abc import Iterator, Mapping
@@ -25,7 +26,7 @@ _NAME = "medvllm.lock"
 
 
 class Lock:
-    """The models of a lock file, by the name they are asked for. A file that is not there locks nothing."""
+    """The models of a lock file, by the name they are asked for. A file that is not there yet locks nothing."""
 
     def __init__(self, file: Path, models: Mapping[str, LockedModel]) -> None:
         self.file = file
@@ -54,7 +55,7 @@ class Lock:
         file = cls.place()
         if settings.LOCK() is None:
             try:
-                os.stat(file)
+                os.lstat(file)
             except OSError:  # also where the working directory may not be searched
                 return cls(file, {})
         return cls.read(file)
@@ -65,6 +66,7 @@ class Lock:
         try:
             return cls(file, _models(file))
         except FileNotFoundError:
+            _check_place(file)
             return cls(file, {})
         except (ValueError, RecursionError, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
@@ -89,7 +91,7 @@ class Lock:
         """
         found, name = self.known(metadata), metadata.reference
         if found is None and settings.REQUIRE_LOCK():
-            own = Path(_NAME).absolute() if settings.LOCK() is None and Path(_NAME).is_file() else None
+            own = Path(_NAME).absolute() if settings.LOCK() is None and os.path.isfile(_NAME) else None
             other = "" if own is None else f"\nOr, if the lock in this folder is yours: export MEDVLLM_LOCK={own}"
             raise DigestMismatchError(
                 f"Model {name!r} is not in {self.file}, and only locked models may be loaded "
@@ -164,6 +166,17 @@ def _models(file: Path) -> dict[str, LockedModel]:
 
 
 _parsed: dict[Path, tuple[bytes, dict[str, LockedModel]]] = {}
+
+
+def _check_place(file: Path) -> None:
+    """Raise SourceError where a file that is not there has no place: its disk is not mounted, or its path is wrong."""
+    folder = Path(os.path.realpath(file)).parent
+    if not os.path.isdir(folder):
+        raise SourceError(
+            f"Lock {file} is not there: there is no folder {folder}.\n"
+            f"If it is on a disk or share, mount that first. To begin a lock: mkdir -p {shlex.quote(str(folder))}",
+            path=str(file),
+        )
 
 
 def _content(file: Path) -> bytes:

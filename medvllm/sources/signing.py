@@ -5,6 +5,7 @@
 
 import base64
 import json
+import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -44,7 +45,7 @@ def verify(bundle: Path, key: Path) -> str:
     """
     library, signature = _library(), signature_of(bundle)
     facts: dict[str, Any] = {"path": str(bundle), "files": ()}
-    if not signature.is_file():
+    if not os.path.isfile(signature):
         raise DigestMismatchError(
             f"Bundle '{bundle}' has no signature: '{signature}' is not there.\nBring what export --sign wrote.",
             **facts,

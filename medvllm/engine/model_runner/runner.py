@@ -66,7 +66,7 @@ class ModelRunner:
         from medvllm.engine.model_runner.acceptance import cases
 
         self._check_entry()
-        name = self._registry.get_metadata(os.fspath(self._name)).reference  # before anything is loaded
+        name = self._registry.get_metadata(self._name).reference  # before anything is loaded
         with self._registry.lease(name, **self._options) as lease, answering(name):
             made = cases(lease)
         return self._registry.accept(name, made, reason=reason)
@@ -79,7 +79,7 @@ class ModelRunner:
         from medvllm.engine.model_runner.acceptance import drift
 
         self._check_entry()
-        metadata = self._registry.get_metadata(os.fspath(self._name))
+        metadata = self._registry.get_metadata(self._name)
         if not metadata.acceptance:
             raise CatalogError(
                 f"Model {metadata.name!r} has no acceptance tests.\nRecord them with: medvllm accept {metadata.name}",

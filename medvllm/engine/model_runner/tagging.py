@@ -44,8 +44,9 @@ def tag(lease: Lease, texts: Iterable[str]) -> list[Tags]:
     pieces: list[list[tuple[int, Word]]] = [[] for _ in coverage]
     lacking: set[int] = set()
     for batch in progress.of_items("Running", batches(lease, model, windows)):
-        scores, classes = run(lease, model, batch, "logits").softmax(-1).max(-1)
-        lacking |= unsound(scores, [window.text for window in batch])
+        logits = run(lease, model, batch, "logits")
+        lacking |= unsound(logits, [window.text for window in batch])  # a label at -inf would never be found
+        scores, classes = logits.softmax(-1).max(-1)
         for window, row, chosen in zip(batch, scores.tolist(), classes.tolist(), strict=True):
             for i, word in enumerate(window.words):
                 if word is not None and window.counted[i]:
