@@ -99,7 +99,8 @@ def _say_usage(error: TyperException, arguments: Sequence[str]) -> None:
     option = getattr(error, "option_name", None)
     if option is not None and " " in option:
         message = "A text that begins with '-' reads as an option. Write -- before it: medvllm run NAME -- '- TEXT'"
-    if message.startswith("No such command") and "Did you mean" not in message and context.parent is None:
+    is_first = context is not None and context.parent is None
+    if is_first and message.startswith("No such command") and "Did you mean" not in message:
         known = _OTHER_TOOLS.get(next((word for word in arguments if not word.startswith("-")), ""))
         message += "" if known is None else f" Did you mean '{known}'?"
     if context is not None:
