@@ -790,7 +790,7 @@ class ModelRegistry:
         """Return the error of a repository that could not be had, with what else the name may have been meant for."""
         near = self._catalog.near(name)
         hint = (
-            "\nIf register() gave that name in another process, it is known there alone, but for: "
+            "\nA name that another process registered is known only in that process. To share it: "
             "register(…, persist=True)"
         )
         message = f"Model {name!r} is not registered.{offer(near)}\n{error}{'' if '/' in name else hint}"

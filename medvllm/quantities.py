@@ -25,7 +25,7 @@ def parse_size(text: str) -> int:
     """Return the bytes that a size such as "8GB" or "512 MiB" means, or raise ValueError."""
     match = _SIZE.fullmatch(text.strip().lower())
     if match is None or (match[2] not in _UNITS and f"{match[2]}b" not in _UNITS):
-        raise ValueError(f"no size such as 8GB: {text.strip()[:40]!r}")
+        raise ValueError(f"not a size such as 8GB: {text.strip()[:40]!r}")
     unit = match[2] if match[2] in _UNITS else f"{match[2]}b"
     return int(float(match[1]) * _UNITS[unit])
 
@@ -69,7 +69,7 @@ def parse_duration(value: object) -> float:
             try:
                 seconds = float(text)
             except ValueError:
-                raise ValueError(f"no duration such as 10m: {text[:40]!r}") from None
+                raise ValueError(f"not a duration such as 10m: {text[:40]!r}") from None
     if math.isnan(seconds):
-        raise ValueError("no duration but not-a-number")
+        raise ValueError("not a duration but not-a-number")
     return PINNED if seconds < 0 else seconds

@@ -230,7 +230,7 @@ def _key(entry: ModelMetadata) -> str:
 def _check_digest(opened: Bundle, file: Path, stated: str | None) -> None:
     if stated is not None and stated.lower() not in (opened.sha256, opened.contents):
         raise DigestMismatchError(
-            f"Bundle {file} is not the one that is meant: it has the SHA-256 {opened.sha256}, and its contents "
+            f"Bundle {file} is not the expected one: it has the SHA-256 {opened.sha256}, and its contents "
             f"{opened.contents}.\nNothing of it was imported. Ask for the digest that medvllm export printed.",
             path=str(file),
             files=(),
@@ -240,6 +240,8 @@ def _check_digest(opened: Bundle, file: Path, stated: str | None) -> None:
 def _check_against(opened: Bundle, file: Path) -> None:
     """Raise DigestMismatchError unless a lock that came another way has every model of a bundle, as it is there."""
     known = Lock.read(file)
+    if not Path(known.file).exists():
+        raise SourceError(f"Nothing was imported: there is no lock file '{known.file}'.", path=str(known.file))
     for key, model in opened.locked.items():
         approved = known.models.get(key) or known.models.get(parse(key).name)
         if approved is None:

@@ -57,7 +57,7 @@ def unknown_task(word: str, others: Iterable[str] = ()) -> RequestError:
     near = _near(usual_task(word), others)
     return RequestError(
         f"Task {word[:80]!r} is not known.{offer([usual_task(each) for each in near])}\n"
-        f"It is one of: {', '.join(TASKS)}; or a word of your own that is not near to one of these",
+        f"It is one of: {', '.join(TASKS)}; or another word, unless it looks like one of these misspelt",
         task=word,
         candidates=tuple(near),
     )

@@ -133,7 +133,8 @@ def test_aliases_and_what_they_keep(medvllm: Medvllm, ner: Path) -> None:
 
 def test_a_protected_alias_lists_what_is_missing(medvllm: Medvllm, ner: Path) -> None:
     """A lock, acceptance tests of the same files, a reason; then it moves, and stays protected."""
-    assert medvllm("alias", "protect", "ner", "production").out == "ner@production is protected.\n"
+    said = medvllm("alias", "protect", "ner", "production")
+    assert said.out == "ner@production is protected.\n" and "It points to no version yet" in said.err
     said = medvllm("alias", "set", "ner", "production", "2")
     assert said.code == 1 and [line.strip().partition(":")[0] for line in said.err.splitlines()[1:]] == [
         f"a lock in {ner.parent / 'medvllm.lock'}",
@@ -284,7 +285,7 @@ def test_a_slip_is_noticed_when_it_is_typed(medvllm: Medvllm, ner: Path, monkeyp
     assert medvllm("catalog", "init").out == f"Made catalogue {ner.parent / 'team.db'}.\n"
     assert len(medvllm("history").lines) == 1
     assert medvllm("catalog", "apply", "-", "--dry-run", stdin=bom).err.endswith(" changes would be made.\n")
-    assert medvllm("catalog", "init").out == f"There is already catalogue {ner.parent / 'team.db'}.\n"
+    assert medvllm("catalog", "init").out == f"Catalogue {ner.parent / 'team.db'} already exists.\n"
 
 
 def test_a_name_that_was_unregistered_is_no_repository(medvllm: Medvllm, ner: Path) -> None:

@@ -69,6 +69,13 @@ def test_tables_wrap_between_words_and_cut_long_ones(monkeypatch: pytest.MonkeyP
     assert cut("abcdefghij", 5) == "ab…ij" and cut("abc", 5) == "abc"
 
 
+def test_a_size_and_its_unit_stay_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also a sign and the name behind it, in a table that is too wide."""
+    monkeypatch.setenv("COLUMNS", "44")
+    drawn = draw(("SIZE", "WHAT", "WHY"), [[("164 KB", "+ clinic-ner@production", "because of this and that")]])
+    assert "164 KB  + clinic-ner@production  " in drawn and "\xa0" not in drawn
+
+
 def test_a_text_is_searched_and_a_glob_is_a_glob(monkeypatch: pytest.MonkeyPatch) -> None:
     """In names, other names and descriptions, in any case; the library has the same as `search`."""
     assert "biobert-base-cased-v1.2" in _names(monkeypatch, "biobert")

@@ -17,6 +17,7 @@ from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import CatalogError, DigestMismatchError, SourceError
 from medvllm.sources.ledger import _ledger
 from tests.support import tiny
+from tests.support.console import command
 from tests.support.loopback import LoopbackHub
 
 
@@ -223,6 +224,15 @@ def test_names_of_any_kind_survive_the_file(registry: ModelRegistry, tmp_path: P
     for name in ("bert.v1", 'a "quoted" name', "моя модель", "a = b # c"):
         registry.register(name, "generic", model_path=folder)
     assert set(registry.lock("bert.v1", 'a "quoted" name', "моя модель", "a = b # c")) == set(registry.verify())
+
+
+def test_a_check_of_nothing_does_not_pass(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`medvllm verify` ends with 1 where there is no lock file, or an empty one."""
+    done = command(monkeypatch, "verify")
+    assert done.code == 1 and "Nothing was verified" in done.err and "does not exist" in done.err
+    (home / "medvllm.lock").write_text("version = 1\n")
+    done = command(monkeypatch, "verify", "--json")
+    assert done.code == 1 and done.out == "" and "names no model" in done.err
 
 
 def test_verify_names_what_is_not_locked(registry: ModelRegistry, tmp_path: Path) -> None:

@@ -127,6 +127,15 @@ def test_wrong_usage_is_exit_code_2(tagger: Path, arguments: list[str], monkeypa
     assert done.err.count("Error: ") == 1 and "Traceback" not in done.err and "Value error" not in done.err
 
 
+@pytest.mark.parametrize(
+    ("word", "ours"), [("search", "list"), ("rm", "unregister"), ("info", "show"), ("lst", "list")]
+)
+def test_words_of_other_tools_lead_to_ours(word: str, ours: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that Ollama, pip or the Hub's program has is answered with the one that does it here."""
+    done = command(monkeypatch, word, "x")
+    assert done.code == 2 and f"No such command '{word}'. Did you mean '{ours}'?" in done.err
+
+
 def test_an_error_of_no_kind_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its message may hold a text of the input, so its type and place are shown; MEDVLLM_DEBUG=1 shows the rest."""
 

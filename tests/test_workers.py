@@ -98,7 +98,7 @@ def test_a_started_process_names_what_its_parent_alone_knows(ward: Any, tmp_path
     assert told.startswith("ModelNotFoundError Model 'ward-tagger' is not registered in this process: the one that")
     assert "registry.register(…, persist=True)" in told
     assert other.startswith("HubUnreachableError") and other.endswith(
-        "known there alone, but for: register(…, persist=True)"
+        "known only in that process. To share it: register(…, persist=True)"
     )
 
 

@@ -9,6 +9,7 @@ from medvllm.cli.completion import stored_names
 from medvllm.cli.models import Json
 from medvllm.cli.output import print_json, print_table, printable
 from medvllm.cli.register import Reason
+from medvllm.cli.streams import say
 from medvllm.model_registry import registry
 
 app = typer.Typer(help="Let a name such as production point to a version.", no_args_is_help=True)
@@ -51,6 +52,8 @@ def protect(
     """Let an alias point only to a version that is locked and accepted, and move only with a reason."""
     registry.catalog.protect(name, alias, not off, reason=reason)
     typer.echo(f"{printable(name)}@{alias} is {'not protected any more' if off else 'protected'}.")
+    if not off and all(each.version is None for each in registry.catalog.aliases(name) if each.alias == alias):
+        say(f"It points to no version yet: medvllm alias set {printable(name)} {alias} VERSION --reason 'why'")
 
 
 @app.command("list")

@@ -22,7 +22,8 @@ app = typer.Typer(help="Keep the stored catalogue as a file; migrate its databas
 def init() -> None:
     """Make the catalogue that MEDVLLM_CATALOG names: an empty file, or the tables on a server."""
     made = registry.catalog.create()
-    typer.echo(f"{'Made' if made else 'There is already'} catalogue {printable(registry.catalog.where)}.")
+    where = printable(registry.catalog.where)
+    typer.echo(f"Made catalogue {where}." if made else f"Catalogue {where} already exists.")
 
 
 @app.command("export")

@@ -4,6 +4,7 @@ import os
 import platform
 import shutil
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,7 +16,7 @@ import typer
 from medvllm import settings
 from medvllm.cli.models import Json
 from medvllm.cli.output import print_json, print_table
-from medvllm.errors import MedVLLMError, offer
+from medvllm.errors import HubUnreachableError, MedVLLMError, offer
 from medvllm.local_files import hub_cache
 from medvllm.model_registry import registry
 from medvllm.options import LoadOptions
@@ -24,6 +25,7 @@ from medvllm.receipt import library_versions
 from medvllm.residency import machine_bytes
 
 _MOST_NAMES = 8  # of a lock's models
+_THE = {"environment": "the environment"}
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def _lock() -> Iterator[Finding]:
     from medvllm.sources import Lock
 
     origin = settings.LOCK.stated()[1]
-    where = "the default place" if origin == "default" else f"{settings.LOCK.name} in the {origin}"
+    where = "the default place" if origin == "default" else f"{settings.LOCK.name} in {_THE.get(origin, origin)}"
     is_required = settings.REQUIRE_LOCK()
     lock = Lock.current()
     if not os.path.isfile(lock.file):  # pathlib's own fails where the folder may not be searched
@@ -194,7 +196,8 @@ def _network() -> Iterator[Finding]:
     try:
         yield Finding("network", "Hub", f"{where} answers in {hub.check_reachable() * 1000:.0f} ms")
     except MedVLLMError as error:  # also a wrong MEDVLLM_HUB_TIMEOUT
-        advice = "\nWhere there is none on purpose: export HF_HUB_OFFLINE=1"
+        is_away = isinstance(error, HubUnreachableError)
+        advice = "\nOn a machine without a network: export HF_HUB_OFFLINE=1" if is_away else ""
         yield Finding("network", "Hub", f"{settings.without_password(str(error))}{advice}", "wrong")
 
 
@@ -204,8 +207,11 @@ def _settings() -> Iterator[Finding]:
             yield Finding("setting", "file", f"{file}{'' if os.path.exists(file) else ' (not there)'}")
     except (MedVLLMError, OSError):
         pass  # what is wrong with it is said of each setting
-    for setting in settings.SETTINGS:
-        yield _setting(setting)
+    found = [_setting(setting) for setting in settings.SETTINGS]
+    times = Counter(each.value for each in found if each.state == "wrong")
+    shared = {value for value in times if times[value] > 1}  # of a settings file, or of the home that it lies in
+    yield from (Finding("setting", "file", value, "wrong") for value in sorted(shared - {found[0].value}))
+    yield from (each for each in found if each.value not in shared or each is found[0])
     for name, near in settings.unknown().items():
         yield Finding("setting", name, f"is not a setting of medvllm.{offer(near)}", "wrong")
 

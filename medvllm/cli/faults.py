@@ -13,6 +13,22 @@ from medvllm.errors import MedVLLMError, ModelNameError, RequestError
 
 USAGE = 2  # what was typed cannot be done, whatever the machine
 _LONGEST = 100  # characters of an argument that a message may show
+_OTHER_TOOLS = {
+    "search": "list",
+    "find": "list",
+    "info": "show",
+    "inspect": "show",
+    "describe": "show",
+    "download": "pull",
+    "add": "register",
+    "create": "register",
+    "rm": "unregister",
+    "remove": "unregister",
+    "delete": "unregister",
+    "approve": "lock",
+    "check": "doctor",
+    "log": "history",
+}
 _WORDS = 2  # an argument of more words may be a note in the wrong place
 
 
@@ -83,6 +99,10 @@ def _say_usage(error: TyperException, arguments: Sequence[str]) -> None:
     option = getattr(error, "option_name", None)
     if option is not None and " " in option:
         message = "A text that begins with '-' reads as an option. Write -- before it: medvllm run NAME -- '- TEXT'"
+    is_first = context is not None and context.parent is None
+    if is_first and message.startswith("No such command") and "Did you mean" not in message:
+        known = _OTHER_TOOLS.get(next((word for word in arguments if not word.startswith("-")), ""))
+        message += "" if known is None else f" Did you mean '{known}'?"
     if context is not None:
         say(context.get_usage())
     say(f"Error: {without_notes(message, arguments)}")

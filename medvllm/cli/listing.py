@@ -71,7 +71,9 @@ def list_(
     if as_json:
         print_json([metadata.to_dict() for metadata in entries.values()])
         return
-    if not entries:
+    if not entries and mine and not (pattern or model_type or task or tag or where or here or after):
+        say("You have registered no model yet. Register one: medvllm register NAME --path ./folder --type TYPE")
+    elif not entries:
         _say_none(pattern, is_filtered=bool(model_type or task or tag or facts or here or after))
     columns = ("NAME", "TYPE", "TASKS", "HERE", "SIZE")
     more = ("VERSION", "ORIGIN", "LICENSE", "COMMIT", "DESCRIPTION")

@@ -8,6 +8,7 @@ from medvllm.cli.completion import model_names
 from medvllm.cli.models import Json
 from medvllm.cli.output import print_json, print_table, printable
 from medvllm.engine.model_runner import ModelRunner, registry
+from medvllm.errors import SourceError
 from medvllm.quantities import shown_size
 from medvllm.sources import Lock
 
@@ -41,6 +42,8 @@ def verify(
 ) -> None:
     """Hash the files of locked models again and say which differ; without network. Exit code 1 when one does."""
     flaws = _flaws(names, behaviour)
+    if not flaws:
+        raise _nothing_locked()
     if as_json:
         print_json(flaws)
     else:
@@ -52,6 +55,16 @@ def verify(
         print_table(("MODEL", "WHAT", "STATE"), rows)
     if any(flaws.values()):
         raise typer.Exit(1)
+
+
+def _nothing_locked() -> SourceError:
+    """Return the error of a check that looked at nothing, which must not pass for a good one."""
+    file = Lock.current().file
+    return SourceError(
+        f"Nothing was verified: lock file '{file}' {'names no model' if file.exists() else 'does not exist'}.\n"
+        "Approve a model first: medvllm lock NAME",
+        path=str(file),
+    )
 
 
 def accept(

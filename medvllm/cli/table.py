@@ -1,6 +1,7 @@
 """Tables that fit the terminal: names are cut in their middle, sentences wrap between words."""
 
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -11,6 +12,7 @@ from rich.cells import cell_len, set_cell_size
 from medvllm.cli.streams import encodes
 
 _GAP = 2  # columns between two cells
+_TOGETHER = re.compile(r"(?<=\d) (?=[KMGT]?B\b)|(?<=^[+~-]) ")  # a number and its unit, a sign and its name
 _LEAST = 8  # columns that a cell is never cut below
 
 
@@ -19,10 +21,11 @@ def draw(columns: Sequence[str], groups: Sequence[Sequence[Sequence[str]]], *, i
 
     `in_lines`: each row is one line, and the first column alone gives way.
     """
+    groups = [[[_TOGETHER.sub("\xa0", cell) for cell in row] for row in group] for group in groups]
     rows = [columns, *(row for group in groups for row in group)]
     widths = _widths_of_lines(rows) if in_lines else _widths(rows)
     blocks = ["\n".join(_lines(row, widths) for row in group) for group in groups]
-    return f"{_bold(_lines(columns, widths))}\n" + "\n\n".join(blocks) + "\n"
+    return f"{_bold(_lines(columns, widths))}\n" + "\n\n".join(blocks).replace("\xa0", " ") + "\n"
 
 
 def cut(text: str, width: int) -> str:

@@ -244,11 +244,11 @@ def read(file: Path, into: Path) -> Bundle:
     except SourceError:
         raise
     except MedVLLMError as error:
-        raise SourceError(f"{file} is no sound bundle: {error}", path=str(file)) from error
+        raise SourceError(f"{file} is not a sound bundle: {error}", path=str(file)) from error
     except _UNSOUND as error:
-        raise SourceError(f"{file} is no sound bundle: {str(error)[:200]}.", path=str(file)) from error
+        raise SourceError(f"{file} is not a sound bundle: {str(error)[:200]}.", path=str(file)) from error
     except OSError as error:
-        raise SourceError(f"Bundle {file} cannot be read: {error}.", path=str(file)) from error
+        raise SourceError(f"Bundle {file} cannot be read: {error.strerror or error}.", path=str(file)) from error
 
 
 def _unpacked(file: Path, tar: tarfile.TarFile, into: Path) -> Bundle:

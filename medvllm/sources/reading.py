@@ -49,7 +49,8 @@ def nameless_labels(name: str, last: int) -> WeightsMismatchError:
     """Return the error for a tagger whose labels are LABEL_0, LABEL_1 …"""
     return WeightsMismatchError(
         f"The tagger {name!r} names its labels LABEL_0 to LABEL_{last}, which say nothing.\n"
-        "Register it with their names: register(…, id2label=['O', 'B-DISEASE', 'I-DISEASE'])",
+        'Register it with their names, in order: --fact \'id2label=["O", "B-DISEASE"]\', '
+        "or register(…, id2label=['O', 'B-DISEASE'])",
         model=name,
     )
 

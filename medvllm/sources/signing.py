@@ -47,7 +47,7 @@ def verify(bundle: Path, key: Path) -> str:
     facts: dict[str, Any] = {"path": str(bundle), "files": ()}
     if not os.path.isfile(signature):
         raise DigestMismatchError(
-            f"Bundle '{bundle}' has no signature: '{signature}' is not there.\nBring what export --sign wrote.",
+            f"Bundle '{bundle}' has no signature: '{signature}' is not there.\nCopy the file that export --sign wrote.",
             **facts,
         )
     try:

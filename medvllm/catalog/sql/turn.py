@@ -307,7 +307,7 @@ class Turn:
         if not has:
             query = select(other_names.c.name).where(other_names.c.other == name)
             near = list(self._connection.execute(query.distinct()).scalars()) or nearest(name, self.names(), 3)
-            way = "List them with: medvllm list" if near else f"Store it with: medvllm register {name} --type TYPE"
+            way = "List yours with: medvllm list --mine" + ("" if near else "; built-in models are not stored")
             return ModelNotFoundError(
                 f"Model {name!r} is not stored.{offer(near)}\n{way}", model=name, candidates=tuple(near)
             )
