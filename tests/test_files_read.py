@@ -429,7 +429,7 @@ def test_a_file_of_a_class_of_ones_own_is_read_when_the_entry_lists_it(registry:
     assert model.scale == "2"
     assert "scale.txt" in registry.lock("with")["with"].files
     (folder / "scale.txt").unlink()
-    with pytest.raises(SourceError, match="has no file 'scale.txt'"):
+    with pytest.raises(SourceError, match="scale.txt is missing"):
         registry.load_model("with")
     with pytest.raises(SourceError, match="has no file 'gone.txt'"):
         registry.register("gone", "custom", model_path=str(folder), model_class=reads, extra_files=["gone.txt"])

@@ -310,7 +310,7 @@ def test_thousands_of_tags_values_and_other_names(catalog: StoredCatalog) -> Non
         replace=False,
     )
     assert (kept.tags, list(kept.values)) == (words, sorted(words))
-    assert catalog.find_other("acme/4999") == kept and catalog.find_other("acme/5000") is None
+    assert catalog.find_other("acme/n4999") == kept and catalog.find_other("acme/n5000") is None
     assert list(ModelRegistry().list_models(tags=words)) == ["m"]
     assert catalog.tag("m", add={}, remove=tuple(words)).tags == []
 
