@@ -220,7 +220,7 @@ def test_an_empty_tensor_is_named(registry: ModelRegistry, tmp_path: Path) -> No
 
 
 def test_the_number_of_an_entrys_labels_is_said(registry: ModelRegistry, tmp_path: Path) -> None:
-    """Both numbers, at registration and at the load of a folder that has changed since; with as many names, it loads."""
+    """Both numbers, at registration and when a folder that has changed is loaded; with as many names, it loads."""
     labels = [*LABELS, "B-Y", "I-Y"]
     folder = tiny.bert_token_classifier(tmp_path / "m", labels)
     with pytest.raises(WeightsMismatchError, match="2 names for 5 labels"):
