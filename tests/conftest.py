@@ -13,6 +13,7 @@ import pytest
 
 from medvllm.catalog import StoredCatalog, stored
 from medvllm.engine.model_runner import ModelRegistry
+from medvllm.engine.model_runner import registry as engine_registry
 from tests.support import warm
 from tests.support.loopback import LoopbackHub
 from tests.support.postgres import Postgres, programs
@@ -77,8 +78,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def _closed(home: Path) -> Iterator[None]:
-    """No test leaves a database open."""
+    """No test leaves a database open, or models in the process's own registry."""
     yield
+    if len(engine_registry._model_cache):
+        engine_registry.clear_cache()
     stored.close()
 
 
