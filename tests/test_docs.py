@@ -7,7 +7,6 @@ import runpy
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from huggingface_hub import constants
 from medvllm import settings
 from medvllm.engine.model_runner import ModelType, registry
 from tests import test_kills, test_mutations
-from tests.support import tiny
+from tests.support import tiny, warm
 from tests.support.console import command
 from tests.support.loopback import LoopbackHub
 from tests.support.standins import STANDINS
@@ -52,13 +51,13 @@ def test_the_blocks_of_a_page_run_in_order(served: None, page: str) -> None:
         exec(compile(block, page, "exec"), namespace)
 
 
-def test_the_page_on_the_catalogue_runs(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_on_the_catalogue_runs(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its commands in a shell that stops at the first error, then its Python, on the same catalogue."""
     page = (ROOT / "docs" / "catalog.md").read_text()
     for seed, name in enumerate(("ner", "ner-2")):
         tiny.bert_token_classifier(home / name, ["O", "B-X", "I-X"], seed=seed)
     monkeypatch.chdir(home)
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", f"{warm.program(tmp_path).parent}:{os.environ['PATH']}")
     commands = "\n".join(re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
     run = subprocess.run(["bash", "-euc", commands], capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr

@@ -162,9 +162,9 @@ class Server:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="warm-")
-        self._address = f"{self._folder.name}/socket"
+        self.address = f"{self._folder.name}/socket"
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _SERVER, self._address],
+            [sys.executable, "-c", _SERVER, self.address],
             env=dict(environment),
             cwd=_ROOT,
             stdin=subprocess.DEVNULL,
@@ -176,7 +176,7 @@ class Server:
     def start(self, arguments: Sequence[str], environment: Mapping[str, str], streams: Sequence[int]) -> Process:
         """Start what ``python ARGUMENTS`` would; `streams` are descriptors for stdin, stdout and stderr."""
         connection = socket.socket(socket.AF_UNIX)
-        connection.connect(self._address)
+        connection.connect(self.address)
         request = {"arguments": [*arguments], "environment": dict(environment), "folder": os.getcwd()}
         text = f"{json.dumps(request)}\n".encode()
         sent = socket.send_fds(connection, [text], streams)
@@ -231,6 +231,29 @@ def run(*arguments: str, stdin: str | bytes = b"", **environment: str) -> subpro
 def medvllm(*arguments: str, stdin: str | bytes = b"", **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command line."""
     return run("-m", "medvllm.cli", *arguments, stdin=stdin, **environment)
+
+
+_CLIENT = """#!{python} -SE
+import json, os, socket, sys
+connection = socket.socket(socket.AF_UNIX)
+connection.connect({address!r})
+request = {{"arguments": ["-m", "medvllm.cli", *sys.argv[1:]], "environment": dict(os.environ), "folder": os.getcwd()}}
+text = (json.dumps(request) + "\\n").encode()
+connection.sendall(text[socket.send_fds(connection, [text], [0, 1, 2]):])
+answers = connection.makefile("r")
+answers.readline()
+sys.exit(int(answers.readline()))
+"""
+
+
+def program(folder: Path) -> Path:
+    """Write a program `medvllm` for shells, and return it."""
+    server = _server(os.environ)
+    assert server is not None
+    file = folder / "medvllm"
+    file.write_text(_CLIENT.format(python=sys.executable, address=server.address))
+    file.chmod(0o755)
+    return file
 
 
 class Conversation:
