@@ -91,18 +91,30 @@ def test_ps_shows_what_other_processes_hold(tmp_path: Path, home: Path) -> None:
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
     try:
-        _until(lambda: _kept(_run(home)))
-        (model,) = json.loads(_medvllm("ps", "--json").stdout)
-        assert (model["pid"], model["name"], model["device"], model["leases"]) == (holder.pid, "ward-bert", "cpu", 1)
+        _until(lambda: _noted_by(holder.pid, home))
+        (model,) = _shown(holder.pid)
+        assert (model["name"], model["device"], model["leases"]) == ("ward-bert", "cpu", 1)
         assert model["keep_alive"] == -1 and 0 < model["mapped_bytes"] <= model["size_bytes"] and model["is_near"]
-        row = _medvllm("ps").stdout.rstrip("\n").split("\t")
-        assert row[:4] == [str(holder.pid), "ward-bert", "cpu", "float32"] and row[-1] == "pinned"
+        rows = [line.split("\t") for line in _medvllm("ps").stdout.splitlines()]
+        (row,) = [row for row in rows if row[0] == str(holder.pid)]
+        assert row[1:4] == ["ward-bert", "cpu", "float32"] and row[-1] == "pinned"
     finally:
         holder.send_signal(signal.SIGKILL)
         holder.communicate(timeout=60)
-    assert _medvllm("ps", "--json").stdout == "[]\n"
-    assert "No process has a model in memory." in _medvllm("ps").stderr
-    assert list(_run(home).iterdir()) == []
+    assert _shown(holder.pid) == [] and not _noted_by(holder.pid, home)
+    empty = _medvllm("ps", "--json", MEDVLLM_HOME=str(tmp_path / "home"))
+    assert empty.stdout == "[]\n"
+    assert "No process has a model in memory." in _medvllm("ps", MEDVLLM_HOME=str(tmp_path / "home")).stderr
+
+
+def _noted_by(pid: int, home: Path) -> list[Note]:
+    """Return the notes of a process: this one may have models that other tests have left to the collector."""
+    return [note for note in _kept(_run(home)) if note.process.pid == pid]
+
+
+def _shown(pid: int) -> list[dict[str, Any]]:
+    """Return what `medvllm ps` shows of a process."""
+    return [model for model in json.loads(_medvllm("ps", "--json").stdout) if model["pid"] == pid]
 
 
 def test_a_note_follows_models_and_leases(registry: ModelRegistry, tmp_path: Path, home: Path) -> None:
