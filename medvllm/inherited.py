@@ -41,10 +41,12 @@ def told(own: Mapping[str, Meaning]) -> Told:
     return os.getpid(), fitting
 
 
-def hear(sent: Iterable[Told]) -> None:
-    """Take in what other processes have told, in place of what they told before."""
-    for pid, names in sent:
-        _told[pid] = {name: Meaning(*meaning) for name, meaning in names.items()}
+def hear(sent: Iterable[Told]) -> bool:
+    """Take in what other processes have told, in place of what they told before; return whether that is news."""
+    heard = {pid: {name: Meaning(*meaning) for name, meaning in names.items()} for pid, names in sent}
+    is_news = any(_told.get(pid) != names for pid, names in heard.items())
+    _told.update(heard)
+    return is_news
 
 
 def forget(name: str) -> None:

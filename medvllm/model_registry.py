@@ -959,8 +959,8 @@ def _sources() -> "ModuleType":
 
 def _received(told: inherited.Told) -> ModelRegistry:
     """Return the registry that all processes have, to one that was sent it."""
-    if told[0] != os.getpid():
-        inherited.hear([told])
+    if told[0] != os.getpid() and inherited.hear([told]):
+        registry._catalog.outdate()
     return registry
 
 

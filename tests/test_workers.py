@@ -156,6 +156,31 @@ def test_a_registry_that_is_sent_tells_what_it_alone_knows(tmp_path: Path, monke
     assert pickle.loads(after).get_metadata(name).origin == "built-in"
 
 
+def test_a_model_that_a_worker_has_used_before_does_not_answer_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It hears of another model of the name: what it looked up before does not stand."""
+    folders = [tiny.bert_token_classifier(tmp_path / "ab"[seed], ["O", "B-DRUG"], seed=seed) for seed in (0, 1)]
+    registry.register("ward-shared", "clinical", model_path=str(folders[0]), persist=True)
+    registry.register("ward-shared", "clinical", model_path=str(folders[1]), replace=True)
+    during = pickle.dumps(registry)
+    registry.unregister("ward-shared")
+    after = pickle.dumps(registry)
+    stored = registry.load_model("ward-shared")
+
+    def received(sent: bytes) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: 1)
+            assert pickle.loads(sent) is registry
+
+    received(during)
+    with pytest.raises(ModelNotFoundError, match="is another one \\(stored, version 1\\) in this process"):
+        registry.load_model("ward-shared")
+    assert registry.load_model("ward-shared@1") is stored
+    received(after)
+    assert registry.load_model("ward-shared") is stored
+
+
 def _ask(name: str, answers: Any) -> None:
     try:
         answers.put(registry.get_metadata(name).name)

@@ -312,6 +312,11 @@ class Catalog:
                 self._forget_aliases(name)
                 self._changed()
 
+    def outdate(self) -> None:
+        """Have every name looked up anew: it may mean something else, though no entry has changed."""
+        with self._lock:
+            self._changed()
+
     def _put(self, entry: ModelMetadata, newest: int) -> ModelMetadata:
         """Make an entry this process's, as the next version of its name."""
         entry = entry.changed(version=max(newest, self._versions.get(entry.name, 0)) + 1)
