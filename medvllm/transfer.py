@@ -15,7 +15,7 @@ from medvllm.catalog.entries import parsed
 from medvllm.catalog.events import Alias, Event
 from medvllm.catalog.intake import Intake, Wanted
 from medvllm.errors import CatalogError, DigestMismatchError, OutputError, RequestError, SourceError
-from medvllm.local_files import hub_cache
+from medvllm.local_files import repository_folder
 from medvllm.metadata import ModelMetadata
 from medvllm.names import parse, source_path, valid_name
 from medvllm.sources import Lock, LockedModel, Snapshot, branch, bundle, folder, hub, signing, to_lock
@@ -328,7 +328,7 @@ def _is_known(name: str) -> bool:
     ref = parse(name)
     if not ref.is_repo_id:
         return False
-    kept = hub_cache() / f"models--{ref.name.replace('/', '--')}" / "snapshots"
+    kept = repository_folder(ref.name) / "snapshots"
     return ledger().commit(hub.endpoint(), ref.name, "main") is not None or os.path.isdir(kept)
 
 

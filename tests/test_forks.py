@@ -97,6 +97,20 @@ def test_a_child_that_is_forked_beside_busy_threads_waits_for_nobody(registry: M
     assert registry._model_cache._flights == {}
 
 
+def _forked_beside(
+    work: Callable[[], None], inside: threading.Event, end: threading.Event, check: Callable[[], None]
+) -> None:
+    """Fork while another thread is in the middle of its work; the check in the child must succeed."""
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        inside.wait()
+        assert _child(check) == 0
+    finally:
+        end.set()
+        thread.join()
+
+
 def test_a_child_undoes_what_a_load_of_its_parent_had_changed(tmp_path: Path) -> None:
     """torch's default dtype, and the tying of weights."""
     inside, end = threading.Event(), threading.Event()
@@ -115,14 +129,7 @@ def test_a_child_undoes_what_a_load_of_its_parent_had_changed(tmp_path: Path) ->
         with gate():
             pass
 
-    thread = threading.Thread(target=load)
-    thread.start()
-    try:
-        inside.wait()
-        assert _child(check) == 0
-    finally:
-        end.set()
-        thread.join()
+    _forked_beside(load, inside, end, check)
 
 
 def test_a_tokenizer_that_was_in_use_for_too_long_is_refused_in_the_child(
@@ -146,14 +153,7 @@ def test_a_tokenizer_that_was_in_use_for_too_long_is_refused_in_the_child(
         registry.clear_cache()
         assert registry.load_tokenizer(folder)("aspirin")["input_ids"]
 
-    thread = threading.Thread(target=use)
-    thread.start()
-    try:
-        inside.wait()
-        assert _child(check) == 0
-    finally:
-        end.set()
-        thread.join()
+    _forked_beside(use, inside, end, check)
     assert tokenizer("aspirin")["input_ids"]
 
 
