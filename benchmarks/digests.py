@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.measure import Table, beside, duration, figure, interleaved, timed
 from medvllm import settings
 from medvllm.engine.model_runner import ModelRegistry
-from medvllm.sources.ledger import _ledger
+from medvllm.sources.digest_cache import _digest_cache
 
 _SETTLES_S = 2.1  # a file that has just been written is not remembered: a change would not show in its times
 _PEER = "`hashlib.file_digest` of the weights"
@@ -34,14 +34,14 @@ def tables(quick: bool) -> list[Table]:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with tempfile.TemporaryDirectory() as temporary:
         home = Path(temporary)
-        os.environ |= {settings.HOME.name: str(home / "home"), settings.LOCK.name: str(home / "medvllm.lock")}
+        os.environ |= {settings.HOME.name: str(home / "home"), settings.LOCK_FILE.name: str(home / "medvllm.lock")}
         try:
             folder = checkpoints.bert(home / "model", checkpoints.BERT_BASE)
             size_mb = (folder / "model.safetensors").stat().st_size / 1e6
             time.sleep(_SETTLES_S)
             series = interleaved(_steps(folder, home), 3 if quick else 9)
         finally:
-            for setting in (settings.HOME, settings.LOCK):
+            for setting in (settings.HOME, settings.LOCK_FILE):
                 del os.environ[setting.name]
     speed = size_mb / series[_PEER].median
     known, more = series[_KNOWN].median, series[_LOCKED].median - series[_OPEN].median
@@ -60,12 +60,12 @@ def _steps(folder: Path, home: Path) -> dict[str, Callable[[], float]]:
     pull = partial(registry.pull, "model")
 
     def unseen() -> float:
-        _ledger.cache_clear()  # as in a process of its own
+        _digest_cache.cache_clear()  # as in a process of its own
         shutil.rmtree(home / "home", ignore_errors=True)
         return timed(pull)
 
     def stored() -> float:
-        _ledger.cache_clear()  # as in a process of its own
+        _digest_cache.cache_clear()  # as in a process of its own
         return timed(pull)
 
     def load(locked: bool) -> float:

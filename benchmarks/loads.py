@@ -69,7 +69,7 @@ def _ours(folder: Path) -> dict[str, Callable[[], float]]:
         return again()
 
     def again() -> float:
-        if registry.resident():
+        if registry.loaded_models():
             raise RuntimeError("The model is still in memory, so this would not be a load.")
         return _timed_clean(load)
 

@@ -35,7 +35,7 @@ def tables(quick: bool) -> list[Table]:
         try:
             return _measure(home, trace, rounds)
         finally:
-            for setting in (settings.HOME, settings.BUDGET):
+            for setting in (settings.HOME, settings.MEMORY_BUDGET):
                 os.environ.pop(setting.name, None)
 
 
@@ -45,7 +45,7 @@ def _measure(home: Path, trace: list[int], rounds: int) -> list[Table]:
     # One checkpoint under fifty names: the peers' files, too, are in the page cache all the time.
     folder = checkpoints.bert(home / "model", checkpoints.BERT_BASE)
     ours, size = _registry(folder)
-    os.environ[settings.BUDGET.name] = f"cpu={_ROOM * size}B"
+    os.environ[settings.MEMORY_BUDGET.name] = f"cpu={_ROOM * size}B"
     ways: dict[str, Callable[[], Callable[[int], object]]] = {
         _OURS: lambda: _Ours(ours),
         _LRU: lambda: _cached(folder),
@@ -130,7 +130,7 @@ def _from_pretrained(folder: Path) -> object:
 
 
 def _held(registry: ModelRegistry, size: int, name: str) -> int:
-    return sum(model.size_bytes for model in registry.resident()) if name == _OURS else _ROOM * size
+    return sum(model.size_bytes for model in registry.loaded_models()) if name == _OURS else _ROOM * size
 
 
 def _megabytes(size_bytes: float) -> str:

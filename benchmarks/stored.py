@@ -75,7 +75,7 @@ def _facts(i: int) -> dict[str, Any]:
 def _build(file: Path) -> None:
     from medvllm.catalog.sql import SqlStore
 
-    with SqlStore(file).turn() as turn:
+    with SqlStore(file).transaction() as turn:
         for i, name in enumerate(_NAMES):
             turn.register(name, ModelMetadata.build(name, _TYPES[i % 4], _facts(i)).facts())
         for name in (*_LOOKED_UP, _CHANGED):

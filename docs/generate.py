@@ -30,13 +30,13 @@ def schema_of_entries() -> dict[str, Any]:
     known = {keyword: _schema(hint) for keyword, (_, hint) in facts.keywords().items()}
     described = {keyword: {"description": said[keyword]} if keyword in said else {} for keyword in known}
     properties = {keyword: described[keyword] | schema for keyword, schema in known.items()}
-    properties["evidence"] = {
+    properties["provenance"] = {
         "description": "fact -> its confidence and where it was seen",
         "type": "object",
         "propertyNames": {"enum": sorted(known)},
         "additionalProperties": {"type": "string"},
     }
-    properties["acceptance"] = {"description": "written by medvllm accept", "type": "array", "items": _CASE}
+    properties["baseline"] = {"description": "written by medvllm baseline record", "type": "array", "items": _CASE}
     entry = {
         "type": "object",
         "required": ["model_type"],

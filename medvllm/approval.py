@@ -6,18 +6,18 @@ from medvllm.metadata import ModelMetadata
 from medvllm.names import parse
 
 
-def check_accepted(entry: ModelMetadata, alias: str, files: str | None) -> None:
+def check_baseline(entry: ModelMetadata, alias: str, files: str | None) -> None:
     """Raise an error unless a version that a protected alias points to is accepted, with the files that it has.
 
     `files` is their digest; None stands for those of another revision. CatalogError: it is not accepted.
     DigestMismatchError: its files are others.
     """
-    accepted = entry.standing.accepted
-    if accepted is None or not entry.acceptance:
+    accepted = entry.lifecycle.baseline_digest
+    if accepted is None or not entry.baseline:
         raise CatalogError(
             f"Model {entry.reference!r} is not accepted, and the protected alias {alias!r} points to it: not loaded.\n"
             f"To accept it:\n  medvllm alias protect {entry.name} {alias} --off --reason 'why'\n"
-            f"  medvllm lock {entry.reference}\n  medvllm accept {entry.reference}\n"
+            f"  medvllm lock {entry.reference}\n  medvllm baseline record {entry.reference}\n"
             f"  medvllm alias protect {entry.name} {alias}",
             model=entry.name,
         )
@@ -44,10 +44,10 @@ class LockApproval:
             lacking.append(f"a lock in {lock.file}: medvllm lock {name}")
         elif verify(entry, locked):
             lacking.append(f"files that are the locked ones; see: medvllm verify {name}")
-        if not entry.acceptance:
-            lacking.append(f"acceptance tests: medvllm accept {name}")
-        elif locked is not None and entry.standing.accepted != locked.digest:
-            lacking.append(f"acceptance tests of the locked files: medvllm accept {name}")
+        if not entry.baseline:
+            lacking.append(f"acceptance tests: medvllm baseline record {name}")
+        elif locked is not None and entry.lifecycle.baseline_digest != locked.digest:
+            lacking.append(f"acceptance tests of the locked files: medvllm baseline record {name}")
         return lacking
 
     def unmet(self, entry: ModelMetadata) -> list[str]:
@@ -57,8 +57,8 @@ class LockApproval:
         """
         from medvllm.sources import resolve, to_lock
 
-        accepted = entry.standing.accepted
-        if not entry.acceptance or accepted is None:
+        accepted = entry.lifecycle.baseline_digest
+        if not entry.baseline or accepted is None:
             return ["acceptance tests"]
         locked = self.locked(entry)
         found = None if locked is None else locked.digest

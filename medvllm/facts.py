@@ -44,7 +44,7 @@ class Source:
 
     model_path: str | None = None  # repository id, hf://…, or folder; None: the name itself
     revision: str | None = None  # commit, tag or branch; a commit where one was seen
-    aliases: tuple[str, ...] = ()  # other names of the same model, such as its repository's id
+    also_known_as: tuple[str, ...] = ()  # other names of the same model, such as its repository's id
     extra_files: tuple[str, ...] = ()  # globs of files beside the model's that a class of one's own reads
     requires: tuple[str, ...] = ()  # Python packages beside transformers, without which it does not load
     trust_remote_code: bool | None = None  # whether the repository's own code may run; `revision` pins it
@@ -76,7 +76,7 @@ class Behaviour:
 
 
 @dataclass(frozen=True)
-class Rights:
+class License:
     """Who may use it. A licence is the uploader's claim; restrictions on the training data stand beside it."""
 
     license: str | None = None
@@ -87,7 +87,7 @@ class Rights:
 
 
 @dataclass(frozen=True)
-class Purpose:
+class IntendedUse:
     """What it is for, and what it was made from."""
 
     intended_use: str | None = None
@@ -97,32 +97,32 @@ class Purpose:
 
 
 @dataclass(frozen=True)
-class Residence:
+class Memory:
     """How it is kept in memory: an operator's choice."""
 
     keep_alive: str | None = None  # how long it stays when idle: "10m", seconds, "0", or negative to pin it
 
 
 @dataclass(frozen=True)
-class Standing:
+class Lifecycle:
     """What has been decided of it since."""
 
     deprecated: str | None = None  # why it is not to be used any more
     successor: str | None = None  # the model to use in its place
-    accepted: str | None = None  # SHA-256 over the files that its acceptance tests were recorded with
+    baseline_digest: str | None = None  # SHA-256 over the files that its acceptance tests were recorded with
 
 
 GROUPS: dict[str, type] = {
     "source": Source,
     "behaviour": Behaviour,
-    "rights": Rights,
-    "purpose": Purpose,
-    "residence": Residence,
-    "standing": Standing,
+    "license": License,
+    "intended_use": IntendedUse,
+    "memory": Memory,
+    "lifecycle": Lifecycle,
 }
 
 # What may change in a stored version; everything else makes the next one.
-MARKS = ("tags", "values", "deprecated", "successor", "acceptance", "accepted")
+MUTABLE_FIELDS = ("tags", "values", "deprecated", "successor", "baseline", "baseline_digest")
 
 # What tells entries apart and is no fact of theirs; it can be asked for.
 IDENTIFYING = ("name", "origin", "version")
@@ -135,8 +135,8 @@ _PLAIN: dict[str, Any] = {
     "tags": list[str],
     "values": dict[str, str],
     "parameters": dict[str, Any],
-    "evidence": dict[str, str],
-    "acceptance": list[dict[str, Any]],
+    "provenance": dict[str, str],
+    "baseline": list[dict[str, Any]],
 }
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from medvllm.errors import RequestError
 from medvllm.lazy import lazy
 from medvllm.metadata import ModelMetadata
+from medvllm.model_cache import CachedModel
 from medvllm.options import Identity
 from medvllm.receipt import Receipt
-from medvllm.residency import Resident
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,27 +24,27 @@ class Lease:
     def __init__(
         self,
         metadata: ModelMetadata,
-        resident: Resident[Identity],
+        cached: CachedModel[Identity],
         tokenizer: "Callable[[], PreTrainedTokenizerBase]",
         modules: "Callable[[], Modules]",
         receipt: Callable[[Any], Receipt],
     ) -> None:
         self.metadata = metadata
-        self.size_bytes = resident.size_bytes  # of the model's parameters and buffers
-        self._resident: Resident[Identity] | None = resident
+        self.size_bytes = cached.size_bytes  # of the model's parameters and buffers
+        self._cached: CachedModel[Identity] | None = cached
         self._load_tokenizer, self._load_modules, self._make_receipt = tokenizer, modules, receipt
 
     def __repr__(self) -> str:
-        return f"Lease({self.metadata.name!r}{'' if self._resident else ', over'})"
+        return f"Lease({self.metadata.name!r}{'' if self._cached else ', over'})"
 
     @property
     def model(self) -> Any:
         """The model: a PreTrainedModel, typed Any as its methods depend on the class."""
-        if self._resident is None:
+        if self._cached is None:
             raise RequestError(
                 f"The lease of model {self.metadata.name!r} is over.\nUse the model inside the with block."
             )
-        return self._resident.model
+        return self._cached.model
 
     @lazy
     def tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -72,7 +72,7 @@ class Lease:
 
     def end(self) -> None:
         """Let go of the model."""
-        self._resident = None
+        self._cached = None
 
 
 class Leasing(AbstractContextManager[Lease]):

@@ -14,11 +14,11 @@ from medvllm.facts import (
     GROUPS,
     IDENTIFYING,
     Behaviour,
-    Purpose,
-    Residence,
-    Rights,
+    IntendedUse,
+    License,
+    Lifecycle,
+    Memory,
     Source,
-    Standing,
     Texts,
     checked,
     keywords,
@@ -27,14 +27,14 @@ from medvllm.facts import (
 
 __all__ = [
     "Behaviour",
+    "IntendedUse",
+    "License",
+    "Lifecycle",
+    "Memory",
     "ModelMetadata",
     "ModelType",
     "Origin",
-    "Purpose",
-    "Residence",
-    "Rights",
     "Source",
-    "Standing",
     "fits",
 ]
 
@@ -63,7 +63,7 @@ class ModelType(StrEnum):
             ) from None
 
 
-READ = "read from the folder"  # the evidence of facts that nobody stated
+READ = "read from the folder"  # the provenance of facts that nobody stated
 
 
 class Copied:
@@ -100,12 +100,14 @@ class ModelMetadata:
     parameters: Copied = Copied(dict)
     source: Source = Source()
     behaviour: Behaviour = Behaviour()
-    rights: Rights = Rights()
-    purpose: Purpose = Purpose()
-    residence: Residence = Residence()
-    standing: Standing = Standing()
-    evidence: Copied = Copied(dict)  # fact -> "confidence: where it was seen"
-    acceptance: Copied = Copied(list)  # inputs with the outputs that were accepted, as `medvllm accept` records them
+    license: License = License()
+    intended_use: IntendedUse = IntendedUse()
+    memory: Memory = Memory()
+    lifecycle: Lifecycle = Lifecycle()
+    provenance: Copied = Copied(dict)  # fact -> "confidence: where it was seen"
+    baseline: Copied = Copied(
+        list
+    )  # inputs with the outputs that were accepted, as `medvllm baseline record` records them
     version: int = 1
     origin: Origin = "process"
 
@@ -143,12 +145,14 @@ class ModelMetadata:
 
     def stated(self) -> "ModelMetadata":
         """Return the metadata without the facts that were read from its folder: a load reads the folder anew."""
-        evidence = self.__dict__["_evidence"]
-        read = [fact for fact, how in evidence.items() if how == READ]
+        provenance = self.__dict__["_provenance"]
+        read = [fact for fact, how in provenance.items() if how == READ]
         if not read:
             return self
         unread = replace(self.behaviour, **{fact: getattr(Behaviour(), fact) for fact in read})
-        return self.changed(behaviour=unread, _evidence={fact: how for fact, how in evidence.items() if how != READ})
+        return self.changed(
+            behaviour=unread, _provenance={fact: how for fact, how in provenance.items() if how != READ}
+        )
 
     def changed(self, **attributes: Any) -> "ModelMetadata":
         """Return a copy with other attributes; unlike `dataclasses.replace`, it imports no class."""
@@ -217,7 +221,7 @@ class ModelMetadata:
         for group in GROUPS:
             facts = vars(getattr(self, group))
             flat |= {key: _as_json(value) for key, value in facts.items()}
-        return flat | {"evidence": self.evidence, "acceptance": self.acceptance}
+        return flat | {"provenance": self.provenance, "baseline": self.baseline}
 
     def __eq__(self, other: object) -> bool:
         return vars(self) == vars(other) if isinstance(other, ModelMetadata) else NotImplemented
@@ -237,7 +241,7 @@ def _as_json(value: Any) -> Any:
 
 def mentions(fact: Callable[[str], Any], text: str) -> bool:
     """Return whether a name of a model, or its description, has `text`, in any case; `fact` gives its facts."""
-    said = (fact("name"), *(fact("aliases") or ()), fact("description") or "")
+    said = (fact("name"), *(fact("also_known_as") or ()), fact("description") or "")
     return any(text in str(each).casefold() for each in said)
 
 

@@ -1,4 +1,4 @@
-"""The registry: catalogue, sources, loading and residency behind the specified methods."""
+"""The registry: catalogue, sources, loading and the model cache behind the specified methods."""
 
 import contextlib
 import dataclasses
@@ -14,8 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
-from medvllm import inherited, presence, settings
-from medvllm.approval import LockApproval, check_accepted
+from medvllm import inherited, processes, settings
+from medvllm.approval import LockApproval, check_baseline
 from medvllm.catalog import Catalog, Difference, StoredCatalog, check_reason, differences
 from medvllm.classes import class_path
 from medvllm.errors import (
@@ -32,30 +32,30 @@ from medvllm.errors import (
 from medvllm.facts import checked, listed
 from medvllm.lease import Lease, Leasing
 from medvllm.metadata import ModelMetadata, ModelType
+from medvllm.model_cache import CachedModel, Limits, ModelCache, Need, Once, Plan, Reason, Statistics, machine_bytes
 from medvllm.names import ModelRef, parse, source_path
 from medvllm.options import Identity, LoadOptions
 from medvllm.quantities import PINNED, parse_duration
 from medvllm.receipt import Receipt
-from medvllm.residency import Limits, ModelCache, Need, Once, Plan, Reason, Resident, Statistics, machine_bytes
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from medvllm.loading.modules import Modules
-    from medvllm.residency.cache import Weighed
+    from medvllm.model_cache.cache import LoadResult
     from medvllm.sources import Fingerprint, LockedModel, Snapshot
     from medvllm.transfer import Exported, Imported
 
-__all__ = ["Lease", "ModelMetadata", "ModelRegistry", "ModelType", "ResidentModel", "registry"]
+__all__ = ["Lease", "LoadedModel", "ModelMetadata", "ModelRegistry", "ModelType", "registry"]
 
 M = TypeVar("M", bound="PreTrainedModel")
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ResidentModel:
-    """One model in memory, as `resident` reports it. `evicted`: only a caller still holds it."""
+class LoadedModel:
+    """One model in memory, as `loaded_models` reports it. `evicted`: only a caller still holds it."""
 
     name: str
     version: int
@@ -94,13 +94,13 @@ class ModelRegistry:
             Limits(
                 budget=_budget,
                 max_models=settings.MAX_MODELS,
-                wait_s=settings.ROOM_TIMEOUT,
+                wait_s=settings.MEMORY_TIMEOUT,
                 reclaim=lambda device: _loading().reclaim(),
                 changed=partial(_change, weakref.ref(self)),
             )
         )
         # What a call resolved to, so that a hit need not resolve it again; an entry is replaced, never changed.
-        self._resolved: dict[Hashable, tuple[_Resolved | None, Callable[[], Resident[Identity] | None]]] = {}
+        self._resolved: dict[Hashable, tuple[_Resolved | None, Callable[[], CachedModel[Identity] | None]]] = {}
         self._tokenizers: Once[tuple[Any, ...], Any] = Once()  # and modules behind a pooling; the name comes first
         self._nesting = threading.local()  # `.depth`: how many loads of ours this thread is inside of
 
@@ -135,7 +135,7 @@ class ModelRegistry:
         facts = listed(facts)
         parameters = facts.get("parameters")
         # Refused now rather than at every load.
-        if isinstance(parameters, Mapping) and LoadOptions.stated(parameters).revision is not None:
+        if isinstance(parameters, Mapping) and LoadOptions.from_kwargs(parameters).revision is not None:
             raise RequestError("'revision' is no parameter but a fact of its own: register(…, revision='…')")
         _seconds(facts.get("keep_alive"))
         if isinstance(facts.get("model_path"), str | os.PathLike):
@@ -286,7 +286,7 @@ class ModelRegistry:
         BudgetError: it has no room; `plan` says why. LoadError: no sound model came of them.
         """
         if not use_cache:
-            target = self._resolve(name, LoadOptions.stated(options))
+            target = self._resolve(name, LoadOptions.from_kwargs(options))
             own = self._model_cache.copy(
                 target.identity, lambda: self._load(target), need=self._need(target), may_wait=not self._is_nested()
             )
@@ -303,20 +303,20 @@ class ModelRegistry:
     def _leased(
         self, name: "str | os.PathLike[str]", options: Mapping[str, Any], keep_alive: str | float | None
     ) -> Iterator[Lease]:
-        target, resident = self._acquire(name, options, lease=True, keep_alive=keep_alive)
+        target, cached = self._acquire(name, options, lease=True, keep_alive=keep_alive)
 
         lease = Lease(
             target.metadata,
-            resident,
+            cached,
             partial(self._tokenizer_of, target),
             partial(self._modules_of, target),
-            partial(self._receipt, target, size_bytes=resident.size_bytes),
+            partial(self._receipt, target, size_bytes=cached.size_bytes),
         )
         try:
             yield lease
         finally:
             lease.end()
-            self._model_cache.release(resident)
+            self._model_cache.release(cached)
 
     def _tokenizer_of(self, target: "_Resolved") -> "PreTrainedTokenizerBase":
         return self._tokenizer(target.metadata, target.snapshot, target.identity.options.model_class)
@@ -397,37 +397,37 @@ class ModelRegistry:
             flaws[name] = flaws.get(name, {}) | found
         return flaws
 
-    def accept(
+    def record_baseline(
         self, name: "str | os.PathLike[str]", cases: Sequence[Mapping[str, Any]], *, reason: str | None = None
     ) -> ModelMetadata:
         """Keep a model's acceptance tests in its entry, with the digest of the files that they hold for, and return it.
 
         A stored version takes them as it is, with a `reason` where a protected alias points to it. An entry of this
-        process stays in it; a built-in one is stored as a copy. `ModelRunner(name).accept()` makes the cases.
+        process stays in it; a built-in one is stored as a copy. `ModelRunner(name).record_baseline()` makes the cases.
         ModelNotFoundError: there is no entry.
         """
-        _, kept = checked(str(name), "acceptance", list(cases))
+        _, kept = checked(str(name), "baseline", list(cases))
         entry, files = self.get_metadata(parse(name).text), _sources().to_lock(self._fetch(name, None)[1]).digest
         if entry.origin == "stored":
-            return self.catalog.mark(entry.reference, acceptance=kept, accepted=files, reason=reason)[0]
-        standing = dataclasses.replace(entry.standing, accepted=files)
-        entry = self._catalog.keep(entry.changed(acceptance=kept, standing=standing))
+            return self.catalog.mark(entry.reference, baseline=kept, baseline_digest=files, reason=reason)[0]
+        standing = dataclasses.replace(entry.lifecycle, baseline_digest=files)
+        entry = self._catalog.keep(entry.changed(baseline=kept, standing=standing))
         self._leave(entry.name, "replaced")
         return entry
 
-    def resident(self) -> list[ResidentModel]:
+    def loaded_models(self) -> list[LoadedModel]:
         """Return what is in memory, in the order of loading; `evicted` are those that only a caller holds.
 
         A model whose weights are mapped costs little until it is written to: `mapped_bytes` are the file's own, which
         every process that maps it shares.
         """
-        found = self._model_cache.residents()
-        models = [resident.model for resident, _ in found]
+        found = self._model_cache.models()
+        models = [cached.model for cached, _ in found]
         return self._listed(found, _loading().written_bytes(models) if models else {})
 
-    def boards(self) -> list[presence.Board]:
+    def boards(self) -> list[processes.Board]:
         """Return where this process notes what is in memory: beside the catalogue, or else in MEDVLLM_HOME."""
-        home = presence.Folder(settings.HOME() / "run")
+        home = processes.Folder(settings.HOME() / "run")
         board = self._catalog.board()
         return [home] if board is None or board == home else [board, home]
 
@@ -436,36 +436,36 @@ class ModelRegistry:
 
         `for_others`: it is going to be written where other processes see it.
         """
-        found = self._model_cache.noted() if for_others else self._model_cache.residents()
+        found = self._model_cache.noted() if for_others else self._model_cache.models()
         models = [model.to_dict() for model in self._listed(found, {})]
-        for model, (resident, _) in zip(models, found, strict=True):
-            if for_others and resident.is_noted:
-                model["leases"] = max(resident.leases, 1)
+        for model, (cached, _) in zip(models, found, strict=True):
+            if for_others and cached.is_noted:
+                model["leases"] = max(cached.leases, 1)
         return models
 
-    def _listed(self, found: list[tuple[Resident[Identity], bool]], written: Mapping[int, int]) -> list[ResidentModel]:
+    def _listed(self, found: list[tuple[CachedModel[Identity], bool]], written: Mapping[int, int]) -> list[LoadedModel]:
         """Return what was found; `written` gives the bytes by which a model, by its id, has left its files."""
         now = time.time()
         return [
-            ResidentModel(
-                name=resident.identity.name,
-                version=resident.identity.version,
-                source=resident.identity.origin,
-                snapshot=resident.identity.snapshot,
-                device=str(resident.identity.options.device),
-                dtype=str(resident.identity.options.dtype),
-                model_class=str(class_path(resident.identity.options.model_class)),
-                size_bytes=resident.size_bytes,
-                leases=resident.leases,
-                hits=resident.hits,
-                load_s=resident.load_s,
-                loaded_at=resident.loaded_at,
-                last_used=now - self._model_cache.idle_s(resident),
-                keep_alive=resident.keep_alive,
-                mapped_bytes=resident.mapped_bytes - written.get(id(resident.model), 0),
+            LoadedModel(
+                name=cached.identity.name,
+                version=cached.identity.version,
+                source=cached.identity.origin,
+                snapshot=cached.identity.snapshot,
+                device=str(cached.identity.options.device),
+                dtype=str(cached.identity.options.dtype),
+                model_class=str(class_path(cached.identity.options.model_class)),
+                size_bytes=cached.size_bytes,
+                leases=cached.leases,
+                hits=cached.hits,
+                load_s=cached.load_s,
+                loaded_at=cached.loaded_at,
+                last_used=now - self._model_cache.idle_s(cached),
+                keep_alive=cached.keep_alive,
+                mapped_bytes=cached.mapped_bytes - written.get(id(cached.model), 0),
                 evicted=evicted,
             )
-            for resident, evicted in found
+            for cached, evicted in found
         ]
 
     def plan(self, name: "str | os.PathLike[str]", **options: Any) -> Plan:
@@ -473,7 +473,7 @@ class ModelRegistry:
 
         The files are fetched if they are not here: their headers tell the size, until a load has been measured.
         """
-        target = self._resolve(name, LoadOptions.stated(options))
+        target = self._resolve(name, LoadOptions.from_kwargs(options))
         return self._model_cache.plan(target.identity, self._need(target))
 
     def statistics(self) -> Statistics:
@@ -487,7 +487,7 @@ class ModelRegistry:
         CPU a model is evicted: its weights are mapped, and a reload takes milliseconds. Returns whether it was in
         memory; a leased model stays.
         """
-        target = self._resolve(name, LoadOptions.stated(options))
+        target = self._resolve(name, LoadOptions.from_kwargs(options))
         if not self._model_cache.leave(target.identity, "asleep"):
             return False
         try:
@@ -502,10 +502,10 @@ class ModelRegistry:
         """Keep a model's weights in host memory."""
         need = dataclasses.replace(self._need(target), device="cpu")
 
-        def rest() -> "Weighed":
+        def rest() -> "LoadResult":
             with self._nested():
                 return cast(
-                    "Weighed", _loading().rest(target.metadata, target.identity, target.config, target.snapshot)
+                    "LoadResult", _loading().rest(target.metadata, target.identity, target.config, target.snapshot)
                 )
 
         self._model_cache.get(_asleep(target.identity), rest, need=need, may_wait=False)
@@ -570,9 +570,9 @@ class ModelRegistry:
         *,
         lease: bool = False,
         keep_alive: str | float | None = None,
-    ) -> "tuple[_Resolved, Resident[Identity]]":
-        """Return the resident model of a call, loading it when it is not in memory."""
-        stated, stays_s = LoadOptions.stated(options), _seconds(keep_alive)
+    ) -> "tuple[_Resolved, CachedModel[Identity]]":
+        """Return the model of a call, loading it when it is not in memory."""
+        stated, stays_s = LoadOptions.from_kwargs(options), _seconds(keep_alive)
         key = (name, stated, _SETTINGS())
         target, found = self._resolved.get(key, _UNKNOWN) if isinstance(name, str) else _UNKNOWN
         if target is not None and not self._holds(target):
@@ -585,7 +585,7 @@ class ModelRegistry:
             target = self._resolved_anew(name, stated, target)
         # Inside a load this thread holds the gate: waiting for another load, which needs the gate, would be for ever.
         nested = self._is_nested()
-        resident = self._model_cache.get(
+        cached = self._model_cache.get(
             target.identity,
             lambda: self._load(target),
             need=self._need(target),
@@ -596,8 +596,8 @@ class ModelRegistry:
         if len(self._resolved) >= _REMEMBERED:
             self._resolved.clear()
         if isinstance(name, str) and not nested:
-            self._resolved[key] = target, weakref.ref(resident)
-        return target, resident
+            self._resolved[key] = target, weakref.ref(cached)
+        return target, cached
 
     def _resolved_anew(
         self, name: "str | os.PathLike[str]", stated: LoadOptions, before: "_Resolved | None"
@@ -608,22 +608,24 @@ class ModelRegistry:
             self._leave(before.metadata.name, "replaced")
         return target
 
-    def _load(self, target: "_Resolved") -> "Weighed":
+    def _load(self, target: "_Resolved") -> "LoadResult":
         asleep = self._model_cache.take(_asleep(target.identity), "woken")
         if asleep is not None and target.snapshot.taken.holds():
-            return cast("Weighed", _loading().wake(asleep, target.metadata.name, str(target.identity.options.device)))
+            return cast(
+                "LoadResult", _loading().wake(asleep, target.metadata.name, str(target.identity.options.device))
+            )
         del asleep
         with self._nested():
             loaded = cast(
-                "Weighed", _loading().load_model(target.metadata, target.identity, target.config, target.snapshot)
+                "LoadResult", _loading().load_model(target.metadata, target.identity, target.config, target.snapshot)
             )
         target.snapshot.check_unchanged()
-        _sources().keep_weight(_weight_key(target.identity), loaded.size_bytes, loaded.load_s)
-        if settings.HISTORY_LOADS():
+        _sources().keep_memory_estimate(_memory_key(target.identity), loaded.size_bytes, loaded.load_s)
+        if settings.AUDIT_LOADS():
             self._note_load(target, loaded)
         return loaded
 
-    def _note_load(self, target: "_Resolved", loaded: "Weighed") -> None:
+    def _note_load(self, target: "_Resolved", loaded: "LoadResult") -> None:
         """Add a load to the history; one that cannot be added is none: the model is not handed out."""
         receipt = self._receipt(target, loaded.model, loaded.size_bytes)
         detail = {"snapshot": receipt.snapshot, "options": receipt.options, "receipt": receipt.digest}
@@ -633,7 +635,7 @@ class ModelRegistry:
         """Return whether entries and settings are still those with which a call was resolved."""
         return (
             target.generation == self._catalog.generation(stored=target.generation[1] is not False)
-            and (target.metadata.origin != "direct" or settings.DIRECT())
+            and (target.metadata.origin != "direct" or settings.ALLOW_UNREGISTERED())
             and (not target.metadata.source.trust_remote_code or settings.TRUST_REMOTE_CODE())
         )
 
@@ -652,14 +654,14 @@ class ModelRegistry:
 
     def _need(self, target: "_Resolved") -> Need:
         """Return what a load is expected to take: what the last one took, or what the files' headers say."""
-        options, stays = target.identity.options, target.metadata.residence.keep_alive
+        options, stays = target.identity.options, target.metadata.memory.keep_alive
         device, keep_alive = str(options.device), settings.KEEP_ALIVE() if stays is None else _seconds(stays)
 
         def narrower() -> int | None:
             narrow, own = map(target.snapshot.size_bytes, ("bfloat16", str(options.dtype)))
             return narrow if narrow < own else None
 
-        measured = _sources().weight(_weight_key(target.identity))
+        measured = _sources().memory_estimate(_memory_key(target.identity))
         if measured is not None:
             return Need(device, measured[0], "measured", measured[1], keep_alive, narrower)
         size_bytes = target.snapshot.size_bytes(str(options.dtype))
@@ -673,7 +675,7 @@ class ModelRegistry:
         metadata = metadata.stated()
         self._warn(metadata)
         # Before anything is fetched: a device that is not here would waste a download.
-        options = _loading().filled(metadata, stated)
+        options = _loading().with_defaults(metadata, stated)
         snapshot = self._snapshot(metadata, stated.revision or revision)
         if metadata.origin == "direct":
             # A folder was named on purpose; a repository may be a misspelt name.
@@ -686,7 +688,7 @@ class ModelRegistry:
 
     def _warn(self, metadata: ModelMetadata) -> None:
         """Say once of a deprecated entry that it is, and what takes its place."""
-        standing = metadata.standing
+        standing = metadata.lifecycle
         if (standing.deprecated or standing.successor) and metadata.reference not in self._warned:
             self._warned.add(metadata.reference)
             why = f": {standing.deprecated}" if standing.deprecated else ""
@@ -783,7 +785,7 @@ class ModelRegistry:
                 raise self._not_registered(metadata.name, error) from error.__cause__
             raise
         if metadata.origin == "stored" and (alias := self.catalog.protected_by(metadata)) is not None:
-            check_accepted(metadata, alias, None if revision is not None else sources.to_lock(snapshot).digest)
+            check_baseline(metadata, alias, None if revision is not None else sources.to_lock(snapshot).digest)
         return snapshot
 
     def _not_registered(self, name: str, error: MedVLLMError) -> MedVLLMError:
@@ -820,8 +822,10 @@ class ModelRegistry:
                 raise self._catalog.not_found(
                     ref.text, ", nor is it a repository's id", advice=f"\nA folder is written as: ./{ref.text}"
                 )
-        if not settings.DIRECT():
-            raise self._catalog.not_found(ref.text, f", and direct loading is switched off ({settings.DIRECT.name})")
+        if not settings.ALLOW_UNREGISTERED():
+            raise self._catalog.not_found(
+                ref.text, f", and direct loading is switched off ({settings.ALLOW_UNREGISTERED.name})"
+            )
         path = ref.name if ref.kind == "folder" else f"hf://{ref.name}"
         return ModelMetadata.build(ref.name, ModelType.GENERIC, {"model_path": path}, origin="direct"), ref.suffix
 
@@ -884,7 +888,7 @@ class ModelRegistry:
 
 def _budget(device: str) -> int | None:
     """Return the bytes of models that a device may hold: what the operator says, else what the machine has."""
-    stated = settings.BUDGET()
+    stated = settings.MEMORY_BUDGET()
     if device in stated:
         return stated[device]
     return machine_bytes() if device == "cpu" else cast("int | None", _loading().capacity(device))
@@ -892,7 +896,7 @@ def _budget(device: str) -> int | None:
 
 def _change(registry: "weakref.ref[ModelRegistry]") -> None:
     if (alive := registry()) is not None:
-        presence.notes.change(alive)
+        processes.notes.change(alive)
 
 
 def _seconds(keep_alive: str | float | None) -> float | None:
@@ -918,7 +922,7 @@ def _asleep(identity: Identity) -> Identity:
     )
 
 
-def _weight_key(identity: Identity) -> str:
+def _memory_key(identity: Identity) -> str:
     """Name what weighs the same: the bytes, and what is made of them on a kind of device."""
     options = identity.options
     kind = str(options.device).partition(":")[0]
@@ -927,7 +931,7 @@ def _weight_key(identity: Identity) -> str:
 
 
 _REMEMBERED = 10_000  # resolved calls
-_SETTINGS = settings.Texts(settings.DEVICE, settings.DTYPE, settings.LOCK, settings.REQUIRE_LOCK)  # part of a call
+_SETTINGS = settings.Texts(settings.DEVICE, settings.DTYPE, settings.LOCK_FILE, settings.REQUIRE_LOCK)  # part of a call
 _UNKNOWN: tuple[None, Callable[[], None]] = (None, lambda: None)
 
 

@@ -68,7 +68,7 @@ class LoadOptions:
     overrides: tuple[tuple[str, str], ...] = ()
 
     @classmethod
-    def stated(cls, given: Mapping[str, Any]) -> "LoadOptions":
+    def from_kwargs(cls, given: Mapping[str, Any]) -> "LoadOptions":
         """Return the options among the keywords of a call; RequestError names one that cannot be used.
 
         Whether an override is a field of the config is known only once the config is read.
@@ -102,7 +102,7 @@ class LoadOptions:
             overrides=tuple(sorted((name, _json(name, value)) for name, value in options.items())),
         )
 
-    def filled(self, entry: "LoadOptions") -> "LoadOptions":
+    def with_defaults(self, entry: "LoadOptions") -> "LoadOptions":
         """Return these options with what was not stated taken from the entry's own, then from the settings."""
         return replace(
             self,

@@ -80,16 +80,16 @@ class Receipt:
         cls, metadata: ModelMetadata, identity: Identity, commit: str | None, proof: Proof, bundle: str | None = None
     ) -> "Receipt":
         """Return the receipt of a load; `commit` is the one that the files are said to be of, by a `bundle` or not."""
-        evidence = metadata.evidence
+        provenance = metadata.provenance
         facts = metadata.facts()
         declared = {
-            fact: {"value": value, "evidence": evidence.get(fact)}
+            fact: {"value": value, "provenance": provenance.get(fact)}
             for fact, value in facts.items()
-            if fact not in ("evidence", "acceptance")
+            if fact not in ("provenance", "baseline")
         }
         if commit is not None and proof.commit is None:
             said_by = f"the bundle {bundle} that it was imported from" if bundle else "the Hub's cache on this machine"
-            declared["commit"] = {"value": commit, "evidence": said_by}
+            declared["commit"] = {"value": commit, "provenance": said_by}
         options = identity.options.to_dict()
         return cls(identity.name, identity.version, identity.origin, identity.snapshot, options, proof, declared)
 

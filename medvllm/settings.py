@@ -214,11 +214,11 @@ CATALOG = Setting(
     "Database of the stored catalogue: a SQLite file, or postgresql://user@host/database; auto: "
     "catalog.db in MEDVLLM_HOME.",
 )
-HISTORY_LOADS = Setting(
-    "MEDVLLM_HISTORY_LOADS", "off", _switch, "Whether the history also keeps which model was loaded, and its receipt."
+AUDIT_LOADS = Setting(
+    "MEDVLLM_AUDIT_LOADS", "off", _switch, "Whether the history also keeps which model was loaded, and its receipt."
 )
-DIRECT = Setting(
-    "MEDVLLM_DIRECT",
+ALLOW_UNREGISTERED = Setting(
+    "MEDVLLM_ALLOW_UNREGISTERED",
     "on",
     _switch,
     "Whether a name that is not registered may be loaded directly from the Hub or a folder.",
@@ -238,8 +238,8 @@ DTYPE = Setting(
 HUB_TIMEOUT = Setting(
     "MEDVLLM_HUB_TIMEOUT", "5", _seconds, "Seconds to wait for the Hub to accept a connection before giving up."
 )
-LOCK = Setting(
-    "MEDVLLM_LOCK",
+LOCK_FILE = Setting(
+    "MEDVLLM_LOCK_FILE",
     "auto",
     _lock,
     "The lock file that loads are checked against, if it is there; auto: medvllm.lock in the working directory, or in "
@@ -252,8 +252,8 @@ TRUST_REMOTE_CODE = Setting(
     _switch,
     "Whether a repository's own code may run, for entries that pin its commit with trust_remote_code.",
 )
-BUDGET = Setting(
-    "MEDVLLM_BUDGET",
+MEMORY_BUDGET = Setting(
+    "MEDVLLM_MEMORY_BUDGET",
     "auto",
     parse_budget,
     "Bytes of models by device, such as cpu=8GB,cuda:0=20GB; auto: three quarters of the machine's or cgroup's memory, "
@@ -266,23 +266,23 @@ KEEP_ALIVE = Setting(
     _keep_alive,
     "How long an idle model stays: 10m, seconds, 0 (until released), negative (pinned), none (while there is room).",
 )
-ROOM_TIMEOUT = Setting("MEDVLLM_ROOM_TIMEOUT", "30", _seconds, "Seconds that a load waits for room that is in use.")
+MEMORY_TIMEOUT = Setting("MEDVLLM_MEMORY_TIMEOUT", "30", _seconds, "Seconds that a load waits for room that is in use.")
 DEBUG = Setting("MEDVLLM_DEBUG", "off", _switch, "Whether the command line shows a traceback with an error.")
 
 SETTINGS: tuple[Setting[Any], ...] = (
     HOME,
     CATALOG,
-    HISTORY_LOADS,
-    DIRECT,
+    AUDIT_LOADS,
+    ALLOW_UNREGISTERED,
     DEVICE,
     DTYPE,
     HUB_TIMEOUT,
-    LOCK,
+    LOCK_FILE,
     REQUIRE_LOCK,
-    BUDGET,
+    MEMORY_BUDGET,
     MAX_MODELS,
     KEEP_ALIVE,
-    ROOM_TIMEOUT,
+    MEMORY_TIMEOUT,
     TRUST_REMOTE_CODE,
     DEBUG,
 )  # each has its own type

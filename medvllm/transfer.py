@@ -20,7 +20,7 @@ from medvllm.metadata import ModelMetadata
 from medvllm.names import parse, source_path, valid_name
 from medvllm.sources import Lock, LockedModel, Snapshot, branch, bundle, folder, hub, signing, to_lock
 from medvllm.sources.bundle import Bundle, State
-from medvllm.sources.ledger import ledger
+from medvllm.sources.digest_cache import digest_cache
 from medvllm.sources.lock_text import FOLDER
 from medvllm.sources.provenance import Provenance
 
@@ -307,7 +307,7 @@ def _wanted(
         except SourceError:
             return False
 
-    names = {name for entry in models for name in (entry.name, *entry.source.aliases)}
+    names = {name for entry in models for name in (entry.name, *entry.source.also_known_as)}
     meant = {name: catalog.find(name) for name in names}
     changes = [
         f"{key!r} at {opened.branches[key]!r} is commit {commit[:7]}, and would be {str(opened.locked[key].commit)[:7]}"
@@ -317,7 +317,7 @@ def _wanted(
     changes += [
         f"{name!r} is the repository of that name, and would be {entry.location!r}"
         for entry in models
-        for name in (entry.name, *entry.source.aliases)
+        for name in (entry.name, *entry.source.also_known_as)
         if meant[name] is None and parse(entry.location).name != name and _is_known(name)
     ]
     return Wanted(models, aliases, meant, same_files, changes)
@@ -329,7 +329,7 @@ def _is_known(name: str) -> bool:
     if not ref.is_repo_id:
         return False
     kept = repository_folder(ref.name) / "snapshots"
-    return ledger().commit(hub.endpoint(), ref.name, "main") is not None or os.path.isdir(kept)
+    return digest_cache().commit(hub.endpoint(), ref.name, "main") is not None or os.path.isdir(kept)
 
 
 def _planned(catalog: Catalog, wanted: Wanted, terms: Terms) -> tuple[Intake, list[Event]]:

@@ -72,7 +72,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.setenv("MEDVLLM_HOME", str(folder / "medvllm"))
-    monkeypatch.setenv("MEDVLLM_LOCK", str(folder / "medvllm.lock"))
+    monkeypatch.setenv("MEDVLLM_LOCK_FILE", str(folder / "medvllm.lock"))
     return folder
 
 

@@ -79,7 +79,9 @@ def test_texts_of_one_length_share_a_batch_where_padding_is_not_borne(registry: 
 def test_tags_and_fills_do_not_depend_on_padding(registry: ModelRegistry, tmp_path: Path) -> None:
     """A tagger and a masked language model whose layers mix padding in."""
     tagger = ModelRunner(kinds.write(tmp_path / "t", "ConvBertForTokenClassification"), registry=registry)
-    assert [tags.to_dict() for tags in tagger.tag(TEXTS)] == [tagger.tag([text])[0].to_dict() for text in TEXTS]
+    assert [tags.to_dict() for tags in tagger.entities(TEXTS)] == [
+        tagger.entities([text])[0].to_dict() for text in TEXTS
+    ]
     filler = ModelRunner(kinds.write(tmp_path / "f", "FNetForMaskedLM"), registry=registry)
     gaps = [f"{text} [MASK]" for text in TEXTS]
     assert filler.fill_mask(gaps) == [filler.fill_mask([text])[0] for text in gaps]
@@ -88,7 +90,7 @@ def test_tags_and_fills_do_not_depend_on_padding(registry: ModelRegistry, tmp_pa
 ANSWERS: dict[str, tuple[str, Callable[[ModelRunner], Any]]] = {
     "BertModel": ("embed", lambda runner: runner.embed(TEXTS).vectors.tolist()),
     "BertForMaskedLM": ("fill-mask", lambda runner: runner.fill_mask(["pain [MASK]"])),
-    "BertForTokenClassification": ("ner", lambda runner: runner.tag(TEXTS)),
+    "BertForTokenClassification": ("ner", lambda runner: runner.entities(TEXTS)),
     "T5ForConditionalGeneration": ("embed", lambda runner: runner.embed(TEXTS).vectors.tolist()),
 }
 
@@ -102,11 +104,11 @@ def test_a_config_that_asks_for_tuples_gives_the_same_answers(
     folder = kinds.write(tmp_path / kind, kind)
     registry.register(kind, "generic", model_path=str(folder), task=task)
     runner = ModelRunner(kind, registry=registry)
-    accepted, expected = runner.accept().acceptance, answer(runner)
+    accepted, expected = runner.record_baseline().baseline, answer(runner)
     for field in ("return_dict", "torchscript", "output_hidden_states"):
         tiny.edit_config(folder, **{field: field != "return_dict"})
-        registry.register(kind, "generic", model_path=str(folder), task=task, acceptance=accepted, replace=True)
-        assert answer(runner) == expected and runner.drift() == {}
+        registry.register(kind, "generic", model_path=str(folder), task=task, baseline=accepted, replace=True)
+        assert answer(runner) == expected and runner.check_baseline() == {}
 
 
 @pytest.mark.parametrize("kind", ["DPRContextEncoder", "DPRQuestionEncoder"])
@@ -174,7 +176,7 @@ def test_a_label_that_could_never_be_found_is_no_answer(registry: ModelRegistry,
     state["classifier.bias"][1] = float("-inf")
     save_file(state, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(LoadError, match="gives NaN or infinity for text 1"):
-        ModelRunner(folder, registry=registry).tag(["pain"])
+        ModelRunner(folder, registry=registry).entities(["pain"])
 
 
 def _bare(folder: Path, kind: str) -> Path:
@@ -190,13 +192,13 @@ def test_a_text_without_tokens_has_no_spans_and_no_vector(registry: ModelRegistr
     """Alone or among others: it does not matter how texts fall into batches."""
     tagger = ModelRunner(_bare(tmp_path / "t", "BertForTokenClassification"), registry=registry)
     for texts in ([""], ["", ""], ["fever", ""], [*["the patient denies fever"] * 50, ""]):
-        tags = tagger.tag(texts)
+        tags = tagger.entities(texts)
         assert tags[-1].spans == [] and tags[-1].coverage.tokens == 0 and len(tags) == len(texts)
     encoder = ModelRunner(_bare(tmp_path / "e", "GPT2Model"), registry=registry)
     for texts in ([""], ["fever", "", ""], [*["the patient denies fever"] * 50, ""]):
         with pytest.raises(RequestError, match=f"Text {texts.index('') + 1} has no tokens, so it has no vector"):
             encoder.embed(texts)
-    assert tagger.tag([]) == [] and encoder.embed([]).vectors.shape == (0, 32)
+    assert tagger.entities([]) == [] and encoder.embed([]).vectors.shape == (0, 32)
     filler = ModelRunner(_bare(tmp_path / "f", "BertForMaskedLM"), registry=registry)
     assert filler.fill_mask([]) == []
 
@@ -262,7 +264,7 @@ def test_what_a_model_raises_is_an_error_of_ours(
     registry.register("m", "generic", model_path=str(kinds.write(tmp_path / "m", "BertModel")), model_class=Failing)
     Failing.error = error
     runner = ModelRunner("m", registry=registry)
-    for call in (lambda: runner.embed(["secret"]), lambda: runner.accept()):
+    for call in (lambda: runner.embed(["secret"]), lambda: runner.record_baseline()):
         with pytest.raises(expected) as raised:
             call()
         if isinstance(raised.value, MedVLLMError):
@@ -331,9 +333,9 @@ def test_an_entry_of_two_inputs_takes_pairs(registry: ModelRegistry, tmp_path: P
         expected = torch.cat([plain(**inputs).last_hidden_state[:, 0] for inputs in encoded])
     assert torch.allclose(found.vectors, expected, atol=1e-5)
     assert [c.tokens for c in found.coverage] == [12, 17, 7, 1]
-    entry = runner.accept()
-    assert all(len(case["inputs"]) == 2 and case["shape"] == [1, 32] for case in entry.acceptance)
-    assert runner.drift() == {}
+    entry = runner.record_baseline()
+    assert all(len(case["inputs"]) == 2 and case["shape"] == [1, 32] for case in entry.baseline)
+    assert runner.check_baseline() == {}
 
 
 def test_a_long_second_text_is_read_whole_with_the_first_in_every_window(

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from medvllm.errors import BudgetError, DeviceMemoryError, SettingError, SourceError
+from medvllm.model_cache import CachedModel, Limits, ModelCache, Need, Plan
 from medvllm.quantities import parse_budget, parse_duration
-from medvllm.residency import Limits, ModelCache, Need, Plan, Resident
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Bench:
 
     def load(
         self, name: str, size: int = 10, *, real: int | None = None, device: str = "cpu", **how: Any
-    ) -> Resident[Key]:
+    ) -> CachedModel[Key]:
         """Load, or find, a thing of some bytes; `real` is what it turns out to weigh."""
         reload_s, keep = how.pop("reload_s", 1.0), how.pop("default_keep_alive", None)
         need = Need(device, size, "headers", None, keep)
@@ -133,7 +133,7 @@ def test_every_policy_adds_up(bench: Bench) -> None:
     figures = bench.cache.statistics()
     assert figures.hits + figures.misses == 9 and figures.misses == figures.loads + figures.failed_loads
     assert figures.loads - sum(figures.evictions.values()) == len(bench.cache)
-    assert figures.devices["cpu"].resident_bytes == 10 * len(bench.cache) and figures.devices["cpu"].reserved_bytes == 0
+    assert figures.devices["cpu"].cached_bytes == 10 * len(bench.cache) and figures.devices["cpu"].reserved_bytes == 0
     assert figures.loaded_by == {"hand": figures.loads}
 
 
@@ -232,7 +232,7 @@ def test_a_model_that_a_caller_holds_keeps_counting_and_comes_back_without_a_loa
     bench.load("b")
     bench.cache.evict("a")
     use = bench.cache.statistics().devices["cpu"]
-    assert (use.resident_bytes, use.held_bytes) == (10, 10)
+    assert (use.cached_bytes, use.held_bytes) == (10, 10)
     bench.load("c")  # b leaves for it: a cannot
     assert bench.names == {"c"}
     with pytest.raises(BudgetError):
@@ -273,7 +273,7 @@ def test_a_model_heavier_than_expected_makes_others_leave() -> None:
     bench.load("a")
     bench.load("b")
     bench.load("c", 10, real=25)
-    assert bench.names == {"c"} and bench.cache.statistics().devices["cpu"].resident_bytes == 25
+    assert bench.names == {"c"} and bench.cache.statistics().devices["cpu"].cached_bytes == 25
     own = bench.load("d", 10, real=40)
     assert bench.names == set() and not own.present
 
@@ -493,7 +493,7 @@ class Residency(RuleBasedStateMachine):
     @initialize(limit=st.integers(10, 60))
     def begin(self, limit: int) -> None:
         self.bench = Bench({"cpu": limit})
-        self.leases: list[Resident[Key]] = []
+        self.leases: list[CachedModel[Key]] = []
         self.hands: list[Any] = []  # models that a caller holds
         self.requests = 0
 
@@ -513,7 +513,7 @@ class Residency(RuleBasedStateMachine):
         before = self.bench.names
         evicted = sum(cache.statistics().evictions.values())
         # A budget that was lowered while models were leased is met by the first call that can.
-        is_over = sum(r.size_bytes for r, _ in cache.residents()) > (self.bench.budget["cpu"] or 0)
+        is_over = sum(r.size_bytes for r, _ in cache.models()) > (self.bench.budget["cpu"] or 0)
         self.requests += 1
         try:
             resident = self.bench.load(name, size, lease=lease, keep_alive=keep)
@@ -522,8 +522,8 @@ class Residency(RuleBasedStateMachine):
             assert plan.fit in ("never", "later") or (plan.fit == "after eviction" and self.hands)
             assert error.plan.name == name
             return
-        assert plan.fit in ("now", "after eviction", "resident")
-        if plan.fit in ("now", "resident") and not is_over:
+        assert plan.fit in ("now", "after eviction", "loaded")
+        if plan.fit in ("now", "loaded") and not is_over:
             assert before - self.bench.names <= {name} and sum(cache.statistics().evictions.values()) - evicted <= 1
         elif not self.hands and not is_over:
             assert before - self.bench.names - {name} == {model.name for model in plan.leaving}
@@ -583,7 +583,7 @@ class Residency(RuleBasedStateMachine):
         use = figures.devices.get("cpu")
         if use is not None:
             assert use.reserved_bytes == 0
-            assert use.resident_bytes == sum(r.size_bytes for r, out in self.bench.cache.residents() if not out)
+            assert use.cached_bytes == sum(r.size_bytes for r, out in self.bench.cache.models() if not out)
 
     def teardown(self) -> None:
         if hasattr(self, "bench"):
@@ -594,7 +594,7 @@ class Residency(RuleBasedStateMachine):
             for name in self.bench.names:
                 self.bench.load(name, keep_alive=1e9)
             self.bench.load("last", 1)
-            assert sum(r.size_bytes for r, _ in self.bench.cache.residents()) <= self.bench.budget["cpu"]  # type: ignore[operator]
+            assert sum(r.size_bytes for r, _ in self.bench.cache.models()) <= self.bench.budget["cpu"]  # type: ignore[operator]
             self.bench.cache.evict()
 
 
@@ -637,7 +637,7 @@ def test_eight_threads_keep_to_the_budget() -> None:
             if not resident.present:
                 faults.append(f"{name} left while leased")
             used = bench.cache.statistics().devices["cpu"]
-            if used.resident_bytes + used.reserved_bytes > 45:
+            if used.cached_bytes + used.reserved_bytes > 45:
                 faults.append(f"{used} is over the budget")
             if random_.random() < 0.1:
                 bench.cache.evict(random_.choice("abcdefgh"))
@@ -650,4 +650,4 @@ def test_eight_threads_keep_to_the_budget() -> None:
     assert faults == [] and not bench.cache._queue and not bench.cache._flights
     assert figures.hits + figures.misses + figures.shared_waits == 8 * 300
     assert figures.misses == figures.loads + figures.failed_loads
-    assert all(resident.leases == 0 for resident, _ in bench.cache.residents())
+    assert all(resident.leases == 0 for resident, _ in bench.cache.models())

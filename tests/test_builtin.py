@@ -98,16 +98,16 @@ def test_without_its_head_an_entry_is_refused(
 
 def test_the_facts_are_all_witnessed() -> None:
     """Every behavioural or legal fact says how it is known; only a commit that was seen is pinned."""
-    stated = {"description", "tags", "model_class", "config_class", "aliases", "model_path"}
+    stated = {"description", "tags", "model_class", "config_class", "also_known_as", "model_path"}
     ours = {"long_input", "intended_use", "languages", "license_status"}  # our words or choice, not facts of theirs
-    computed = {"name", "version", "origin", "model_type", "tasks", "evidence"}
+    computed = {"name", "version", "origin", "model_type", "tasks", "provenance"}
     for metadata in ENTRIES.values():
         known = {fact for fact, value in metadata.to_dict().items() if value not in (None, [], {}, "")}
-        witnessed = set(metadata.evidence)
+        witnessed = set(metadata.provenance)
         assert known - stated - ours - computed <= witnessed <= known
-        assert all(text[:3] in ("S: ", "V: ", "L: ") for text in metadata.evidence.values())
+        assert all(text.startswith(("seen: ", "verified: ", "likely: ")) for text in metadata.provenance.values())
         if revision := metadata.source.revision:
-            assert re.fullmatch("[0-9a-f]{40}", revision) and metadata.evidence["revision"].startswith("S: ")
+            assert re.fullmatch("[0-9a-f]{40}", revision) and metadata.provenance["revision"].startswith("seen: ")
 
 
 def test_the_file_keeps_to_its_schema() -> None:
@@ -123,20 +123,20 @@ def test_the_file_keeps_to_its_schema() -> None:
 def test_an_entry_states_what_a_user_must_know() -> None:
     """Task, class, architecture, what becomes of long texts, what it is for; and its rights, or that they are open."""
     for metadata in ENTRIES.values():
-        behaviour, rights = metadata.behaviour, metadata.rights
+        behaviour, rights = metadata.behaviour, metadata.license
         assert behaviour.task and behaviour.architecture and behaviour.long_input and metadata.class_paths[0]
-        assert metadata.purpose.intended_use and metadata.purpose.languages
+        assert metadata.intended_use.intended_use and metadata.intended_use.languages
         assert rights.license_status and rights.gated is not None
         assert rights.license or rights.license_status != "declared"
         if behaviour.counterpart:
             assert ENTRIES[behaviour.counterpart].behaviour.counterpart == metadata.name
     for name in ("stanford-crfm/BioMedLM", "epfl-llm/meditron-7b", "BioMistral/BioMistral-7B", "microsoft/biogpt"):
-        assert ENTRIES[name].rights.use_restrictions
+        assert ENTRIES[name].license.use_restrictions
 
 
 def test_no_two_entries_share_a_name() -> None:
     """Nor an alias; and none is ambiguous: several models are called ClinicalBERT."""
-    names = [*ENTRIES, *(alias for entry in ENTRIES.values() for alias in entry.source.aliases)]
+    names = [*ENTRIES, *(alias for entry in ENTRIES.values() for alias in entry.source.also_known_as)]
     folded = [name.casefold() for name in names]
     assert len(set(folded)) == len(folded) and "clinicalbert" not in folded
 

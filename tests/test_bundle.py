@@ -38,7 +38,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pat
         home = tmp_path / name
         home.mkdir(exist_ok=True)
         monkeypatch.setenv("MEDVLLM_HOME", str(home / "medvllm"))
-        monkeypatch.setenv("MEDVLLM_LOCK", str(home / "medvllm.lock"))
+        monkeypatch.setenv("MEDVLLM_LOCK_FILE", str(home / "medvllm.lock"))
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
         return home
 

@@ -141,8 +141,8 @@ def test_every_fact_is_a_filter(registry: ModelRegistry) -> None:
     }
     with pytest.raises(RequestError, match=r"Unknown fact 'licence' to filter by. Nearest: 'license'."):
         registry.list_models(licence="mit")
-    with pytest.raises(RequestError, match=r"Unknown fact 'evidence'"):
-        registry.list_models(evidence="S*")
+    with pytest.raises(RequestError, match=r"Unknown fact 'provenance'"):
+        registry.list_models(provenance="S*")
 
 
 def test_unknown_names_come_with_near_ones(registry: ModelRegistry) -> None:
@@ -160,7 +160,7 @@ def test_unknown_names_come_with_near_ones(registry: ModelRegistry) -> None:
 def test_aliases_lead_to_the_entry(registry: ModelRegistry) -> None:
     """A repository's id is the built-in entry for it; an alias of one's own works the same."""
     assert registry.get_metadata("dmis-lab/biobert-base-cased-v1.2").name == "biobert-base-cased-v1.2"
-    registry.register("m", "generic", aliases=["former-name", "dmis-lab/biobert-base-cased-v1.2"])
+    registry.register("m", "generic", also_known_as=["former-name", "dmis-lab/biobert-base-cased-v1.2"])
     assert registry.get_metadata("former-name").name == "m"
     assert registry.get_metadata("dmis-lab/biobert-base-cased-v1.2").name == "m"
     registry.unregister("m")
@@ -168,7 +168,7 @@ def test_aliases_lead_to_the_entry(registry: ModelRegistry) -> None:
     with pytest.raises(ModelNotFoundError):
         registry.get_metadata("former-name")
     with pytest.raises(ModelNameError):
-        registry.register("m", "generic", aliases=["./former"])
+        registry.register("m", "generic", also_known_as=["./former"])
 
 
 @pytest.mark.parametrize(

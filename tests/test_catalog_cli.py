@@ -145,7 +145,7 @@ def test_a_protected_alias_lists_what_is_missing(medvllm: Medvllm, ner: Path) ->
     tiny.bert_token_classifier(ner, ["O", "B-X"], seed=1)
     assert medvllm("lock", "ner@2").code == 0
     move = ("alias", "set", "ner", "production", "2", "--reason", "reviewed")
-    assert "acceptance tests of the locked files: medvllm accept ner@2" in medvllm(*move).err
+    assert "acceptance tests of the locked files: medvllm baseline record ner@2" in medvllm(*move).err
     assert medvllm("accept", "ner@2").code == 0
     file = ner / "model.safetensors"
     content = file.read_bytes()
@@ -163,8 +163,8 @@ def test_a_protected_alias_lists_what_is_missing(medvllm: Medvllm, ner: Path) ->
 def test_tags_and_deprecation(medvllm: Medvllm, ner: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Added, given values, removed; a deprecated version says so when it is loaded, until it is no more."""
     assert medvllm("tag", "ner", "a", "b", "owner=x").out == "ner@2: a, b, owner=x\n"
-    assert medvllm("tag", "ner@2", "owner=y", "--rm", "a").out == "ner@2: b, owner=y\n"
-    assert medvllm("tag", "ner", "--rm", "b", "--rm", "owner").out == "ner@2: no tags\n"
+    assert medvllm("tag", "ner@2", "owner=y", "--remove", "a").out == "ner@2: b, owner=y\n"
+    assert medvllm("tag", "ner", "--remove", "b", "--remove", "owner").out == "ner@2: no tags\n"
     said = medvllm("deprecate", "ner@1", "--successor", "ner@2", "--reason", "misses names")
     assert said.out == "Deprecated: ner@1\n"
     registry = ModelRegistry()
@@ -176,7 +176,7 @@ def test_tags_and_deprecation(medvllm: Medvllm, ner: Path, caplog: pytest.LogCap
         "Model 'ner@1' is deprecated: misses names. Use 'ner@2' in its place"
     ]
     assert medvllm("deprecate", "ner", "--off").code == 0
-    assert ModelRegistry().get_metadata("ner@1").standing.deprecated is None
+    assert ModelRegistry().get_metadata("ner@1").lifecycle.deprecated is None
 
 
 def test_history(medvllm: Medvllm, ner: Path, home: Path) -> None:
@@ -190,12 +190,12 @@ def test_history(medvllm: Medvllm, ner: Path, home: Path) -> None:
     assert events[1]["detail"]["facts"]["max_length"] == 64 and events[3]["reason"] == "why not"
     assert len(medvllm("history", "--since", events[3]["at"]).lines) == 2
     assert medvllm("history", "--since", "2100-01-01").out == ""
-    said = medvllm("history", "--check")
+    said = medvllm("history", "verify")
     assert (said.code, said.lines) == (0, ["ok\t5 events"]) and "The last hash is " in said.err
     with sqlite3.connect(home / "medvllm" / "catalog.db") as database:
         database.execute("UPDATE catalog_aliases SET number = NULL")
     database.close()
-    said = medvllm("history", "--check", "--json")
+    said = medvllm("history", "verify", "--json")
     flaws = json.loads(said.out)["flaws"]
     assert said.code == 1 and flaws == ["alias 'production' of 'other' is not what its events say"]
 
@@ -224,7 +224,7 @@ def test_export_and_apply(medvllm: Medvllm, ner: Path) -> None:
         in medvllm("catalog", "apply", "-", stdin=other.encode()).err
     )
     assert medvllm("catalog", "apply", "-", stdin=b"\xff").err.startswith("Error: '-' is not UTF-8: byte 1")
-    assert medvllm("catalog", "export").out == text and medvllm("history", "--check").code == 0
+    assert medvllm("catalog", "export").out == text and medvllm("history", "verify").code == 0
 
 
 def test_editors_can_check_what_is_exported(medvllm: Medvllm, ner: Path) -> None:
@@ -309,11 +309,11 @@ def test_what_a_protected_alias_stands_for_stays(medvllm: Medvllm, ner: Path, mo
     assert medvllm("alias", "protect", "ner", "production").code == 0
     assert medvllm("alias", "list", "ner").lines == ["ner\tproduction\t2\tprotected"]
     with pytest.raises(CatalogError, match="is protected; changing it requires a reason.\nGive it: --reason 'why'"):
-        ModelRegistry().catalog.mark("ner@2", accepted=None)
+        ModelRegistry().catalog.mark("ner@2", baseline_digest=None)
     assert medvllm("history", "ner").lines[-2].split("\t")[3:] == ["~ ner@2: acceptance; accepted", "first tests"]
     assert medvllm("run", "ner@production", "Seen.").code == 0
     tiny.bert_token_classifier(ner, ["O", "B-Y"], seed=2)
-    monkeypatch.setenv("MEDVLLM_LOCK", str(ner.parent / "none.lock"))
+    monkeypatch.setenv("MEDVLLM_LOCK_FILE", str(ner.parent / "none.lock"))
     for name in ("ner@production", "ner@2", "ner"):
         said = medvllm("run", name, "Seen.")
         assert said.code == 1 and "not the ones that were accepted, and the protected alias 'production'" in said.err
@@ -351,13 +351,13 @@ def test_versions_are_told_apart(medvllm: Medvllm, ner: Path) -> None:
     assert [record.version for record in (first, second, third)] == [1, 2, 3]
     assert (first.reason, third.reason, third.is_meant, second.aliases) == (None, "cased", True, ("staging",))
     assert first.at and third.at and first.at < third.at and first.who and first.machine
-    assert (first.locked, first.accepted) == (None, None) and second.locked == second.accepted is not None
-    assert second.accepted_at is not None and second.accepted_at > third.at and third.accepted_at is None
+    assert (first.locked, first.baseline_digest) == (None, None) and second.locked == second.baseline_digest is not None
+    assert second.baseline_at is not None and second.baseline_at > third.at and third.baseline_at is None
     assert ModelRegistry().catalog.version_log("nobody") == []
     said = medvllm("diff", "ner@2", "ner@3")
     assert [line.split("\t")[0] for line in said.lines] == [
-        "acceptance",
-        "accepted",
+        "baseline",
+        "baseline_digest",
         "do_lower_case",
         "max_length",
         "tags",

@@ -110,7 +110,7 @@ def _bytes(tensor: torch.Tensor) -> bytes:
 
 
 def _leftovers(home: Path) -> list[str]:
-    """Return what a failed conversion left: nothing but locks and the ledger is right."""
+    """Return what a failed conversion left: nothing but locks and the digest cache is right."""
     return [f.name for f in (home / "medvllm").rglob("*") if f.is_file() and f.suffix not in (".db", ".lock")]
 
 

@@ -15,8 +15,8 @@ import pytest
 from huggingface_hub import scan_cache_dir
 
 from medvllm.engine.model_runner import ModelRegistry
+from medvllm.sources.digest_cache import digest_cache
 from medvllm.sources.fingerprint import stamp
-from medvllm.sources.ledger import ledger
 from tests.support import tiny
 from tests.support.loopback import LoopbackHub
 from tests.support.users import NOBODY, another_user, reachable
@@ -98,7 +98,7 @@ def test_what_is_locked_or_in_memory_is_in_use(cache: _Cache, tmp_path: Path, mo
     _until(lambda: not cache.kinds()["prepared"])  # the process notes soon what it has let go
     registry.lock(folder)
     assert cache.kinds()["prepared"] == (f"lock of {folder}",) and cache("prune") == []
-    monkeypatch.setenv("MEDVLLM_LOCK", str(tmp_path / "another.lock"))
+    monkeypatch.setenv("MEDVLLM_LOCK_FILE", str(tmp_path / "another.lock"))
     assert [each["kind"] for each in cache("prune")] == ["prepared"]
     assert registry.load_model(folder, dtype="bfloat16") is not None
 
@@ -156,7 +156,7 @@ def _loaded(home: Path, tmp_path: Path) -> set[tuple[str, int]]:
     registry.clear_cache()
     medvllm = home / "medvllm"
     paths = [medvllm, *(path for path in medvllm.rglob("*") if not path.is_symlink())]
-    assert {"catalog.db", "ledger.db", "models", "prepared", "model.safetensors"} <= {p.name for p in paths}
+    assert {"catalog.db", "digests.db", "models", "prepared", "model.safetensors"} <= {p.name for p in paths}
     return {("folder" if path.is_dir() else "file", stat.S_IMODE(path.stat().st_mode)) for path in paths}
 
 
@@ -195,32 +195,32 @@ def test_a_group_may_share_a_home(home: Path, tmp_path: Path) -> None:
         os.umask(before)
 
 
-def test_a_ledger_that_somebody_holds_costs_a_load_a_moment(home: Path, tmp_path: Path) -> None:
+def test_a_digest_cache_that_somebody_holds_costs_a_load_a_moment(home: Path, tmp_path: Path) -> None:
     """It is waited for once, not at each of its questions."""
     registry = ModelRegistry()
     folder = tiny.bert_encoder(tmp_path / "m")
     registry.load_model(folder)
     registry.clear_cache()
-    hold = f"import sqlite3, sys; c = sqlite3.connect({str(home / 'medvllm' / 'ledger.db')!r}); " + (
+    hold = f"import sqlite3, sys; c = sqlite3.connect({str(home / 'medvllm' / 'digests.db')!r}); " + (
         "c.execute('BEGIN EXCLUSIVE'); print('held', flush=True); sys.stdin.read()"
     )
-    ledger()._rests_until = 0.0
+    digest_cache()._rests_until = 0.0
     with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
         start = time.monotonic()
         assert ModelRegistry().load_model(folder) is not None
-        assert ledger()._rests_until > start
+        assert digest_cache()._rests_until > start
         holder.communicate()
-    ledger()._rests_until = 0.0
-    assert ledger().weight("nothing") is None
+    digest_cache()._rests_until = 0.0
+    assert digest_cache().memory_estimate("nothing") is None
 
 
 @pytest.mark.parametrize("damage", ["garbage", "page", "columns", "folder", "fifo"])
-def test_a_ledger_that_is_none_costs_nobody_a_model(home: Path, tmp_path: Path, damage: str) -> None:
+def test_a_digest_cache_that_is_none_costs_nobody_a_model(home: Path, tmp_path: Path, damage: str) -> None:
     """A damaged one is begun anew, with its journal; what is no file is left alone."""
-    from medvllm.sources.ledger import Ledger
+    from medvllm.sources.digest_cache import DigestCache
 
-    folder, file = tiny.bert_encoder(tmp_path / "m"), home / "medvllm" / "ledger.db"
+    folder, file = tiny.bert_encoder(tmp_path / "m"), home / "medvllm" / "digests.db"
     file.parent.mkdir()
     if damage == "folder":
         file.mkdir()
@@ -229,7 +229,7 @@ def test_a_ledger_that_is_none_costs_nobody_a_model(home: Path, tmp_path: Path, 
     elif damage == "garbage":
         file.write_bytes(b"no database" * 1000)
     else:
-        Ledger(file).keep_digests({(1, i, 3, 4, 5): "ab" * 32 for i in range(1000)})
+        DigestCache(file).keep_digests({(1, i, 3, 4, 5): "ab" * 32 for i in range(1000)})
         if damage == "page":
             content = bytearray(file.read_bytes())
             content[4096:] = os.urandom(len(content) - 4096)
@@ -241,10 +241,10 @@ def test_a_ledger_that_is_none_costs_nobody_a_model(home: Path, tmp_path: Path, 
             connection.executescript("DROP TABLE digests; CREATE TABLE digests (other TEXT)")
             connection.close()
     assert ModelRegistry().load_model(folder) is not None
-    own = Ledger(file)
+    own = DigestCache(file)
     own.keep_digests({(1, 2, 3, 4, 5): "cd" * 32})
     own.keep_digests({(1, 2, 3, 4, 5): "cd" * 32})
-    remembered = Ledger(file).digests([(1, 2, 3, 4, 5)])
+    remembered = DigestCache(file).digests([(1, 2, 3, 4, 5)])
     assert bool(remembered) == (damage not in ("folder", "fifo"))
 
 
@@ -257,4 +257,4 @@ def test_a_file_from_the_future_is_hashed_once(tmp_path: Path, monkeypatch: pyte
         os.utime(file, (time.time() + 1e6, time.time() + 1e6))
     monkeypatch.setattr(digest, "_SETTLED_NS", 0)
     digest.digests(folder, ["config.json"])
-    assert ledger().digests([stamp(folder / "config.json")])
+    assert digest_cache().digests([stamp(folder / "config.json")])

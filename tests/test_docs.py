@@ -116,7 +116,7 @@ def test_the_page_on_an_air_gapped_site_runs(hub: LoopbackHub, home: Path, monke
     for folder in (build, site, home / "srv" / "medvllm"):
         folder.mkdir(parents=True)
     (home / "config.toml").write_text(profile[0].replace("/srv/", f"{home}/srv/"))
-    monkeypatch.delenv("MEDVLLM_LOCK")
+    monkeypatch.delenv("MEDVLLM_LOCK_FILE")
     for section in re.split(r"^## ", page, flags=re.MULTILINE)[1:]:
         here = build if "Build site" in section.splitlines()[0] else site
         with monkeypatch.context() as machine:

@@ -36,35 +36,35 @@ def doctor(session_hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> Doctor:
 
 def test_a_sound_installation(doctor: Doctor, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Versions, devices, room in bytes that people read, and each setting as its page writes it."""
-    monkeypatch.delenv("MEDVLLM_LOCK")
+    monkeypatch.delenv("MEDVLLM_LOCK_FILE")
     monkeypatch.chdir(home)
     code, found = doctor()
     assert code == 0 and all(check["state"] == "ok" for check in found.values())
     assert found["version", "medvllm"]["value"] == __version__ and ("device", "cpu") in found
     assert found["memory", "budget of cpu"]["value"].endswith("B, three quarters of the memory")
-    assert found["setting", "MEDVLLM_BUDGET"]["value"] == "auto (default)"
+    assert found["setting", "MEDVLLM_MEMORY_BUDGET"]["value"] == "auto (default)"
     assert found["setting", "MEDVLLM_MAX_MODELS"]["value"] == "none (default)"
     assert found["setting", "MEDVLLM_HOME"]["value"] == f"{home / 'medvllm'} (environment)"
     assert "answers in" in found["network", "Hub"]["value"]
     assert found["catalogue", str(home / "medvllm" / "catalog.db")]["value"] == "none yet"
-    assert doctor(MEDVLLM_BUDGET="cpu=18.96GB")[1]["memory", "budget of cpu"]["value"].startswith("18.96 GB")
+    assert doctor(MEDVLLM_MEMORY_BUDGET="cpu=18.96GB")[1]["memory", "budget of cpu"]["value"].startswith("18.96 GB")
 
 
 def test_the_lock_that_is_in_force(doctor: Doctor, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its file, what says so, what it covers, and whether it is required; one that is required must be there."""
     lock = str(home / "medvllm.lock")
     code, found = doctor()
-    assert code == 1 and found["lock", "file"]["value"] == f"none at {lock} (MEDVLLM_LOCK in the environment)"
+    assert code == 1 and found["lock", "file"]["value"] == f"none at {lock} (MEDVLLM_LOCK_FILE in the environment)"
     registry.register("locked", "generic", model_path=tiny.bert_masked_lm(tmp_path / "m"), persist=True)
     registry.lock("locked")
     code, found = doctor()
     assert code == 0 and found["lock", "covers"]["value"] == "locked"
     assert found["lock", "is required"]["value"].startswith("no: ")
     (home / "medvllm" / "config.toml").write_text(f'require_lock = true\nlock = "{lock}"\n')
-    monkeypatch.delenv("MEDVLLM_LOCK")
+    monkeypatch.delenv("MEDVLLM_LOCK_FILE")
     code, found = doctor()
     assert code == 0 and found["lock", "is required"]["value"].startswith("yes: ")
-    assert f"MEDVLLM_LOCK in {home / 'medvllm' / 'config.toml'}" in found["lock", "file"]["value"]
+    assert f"MEDVLLM_LOCK_FILE in {home / 'medvllm' / 'config.toml'}" in found["lock", "file"]["value"]
     assert found["catalogue", str(home / "medvllm" / "catalog.db")]["value"] == "1 stored names"
     Path(lock).write_text("nonsense = [")
     code, found = doctor()
@@ -78,7 +78,7 @@ def test_the_lock_that_is_in_force(doctor: Doctor, home: Path, tmp_path: Path, m
     [
         ({"MEDVLLM_DEVICE": "gpu"}, ("setting", "MEDVLLM_DEVICE"), "Device 'gpu'"),
         ({"MEDVLLM_HUB_TIMEOUT": "x"}, ("setting", "MEDVLLM_HUB_TIMEOUT"), "MEDVLLM_HUB_TIMEOUT is 'x'"),
-        ({"MEDVLLM_BUDGET": "lots"}, ("memory", "error"), "MEDVLLM_BUDGET is 'lots'"),
+        ({"MEDVLLM_MEMORY_BUDGET": "lots"}, ("memory", "error"), "MEDVLLM_MEMORY_BUDGET is 'lots'"),
         ({"MEDVLLM_REQUIRELOCK": "1"}, ("setting", "MEDVLLM_REQUIRELOCK"), "Nearest: 'MEDVLLM_REQUIRE_LOCK'"),
         ({"MEDVLLM_CATALOG": "nonsense"}, ("setting", "MEDVLLM_CATALOG"), "nonsense"),
         ({"MEDVLLM_CATALOG": "/nothing/such.db"}, ("catalogue", "/nothing/such.db"), "is not there"),
@@ -86,7 +86,7 @@ def test_the_lock_that_is_in_force(doctor: Doctor, home: Path, tmp_path: Path, m
         ({"MEDVLLM_HOME": "/etc/passwd"}, ("disk", "MEDVLLM_HOME"), "is a file, not a folder"),
         ({"MEDVLLM_HOME": "/dev/null/x"}, ("disk", "error"), ""),
         ({"MEDVLLM_HOME": "$NOTHING/x"}, ("setting", "MEDVLLM_HOME"), "NOTHING is not set"),
-        ({"MEDVLLM_LOCK": "/proc/self/mem"}, ("lock", "error"), "cannot be read"),
+        ({"MEDVLLM_LOCK_FILE": "/proc/self/mem"}, ("lock", "error"), "cannot be read"),
         ({"MEDVLLM_DEBUG": "perhaps"}, ("setting", "MEDVLLM_DEBUG"), "neither on nor off"),
     ],
 )
@@ -147,7 +147,7 @@ def test_doctor_never_fails_itself(doctor: Doctor, monkeypatch: pytest.MonkeyPat
 
 def test_a_broken_settings_file_is_reported_once(doctor: Doctor, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not for every setting; the catalogue's row says what is wrong, and the Hub's does not blame the network."""
-    (home / "config.toml").write_text("direct = maybe\n")
+    (home / "config.toml").write_text("allow_unregistered = maybe\n")
     monkeypatch.setattr(settings, "SYSTEM", home / "config.toml")
     code, found = doctor()
     assert code == 1 and "is not TOML" in found["setting", "file"]["value"]

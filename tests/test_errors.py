@@ -54,8 +54,8 @@ def test_what_is_no_text_where_a_name_or_a_path_belongs(registry: ModelRegistry,
     runner = ModelRunner(wrong, registry=registry)
     calls: tuple[Callable[[], object], ...] = (
         *(lambda call=call: call(wrong) for call in (registry.load_model, registry.pull, registry.evict)),
-        *(lambda call=call: call(["x"]) for call in (runner.tag, runner.embed, runner.fill_mask)),
-        *(runner.accept, runner.drift, lambda: registry.accept(wrong, [])),
+        *(lambda call=call: call(["x"]) for call in (runner.entities, runner.embed, runner.fill_mask)),
+        *(runner.record_baseline, runner.check_baseline, lambda: registry.record_baseline(wrong, [])),
         *(lambda: registry.import_bundle(wrong), lambda: registry.export(wrong, "biobert-base-cased-v1.2")),
         *(lambda: registry.catalog.set_alias(wrong, "a", 1), lambda: registry.catalog.protect(wrong, "a")),
     )

@@ -264,7 +264,7 @@ def test_a_full_disk_stops_every_writer_and_leaves_what_was(
         ModelRegistry().import_bundle(tmp_path / "b.tar")
     assert [path for path in small_disk.rglob("*") if path.is_file() and path.suffix != ".lock"] == []
 
-    monkeypatch.setenv("MEDVLLM_LOCK", str(small_disk / "medvllm.lock"))
+    monkeypatch.setenv("MEDVLLM_LOCK_FILE", str(small_disk / "medvllm.lock"))
     monkeypatch.setenv("MEDVLLM_HOME", str(small_disk / "medvllm"))
     subprocess.run(["mount", "-o", "remount,size=512k", small_disk], check=True)
     own = ModelRegistry()

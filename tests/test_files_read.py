@@ -458,7 +458,7 @@ def test_from_a_hub_and_in_a_bundle_goes_what_the_model_is(
     if (root / "home" / "converted").exists():  # to be converted again takes seconds
         shutil.copytree(root / "home" / "converted", tmp_path / "site" / "converted")
     monkeypatch.setenv("MEDVLLM_HOME", str(tmp_path / "site"))
-    monkeypatch.setenv("MEDVLLM_LOCK", str(tmp_path / "site.lock"))
+    monkeypatch.setenv("MEDVLLM_LOCK_FILE", str(tmp_path / "site.lock"))
     other = ModelRegistry()
     other.import_bundle(tmp_path / "b.tar", lock=True)
     assert _model(other, "folder") == here
@@ -499,7 +499,7 @@ def test_a_commit_is_proven_by_the_hub_and_declared_by_a_cache(
             return lease.receipt.proof.commit, lease.receipt.declared.get("commit")
 
     snapshot_download("acme/m", revision=commit)
-    said = {"value": commit, "evidence": "the Hub's cache on this machine"}
+    said = {"value": commit, "provenance": "the Hub's cache on this machine"}
     assert proof() == (None, said)
     shutil.rmtree(home / "hub")
     assert proof() == (commit, None)
@@ -620,7 +620,7 @@ def test_a_copy_in_another_dtype_is_held_to_the_weights_that_it_was_made_of(tmp_
 def test_what_others_may_write_saves_no_work(registry: ModelRegistry, tmp_path: Path, home: Path) -> None:
     """A digest beside other bytes in a home folder of a group: the files are hashed all the same."""
     folder = tiny.bert_masked_lm(tmp_path / "m")
-    ledger = home / "medvllm" / "ledger.db"
+    ledger = home / "medvllm" / "digests.db"
     time.sleep(2.1)
     registry.pull(folder)
     with sqlite3.connect(ledger) as connection:

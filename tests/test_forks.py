@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
 from medvllm.errors import LoadError
 from medvllm.forking import Lock
-from medvllm.loading.gate import gate
+from medvllm.loading.from_pretrained_lock import gate
 from medvllm.loading.recipes import recipes
 from tests.support import tiny
 from tests.support.children import out
@@ -64,7 +64,7 @@ def test_a_child_that_is_forked_beside_busy_threads_waits_for_nobody(registry: M
     tagger = str(tiny.bert_token_classifier(tmp_path / "a", labels=["O", "B-DRUG"]))
     reloaded, cold, other = (str(tiny.bert_encoder(tmp_path / name, seed=i)) for i, name in enumerate("bcd"))
     runner = ModelRunner(tagger, registry=registry)
-    tags, weights = runner.tag([_TEXT]), registry.load_model(other, use_cache=False).state_dict()
+    tags, weights = runner.entities([_TEXT]), registry.load_model(other, use_cache=False).state_dict()
     tokenizer = registry.load_tokenizer(tagger)
 
     def load_cold() -> None:
@@ -85,7 +85,7 @@ def test_a_child_that_is_forked_beside_busy_threads_waits_for_nobody(registry: M
         assert all(torch.equal(loaded[name], tensor) for name, tensor in weights.items())
 
     def answer() -> None:
-        assert runner.tag([_TEXT]) == tags
+        assert runner.entities([_TEXT]) == tags
 
     def encode() -> None:
         assert len(tokenizer(_TEXT, truncation=True, max_length=20)["input_ids"]) == 20

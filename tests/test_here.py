@@ -13,7 +13,7 @@ import pytest
 from medvllm.catalog import Catalog, StoredCatalog
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import DigestMismatchError, HubUnreachableError, SourceError
-from medvllm.sources.ledger import ledger
+from medvllm.sources.digest_cache import digest_cache
 from tests.support import tiny
 from tests.support.loopback import LoopbackHub
 from tests.support.users import NOBODY, another_user, reachable
@@ -136,7 +136,7 @@ def test_a_model_of_another_users_cache_is_loaded_and_its_receipt_says_how_far_i
     own.mkdir()
     os.chown(own, NOBODY, NOBODY)
     monkeypatch.setenv("MEDVLLM_HOME", str(own))
-    monkeypatch.setenv("MEDVLLM_LOCK", str(own / "medvllm.lock"))
+    monkeypatch.setenv("MEDVLLM_LOCK_FILE", str(own / "medvllm.lock"))
     with another_user():
         with ModelRegistry().lease("acme/m") as lease:
             assert lease.receipt.proof.commit is None and not lease.receipt.proof.locked
@@ -245,7 +245,7 @@ def _umask() -> int:
 def test_secrets_of_the_hubs_address_are_neither_shown_nor_kept(
     acme: str, home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A password or token in HF_ENDPOINT: not in errors, warnings, the ledger or doctor."""
+    """A password or token in HF_ENDPOINT: not in errors, warnings, the digest cache or doctor."""
     from huggingface_hub import constants
 
     from medvllm.cli import doctor
@@ -257,6 +257,6 @@ def test_secrets_of_the_hubs_address_are_neither_shown_nor_kept(
         with pytest.raises(HubUnreachableError) as caught:
             ModelRegistry().load_model("acme/absent")
         said.append(f"{caught.value} {[*doctor._network()]}")
-        ledger().keep_commit(__import__("medvllm.sources.hub").sources.hub.endpoint(), "acme/m", "main", acme)
+        digest_cache().keep_commit(__import__("medvllm.sources.hub").sources.hub.endpoint(), "acme/m", "main", acme)
     kept = b"".join(file.read_bytes() for file in (home / "medvllm").rglob("*") if file.is_file())
     assert "S3CRET" not in "".join(said) + caplog.text and b"S3CRET" not in kept and b"127.0.0.1" in kept

@@ -19,7 +19,7 @@ Rewrite = Callable[[list[Row]], None]
 def catalog(catalog_url: str, registry: ModelRegistry) -> StoredCatalog:
     """A catalogue with eight events: it was made; three versions, a mark, a protected alias, and one removed."""
     for text in ("a", "b", "c"):
-        registry.register("m", "clinical", description=text, aliases=["acme/m"], persist=True, replace=True)
+        registry.register("m", "clinical", description=text, also_known_as=["acme/m"], persist=True, replace=True)
     catalog = registry.catalog
     catalog.set_alias("m", "production", 1)
     StoredCatalog().protect("m", "production")  # nobody asks what it lacks

@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medvllm.catalog import StoredCatalog, sql
-from medvllm.catalog.stored import storable
+from medvllm.catalog.stored import to_record
 from medvllm.engine.model_runner import ModelMetadata, ModelRegistry
 from medvllm.errors import CatalogError, MedVLLMError, ModelNameError, ModelNotFoundError, RequestError
-from medvllm.facts import MARKS
+from medvllm.facts import MUTABLE_FIELDS
 from tests.support import warm
 
 SOME, MANY = 60, 600  # steps of each kind: in every run, and in the slow one
@@ -65,7 +65,9 @@ plain = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_si
 def catalog(catalog_url: str) -> Iterator[StoredCatalog]:
     """A catalogue with an entry that no test touches; afterwards it is as it was, and the history is sound."""
     registry = ModelRegistry()
-    registry.register("bystander", "clinical", persist=True, description="d", aliases=["acme/b"], do_lower_case=False)
+    registry.register(
+        "bystander", "clinical", persist=True, description="d", also_known_as=["acme/b"], do_lower_case=False
+    )
     registry.catalog.set_alias("bystander", "production", 1)
     stored = registry.catalog
     before = stored.versions("bystander")
@@ -105,8 +107,8 @@ def _facts(text: str) -> dict[str, Any]:
         "languages": (text,),
         "deprecated": text,
         "successor": text,
-        "evidence": {"license": text},
-        "acceptance": [{"inputs": [text], text: text}],
+        "provenance": {"license": text},
+        "baseline": [{"inputs": [text], text: text}],
     }
 
 
@@ -134,9 +136,9 @@ def test_marks_and_tags_take_any_text(catalog: StoredCatalog, text: str) -> None
     first = catalog.add(_entry(do_lower_case=False, gated=False, description="d"), replace=False)
     marked = catalog.mark("m", deprecated=text, values={text: text}, reason="r")[0]
     tagged = catalog.tag("m", add={text: None, f"{text}k": text})
-    assert marked.values == {text: text} and (marked.standing.deprecated or "") == text
+    assert marked.values == {text: text} and (marked.lifecycle.deprecated or "") == text
     assert (tagged.tags, tagged.values) == ([text], {text: text, f"{text}k": text})
-    assert (tagged.behaviour, tagged.rights, tagged.description) == (first.behaviour, first.rights, "d")
+    assert (tagged.behaviour, tagged.license, tagged.description) == (first.behaviour, first.license, "d")
     assert list(ModelRegistry().list_models(tags=[text])) == ["m"]
     bare = catalog.tag("m", add={}, remove=(text, f"{text}k"))
     assert (bare.tags, bare.values) == ([], {})
@@ -174,7 +176,7 @@ def test_half_a_character_is_refused(catalog: StoredCatalog, half: str) -> None:
             catalog.add(_entry(**{fact: value}), replace=False)
     steps: list[Callable[[], object]] = [
         lambda: catalog.add(_entry(half), replace=False),
-        lambda: catalog.add(_entry(aliases=[half]), replace=False),
+        lambda: catalog.add(_entry(also_known_as=[half]), replace=False),
         lambda: catalog.add(_entry(), replace=False, reason=half),
         lambda: catalog.mark("kept", successor=half),
         lambda: catalog.mark("kept", tags=["a"], reason=half),
@@ -209,15 +211,15 @@ def test_half_a_character_is_refused(catalog: StoredCatalog, half: str) -> None:
 def test_a_name_or_another_name_is_kept_exactly_or_refused(catalog: StoredCatalog, text: str) -> None:
     """Whichever way it comes in: it is then found by it, and by nothing else."""
     for name, other in ((text, "acme/other"), ("own", text)):
-        entry = _entry(name, aliases=[other])
-        toml = "\n".join(("[models.{}]", 'model_type = "custom"', "aliases = [{}]"))
+        entry = _entry(name, also_known_as=[other])
+        toml = "\n".join(("[models.{}]", 'model_type = "custom"', "also_known_as = [{}]"))
         toml = toml.format(*(_toml(word) for word in (name, other)))
         try:
             kept = catalog.add(entry, replace=False)
         except ModelNameError as error:
             assert _harmless(str(error)) and len(str(error)) < 1000
             with pytest.raises(MedVLLMError):
-                ModelRegistry().register(name, "custom", aliases=[other], persist=True)
+                ModelRegistry().register(name, "custom", also_known_as=[other], persist=True)
             with pytest.raises(MedVLLMError):
                 catalog.apply(f"{catalog.export()}\n{toml}")
             assert catalog.names() == ["bystander"]
@@ -278,8 +280,8 @@ def test_facts_of_another_kind_are_refused(catalog: StoredCatalog) -> None:
         {"parameters": {"a": [{"b": None}]}},
         {"parameters": {"a": float("nan")}},
         {"parameters": {"a": float("inf")}},
-        {"acceptance": [{"a": b"x"}]},
-        {"acceptance": [{"a": None}]},
+        {"baseline": [{"a": b"x"}]},
+        {"baseline": [{"a": None}]},
         {"tags": [1]},
         {"tags": ["a" * 1_000_000]},
         {"description": "x" * (1 << 20)},
@@ -306,7 +308,7 @@ def test_thousands_of_tags_values_and_other_names(catalog: StoredCatalog) -> Non
     """All are kept, and each is found."""
     words = [f"{i}-\U0001f9ec'%" for i in range(5000)]
     kept = catalog.add(
-        _entry(tags=words, values=dict.fromkeys(words, "\x1b"), aliases=[f"acme/n{i}" for i in range(5000)]),
+        _entry(tags=words, values=dict.fromkeys(words, "\x1b"), also_known_as=[f"acme/n{i}" for i in range(5000)]),
         replace=False,
     )
     assert (kept.tags, list(kept.values)) == (words, sorted(words))
@@ -332,10 +334,10 @@ def test_whatever_is_given_is_kept_exactly_or_refused(catalog: StoredCatalog, ex
         return True
 
     def register(name: str, other: str, key: str, text: str) -> None:
-        entry = _entry(name, aliases=[other], values={key: text}, description=text, parameters={key: [text]})
+        entry = _entry(name, also_known_as=[other], values={key: text}, description=text, parameters={key: [text]})
         facts = entry.facts()
         if take(lambda: catalog.add(entry, replace=True, reason=text or None)):
-            kept = {fact: value for fact, value in expected.get(name, {}).items() if fact in MARKS}
+            kept = {fact: value for fact, value in expected.get(name, {}).items() if fact in MUTABLE_FIELDS}
             same = _content(facts) == _content(expected.get(name, {}))
             expected[name] = {**kept, **facts} if same else facts
 
@@ -384,7 +386,7 @@ def test_whatever_is_given_is_kept_exactly_or_refused(catalog: StoredCatalog, ex
             action(*words)
         found = {name: entry for name in catalog.names() if (entry := catalog.find(name)) is not None}
         found.pop("bystander")
-        assert {name: storable(entry) for name, entry in found.items()} == expected
+        assert {name: to_record(entry) for name, entry in found.items()} == expected
         assert all(entry.name == name for name, entry in found.items())
         assert catalog.apply(catalog.export()) == []
 
@@ -394,7 +396,7 @@ def test_whatever_is_given_is_kept_exactly_or_refused(catalog: StoredCatalog, ex
 
 def _content(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return what makes a version: registered again, it stays, and keeps the marks that are not stated."""
-    return {fact: value for fact, value in facts.items() if fact not in MARKS}
+    return {fact: value for fact, value in facts.items() if fact not in MUTABLE_FIELDS}
 
 
 # The text of SQL

@@ -17,7 +17,7 @@ LAYERS = (
     ("forking", "inherited", "lazy", "quantities", "settings_files", "heads"),
     ("settings", "files", "progress", "author", "spelling"),
     ("destination", "turns"),
-    ("presence",),
+    ("processes",),
     ("classes", "words"),
     ("facts",),
     ("names", "metadata"),
@@ -26,7 +26,7 @@ LAYERS = (
     ("catalog",),
     ("sources",),
     ("loading",),
-    ("residency",),
+    ("model_cache",),
     ("lease",),
     ("approval", "transfer"),
     ("model_registry",),
@@ -122,7 +122,7 @@ def test_imports_run_one_way(file: Path) -> None:
         room = _room(module)
         if room is not None and room != own:
             assert RANK[room] < RANK[own], f"{file.name} imports {module}"
-            assert (own, room) not in {("residency", "loading"), ("residency", "sources"), ("sources", "catalog")}
+            assert (own, room) not in {("model_cache", "loading"), ("model_cache", "sources"), ("sources", "catalog")}
 
 
 def test_only_two_rooms_import_what_is_heavy_at_module_level() -> None:

@@ -56,7 +56,7 @@ def site(tmp_path: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> P
     site = tmp_path / "site"
     site.mkdir()
     monkeypatch.setenv("MEDVLLM_HOME", str(site / "medvllm"))
-    monkeypatch.setenv("MEDVLLM_LOCK", str(site / "medvllm.lock"))
+    monkeypatch.setenv("MEDVLLM_LOCK_FILE", str(site / "medvllm.lock"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(site / "hub"))
     return site
 
@@ -73,7 +73,7 @@ def _rounds(
 
     `check` is told whether the statement has completed: first after the kill, then after the next run.
     """
-    environment = {name: os.environ[name] for name in ("MEDVLLM_HOME", "MEDVLLM_LOCK", "HOME", "HF_ENDPOINT")}
+    environment = {name: os.environ[name] for name in ("MEDVLLM_HOME", "MEDVLLM_LOCK_FILE", "HOME", "HF_ENDPOINT")}
     environment["HF_HUB_CACHE"] = str(site / "hub")
     statement = f"{CACHE}; {statement}"
 

@@ -131,7 +131,7 @@ def test_an_xlnet_embeds_and_tags(registry: ModelRegistry, tmp_path: Path) -> No
     registry.register("long", "clinical", model_path=str(folder), max_length=400)
     assert ModelRunner("long", registry=registry).embed([text]).coverage[0].windows == 1
     tagger = _xlnet(tmp_path / "t", XLNetForTokenClassification, **tiny.labelled(["O", "B-X", "I-X"]))
-    assert ModelRunner(tagger, registry=registry).tag([text])[0].coverage.windows > 1
+    assert ModelRunner(tagger, registry=registry).entities([text])[0].coverage.windows > 1
 
 
 def test_a_long_text_of_a_model_whose_tokenizer_states_no_length(registry: ModelRegistry, tmp_path: Path) -> None:

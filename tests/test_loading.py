@@ -51,7 +51,7 @@ def test_a_folder_loads_as_the_class_it_names(
     model = registry.load_model(make(tmp_path / "m"))
     assert type(model).__name__ == class_name
     assert not model.training
-    assert [r.source for r in registry.resident()] == ["direct"]
+    assert [r.source for r in registry.loaded_models()] == ["direct"]
 
 
 @pytest.mark.parametrize("weights", ["safetensors", "sharded", "bin", "sharded_bin", "legacy_bin"])
@@ -82,7 +82,7 @@ def test_saying_a_default_aloud_is_the_same_object(registry: ModelRegistry, mlm:
     assert registry.load_model("m", attn_implementation="sdpa") is model
     assert registry.load_model("m", model_class="transformers:AutoModelForMaskedLM") is model
     assert registry.load_model("m", config=model.config) is model
-    assert len(registry.resident()) == 1
+    assert len(registry.loaded_models()) == 1
 
 
 def test_another_option_is_another_object(registry: ModelRegistry, mlm: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_model_of_ones_own(registry: ModelRegistry, mlm: Path) -> None:
     shared, own = registry.load_model(mlm), registry.load_model(mlm, use_cache=False)
     assert own is not shared
     assert registry.load_model(mlm) is shared
-    assert [resident.evicted for resident in registry.resident()] == [False, True]  # it counts while it is held
+    assert [resident.evicted for resident in registry.loaded_models()] == [False, True]  # it counts while it is held
 
 
 def test_what_is_not_stated_comes_from_the_entry_then_the_settings(
@@ -168,7 +168,7 @@ def test_bad_options_are_refused_by_name(
     """And the registry works on unharmed."""
     with pytest.raises(RequestError, match=message):
         registry.load_model(mlm, **options)
-    assert registry.resident() == []
+    assert registry.loaded_models() == []
     assert registry.load_model(mlm)
 
 
@@ -399,7 +399,7 @@ def test_shapes_that_do_not_fit_are_refused(registry: ModelRegistry, mlm: Path) 
     tiny.edit_config(mlm, intermediate_size=48)
     with pytest.raises(LoadError):
         registry.load_model(mlm)
-    assert registry.resident() == []
+    assert registry.loaded_models() == []
 
 
 class OwnConfig(BertConfig):  # type: ignore[no-untyped-call]
@@ -453,7 +453,7 @@ def test_replacing_an_entry_replaces_its_model(registry: ModelRegistry, tmp_path
     registry.register("m", "generic", model_path=str(tiny.bert_encoder(tmp_path / "b", seed=1)), replace=True)
     second = registry.load_model("m")
     assert second is not first
-    assert [(r.name, r.version, r.evicted) for r in registry.resident()] == [("m", 2, False), ("m", 1, True)]
+    assert [(r.name, r.version, r.evicted) for r in registry.loaded_models()] == [("m", 2, False), ("m", 1, True)]
     registry.unregister("m")
     assert "m" not in registry._model_cache
 
@@ -471,13 +471,13 @@ def test_lease_evict_and_clear(registry: ModelRegistry, mlm: Path) -> None:
         registry.clear_cache()
         assert registry.evict("m") == 0
         assert "m" in registry._model_cache
-        assert [r.leases for r in registry.resident()] == [1]
+        assert [r.leases for r in registry.loaded_models()] == [1]
     assert "m" not in registry._model_cache
     assert "mlm" not in registry._model_cache
     del lease
     registry.load_model("m")
     assert registry.evict("m") == 1
-    assert registry.resident() == []
+    assert registry.loaded_models() == []
 
 
 @pytest.mark.parametrize(
@@ -532,12 +532,12 @@ def test_a_folder_that_changes_is_another_model(
     here: Any = registry.load_model("./m")
     monkeypatch.chdir(tmp_path / "b")
     there: Any = registry.load_model("./m")
-    monkeypatch.setenv("MEDVLLM_DIRECT", "off")
+    monkeypatch.setenv("MEDVLLM_ALLOW_UNREGISTERED", "off")
     with pytest.raises(MedVLLMError, match="switched off"):
         registry.load_model("./m")
     tiny.bert_encoder(tmp_path / "a" / "m", seed=2)
     after: Any = registry.load_model("entry")
-    assert [r.evicted for r in registry.resident() if r.name == "entry"] == [False, True]
+    assert [r.evicted for r in registry.loaded_models() if r.name == "entry"] == [False, True]
     words = [m.embeddings.word_embeddings.weight for m in (before, here, there, after)]
     assert torch.equal(words[0], words[1])
     assert not torch.equal(words[0], words[2]) and not torch.equal(words[0], words[3])

@@ -15,7 +15,7 @@ import pytest
 
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import CatalogError, DigestMismatchError, SourceError
-from medvllm.sources.ledger import _ledger
+from medvllm.sources.digest_cache import _digest_cache
 from tests.support import tiny
 from tests.support.console import command
 from tests.support.loopback import LoopbackHub
@@ -98,7 +98,7 @@ def test_a_locked_model_keeps_its_commit(
     """On another machine too: the branch has moved, the lock names the commit. Another commit is refused."""
     locked = registry.lock("acme/bert")["acme/bert"].commit
     moved = acme.add("acme/bert", tiny.bert_masked_lm(tmp_path / "new", seed=1))
-    (home / "medvllm" / "ledger.db").unlink()
+    (home / "medvllm" / "digests.db").unlink()
     other = ModelRegistry()
     with other.lease("acme/bert") as lease:
         assert lease.receipt.snapshot == f"acme/bert@{locked}"
@@ -183,10 +183,10 @@ def test_a_folder_beside_the_lock_travels_with_it(
     """A project that holds its models and its lock can be moved."""
     project = tmp_path / "project"
     tiny.bert_encoder(project / "models" / "bert")
-    monkeypatch.setenv("MEDVLLM_LOCK", str(project / "medvllm.lock"))
+    monkeypatch.setenv("MEDVLLM_LOCK_FILE", str(project / "medvllm.lock"))
     registry.lock(project / "models" / "bert")
     moved = project.rename(tmp_path / "moved")
-    monkeypatch.setenv("MEDVLLM_LOCK", str(moved / "medvllm.lock"))
+    monkeypatch.setenv("MEDVLLM_LOCK_FILE", str(moved / "medvllm.lock"))
     assert registry.verify() == {str(moved / "models" / "bert"): {}}
     monkeypatch.setenv("MEDVLLM_REQUIRE_LOCK", "1")
     assert registry.load_model(moved / "models" / "bert")
@@ -245,14 +245,14 @@ def test_an_unchanged_file_is_hashed_once(registry: ModelRegistry, tmp_path: Pat
     """Its digest is remembered while device, inode, size and times stay; `verify` hashes again all the same."""
     folder = tiny.bert_encoder(tmp_path / "m")
     registry.lock(folder)
-    ledger_file = home / "medvllm" / "ledger.db"
+    ledger_file = home / "medvllm" / "digests.db"
     with closing(sqlite3.connect(ledger_file, isolation_level=None)) as ledger:
         assert ledger.execute("SELECT count(*) FROM digests").fetchone() == (0,)  # too fresh to be told from a change
         time.sleep(2.1)
         registry.lock(folder)
         assert ledger.execute("SELECT count(*) FROM digests").fetchone() == (4,)
         ledger.execute("UPDATE digests SET sha256 = ?", ("0" * 64,))
-    _ledger.cache_clear()  # as in a process of its own
+    _digest_cache.cache_clear()  # as in a process of its own
     with pytest.raises(DigestMismatchError, match="SHA-256 000000000000"):
         registry.load_model(folder)
     assert registry.verify(folder) == {str(folder): {}}
@@ -282,14 +282,14 @@ def test_a_reload_is_checked_against_the_lock_of_the_moment(
         registry.load_model("m")
 
 
-def test_a_damaged_ledger_is_begun_anew(registry: ModelRegistry, tmp_path: Path, home: Path) -> None:
+def test_a_damaged_digest_cache_is_begun_anew(registry: ModelRegistry, tmp_path: Path, home: Path) -> None:
     """It only saves work."""
     (home / "medvllm").mkdir()
-    (home / "medvllm" / "ledger.db").write_bytes(b"not a database" * 100)
+    (home / "medvllm" / "digests.db").write_bytes(b"not a database" * 100)
     folder = tiny.bert_encoder(tmp_path / "m")
     time.sleep(2.1)
     registry.lock(folder)
-    with closing(sqlite3.connect(home / "medvllm" / "ledger.db")) as ledger:
+    with closing(sqlite3.connect(home / "medvllm" / "digests.db")) as ledger:
         assert ledger.execute("SELECT count(*) FROM digests").fetchone()[0] >= 1
 
 

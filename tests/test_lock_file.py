@@ -195,19 +195,19 @@ def test_a_required_lock_is_not_the_one_that_lies_about(
 ) -> None:
     """In a folder that brought its own lock nothing is approved, until somebody says that the lock is theirs."""
     folder = tiny.bert_encoder(tmp_path / "got" / "m")
-    monkeypatch.delenv("MEDVLLM_LOCK")
+    monkeypatch.delenv("MEDVLLM_LOCK_FILE")
     monkeypatch.chdir(folder.parent)
     registry.lock(folder)
     assert (folder.parent / "medvllm.lock").exists() and registry.load_model(folder)
     monkeypatch.setenv("MEDVLLM_REQUIRE_LOCK", "1")
     with pytest.raises(
-        DigestMismatchError, match="Or, if the lock in this folder is yours: export MEDVLLM_LOCK=(.*)"
+        DigestMismatchError, match="Or, if the lock in this folder is yours: export MEDVLLM_LOCK_FILE=(.*)"
     ) as error:
         registry.load_model(folder)
     assert f"is not in {home / 'medvllm' / 'medvllm.lock'}" in str(error.value)
-    monkeypatch.setenv("MEDVLLM_LOCK", str(error.value).rpartition("=")[2])
+    monkeypatch.setenv("MEDVLLM_LOCK_FILE", str(error.value).rpartition("=")[2])
     assert registry.load_model(folder)
-    monkeypatch.delenv("MEDVLLM_LOCK")
+    monkeypatch.delenv("MEDVLLM_LOCK_FILE")
     registry.lock(folder)
     assert registry.load_model(folder) and (home / "medvllm" / "medvllm.lock").exists()
 
@@ -217,7 +217,7 @@ def test_a_working_directory_that_is_gone_has_no_lock(
 ) -> None:
     """Models load there, and a lock needs a stated place."""
     folder = tiny.bert_encoder(tmp_path / "m")
-    monkeypatch.delenv("MEDVLLM_LOCK")
+    monkeypatch.delenv("MEDVLLM_LOCK_FILE")
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
@@ -252,11 +252,11 @@ def test_a_lock_whose_folder_is_not_there_is_no_empty_lock(
     """Named or by a link in the working directory: its share is not mounted, and nothing loads until it is."""
     folder = tiny.bert_encoder(home / "m")
     if path == "link":
-        monkeypatch.delenv("MEDVLLM_LOCK")
+        monkeypatch.delenv("MEDVLLM_LOCK_FILE")
         monkeypatch.chdir(home)
         (home / "medvllm.lock").symlink_to("share/approved.lock")
     else:
-        monkeypatch.setenv("MEDVLLM_LOCK", str(home / path))
+        monkeypatch.setenv("MEDVLLM_LOCK_FILE", str(home / path))
     for ask in (registry.load_model, registry.lock, registry.verify):
         with pytest.raises(SourceError, match=r"Lock .* is not there: there is no folder .*share\.\n.*mkdir -p"):
             ask(str(folder))

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CORE = ["tests/test_replay.py", "-k", "float64 or class_itself_would_have_it"]
-NUMERICAL = [f"tests/test_{name}.py" for name in ("replay", "loading", "runner", "acceptance", "threads", "memory")]
+NUMERICAL = [f"tests/test_{name}.py" for name in ("replay", "loading", "runner", "baseline", "threads", "memory")]
 PLAINEST = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
 
 

@@ -32,14 +32,14 @@ def _size(registry: ModelRegistry, name: str) -> int:
 def test_a_budget_in_bytes_is_kept(registry: ModelRegistry, models: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The longest idle leaves; what it was is loaded anew, equal."""
     size = _size(registry, "m0")
-    monkeypatch.setenv("MEDVLLM_BUDGET", f"cpu={3 * size}")
+    monkeypatch.setenv("MEDVLLM_MEMORY_BUDGET", f"cpu={3 * size}")
     outputs: dict[str, torch.Tensor] = {}
     for name in models * 2:
         with registry.lease(name) as lease, torch.inference_mode():
             ids = lease.tokenizer("Patient denies fever", return_tensors="pt")
             output = lease.model(**ids).last_hidden_state
             assert torch.equal(outputs.setdefault(name, output), output)
-        assert sum(r.size_bytes for r in registry.resident()) <= 3 * size
+        assert sum(r.size_bytes for r in registry.loaded_models()) <= 3 * size
     figures = registry.statistics()
     assert figures.hits + figures.misses == 11 and figures.misses == figures.loads >= 7
     assert figures.evictions == {"room": figures.loads - 3}
@@ -54,8 +54,8 @@ def test_the_plan_says_what_then_happens(
     assert (first.fit, first.known_by, first.load_s, first.leaving) == ("now", "headers", None, ())
     size = _size(registry, "m0")
     assert abs(first.size_bytes - size) < 2000  # position ids are no weights
-    assert registry.plan("m0").fit == "resident"
-    monkeypatch.setenv("MEDVLLM_BUDGET", f"cpu={2 * size}")
+    assert registry.plan("m0").fit == "loaded"
+    monkeypatch.setenv("MEDVLLM_MEMORY_BUDGET", f"cpu={2 * size}")
     registry.evict("m0")
     again = registry.plan("m0")
     assert (again.known_by, again.size_bytes) == ("measured", size) and again.load_s
@@ -64,12 +64,12 @@ def test_the_plan_says_what_then_happens(
     plan = registry.plan("m3")
     (leaving,) = plan.leaving
     assert plan.fit == "after eviction" and leaving.size_bytes == size and "a reload takes" in leaving.why
-    assert {r.name for r in registry.resident()} == {"m1", "m2"}
+    assert {r.name for r in registry.loaded_models()} == {"m1", "m2"}
     # Which of the two is the one to leave depends on the moment: idle for how long, over what a reload takes.
     assert leaving.name in ("m1", "m2")
     registry.load_model("m3")
-    assert len(registry.resident()) == 2 and "m3" in registry._model_cache
-    monkeypatch.setenv("MEDVLLM_BUDGET", "cpu=1kB")
+    assert len(registry.loaded_models()) == 2 and "m3" in registry._model_cache
+    monkeypatch.setenv("MEDVLLM_MEMORY_BUDGET", "cpu=1kB")
     assert registry.plan("m4").fit == "never"
     with pytest.raises(BudgetError, match=r"Not enough memory for model 'm4' on cpu: it needs 10\d KB") as caught:
         registry.load_model("m4")
@@ -98,10 +98,10 @@ def test_keep_alive_of_a_call_an_entry_and_the_installation(
     monkeypatch.setenv("MEDVLLM_KEEP_ALIVE", "90s")
     registry.load_model("entry")
     registry.load_model("plain")
-    assert {r.name: r.keep_alive for r in registry.resident()} == {"entry": 600, "plain": 90}
+    assert {r.name: r.keep_alive for r in registry.loaded_models()} == {"entry": 600, "plain": 90}
     registry.load_model("entry", keep_alive=-1)
     registry.load_model("plain")
-    assert {r.name: r.keep_alive for r in registry.resident()} == {"entry": math.inf, "plain": 90}
+    assert {r.name: r.keep_alive for r in registry.loaded_models()} == {"entry": math.inf, "plain": 90}
     with registry.lease("plain", keep_alive=0) as lease:
         assert lease.model is registry.load_model("plain")
     assert "plain" not in registry._model_cache
@@ -117,10 +117,10 @@ def test_a_lease_that_is_over_gives_no_model(
     """Its name in the caller's scope must not keep the memory from the next model."""
     with registry.lease("m0") as lease:
         receipt = lease.receipt
-    monkeypatch.setenv("MEDVLLM_BUDGET", f"cpu={lease.size_bytes}")
-    monkeypatch.setenv("MEDVLLM_ROOM_TIMEOUT", "0.1")
+    monkeypatch.setenv("MEDVLLM_MEMORY_BUDGET", f"cpu={lease.size_bytes}")
+    monkeypatch.setenv("MEDVLLM_MEMORY_TIMEOUT", "0.1")
     with registry.lease("m1"):
-        assert [r.name for r in registry.resident()] == ["m1"]
+        assert [r.name for r in registry.loaded_models()] == ["m1"]
     assert lease.receipt is receipt and lease.metadata.name == "m0" and "over" in repr(lease)
     with pytest.raises(RequestError, match="The lease of model 'm0' is over"):
         _ = lease.model
@@ -129,9 +129,9 @@ def test_a_lease_that_is_over_gives_no_model(
 def test_a_callers_own_copy_counts(registry: ModelRegistry, models: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """For as long as it is held."""
     own = registry.load_model("m0", use_cache=False)
-    size = registry.resident()[0].size_bytes
-    monkeypatch.setenv("MEDVLLM_BUDGET", f"cpu={size}")
-    monkeypatch.setenv("MEDVLLM_ROOM_TIMEOUT", "0.1")
+    size = registry.loaded_models()[0].size_bytes
+    monkeypatch.setenv("MEDVLLM_MEMORY_BUDGET", f"cpu={size}")
+    monkeypatch.setenv("MEDVLLM_MEMORY_TIMEOUT", "0.1")
     with pytest.raises(BudgetError, match="in use, which callers hold"):
         registry.load_model("m1")
     assert own is not None
@@ -143,12 +143,12 @@ def test_mapped_bytes_are_told_from_private_ones(registry: ModelRegistry, tmp_pa
     """A mapped model costs little until it is written to."""
     folder = tiny.bert_encoder(tmp_path / "m")
     model: Any = registry.load_model(folder)
-    (resident,) = registry.resident()
+    (resident,) = registry.loaded_models()
     assert 0 < resident.mapped_bytes <= resident.size_bytes
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1)
-    (written,) = registry.resident()
+    (written,) = registry.loaded_models()
     assert written.mapped_bytes < resident.mapped_bytes / 2
     gc.collect()
 
@@ -156,11 +156,11 @@ def test_mapped_bytes_are_told_from_private_ones(registry: ModelRegistry, tmp_pa
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("MEDVLLM_BUDGET", "8GB"),
-        ("MEDVLLM_BUDGET", "gpu=1GB"),
+        ("MEDVLLM_MEMORY_BUDGET", "8GB"),
+        ("MEDVLLM_MEMORY_BUDGET", "gpu=1GB"),
         ("MEDVLLM_MAX_MODELS", "0"),
         ("MEDVLLM_KEEP_ALIVE", "soon"),
-        ("MEDVLLM_ROOM_TIMEOUT", "never"),
+        ("MEDVLLM_MEMORY_TIMEOUT", "never"),
     ],
 )
 def test_wrong_settings_are_named(
@@ -187,7 +187,7 @@ def test_a_model_on_the_cpu_sleeps_in_its_file(registry: ModelRegistry, models: 
     ids = torch.tensor([[2, 7, 9, 3]])
     with torch.inference_mode():
         before = registry.load_model("m0")(input_ids=ids).last_hidden_state
-        assert registry.sleep("m0") and registry.resident() == [] and not registry.sleep("m0")
+        assert registry.sleep("m0") and registry.loaded_models() == [] and not registry.sleep("m0")
         assert torch.equal(registry.load_model("m0")(input_ids=ids).last_hidden_state, before)
     assert registry.statistics().loaded_by == {"transformers": 1, "replay": 1}
     with registry.lease("m0"):
@@ -203,16 +203,16 @@ def test_the_weights_of_a_model_that_rests_are_the_hosts_own(
         before = registry.load_model("m0", use_cache=False)(input_ids=ids).last_hidden_state
     target = registry._resolve("m0", LoadOptions())
     registry._rest(target)
-    (asleep,) = registry.resident()
+    (asleep,) = registry.loaded_models()
     assert (asleep.device, asleep.mapped_bytes, asleep.name) == ("cpu asleep", 0, "m0")
-    assert registry.statistics().devices["cpu"].resident_bytes == asleep.size_bytes
+    assert registry.statistics().devices["cpu"].cached_bytes == asleep.size_bytes
     with torch.inference_mode():
         assert torch.equal(registry.load_model("m0")(input_ids=ids).last_hidden_state, before)
     assert registry.statistics().loaded_by["sleep"] == 1
-    assert [resident.device for resident in registry.resident()] == ["cpu"]
+    assert [resident.device for resident in registry.loaded_models()] == ["cpu"]
     registry._rest(target)
-    monkeypatch.setenv("MEDVLLM_BUDGET", f"cpu={asleep.size_bytes}B")
+    monkeypatch.setenv("MEDVLLM_MEMORY_BUDGET", f"cpu={asleep.size_bytes}B")
     registry.load_model("m1")
-    assert [resident.name for resident in registry.resident()] == ["m1"]
+    assert [resident.name for resident in registry.loaded_models()] == ["m1"]
     with pytest.raises(BudgetError), registry.lease("m1"):
         registry._rest(target)

@@ -32,8 +32,8 @@ TABLES = {
 @pytest.fixture
 def old(catalog_url: str, registry: ModelRegistry, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
     """A database as the first schema has it, with entries, an alias and their history in it."""
-    registry.register("m", "clinical", description="a é", aliases=["acme/m"], persist=True)
-    registry.register("m", "clinical", description="b", aliases=["acme/m"], persist=True, replace=True)
+    registry.register("m", "clinical", description="a é", also_known_as=["acme/m"], persist=True)
+    registry.register("m", "clinical", description="b", also_known_as=["acme/m"], persist=True, replace=True)
     registry.catalog.set_alias("m", "production", 1)
     made = {table: rows(catalog_url, table, order) for table, order in TABLES.items()}
     head = rows(catalog_url, "catalog_head", "id")[0]
@@ -123,8 +123,8 @@ def test_an_empty_server_is_not_filled_unasked(postgres: Postgres, registry: Mod
 
 def test_down_and_up_again_keeps_the_data(catalog_url: str, registry: ModelRegistry) -> None:
     """The history says when and by whom; protected aliases, which the older schema does not know, are in the way."""
-    registry.register("m", "clinical", description="a é", aliases=["acme/m"], persist=True)
-    registry.register("m", "clinical", description="b", aliases=["acme/m"], persist=True, replace=True)
+    registry.register("m", "clinical", description="a é", also_known_as=["acme/m"], persist=True)
+    registry.register("m", "clinical", description="b", also_known_as=["acme/m"], persist=True, replace=True)
     registry.catalog.set_alias("m", "production", 1)
     registry.catalog.protect("m", "later")
     before = registry.catalog.export(), registry.catalog.history()

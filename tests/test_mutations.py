@@ -527,7 +527,7 @@ def test_bundles(
     exported = {_sha256(file.read_bytes()) for name in ("acme", "t") for file in (tmp_path / name).iterdir()}
     site, bad = tmp_path / "site", tmp_path / "bad.tar"
     monkeypatch.setenv("MEDVLLM_HOME", str(site / "medvllm"))
-    monkeypatch.setenv("MEDVLLM_LOCK", str(site / "medvllm.lock"))
+    monkeypatch.setenv("MEDVLLM_LOCK_FILE", str(site / "medvllm.lock"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(site / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 

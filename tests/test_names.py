@@ -142,7 +142,7 @@ def test_a_name_is_found_however_its_accents_were_typed(registry: ModelRegistry)
     with pytest.raises(ModelExistsError):
         registry.register(two, "generic")
     with pytest.raises(ModelNameError, match="not in the usual form"):
-        registry.register("other", "generic", aliases=[two])
+        registry.register("other", "generic", also_known_as=[two])
     registry.catalog.remove_alias(two, "production")
     assert len(registry.catalog.history(two)) == 4 and list(registry.catalog.versions(two)) == [1]
     registry.unregister(two, persist=True)
@@ -180,7 +180,7 @@ def test_aliases_that_differ_by_case_are_one(registry: ModelRegistry) -> None:
 
 def test_a_name_that_was_this_processes_is_no_repository(registry: ModelRegistry, hub: LoopbackHub) -> None:
     """Once it is unregistered: nor are its other names, nor a built-in one. Registered again, it is found."""
-    registry.register("n4", "generic", aliases=["acme/n4"])
+    registry.register("n4", "generic", also_known_as=["acme/n4"])
     registry.unregister("n4")
     registry.unregister("emilyalsentzer/Bio_ClinicalBERT")
     hub.log.clear()

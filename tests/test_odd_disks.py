@@ -126,7 +126,7 @@ def test_everything_works_on_a_usb_disk(
     weights = load_file(tmp_path / "m" / "model.safetensors")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(usb / "hub"))
     monkeypatch.setenv("MEDVLLM_HOME", str(usb / "medvllm"))
-    monkeypatch.setenv("MEDVLLM_LOCK", str(usb / "medvllm.lock"))
+    monkeypatch.setenv("MEDVLLM_LOCK_FILE", str(usb / "medvllm.lock"))
 
     def check(name: str, **options: Any) -> None:
         model = ModelRegistry().load_model(name, **options)
@@ -144,7 +144,7 @@ def test_everything_works_on_a_usb_disk(
     site = usb / "site"
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(site / "hub"))
     monkeypatch.setenv("MEDVLLM_HOME", str(site / "medvllm"))
-    monkeypatch.setenv("MEDVLLM_LOCK", str(site / "medvllm.lock"))
+    monkeypatch.setenv("MEDVLLM_LOCK_FILE", str(site / "medvllm.lock"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     ModelRegistry().import_bundle(usb / "b.tar")
     for name in ("own", "acme/m"):

@@ -20,7 +20,7 @@ def folders(registry: ModelRegistry, tmp_path: Path) -> list[Path]:
     for folder in found:
         _put(registry, folder)
     registry.lock("m@1")
-    ModelRunner("m@1", registry=registry).accept()
+    ModelRunner("m@1", registry=registry).record_baseline()
     registry.catalog.set_alias("m", "production", 1)
     registry.catalog.protect("m", "production")
     registry.load_tokenizer("m@production")
@@ -39,7 +39,7 @@ def _said(registry: ModelRegistry) -> str | None:
 def test_what_is_not_accepted_is_said_and_not_loaded(registry: ModelRegistry, folders: list[Path]) -> None:
     """By any name of the version; the commands of the error lead out."""
     assert _said(registry) == "protected"
-    registry.catalog.mark("m@1", acceptance=None, accepted=None, reason="made with the wrong texts")
+    registry.catalog.mark("m@1", baseline=None, baseline_digest=None, reason="made with the wrong texts")
     assert _said(registry) == "protected, not met: acceptance tests"
     for name in ("m@production", "m@1", "models:/m@production"):
         for load in (registry.load_model, registry.load_tokenizer, registry.pull):
@@ -48,7 +48,7 @@ def test_what_is_not_accepted_is_said_and_not_loaded(registry: ModelRegistry, fo
     registry.load_tokenizer("m@2")
     registry.catalog.protect("m", "production", False, reason="why")
     registry.lock("m@1")
-    ModelRunner("m@1", registry=registry).accept()
+    ModelRunner("m@1", registry=registry).record_baseline()
     registry.catalog.protect("m", "production")
     assert registry.load_model("m@production") is registry.load_model("m@1") and _said(registry) == "protected"
 
@@ -99,7 +99,7 @@ def test_the_ways_around_it_are_closed(registry: ModelRegistry, folders: list[Pa
         catalog.set_alias("m", "production", 3, reason="r")
     registry.unregister("m", persist=True)
     with pytest.raises(CatalogError, match="'n' cannot be known as 'm' too: alias 'production' of it is protected"):
-        registry.register("n", "clinical", aliases=["m"], persist=True)
+        registry.register("n", "clinical", also_known_as=["m"], persist=True)
     with pytest.raises(CatalogError, match="cannot be known as 'm' too"):
         catalog.apply('[models.n]\nmodel_type = "generic"\naliases = ["m"]\n')
     assert catalog.check_history()[2] == []

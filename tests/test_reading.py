@@ -53,7 +53,7 @@ def test_what_a_folder_says_is_listed(
     """With how it is known; the length is the one that its tokenizer then has."""
     entry = registry.register("own", "generic", model_path=make(tmp_path / "own"))
     for fact, value in facts.items():
-        assert entry.fact(fact) == value and entry.evidence[fact] == READ
+        assert entry.fact(fact) == value and entry.provenance[fact] == READ
     assert "own" in registry.list_models(task=entry.tasks[0], origin="process")
     if entry.behaviour.max_length is not None:
         assert registry.load_tokenizer("own").model_max_length == entry.behaviour.max_length
@@ -61,13 +61,13 @@ def test_what_a_folder_says_is_listed(
 
 
 def test_what_is_stated_stays(registry: ModelRegistry, tmp_path: Path) -> None:
-    """A fact that the folder says differently, too, and it has no evidence of the folder's."""
+    """A fact that the folder says differently, too, and it has no provenance of the folder's."""
     folder = tiny.bert_token_classifier(tmp_path / "own", LABELS)
     entry = registry.register(
-        "own", "clinical", model_path=folder, task="deid", max_length=9, evidence={"task": "S: ours"}
+        "own", "clinical", model_path=folder, task="deid", max_length=9, provenance={"task": "seen: ours"}
     )
     assert entry.behaviour.task == "deid" and entry.behaviour.max_length == 9
-    assert entry.evidence == {"task": "S: ours", "id2label": READ, "architecture": READ}
+    assert entry.provenance == {"task": "seen: ours", "id2label": READ, "architecture": READ}
 
 
 def test_a_load_reads_the_folder_anew(registry: ModelRegistry, tmp_path: Path) -> None:
@@ -81,10 +81,10 @@ def test_a_load_reads_the_folder_anew(registry: ModelRegistry, tmp_path: Path) -
     after = ModelRunner("own", registry=registry).embed(["chest pain"]).vectors
     assert (after == direct).all() and not (after == before).all()
     with registry.lease("own") as lease:
-        assert lease.metadata.behaviour.pooling == "max" and "pooling" not in lease.metadata.evidence
+        assert lease.metadata.behaviour.pooling == "max" and "pooling" not in lease.metadata.provenance
     shutil.rmtree(folder)
     tiny.bert_token_classifier(folder, ["O", "B-NEW", "I-NEW"])
-    assert ModelRunner("own", registry=registry).tag(["chest pain"])
+    assert ModelRunner("own", registry=registry).entities(["chest pain"])
 
 
 def _without(name: str) -> Callable[[Path], Path]:
@@ -180,7 +180,7 @@ def test_the_same_folders_load_once_they_are_described(registry: ModelRegistry, 
     typeless = _config(model_type=None)(tmp_path / "typeless")
     registry.register("typeless", "generic", model_path=typeless, architecture="bert")
     for name in ("nameless", "typeless"):
-        assert ModelRunner(name, registry=registry).tag(["chest pain"])
+        assert ModelRunner(name, registry=registry).entities(["chest pain"])
 
 
 def test_what_a_registration_refuses_a_load_refuses(registry: ModelRegistry, tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_a_lease_without_its_block_says_how_to_use_it(registry: ModelRegistry, t
     lease: Any = registry.lease(tiny.bert_masked_lm(tmp_path / "m"))
     with pytest.raises(RequestError, match=r"with registry\.lease\("):
         _ = lease.model
-    assert registry.resident() == []
+    assert registry.loaded_models() == []
     with lease as held:
         assert held.model
 

@@ -53,12 +53,16 @@ def test_every_file_is_told_by_its_digest(registry: ModelRegistry, hub: Loopback
 
 def test_declared_facts_carry_where_they_were_seen(registry: ModelRegistry, tmp_path: Path) -> None:
     """A licence is somebody's word; it is never among what is verified."""
-    facts = {"license": "mit", "data_restrictions": ["MIMIC-III DUA"], "evidence": {"license": "L: the uploader's tag"}}
+    facts = {
+        "license": "mit",
+        "data_restrictions": ["MIMIC-III DUA"],
+        "provenance": {"license": "likely: the uploader's tag"},
+    }
     folder = str(tiny.bert_encoder(tmp_path / "m"))
     registry.register("m", "clinical", model_path=folder, do_lower_case=False, **facts)  # type: ignore[arg-type]
     receipt = _receipt(registry, "m")
-    assert receipt["declared"]["license"] == {"value": "mit", "evidence": "L: the uploader's tag"}
-    assert receipt["declared"]["data_restrictions"] == {"value": ["MIMIC-III DUA"], "evidence": None}
+    assert receipt["declared"]["license"] == {"value": "mit", "provenance": "likely: the uploader's tag"}
+    assert receipt["declared"]["data_restrictions"] == {"value": ["MIMIC-III DUA"], "provenance": None}
     assert receipt["declared"]["do_lower_case"]["value"] is False
     assert "license" not in receipt["verified"]
 

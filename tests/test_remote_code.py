@@ -125,7 +125,7 @@ def test_anything_else_is_refused_and_says_what_is_missing(
     if "trust_remote_code" not in options:
         with pytest.raises(UnsafeWeightsError, match=message):
             registry.load_tokenizer("own", **options)
-    assert registry.resident() == []
+    assert registry.loaded_models() == []
 
 
 def test_names_without_an_entry_run_no_code(
@@ -190,7 +190,7 @@ def test_code_that_is_not_there_is_an_error(
     _register(registry, hub, folder)
     with pytest.raises(error, match=message):
         registry.load_model("own")
-    assert not hub.requests("acme/code") and registry.resident() == []
+    assert not hub.requests("acme/code") and registry.loaded_models() == []
 
 
 def test_code_that_fails_is_an_error_of_ours(
@@ -309,7 +309,7 @@ def test_a_bundle_carries_the_code(
 
     registry.export(tmp_path / "b.tar", "own", unlocked=True)
     monkeypatch.setenv("MEDVLLM_HOME", str(tmp_path / "site"))
-    monkeypatch.setenv("MEDVLLM_LOCK", str(tmp_path / "site.lock"))
+    monkeypatch.setenv("MEDVLLM_LOCK_FILE", str(tmp_path / "site.lock"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "site-hub"))
     hub.log.clear()
     site = ModelRegistry()

@@ -61,7 +61,7 @@ def load(registry: ModelRegistry) -> Callable[..., Loaded]:
     """What a load gives, with how it was made; each call loads."""
 
     def loaded(name: str | Path, **options: Any) -> Loaded:
-        return registry._load(registry._resolve(name, LoadOptions.stated(options)))  # type: ignore[return-value]
+        return registry._load(registry._resolve(name, LoadOptions.from_kwargs(options)))  # type: ignore[return-value]
 
     return loaded
 

@@ -145,7 +145,7 @@ def test_coverage_counts_unknown_words(registry: ModelRegistry, tmp_path: Path) 
 def test_an_idle_runner_keeps_nothing(registry: ModelRegistry, minilm: ModelRunner) -> None:
     """The model is leased for the call alone."""
     minilm.embed(["x"])
-    assert [r.leases for r in registry.resident()] == [0]
+    assert [r.leases for r in registry.loaded_models()] == [0]
 
 
 def test_a_load_in_another_thread_does_not_change_vectors(minilm: ModelRunner) -> None:

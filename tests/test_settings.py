@@ -30,14 +30,16 @@ def own(home: Path) -> Path:
 
 def test_a_setting_is_read_when_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """No restart, and nothing read at import."""
-    assert settings.DIRECT() is True
-    monkeypatch.setenv("MEDVLLM_DIRECT", "off")
-    assert settings.DIRECT() is False
+    assert settings.ALLOW_UNREGISTERED() is True
+    monkeypatch.setenv("MEDVLLM_ALLOW_UNREGISTERED", "off")
+    assert settings.ALLOW_UNREGISTERED() is False
     monkeypatch.setenv("MEDVLLM_HOME", "~/elsewhere")
     assert settings.HOME() == Path.home() / "elsewhere"
 
 
-@pytest.mark.parametrize(("name", "value"), [("DIRECT", "maybe"), ("HUB_TIMEOUT", "soon"), ("HUB_TIMEOUT", "-1")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("ALLOW_UNREGISTERED", "maybe"), ("HUB_TIMEOUT", "soon"), ("HUB_TIMEOUT", "-1")]
+)
 def test_a_bad_value_is_refused_with_the_variables_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     """The message names the variable, the value, and a line to paste."""
     setting = getattr(settings, name)
@@ -65,7 +67,7 @@ def test_the_environment_wins_over_the_homes_file_over_the_machines(
     monkeypatch.setenv("MEDVLLM_REQUIRE_LOCK", "off")
     monkeypatch.setenv("MEDVLLM_HUB_TIMEOUT", " ")
     assert settings.REQUIRE_LOCK() is False and settings.HUB_TIMEOUT() == 2.5
-    assert settings.DIRECT.stated() == ("on", "default")
+    assert settings.ALLOW_UNREGISTERED.stated() == ("on", "default")
 
 
 def test_a_file_that_has_changed_is_read_again(own: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,8 +121,8 @@ def test_a_wrong_value_is_named_with_its_file(own: Path, text: str) -> None:
 
 def test_a_file_has_whole_paths(own: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A relative one would mean another file in another working directory."""
-    monkeypatch.delenv("MEDVLLM_LOCK")
-    for key, setting in (("lock", settings.LOCK), ("catalog", settings.CATALOG)):
+    monkeypatch.delenv("MEDVLLM_LOCK_FILE")
+    for key, setting in (("lock_file", settings.LOCK_FILE), ("catalog", settings.CATALOG)):
         for relative in ("./x", "../x", *(("x",) if key == "lock" else ("sqlite:///x",))):
             own.write_text(f"{key} = {relative!r}")
             with pytest.raises(SettingError, match="write the whole path"):
@@ -142,7 +144,7 @@ def test_the_air_gapped_profile_holds(system: Path, registry: ModelRegistry, tmp
     folder = tiny.bert_masked_lm(tmp_path / "m")
     assert registry.load_model(str(folder))
     system.write_text("require_lock = true\ndirect = false\n")
-    settings.DIRECT()  # whoever asks for a setting first notices
+    settings.ALLOW_UNREGISTERED()  # whoever asks for a setting first notices
     with pytest.raises(MedVLLMError, match="direct loading is switched off"):
         registry.load_model(str(folder))
     registry.register("m", "generic", model_path=folder)
@@ -161,10 +163,10 @@ def test_paths_expand_variables_and_refuse_quotes(monkeypatch: pytest.MonkeyPatc
         "$NOTHING_SUCH/mv": "NOTHING_SUCH is not set",
         "${NOTHING_SUCH}/mv": "NOTHING_SUCH is not set",
     }.items():
-        for name in ("MEDVLLM_HOME", "MEDVLLM_LOCK"):
+        for name in ("MEDVLLM_HOME", "MEDVLLM_LOCK_FILE"):
             monkeypatch.setenv(name, text)
             with pytest.raises(SettingError, match=words):
-                (settings.HOME if name == "MEDVLLM_HOME" else settings.LOCK)()
+                (settings.HOME if name == "MEDVLLM_HOME" else settings.LOCK_FILE)()
             monkeypatch.setenv(name, str(home))
 
 

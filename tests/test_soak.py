@@ -39,7 +39,7 @@ def _work(registry: ModelRegistry, names: list[str], seed: int, seconds: float) 
                 ModelRunner(name, registry=registry).embed(["Patient denies fever"])
             case 3:
                 registry.plan(name, dtype=dtype)
-                registry.resident()
+                registry.loaded_models()
             case 4:
                 registry.evict(name)
             case 5:
@@ -59,7 +59,7 @@ def test_ten_minutes_of_random_work_leave_nothing_behind(
         registry.register(name, "clinical", model_path=str(folder), do_lower_case=False, pooling="mean")
     with registry.lease("m0") as lease:
         size = lease.size_bytes
-    monkeypatch.setenv("MEDVLLM_BUDGET", f"cpu={10 * size}B")
+    monkeypatch.setenv("MEDVLLM_MEMORY_BUDGET", f"cpu={10 * size}B")
 
     def phase(seconds: float) -> float:
         with ThreadPoolExecutor(8) as pool:
@@ -78,4 +78,4 @@ def test_ten_minutes_of_random_work_leave_nothing_behind(
     assert max(peaks[-3:]) < 1.1 * max(before, *peaks[:3])
     figures = registry.statistics()
     assert figures.misses == figures.loads + figures.failed_loads and figures.failed_loads == 0
-    assert sum(use.resident_bytes + use.held_bytes + use.reserved_bytes for use in figures.devices.values()) == 0
+    assert sum(use.cached_bytes + use.held_bytes + use.reserved_bytes for use in figures.devices.values()) == 0

@@ -39,7 +39,7 @@ def test_an_unregistered_repository_loads_directly_and_says_so(
     with registry.lease("acme/bert") as lease:
         assert lease.receipt.source == "direct"
     assert "'acme/bert' is not registered: loaded directly, from acme/bert@" in caplog.text
-    assert [(r.name, r.source) for r in registry.resident()] == [("acme/bert", "direct")]
+    assert [(r.name, r.source) for r in registry.loaded_models()] == [("acme/bert", "direct")]
     assert "acme/bert" in registry._model_cache and "acme/bert" not in registry.list_models()
     assert registry.load_model("hf://acme/bert") is registry.load_model("acme/bert@main")
 
@@ -59,9 +59,9 @@ def test_the_fallback_can_be_switched_off(
     registry: ModelRegistry, acme: LoopbackHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """For repositories and folders alike; entries still load."""
-    monkeypatch.setenv("MEDVLLM_DIRECT", "0")
+    monkeypatch.setenv("MEDVLLM_ALLOW_UNREGISTERED", "0")
     for name in ("acme/bert", "hf://acme/bert", str(tmp_path / "acme")):
-        with pytest.raises(ModelNotFoundError, match=r"direct loading is switched off \(MEDVLLM_DIRECT\)"):
+        with pytest.raises(ModelNotFoundError, match=r"direct loading is switched off \(MEDVLLM_ALLOW_UNREGISTERED\)"):
             registry.load_model(name)
     assert acme.log == []
     registry.register("acme/bert", "generic")
@@ -121,7 +121,7 @@ def test_files_in_deeper_folders_are_left_out(registry: ModelRegistry, acme: Loo
 def test_a_commit_is_kept_while_the_branch_moves(registry: ModelRegistry, acme: LoopbackHub, tmp_path: Path) -> None:
     """A branch is resolved once in a process; another revision is another model."""
     first: Any = registry.load_model("acme/bert")
-    old = registry.resident()[0].snapshot.partition("@")[2]
+    old = registry.loaded_models()[0].snapshot.partition("@")[2]
     moved = acme.add("acme/bert", tiny.bert_masked_lm(tmp_path / "new", seed=1), tags=["v2"])
     registry.clear_cache()
     assert registry.load_model("acme/bert") is first
@@ -167,7 +167,7 @@ def test_listing_never_waits_for_a_load(registry: ModelRegistry, acme: LoopbackH
             time.sleep(0.01)
         assert "biobert-base-cased-v1.2" in registry.list_models()
         assert registry.get_metadata("biobert-base-cased-v1.2").name
-        assert registry.resident() == [] and "acme/bert" not in registry._model_cache
+        assert registry.loaded_models() == [] and "acme/bert" not in registry._model_cache
         registry.register("other", "generic")
         registry.unregister("other")
         registry.clear_cache()

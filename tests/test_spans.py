@@ -82,7 +82,7 @@ def test_spans_stand_where_the_words_stand(registry: ModelRegistry, tmp_path: Pa
     folder = _decided(tmp_path / "m", 1, ["O", "U-DATE"])
     registry.register("m", "clinical", model_path=str(folder), task="deid", do_lower_case=False, label_scheme="BILOU")
     text = "Café fièvre 😀 unheardof pain"
-    tags = ModelRunner("m", registry=registry).tag([text])[0]
+    tags = ModelRunner("m", registry=registry).entities([text])[0]
     assert [text[span.start : span.end] for span in tags.spans] == text.split()
     assert all(span.label == "DATE" and span.score > 0.99 for span in tags.spans) and not tags.coverage.truncated
 
@@ -92,7 +92,7 @@ def test_long_texts_are_tagged_to_their_end(registry: ModelRegistry, tmp_path: P
     folder = _decided(tmp_path / "m", 1, ["O", "U-DATE"])
     runner = ModelRunner(folder, registry=registry)
     texts = ["fever " * 200, "unheardof-of " * 60, "pain", ""]
-    for text, tags in zip(texts, runner.tag(texts), strict=True):
+    for text, tags in zip(texts, runner.entities(texts), strict=True):
         expected = [(m.start(), m.end()) for m in re.finditer(r"\w+|-", text)]
         assert [(span.start, span.end) for span in tags.spans] == expected
     assert runner.run(None, ["pain"])[1] == "ner"
@@ -115,18 +115,18 @@ def test_windows_agree_with_one_pass(registry: ModelRegistry, tmp_path: Path) ->
                 )
                 words[word] = Word(start, offsets[i][1], label, 1.0)
     by_hand = [(s.start, s.end, s.label) for s in decode(words.values(), "BILOU")]
-    found = ModelRunner(folder, registry=registry).tag([text])[0].spans
+    found = ModelRunner(folder, registry=registry).entities([text])[0].spans
     assert [(span.start, span.end, span.label) for span in found] == by_hand
 
 
 def test_what_is_no_tagger_says_so(registry: ModelRegistry, tmp_path: Path) -> None:
     """And a text that the entry forbids to cut is refused, not cut."""
     with pytest.raises(RequestError, match="is loaded as BertModel, which finds no spans"):
-        ModelRunner(tiny.bert_encoder(tmp_path / "e"), registry=registry).tag(["x"])
+        ModelRunner(tiny.bert_encoder(tmp_path / "e"), registry=registry).entities(["x"])
     folder = str(tiny.bert_token_classifier(tmp_path / "m", ["O", "B-X"]))
     registry.register("m", "clinical", model_path=folder, long_input="error", do_lower_case=False)
     with pytest.raises(InputTooLongError):
-        ModelRunner("m", registry=registry).tag(["fever " * 100])
+        ModelRunner("m", registry=registry).entities(["fever " * 100])
     registry.register("g", "generic", model_path=str(tiny.gpt2_causal_lm(tmp_path / "g")), task="generate")
     with pytest.raises(RequestError, match="Task 'generate' is not a task that ModelRunner runs"):
         ModelRunner("g", registry=registry).run(None, ["x"])

@@ -22,7 +22,7 @@ from medvllm.errors import (
     RequestError,
 )
 from medvllm.metadata import ModelMetadata
-from medvllm.presence import processes
+from medvllm.processes import processes
 from tests.support import tiny
 from tests.support.children import asked, held, out
 from tests.support.postgres import Postgres
@@ -83,9 +83,9 @@ def test_marks_and_tags_change_in_place(registry: ModelRegistry) -> None:
     _put(registry, description="a", tags=["x", "y"])
     _put(registry, description="b")
     both = registry.catalog.mark("m", deprecated="old", reason="r")
-    assert [entry.standing.deprecated for entry in both] == ["old", "old"]
-    assert registry.catalog.mark("m@1", deprecated=None)[0].standing.deprecated is None
-    assert registry.get_metadata("m").standing.deprecated == "old"
+    assert [entry.lifecycle.deprecated for entry in both] == ["old", "old"]
+    assert registry.catalog.mark("m@1", deprecated=None)[0].lifecycle.deprecated is None
+    assert registry.get_metadata("m").lifecycle.deprecated == "old"
     tagged = registry.catalog.tag("m@1", add={"z": None, "team": "icu"}, remove=("x",))
     assert (tagged.tags, tagged.values) == (["y", "z"], {"team": "icu"})
     assert registry.catalog.tag("m@1", add={}, remove=("team",)).values == {}
@@ -130,9 +130,9 @@ def test_a_version_is_asked_for_by_number_or_alias(registry: ModelRegistry) -> N
 
 def test_an_entry_answers_to_its_other_names(registry: ModelRegistry) -> None:
     """With a version or an alias too; those of the version that the name means, not of an older one."""
-    _put(registry, "ward", aliases=["acme/ward", "acme/old"])
+    _put(registry, "ward", also_known_as=["acme/ward", "acme/old"])
     assert registry.get_metadata("acme/ward").name == registry.get_metadata("acme/old@1").name == "ward"
-    _put(registry, "ward", aliases=["acme/ward"])
+    _put(registry, "ward", also_known_as=["acme/ward"])
     registry.catalog.set_alias("ward", "production", 1)
     assert registry.get_metadata("acme/ward").version == 2
     assert registry.get_metadata("acme/ward@production").version == 1
@@ -214,39 +214,41 @@ def test_a_deprecated_model_says_so_once_at_its_load(
     assert caplog.messages.count("Model 'm@1' is deprecated: misses names. Use 'm2' in its place") == 1
 
 
-def _accepted(registry: ModelRegistry, name: str, folder: Path, **facts: Any) -> int:
+def _with_baseline(registry: ModelRegistry, name: str, folder: Path, **facts: Any) -> int:
     """Store a version that is locked and accepted."""
     number = _put(registry, name, model_path=str(folder), task="fill-mask", **facts)
     registry.lock(f"{name}@{number}")
-    ModelRunner(f"{name}@{number}", registry=registry).accept()
+    ModelRunner(f"{name}@{number}", registry=registry).record_baseline()
     return number
 
 
-def test_a_protected_alias_moves_to_what_is_locked_and_accepted(registry: ModelRegistry, tmp_path: Path) -> None:
+def test_a_protected_alias_moves_to_what_is_locked_and_has_a_baseline(registry: ModelRegistry, tmp_path: Path) -> None:
     """And with a reason; all that is missing is named at once, by each way to move it."""
     folders = [tiny.bert_masked_lm(tmp_path / f"m{i}", seed=i) for i in range(3)]
-    _accepted(registry, "m", folders[0])
+    _with_baseline(registry, "m", folders[0])
     assert _put(registry, model_path=str(folders[1]), task="fill-mask") == 2
     catalog = registry.catalog
     catalog.set_alias("m", "production", 1)
     catalog.protect("m", "production")
     catalog.set_alias("m", "staging", 2)
-    lacking = "(?s)cannot be protected: version 2, .* lacks:\n  a lock in .*acceptance tests: medvllm accept m@2$"
+    lacking = (
+        "(?s)cannot be protected: version 2, .* lacks:\n  a lock in .*acceptance tests: medvllm baseline record m@2$"
+    )
     with pytest.raises(CatalogError, match=lacking):
         catalog.protect("m", "staging")
     catalog.remove_alias("m", "staging")
     with pytest.raises(CatalogError) as caught:
         catalog.set_alias("m", "production", 2)
-    missing = ("a lock in", "acceptance tests: medvllm accept m@2", "a reason: --reason 'why'")
+    missing = ("a lock in", "acceptance tests: medvllm baseline record m@2", "a reason: --reason 'why'")
     assert str(caught.value).startswith("Alias 'production' of model 'm' is protected, and version 2 lacks:\n  ")
     assert all(part in str(caught.value) for part in missing) and len(caught.value.missing) == 3
     registry.lock("m@2")
-    with pytest.raises(CatalogError, match="lacks:\n  acceptance tests: medvllm accept m@2$"):
+    with pytest.raises(CatalogError, match="lacks:\n  acceptance tests: medvllm baseline record m@2$"):
         catalog.set_alias("m", "production", 2, reason="r")
     text = catalog.export().replace("production = {version = 1,", "production = {version = 2,")
-    with pytest.raises(CatalogError, match="acceptance tests: medvllm accept m@2$"):
+    with pytest.raises(CatalogError, match="acceptance tests: medvllm baseline record m@2$"):
         catalog.apply(text, reason="r")
-    ModelRunner("m@2", registry=registry).accept()
+    ModelRunner("m@2", registry=registry).record_baseline()
     with pytest.raises(CatalogError, match="lacks:\n  a reason"):
         catalog.set_alias("m", "production", 2)
     with pytest.raises(CatalogError, match="the check of a registry"):
@@ -285,7 +287,7 @@ def test_a_protected_alias_does_not_move_to_what_changed_meanwhile(overtaking: s
     class Approving:
         def lacking(self, entry: ModelMetadata) -> list[str]:
             if overtaking == "acceptance is withdrawn" and entry.version == 2:
-                StoredCatalog().mark("m@2", accepted=None)
+                StoredCatalog().mark("m@2", baseline_digest=None)
             return []
 
         def unmet(self, entry: ModelMetadata) -> list[str]:
@@ -296,7 +298,7 @@ def test_a_protected_alias_does_not_move_to_what_changed_meanwhile(overtaking: s
 
     catalog = Overtaken(approval=Approving())
     catalog.add(_entry(description="a"), replace=True)
-    catalog.add(_entry(description="b", accepted="f" * 64), replace=True)
+    catalog.add(_entry(description="b", baseline_digest="f" * 64), replace=True)
     catalog.set_alias("m", "production", 1)
     catalog.protect("m", "production")
     with pytest.raises(CatalogError, match="Alias 'production' of model 'm' is protected"):
@@ -315,7 +317,7 @@ def test_a_protection_set_before_the_alias_holds(registry: ModelRegistry, tmp_pa
     registry.catalog.protect("m", "production")
     with pytest.raises(CatalogError, match="version 1 lacks"):
         registry.catalog.set_alias("m", "production", 1, reason="r")
-    _accepted(registry, "m", tmp_path / "m")
+    _with_baseline(registry, "m", tmp_path / "m")
     text = registry.catalog.export().replace("production = {protected", "production = {version = 1, protected")
     with pytest.raises(CatalogError, match="lacks:\n  a reason"):
         registry.catalog.apply(text)
@@ -395,7 +397,7 @@ def test_loads_are_in_the_history_when_that_is_asked(
     registry.load_model("m")
     assert "loaded" not in _actions(registry)
     registry.clear_cache()
-    monkeypatch.setenv("MEDVLLM_HISTORY_LOADS", "on")
+    monkeypatch.setenv("MEDVLLM_AUDIT_LOADS", "on")
     runner = ModelRunner("m", registry=registry)
     runner.run("fill-mask", ["the patient denies [MASK]"])
     registry.load_model("m")
@@ -547,7 +549,7 @@ def test_a_catalogue_travels_to_the_other_kind_of_database(
 ) -> None:
     """An export, applied there, gives an equal export; back again, nothing changes."""
     assert tomllib.loads(registry.catalog.export()) == tomllib.loads(other.export())
-    _put(registry, "zeta é", description="naïve \"quotes\" 'and' \\ \n lines", tags=["x"], aliases=["acme/z"])
+    _put(registry, "zeta é", description="naïve \"quotes\" 'and' \\ \n lines", tags=["x"], also_known_as=["acme/z"])
     _put(registry, "zeta é", id2label=["O", "B-X"], parameters={"a": {"b": [1, 2.5, True]}})
     _put(registry, "Alpha")
     _put(registry, "lost")
@@ -643,7 +645,7 @@ def test_a_version_is_locked_under_the_name_that_an_error_says(
         registry.load_tokenizer("m")
     assert registry.lock("m").keys() == {"m@2"}
     registry.load_tokenizer("m")
-    monkeypatch.setenv("MEDVLLM_LOCK", str(tmp_path / "none.lock"))
+    monkeypatch.setenv("MEDVLLM_LOCK_FILE", str(tmp_path / "none.lock"))
     monkeypatch.setenv("MEDVLLM_REQUIRE_LOCK", "on")
     with pytest.raises(DigestMismatchError, match="To approve it: medvllm lock m@1$"):
         registry.load_tokenizer("m@1")

@@ -281,7 +281,7 @@ def test_a_server_that_stops_is_waited_for(
     with postgres.database() as url:
         monkeypatch.setenv("MEDVLLM_CATALOG", url)
         registry.catalog.migrate()
-        registry.register("m", "generic", description="a", aliases=["acme/m"], persist=True)
+        registry.register("m", "generic", description="a", also_known_as=["acme/m"], persist=True)
         other = ModelRegistry()
         assert registry.get_metadata("m").description == "a"
         assert registry.get_metadata("biobert-base-cased-v1.2").origin == "built-in"

@@ -90,7 +90,7 @@ def test_the_library_works_beside_any_standard_error(tagger: Path, monkeypatch: 
 
     for stream in (None, object(), Closed()):
         monkeypatch.setattr(sys, "stderr", stream)
-        assert ModelRunner(tagger).tag([NOTE] * 40)
+        assert ModelRunner(tagger).entities([NOTE] * 40)
         assert [*progress.of_items("x", [1, 2])] == [1, 2]
         with progress.of_bytes("x", 10**12) as done:
             done(1)
@@ -206,7 +206,7 @@ def test_the_lines_of_a_file_are_its_lines(
     """A byte order mark is no text, and only a line feed ends a line, as `wc -l` counts."""
     file = tmp_path / "texts"
     file.write_bytes(content)
-    expected = [tags.to_dict() for tags in ModelRunner(tagger).tag(texts)]
+    expected = [tags.to_dict() for tags in ModelRunner(tagger).entities(texts)]
     for given, stdin in ((str(file), b""), ("-", content)):
         done = command(monkeypatch, "run", str(tagger), "--file", given, "--json", stdin=stdin)
         assert json.loads(done.out)["results"] == expected, done.err

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer, BertForMaskedLM, PreTrainedModel, initialization
 
 from medvllm.engine.model_runner import ModelRegistry
-from medvllm.loading import gate
+from medvllm.loading import from_pretrained_lock
 from tests.support import tiny
 
 MAKERS: dict[str, Any] = {
@@ -74,7 +74,7 @@ def test_eight_threads_many_rounds(registry: ModelRegistry, tmp_path: Path, roun
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(8)))
     assert faults == []
-    assert sum(resident.leases for resident in registry.resident()) == 0
+    assert sum(resident.leases for resident in registry.loaded_models()) == 0
     assert torch.get_default_dtype() is torch.float32
 
 
@@ -134,7 +134,7 @@ def test_unguarded_loads_in_other_threads_do_not_spoil_ours(
         stop.set()
         for thread in others:
             thread.join()
-        gate.restore_tie_weights()
+        from_pretrained_lock.restore_tie_weights()
         torch.set_default_dtype(torch.float32)
     assert set(found) == {None}
 

@@ -40,7 +40,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Mod
         home = tmp_path / name
         home.mkdir(exist_ok=True)
         monkeypatch.setenv("MEDVLLM_HOME", str(home / "medvllm"))
-        monkeypatch.setenv("MEDVLLM_LOCK", str(home / "medvllm.lock"))
+        monkeypatch.setenv("MEDVLLM_LOCK_FILE", str(home / "medvllm.lock"))
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
         return ModelRegistry()
 
@@ -87,7 +87,7 @@ def test_versions_keep_their_numbers_in_any_order(
     assert {name: _weights(other, name) for name in wanted} == wanted
     assert _weights(other, "m") == _weights(other, "m@production") == wanted["m@2"]
     first = other.get_metadata("m@1")
-    assert (first.standing.deprecated, first.standing.successor) == ("misses abbreviations", "m@2")
+    assert (first.lifecycle.deprecated, first.lifecycle.successor) == ("misses abbreviations", "m@2")
     assert first.tags == ["old"] and other.catalog.check_history()[2] == []
     assert [(alias.alias, alias.version) for alias in other.catalog.aliases("m")] == [("production", 2)]
     assert other.register("m", "custom", persist=True, replace=True).version == 3
@@ -197,13 +197,13 @@ def test_a_removed_version_comes_back_as_itself(
     [
         ("obi/deid_bert_i2b2", {}),  # a built-in's
         ("deid_bert_i2b2", {}),  # another name of it
-        ("ours", {"aliases": ["deid_bert_i2b2"]}),
-        ("ours", {"aliases": ["site-own"]}),
+        ("ours", {"also_known_as": ["deid_bert_i2b2"]}),
+        ("ours", {"also_known_as": ["site-own"]}),
         ("site-own", {}),
         ("other-of-own", {}),
         ("acme/bert", {}),  # a repository that is loaded by its name
         ("acme/pinned", {}),  # one of which a commit is
-        ("ours", {"aliases": ["acme/bert"]}),
+        ("ours", {"also_known_as": ["acme/bert"]}),
     ],
 )
 def test_a_bundle_takes_no_name_over(
@@ -217,7 +217,7 @@ def test_a_bundle_takes_no_name_over(
     build.export(tmp_path / "b.tar", name, unlocked=True)
     other = site("hospital")
     own = tiny.bert_encoder(tmp_path / "own")
-    other.register("site-own", "clinical", model_path=own, persist=True, aliases=["other-of-own"])
+    other.register("site-own", "clinical", model_path=own, persist=True, also_known_as=["other-of-own"])
     other.pull("acme/bert")
     other.pull(f"acme/pinned@{commit}")
     before = _tables()
@@ -231,7 +231,7 @@ def test_a_protected_alias_stays_until_it_is_moved(
 ) -> None:
     """The import says how to move it, which asks for approval and a reason; the protection itself travels."""
     for name in ("m@2", "m@3"):
-        build.catalog.mark(name, acceptance=[{"task": "embed"}], accepted=Lock.current().models[name].digest)
+        build.catalog.mark(name, baseline=[{"task": "embed"}], baseline_digest=Lock.current().models[name].digest)
     build.export(tmp_path / "1.tar", "m@1", "m@2")
     other = site("hospital")
     other.import_bundle(tmp_path / "1.tar", lock=True)
@@ -306,7 +306,7 @@ def test_a_receipt_tells_a_commit_that_only_a_bundle_states(
     assert receipt["verified"]["commit"] is None and receipt["verified"]["locked"] is True
     assert receipt["declared"]["commit"] == {
         "value": commit,
-        "evidence": f"the bundle {exported.sha256} that it was imported from",
+        "provenance": f"the bundle {exported.sha256} that it was imported from",
     }
 
 

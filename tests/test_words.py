@@ -84,9 +84,9 @@ def test_labels_and_their_scheme_are_taken_as_elsewhere(registry: ModelRegistry)
 
 def test_one_text_stands_for_a_list_of_one(registry: ModelRegistry) -> None:
     """In an entry as in a filter."""
-    registry.register("m", "generic", tags="bert", languages="en", aliases="acme/m")
+    registry.register("m", "generic", tags="bert", languages="en", also_known_as="acme/m")
     entry = registry.get_metadata("acme/m")
-    assert (entry.tags, entry.purpose.languages) == (["bert"], ("en",))
+    assert (entry.tags, entry.intended_use.languages) == (["bert"], ("en",))
     assert "m" in registry.list_models(tags="bert", languages="en")
 
 

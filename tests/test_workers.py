@@ -29,15 +29,15 @@ def ward(tmp_path: Path) -> Any:
 def test_runner_and_registry_go_by_name(ward: Any) -> None:
     """Pickled, copied and sent by cloudpickle, as a notebook's functions are; small, whatever is in memory."""
     runner = ModelRunner("ward-tagger", device="cpu")
-    tags = runner.tag(["aspirin"])
+    tags = runner.entities(["aspirin"])
     for send in (pickle.dumps, cloudpickle.dumps, lambda obj: cloudpickle.dumps(lambda: obj)):
         sent = send(runner)
         back = pickle.loads(sent)
         back = back if isinstance(back, ModelRunner) else back()
-        assert len(sent) < 10_000 and back.tag(["aspirin"]) == tags
-        assert pickle.loads(pickle.dumps(back)).tag(["aspirin"]) == tags
+        assert len(sent) < 10_000 and back.entities(["aspirin"]) == tags
+        assert pickle.loads(pickle.dumps(back)).entities(["aspirin"]) == tags
     assert pickle.loads(pickle.dumps(registry)) is registry and copy.deepcopy(registry) is registry
-    assert copy.deepcopy(runner).tag(["aspirin"]) == copy.copy(runner).tag(["aspirin"]) == tags
+    assert copy.deepcopy(runner).entities(["aspirin"]) == copy.copy(runner).entities(["aspirin"]) == tags
 
 
 def test_what_belongs_to_one_process_says_so(ward: Any) -> None:
@@ -61,7 +61,7 @@ def test_a_lease_without_a_block_says_how_it_is_used() -> None:
 
 
 def _tag(runner: ModelRunner, text: str) -> Any:
-    return os.getpid(), runner.tag([text])
+    return os.getpid(), runner.entities([text])
 
 
 def test_a_runner_of_a_name_that_this_process_alone_knows_works_in_a_worker(ward: Any) -> None:
@@ -69,7 +69,7 @@ def test_a_runner_of_a_name_that_this_process_alone_knows_works_in_a_worker(ward
     runner = ModelRunner("ward-tagger")
     with parallel_config("loky", n_jobs=2):
         ((pid, tags),) = Parallel()([delayed(_tag)(runner, "aspirin")])
-    assert pid != os.getpid() and tags == runner.tag(["aspirin"])
+    assert pid != os.getpid() and tags == runner.entities(["aspirin"])
 
 
 def test_no_other_model_answers_for_one_that_was_sent(tmp_path: Path, ward: Any) -> None:
@@ -78,7 +78,7 @@ def test_no_other_model_answers_for_one_that_was_sent(tmp_path: Path, ward: Any)
     other = tiny.bert_token_classifier(tmp_path / "other", labels=["O", "B-DRUG"], seed=9)
     registry.register("ward-tagger", "clinical", model_path=str(other), replace=True)
     with pytest.raises(ModelExistsError, match="has registered that name for something else"):
-        pickle.loads(sent).tag(["aspirin"])
+        pickle.loads(sent).entities(["aspirin"])
     later = pickle.dumps(ModelRunner("ward-tagger"))
     registry.unregister("ward-tagger")
     for runner, folder in ((sent, "m"), (later, "other"), (sent, "m")):
@@ -91,7 +91,7 @@ def test_a_started_process_names_what_its_parent_alone_knows(ward: Any, tmp_path
     code = (
         "from medvllm.engine.model_runner import ModelRunner, registry\n"
         "for name in ('ward-tagger', 'gpt2'):\n"
-        "    try: ModelRunner(name).tag(['x'])\n"
+        "    try: ModelRunner(name).entities(['x'])\n"
         "    except Exception as error: print(type(error).__name__, str(error).replace(chr(10), ' / '))"
     )
     told, other = out(code, HF_HUB_OFFLINE="1").splitlines()
@@ -110,12 +110,12 @@ def test_another_model_of_the_name_does_not_answer_in_a_started_process(tmp_path
         registry.register(name, "clinical", model_path=str(folder), persist=True)
     registry.register(equal, "clinical", model_path=str(folders[1]), replace=True)
     for name in (built_in, stored):
-        registry.register(name, "clinical", model_path=str(folders[1]), aliases=[f"{name}-too"], replace=True)
+        registry.register(name, "clinical", model_path=str(folders[1]), also_known_as=[f"{name}-too"], replace=True)
     code = (
         "import logging, pickle, sys\n"
         "from medvllm.engine.model_runner import ModelRunner, registry\n"
         "def tried(name, *calls):\n"
-        "    usual = registry.get_metadata, registry.pull, registry.load_model, ModelRunner(name).drift\n"
+        "    usual = registry.get_metadata, registry.pull, registry.load_model, ModelRunner(name).check_baseline\n"
         "    for call in calls or usual:\n"
         "        try: print(name, call() if call.__name__ == 'drift' else call(name))\n"
         "        except Exception as error: print(name, type(error).__name__, str(error).replace(chr(10), ' / '))\n"

@@ -41,7 +41,7 @@ all()
 
 
 def _place(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.delenv("MEDVLLM_LOCK")
+    monkeypatch.delenv("MEDVLLM_LOCK_FILE")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return str(tiny.bert_token_classifier(tmp_path / "own", ["O", "B-X"]))
 
@@ -68,7 +68,7 @@ def test_a_working_directory_that_may_not_be_searched(tmp_path: Path, monkeypatc
         for path in (place, *place.rglob("*")):
             if path.name != "secret":
                 os.chown(path, 54321, 54321)
-        monkeypatch.delenv("MEDVLLM_LOCK")
+        monkeypatch.delenv("MEDVLLM_LOCK_FILE")
         monkeypatch.setenv("HOME", str(place / "home"))
         monkeypatch.setenv("HF_HOME", str(place / "hf"))
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -27,7 +27,7 @@ from medvllm.inherited import Meaning
 from medvllm.lazy import lazy
 from medvllm.metadata import ModelMetadata, ModelType, fits, mentions
 from medvllm.names import valid_name
-from medvllm.presence import Board
+from medvllm.processes import Board
 from medvllm.spelling import folded
 from medvllm.words import TASKS, unknown_task, usual_task
 
@@ -58,7 +58,7 @@ class Catalog:
 
     @lazy
     def _builtin_aliases(self) -> dict[str, str]:
-        return {alias: name for name, metadata in self._builtins.items() for alias in metadata.source.aliases}
+        return {alias: name for name, metadata in self._builtins.items() for alias in metadata.source.also_known_as}
 
     def board(self) -> Board | None:
         """Return where processes that share the stored entries note what they hold; None: there are none."""
@@ -96,7 +96,7 @@ class Catalog:
         """Add an entry and return it. ModelExistsError: the name is taken and `replace` is not set."""
         name = valid_name(folded(name) if isinstance(name, str) else name)
         entry = ModelMetadata.build(name, model_type, facts)  # checked before anything changes
-        for alias in entry.source.aliases:
+        for alias in entry.source.also_known_as:
             valid_name(alias)
         taken = self._find(name)
         if taken is not None and not replace:
@@ -176,7 +176,7 @@ class Catalog:
         with self._lock:
             own = self._own.pop(name, None)
             if own is not None:
-                self._gone.update((name, *own.source.aliases))
+                self._gone.update((name, *own.source.also_known_as))
                 self._forget_aliases(name)
                 self._changed()
         if own is not None:
@@ -223,7 +223,7 @@ class Catalog:
             found = (
                 entry
                 for name, entry in self._builtins.items()
-                if name not in self._hidden and repo in (entry.location, *entry.source.aliases)
+                if name not in self._hidden and repo in (entry.location, *entry.source.also_known_as)
             )
             return next(found, None)
 
@@ -323,7 +323,7 @@ class Catalog:
         self._versions[entry.name] = entry.version
         self._forget_aliases(entry.name)
         self._own[entry.name], self._digests[entry.name] = entry, entry.digest
-        self._own_aliases |= dict.fromkeys(entry.source.aliases, entry.name)
+        self._own_aliases |= dict.fromkeys(entry.source.also_known_as, entry.name)
         self._changed()
         return entry
 

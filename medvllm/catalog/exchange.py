@@ -7,64 +7,66 @@ from typing import TYPE_CHECKING, Any
 
 from medvllm.catalog.entries import Entries
 from medvllm.catalog.events import Alias
-from medvllm.catalog.stored import built, storable
+from medvllm.catalog.stored import from_record, to_record
 from medvllm.errors import CatalogError
-from medvllm.facts import MARKS
+from medvllm.facts import MUTABLE_FIELDS
 from medvllm.metadata import ModelMetadata
 
 if TYPE_CHECKING:
-    from medvllm.catalog.sql.turn import Turn
+    from medvllm.catalog.sql.transaction import Transaction
 
 Move = tuple[str, str, ModelMetadata]  # a protected alias of a name, and the version that it is to point to
 Approved = Mapping[tuple[str, str, int], Mapping[str, Any]]  # the facts of the version that an alias may point to
 
 
-def apply(turn: "Turn", wanted: Entries, reason: str | None, approved: Approved | None = None) -> list[Move]:
+def apply(
+    transaction: "Transaction", wanted: Entries, reason: str | None, approved: Approved | None = None
+) -> list[Move]:
     """Make the catalogue what is wanted, and return what protected aliases were moved to.
 
     Of the moves of protected aliases only those `approved` are made; None: all, to see what they are.
     """
-    there = turn.all_numbers()
+    there = transaction.all_numbers()
     kept: dict[str, set[int]] = {}  # the versions of each name that stay
     numbered = {entry.name for entry in wanted.models if entry.version}
     for entry in sorted(wanted.models, key=lambda entry: (entry.name, entry.version or float("inf"))):
         stay = kept.setdefault(entry.name, set())
         if entry.version:
-            _version(turn, entry, reason, is_there=entry.version in there.get(entry.name, ()))
+            _version(transaction, entry, reason, is_there=entry.version in there.get(entry.name, ()))
             stay.add(entry.version)
             there.setdefault(entry.name, set()).add(entry.version)
         else:
             # A name of which the file numbers no version keeps its earlier ones.
             stay |= set() if entry.name in numbered else there.get(entry.name, set())
-            stay.add(turn.register(entry.name, storable(entry), reason=reason))
+            stay.add(transaction.register(entry.name, to_record(entry), reason=reason))
     gone = sorted(name for name in there if name not in kept)
     moves: list[Move] = []
     if wanted.aliases is not None:
         by_name = {name: [*aliases] for name, aliases in groupby(wanted.aliases, attrgetter("name"))}
         for name in kept:
-            moves += _aliases(turn, name, by_name.pop(name, []), reason, approved)
+            moves += _aliases(transaction, name, by_name.pop(name, []), reason, approved)
         if by_name:
             raise CatalogError(f"The entries have aliases of model {min(by_name)!r}, but no version of it.")
     for name in gone:
-        for alias in turn.aliases(name):
+        for alias in transaction.aliases(name):
             if alias.version is not None:
-                turn.remove_alias(name, alias.alias, reason=reason)
+                transaction.remove_alias(name, alias.alias, reason=reason)
     for name in (*kept, *gone):
         for number in sorted(there.get(name, ())):
             if number not in kept.get(name, ()):
-                turn.unregister(name, number, reason=reason)
+                transaction.unregister(name, number, reason=reason)
     return moves
 
 
-def _version(turn: "Turn", entry: ModelMetadata, reason: str | None, *, is_there: bool) -> None:
+def _version(transaction: "Transaction", entry: ModelMetadata, reason: str | None, *, is_there: bool) -> None:
     """Make a version what is wanted: added, or with other marks; its content never changes."""
-    from medvllm.catalog.sql.turn import content, same
+    from medvllm.catalog.sql.transaction import content, same
 
-    facts = storable(entry)
+    facts = to_record(entry)
     if not is_there:
-        turn.register(entry.name, facts, number=entry.version, reason=reason)
+        transaction.register(entry.name, facts, number=entry.version, reason=reason)
         return
-    known = turn.facts(entry.name, entry.version)
+    known = transaction.facts(entry.name, entry.version)
     changed = sorted(fact for fact in content({**facts, **known}) if not same(facts.get(fact), known.get(fact)))
     if changed:
         fact = changed[0]
@@ -74,38 +76,38 @@ def _version(turn: "Turn", entry: ModelMetadata, reason: str | None, *, is_there
             f'Write it as the next one: [models."{entry.name}"]',
             model=entry.name,
         )
-    turn.change(entry.name, entry.version, {mark: facts.get(mark) for mark in MARKS}, reason=reason)
+    transaction.change(entry.name, entry.version, {mark: facts.get(mark) for mark in MUTABLE_FIELDS}, reason=reason)
 
 
 def _aliases(
-    turn: "Turn",
+    transaction: "Transaction",
     name: str,
     wanted: list[Alias],
     reason: str | None,
     approved: Approved | None,
 ) -> list[Move]:
     moves: list[Move] = []
-    before = {alias.alias: alias for alias in turn.aliases(name)}
+    before = {alias.alias: alias for alias in transaction.aliases(name)}
     for alias in wanted:
         known = before.pop(alias.alias, Alias(name, alias.alias, None, False))
         if known.protected and not alias.protected:
-            turn.protect(name, alias.alias, False, reason=reason)
+            transaction.protect(name, alias.alias, False, reason=reason)
         if alias.version is None:
             if known.version is not None:
-                turn.remove_alias(name, alias.alias, reason=reason)
+                transaction.remove_alias(name, alias.alias, reason=reason)
         elif alias.version != known.version:
             facts: Mapping[str, Any] | None = None
             if known.protected and alias.protected:
-                facts = turn.facts(name, alias.version)
-                moves.append((name, alias.alias, built(name, alias.version, facts)))
+                facts = transaction.facts(name, alias.version)
+                moves.append((name, alias.alias, from_record(name, alias.version, facts)))
                 if approved is not None:
                     facts = approved.get((name, alias.alias, alias.version))
-            turn.set_alias(name, alias.alias, alias.version, approved=facts, reason=reason)
+            transaction.set_alias(name, alias.alias, alias.version, approved=facts, reason=reason)
         if alias.protected and not known.protected:
-            turn.protect(name, alias.alias, True, reason=reason)
+            transaction.protect(name, alias.alias, True, reason=reason)
     for known in before.values():
         if known.protected:
-            turn.protect(name, known.alias, False, reason=reason)
+            transaction.protect(name, known.alias, False, reason=reason)
         if known.version is not None:
-            turn.remove_alias(name, known.alias, reason=reason)
+            transaction.remove_alias(name, known.alias, reason=reason)
     return moves

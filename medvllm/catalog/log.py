@@ -30,9 +30,9 @@ class VersionRecord:
     is_meant: bool  # whether the bare name means it
     deprecated: str | None
     successor: str | None
-    accepted: str | None
-    accepted_at: str | None
-    accepted_by: str | None
+    baseline_digest: str | None
+    baseline_at: str | None
+    baseline_by: str | None
     locked: str | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -53,14 +53,14 @@ def records(
     for event in events:
         if event.action == "registered":
             made[event.version] = event
-        if event.action in ("registered", "changed") and "accepted" in event.detail.get("facts", {}):
+        if event.action in ("registered", "changed") and "baseline_digest" in event.detail.get("facts", {}):
             accepted[event.version] = event
     pointing = [alias for alias in aliases if alias.version is not None]
     found = []
     for entry in entries:
         own = [alias for alias in pointing if alias.version == entry.version]
-        first, standing = made.get(entry.version), entry.standing
-        decided = accepted.get(entry.version) if standing.accepted else None
+        first, standing = made.get(entry.version), entry.lifecycle
+        decided = accepted.get(entry.version) if standing.baseline_digest else None
         lock = locked.get(entry.version)
         found.append(
             VersionRecord(
@@ -74,9 +74,9 @@ def records(
                 is_meant=entry.version == meant,
                 deprecated=standing.deprecated,
                 successor=standing.successor,
-                accepted=standing.accepted,
-                accepted_at=decided.at if decided else None,
-                accepted_by=decided.who if decided else None,
+                baseline_digest=standing.baseline_digest,
+                baseline_at=decided.at if decided else None,
+                baseline_by=decided.who if decided else None,
                 locked=lock.digest if lock else None,
             )
         )

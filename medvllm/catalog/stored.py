@@ -9,14 +9,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
 
-from medvllm import presence, settings
+from medvllm import processes, settings
 from medvllm.catalog.address import Address
 from medvllm.catalog.entries import Entries, parsed, to_toml
 from medvllm.catalog.events import HALVES, Alias, Event
 from medvllm.catalog.log import Locked, VersionRecord, records
 from medvllm.catalog.place import TEXTS, has_content, is_named, is_there, location
 from medvllm.errors import CatalogError, MedVLLMError, ModelNameError, RequestError, SettingError
-from medvllm.facts import IDENTIFYING, MARKS, checked
+from medvllm.facts import IDENTIFYING, MUTABLE_FIELDS, checked
 from medvllm.lazy import lazy
 from medvllm.metadata import ModelMetadata
 from medvllm.names import parse, valid_alias, valid_name
@@ -25,7 +25,7 @@ from medvllm.spelling import folded
 if TYPE_CHECKING:
     from medvllm.catalog.intake import Intake, Wanted
     from medvllm.catalog.sql import SqlStore
-    from medvllm.catalog.sql.turn import Turn
+    from medvllm.catalog.sql.transaction import Transaction
 
 _MAX_REASON = 2000  # characters
 _REMEMBERED = 10_000  # look-ups
@@ -74,14 +74,14 @@ class StoredCatalog:
         """
         return self._open() is not None
 
-    def board(self) -> presence.Board:
+    def board(self) -> processes.Board:
         """Return where processes that share this catalogue note what they hold: beside its file, or in its database."""
         where = self._where()
         if isinstance(where, Path):
             # A link in each of two homes may lead to it; and nothing is made where a share is not mounted.
             home, place = settings.HOME(), Path(os.path.realpath(where))
             is_elsewhere = place.parent != Path(os.path.realpath(home)) and os.path.isfile(place)
-            return presence.Folder((place.parent if is_elsewhere else home) / "run", is_shared=is_elsewhere)
+            return processes.Folder((place.parent if is_elsewhere else home) / "run", is_shared=is_elsewhere)
         from medvllm.catalog.sql import Processes
 
         return Processes(_store(where))
@@ -107,7 +107,7 @@ class StoredCatalog:
 
         def look(store: "SqlStore") -> ModelMetadata | None:
             row = store.find(name, suffix)
-            return None if row is None else built(name, *row)
+            return None if row is None else from_record(name, *row)
 
         found: ModelMetadata | None = self._recalled((name, suffix), look)
         return found
@@ -116,7 +116,7 @@ class StoredCatalog:
         """Return the first entry, by name, whose other names have this one, or None."""
         for name in self._recalled((other,), lambda store: store.owners(other)) or ():
             found = self.find(name)
-            if found is not None and other in found.source.aliases:
+            if found is not None and other in found.source.also_known_as:
                 return found
         return None
 
@@ -136,7 +136,7 @@ class StoredCatalog:
         return (
             {}
             if store is None
-            else {number: built(of, number, facts) for of, number, facts in store.versions(folded(name))}
+            else {number: from_record(of, number, facts) for of, number, facts in store.versions(folded(name))}
         )
 
     def version_log(self, name: str) -> list[VersionRecord]:
@@ -180,11 +180,11 @@ class StoredCatalog:
 
         ModelExistsError: the name has a version, and `replace` is not set.
         """
-        facts = storable(entry)
-        with self._turn(reason) as turn:
-            number = turn.register(entry.name, facts, replace=replace, above=above, reason=reason)
-            kept = turn.facts(entry.name, number)
-        return built(entry.name, number, kept)
+        facts = to_record(entry)
+        with self._transaction(reason) as transaction:
+            number = transaction.register(entry.name, facts, replace=replace, above=above, reason=reason)
+            kept = transaction.facts(entry.name, number)
+        return from_record(entry.name, number, kept)
 
     def mark(self, model: str, *, reason: str | None = None, **marks: Any) -> list[ModelMetadata]:
         """Change what may change in a version, and return it; without a suffix, in all of a name.
@@ -193,7 +193,7 @@ class StoredCatalog:
         """
         name, suffix = _split(model)
         for mark, value in marks.items():
-            if mark not in MARKS:
+            if mark not in MUTABLE_FIELDS:
                 raise RequestError(
                     f"Fact {mark!r} of a version cannot be changed.\n"
                     f"Register the next version: medvllm register {name}",
@@ -201,11 +201,11 @@ class StoredCatalog:
                 )
             if value is not None:
                 marks[mark] = checked(name, mark, value)[1]
-        with self._turn(reason) as turn:
-            numbers = turn.some_numbers(name) if suffix is None else [turn.resolve(name, suffix)]
+        with self._transaction(reason) as transaction:
+            numbers = transaction.some_numbers(name) if suffix is None else [transaction.resolve(name, suffix)]
             for number in numbers:
-                turn.change(name, number, marks, reason=reason)
-            return [built(name, number, turn.facts(name, number)) for number in numbers]
+                transaction.change(name, number, marks, reason=reason)
+            return [from_record(name, number, transaction.facts(name, number)) for number in numbers]
 
     def tag(
         self,
@@ -217,9 +217,9 @@ class StoredCatalog:
     ) -> ModelMetadata:
         """Add tags to the version that a name means, and values to keys, and remove others; return it."""
         name, suffix = _split(model)
-        with self._turn(reason) as turn:
-            number = turn.resolve(name, suffix)
-            facts = turn.facts(name, number)
+        with self._transaction(reason) as transaction:
+            number = transaction.resolve(name, suffix)
+            facts = transaction.facts(name, number)
             tags, values = [tag for tag in facts.get("tags", []) if tag not in remove], dict(facts.get("values", {}))
             for key in remove:
                 values.pop(key, None)
@@ -229,8 +229,10 @@ class StoredCatalog:
                 elif key not in tags:
                     tags.append(key)
             marks = {"tags": tags, "values": values}
-            turn.change(name, number, {mark: checked(name, mark, marks[mark])[1] for mark in marks}, reason=reason)
-            return built(name, number, turn.facts(name, number))
+            transaction.change(
+                name, number, {mark: checked(name, mark, marks[mark])[1] for mark in marks}, reason=reason
+            )
+            return from_record(name, number, transaction.facts(name, number))
 
     def remove(self, model: str, *, force: bool = False, reason: str | None = None) -> list[int]:
         """Remove a version, or all of a name, and return their numbers: none is ever given again.
@@ -239,12 +241,12 @@ class StoredCatalog:
         same, and the alias. ModelNotFoundError: there is none.
         """
         name, suffix = _split(model)
-        with self._turn(reason) as turn:
-            numbers = turn.some_numbers(name) if suffix is None else [turn.resolve(name, suffix)]
+        with self._transaction(reason) as transaction:
+            numbers = transaction.some_numbers(name) if suffix is None else [transaction.resolve(name, suffix)]
             if not force:
                 self._check_idle({(name, number) for number in numbers})
             for number in numbers:
-                turn.unregister(name, number, force=force, reason=reason)
+                transaction.unregister(name, number, force=force, reason=reason)
         return numbers
 
     def set_alias(self, name: str, alias: str, version: int | str, *, reason: str | None = None) -> Alias:
@@ -258,16 +260,16 @@ class StoredCatalog:
         if approved is not None:
             self._approve(name, alias, approved, reason)
             version = approved.version  # wherever another alias points to by now
-        with self._turn(reason) as turn:
-            number = turn.resolve(name, str(version))
+        with self._transaction(reason) as transaction:
+            number = transaction.resolve(name, str(version))
             facts = None if approved is None else approved.facts()
-            turn.set_alias(name, alias, number, approved=facts, reason=reason)
+            transaction.set_alias(name, alias, number, approved=facts, reason=reason)
         return Alias(name, alias, number, protected)
 
     def remove_alias(self, name: str, alias: str, *, reason: str | None = None) -> None:
         """Remove an alias; a protected one asks for a reason, and stays protected."""
-        with self._turn(reason) as turn:
-            turn.remove_alias(folded(name), alias, reason=reason)
+        with self._transaction(reason) as transaction:
+            transaction.remove_alias(folded(name), alias, reason=reason)
 
     def protect(self, name: str, alias: str, protected: bool = True, *, reason: str | None = None) -> None:
         """Protect an alias, set or not: it moves only to a version that is locked and accepted, with a reason.
@@ -286,8 +288,8 @@ class StoredCatalog:
                 model=name,
                 missing=tuple(lacking),
             )
-        with self._turn(reason) as turn:
-            turn.protect(name, alias, protected, reason=reason)
+        with self._transaction(reason) as transaction:
+            transaction.protect(name, alias, protected, reason=reason)
 
     def unmet(self, alias: Alias) -> list[str]:
         """Return for what the version of a protected alias does not load, as `protect` would list it; nothing: it does.
@@ -310,23 +312,23 @@ class StoredCatalog:
 
     def note_load(self, metadata: ModelMetadata, detail: Mapping[str, Any]) -> None:
         """Add to the history that a model was loaded: what exactly, never what it was given."""
-        with self._turn(None) as turn:
-            turn.note("loaded", metadata.name, metadata.version, detail={"source": metadata.origin, **detail})
+        with self._transaction(None) as transaction:
+            transaction.note("loaded", metadata.name, metadata.version, detail={"source": metadata.origin, **detail})
 
     def note_locked(
         self, models: Iterable[tuple[str, int | None, Mapping[str, Any]]], *, reason: str | None = None
     ) -> None:
         """Add to the history which models were approved in a lock: name, version and what was locked of each."""
-        with self._turn(reason) as turn:
+        with self._transaction(reason) as transaction:
             for name, version, detail in models:
-                turn.note("locked", name, version, reason=reason, detail=detail)
+                transaction.note("locked", name, version, reason=reason, detail=detail)
 
     def export(self) -> str:
         """Return all entries, versions and aliases as TOML, as `apply` takes it."""
         store = self._open()
         versions, aliases = ([], []) if store is None else store.content()
         there = {name for name, _, _ in versions}  # a protection may outlast its name
-        return to_toml(starmap(built, versions), [alias for alias in aliases if alias.name in there])
+        return to_toml(starmap(from_record, versions), [alias for alias in aliases if alias.name in there])
 
     def apply(self, text: str, *, dry_run: bool = False, reason: str | None = None) -> list[Event]:
         """Make the catalogue what a file says, in one transaction, and return the changes; `dry_run` only tells them.
@@ -339,20 +341,20 @@ class StoredCatalog:
         if dry_run:
             return self.plan(text, reason=reason)[0]
         wanted = _wanted(text)
-        with self._turn(reason) as turn:
-            moves = apply(turn, wanted, reason)
-            changes = turn.events
+        with self._transaction(reason) as transaction:
+            moves = apply(transaction, wanted, reason)
+            changes = transaction.events
             # What is to be looked at first, of files and processes, is looked at while others may go on.
-            turn.is_kept = not moves and all(event.action != "unregistered" for event in changes)
-        if turn.is_kept:
+            transaction.is_kept = not moves and all(event.action != "unregistered" for event in changes)
+        if transaction.is_kept:
             return changes
         self._check_idle({(event.name, event.version) for event in changes if event.action == "unregistered"})
         for name, alias, entry in moves:
             self._approve(name, alias, entry, reason)
         approved = {(name, alias, entry.version): entry.facts() for name, alias, entry in moves}
-        with self._turn(reason) as turn:
-            apply(turn, wanted, reason, approved=approved)
-        return turn.events
+        with self._transaction(reason) as transaction:
+            apply(transaction, wanted, reason, approved=approved)
+        return transaction.events
 
     def take(
         self,
@@ -383,13 +385,13 @@ class StoredCatalog:
             with TemporaryDirectory() as folder, closing(StoredCatalog(Path(folder) / "catalog.db")) as empty:
                 empty.create()
                 return empty.take(wanted, replace=replace, reason=reason)
-        with self._turn(reason) as turn:
-            turn.is_kept = not dry_run
-            intake = take(turn, wanted, reason)
+        with self._transaction(reason) as transaction:
+            transaction.is_kept = not dry_run
+            intake = take(transaction, wanted, reason)
             intake.check(replace=replace)
-            changes = list(turn.events)
+            changes = list(transaction.events)
             for name, version, detail in noted:
-                turn.note("imported", name, version or intake.numbers.get(name), reason=reason, detail=detail)
+                transaction.note("imported", name, version or intake.numbers.get(name), reason=reason, detail=detail)
         return intake, changes
 
     def position(self) -> tuple[int, str]:
@@ -406,19 +408,21 @@ class StoredCatalog:
                 empty.create()
                 return empty.plan(text, reason=reason)
         wanted, lacking = _wanted(text), []
-        with self._turn(reason) as turn:
-            turn.is_plan, turn.is_kept = True, False
-            moves = apply(turn, wanted, reason)
+        with self._transaction(reason) as transaction:
+            transaction.is_plan, transaction.is_kept = True, False
+            moves = apply(transaction, wanted, reason)
         for name, alias, entry in moves:
             missing = self._missing(entry)
             lacking += [f"{name}@{alias} -> {entry.version} lacks {each}" for each in missing]
-        if not reason and (moves or turn.needs_reason):
+        if not reason and (moves or transaction.needs_reason):
             lacking.append("what is protected changes only with a reason: --reason 'why'")
         try:
-            self._check_idle({(event.name, event.version) for event in turn.events if event.action == "unregistered"})
+            self._check_idle(
+                {(event.name, event.version) for event in transaction.events if event.action == "unregistered"}
+            )
         except CatalogError as error:
             lacking.append(str(error).splitlines()[0])
-        return turn.events, lacking
+        return transaction.events, lacking
 
     def migrate(self, revision: str | None = None) -> tuple[str | None, Path | None]:
         """Bring the database to this program's schema, or an earlier one; return the one before, and the backup made.
@@ -462,11 +466,11 @@ class StoredCatalog:
         return remembered[key]
 
     @contextmanager
-    def _turn(self, reason: str | None) -> "Iterator[Turn]":
+    def _transaction(self, reason: str | None) -> "Iterator[Transaction]":
         """Give the catalogue for one change."""
         check_reason(reason)
-        with self._make().turn() as turn:
-            yield turn
+        with self._make().transaction() as transaction:
+            yield transaction
 
     def _missing(self, entry: ModelMetadata) -> list[str]:
         """Return what a version lacks, beside a reason, for a protected alias to point to it."""
@@ -487,7 +491,7 @@ class StoredCatalog:
 
     def _check_idle(self, versions: "set[tuple[str | None, int | None]]") -> None:
         """Raise CatalogError when a process that shares the catalogue has one of the versions leased."""
-        for note in presence.processes([self.board()]):
+        for note in processes.processes([self.board()]):
             for model in note.models:
                 if model["leases"] and model["source"] == "stored" and (model["name"], model["version"]) in versions:
                     raise CatalogError(
@@ -518,7 +522,7 @@ class StoredRow:
 
     def metadata(self) -> ModelMetadata:
         """Return the entry."""
-        return built(self.name, *self._content)
+        return from_record(self.name, *self._content)
 
 
 def check_reason(reason: str | None) -> None:
@@ -529,13 +533,13 @@ def check_reason(reason: str | None) -> None:
         raise RequestError("A reason holds half a character.")
 
 
-def storable(entry: ModelMetadata) -> dict[str, Any]:
+def to_record(entry: ModelMetadata) -> dict[str, Any]:
     """Return an entry's facts as they are stored.
 
     ModelNameError: its name, or another name of it, is none. RequestError: no other process could import its class, or
     find its folder.
     """
-    for name in (entry.name, *entry.source.aliases):
+    for name in (entry.name, *entry.source.also_known_as):
         valid_name(name)
     location = parse(entry.location)
     if location.kind == "folder" and not location.text.startswith(("/", "file://", "home://")):
@@ -555,7 +559,7 @@ def storable(entry: ModelMetadata) -> dict[str, Any]:
     return entry.facts()
 
 
-def built(name: str, number: int, facts: Mapping[str, Any]) -> ModelMetadata:
+def from_record(name: str, number: int, facts: Mapping[str, Any]) -> ModelMetadata:
     """Return a stored version as metadata; CatalogError: it is not usable."""
     others = {fact: value for fact, value in facts.items() if fact != "model_type"}
     try:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medvllm import presence
+from medvllm import processes
 from medvllm.cli.models import Json
 from medvllm.cli.output import print_json, print_table
 from medvllm.model_registry import registry
@@ -62,7 +62,7 @@ def _users() -> "Users":
         entries |= {entry.reference: entry for entry in registry.catalog.versions(name).values()}
     running = [
         (str(note.process), model["snapshot"])
-        for note in presence.processes(registry.boards())
+        for note in processes.processes(registry.boards())
         for model in note.models
     ]
     return Users(entries, running)

@@ -17,7 +17,7 @@ def model_names(incomplete: str) -> Iterator[str]:
     except (MedVLLMError, OSError):
         return
     begun = [entry.name for entry in entries if entry.name.casefold().startswith(typed)]
-    others = (alias for entry in entries for alias in entry.source.aliases if alias.casefold().startswith(typed))
+    others = (alias for entry in entries for alias in entry.source.also_known_as if alias.casefold().startswith(typed))
     yield from (begun or [*others])[:_MOST]
 
 

@@ -37,7 +37,7 @@ def diff(
 
 def _shown(what: str, value: Any) -> object:
     """Return a value in a few words."""
-    if what == "acceptance" and value:
+    if what == "baseline" and value:
         # Their inputs and outputs are long, and two sets of equal number are to look different.
         digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
         return f"{len(value)} test{'' if len(value) == 1 else 's'} ({digest[:7]})"

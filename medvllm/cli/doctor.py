@@ -18,11 +18,11 @@ from medvllm.cli.models import Json
 from medvllm.cli.output import print_json, print_table
 from medvllm.errors import HubUnreachableError, MedVLLMError, offer
 from medvllm.local_files import hub_cache
+from medvllm.model_cache import machine_bytes
 from medvllm.model_registry import registry
 from medvllm.options import LoadOptions
 from medvllm.quantities import shown_size
 from medvllm.receipt import library_versions
-from medvllm.residency import machine_bytes
 
 _MOST_NAMES = 8  # of a lock's models
 _THE = {"environment": "the environment"}
@@ -82,11 +82,13 @@ def _memory() -> Iterator[Finding]:
     free = next((line.split()[1] for line in _meminfo() if line.startswith("MemAvailable")), None)
     if free is not None:
         yield Finding("memory", "free", shown_size(int(free) * 1024))
-    stated = settings.BUDGET()
+    stated = settings.MEMORY_BUDGET()
     for device in sorted({"cpu", *stated, *_gpus()}):
         budget = stated.get(device)
         if budget is not None:
-            yield Finding("memory", f"budget of {device}", f"{shown_size(budget)}, as {settings.BUDGET.name} says")
+            yield Finding(
+                "memory", f"budget of {device}", f"{shown_size(budget)}, as {settings.MEMORY_BUDGET.name} says"
+            )
         elif device == "cpu":
             yield Finding("memory", "budget of cpu", f"{shown_size(machine_bytes())}, three quarters of the memory")
         else:
@@ -158,8 +160,8 @@ def _size(folder: Path) -> int:
 def _lock() -> Iterator[Finding]:
     from medvllm.sources import Lock
 
-    origin = settings.LOCK.stated()[1]
-    where = "the default place" if origin == "default" else f"{settings.LOCK.name} in {_THE.get(origin, origin)}"
+    origin = settings.LOCK_FILE.stated()[1]
+    where = "the default place" if origin == "default" else f"{settings.LOCK_FILE.name} in {_THE.get(origin, origin)}"
     is_required = settings.REQUIRE_LOCK()
     lock = Lock.current()
     if not os.path.isfile(lock.file):  # pathlib's own fails where the folder may not be searched
@@ -221,7 +223,7 @@ def _setting(setting: settings.Setting[Any]) -> Finding:
         text, origin = setting.stated()
         value = setting()
         if setting is settings.DEVICE or setting is settings.DTYPE:
-            LoadOptions.stated({"device" if setting is settings.DEVICE else "dtype": text})
+            LoadOptions.from_kwargs({"device" if setting is settings.DEVICE else "dtype": text})
         shown = str(value) if isinstance(value, Path) else settings.without_password(text)
         return Finding("setting", setting.name, f"{shown} ({origin})")
     except MedVLLMError as error:

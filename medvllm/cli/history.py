@@ -76,7 +76,7 @@ def _mark(fact: str, value: Any) -> str:
     """Return in a few words what a mark is now."""
     if value is None:
         return f"no {fact}"
-    if fact in ("acceptance", "accepted"):
+    if fact in ("baseline", "baseline_digest"):
         return fact
     text = str(one_line(value, ", "))
     return f"{fact} {text if len(text) <= 80 else text[:79] + '…'}"

@@ -88,7 +88,7 @@ def _row(entry: ModelMetadata, files: LocalFiles | None) -> tuple[object, ...]:
 
 def _more(entry: ModelMetadata) -> tuple[object, ...]:
     commit = (entry.source.revision or "")[:7] or None
-    return entry.version, entry.origin, entry.rights.license, commit, entry.description
+    return entry.version, entry.origin, entry.license.license, commit, entry.description
 
 
 def _say_none(pattern: str | None, *, is_filtered: bool) -> None:

@@ -19,7 +19,7 @@ def lock(
     ],
     reason: Annotated[str | None, typer.Option(help="Why; the lock file and the history keep it.")] = None,
 ) -> None:
-    """Approve models as they are: write commit, size and SHA-256 of every file to the lock file (MEDVLLM_LOCK)."""
+    """Approve models as they are: write commit, size and SHA-256 of every file to the lock file (MEDVLLM_LOCK_FILE)."""
     before = Lock.current()
     for name, model in registry.lock(*names, reason=reason).items():
         known = before.models.get(before.key(name))
@@ -75,10 +75,10 @@ def accept(
 ) -> None:
     """Record what models make of a few synthetic inputs into their entries: verify --behaviour compares with it."""
     for name in names:
-        entry = ModelRunner(name).accept(reason=reason)
+        entry = ModelRunner(name).record_baseline(reason=reason)
         typer.echo(
-            f"Accepted {printable(entry.name)!r}: {len(entry.acceptance)} tests, in version {entry.version}.\n"
-            f"Run them again with: medvllm verify --behaviour {entry.reference}"
+            f"Accepted {printable(entry.name)!r}: {len(entry.baseline)} tests, in version {entry.version}.\n"
+            f"Run them again with: medvllm baseline check {entry.reference}"
         )
 
 
@@ -86,7 +86,7 @@ def _flaws(names: list[str] | None, behaviour: bool) -> dict[str, dict[str, str]
     """Return what is wrong with the files of each model, and how its behaviour differs; damaged ones are not loaded."""
     if names is None:
         flaws = registry.verify()
-        accepted = [metadata for metadata in registry.list_models().values() if metadata.acceptance]
+        accepted = [metadata for metadata in registry.list_models().values() if metadata.baseline]
         asked = {m.reference if m.reference in flaws else m.name: m.reference for m in accepted}
     else:
         found = {name: registry.verify(name) for name in names}
@@ -94,5 +94,5 @@ def _flaws(names: list[str] | None, behaviour: bool) -> dict[str, dict[str, str]
         asked = {locked: name for name, each in found.items() for locked in each}
     for locked, name in asked.items() if behaviour else ():
         if not flaws.setdefault(locked, {}):
-            flaws[locked] |= ModelRunner(name).drift()
+            flaws[locked] |= ModelRunner(name).check_baseline()
     return flaws

@@ -98,7 +98,7 @@ def unregister(
 def tag(
     name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", autocompletion=stored_names, help="A stored entry.")],
     tags: Annotated[list[str] | None, typer.Argument(metavar="TAG...", help="A tag to add, or KEY=VALUE.")] = None,
-    remove: Annotated[list[str] | None, typer.Option("--rm", help="Tag or key to remove; may be repeated.")] = None,
+    remove: Annotated[list[str] | None, typer.Option("--remove", help="Tag or key to remove; may be repeated.")] = None,
     reason: Reason = None,
 ) -> None:
     """Add tags and KEY=VALUE pairs to a version, or remove them; then print all that it has."""

@@ -40,8 +40,8 @@ def show(
 def _facts(metadata: ModelMetadata) -> Iterator[list[_Row]]:
     """Give the facts that are known in their groups; of a few, that they are not."""
     facts = metadata.to_dict()
-    evidence, accepted = facts.pop("evidence"), facts.pop("acceptance")
-    facts["acceptance_tests"] = len(accepted) or None
+    provenance, accepted = facts.pop("provenance"), facts.pop("baseline")
+    facts["baseline_cases"] = len(accepted) or None
     for group in ("", *GROUPS):
         said = _said(metadata) if group == "source" else {}
         rows: list[_Row] = []
@@ -52,9 +52,9 @@ def _facts(metadata: ModelMetadata) -> Iterator[list[_Row]]:
                 rows.append((fact, "not known", ""))
             elif fact not in said and value not in (None, "", [], {}):
                 # Not the aliases that point to versions.
-                label = "other_names" if fact == "aliases" else fact
-                rows.append((label, one_line(value, "; "), evidence.get(fact, "")))
-        yield rows + [(fact, value, evidence.get(fact, "")) for fact, value in said.items()]
+                label = fact
+                rows.append((label, one_line(value, "; "), provenance.get(fact, "")))
+        yield rows + [(fact, value, provenance.get(fact, "")) for fact, value in said.items()]
 
 
 def _said(metadata: ModelMetadata) -> dict[str, str]:
@@ -79,7 +79,7 @@ def _version(record: VersionRecord) -> _Row:
         "what the name means" if record.is_meant else "",
         f"aliases: {', '.join(aliases)}" if aliases else "",
         "locked" if record.locked else "not locked",
-        f"accepted {(record.accepted_at or '')[:10]}".strip() if record.accepted else "not accepted",
+        f"accepted {(record.baseline_at or '')[:10]}".strip() if record.baseline_digest else "not accepted",
         f"deprecated: {record.deprecated}" if record.deprecated else "",
     ]
     return f"version {record.version}", why or None, "; ".join(state for state in states if state)

@@ -8,7 +8,7 @@ os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
 from medvllm.loading.code import check_allowed
 from medvllm.loading.device import capacity
-from medvllm.loading.effective import filled, identify
+from medvllm.loading.load_options import identify, with_defaults
 from medvllm.loading.memory import Loaded, reclaim, written_bytes
 from medvllm.loading.model import load_model
 from medvllm.loading.modules import load_modules
@@ -22,7 +22,6 @@ __all__ = [
     "Loaded",
     "capacity",
     "check_allowed",
-    "filled",
     "identify",
     "load_model",
     "load_modules",
@@ -33,5 +32,6 @@ __all__ = [
     "rest",
     "threads",
     "wake",
+    "with_defaults",
     "written_bytes",
 ]

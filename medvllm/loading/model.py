@@ -18,7 +18,7 @@ from medvllm.errors import (
 from medvllm.loading import code, labels, positions, prepared, quantization, weights
 from medvllm.loading.bounds import bounded
 from medvllm.loading.checkpoint import Checkpoint
-from medvllm.loading.gate import foreign_load_running, gate, retie, wait_until_quiet
+from medvllm.loading.from_pretrained_lock import foreign_load_running, gate, retie, wait_until_quiet
 from medvllm.loading.memory import How, Loaded, allocated_bytes, mapped_bytes, size_bytes
 from medvllm.loading.panics import caught
 from medvllm.loading.place import place

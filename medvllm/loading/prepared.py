@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from medvllm.classes import class_path
-from medvllm.loading import gate
+from medvllm.loading import from_pretrained_lock
 from medvllm.loading.aligned import save
 from medvllm.loading.mapping import ALIGNED, mapped
 from medvllm.sources import Snapshot
@@ -53,7 +53,7 @@ def make(
     """
     if place is None:
         raise OSError("a class of the user's own gets no converted copy")
-    if gate.is_inside():
+    if from_pretrained_lock.is_inside():
         raise OSError("it was converted inside another load")
     if (ready := place.find()) is not None and _difference(model, load(ready), missing):
         logger.warning("%s is not what the weights become in %s: it is made anew", place.folder, model.dtype)

@@ -10,7 +10,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedConfig
 
-from medvllm.loading.gate import unreported
+from medvllm.loading.from_pretrained_lock import unreported
 
 _LAYERS = re.compile(r"((num|n)_)?((hidden|encoder|decoder)_)?layers?")
 

@@ -11,8 +11,8 @@ from medvllm.errors import LoadError, MedVLLMError
 from medvllm.forking import Lock
 from medvllm.loading import casing, code, vocabulary
 from medvllm.loading.config import read_config
-from medvllm.loading.effective import check_requirements
 from medvllm.loading.length import length
+from medvllm.loading.load_options import check_requirements
 from medvllm.loading.panics import caught
 from medvllm.metadata import ModelMetadata
 from medvllm.options import LoadOptions

@@ -10,9 +10,9 @@ from medvllm.metadata import ModelMetadata
 from medvllm.names import is_commit, parse
 from medvllm.sources import bundle, conversion, folder, hub, prepared
 from medvllm.sources.digest import Digest, differences, digests
+from medvllm.sources.digest_cache import digest_cache
 from medvllm.sources.edge import edge
 from medvllm.sources.fingerprint import Fingerprint
-from medvllm.sources.ledger import ledger
 from medvllm.sources.lock import FOLDER, Lock, LockedModel
 from medvllm.sources.reading import read
 from medvllm.sources.snapshot import Snapshot, check_complete
@@ -27,7 +27,8 @@ __all__ = [
     "bundle",
     "in_force",
     "is_locked",
-    "keep_weight",
+    "keep_memory_estimate",
+    "memory_estimate",
     "read",
     "refresh",
     "resolve",
@@ -35,7 +36,6 @@ __all__ = [
     "take",
     "to_lock",
     "verify",
-    "weight",
 ]
 
 
@@ -98,14 +98,14 @@ def is_locked(metadata: ModelMetadata, snapshot: Snapshot) -> bool:
     return locked is not None and (locked.files, locked.converted) == (snapshot.files, snapshot.converted)
 
 
-def weight(what: str) -> tuple[int, float] | None:
+def memory_estimate(what: str) -> tuple[int, float] | None:
     """Return the bytes in memory and the seconds that the last load of `what` took on this machine, or None."""
-    return ledger().weight(what)
+    return digest_cache().memory_estimate(what)
 
 
-def keep_weight(what: str, size_bytes: int, load_s: float) -> None:
+def keep_memory_estimate(what: str, size_bytes: int, load_s: float) -> None:
     """Remember what a load took."""
-    ledger().keep_weight(what, size_bytes, load_s)
+    digest_cache().keep_memory_estimate(what, size_bytes, load_s)
 
 
 @edge

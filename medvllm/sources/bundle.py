@@ -28,8 +28,8 @@ from medvllm.metadata import ModelMetadata
 from medvllm.names import parse
 from medvllm.sources import folder, hub
 from medvllm.sources.digest import Digest, differences, digests
+from medvllm.sources.digest_cache import digest_cache
 from medvllm.sources.layout import decide
-from medvllm.sources.ledger import ledger
 from medvllm.sources.lock_text import FOLDER, LockedModel, parsed, to_toml
 from medvllm.sources.provenance import Provenance, origin_kept
 from medvllm.sources.snapshot import Snapshot, read_json
@@ -114,7 +114,7 @@ class Bundle:
     def moved(self, name: str) -> str | None:
         """Return the commit that this machine knows for a model's branch, where it is not the bundle's."""
         model, branch = self.locked[name], self.branches.get(name)
-        known = ledger().commit(hub.endpoint(), model.source, branch) if branch is not None else None
+        known = digest_cache().commit(hub.endpoint(), model.source, branch) if branch is not None else None
         return known if known != model.commit else None
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from medvllm import progress
 from medvllm.errors import SourceError
+from medvllm.sources.digest_cache import digest_cache
 from medvllm.sources.edge import unusable
 from medvllm.sources.fingerprint import Fingerprint, Stamp, stamp
-from medvllm.sources.ledger import ledger
 
 _CHUNK = 1 << 20
 _SETTLED_NS = (
@@ -38,7 +38,7 @@ def digests(folder: Path, names: Iterable[str], *, fresh: bool = False) -> dict[
 def hashed(folder: Path, names: Iterable[str], *, fresh: bool = False) -> tuple[dict[str, Digest], Fingerprint]:
     """Return the digest of each of a folder's files, by name, and the files' fingerprint when they were hashed."""
     stamps = {name: stamp(folder / name) for name in sorted(names)}
-    remembered = {} if fresh else ledger().digests(stamps.values())
+    remembered = {} if fresh else digest_cache().digests(stamps.values())
     known = {name: remembered.get(seen) for name, seen in stamps.items()}
     total = sum(stamps[name][2] for name, sha256 in known.items() if sha256 is None)
     found: dict[str, Digest] = {}
@@ -51,7 +51,7 @@ def hashed(folder: Path, names: Iterable[str], *, fresh: bool = False) -> tuple[
                 if time.time_ns() - stamps[name][4] > _SETTLED_NS:
                     settled[stamps[name]] = sha256
             found[name] = Digest(stamps[name][2], sha256)
-    ledger().keep_digests(settled)
+    digest_cache().keep_digests(settled)
     return found, Fingerprint.at(folder, stamps)
 
 

@@ -36,10 +36,10 @@ from medvllm.files import chmod, common_mode, make_own, place, point, write_whol
 from medvllm.names import is_commit
 from medvllm.progress import is_terminal
 from medvllm.sources.digest import Digest, described, digests, git_oid, hashed
+from medvllm.sources.digest_cache import digest_cache
 from medvllm.sources.edge import unusable
 from medvllm.sources.fingerprint import Fingerprint
 from medvllm.sources.layout import Layout, decide, present
-from medvllm.sources.ledger import ledger
 from medvllm.sources.provenance import origin
 from medvllm.sources.snapshot import Snapshot, read_json
 from medvllm.turns import turn
@@ -99,7 +99,7 @@ def commit_of(repo: str, revision: str | None) -> str:
     """Return the commit that is meant; a branch or tag is asked for once, and what it was is kept."""
     if is_commit(revision):
         return revision
-    return ledger().commit(endpoint(), repo, revision or "main") or refreshed(repo, revision)
+    return digest_cache().commit(endpoint(), repo, revision or "main") or refreshed(repo, revision)
 
 
 def refreshed(repo: str, revision: str | None) -> str:
@@ -107,7 +107,7 @@ def refreshed(repo: str, revision: str | None) -> str:
     if is_commit(revision):
         return revision
     commit = _commit(repo, revision or "main")
-    ledger().keep_commit(endpoint(), repo, revision or "main", commit)
+    digest_cache().keep_commit(endpoint(), repo, revision or "main", commit)
     return commit
 
 
@@ -124,7 +124,7 @@ def listing_file(repo: str, commit: str) -> Path:
 
 
 def land(repo: str, commit: str, branch: str | None, files: Mapping[str, Path], listing: Path) -> None:
-    """Put a commit's files into the Hub's cache, as a download would have left them, and its branch into the ledger.
+    """Put a commit's files into the Hub's cache, as a download would have left them, and remember its branch.
 
     DigestMismatchError: they are not the files of the commit's listing; the cache is then as it was.
     """
@@ -164,7 +164,7 @@ def land(repo: str, commit: str, branch: str | None, files: Mapping[str, Path], 
             if not point(target, os.path.relpath(blob, target.parent)):
                 blob.replace(target)  # as huggingface_hub has it where there are no links
     if branch is not None:
-        ledger().keep_commit(endpoint(), repo, branch, commit)
+        digest_cache().keep_commit(endpoint(), repo, branch, commit)
 
 
 def endpoint() -> str:
@@ -424,7 +424,7 @@ def _inspect(wanted: _Wanted, *, fresh: bool = False) -> _Cached:
     path, listing = folder_of(repo, commit), _listing(repo, commit)
     places = Fingerprint() if listing is not None else Fingerprint.of([path])
     names = present(path) if listing is None else list(listing)
-    given = ledger().listing(endpoint(), repo, commit)
+    given = digest_cache().listing(endpoint(), repo, commit)
 
     def flaw_of(name: str, digest: Digest) -> str | None:
         size, identifier = (listing or {}).get(name) or (digest.size, _blob_name(path, name))
@@ -531,7 +531,7 @@ def _list(repo: str, commit: str, tries: int = len(_WAITS_S) + 1) -> None:
         make_own(own.parent)
         write_whole(own, content.encode(), private=True)
         kept = own
-    ledger().keep_listing(endpoint(), repo, commit, _digest_of(_read_listing(kept)))
+    digest_cache().keep_listing(endpoint(), repo, commit, _digest_of(_read_listing(kept)))
 
 
 def _digest_of(listing: Mapping[str, tuple[int, str]]) -> str:

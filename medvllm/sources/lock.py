@@ -34,12 +34,12 @@ class Lock:
 
     @staticmethod
     def place() -> Path:
-        """Return the file that is in force: what MEDVLLM_LOCK names, else `medvllm.lock` in the working directory.
+        """Return the file that is in force: what MEDVLLM_LOCK_FILE names, else `medvllm.lock` in the working directory.
 
         Where MEDVLLM_REQUIRE_LOCK is set, a file that merely lies in the working directory approves nothing: it may
         have come with the models. It is then the one in MEDVLLM_HOME.
         """
-        stated = settings.LOCK()
+        stated = settings.LOCK_FILE()
         if stated is not None:
             return stated
         if settings.REQUIRE_LOCK():
@@ -53,7 +53,7 @@ class Lock:
     def current(cls) -> "Lock":
         """Return the lock that is in force."""
         file = cls.place()
-        if settings.LOCK() is None:
+        if settings.LOCK_FILE() is None:
             try:
                 os.lstat(file)
             except OSError:  # also where the working directory may not be searched
@@ -91,8 +91,8 @@ class Lock:
         """
         found, name = self.known(metadata), metadata.reference
         if found is None and settings.REQUIRE_LOCK():
-            own = Path(_NAME).absolute() if settings.LOCK() is None and os.path.isfile(_NAME) else None
-            other = "" if own is None else f"\nOr, if the lock in this folder is yours: export MEDVLLM_LOCK={own}"
+            own = Path(_NAME).absolute() if settings.LOCK_FILE() is None and os.path.isfile(_NAME) else None
+            other = "" if own is None else f"\nOr, if the lock in this folder is yours: export MEDVLLM_LOCK_FILE={own}"
             raise DigestMismatchError(
                 f"Model {name!r} is not in {self.file}, and only locked models may be loaded "
                 f"({settings.REQUIRE_LOCK.name}).\nTo approve it: medvllm lock {name}{other}",
@@ -198,7 +198,7 @@ def _turn(file: Path) -> Iterator[None]:
     beside = place.with_name(f".{place.name}.turn")
     with ExitStack() as stack:
         if os.access(place.parent, os.W_OK):
-            stack.enter_context(turn(beside, setting="MEDVLLM_LOCK", private=False))
+            stack.enter_context(turn(beside, setting="MEDVLLM_LOCK_FILE", private=False))
             stack.callback(_unlinked, beside)  # who waits for it notices
         stack.enter_context(_held(place))
         yield

@@ -28,7 +28,7 @@ _MOST_LABELS = 1000
 
 
 def read(entry: ModelMetadata) -> dict[str, Any]:
-    """Return the facts that an entry's folder states and the entry does not, by keyword, with their evidence.
+    """Return the facts that an entry's folder states and the entry does not, by keyword, with their provenance.
 
     Raises:
         SourceError: The folder is not there, or holds no model that can be loaded.
@@ -42,7 +42,7 @@ def read(entry: ModelMetadata) -> dict[str, Any]:
     found = {fact: value for fact, value in _facts(snapshot).items() if getattr(stated, fact) is None}
     if not found:
         return {}
-    return found | {"evidence": dict.fromkeys(found, READ) | entry.evidence}
+    return found | {"provenance": dict.fromkeys(found, READ) | entry.provenance}
 
 
 def nameless_labels(name: str, last: int) -> WeightsMismatchError:

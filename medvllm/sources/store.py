@@ -17,10 +17,10 @@ from medvllm.metadata import ModelMetadata
 from medvllm.names import ModelRef, parse
 from medvllm.sources import conversion, prepared
 from medvllm.sources.digest import key_of
+from medvllm.sources.digest_cache import digest_cache
 from medvllm.sources.edge import edge
 from medvllm.sources.fingerprint import stamp
 from medvllm.sources.folder import located
-from medvllm.sources.ledger import ledger
 from medvllm.sources.lock import Lock, LockedModel
 
 Kind = Literal["models", "converted", "prepared", "views", "leftovers", "Hub"]
@@ -58,7 +58,7 @@ class Users:
 
     Attributes:
         entries: The entries of the catalogue, every version, by reference.
-        running: What processes hold, by their name: snapshots as `resident` has them, a path or repo@commit.
+        running: What processes hold, by their name: snapshots as `loaded_models` has them, a path or repo@commit.
     """
 
     entries: Mapping[str, ModelMetadata]
@@ -199,7 +199,7 @@ def _may_be(folders: Iterable[Path], name: str, sha256: str) -> bool:
     for folder in folders:
         with suppress(OSError):
             file = stamp(folder / name)
-            if ledger().digests([file]).get(file, sha256) == sha256:
+            if digest_cache().digests([file]).get(file, sha256) == sha256:
                 return True
     return False
 

@@ -49,7 +49,7 @@ class Database(Forked, ABC):
         """Give a connection for one change: all of it is kept, or nothing. Processes take turns."""
         with self._translated("written"):
             self._prepare()
-        with self._translated("written"), self._turn(self._engine()) as connection:
+        with self._translated("written"), self._transaction(self._engine()) as connection:
             yield connection
 
     @contextmanager
@@ -64,7 +64,7 @@ class Database(Forked, ABC):
         backup = None
         with self._translated("written"):
             self._prepare()
-        with self._translated("migrated"), self._connect() as engine, self._turn(engine) as connection:
+        with self._translated("migrated"), self._connect() as engine, self._transaction(engine) as connection:
             before = schema.version(connection, self.where)
             if before != revision:
                 if before is not None:
@@ -144,7 +144,7 @@ class Database(Forked, ABC):
             engine.dispose()
 
     @contextmanager
-    def _turn(self, engine: Engine) -> Iterator[Connection]:
+    def _transaction(self, engine: Engine) -> Iterator[Connection]:
         """Give a connection in a transaction of which there is one at a time."""
         with engine.connect().execution_options(writes=True) as connection, connection.begin():
             yield connection
@@ -187,7 +187,7 @@ class Database(Forked, ABC):
         if row is None or type(row[0]) is not int:
             raise CatalogError(
                 f"Catalogue {self.where} is damaged: it does not say what state it is in.\n"
-                "See what is wrong: medvllm history --check",
+                "See what is wrong: medvllm history verify",
                 path=self.where,
             )
         return int(row[0])

@@ -90,7 +90,7 @@ def end_of(connection: Connection) -> tuple[int, str]:
     if len(found) != 1 or type(found[0].length) is not int or not isinstance(found[0].hash, str):
         raise CatalogError(
             "The catalogue is damaged: it does not say where its history ends.\n"
-            "See what is wrong: medvllm history --check"
+            "See what is wrong: medvllm history verify"
         )
     return found[0].length, found[0].hash
 
@@ -108,7 +108,7 @@ def events(connection: Connection, name: str | None, since: str | None) -> Itera
             if event is None:
                 raise CatalogError(
                     f"The history is damaged: event {row.seq} is not what was written.\n"
-                    "What else is wrong: medvllm history --check"
+                    "What else is wrong: medvllm history verify"
                 )
             yield event
 

@@ -135,8 +135,8 @@ class PostgresServer(Database):
         )
 
     @contextmanager
-    def _turn(self, engine: Engine) -> Iterator[Connection]:
-        with super()._turn(engine) as connection:
+    def _transaction(self, engine: Engine) -> Iterator[Connection]:
+        with super()._transaction(engine) as connection:
             self._ask_at = 0.0
             connection.execute(select(func.set_config("lock_timeout", f"{WAIT_S}s", True)))
             # Not a row's: before a migration there are no tables.

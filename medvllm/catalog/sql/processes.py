@@ -8,7 +8,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from medvllm.catalog.sql.store import SqlStore
 from medvllm.catalog.sql.tables import processes
-from medvllm.presence.board import GONE_S, Kept
+from medvllm.processes.board import GONE_S, Kept
 
 _MOST = 10_000  # notes
 

@@ -33,7 +33,7 @@ class Replay:
             facts = dict(event.detail["facts"])
             self._versions[name, number] = facts
             self._newest[name] = max(number, self._newest.get(name, 0))
-            self._others[name, number] = set(facts.get("aliases", ()))
+            self._others[name, number] = set(facts.get("also_known_as", ()))
         elif event.action == "changed":
             facts = {**self._versions.get((name, number), {}), **event.detail["facts"]}
             self._versions[name, number] = {fact: value for fact, value in facts.items() if value is not None}

@@ -16,7 +16,7 @@ def facts_of(row: Row[Any]) -> dict[str, Any]:
     if sha256(row.facts) != row.sha256:
         raise CatalogError(
             f"The catalogue is damaged: version {row.number} of model {row.name!r} is not what was written.\n"
-            "Restore a backup of it. What else is wrong: medvllm history --check",
+            "Restore a backup of it. What else is wrong: medvllm history verify",
             model=row.name,
         )
     facts: dict[str, Any] = json.loads(row.facts)

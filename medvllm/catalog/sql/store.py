@@ -17,7 +17,7 @@ from medvllm.catalog.sql.rows import facts_of, list_aliases, list_names, number_
 from medvllm.catalog.sql.schema import HEAD
 from medvllm.catalog.sql.sqlite import SqliteFile
 from medvllm.catalog.sql.tables import aliases, names, other_names, versions
-from medvllm.catalog.sql.turn import Turn
+from medvllm.catalog.sql.transaction import Transaction
 
 # What a name means, alone, with a number or with an alias; made once, as making one takes longer than asking it.
 _NAMED = select(versions).where(versions.c.name == bindparam("name"))
@@ -52,13 +52,13 @@ class SqlStore:
         self._database.close()
 
     @contextmanager
-    def turn(self) -> Iterator[Turn]:
+    def transaction(self) -> Iterator[Transaction]:
         """Give the catalogue for one change; all of it is kept, or, after an error or without `is_kept`, nothing."""
         with self._database.writing() as connection:
             journal = Journal(connection)
-            turn = Turn(journal)
-            yield turn
-            if turn.is_kept:
+            transaction = Transaction(journal)
+            yield transaction
+            if transaction.is_kept:
                 journal.close()
             else:
                 connection.rollback()

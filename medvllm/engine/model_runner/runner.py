@@ -13,8 +13,8 @@ from medvllm.receipt import Receipt
 from medvllm.words import usual_task
 
 if TYPE_CHECKING:
+    from medvllm.engine.model_runner.entities import Entities
     from medvllm.engine.model_runner.filling import Fill
-    from medvllm.engine.model_runner.tagging import Tags
     from medvllm.engine.model_runner.tasks import Embeddings
 
 
@@ -53,40 +53,40 @@ class ModelRunner:
         result: list[list[list[Fill]]] = self.run("fill-mask", texts, top_k=top_k)[0]
         return result
 
-    def tag(self, texts: Iterable[str]) -> "list[Tags]":
+    def entities(self, texts: Iterable[str]) -> "list[Entities]":
         """Return the spans that a tagger finds in each text: entities, or what a de-identifier would take out."""
-        result: list[Tags] = self.run("ner", texts)[0]
+        result: list[Entities] = self.run("ner", texts)[0]
         return result
 
-    def accept(self, *, reason: str | None = None) -> ModelMetadata:
+    def record_baseline(self, *, reason: str | None = None) -> ModelMetadata:
         """Record what the model makes of a few synthetic inputs into its entry, and return that; see `drift`.
 
         A stored version keeps it, an entry of this process as long as the process; a built-in one is stored as a copy.
         """
-        from medvllm.engine.model_runner.acceptance import cases
+        from medvllm.engine.model_runner.baseline import cases
 
         self._check_entry()
         name = self._registry.get_metadata(self._name).reference  # before anything is loaded
         with self._registry.lease(name, **self._options) as lease, answering(name):
             made = cases(lease)
-        return self._registry.accept(name, made, reason=reason)
+        return self._registry.record_baseline(name, made, reason=reason)
 
-    def drift(self) -> dict[str, str]:
+    def check_baseline(self) -> dict[str, str]:
         """Run the entry's acceptance tests again, and return how each that fails differs; {} when all pass.
 
         CatalogError: the entry has none.
         """
-        from medvllm.engine.model_runner.acceptance import drift
+        from medvllm.engine.model_runner.baseline import drift
 
         self._check_entry()
         metadata = self._registry.get_metadata(self._name)
-        if not metadata.acceptance:
+        if not metadata.baseline:
             raise CatalogError(
-                f"Model {metadata.name!r} has no acceptance tests.\nRecord them with: medvllm accept {metadata.name}",
+                f"Model {metadata.name!r} has no baseline.\nRecord one with: medvllm baseline record {metadata.name}",
                 model=metadata.name,
             )
         with self._registry.lease(metadata.reference, **self._options) as lease, answering(metadata.name):
-            return drift(lease, metadata.acceptance)
+            return drift(lease, metadata.baseline)
 
     def run(self, task: str | None, texts: Iterable[Text], **arguments: Any) -> tuple[Any, str, Receipt]:
         """Return the task's result, the task (the model's own when None) and the receipt of what answered.

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from medvllm import progress
 from medvllm.engine.model_runner.batches import batches, check_numbers, encoder_of, run, unsound
+from medvllm.engine.model_runner.entities import find_entities
 from medvllm.engine.model_runner.filling import fill_mask
 from medvllm.engine.model_runner.inputs import Text, check_pairs, plain_texts
 from medvllm.engine.model_runner.pooling import Pool, finish
 from medvllm.engine.model_runner.prompts import choose, token_count
-from medvllm.engine.model_runner.tagging import tag
 from medvllm.engine.model_runner.windows import Coverage, split
 from medvllm.errors import RequestError, nearest, offer
 from medvllm.heads import task_of
@@ -68,7 +68,12 @@ def embed(
     return Embeddings(vectors, coverage)
 
 
-TASKS: dict[str, Callable[..., Any]] = {"embed": embed, "fill-mask": fill_mask, "ner": tag, "deid": tag}
+TASKS: dict[str, Callable[..., Any]] = {
+    "embed": embed,
+    "fill-mask": fill_mask,
+    "ner": find_entities,
+    "deid": find_entities,
+}
 
 
 def check_task(task: str, arguments: Mapping[str, Any]) -> None:

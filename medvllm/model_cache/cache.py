@@ -12,14 +12,14 @@ from typing import Any, Generic, Protocol
 
 from medvllm.errors import BudgetError, DeviceMemoryError, LoadError, SettingError
 from medvllm.forking import Forked, register
+from medvllm.model_cache.accounts import Accounts, CachedModel, I
+from medvllm.model_cache.flight import Flight
+from medvllm.model_cache.plan import Fit, Leaving, Need, Plan
+from medvllm.model_cache.policy import is_expired, order, why
+from medvllm.model_cache.refusal import refusal
+from medvllm.model_cache.statistics import Counts, Reason, Statistics
+from medvllm.model_cache.thrash import Reloads
 from medvllm.quantities import PINNED
-from medvllm.residency.accounts import Accounts, I, Resident
-from medvllm.residency.flight import Flight
-from medvllm.residency.plan import Fit, Leaving, Need, Plan
-from medvllm.residency.policy import is_expired, order, why
-from medvllm.residency.refusal import refusal
-from medvllm.residency.statistics import Counts, Reason, Statistics
-from medvllm.residency.thrash import Reloads
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ _LINGER_S = 2.0  # after its last lease a model is noted as leased for so long: 
 _FORK_S = 1.0  # that a fork waits for a thread to leave the books in order
 
 
-class Weighed(Protocol):
+class LoadResult(Protocol):
     """What a load function returns. `how` the model came to be, and why the next load cannot be a replay, if so."""
 
     @property
@@ -74,12 +74,12 @@ class ModelCache(Forked, Generic[I]):
         self._clock = clock
         self._new_locks()
         self._queue: deque[tuple[object, str]] = deque()  # loads that wait for room on a device, in order
-        self._flights: dict[I, Flight[Resident[I]]] = {}
+        self._flights: dict[I, Flight[CachedModel[I]]] = {}
         self._accounts: Accounts[I] = Accounts()
         self._counts = Counts()
         self._reloads = Reloads()
         self._alarm: threading.Timer | None = None
-        self._returned: deque[Resident[I]] = deque()  # leases that ended while this thread held the lock
+        self._returned: deque[CachedModel[I]] = deque()  # leases that ended while this thread held the lock
         self._unsaid: deque[tuple[int, str]] = deque()  # for the log, once the lock is free
         register(self)
 
@@ -102,38 +102,38 @@ class ModelCache(Forked, Generic[I]):
         self._queue.clear()
         self._unsaid.clear()
         self._flights, self._accounts.reserved = {}, {}
-        for resident in self._accounts.residents.values():
-            resident.is_noted = False
+        for cached in self._accounts.models.values():
+            cached.is_noted = False
         if self._alarm is not None:
             self._set_alarm()
 
-    def hit(self, resident: Resident[I], *, lease: bool = False) -> bool:
+    def hit(self, cached: CachedModel[I], *, lease: bool = False) -> bool:
         """Count a use of a model that the caller found before; False when it has left since."""
         now = self._clock()
         # No call inside: a thread that is switched out while it holds the lock makes all others queue.
         with self._lock:
-            if not resident.present:
+            if not cached.present:
                 return False
-            resident.hits += 1
-            resident.last_used = now
-            resident.leases += lease
-            resident.leaving = False
+            cached.hits += 1
+            cached.last_used = now
+            cached.leases += lease
+            cached.leaving = False
             self._counts.hits += 1
-        if lease and not resident.is_noted:
-            self._tell(resident)
+        if lease and not cached.is_noted:
+            self._tell(cached)
         return True
 
     def get(
         self,
         identity: I,
-        load: Callable[[], Weighed],
+        load: Callable[[], LoadResult],
         *,
         need: Need | None = None,
         lease: bool = False,
         keep_alive: float | None = None,
         may_wait: bool = True,
-    ) -> Resident[I]:
-        """Return the resident model of `identity`; callers that come during a load share it.
+    ) -> CachedModel[I]:
+        """Return the cached model of `identity`; callers that come during a load share it.
 
         With `lease`, the model is leased before any other thread can evict it; give it back with `release`.
         `keep_alive` is how long it stays after its last use, from now on; None leaves that as it is. A caller that is
@@ -143,9 +143,9 @@ class ModelCache(Forked, Generic[I]):
         need = need or Need()
         with self._lock:
             self._settle_returned()
-            resident = self._use(identity, lease, keep_alive, need)
-            if resident is not None:
-                return resident
+            cached = self._use(identity, lease, keep_alive, need)
+            if cached is not None:
+                return cached
             flight = self._flights.get(identity)
             if first := flight is None:
                 flight = self._flights[identity] = Flight()
@@ -160,22 +160,22 @@ class ModelCache(Forked, Generic[I]):
         if not first and not may_wait:
             return replace(self.copy(identity, load, need=need, may_wait=False), leases=int(lease))
 
-        def make() -> Resident[I]:
+        def make() -> CachedModel[I]:
             return self._load(identity, load, need, may_wait, flight)
 
-        def landed(resident: Resident[I]) -> None:
+        def landed(cached: CachedModel[I]) -> None:
             with self._lock:
                 self._flown(identity, flight)
-                flight.value = resident
-                resident.leases, resident.leaving = flight.waiting, flight.leaving
-                resident.is_noted = resident.leases > 0
-                resident.keep_alive = need.keep_alive if flight.keep_alive is None else flight.keep_alive
-                self._accounts.residents[identity] = resident
+                flight.value = cached
+                cached.leases, cached.leaving = flight.waiting, flight.leaving
+                cached.is_noted = cached.leases > 0
+                cached.keep_alive = need.keep_alive if flight.keep_alive is None else flight.keep_alive
+                self._accounts.models[identity] = cached
                 self._accounts.reserved.pop(flight, None)
                 self._limits.changed()
-                self._settle(resident)
+                self._settle(cached)
                 # It may weigh more than was expected. It is in its caller's hands, so that it goes last.
-                self._trim(resident.device, last=resident)
+                self._trim(cached.device, last=cached)
 
         def failed() -> None:
             with self._lock:
@@ -191,8 +191,8 @@ class ModelCache(Forked, Generic[I]):
             raise
 
     def copy(
-        self, identity: I, load: Callable[[], Weighed], *, need: Need | None = None, may_wait: bool = True
-    ) -> Resident[I]:
+        self, identity: I, load: Callable[[], LoadResult], *, need: Need | None = None, may_wait: bool = True
+    ) -> CachedModel[I]:
         """Return a model that is the caller's own: it counts for as long as the caller holds it."""
         ticket = object()
         with self._lock:
@@ -208,9 +208,9 @@ class ModelCache(Forked, Generic[I]):
             self._trim(own.device, last=own)
         return own
 
-    def release(self, resident: Resident[I]) -> None:
+    def release(self, cached: CachedModel[I]) -> None:
         """Give a lease back."""
-        self._returned.append(resident)
+        self._returned.append(cached)
         # A generator that holds a lease may be collected while this very thread changes the books: then it waits.
         if not self._lock._is_owned():  # type: ignore[attr-defined]
             with self._lock:
@@ -224,14 +224,14 @@ class ModelCache(Forked, Generic[I]):
         with self._lock:
             for identity, flight in self._flights.items():
                 flight.leaving |= name is None or identity.name == name
-            chosen = [r for r in self._accounts.residents.values() if name is None or r.identity.name == name]
-            for resident in chosen:
-                resident.leaving = True
-                if not resident.leases:
-                    self._drop(resident, reason)
+            chosen = [r for r in self._accounts.models.values() if name is None or r.identity.name == name]
+            for cached in chosen:
+                cached.leaving = True
+                if not cached.leases:
+                    self._drop(cached, reason)
             if self._alarm is not None:
                 self._set_alarm()
-            return sum(not resident.leases for resident in chosen)
+            return sum(not cached.leases for cached in chosen)
 
     def leave(self, identity: I, reason: Reason) -> bool:
         """Let one model go, unless it is leased; return whether it went."""
@@ -241,21 +241,21 @@ class ModelCache(Forked, Generic[I]):
     def take(self, identity: I, reason: Reason) -> Any | None:
         """Take a model out and return it, to be the caller's own; None when it is not here, or leased."""
         with self._lock:
-            resident = self._drop_unleased(identity, reason)
-            if resident is None:
+            cached = self._drop_unleased(identity, reason)
+            if cached is None:
                 return None
             del self._accounts.held[identity]
-            return resident.model
+            return cached.model
 
     def expire(self) -> int:
         """Let the models go that have been idle for as long as they were to stay; return how many left."""
         with self._lock:
             now = self._clock()
-            idle = [r for r in self._accounts.residents.values() if not r.leases and is_expired(r, now)]
-            for resident in idle:
-                idle_s = now - resident.last_used
-                self._unsaid.append((logging.INFO, f"evicted {resident.identity.name!r} after {idle_s:.0f} s idle"))
-                self._drop(resident, "expired")
+            idle = [r for r in self._accounts.models.values() if not r.leases and is_expired(r, now)]
+            for cached in idle:
+                idle_s = now - cached.last_used
+                self._unsaid.append((logging.INFO, f"evicted {cached.identity.name!r} after {idle_s:.0f} s idle"))
+                self._drop(cached, "expired")
             self._set_alarm()
             count = len(idle)
         self._say()
@@ -265,8 +265,8 @@ class ModelCache(Forked, Generic[I]):
         """Return what a load of `identity` would take and who would leave for it; nothing changes."""
         with self._lock:
             plan = self._plan(identity, need)
-            if identity in self._accounts.residents or identity in self._accounts.held:
-                return replace(plan, fit="resident", leaving=(), load_s=0.0)
+            if identity in self._accounts.models or identity in self._accounts.held:
+                return replace(plan, fit="loaded", leaving=(), load_s=0.0)
             return plan
 
     def statistics(self) -> Statistics:
@@ -277,47 +277,47 @@ class ModelCache(Forked, Generic[I]):
             }
             return self._counts.frozen(devices, self._reloads.per_minute(self._clock()))
 
-    def residents(self) -> list[tuple[Resident[I], bool]]:
+    def models(self) -> list[tuple[CachedModel[I], bool]]:
         """Return the models in memory, each with whether only a caller holds it: evicted, or its own copy."""
         with self._lock:
             self._settle_returned()
             self._accounts.forget_dead()
-            inside = [(resident, False) for resident in self._accounts.residents.values()]
-            return inside + [(resident, True) for resident in self._accounts.outside()]
+            inside = [(cached, False) for cached in self._accounts.models.values()]
+            return inside + [(cached, True) for cached in self._accounts.outside()]
 
-    def noted(self) -> list[tuple[Resident[I], bool]]:
+    def noted(self) -> list[tuple[CachedModel[I], bool]]:
         """Return the same for the note of this process: what is leased then is known to others as leased."""
         with self._lock:
-            found = self.residents()
-            for resident, _ in found:
-                lingers = resident.is_noted and self.idle_s(resident) < _LINGER_S
-                resident.is_noted = resident.leases > 0 or lingers
+            found = self.models()
+            for cached, _ in found:
+                lingers = cached.is_noted and self.idle_s(cached) < _LINGER_S
+                cached.is_noted = cached.leases > 0 or lingers
             return found
 
-    def idle_s(self, resident: Resident[I]) -> float:
+    def idle_s(self, cached: CachedModel[I]) -> float:
         """Return how long ago a model was used last."""
-        return self._clock() - resident.last_used
+        return self._clock() - cached.last_used
 
     def __contains__(self, name: object) -> bool:
         with self._lock:
-            return any(identity.name == name for identity in self._accounts.residents)
+            return any(identity.name == name for identity in self._accounts.models)
 
     def __iter__(self) -> Iterator[str]:
         with self._lock:
-            return iter(list(dict.fromkeys(identity.name for identity in self._accounts.residents)))
+            return iter(list(dict.fromkeys(identity.name for identity in self._accounts.models)))
 
     def __len__(self) -> int:
         with self._lock:
-            return len(self._accounts.residents)
+            return len(self._accounts.models)
 
     def _load(
-        self, identity: I, load: Callable[[], Weighed], need: Need, may_wait: bool, ticket: object
-    ) -> Resident[I]:
+        self, identity: I, load: Callable[[], LoadResult], need: Need, may_wait: bool, ticket: object
+    ) -> CachedModel[I]:
         """Return a model that was loaded into room of its own; its bytes are then reserved under `ticket`."""
         is_loaded = False
         try:
             self._make_room(identity, need, ticket, may_wait)
-            loaded: Weighed | None = None
+            loaded: LoadResult | None = None
             try:
                 loaded = load()
             except DeviceMemoryError:
@@ -328,7 +328,7 @@ class ModelCache(Forked, Generic[I]):
                 loaded = load()
             now = self._clock()
             weight = loaded.size_bytes, loaded.load_s, loaded.reload_s, loaded.mapped_bytes
-            resident = Resident(identity, loaded.model, need.device, *weight, loaded_at=time.time(), last_used=now)
+            cached = CachedModel(identity, loaded.model, need.device, *weight, loaded_at=time.time(), last_used=now)
             with self._lock:
                 is_loaded = True
                 self._counts.loads += 1
@@ -343,7 +343,7 @@ class ModelCache(Forked, Generic[I]):
                 if warning:
                     self._unsaid.append((logging.WARNING, warning))
             self._say()
-            return resident
+            return cached
         except BaseException:
             with self._lock:
                 self._counts.failed_loads += not is_loaded
@@ -396,74 +396,74 @@ class ModelCache(Forked, Generic[I]):
 
     def _is_crowded(self) -> bool:
         most = self._limits.max_models()
-        return most is not None and len(self._accounts.residents) + len(self._accounts.reserved) >= most
+        return most is not None and len(self._accounts.models) + len(self._accounts.reserved) >= most
 
     def _evict_for(self, need: Need) -> list["weakref.ref[Any]"]:
         """Let models leave, one after the other, until a load has room; return those that are not free yet."""
         gone: list[weakref.ref[Any]] = []
-        leaving = order(self._accounts.residents.values(), self._clock())[::-1]
+        leaving = order(self._accounts.models.values(), self._clock())[::-1]
         while leaving and self._lacks(need):
-            resident = leaving.pop()
+            cached = leaving.pop()
             crowded = self._is_crowded()
-            if crowded or resident.device == need.device:
+            if crowded or cached.device == need.device:
                 now = self._clock()
-                reason = f"evicted {resident.identity.name!r} to make room: {why(resident, now)}"
+                reason = f"evicted {cached.identity.name!r} to make room: {why(cached, now)}"
                 self._unsaid.append((logging.INFO, reason))
-                self._reloads.left(resident.identity, resident.device, resident.size_bytes, now)
-                gone.append(weakref.ref(resident.model))
-                self._drop(resident, "count" if crowded else "room")
-            del resident  # else its model would stay for as long as this variable
+                self._reloads.left(cached.identity, cached.device, cached.size_bytes, now)
+                gone.append(weakref.ref(cached.model))
+                self._drop(cached, "count" if crowded else "room")
+            del cached  # else its model would stay for as long as this variable
         return [model for model in gone if model() is not None]
 
     def _may_leave(self, device: str) -> bool:
         """Return whether any model may leave a device."""
         with self._lock:
-            return any(r.device == device for r in order(self._accounts.residents.values(), self._clock()))
+            return any(r.device == device for r in order(self._accounts.models.values(), self._clock()))
 
     def _clear(self, device: str) -> None:
         """Let all go that may leave a device that is out of memory."""
         with self._lock:
-            leaving = [r for r in order(self._accounts.residents.values(), self._clock()) if r.device == device]
+            leaving = [r for r in order(self._accounts.models.values(), self._clock()) if r.device == device]
             count = len(leaving)
             while leaving:
                 self._drop(leaving.pop(), "memory")
         logger.warning("%s is out of memory: %d models left, and the load is tried once more", device, count)
         self._limits.reclaim(device)
 
-    def _trim(self, device: str, last: Resident[I]) -> None:
+    def _trim(self, device: str, last: CachedModel[I]) -> None:
         """Let models leave until all is within its limits, `last` after all others."""
         try:
             limit, most = self._limits.budget(device), self._limits.max_models()
         except SettingError:  # changed to a wrong one meanwhile: the next load says so
             return
-        leaving = order(self._accounts.residents.values(), self._clock())
-        leaving.sort(key=lambda resident: resident is last)
+        leaving = order(self._accounts.models.values(), self._clock())
+        leaving.sort(key=lambda cached: cached is last)
         leaving.reverse()
         while leaving:
-            crowded = most is not None and len(self._accounts.residents) > most
+            crowded = most is not None and len(self._accounts.models) > most
             heavy = limit is not None and self._accounts.used(device) > limit
             if not crowded and not heavy:
                 return
-            resident = leaving.pop()
-            if crowded or resident.device == device:
-                self._drop(resident, "count" if crowded else "room")
-            del resident
+            cached = leaving.pop()
+            if crowded or cached.device == device:
+                self._drop(cached, "count" if crowded else "room")
+            del cached
 
     def _plan(self, identity: I, need: Need) -> Plan:
         now, limit, most = self._clock(), self._limits.budget(need.device), self._limits.max_models()
-        used, residents = self._accounts.used(need.device), self._accounts.residents.values()
+        used, models = self._accounts.used(need.device), self._accounts.models.values()
         over = used + need.size_bytes - limit if limit is not None else 0
-        surplus = len(residents) + len(self._accounts.reserved) + 1 - most if most is not None else 0
+        surplus = len(models) + len(self._accounts.reserved) + 1 - most if most is not None else 0
         leaving: list[Leaving] = []
-        for resident in order(residents, now):
+        for cached in order(models, now):
             if over <= 0 and surplus <= 0:
                 break
-            if surplus > 0 or resident.device == need.device:
+            if surplus > 0 or cached.device == need.device:
                 surplus -= 1
-                over -= resident.size_bytes if resident.device == need.device else 0
-                leaving.append(Leaving(resident.identity.name, resident.size_bytes, why(resident, now)))
-        pinned = [resident for resident in residents if resident.keep_alive == PINNED]
-        fixed = sum(resident.size_bytes for resident in pinned if resident.device == need.device)
+                over -= cached.size_bytes if cached.device == need.device else 0
+                leaving.append(Leaving(cached.identity.name, cached.size_bytes, why(cached, now)))
+        pinned = [cached for cached in models if cached.keep_alive == PINNED]
+        fixed = sum(cached.size_bytes for cached in pinned if cached.device == need.device)
         fit: Fit = "after eviction" if leaving else "now"
         if over > 0 or surplus > 0:
             never = (limit is not None and fixed + need.size_bytes > limit) or (
@@ -483,97 +483,97 @@ class ModelCache(Forked, Generic[I]):
         )
 
     def _refusal(self, plan: Plan, need: Need) -> BudgetError:
-        residents = self._accounts.residents.values()
-        pinned = [r for r in residents if r.keep_alive == PINNED and r.device == plan.device]
+        models = self._accounts.models.values()
+        pinned = [r for r in models if r.keep_alive == PINNED and r.device == plan.device]
         return refusal(plan, need, {r.identity.name: r.size_bytes for r in pinned}, self._limits.max_models())
 
-    def _tell(self, resident: Resident[I]) -> None:
-        resident.is_noted = True
+    def _tell(self, cached: CachedModel[I]) -> None:
+        cached.is_noted = True
         self._limits.changed()
 
-    def _flown(self, identity: I, flight: Flight[Resident[I]]) -> None:
+    def _flown(self, identity: I, flight: Flight[CachedModel[I]]) -> None:
         """Take out a load that is over, unless a fork has left it to its parent."""
         if self._flights.get(identity) is flight:
             del self._flights[identity]
 
-    def _withdraw(self, flight: Flight[Resident[I]]) -> None:
+    def _withdraw(self, flight: Flight[CachedModel[I]]) -> None:
         with self._lock:
             if flight.value is None:
                 flight.waiting -= 1
                 return
         self.release(flight.value)
 
-    def _use(self, identity: I, lease: bool, keep_alive: float | None, need: Need) -> Resident[I] | None:
-        resident = self._accounts.residents.get(identity)
-        is_back = resident is None
-        resident = resident or self._take_back(identity)
-        if resident is None:
+    def _use(self, identity: I, lease: bool, keep_alive: float | None, need: Need) -> CachedModel[I] | None:
+        cached = self._accounts.models.get(identity)
+        is_back = cached is None
+        cached = cached or self._take_back(identity)
+        if cached is None:
             return None
-        resident.hits += 1
-        resident.last_used = self._clock()
-        resident.leaving = False
+        cached.hits += 1
+        cached.last_used = self._clock()
+        cached.leaving = False
         self._counts.hits += 1
         if is_back:
-            resident.keep_alive = need.keep_alive
+            cached.keep_alive = need.keep_alive
         if keep_alive is not None:
-            resident.keep_alive = keep_alive
-        resident.leases += lease
-        if lease and not resident.is_noted:
-            self._tell(resident)
+            cached.keep_alive = keep_alive
+        cached.leases += lease
+        if lease and not cached.is_noted:
+            self._tell(cached)
         if is_back or keep_alive is not None:
-            self._settle(resident)
+            self._settle(cached)
         if is_back:
-            self._trim(resident.device, last=resident)
-        return resident
+            self._trim(cached.device, last=cached)
+        return cached
 
-    def _take_back(self, identity: I) -> Resident[I] | None:
-        reference, resident = self._accounts.held.pop(identity, (None, None))
+    def _take_back(self, identity: I) -> CachedModel[I] | None:
+        reference, cached = self._accounts.held.pop(identity, (None, None))
         model = reference() if reference is not None else None
-        if model is None or resident is None:
+        if model is None or cached is None:
             return None
-        resident.model, resident.present = model, True
-        self._accounts.residents[identity] = resident
+        cached.model, cached.present = model, True
+        self._accounts.models[identity] = cached
         self._limits.changed()
-        return resident
+        return cached
 
     def _settle_returned(self) -> None:
         """Take account of the leases that have ended."""
         while self._returned:
-            resident = self._returned.popleft()
-            resident.leases -= 1
-            resident.last_used = self._clock()
-            if self._accounts.residents.get(resident.identity) is resident:
-                self._settle(resident)
+            cached = self._returned.popleft()
+            cached.leases -= 1
+            cached.last_used = self._clock()
+            if self._accounts.models.get(cached.identity) is cached:
+                self._settle(cached)
             self._room.notify_all()
 
-    def _settle(self, resident: Resident[I]) -> None:
+    def _settle(self, cached: CachedModel[I]) -> None:
         """Let a model go that was to leave with its last lease; see to it that another leaves when its time comes."""
-        if not resident.leases and (resident.leaving or resident.keep_alive == 0):
-            self._drop(resident, "asked" if resident.leaving else "expired")
-        elif resident.keep_alive is not None:
+        if not cached.leases and (cached.leaving or cached.keep_alive == 0):
+            self._drop(cached, "asked" if cached.leaving else "expired")
+        elif cached.keep_alive is not None:
             self._set_alarm()
 
-    def _drop(self, resident: Resident[I], reason: Reason) -> None:
-        del self._accounts.residents[resident.identity]
-        resident.present = False
+    def _drop(self, cached: CachedModel[I], reason: Reason) -> None:
+        del self._accounts.models[cached.identity]
+        cached.present = False
         self._counts.evictions[reason] += 1
-        # A copy without the model: whoever has just been handed `resident` still reads its model.
-        kept = replace(resident, model=None, leaving=False, keep_alive=None)
-        self._accounts.held[resident.identity] = weakref.ref(resident.model), kept
+        # A copy without the model: whoever has just been handed `cached` still reads its model.
+        kept = replace(cached, model=None, leaving=False, keep_alive=None)
+        self._accounts.held[cached.identity] = weakref.ref(cached.model), kept
         self._limits.changed()
         self._room.notify_all()
 
-    def _drop_unleased(self, identity: I, reason: Reason) -> Resident[I] | None:
-        resident = self._accounts.residents.get(identity)
-        if resident is None or resident.leases:
+    def _drop_unleased(self, identity: I, reason: Reason) -> CachedModel[I] | None:
+        cached = self._accounts.models.get(identity)
+        if cached is None or cached.leases:
             return None
-        self._drop(resident, reason)
-        return resident
+        self._drop(cached, reason)
+        return cached
 
     def _set_alarm(self) -> None:
         """Have the next model that expires leave without being asked: one timer, while one is needed."""
-        residents = self._accounts.residents.values()
-        times = [r.last_used + r.keep_alive for r in residents if r.keep_alive not in (None, PINNED) and not r.leases]
+        cached = self._accounts.models.values()
+        times = [r.last_used + r.keep_alive for r in cached if r.keep_alive not in (None, PINNED) and not r.leases]
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None

@@ -16,7 +16,7 @@ from medvllm.sources import Snapshot
 _INCIDENTAL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
 
 
-def filled(metadata: ModelMetadata, stated: LoadOptions) -> LoadOptions:
+def with_defaults(metadata: ModelMetadata, stated: LoadOptions) -> LoadOptions:
     """Return `stated` with the rest from the entry, then from the settings.
 
     MissingDependencyError: a package that the model needs is not here. LoadError: the device is not, or the code of
@@ -24,7 +24,7 @@ def filled(metadata: ModelMetadata, stated: LoadOptions) -> LoadOptions:
     """
     check_requirements(metadata)
     code.check_allowed(metadata)
-    options = stated.filled(LoadOptions.stated(metadata.parameters))
+    options = stated.with_defaults(LoadOptions.from_kwargs(metadata.parameters))
     return replace(options, device=device.resolve(options.device or "cpu"))
 
 

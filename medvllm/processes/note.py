@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from medvllm.presence.process import Process
+from medvllm.processes.process import Process
 
 _MOST_TEXT = 4096  # characters of a name, a path or a class
 _MOST_PID = 2**31 - 1
@@ -14,7 +14,7 @@ _MOST_PID = 2**31 - 1
 
 @dataclass(frozen=True)
 class Note:
-    """A process, the name of its program, and the models that it holds, as `ModelRegistry.resident` has them."""
+    """A process, the name of its program, and the models that it holds, as `ModelRegistry.loaded_models` has them."""
 
     process: Process
     program: str

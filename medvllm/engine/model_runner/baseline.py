@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from medvllm.engine.model_runner.edge import running
-from medvllm.engine.model_runner.tagging import is_tagger, tag
+from medvllm.engine.model_runner.entities import find_entities, is_tagger
 from medvllm.engine.model_runner.tasks import embed
 from medvllm.errors import LoadError, RequestError
 from medvllm.model_registry import Lease
@@ -48,7 +48,7 @@ def drift(lease: Lease, accepted: Sequence[Mapping[str, Any]]) -> dict[str, str]
                 raise
             raise RequestError(
                 f"Acceptance test {number} of model {lease.metadata.name!r} cannot be read: {type(error).__name__}.\n"
-                f"Record them anew: medvllm accept {lease.metadata.name}",
+                f"Record them anew: medvllm baseline record {lease.metadata.name}",
                 model=lease.metadata.name,
             ) from error
         if flaw:
@@ -92,7 +92,7 @@ def _case(lease: Lease, inputs: Sequence[str]) -> dict[str, Any]:
     }
     case["tolerance"] = _TOLERANCE.get(case["dtype"], _COARSE)
     if is_tagger(model):
-        case["spans"] = [f"{span.start}-{span.end} {span.label}" for span in tag(lease, inputs)[0].spans]
+        case["spans"] = [f"{span.start}-{span.end} {span.label}" for span in find_entities(lease, inputs)[0].spans]
     return case
 
 

@@ -12,7 +12,7 @@ Reason = Literal["room", "count", "expired", "asked", "replaced", "memory", "asl
 class DeviceUse:
     """Bytes on one device: of models in memory, of others that callers hold, and kept for loads under way."""
 
-    resident_bytes: int
+    cached_bytes: int
     held_bytes: int
     reserved_bytes: int
     budget_bytes: int | None  # None: no limit

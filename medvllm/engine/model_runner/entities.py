@@ -15,7 +15,7 @@ from medvllm.model_registry import Lease
 
 
 @dataclass(frozen=True)
-class Tags:
+class Entities:
     """The spans of one text, in its order, and what of it they cover."""
 
     spans: list[Span]
@@ -26,7 +26,7 @@ class Tags:
         return vars(self.coverage) | {"spans": [vars(span) for span in self.spans]}
 
 
-def tag(lease: Lease, texts: Iterable[str]) -> list[Tags]:
+def find_entities(lease: Lease, texts: Iterable[str]) -> list[Entities]:
     """Return the spans that the model finds in each text; a word has the label of its first piece.
 
     A text longer than the model is read in overlapping windows; one without any token has no spans. RequestError: the
@@ -53,7 +53,7 @@ def tag(lease: Lease, texts: Iterable[str]) -> list[Tags]:
                     pieces[window.text].append((word, Word(*window.offsets[i], labels[chosen[i]], row[i])))
     check_numbers(lease, lacking)
     scheme = behaviour.label_scheme or scheme_of(labels.values())
-    return [Tags(decode(_joined(found), scheme), covered) for found, covered in zip(pieces, coverage, strict=True)]
+    return [Entities(decode(_joined(found), scheme), covered) for found, covered in zip(pieces, coverage, strict=True)]
 
 
 def is_tagger(model: Any) -> bool:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from medvllm.files import make_own
-from medvllm.presence.board import GONE_S, Kept
+from medvllm.processes.board import GONE_S, Kept
 
 _NAME = re.compile(r"([0-9a-f]{32})\.json")
 _LEFT = re.compile(r"\.[0-9a-f]{32}\.[0-9a-f]{8}\.partial")

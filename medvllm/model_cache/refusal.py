@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from medvllm.errors import BudgetError
+from medvllm.model_cache.plan import Need, Plan
 from medvllm.quantities import shown_size
-from medvllm.residency.plan import Need, Plan
 
 _UNITS = (10**6, "MB"), (10**3, "KB")
 
@@ -25,7 +25,7 @@ def refusal(plan: Plan, need: Need, pinned: Mapping[str, int], most: int | None)
     else:
         what = f"Not enough memory for {plan}"
         wanted = plan.used_bytes if plan.fit == "later" else sum(pinned.values())
-        raised = f"MEDVLLM_BUDGET={plan.device}={_above(wanted + plan.size_bytes)}"
+        raised = f"MEDVLLM_MEMORY_BUDGET={plan.device}={_above(wanted + plan.size_bytes)}"
     ways = []
     if plan.fit == "later":
         what += ", which callers hold"

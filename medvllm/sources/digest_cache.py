@@ -1,4 +1,4 @@
-"""What this machine has seen: commits of branches, digests of files, what models weigh. In `MEDVLLM_HOME/ledger.db`."""
+"""What this machine has seen: commits of branches, digests of files, sizes in memory. In `MEDVLLM_HOME/digests.db`."""
 
 import logging
 import sqlite3
@@ -39,7 +39,7 @@ _REST_S = 60.0  # in which nothing more is asked of one that somebody holds: a l
 _BROKEN = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR)  # the last: tables of other columns
 
 
-class Ledger:
+class DigestCache:
     """A memory that only saves work: without it (a read-only home, a damaged file), everything is looked up anew.
 
     A process remembers for itself what it has asked, so that a branch cannot move between two of its loads.
@@ -100,14 +100,14 @@ class Ledger:
         rows = [(*stamp, sha256) for stamp, sha256 in digests.items()]
         self._run_all("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?, ?)", rows)
 
-    def weight(self, what: str) -> tuple[int, float] | None:
+    def memory_estimate(self, what: str) -> tuple[int, float] | None:
         """Return the bytes and seconds that the last load of `what` took, or None."""
         if what not in self._weights:
             for size_bytes, load_s in self._run("SELECT size_bytes, load_s FROM weights WHERE what = ?", (what,)):
                 self._weights.setdefault(what, (size_bytes, load_s))
         return self._weights.get(what)
 
-    def keep_weight(self, what: str, size_bytes: int, load_s: float) -> None:
+    def keep_memory_estimate(self, what: str, size_bytes: int, load_s: float) -> None:
         """Remember what a load took; on disk only when its size is news."""
         known = self._weights.get(what)
         self._weights[what] = size_bytes, load_s
@@ -148,17 +148,17 @@ class Ledger:
             yield connection
 
     def _remove(self) -> None:
-        """Remove a damaged ledger, so that the next call begins a new one; its journal would damage that one too."""
+        """Remove a damaged database, and its journal, so that the next call begins a new one."""
         with suppress(OSError):
             for ending in ("-journal", "-wal", "-shm", ""):
                 self._file.with_name(f"{self._file.name}{ending}").unlink(missing_ok=True)
 
 
 @cache
-def _ledger(file: Path) -> Ledger:
-    return Ledger(file)
+def _digest_cache(file: Path) -> DigestCache:
+    return DigestCache(file)
 
 
-def ledger() -> Ledger:
-    """Return the ledger of the home folder that is set now."""
-    return _ledger(settings.HOME() / "ledger.db")
+def digest_cache() -> DigestCache:
+    """Return the digest cache of the home folder that is set now."""
+    return _digest_cache(settings.HOME() / "digests.db")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from medvllm.errors import LoadError, SourceError
-from medvllm.residency import ModelCache, Once
+from medvllm.model_cache import ModelCache, Once
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def test_threads_that_ask_during_a_load_share_it() -> None:
     with ThreadPoolExecutor(10) as pool:
         asked = [pool.submit(cache.get, key, loader) for _ in range(10)]
         _until(lambda: loader.calls == 1)
-        assert "m" not in cache and cache.residents() == [] and cache.residents() == []
+        assert "m" not in cache and cache.models() == [] and cache.models() == []
         loader.go.set()
         models = {id(future.result().model) for future in asked}
     assert (len(models), loader.calls) == (1, 1)
@@ -171,14 +171,14 @@ def test_an_evicted_model_that_a_caller_holds_comes_back_without_a_load() -> Non
     cache = ModelCache[Key]()
     held = cache.get(Key("m"), _ready()).model
     assert cache.evict("m") == 1
-    assert [evicted for _, evicted in cache.residents()] == [True]
+    assert [evicted for _, evicted in cache.models()] == [True]
     again = _ready()
     assert cache.get(Key("m"), again).model is held
     assert again.calls == 0 and "m" in cache
     cache.evict()
     del held
     gc.collect()
-    assert cache.residents() == []
+    assert cache.models() == []
     cache.get(Key("m"), again)
     assert again.calls == 1
 
@@ -273,7 +273,7 @@ def test_many_threads_on_few_models_never_load_one_twice_at_a_time() -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(work, range(8))) == 0
-    assert all(resident.leases == 0 for resident, _ in cache.residents())
+    assert all(resident.leases == 0 for resident, _ in cache.models())
 
 
 def test_keep_alive_goes_by_a_clock_that_nobody_sets() -> None:

@@ -14,9 +14,9 @@ from weakref import ReferenceType, ref
 
 from medvllm.errors import MedVLLMError
 from medvllm.forking import Forked, register
-from medvllm.presence.board import ALIVE_S, GONE_S, HEARTBEAT_S, Board
-from medvllm.presence.note import Note, essence
-from medvllm.presence.process import Process
+from medvllm.processes.board import ALIVE_S, GONE_S, HEARTBEAT_S, Board
+from medvllm.processes.note import Note, essence
+from medvllm.processes.process import Process
 
 _DELAY_S = 0.2  # changes within this time are one note
 _AGAIN_S = 2.0  # between two looks at what nothing tells the end of: leases, and models that only callers hold

@@ -4,7 +4,7 @@ from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 from medvllm.forking import Lock
-from medvllm.residency.flight import Flight
+from medvllm.model_cache.flight import Flight
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")

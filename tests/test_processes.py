@@ -18,7 +18,7 @@ import pytest
 
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
 from medvllm.errors import CatalogError
-from medvllm.presence import Folder, Note, processes
+from medvllm.processes import Folder, Note, processes
 from tests.support import tiny, warm
 
 _AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for namespaces and other users")
@@ -54,7 +54,7 @@ def _noted(folder: Path, model: Path) -> list[tuple[bool, bool]]:
 _HOLDER = """
 import sys
 from pathlib import Path
-from medvllm.presence import Folder, notes
+from medvllm.processes import Folder, notes
 
 class Holder:
     def noted(self, *, for_others=True):
@@ -202,7 +202,7 @@ def _sound(**changes: Any) -> dict[str, Any]:
 
 def notes_of_this_process() -> dict[str, Any]:
     """Return what a note says of this process."""
-    from medvllm.presence.process import Process
+    from medvllm.processes.process import Process
 
     return vars(Process.current()).copy()
 
@@ -429,9 +429,11 @@ def test_a_home_that_cannot_be_written_costs_no_model(
 def test_plan_on_the_command_line(tmp_path: Path) -> None:
     """Size, whether it fits, and what it was measured to take once it has been loaded."""
     folder = str(tiny.bert_encoder(tmp_path / "m"))
-    plan = json.loads(_medvllm("plan", folder, "--json", MEDVLLM_BUDGET="cpu=1GB").stdout)
+    plan = json.loads(_medvllm("plan", folder, "--json", MEDVLLM_MEMORY_BUDGET="cpu=1GB").stdout)
     assert (plan["fit"], plan["known_by"], plan["budget_bytes"]) == ("now", "headers", 10**9)
     assert _medvllm("run", folder, "fever").returncode == 0
-    rows = dict(line.split("\t") for line in _medvllm("plan", folder, MEDVLLM_BUDGET="cpu=10kB").stdout.splitlines())
+    rows = dict(
+        line.split("\t") for line in _medvllm("plan", folder, MEDVLLM_MEMORY_BUDGET="cpu=10kB").stdout.splitlines()
+    )
     assert rows["fits"] == "never" and rows["size"].endswith("(measured)") and rows["budget"] == "10.0 KB"
-    assert "Not enough memory for model" in _medvllm("run", folder, "fever", MEDVLLM_BUDGET="cpu=10kB").stderr
+    assert "Not enough memory for model" in _medvllm("run", folder, "fever", MEDVLLM_MEMORY_BUDGET="cpu=10kB").stderr

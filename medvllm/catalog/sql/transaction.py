@@ -11,7 +11,7 @@ from medvllm.catalog.sql.history import Journal, events, sha256, to_json
 from medvllm.catalog.sql.rows import facts_of, list_aliases, list_names, number_of
 from medvllm.catalog.sql.tables import MAX_NUMBER, aliases, names, other_names, versions
 from medvllm.errors import CatalogError, ModelExistsError, ModelNotFoundError, RequestError, nearest, offer
-from medvllm.facts import MARKS
+from medvllm.facts import MUTABLE_FIELDS
 
 MAX_FACTS = 1_000_000  # bytes of an entry's facts as JSON
 
@@ -22,7 +22,7 @@ _LAST = select(func.max(versions.c.number)).where(versions.c.name == bindparam("
 _NEWEST = select(names.c.newest, _LAST).where(names.c.name == bindparam("of"))
 
 
-class Turn:
+class Transaction:
     """The catalogue while nobody else may change it. Names here have no suffix; numbers are those of versions."""
 
     def __init__(self, journal: Journal) -> None:
@@ -57,10 +57,12 @@ class Turn:
                 model=name,
             )
         if number is None and last and same(content(facts), content(self.facts(name, last))):
-            self.change(name, last, {fact: value for fact, value in facts.items() if fact in MARKS}, reason=reason)
+            self.change(
+                name, last, {fact: value for fact, value in facts.items() if fact in MUTABLE_FIELDS}, reason=reason
+            )
             return last
         text = _checked(name, facts)
-        self._check_others(name, facts.get("aliases", ()))
+        self._check_others(name, facts.get("also_known_as", ()))
         version = max(newest, above) + 1 if number is None else number
         if version > MAX_NUMBER:
             raise CatalogError(
@@ -78,7 +80,7 @@ class Turn:
             self._connection.execute(insert(names), {"name": name, "newest": version, "current": version})
         row = {"name": name, "number": version, "model_type": facts["model_type"], "facts": text}
         self._connection.execute(insert(versions), {**row, "sha256": sha256(text)})
-        if others := sorted(set(facts.get("aliases", ()))):
+        if others := sorted(set(facts.get("also_known_as", ()))):
             rows = [{"other": other, "name": name, "number": version} for other in others]
             self._connection.execute(insert(other_names), rows)
         self._journal.note("registered", name, version=version, reason=reason, detail={"facts": dict(facts)})
@@ -93,7 +95,7 @@ class Turn:
         if not news:
             return
         protections = [alias for alias in self.aliases(name) if alias.protected and alias.version == number]
-        if protections and news.keys() & {"acceptance", "accepted"}:
+        if protections and news.keys() & {"baseline", "baseline_digest"}:
             self._ask_reason(protections[0], reason)
         text = _checked(name, {fact: value for fact, value in {**before, **news}.items() if news.get(fact, True)})
         this = and_(versions.c.name == name, versions.c.number == number)
@@ -324,7 +326,7 @@ class Turn:
 
 def content(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return what makes a version: the facts that cannot change in it."""
-    return {fact: value for fact, value in facts.items() if fact not in MARKS}
+    return {fact: value for fact, value in facts.items() if fact not in MUTABLE_FIELDS}
 
 
 def same(fact: Any, stored: Any) -> bool:

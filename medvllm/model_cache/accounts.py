@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
-from medvllm.residency.plan import Need
-from medvllm.residency.statistics import DeviceUse
+from medvllm.model_cache.plan import Need
+from medvllm.model_cache.statistics import DeviceUse
 
 
 class Named(Protocol):
@@ -21,7 +21,7 @@ I = TypeVar("I", bound=Named)  # noqa: E741  # the identity's type
 
 
 @dataclass(eq=False)
-class Resident(Generic[I]):
+class CachedModel(Generic[I]):
     """A model in memory. Only the cache changes it, under its lock."""
 
     identity: I
@@ -48,9 +48,9 @@ class Accounts(Generic[I]):
     `held` are evicted models that a caller still holds: they come back without a load. `copies` are a caller's own.
     """
 
-    residents: dict[I, Resident[I]] = field(default_factory=dict)
-    held: dict[I, tuple["weakref.ref[Any]", Resident[I]]] = field(default_factory=dict)
-    copies: list[tuple["weakref.ref[Any]", Resident[I]]] = field(default_factory=list)
+    models: dict[I, CachedModel[I]] = field(default_factory=dict)
+    held: dict[I, tuple["weakref.ref[Any]", CachedModel[I]]] = field(default_factory=dict)
+    copies: list[tuple["weakref.ref[Any]", CachedModel[I]]] = field(default_factory=list)
     reserved: dict[object, Need] = field(default_factory=dict)
 
     def used(self, device: str) -> int:
@@ -61,22 +61,22 @@ class Accounts(Generic[I]):
     def use(self, device: str, budget: int | None) -> DeviceUse:
         """Return the same by kind."""
         self.forget_dead()
-        resident = sum(model.size_bytes for model in self.residents.values() if model.device == device)
+        cached = sum(model.size_bytes for model in self.models.values() if model.device == device)
         held = sum(model.size_bytes for model in self.outside() if model.device == device)
-        return DeviceUse(resident, held, self.used(device) - resident - held, budget)
+        return DeviceUse(cached, held, self.used(device) - cached - held, budget)
 
     def devices(self) -> list[str]:
         """Return the devices on which anything counts."""
         self.forget_dead()
         return sorted({item.device for item in self._items()})
 
-    def outside(self) -> Iterator[Resident[I]]:
+    def outside(self) -> Iterator[CachedModel[I]]:
         """Give the models that only callers hold."""
         yield from (kept for _, kept in self.held.values())
         yield from (kept for _, kept in self.copies)
 
-    def _items(self) -> Iterator[Resident[I] | Need]:
-        yield from self.residents.values()
+    def _items(self) -> Iterator[CachedModel[I] | Need]:
+        yield from self.models.values()
         yield from self.outside()
         yield from self.reserved.values()
 
