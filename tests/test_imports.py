@@ -14,7 +14,7 @@ HEAVY = {"torch", "transformers", "huggingface_hub", "tokenizers", "numpy", "sql
 # From the bottom up: a room may import its own layer's siblings only where the design says so, and layers below.
 LAYERS = (
     ("errors",),
-    ("forking", "inherited", "lazy", "quantities", "settings_files", "heads"),
+    ("forking", "lazy", "quantities", "settings_files", "heads"),
     ("settings", "files", "progress", "author", "spelling"),
     ("destination", "turns"),
     ("processes",),
@@ -27,8 +27,6 @@ LAYERS = (
     ("sources",),
     ("loading",),
     ("model_cache",),
-    ("lease",),
-    ("approval", "transfer"),
     ("model_registry",),
     ("engine",),
     ("cli",),

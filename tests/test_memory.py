@@ -201,8 +201,8 @@ def test_the_weights_of_a_model_that_rests_are_the_hosts_own(
     ids = torch.tensor([[2, 7, 9, 3]])
     with torch.inference_mode():
         before = registry.load_model("m0", use_cache=False)(input_ids=ids).last_hidden_state
-    target = registry._resolve("m0", LoadOptions())
-    registry._rest(target)
+    target = registry.session.resolver.resolve("m0", LoadOptions())
+    registry.session.rest(target)
     (asleep,) = registry.loaded_models()
     assert (asleep.device, asleep.mapped_bytes, asleep.name) == ("cpu asleep", 0, "m0")
     assert registry.statistics().devices["cpu"].cached_bytes == asleep.size_bytes
@@ -210,9 +210,9 @@ def test_the_weights_of_a_model_that_rests_are_the_hosts_own(
         assert torch.equal(registry.load_model("m0")(input_ids=ids).last_hidden_state, before)
     assert registry.statistics().loaded_by["sleep"] == 1
     assert [resident.device for resident in registry.loaded_models()] == ["cpu"]
-    registry._rest(target)
+    registry.session.rest(target)
     monkeypatch.setenv("MEDVLLM_MEMORY_BUDGET", f"cpu={asleep.size_bytes}B")
     registry.load_model("m1")
     assert [resident.name for resident in registry.loaded_models()] == ["m1"]
     with pytest.raises(BudgetError), registry.lease("m1"):
-        registry._rest(target)
+        registry.session.rest(target)

@@ -10,6 +10,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
+from medvllm.catalog.announcements import Meaning
 from medvllm.catalog.builtin import builtin_entries
 from medvllm.catalog.stored import StoredCatalog, StoredRow
 from medvllm.errors import (
@@ -23,7 +24,6 @@ from medvllm.errors import (
 )
 from medvllm.facts import check_glob, pattern
 from medvllm.forking import Lock
-from medvllm.inherited import Meaning
 from medvllm.lazy import lazy
 from medvllm.metadata import ModelMetadata, ModelType, fits, mentions
 from medvllm.names import valid_name

@@ -30,7 +30,7 @@ class ModelRunner:
 
     def __reduce__(self) -> "tuple[Any, ...]":
         """Go to another process as a name, with its entry where that is known in this process alone."""
-        entry = self._entry or self._registry.own_entry(self._name)
+        entry = self._entry or self._registry.process_entry(self._name)
         return _received, (type(self), self._name, self._registry, self._options, entry)
 
     def __repr__(self) -> str:
@@ -109,7 +109,7 @@ class ModelRunner:
     def _check_entry(self) -> None:
         """Raise ModelExistsError where a runner that was sent here would run another model than it was sent for."""
         if self._entry is not None:
-            self._registry.adopt(self._entry)
+            self._registry.adopt_entry(self._entry)
 
 
 def _received(

@@ -30,7 +30,7 @@ def check_baseline(entry: ModelMetadata, alias: str, files: str | None) -> None:
         )
 
 
-class LockApproval:
+class AliasProtection:
     """Approval by the lock file that is in force, and by the acceptance tests that a version keeps."""
 
     def lacking(self, entry: ModelMetadata) -> list[str]:
