@@ -27,13 +27,13 @@ from medvllm.errors import (
     ModelNameError,
     ModelNotFoundError,
     RequestError,
-    offer,
 )
-from medvllm.facts import checked, listed
+from medvllm.fact_values import check_fact, wrap_single_texts
 from medvllm.lease import Lease, Leasing
 from medvllm.metadata import ModelMetadata, ModelType
 from medvllm.model_cache import CachedModel, Limits, ModelCache, Need, Once, Plan, Reason, Statistics, machine_bytes
 from medvllm.names import ModelRef, parse, source_path
+from medvllm.near_names import did_you_mean
 from medvllm.options import Identity, LoadOptions
 from medvllm.quantities import PINNED, parse_duration
 from medvllm.receipt import Receipt
@@ -132,7 +132,7 @@ class ModelRegistry:
         SourceError, LoadError: the folder is not there, or what it holds cannot be loaded. ModelExistsError: the name
         is taken and `replace` is not set.
         """
-        facts = listed(facts)
+        facts = wrap_single_texts(facts)
         parameters = facts.get("parameters")
         # Refused now rather than at every load.
         if isinstance(parameters, Mapping) and LoadOptions.from_kwargs(parameters).revision is not None:
@@ -406,7 +406,7 @@ class ModelRegistry:
         process stays in it; a built-in one is stored as a copy. `ModelRunner(name).record_baseline()` makes the cases.
         ModelNotFoundError: there is no entry.
         """
-        _, kept = checked(str(name), "baseline", list(cases))
+        _, kept = check_fact(str(name), "baseline", list(cases))
         entry, files = self.get_metadata(parse(name).text), _sources().to_lock(self._fetch(name, None)[1]).digest
         if entry.origin == "stored":
             return self.catalog.mark(entry.reference, baseline=kept, baseline_digest=files, reason=reason)[0]
@@ -795,7 +795,7 @@ class ModelRegistry:
             "\nA name that another process registered is known only in that process. To share it: "
             "register(…, persist=True)"
         )
-        message = f"Model {name!r} is not registered.{offer(near)}\n{error}{'' if '/' in name else hint}"
+        message = f"Model {name!r} is not registered.{did_you_mean(near)}\n{error}{'' if '/' in name else hint}"
         return type(error)(message, **vars(error) | {"candidates": tuple(near)})
 
     def _find(self, ref: ModelRef) -> tuple[ModelMetadata, str | None]:

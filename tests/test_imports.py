@@ -14,12 +14,15 @@ HEAVY = {"torch", "transformers", "huggingface_hub", "tokenizers", "numpy", "sql
 # From the bottom up: a room may import its own layer's siblings only where the design says so, and layers below.
 LAYERS = (
     ("errors",),
+    ("near_names",),
     ("forking", "inherited", "lazy", "quantities", "settings_files", "heads"),
     ("settings", "files", "progress", "author", "spelling"),
     ("destination", "turns"),
     ("processes",),
     ("classes", "words"),
     ("facts",),
+    ("fact_values",),
+    ("fact_filters",),
     ("names", "metadata"),
     ("options", "local_files"),
     ("receipt",),
