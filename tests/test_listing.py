@@ -85,7 +85,9 @@ def test_a_text_is_searched_and_a_glob_is_a_glob(monkeypatch: pytest.MonkeyPatch
     assert _names(monkeypatch, "biobert*") == ["biobert-base-cased-v1.2"]
     assert _names(monkeypatch, "--limit", "1", "deid") == ["StanfordAIMI/stanford-deidentifier-base"]
     none = command(monkeypatch, "list", "biobret")
-    assert (none.code, none.out) == (0, "") and "Nearest: 'biobert" in none.err and "medvllm list biobert" in none.err
+    assert (
+        (none.code, none.out) == (0, "") and "Did you mean: 'biobert" in none.err and "medvllm list biobert" in none.err
+    )
     assert "medvllm list" in command(monkeypatch, "list", "--where", "license=nothing").err
 
 

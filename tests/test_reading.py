@@ -251,7 +251,7 @@ def test_a_lease_without_its_block_says_how_to_use_it(registry: ModelRegistry, t
 
 def test_a_near_miss_of_a_repository_is_named(registry: ModelRegistry, hub: LoopbackHub) -> None:
     """Where the Hub has no such repository, and where it is not asked."""
-    with pytest.raises(ModelNotFoundError, match="Nearest: 'emilyalsentzer/Bio_ClinicalBERT'") as refused:
+    with pytest.raises(ModelNotFoundError, match="Did you mean: 'emilyalsentzer/Bio_ClinicalBERT'") as refused:
         registry.pull("emilyalsentzer/Bio_ClinicalBERTT")
     assert "There is no repository" in str(refused.value) and "./emily" not in str(refused.value)
     assert refused.value.candidates[0] == "emilyalsentzer/Bio_ClinicalBERT"

@@ -33,7 +33,7 @@ from medvllm.sources.layout import decide
 from medvllm.sources.lock_text import FOLDER, LockedModel, parsed, to_toml
 from medvllm.sources.provenance import Provenance, origin_kept
 from medvllm.sources.snapshot import Snapshot, read_json
-from medvllm.turns import turn
+from medvllm.file_lock import file_lock
 
 __all__ = ["Bundle", "Packed", "land", "opened", "read", "write"]
 
@@ -183,7 +183,7 @@ def opened(file: Path) -> Iterator[Bundle]:
     written, so that its files need no second copy."""
     try:
         room = _room()
-        with turn(room.with_suffix(".lock"), setting="HF_HOME", private=False):
+        with file_lock(room.with_suffix(".lock"), setting="HF_HOME", private=False):
             for left in room.iterdir():  # by an import that died
                 shutil.rmtree(left)
             work = room / secrets.token_hex(4)
