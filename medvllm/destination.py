@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from medvllm.errors import OutputError
-from medvllm.files import UNSUPPORTED, chmod, common_mode, partial, sync_folder, sync
+from medvllm.files import UNSUPPORTED, chmod, common_mode, partial, sync, sync_folder
 
 _DESCRIPTORS = re.compile(r"/dev/fd|/proc/(?:self|thread-self|(\d+))(?:/task/\d+)?/fd")
 _HOPS = 40  # from link to link, as Linux has it

@@ -23,6 +23,7 @@ from typing import IO, Any, Literal
 from medvllm import progress, settings
 from medvllm.destination import written
 from medvllm.errors import DigestMismatchError, MedVLLMError, OutputError, SourceError
+from medvllm.file_lock import file_lock
 from medvllm.files import make_own
 from medvllm.metadata import ModelMetadata
 from medvllm.names import parse
@@ -33,7 +34,6 @@ from medvllm.sources.layout import decide
 from medvllm.sources.lock_text import FOLDER, LockedModel, parsed, to_toml
 from medvllm.sources.provenance import Provenance, origin_kept
 from medvllm.sources.snapshot import Snapshot, read_json
-from medvllm.file_lock import file_lock
 
 __all__ = ["Bundle", "Packed", "land", "opened", "read", "write"]
 

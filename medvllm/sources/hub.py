@@ -32,6 +32,7 @@ from medvllm.errors import (
     SnapshotNotFoundError,
     SourceError,
 )
+from medvllm.file_lock import file_lock
 from medvllm.files import chmod, common_mode, make_own, place, point, write_whole
 from medvllm.names import is_commit
 from medvllm.progress import is_terminal
@@ -42,7 +43,6 @@ from medvllm.sources.fingerprint import Fingerprint
 from medvllm.sources.layout import Layout, decide, present
 from medvllm.sources.provenance import origin
 from medvllm.sources.snapshot import Snapshot, read_json
-from medvllm.file_lock import file_lock
 
 P = ParamSpec("P")
 R = TypeVar("R")

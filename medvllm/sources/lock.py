@@ -13,9 +13,9 @@ from medvllm import settings
 from medvllm.author import now, who
 from medvllm.destination import write
 from medvllm.errors import CatalogError, DigestMismatchError, MedVLLMError, SourceError
+from medvllm.file_lock import file_lock
 from medvllm.metadata import ModelMetadata
 from medvllm.sources.lock_text import FOLDER, Approval, LockedModel, parsed, to_toml
-from medvllm.file_lock import file_lock
 
 if sys.platform != "win32":
     import fcntl

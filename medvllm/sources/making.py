@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from medvllm.files import chmod, make_own, own_mode, sync_folder, sync
 from medvllm.file_lock import file_lock
+from medvllm.files import chmod, make_own, own_mode, sync, sync_folder
 
 
 def make(target: Path, *, is_whole: Callable[[Path], bool], fill: Callable[[Path], None]) -> None:
