@@ -139,7 +139,7 @@ def test_a_pattern_is_bounded(registry: ModelRegistry, glob: str) -> None:
     """One that takes minutes to compile is refused; a long text without signs is compared as it is."""
     registry.register("m", "generic", description="a" * 100_000)
     for filters in ({"match": glob}, {"description": glob}):
-        with pytest.raises(RequestError, match=r"has \d+,000 characters; 1,000 are allowed"):
+        with pytest.raises(RequestError, match=r"has \d+,000 characters.*1,000"):
             registry.list_models(**filters)  # type: ignore[arg-type]
     assert registry.list_models(description="a" * 100_000).keys() == {"m"}
     for short in ("[" * 1000, "*a" * 500, "[a-z]" * 200, "*" * 1000):
