@@ -78,7 +78,7 @@ _ALIAS = {
 _NUMBERS = {"type": "array", "items": {"type": "number"}}
 _CASE: dict[str, Any] = {
     "type": "object",
-    "required": ["inputs", "ids", "max_length", "dtype", "shape", "sketch", "norm", "tolerance"],
+    "required": ["inputs", "ids", "max_length", "dtype", "shape", "projections", "norm", "tolerance"],
     "additionalProperties": False,
     "properties": {
         "inputs": {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 2},
@@ -86,7 +86,7 @@ _CASE: dict[str, Any] = {
         "max_length": {"type": "integer", "minimum": 1},
         "dtype": {"type": "string"},
         "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}},
-        "sketch": _NUMBERS,
+        "projections": _NUMBERS,
         "norm": {"type": "number", "minimum": 0},
         "tolerance": {"type": "number", "exclusiveMinimum": 0},
         "spans": {"type": "array", "items": {"type": "string", "pattern": r"^\d+-\d+ .+$"}},

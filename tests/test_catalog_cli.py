@@ -132,20 +132,20 @@ def test_aliases_and_what_they_keep(medvllm: Medvllm, ner: Path) -> None:
 
 
 def test_a_protected_alias_lists_what_is_missing(medvllm: Medvllm, ner: Path) -> None:
-    """A lock, acceptance tests of the same files, a reason; then it moves, and stays protected."""
+    """A lock, a baseline of the same files, a reason; then it moves, and stays protected."""
     said = medvllm("alias", "protect", "ner", "production")
     assert said.out == "ner@production is protected.\n" and "It points to no version yet" in said.err
     said = medvllm("alias", "set", "ner", "production", "2")
     assert said.code == 1 and [line.strip().partition(":")[0] for line in said.err.splitlines()[1:]] == [
         f"a lock in {ner.parent / 'medvllm.lock'}",
-        "acceptance tests",
+        "a baseline",
         "a reason",
     ]
     assert medvllm("accept", "ner@2").out.startswith("Accepted 'ner': 3 tests, in version 2.\n")
     tiny.bert_token_classifier(ner, ["O", "B-X"], seed=1)
     assert medvllm("lock", "ner@2").code == 0
     move = ("alias", "set", "ner", "production", "2", "--reason", "reviewed")
-    assert "acceptance tests of the locked files: medvllm baseline record ner@2" in medvllm(*move).err
+    assert "a baseline of the locked files: medvllm baseline record ner@2" in medvllm(*move).err
     assert medvllm("accept", "ner@2").code == 0
     file = ner / "model.safetensors"
     content = file.read_bytes()
@@ -389,7 +389,7 @@ def test_a_plan_is_shown_whatever_is_protected(medvllm: Medvllm, ner: Path) -> N
         "1 change would be made.",
         "It would be refused as it stands",
         f"ner@production -> 2 lacks a lock in {ner.parent / 'medvllm.lock'}",
-        "ner@production -> 2 lacks acceptance tests",
+        "ner@production -> 2 lacks a baseline",
         "what is protected changes only with a reason",
     ]
     refused = medvllm("catalog", "apply", "-", stdin=moved.encode())
