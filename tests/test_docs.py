@@ -17,8 +17,8 @@ from medvllm import settings
 from medvllm.engine.model_runner import ModelType, registry
 from tests import test_kills, test_mutations
 from tests.support import tiny, warm
-from tests.support.conversions import convert
 from tests.support.console import command
+from tests.support.conversions import convert
 from tests.support.loopback import LoopbackHub
 from tests.support.standins import STANDINS
 

@@ -1,7 +1,6 @@
 """Loading by name: the right class, dtype and identity, and refusals that say what to do."""
 
 import contextlib
-import logging
 import struct
 import threading
 import time

@@ -17,8 +17,8 @@ from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import CatalogError, DigestMismatchError, SourceError
 from medvllm.sources.digest_cache import _digest_cache
 from tests.support import tiny
-from tests.support.conversions import convert
 from tests.support.console import command
+from tests.support.conversions import convert
 from tests.support.loopback import LoopbackHub
 
 

@@ -20,8 +20,8 @@ from medvllm.errors import (
 )
 from medvllm.metadata import READ
 from tests.support import sentence, tiny
-from tests.support.conversions import convert
 from tests.support.console import command
+from tests.support.conversions import convert
 from tests.support.loopback import LoopbackHub
 
 LABELS = ["O", "B-X", "I-X"]
