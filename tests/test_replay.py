@@ -51,6 +51,7 @@ from medvllm.loading.recipes import Recipes, recipes
 from medvllm.names import parse
 from medvllm.options import Identity, LoadOptions
 from tests.support import tiny
+from tests.support.conversions import convert
 from tests.support.standins import STANDINS
 
 ROOT = Path(__file__).parents[1]
@@ -136,17 +137,12 @@ def assert_same_model(first: Any, again: Any) -> None:
     assert generation[0] is None or generation[0].to_dict() == generation[1].to_dict()
 
 
-# The others' pickles would be converted in the same way, which takes a process each.
-CONVERTED = ("biobert-base-cased-v1.2", "bionlp/bluebert_pubmed_mimic_uncased_L-12_H-768_A-12", "microsoft/biogpt")
-
-
 @pytest.mark.parametrize("name", STANDINS)
 def test_every_built_in_model_is_rebuilt_as_it_was_loaded(
     load: Callable[..., Loaded], registry: ModelRegistry, tmp_path: Path, name: str
 ) -> None:
     """As its entry says: weights that were converted, legacy names, ties, shards, rotary positions, labels."""
-    converted = {} if name in CONVERTED else {"weights": "safetensors"}
-    folder = STANDINS[name](tmp_path / "m", **converted)
+    folder = convert(STANDINS[name](tmp_path / "m"))
     entry = registry.get_metadata(name)
     behaviour = {key: value for key, value in vars(entry.behaviour).items() if value not in (None, ())}
     behaviour = {key: list(value) if isinstance(value, tuple) else value for key, value in behaviour.items()}
@@ -177,7 +173,7 @@ Load = Callable[..., Loaded]
     [
         (lambda folder: tiny.bert_masked_lm(folder), {"model_class": BertModel}),  # a prefix, and no pooler
         (lambda folder: tiny.bert_masked_lm(folder, weights="sharded", legacy_layer_norm=True), {}),
-        (lambda folder: tiny.bert_masked_lm(folder, weights="sharded_bin"), {}),
+        (lambda folder: convert(tiny.bert_masked_lm(folder, weights="sharded_bin")), {}),
         (lambda folder: tiny.bert_masked_lm(folder), {"output_hidden_states": True, "attn_implementation": "eager"}),
         (lambda folder: tiny.bert_masked_lm(folder), {"dtype": "bfloat16"}),
         (lambda folder: tiny.llama_causal_lm(folder, tied=True), {}),

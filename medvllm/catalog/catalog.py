@@ -46,7 +46,7 @@ class Catalog:
         self._generation = 0
 
     @lazy
-    def _builtins(self) -> dict[str, ModelMetadata]:
+    def _builtins(self) -> Mapping[str, ModelMetadata]:
         return builtin_entries()
 
     @lazy
