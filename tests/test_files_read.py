@@ -20,7 +20,7 @@ from transformers import BertForMaskedLM
 
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import DigestMismatchError, IncompleteSnapshotError, MedVLLMError, SourceError
-from medvllm.loading.recipes import recipes
+from medvllm.loading.replay import templates
 from medvllm.options import LoadOptions
 from medvllm.sources import Lock
 from medvllm.sources.view import view
@@ -611,7 +611,7 @@ def test_a_copy_in_another_dtype_is_held_to_the_weights_that_it_was_made_of(tmp_
     right = {name: t.clone() for name, t in registry.load_model(folder, dtype="float64").state_dict().items()}
     assert registry.verify() == {str(folder): {}}
     registry.clear_cache()
-    recipes._kept.clear()  # as a new process has it
+    templates.clear()  # as a new process has it
     copy = next((home / "medvllm" / "prepared").glob("*/"))
     _poisoned(copy)
     assert [file for flaws in registry.verify().values() for file in flaws] == [str(copy)]
