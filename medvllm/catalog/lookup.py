@@ -6,9 +6,10 @@ from typing import NamedTuple
 from medvllm import settings
 from medvllm.catalog.announcements import Meaning, meaning_elsewhere
 from medvllm.catalog.catalog import Catalog
-from medvllm.errors import MedVLLMError, ModelNotFoundError, offer
+from medvllm.errors import MedVLLMError, ModelNotFoundError
 from medvllm.metadata import ModelMetadata, ModelType
 from medvllm.names import ModelRef
+from medvllm.near_names import did_you_mean
 
 
 class Found(NamedTuple):
@@ -73,7 +74,7 @@ def explain_missing_repository(catalog: Catalog, name: str, error: MedVLLMError)
         "\nA model that another process registered is known only in that process. To share it: "
         "register(…, persist=True)"
     )
-    message = f"Model {name!r} is not registered.{offer(near)}\n{error}{'' if '/' in name else hint}"
+    message = f"Model {name!r} is not registered.{did_you_mean(near)}\n{error}{'' if '/' in name else hint}"
     return type(error)(message, **vars(error) | {"candidates": tuple(near)})
 
 

@@ -8,7 +8,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 from medvllm import processes, settings
 from medvllm.catalog import Catalog, Difference, StoredCatalog, check_reason, differences, find_entry
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from medvllm.model_registry.session import Session
     from medvllm.model_registry.snapshots import Snapshots
     from medvllm.sources import LockedModel
+    from medvllm.typed_facts import Facts
 
 M = TypeVar("M", bound="PreTrainedModel")
 Name = str | os.PathLike[str]
@@ -92,7 +93,7 @@ class ModelRegistry:
         persist: bool = False,
         copy: bool = False,
         reason: str | None = None,
-        **facts: Any,
+        **facts: "Unpack[Facts]",
     ) -> ModelMetadata:
         """Add an entry to the registry and return its metadata.
 
@@ -369,24 +370,25 @@ class ModelRegistry:
         """Return what this registry has counted: requests, loads, evictions by reason, and bytes by device."""
         return self._model_cache.statistics()
 
-    def list_processes(self) -> list[processes.Note]:
+    def list_processes(self) -> list[processes.ProcessRecord]:
         """Return the processes that have models in memory, as far as they share this catalogue or MEDVLLM_HOME."""
-        return processes.processes(self._loaded.boards())
+        return processes.list_processes(self._loaded.record_stores())
 
-    def sleep(self, name: Name, **options: Any) -> bool:
-        """Move a model from its accelerator to host memory, from where its next use brings it back quickly.
+    def offload(self, name: Name, **options: Any) -> bool:
+        """Move a model from its accelerator to host memory, so that the next call needs no load.
 
-        While it sleeps it counts on the CPU; if there is no room for it, it is evicted. On the CPU a model is always
-        evicted, as its weights are mapped and a reload takes milliseconds. A leased model stays.
+        The next `load_model` or `lease` copies it back to its device. Meanwhile it counts against the budget of the
+        CPU; if it does not fit there, it is evicted. A model on the CPU is evicted, too: its weights are mapped, and a
+        reload takes milliseconds. A leased model stays.
 
         Args:
             name: As for `load_model`.
             **options: The options of the call that loaded it.
 
         Returns:
-            Whether the model was in memory, and moved.
+            Whether the model left its device.
         """
-        return self.session.sleep(name, options)
+        return self.session.offload(name, options)
 
     def evict(self, name: Name) -> int:
         """Evict the models of an entry and return how many left. A leased model leaves with its last lease.

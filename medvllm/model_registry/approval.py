@@ -8,7 +8,7 @@ from typing import Any
 from medvllm import sources
 from medvllm.catalog import Catalog, check_reason, find_entry
 from medvllm.errors import ModelNotFoundError
-from medvllm.facts import checked
+from medvllm.fact_values import check_fact
 from medvllm.metadata import ModelMetadata
 from medvllm.model_registry.loaded_models import LoadedModels
 from medvllm.model_registry.snapshots import Snapshots
@@ -62,7 +62,7 @@ def record_baseline(
     reason: str | None,
 ) -> ModelMetadata:
     """Keep a baseline in an entry, with the digest of the files that it holds for, and return the entry."""
-    _, kept = checked(str(name), "baseline", list(cases))
+    _, kept = check_fact(str(name), "baseline", list(cases))
     ref = parse(name)
     found = find_entry(catalog, ref)
     if found is None:
@@ -80,4 +80,4 @@ def _check_prepared(snapshot: sources.Snapshot) -> dict[str, str]:
     """Return what is wrong with copies of a snapshot's weights in another dtype. Only this needs torch."""
     from medvllm import loading
 
-    return loading.prepared_flaws(snapshot)
+    return loading.check_prepared_copies(snapshot)

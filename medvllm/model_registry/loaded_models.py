@@ -10,7 +10,7 @@ from typing import Any
 from medvllm import processes, settings
 from medvllm.catalog import Catalog
 from medvllm.classes import class_path
-from medvllm.model_cache import CachedModel, Limits, ModelCache, Once, Reason, machine_bytes
+from medvllm.model_cache import CachedModel, Limits, ModelCache, Reason, ValueCache, default_cpu_budget
 from medvllm.options import Identity
 from medvllm.quantities import PINNED
 
@@ -35,6 +35,7 @@ class LoadedModel:
     keep_alive: float | None  # seconds in memory after its last use; infinite if pinned; None: until room is needed
     mapped_bytes: int  # the part of size_bytes that is shared with all processes that map the file
     evicted: bool  # whether the model has left the cache, and only a caller still holds it
+    offloaded: bool  # whether its weights wait in host memory, to go back to their accelerator
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON has them: `keep_alive` of a pinned model is -1."""
@@ -54,12 +55,12 @@ class LoadedModels:
                 budget=_budget_bytes,
                 max_models=settings.MAX_MODELS,
                 wait_s=settings.MEMORY_TIMEOUT,
-                reclaim=lambda device: _reclaim(),
-                changed=partial(_schedule_note, weakref.ref(self)),
+                free_memory=lambda device: _free_memory(),
+                on_change=partial(_schedule_write, weakref.ref(self)),
             )
         )
         # Tokenizers, and the modules behind a pooling. The first part of a key is the entry's name.
-        self.tokenizers: Once[tuple[Any, ...], Any] = Once()
+        self.tokenizers: ValueCache[tuple[Any, ...], Any] = ValueCache()
 
     def list_models(self) -> list[LoadedModel]:
         """Return the models in memory in the order of loading, with those that only a caller holds."""
@@ -73,29 +74,29 @@ class LoadedModels:
     def evict(self, name: str | None, reason: Reason = "asked") -> int:
         """Evict the models of an entry, or all for None, and drop their tokenizers; return how many models left."""
         left = self.cache.evict(name, reason)
-        self.tokenizers.drop(lambda key: name is None or key[0] == name)
+        self.tokenizers.discard(lambda key: name is None or key[0] == name)
         if left:
-            _reclaim()
+            _free_memory()
         return left
 
-    def boards(self) -> list[processes.Board]:
-        """Return where this process notes what is in memory: beside the catalogue, or else in MEDVLLM_HOME."""
-        home = processes.Folder(settings.HOME() / "run")
-        board = self._catalog.board()
-        return [home] if board is None or board == home else [board, home]
+    def record_stores(self) -> list[processes.RecordStore]:
+        """Return where this process records what is in memory: beside the catalogue, or else in MEDVLLM_HOME."""
+        home = processes.RecordFolder(settings.HOME() / "run")
+        store = self._catalog.record_store()
+        return [home] if store is None or store == home else [store, home]
 
-    def noted(self, *, for_others: bool = True) -> list[dict[str, Any]]:
+    def describe_models(self, *, will_publish: bool = True) -> list[dict[str, Any]]:
         """Return the models in memory, as `medvllm ps` shows them.
 
         Pages that were written to are not counted: that would ask the system about each of them.
 
         Args:
-            for_others: Whether the answer is written where other processes see it.
+            will_publish: Whether the answer is written where other processes see it.
         """
-        found = self.cache.noted() if for_others else self.cache.models()
+        found = self.cache.models_to_list() if will_publish else self.cache.models()
         models = [model.to_dict() for model in self._described(found, {})]
         for model, (cached, _) in zip(models, found, strict=True):
-            if for_others and cached.is_noted:
+            if will_publish and cached.is_listed_as_leased:
                 model["leases"] = max(cached.leases, 1)
         return models
 
@@ -110,7 +111,7 @@ class LoadedModels:
                 version=cached.identity.version,
                 source=cached.identity.origin,
                 snapshot=cached.identity.snapshot,
-                device=str(cached.identity.options.device),
+                device=cached.device,
                 dtype=str(cached.identity.options.dtype),
                 model_class=str(class_path(cached.identity.options.model_class)),
                 size_bytes=cached.size_bytes,
@@ -122,6 +123,7 @@ class LoadedModels:
                 keep_alive=cached.keep_alive,
                 mapped_bytes=cached.mapped_bytes - written.get(id(cached.model), 0),
                 evicted=evicted,
+                offloaded=cached.identity.is_offloaded,
             )
             for cached, evicted in found
         ]
@@ -133,19 +135,19 @@ def _budget_bytes(device: str) -> int | None:
     if device in budget:
         return budget[device]
     if device == "cpu":
-        return machine_bytes()
+        return default_cpu_budget()
     from medvllm import loading
 
-    return loading.capacity(device)
+    return loading.default_budget(device)
 
 
-def _reclaim() -> None:
+def _free_memory() -> None:
     """Return the memory of dropped models to the system. Whatever was dropped was loaded: torch is imported by then."""
     from medvllm import loading
 
-    loading.reclaim()
+    loading.free_memory()
 
 
-def _schedule_note(loaded: "weakref.ref[LoadedModels]") -> None:
+def _schedule_write(loaded: "weakref.ref[LoadedModels]") -> None:
     if (alive := loaded()) is not None:
-        processes.notes.change(alive)
+        processes.publisher.schedule_write(alive)

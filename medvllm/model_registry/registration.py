@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from medvllm.errors import RequestError
-from medvllm.facts import listed
+from medvllm.fact_values import wrap_single_texts
 from medvllm.metadata import ModelMetadata, ModelType
 from medvllm.names import parse, source_path
 from medvllm.options import LoadOptions, parse_keep_alive
@@ -20,7 +20,7 @@ def prepare_facts(name: str, model_type: ModelType | str, given: Mapping[str, An
         given: The facts as the caller wrote them.
         copy: Whether to copy the folder of `model_path` into MEDVLLM_HOME, and register the copy.
     """
-    facts = listed(given)
+    facts = wrap_single_texts(given)
     # Load options are refused now rather than at every load.
     parameters = facts.get("parameters")
     if isinstance(parameters, Mapping) and LoadOptions.from_kwargs(parameters).revision is not None:

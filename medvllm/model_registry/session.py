@@ -16,6 +16,7 @@ from medvllm import loading, settings, sources
 from medvllm.catalog import Catalog
 from medvllm.classes import class_path
 from medvllm.errors import BudgetError, DeviceMemoryError
+from medvllm.load_result import LoadResult
 from medvllm.model_cache import CachedModel, Need, Plan
 from medvllm.model_registry.lease import Lease
 from medvllm.model_registry.loaded_models import LoadedModels
@@ -141,39 +142,43 @@ class Session:
         metadata, snapshot = self._snapshots.fetch(name, revision)
         return self.tokenizers.get(metadata.stated().completed(snapshot.sentence_transformer), snapshot)
 
-    def sleep(self, name: "str | os.PathLike[str]", options: Mapping[str, Any]) -> bool:
-        """Move a model's weights from its accelerator to host memory; return whether it was in memory."""
+    def offload(self, name: "str | os.PathLike[str]", options: Mapping[str, Any]) -> bool:
+        """Move a model's weights from its accelerator to host memory; return whether it left its device."""
         target = self._resolve(name, options)
-        if not self._cache.leave(target.identity, "asleep"):
+        if not self._cache.discard(target.identity, "offloaded"):
             return False
         try:
             if target.identity.options.device != "cpu":
                 with contextlib.suppress(BudgetError, DeviceMemoryError):  # no room: the model is evicted
-                    self.rest(target)
+                    self.load_offloaded(target)
         finally:
-            loading.reclaim()
+            loading.free_memory()
         return True
 
-    def rest(self, target: LoadTarget) -> None:
-        """Put a model's weights into host memory, beside the model itself. BudgetError: there is no room for them."""
+    def load_offloaded(self, target: LoadTarget) -> None:
+        """Load a model's weights into host memory, from where `load` moves them to their device.
 
-        def rest() -> loading.Loaded:
+        Raises:
+            BudgetError: Host memory has no room for them.
+        """
+        identity, need = replace(target.identity, is_offloaded=True), replace(self._need(target), device="cpu")
+
+        def load() -> LoadResult:
             with self._nesting.enter():
-                return loading.rest(target.metadata, target.identity, target.config, target.snapshot)
+                return loading.load_model(target.metadata, identity, target.config, target.snapshot)
 
-        need = replace(self._need(target), device="cpu")
-        self._cache.get(_asleep(target.identity), rest, need=need, may_wait=False)
+        self._cache.get(identity, load, need=need, may_wait=False)
 
-    def load(self, target: LoadTarget) -> loading.Loaded:
+    def load(self, target: LoadTarget) -> LoadResult:
         """Load a model now, whatever is in memory: the cache calls this once it has reserved the room.
 
         Raises:
             DigestMismatchError: A file has changed since the target was resolved.
         """
-        asleep = self._cache.take(_asleep(target.identity), "woken")
-        if asleep is not None and target.snapshot.taken.holds():
-            return loading.wake(asleep, target.metadata.name, str(target.identity.options.device))
-        del asleep
+        offloaded = self._cache.pop(replace(target.identity, is_offloaded=True), "restored")
+        if offloaded is not None and target.snapshot.taken.holds():
+            return loading.restore_offloaded(offloaded, target.metadata.name, str(target.identity.options.device))
+        del offloaded
         with self._nesting.enter():
             loaded = loading.load_model(target.metadata, target.identity, target.config, target.snapshot)
         target.snapshot.check_unchanged()
@@ -210,7 +215,7 @@ class Session:
         size_bytes = target.snapshot.size_bytes(str(options.dtype))
         return Need(device, size_bytes, "headers", None, keep_alive_s, bytes_in_bfloat16)
 
-    def _note_load(self, target: LoadTarget, loaded: loading.Loaded) -> None:
+    def _note_load(self, target: LoadTarget, loaded: LoadResult) -> None:
         """Add a load to the history. If that fails, so does the load: no model is handed out without a record."""
         receipt = self._receipt(target, loaded.model, loaded.size_bytes)
         detail = {"snapshot": receipt.snapshot, "options": receipt.options, "receipt": receipt.digest}
@@ -225,13 +230,8 @@ class Session:
         snapshot = target.snapshot
         if snapshot.locked and not target.fingerprint.holds():
             snapshot = replace(snapshot, locked=sources.is_locked(target.metadata, snapshot))
-        proof = loading.proof(snapshot, model, size_bytes, partial(self._tokenizer, target))
+        proof = loading.make_proof(snapshot, model, size_bytes, partial(self._tokenizer, target))
         return Receipt.of(target.metadata, target.identity, snapshot.commit, proof, snapshot.bundle)
-
-
-def _asleep(identity: Identity) -> Identity:
-    """Return the identity of a model's weights in host memory, which is another one than the model's."""
-    return replace(identity, options=replace(identity.options, device=f"{identity.options.device} asleep"))
 
 
 def _memory_key(identity: Identity) -> str:

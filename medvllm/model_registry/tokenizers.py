@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 from medvllm import loading
-from medvllm.loading.modules import Modules
+from medvllm.loading.sentence_modules import Modules
 from medvllm.metadata import ModelMetadata
-from medvllm.model_cache import Once
+from medvllm.model_cache import ValueCache
 from medvllm.model_registry.nesting import Nesting
 from medvllm.sources import Snapshot
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Tokenizers:
     """Loads each tokenizer once for an entry and its files, for all threads."""
 
-    def __init__(self, kept: Once[tuple[Any, ...], Any], nesting: Nesting) -> None:
+    def __init__(self, kept: ValueCache[tuple[Any, ...], Any], nesting: Nesting) -> None:
         self._kept = kept
         self._nesting = nesting
 
