@@ -72,7 +72,8 @@ def test_the_entry_that_the_page_adds_loads_from_its_stand_in(
     exec(stand_in, namespace)
     hub.add(name, namespace["STANDINS"][name](tmp_path / "m", weights="safetensors"))
     registry.register(name, **facts)
-    assert list(registry.load_model(name).config.id2label.values()) == facts["id2label"]
+    model: Any = registry.load_model(name)
+    assert list(model.config.id2label.values()) == facts["id2label"]
     ast.parse(example)
 
 
@@ -87,7 +88,7 @@ def test_make_passes_arguments_to_pytest() -> None:
 def test_ci_fails_if_a_test_is_skipped(tmp_path: Path) -> None:
     """The summary says which, and why."""
     (tmp_path / "test_it.py").write_text("import pytest\n\ndef test_it():\n    pytest.skip('no such program')\n")
-    command = [sys.executable, "-m", "pytest", "-p", "tests.support.skips", "-rs", "--fail-on-skip", tmp_path]
+    command = [sys.executable, "-m", "pytest", "-p", "tests.support.skips", "-rs", "--fail-on-skip", str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert run.returncode == 1 and "no such program" in run.stdout and "1 skipped" in run.stdout
@@ -96,7 +97,7 @@ def test_ci_fails_if_a_test_is_skipped(tmp_path: Path) -> None:
 def test_the_release_notes_hold_every_fragment() -> None:
     """And a file in changelog.d that is named otherwise than its README says is an error."""
     fragments = [file for file in (ROOT / "changelog.d").iterdir() if file.name not in ("README.md", "template.md")]
-    command = [Path(sys.executable).parent / "towncrier", "build", "--draft", "--version", "1.0"]
+    command = [str(Path(sys.executable).parent / "towncrier"), "build", "--draft", "--version", "1.0"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
