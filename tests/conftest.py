@@ -123,10 +123,7 @@ def hub(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
-    _hub._repos.clear()
-    _hub._rules.clear()
-    _hub._renamed.clear()
-    _hub.log.clear()
+    _hub.clear()
     yield _hub
 
 
