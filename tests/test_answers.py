@@ -11,7 +11,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
-from medvllm.engine.model_runner.batches import encoder_of
+from medvllm.engine.model_runner.batches import get_encoder
 from medvllm.errors import DeviceMemoryError, InputTooLongError, LoadError, MedVLLMError, RequestError
 from tests.support import kinds, tiny
 
@@ -57,7 +57,7 @@ def test_padding_is_tried_once_and_only_where_it_is_needed(registry: ModelRegist
     for kind, batches in {"BertModel": 1, "FNetModel": 4}.items():
         runner = ModelRunner(kinds.write(tmp_path / kind, kind), registry=registry)
         with registry.lease(tmp_path / kind) as lease:
-            shapes = _runs(lease, encoder_of(lease.model))
+            shapes = _runs(lease, get_encoder(lease.model))
             runner.embed(["chest pain"])
             assert len(shapes) == 1
             runner.embed(TEXTS)
@@ -71,7 +71,7 @@ def test_texts_of_one_length_share_a_batch_where_padding_is_not_borne(registry: 
     runner = ModelRunner(kinds.write(tmp_path / "m", "FNetModel"), registry=registry)
     runner.embed(TEXTS)
     with registry.lease(tmp_path / "m") as lease:
-        shapes = _runs(lease, encoder_of(lease.model))
+        shapes = _runs(lease, get_encoder(lease.model))
         runner.embed(["abc", "a", "xyz", "b"])
     assert shapes == [(2, 5), (2, 3)]
 

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Regex, pre_tokenizers
 
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
-from medvllm.engine.model_runner.inputs import MOST_CHARACTERS
+from medvllm.engine.model_runner.inputs import MAX_CHARACTERS
 from medvllm.errors import InputTooLongError
 from medvllm.loading.panics import caught
 from tests.support import tiny
@@ -27,5 +27,5 @@ def test_a_text_beyond_all_notes_is_refused_before_it_takes_memory(registry: Mod
     """A tokenizer without memory would end the process; the largest that is read is."""
     runner = ModelRunner(tiny.bert_encoder(tmp_path / "m"), registry=registry)
     with pytest.raises(InputTooLongError, match="Text 2 has 4,000,001 characters, and at most 4") as error:
-        runner.embed(["fever", "x" * (MOST_CHARACTERS + 1)])
-    assert (error.value.limit, error.value.position) == (MOST_CHARACTERS, 1)
+        runner.embed(["fever", "x" * (MAX_CHARACTERS + 1)])
+    assert (error.value.limit, error.value.position) == (MAX_CHARACTERS, 1)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from medvllm.catalog import from_toml, to_toml
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
-from medvllm.engine.model_runner.windows import split
+from medvllm.engine.model_runner.windows import split_into_windows
 from medvllm.errors import (
     IncompleteSnapshotError,
     InputTooLongError,
@@ -406,7 +406,7 @@ def test_a_long_text_is_pooled_whole(registry: ModelRegistry, tmp_path: Path, sk
     result = ModelRunner("m", registry=registry).embed(["ALS", text, "fever"], prompt=prompt)
     assert result.coverage[1].windows > 2
     with registry.lease("m") as lease, torch.inference_mode():
-        windows = split(lease.tokenizer, [prompt + text], "window")[0]
+        windows = split_into_windows(lease.tokenizer, [prompt + text], "window")[0]
         states = [lease.model(torch.tensor([window.input_ids])).last_hidden_state[0] for window in windows]
         beyond = len(lease.tokenizer(prompt)["input_ids"]) - 1 if skipped else 0
     counted = [state[torch.tensor(window.counted) == 1] for state, window in zip(states, windows, strict=True)]
