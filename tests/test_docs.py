@@ -153,7 +153,7 @@ def test_make_help_explains_every_target() -> None:
     """The ones that CONTRIBUTING and README name, and no undocumented one."""
     out = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert set(re.findall(r"^  make ([a-z-]+)", out, re.MULTILINE)) == {
-        *("help", "demo", "test", "test-slow", "lint", "bench", "docs", "clean")
+        *("help", "demo", "test", "test-slow", "lint", "fix", "bench", "docs", "release-notes", "clean")
     }
 
 

@@ -76,7 +76,7 @@ print("all")
 def test_what_a_file_system_lacks_is_done_without_or_named(tmp_path: Path) -> None:
     """Each call in turn, and all that a USB disk lacks at once: what was done is not reported as failed."""
     if shutil.which("cc") is None:
-        pytest.skip("there is no C compiler on this machine; install it: apt-get install -y gcc libc6-dev")
+        pytest.skip("there is no C compiler on this machine; install it as root: make system")
     (tmp_path / "odd.c").write_text(_ODD)
     subprocess.run(["cc", "-shared", "-fPIC", "-w", "-o", "odd.so", "odd.c", "-ldl"], cwd=tmp_path, check=True)
     environment = os.environ | {"LD_PRELOAD": str(tmp_path / "odd.so")}
@@ -90,7 +90,7 @@ def test_what_a_file_system_lacks_is_done_without_or_named(tmp_path: Path) -> No
 def usb(tmp_path: Path) -> Iterator[Path]:
     """A disk with exFAT: no links, no modes, no owners."""
     if shutil.which("mkfs.exfat") is None or shutil.which("mount.exfat-fuse") is None:
-        pytest.skip("there is no exFAT on this machine; install it: apt-get install -y exfatprogs exfat-fuse")
+        pytest.skip("there is no exFAT on this machine; install it as root: make system")
     image, disk = tmp_path / "usb.img", tmp_path / "usb"
     disk.mkdir()
     with image.open("wb") as file:
