@@ -121,14 +121,14 @@ def test_windows_agree_with_one_pass(registry: ModelRegistry, tmp_path: Path) ->
 
 def test_what_is_no_tagger_says_so(registry: ModelRegistry, tmp_path: Path) -> None:
     """And a text that the entry forbids to cut is refused, not cut."""
-    with pytest.raises(RequestError, match="is loaded as BertModel, which finds no spans"):
+    with pytest.raises(RequestError, match="is loaded as BertModel, which finds no entities"):
         ModelRunner(tiny.bert_encoder(tmp_path / "e"), registry=registry).entities(["x"])
     folder = str(tiny.bert_token_classifier(tmp_path / "m", ["O", "B-X"]))
     registry.register("m", "clinical", model_path=folder, long_input="error", do_lower_case=False)
     with pytest.raises(InputTooLongError):
         ModelRunner("m", registry=registry).entities(["fever " * 100])
     registry.register("g", "generic", model_path=str(tiny.gpt2_causal_lm(tmp_path / "g")), task="generate")
-    with pytest.raises(RequestError, match="Task 'generate' is not a task that ModelRunner runs"):
+    with pytest.raises(RequestError, match="cannot run task 'generate'"):
         ModelRunner("g", registry=registry).run(None, ["x"])
 
 
