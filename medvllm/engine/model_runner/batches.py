@@ -50,7 +50,7 @@ def batch_windows(lease: Lease, module: Any, windows: Sequence[Window]) -> list[
     The windows of a batch have equal lengths if padding would change what `module` computes. `module` is the part of
     the model that will run.
     """
-    from medvllm.loading.steady import rows_compete
+    from medvllm.loading.stateless import rows_compete
 
     filled = [window for window in windows if window.input_ids]
     budget = BATCH_TOKENS.get(str(lease.model.device), DEVICE_BATCH_TOKENS)
@@ -146,7 +146,7 @@ def _pack(windows: Sequence[Window], budget: int, *, equal: bool = False) -> lis
 
 def _is_padding_safe(lease: Lease, module: Any) -> bool:
     """Return whether padding leaves the output of a row unchanged. It is tried once for each model."""
-    from medvllm.loading.steady import depends_on_length
+    from medvllm.loading.stateless import depends_on_length
 
     if (known := _padding_is_safe.get(module)) is None:
         known = not depends_on_length(module) and _try_padding(lease, module)

@@ -8,9 +8,10 @@ from medvllm.engine.model_runner.embeddings import embed
 from medvllm.engine.model_runner.entities import find_entities
 from medvllm.engine.model_runner.fill_mask import fill_mask
 from medvllm.engine.model_runner.results import Result
-from medvllm.errors import RequestError, nearest, offer
+from medvllm.errors import RequestError
 from medvllm.heads import task_of
 from medvllm.model_registry import Lease
+from medvllm.near_names import did_you_mean, near_names
 
 # Each function takes a lease, the texts and its own options.
 TASKS: dict[str, Callable[..., Result]] = {
@@ -24,16 +25,16 @@ TASKS: dict[str, Callable[..., Result]] = {
 def check_task(task: str, arguments: Mapping[str, Any]) -> None:
     """Raise RequestError if ModelRunner cannot run the task, or the task does not take one of the arguments."""
     if task not in TASKS:
-        near = nearest(task, TASKS)
+        near = near_names(task, TASKS)
         raise RequestError(
-            f"ModelRunner cannot run task {task!r}{'' if near else ' yet'}.{offer(near)}\n"
+            f"ModelRunner cannot run task {task!r}{'' if near else ' yet'}.{did_you_mean(near)}\n"
             f"It can run: {', '.join(TASKS)}",
             task=task,
         )
     known = [name for name in inspect.signature(TASKS[task]).parameters if name not in ("lease", "texts")]
     if unknown := next((name for name in arguments if name not in known), None):
         raise RequestError(
-            f"Task {task!r} takes no argument {unknown!r}.{offer(nearest(unknown, known))}\n"
+            f"Task {task!r} takes no argument {unknown!r}.{did_you_mean(near_names(unknown, known))}\n"
             f"It takes: {', '.join(known) or 'only texts'}",
             task=task,
             argument=unknown,
