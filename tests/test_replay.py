@@ -51,6 +51,7 @@ from medvllm.loading.replay.store import TemplateStore
 from medvllm.names import parse
 from medvllm.options import Identity, LoadOptions
 from tests.support import tiny
+from tests.support.conversions import convert
 from tests.support.standins import STANDINS
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +62,7 @@ def load(registry: ModelRegistry) -> Callable[..., LoadResult]:
     """What a load gives, with how it was made; each call loads."""
 
     def loaded(name: str | Path, **options: Any) -> LoadResult:
-        return registry._load(registry._resolve(name, LoadOptions.from_kwargs(options)))
+        return registry.session.load(registry.session.resolver.resolve(name, LoadOptions.from_kwargs(options)))
 
     return loaded
 
@@ -136,17 +137,12 @@ def assert_same_model(first: Any, again: Any) -> None:
     assert generation[0] is None or generation[0].to_dict() == generation[1].to_dict()
 
 
-# The others' pickles would be converted in the same way, which takes a process each.
-CONVERTED = ("biobert-base-cased-v1.2", "bionlp/bluebert_pubmed_mimic_uncased_L-12_H-768_A-12", "microsoft/biogpt")
-
-
 @pytest.mark.parametrize("name", STANDINS)
 def test_every_built_in_model_is_rebuilt_as_it_was_loaded(
     load: Callable[..., LoadResult], registry: ModelRegistry, tmp_path: Path, name: str
 ) -> None:
     """As its entry says: weights that were converted, legacy names, ties, shards, rotary positions, labels."""
-    converted = {} if name in CONVERTED else {"weights": "safetensors"}
-    folder = STANDINS[name](tmp_path / "m", **converted)
+    folder = convert(STANDINS[name](tmp_path / "m"))
     entry = registry.get_metadata(name)
     behaviour = {key: value for key, value in vars(entry.behaviour).items() if value not in (None, ())}
     behaviour = {key: list(value) if isinstance(value, tuple) else value for key, value in behaviour.items()}
@@ -160,7 +156,7 @@ def test_every_built_in_model_is_rebuilt_as_it_was_loaded(
     assert_same(first.model, again.model)
     assert_same(first.model, third.model)
     # The truth of the first load: what the class itself makes of the folder.
-    snapshot = registry._resolve("m", LoadOptions()).snapshot
+    snapshot = registry.session.resolver.resolve("m", LoadOptions()).snapshot
     plain = type(first.model).from_pretrained(snapshot.folder, config=first.model.config, dtype=first.model.dtype)
     if getattr(first.model.base_model, "pooler", None) is None and getattr(plain.base_model, "pooler", None):
         plain.base_model.pooler = None
@@ -179,7 +175,7 @@ Load = Callable[..., LoadResult]
     [
         (lambda folder: tiny.bert_masked_lm(folder), {"model_class": BertModel}),  # a prefix, and no pooler
         (lambda folder: tiny.bert_masked_lm(folder, weights="sharded", legacy_layer_norm=True), {}),
-        (lambda folder: tiny.bert_masked_lm(folder, weights="sharded_bin"), {}),
+        (lambda folder: convert(tiny.bert_masked_lm(folder, weights="sharded_bin")), {}),
         (lambda folder: tiny.bert_masked_lm(folder), {"output_hidden_states": True, "attn_implementation": "eager"}),
         (lambda folder: tiny.bert_masked_lm(folder), {"dtype": "bfloat16"}),
         (lambda folder: tiny.llama_causal_lm(folder, tied=True), {}),
@@ -429,17 +425,17 @@ def test_a_file_that_is_replaced_is_loaded_anew_and_disturbs_nobody(load: Load, 
 def test_a_template_whose_file_changed_under_it_is_not_followed(registry: ModelRegistry, tmp_path: Path) -> None:
     """Also when whoever asks does not know it yet: the stamp of the file is compared at each reload."""
     folder = tiny.bert_encoder(tmp_path / "m")
-    target = registry._resolve(folder, LoadOptions())
-    registry._load(target)
+    target = registry.session.resolver.resolve(folder, LoadOptions())
+    registry.session.load(target)
     os.utime(folder / "model.safetensors")
     with pytest.raises(DigestMismatchError, match="changed after it was verified"):
-        registry._load(target)
-    target = registry._resolve(folder, LoadOptions())
-    assert registry._load(target).loaded_by == "transformers"
-    assert registry._load(target).loaded_by == "replay"
+        registry.session.load(target)
+    target = registry.session.resolver.resolve(folder, LoadOptions())
+    assert registry.session.load(target).loaded_by == "transformers"
+    assert registry.session.load(target).loaded_by == "replay"
     (folder / "model.safetensors").unlink()
     with pytest.raises(SourceError, match="lacks model.safetensors"):
-        registry._load(target)
+        registry.session.load(target)
 
 
 def test_the_facts_of_an_entry_are_part_of_the_template(load: Load, tmp_path: Path) -> None:

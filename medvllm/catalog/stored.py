@@ -16,7 +16,8 @@ from medvllm.catalog.events import HALVES, Alias, Event
 from medvllm.catalog.log import Locked, VersionRecord, records
 from medvllm.catalog.place import TEXTS, has_content, is_named, is_there, location
 from medvllm.errors import CatalogError, MedVLLMError, ModelNameError, RequestError, SettingError
-from medvllm.facts import IDENTIFYING, MUTABLE_FIELDS, checked
+from medvllm.fact_values import check_fact
+from medvllm.facts import IDENTIFYING, MUTABLE_FIELDS
 from medvllm.lazy import lazy
 from medvllm.metadata import ModelMetadata
 from medvllm.names import parse, valid_alias, valid_name
@@ -200,7 +201,7 @@ class StoredCatalog:
                     keyword=mark,
                 )
             if value is not None:
-                marks[mark] = checked(name, mark, value)[1]
+                marks[mark] = check_fact(name, mark, value)[1]
         with self._transaction(reason) as transaction:
             numbers = transaction.some_numbers(name) if suffix is None else [transaction.resolve(name, suffix)]
             for number in numbers:
@@ -230,7 +231,7 @@ class StoredCatalog:
                     tags.append(key)
             marks = {"tags": tags, "values": values}
             transaction.change(
-                name, number, {mark: checked(name, mark, marks[mark])[1] for mark in marks}, reason=reason
+                name, number, {mark: check_fact(name, mark, marks[mark])[1] for mark in marks}, reason=reason
             )
             return from_record(name, number, transaction.facts(name, number))
 

@@ -14,12 +14,13 @@ from typing import Any, Literal
 import typer
 
 from medvllm import settings
-from medvllm.cli.models import Json
 from medvllm.cli.output import print_json, print_table
-from medvllm.errors import HubUnreachableError, MedVLLMError, offer
+from medvllm.cli.parameters import Json
+from medvllm.errors import HubUnreachableError, MedVLLMError
 from medvllm.local_files import hub_cache
 from medvllm.model_cache import default_cpu_budget
 from medvllm.model_registry import registry
+from medvllm.near_names import did_you_mean
 from medvllm.options import LoadOptions
 from medvllm.quantities import shown_size
 from medvllm.receipt import library_versions
@@ -217,7 +218,7 @@ def _settings() -> Iterator[Finding]:
     yield from (Finding("setting", "file", value, "wrong") for value in sorted(shared - {found[0].value}))
     yield from (each for each in found if each.value not in shared or each is found[0])
     for name, near in settings.unknown().items():
-        yield Finding("setting", name, f"is not a setting of medvllm.{offer(near)}", "wrong")
+        yield Finding("setting", name, f"is not a setting of medvllm.{did_you_mean(near)}", "wrong")
 
 
 def _setting(setting: settings.Setting[Any]) -> Finding:

@@ -1,4 +1,4 @@
-"""Turns: one process and thread at a time, by a lock on a file."""
+"""A lock on a file: one process and one thread at a time."""
 
 import errno
 from collections.abc import Iterator
@@ -12,17 +12,17 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.
 
 
 @contextmanager
-def turn(file: Path, *, setting: str = "MEDVLLM_HOME", private: bool = True) -> Iterator[None]:
-    """Hold a lock file while the block lasts, and wait before for whoever holds it.
+def file_lock(file: Path, *, setting: str = "MEDVLLM_HOME", private: bool = True) -> Iterator[None]:
+    """Hold a lock file for the duration of the block. Waits while another process or thread holds it.
 
     Args:
-        file: The lock file; it is made, with its folder.
-        setting: The variable that names the folder it lies in, for the way out.
-        private: Whether it is a file of MEDVLLM_HOME, which follows no umask.
+        file: The lock file. It is created, with its folder.
+        setting: The variable that names its folder, for the error message.
+        private: Whether the file belongs to MEDVLLM_HOME, where the umask does not apply.
 
     Raises:
         SourceError: The file system has no locks.
-        OSError: The file cannot be made.
+        OSError: The file cannot be created.
     """
     from filelock import FileLock
 
@@ -37,8 +37,8 @@ def turn(file: Path, *, setting: str = "MEDVLLM_HOME", private: bool = True) -> 
         if error.errno not in _NO_LOCKS:
             raise
         raise SourceError(
-            f"{file.parent} is on a file system that has no file locks: {error.strerror}.\n"
-            f"Put it on a local disk: export {setting}=/a/folder/there",
+            f"{file.parent} is on a file system without file locks: {error.strerror}.\n"
+            f"Use a folder on a local disk: export {setting}=/path/to/folder",
             path=str(file),
         ) from error
     if private:
