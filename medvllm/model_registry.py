@@ -410,8 +410,7 @@ class ModelRegistry:
         entry, files = self.get_metadata(parse(name).text), _sources().to_lock(self._fetch(name, None)[1]).digest
         if entry.origin == "stored":
             return self.catalog.mark(entry.reference, baseline=kept, baseline_digest=files, reason=reason)[0]
-        standing = dataclasses.replace(entry.lifecycle, baseline_digest=files)
-        entry = self._catalog.keep(entry.changed(baseline=kept, standing=standing))
+        entry = self._catalog.keep(entry.with_facts(baseline=kept, baseline_digest=files))
         self._leave(entry.name, "replaced")
         return entry
 

@@ -148,7 +148,7 @@ def export(
 def _portable(metadata: ModelMetadata, snapshot: Snapshot) -> ModelMetadata:
     """Return an entry as it travels: a folder's path means nothing elsewhere, and a version keeps its number."""
     if snapshot.repo is None:
-        metadata = metadata.changed(source=replace(metadata.source, model_path=None))
+        metadata = metadata.with_facts(model_path=None)
         if metadata.origin == "direct":
             metadata = metadata.changed(name=valid_name(snapshot.path.name))
     return metadata.changed(origin="stored") if metadata.origin == "process" else metadata
@@ -271,7 +271,7 @@ def _compare(key: str, approved: LockedModel, model: LockedModel) -> None:
 
 def _untrusted(entry: ModelMetadata) -> ModelMetadata:
     """Return an entry without the permission to run its repository's code: no bundle brings that."""
-    return entry.changed(source=replace(entry.source, trust_remote_code=None))
+    return entry.with_facts(trust_remote_code=None)
 
 
 def _notes(models: Sequence[ModelMetadata]) -> list[str]:
@@ -294,7 +294,7 @@ def _wanted(
     for key, entry in entries.items():
         if opened.locked[key].source == FOLDER:
             place = source_path(str(folder.kept(opened.locked[key].files)))
-            entry = entry.changed(source=replace(entry.source, model_path=place))
+            entry = entry.with_facts(model_path=place)
         models.append(entry)
 
     def same_files(known: ModelMetadata, entry: ModelMetadata) -> bool:
