@@ -143,6 +143,7 @@ class Identity:
     snapshot: str
     options: LoadOptions
     files: str = ""  # the files on disk that hold these bytes: a model that is mapped changes with its own
+    is_offloaded: bool = False  # its weights wait in host memory, not on its device
 
 
 def unknown_option(name: str, fields: Mapping[str, Any]) -> RequestError:

@@ -126,7 +126,7 @@ def test_who_may_write_to_the_home_and_what_it_holds(doctor: Doctor, home: Path,
 
 
 def test_a_settings_file_that_is_wrong_is_reported(doctor: Doctor, home: Path) -> None:
-    """Once, and not by every setting that it may state."""
+    """ValueCache, and not by every setting that it may state."""
     (home / "medvllm").mkdir()
     (home / "medvllm" / "config.toml").write_text("requirelock = true\n")
     code, found = doctor()

@@ -21,6 +21,7 @@ from medvllm.errors import (
 from medvllm.metadata import READ
 from tests.support import sentence, tiny
 from tests.support.console import command
+from tests.support.conversions import convert
 from tests.support.loopback import LoopbackHub
 
 LABELS = ["O", "B-X", "I-X"]
@@ -37,7 +38,7 @@ def _edited(file: Path, **fields: Any) -> None:
     [
         (lambda f: tiny.bert_token_classifier(f, LABELS), {"task": "ner", "id2label": tuple(LABELS)}),
         (lambda f: tiny.bert_masked_lm(f), {"task": "fill-mask", "architecture": "bert"}),
-        (lambda f: tiny.bert_masked_lm(f, weights="bin"), {"task": "fill-mask"}),
+        (lambda f: convert(tiny.bert_masked_lm(f, weights="bin")), {"task": "fill-mask"}),
         (lambda f: tiny.gpt2_causal_lm(f), {"task": "generate"}),
         (lambda f: tiny.roberta_masked_lm(f), {"task": "fill-mask", "architecture": "roberta"}),
         (lambda f: sentence.assembled("bert-cls", f), {"task": "embed", "pooling": "cls"}),

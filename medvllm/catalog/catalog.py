@@ -20,7 +20,7 @@ from medvllm.lazy import lazy
 from medvllm.metadata import ModelMetadata, ModelType, fits, mentions
 from medvllm.names import valid_name
 from medvllm.near_names import did_you_mean, near_names
-from medvllm.processes import Board
+from medvllm.processes import RecordStore
 from medvllm.spelling import folded
 from medvllm.words import TASKS, unknown_task, usual_task
 
@@ -46,16 +46,16 @@ class Catalog:
         self._generation = 0
 
     @lazy
-    def _builtins(self) -> dict[str, ModelMetadata]:
+    def _builtins(self) -> Mapping[str, ModelMetadata]:
         return builtin_entries()
 
     @lazy
     def _builtin_aliases(self) -> dict[str, str]:
         return {alias: name for name, metadata in self._builtins.items() for alias in metadata.source.also_known_as}
 
-    def board(self) -> Board | None:
+    def record_store(self) -> RecordStore | None:
         """Return where processes that share the stored entries note what they hold; None: there are none."""
-        return None if self._stored is None else self._stored.board()
+        return None if self._stored is None else self._stored.record_store()
 
     @property
     def stored(self) -> StoredCatalog:

@@ -75,14 +75,14 @@ class StoredCatalog:
         """
         return self._open() is not None
 
-    def board(self) -> processes.Board:
+    def record_store(self) -> processes.RecordStore:
         """Return where processes that share this catalogue note what they hold: beside its file, or in its database."""
         where = self._where()
         if isinstance(where, Path):
             # A link in each of two homes may lead to it; and nothing is made where a share is not mounted.
             home, place = settings.HOME(), Path(os.path.realpath(where))
             is_elsewhere = place.parent != Path(os.path.realpath(home)) and os.path.isfile(place)
-            return processes.Folder((place.parent if is_elsewhere else home) / "run", is_shared=is_elsewhere)
+            return processes.RecordFolder((place.parent if is_elsewhere else home) / "run", is_shared=is_elsewhere)
         from medvllm.catalog.sql import Processes
 
         return Processes(_store(where))
@@ -492,7 +492,7 @@ class StoredCatalog:
 
     def _check_idle(self, versions: "set[tuple[str | None, int | None]]") -> None:
         """Raise CatalogError when a process that shares the catalogue has one of the versions leased."""
-        for note in processes.processes([self.board()]):
+        for note in processes.list_processes([self.record_store()]):
             for model in note.models:
                 if model["leases"] and model["source"] == "stored" and (model["name"], model["version"]) in versions:
                     raise CatalogError(

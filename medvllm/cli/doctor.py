@@ -18,7 +18,7 @@ from medvllm.cli.models import Json
 from medvllm.cli.output import print_json, print_table
 from medvllm.errors import HubUnreachableError, MedVLLMError
 from medvllm.local_files import hub_cache
-from medvllm.model_cache import machine_bytes
+from medvllm.model_cache import default_cpu_budget
 from medvllm.model_registry import registry
 from medvllm.near_names import did_you_mean
 from medvllm.options import LoadOptions
@@ -73,9 +73,9 @@ def _versions() -> Iterator[Finding]:
 
 def _devices() -> Iterator[Finding]:
     if find_spec("torch"):
-        from medvllm.loading.device import available
+        from medvllm.loading.device import list_devices
 
-        for name, device in available().items():
+        for name, device in list_devices().items():
             yield Finding("device", name, device)
 
 
@@ -91,20 +91,22 @@ def _memory() -> Iterator[Finding]:
                 "memory", f"budget of {device}", f"{shown_size(budget)}, as {settings.MEMORY_BUDGET.name} says"
             )
         elif device == "cpu":
-            yield Finding("memory", "budget of cpu", f"{shown_size(machine_bytes())}, three quarters of the memory")
+            yield Finding(
+                "memory", "budget of cpu", f"{shown_size(default_cpu_budget())}, three quarters of the memory"
+            )
         else:
-            from medvllm.loading.device import capacity
+            from medvllm.loading.device import default_budget
 
-            most = capacity(device)
+            most = default_budget(device)
             yield Finding("memory", f"budget of {device}", "no limit" if most is None else shown_size(most))
 
 
 def _gpus() -> list[str]:
     if not find_spec("torch"):
         return []
-    from medvllm.loading.device import available
+    from medvllm.loading.device import list_devices
 
-    return [name for name in available() if name != "cpu"]
+    return [name for name in list_devices() if name != "cpu"]
 
 
 def _meminfo() -> list[str]:
