@@ -33,8 +33,8 @@ __all__ = [
 ]
 
 
-# Each name is imported when it is first used, so that `import medvllm` costs nothing. No module of this package may have
-# one of these names: once imported, it would hide the object. `errors` is such a module, and is itself the object.
+# Each name is imported when it is first used, so that `import medvllm` costs nothing. No module of this package may
+# have one of these names: once imported, it would hide the object. `errors` is such a module, and itself the object.
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
