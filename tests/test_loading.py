@@ -51,7 +51,7 @@ def test_a_folder_loads_as_the_class_it_names(
     model = registry.load_model(make(tmp_path / "m"))
     assert type(model).__name__ == class_name
     assert not model.training
-    assert [r.source for r in registry.loaded_models()] == ["direct"]
+    assert [r.origin for r in registry.loaded_models()] == ["direct"]
 
 
 @pytest.mark.parametrize("weights", ["safetensors", "sharded", "bin", "sharded_bin", "legacy_bin"])
