@@ -223,7 +223,7 @@ def test_own_folders_are_shown_as_built_in_models_are(tmp_path: Path, monkeypatc
     assert f"id2label\tO; B-X; I-X\t{READ}" in command(monkeypatch, "show", "own").out
     assert json.loads(command(monkeypatch, "show", "own", "--json").out)["task"] == "ner"
     again = command(monkeypatch, "register", "own", "--type", "clinical", "--path", str(folder))
-    assert again.out == "Nothing has changed: the newest version of 'own' is 1.\n"
+    assert again.out == "Nothing changed: the latest version of 'own' is 1.\n"
     exported = command(monkeypatch, "catalog", "export").out
     assert command(monkeypatch, "catalog", "apply", "-", stdin=exported.encode()).err == "0 changes.\n"
 

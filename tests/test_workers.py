@@ -82,7 +82,7 @@ def test_no_other_model_answers_for_one_that_was_sent(tmp_path: Path, ward: Any)
     later = pickle.dumps(ModelRunner("ward-tagger"))
     registry.unregister("ward-tagger")
     for runner, folder in ((sent, "m"), (later, "other"), (sent, "m")):
-        receipt = pickle.loads(runner).run("ner", ["aspirin"])[2]
+        receipt = pickle.loads(runner).run("ner", ["aspirin"], with_receipt=True).receipt
         assert receipt.snapshot.startswith(str(tmp_path / folder))
 
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medvllm.cli.models import Json
 from medvllm.cli.output import print_json, print_table
+from medvllm.cli.parameters import Json
 from medvllm.model_registry import registry
 from medvllm.quantities import shown_size
 
