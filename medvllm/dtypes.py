@@ -22,7 +22,7 @@ SAFETENSORS = {
 # The dtypes in which a model may be loaded. Weights of these kinds are converted to the one that is asked for.
 LOADABLE = ("float32", "bfloat16", "float16", "float64")
 FLOATING = {kind: name for kind, (name, _) in SAFETENSORS.items() if name in LOADABLE}
-SIZE_BYTES = {name: size for name, size in SAFETENSORS.values()}
+SIZE_BYTES = dict(SAFETENSORS.values())
 
 _SHORT = {"float": "float32", "fp32": "float32", "bf16": "bfloat16", "half": "float16", "fp16": "float16"}
 _SHORT |= {"double": "float64"}
