@@ -10,8 +10,9 @@ from medvllm.classes import class_path, is_reference
 from medvllm.dtypes import LOADABLE, loadable_dtype
 from medvllm.errors import RequestError, UnsafeWeightsError
 from medvllm.near_names import did_you_mean, near_names
+from medvllm.quantities import parse_duration
 
-__all__ = ["Identity", "LoadOptions", "dtype_name", "unknown_option"]
+__all__ = ["Identity", "LoadOptions", "dtype_name", "parse_keep_alive", "unknown_option"]
 
 # Arguments of `from_pretrained` that a registry must not pass on, and what to do instead.
 _REFUSED = {
@@ -153,6 +154,24 @@ def dtype_name(value: object) -> str | None:
     if name is None:
         raise RequestError(f"dtype {text[:80]!r} is not one of: {', '.join(LOADABLE)}, auto.", option="dtype")
     return name
+
+
+def parse_keep_alive(value: str | float | None) -> float | None:
+    """Return how many seconds a model stays in memory after its last use: infinite for a negative value.
+
+    Args:
+        value: Seconds, or a duration such as "10m". None, for "not given", stays None.
+
+    Raises:
+        RequestError: The value is not a duration.
+    """
+    try:
+        return None if value is None else parse_duration(value)
+    except ValueError as error:
+        raise RequestError(
+            f"keep_alive is {error}.\nGive a duration such as '10m', seconds, 0 (until it is released) or -1 (pinned).",
+            option="keep_alive",
+        ) from error
 
 
 def _device(value: object) -> str | None:
