@@ -1,7 +1,6 @@
 """A process among all those that may share a catalogue: on this machine, in containers, and elsewhere."""
 
 import os
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -58,6 +57,8 @@ def _here() -> tuple[str, str, str]:
         namespace = os.readlink(_PROC / "self/ns/pid")
     except OSError:  # a system without: its processes are told by the host's name
         boot = namespace = ""
+    import socket
+
     return socket.gethostname(), boot, namespace
 
 
