@@ -18,6 +18,9 @@ def _modules_after(code: str) -> set[str]:
     return {line.partition(".")[0] for line in run.stderr.splitlines()}
 
 
+_COMMAND = "from medvllm.cli.app import make_app; words = {}; make_app(words)(words, standalone_mode=False)"
+
+
 @pytest.mark.parametrize(
     "code",
     [
@@ -25,10 +28,10 @@ def _modules_after(code: str) -> set[str]:
         "from medvllm.engine.model_runner import registry; registry.get_metadata('biobert-base-cased-v1.2');"
         "registry.list_models(task='embed', tags=['bert'], match='*')",
         "from medvllm.engine.model_runner import registry; registry.register('m', 'generic', model_class='a.b:C')",
-        "from medvllm.cli.app import app; app(['list'], standalone_mode=False)",
-        "from medvllm.cli.app import app; app(['list', '--type', 'clinical', '--json'], standalone_mode=False)",
-        "from medvllm.cli.app import app; app(['show', 'biobert-base-cased-v1.2'], standalone_mode=False)",
-        "from medvllm.cli.app import app; app(['--help'], standalone_mode=False)",
+        _COMMAND.format(["list"]),
+        _COMMAND.format(["list", "--type", "clinical", "--json"]),
+        _COMMAND.format(["show", "biobert-base-cased-v1.2"]),
+        _COMMAND.format(["--help"]),
         "from medvllm.cli.completion import model_names; assert [*model_names('b')]",
     ],
 )
