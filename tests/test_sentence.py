@@ -108,7 +108,7 @@ def test_what_makes_no_vector_a_text_is_refused_by_name(
     """SPLADE, ColBERT and routed folders are refused when vectors are asked for; their transformer still loads."""
     folder = sentence.assembled(f"refused-{kind}", tmp_path / "m")
     assert registry.load_model(folder).config.model_type == "bert"
-    with pytest.raises(LoadError, match=rf"gives no vectors: its folder has the module '[\w.]*\.{what}'.*") as caught:
+    with pytest.raises(LoadError, match=rf"cannot be used for vectors: its folder has the module '[\w.]*\.{what}'.*") as caught:
         ModelRunner(folder, registry=registry).embed(["fever"])
     assert (
         str(caught.value).splitlines()[-1] == f"Its transformer alone loads with: registry.load_model({str(folder)!r})"
@@ -181,7 +181,7 @@ def test_a_declaration_that_is_not_understood_is_refused(
 ) -> None:
     """The error names the file, the key and its value."""
     folder = edit(sentence.assembled("dense", tmp_path / "m"), file, **changes)
-    with pytest.raises(LoadError, match=f"gives no vectors: its folder {message}"):
+    with pytest.raises(LoadError, match=f"cannot be used for vectors: its folder {message}"):
         ModelRunner(folder, registry=registry).embed(["fever"])
 
 
@@ -211,7 +211,7 @@ def test_modules_in_another_order_are_refused(
     folder = sentence.assembled("dense", tmp_path / "m")
     listed = {module["name"]: module for module in json.loads((folder / "modules.json").read_text())}
     (folder / "modules.json").write_text(json.dumps([listed[name] for name in modules]))
-    with pytest.raises(LoadError, match=f"gives no vectors: its folder (has )?{message}"):
+    with pytest.raises(LoadError, match=f"cannot be used for vectors: its folder (has )?{message}"):
         ModelRunner(folder, registry=registry).embed(["fever"])
 
 
@@ -230,7 +230,7 @@ def test_a_list_of_modules_that_names_none_is_refused(
     folder = sentence.assembled("dense", tmp_path / "m")
     (folder / "modules.json").write_text(listed)
     assert registry.load_model(folder)
-    with pytest.raises(LoadError, match=f"gives no vectors: its folder {message}"):
+    with pytest.raises(LoadError, match=f"cannot be used for vectors: its folder {message}"):
         ModelRunner(folder, registry=registry).embed(["fever"])
 
 
@@ -260,7 +260,7 @@ def test_the_weights_of_a_module_are_checked(registry: ModelRegistry, tmp_path: 
     bias, weight = weights["linear.bias"], weights["linear.weight"]
     for changed, message in (
         ({"linear.weight": weight}, "Module '2_Dense' of model .* lacks 'linear.bias'"),
-        (weights | {"linear.scale": bias.clone()}, "has 'linear.scale', which it does not take"),
+        (weights | {"linear.scale": bias.clone()}, "has 'linear.scale', which it does not use"),
         (
             weights | {"linear.weight": weight.T.contiguous()},
             r"\[16, 8\], where its config says floats \[8, 16\]",
@@ -284,7 +284,7 @@ def test_the_weights_of_a_module_are_checked(registry: ModelRegistry, tmp_path: 
 def test_a_pooling_that_a_module_was_not_made_for_is_refused(registry: ModelRegistry, tmp_path: Path) -> None:
     """An entry may say another pooling, but not one whose vectors the next module cannot take."""
     folder = sentence.assembled("dense", tmp_path / "m")
-    with pytest.raises(LoadError, match="Module '2_Dense' of model 'm' takes vectors of 16 numbers, and gets 32"):
+    with pytest.raises(LoadError, match="Module '2_Dense' of model 'm' takes vectors of 16 numbers, but gets 32"):
         vectors(registry, folder, ["fever"], pooling=["mean", "max"])
 
 

@@ -67,8 +67,7 @@ def _read_with_casing(metadata: ModelMetadata, snapshot: Snapshot, config: Any) 
             tokenizer = _read(metadata, snapshot, config, given | {"do_lower_case": False})
         else:
             logger.warning(
-                "the tokenizer of %r lowercases, as its %s, but its vocabulary is cased: "
-                "no word with a capital is ever found",
+                "the tokenizer of %r lowercases, as its %s, but its vocabulary is cased: its capitals are never found",
                 metadata.name,
                 "files say" if behaviour.do_lower_case is None else "entry says",
             )
