@@ -21,6 +21,7 @@ from medvllm.errors import (
     SourceError,
     WeightsMismatchError,
 )
+from medvllm.facts import PoolingMode
 from tests.support import sentence, tiny
 
 VECTORS = load_file(sentence.DATA / "vectors.safetensors")
@@ -400,7 +401,7 @@ def test_a_prompt_that_fills_a_window_is_refused(registry: ModelRegistry, tmp_pa
 def test_a_long_text_is_pooled_whole(registry: ModelRegistry, tmp_path: Path, skipped: bool) -> None:
     """In windows, each token that counts is pooled once, in its place in the text."""
     folder = sentence.assembled("bert-mean", tmp_path / "m")
-    modes = ["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+    modes: list[PoolingMode] = ["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
     registry.register("m", "generic", model_path=str(folder), pooling=modes, include_prompt=not skipped)
     prompt, text = "the query : ", "no history of diabetes and shortness of breath " * 20
     result = ModelRunner("m", registry=registry).embed(["ALS", text, "fever"], prompt=prompt)

@@ -10,12 +10,12 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
+from medvllm.catalog.announcements import Meaning
 from medvllm.catalog.builtin import builtin_entries
 from medvllm.catalog.stored import StoredCatalog, StoredRow
 from medvllm.errors import CatalogError, MedVLLMError, ModelExistsError, ModelNotFoundError, RequestError
 from medvllm.fact_filters import check_glob, to_glob
 from medvllm.forking import Lock
-from medvllm.inherited import Meaning
 from medvllm.lazy import lazy
 from medvllm.metadata import ModelMetadata, ModelType, fits, mentions
 from medvllm.names import valid_name

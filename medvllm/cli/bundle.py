@@ -14,8 +14,8 @@ from medvllm.model_registry import registry
 from medvllm.quantities import shown_size
 
 if TYPE_CHECKING:
+    from medvllm.model_registry.bundle_import import Imported
     from medvllm.sources.provenance import Provenance
-    from medvllm.transfer import Imported
 
 
 def export(

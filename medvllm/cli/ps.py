@@ -5,7 +5,6 @@ from typing import Any
 
 import typer
 
-from medvllm import processes
 from medvllm.cli.output import print_json, print_table
 from medvllm.cli.parameters import Json
 from medvllm.model_registry import registry
@@ -18,7 +17,7 @@ def ps(as_json: Json = False) -> None:
     SHARED is what of SIZE is a file's, in memory once for all who map it; STAYS is how long a model stays unused.
     """
     registry.catalog.is_there()  # where others have their notes, or an error
-    notes = processes.list_processes(registry.record_stores())
+    notes = registry.list_processes()
     models = [
         {"pid": note.process.pid, "host": note.process.host, "is_near": note.process.is_near, **model}
         for note in notes

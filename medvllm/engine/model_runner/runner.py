@@ -54,7 +54,7 @@ class ModelRunner:
 
     def __reduce__(self) -> "tuple[Any, ...]":
         """Pickle as a name, with the entry if only this process knows it."""
-        entry = self._entry or self._registry.own_entry(self._name)
+        entry = self._entry or self._registry.process_entry(self._name)
         return _rebuild, (type(self), self._name, self._registry, self._options, entry)
 
     def __repr__(self) -> str:
@@ -180,7 +180,7 @@ class ModelRunner:
     def _check_entry(self) -> None:
         """Raise ModelExistsError if this process has another model under the name that the runner was sent for."""
         if self._entry is not None:
-            self._registry.adopt(self._entry)
+            self._registry.adopt_entry(self._entry)
 
 
 def _rebuild(
