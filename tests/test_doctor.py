@@ -60,7 +60,7 @@ def test_the_lock_that_is_in_force(doctor: Doctor, home: Path, tmp_path: Path, m
     code, found = doctor()
     assert code == 0 and found["lock", "covers"]["value"] == "locked"
     assert found["lock", "is required"]["value"].startswith("no: ")
-    (home / "medvllm" / "config.toml").write_text(f'require_lock = true\nlock = "{lock}"\n')
+    (home / "medvllm" / "config.toml").write_text(f'require_lock = true\nlock_file = "{lock}"\n')
     monkeypatch.delenv("MEDVLLM_LOCK_FILE")
     code, found = doctor()
     assert code == 0 and found["lock", "is required"]["value"].startswith("yes: ")
@@ -119,14 +119,14 @@ def test_who_may_write_to_the_home_and_what_it_holds(doctor: Doctor, home: Path,
     place = home / "medvllm"
     _, found = doctor()
     assert found["disk", "MEDVLLM_HOME models contains"]["value"].endswith("KB")
-    for mode, words, state in ((0o700, "its user", "ok"), (0o770, "its group", "ok"), (0o777, "others", "wrong")):
+    for mode, words, state in ((0o700, "its user", "ok"), (0o770, "group", "ok"), (0o777, "everybody", "wrong")):
         os.chmod(place, mode)
         check = doctor()[1]["disk", "MEDVLLM_HOME"]
         assert words in check["value"] and check["state"] == state
 
 
 def test_a_settings_file_that_is_wrong_is_reported(doctor: Doctor, home: Path) -> None:
-    """ValueCache, and not by every setting that it may state."""
+    """Once, and not by every setting that it may state."""
     (home / "medvllm").mkdir()
     (home / "medvllm" / "config.toml").write_text("requirelock = true\n")
     code, found = doctor()
