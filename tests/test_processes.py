@@ -197,6 +197,7 @@ def _sound(**changes: Any) -> dict[str, Any]:
         "last_used": 1.0,
         "keep_alive": None,
         "evicted": False,
+        "offloaded": False,
     }
     own = changes.pop("model", {})
     model = {key: value for key, value in (model | own).items() if value != "absent"}

@@ -335,7 +335,7 @@ def test_a_class_of_ones_own_is_rebuilt_without_running_its_code(load: Load, tmp
     [
         (HookedModel, "its BertModel has hooks"),
         (LambdaModel, "it cannot be pickled: .*lambda.*"),
-        (LockedModel, "LockedModel is pickled in a way of its own"),
+        (LockedModel, "LockedModel defines how it is pickled"),
         (WritingModel, "its class has written to the weights of model.safetensors"),
         (OwnWayModel, "OwnWayModel has a from_pretrained of its own"),
         (BigModel, "20,00.,... bytes of its tensors are in no file"),
