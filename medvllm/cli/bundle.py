@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def export(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="NAME...", autocompletion=model_names, help="Models, such as ner@2 or ner@production."),
+        typer.Argument(metavar="NAME", autocompletion=model_names, help="Models, such as ner@2 or ner@production."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write; - for standard output.")],
     unlocked: Annotated[bool, typer.Option("--unlocked", help="Also export models that are not locked.")] = False,
