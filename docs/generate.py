@@ -296,7 +296,7 @@ def _commands(program: str, group: Any) -> Iterator[tuple[str, Any]]:
 
 def _row(parameter: Any) -> str:
     if parameter.param_type_name == "argument":
-        label = parameter.metavar or parameter.name.upper()
+        label = (parameter.metavar or parameter.name.upper()) + ("..." if parameter.nargs == -1 else "")
     else:
         value = parameter.metavar or parameter.name.upper().replace("MODEL_TYPE", "TYPE")
         label = ", ".join([*parameter.opts, *parameter.secondary_opts]) + ("" if parameter.is_flag else f" {value}")

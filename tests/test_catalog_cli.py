@@ -316,7 +316,9 @@ def test_what_a_protected_alias_stands_for_stays(medvllm: Medvllm, ner: Path, mo
     monkeypatch.setenv("MEDVLLM_LOCK_FILE", str(ner.parent / "none.lock"))
     for name in ("ner@production", "ner@2", "ner"):
         said = medvllm("run", name, "Seen.")
-        assert said.code == 1 and "not the ones that were accepted, and the protected alias 'production'" in said.err
+        assert (
+            said.code == 1 and "the protected alias 'production' points to it, and its files are not those" in said.err
+        )
     assert medvllm("run", "ner@1", "Seen.").code == 0
 
 

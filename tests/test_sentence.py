@@ -108,7 +108,9 @@ def test_what_makes_no_vector_a_text_is_refused_by_name(
     """SPLADE, ColBERT and routed folders are refused when vectors are asked for; their transformer still loads."""
     folder = sentence.assembled(f"refused-{kind}", tmp_path / "m")
     assert registry.load_model(folder).config.model_type == "bert"
-    with pytest.raises(LoadError, match=rf"cannot be used for vectors: its folder has the module '[\w.]*\.{what}'.*") as caught:
+    with pytest.raises(
+        LoadError, match=rf"cannot be used for vectors: its folder has the module '[\w.]*\.{what}'.*"
+    ) as caught:
         ModelRunner(folder, registry=registry).embed(["fever"])
     assert (
         str(caught.value).splitlines()[-1] == f"Its transformer alone loads with: registry.load_model({str(folder)!r})"

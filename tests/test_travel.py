@@ -385,12 +385,12 @@ def test_export_and_import_as_typed(
         "  m@2  would be new",
         "  + m@2",
         "  + m@production -> 2",
-        "Nothing was changed: this was a dry run.",
+        "Nothing changed: this was a dry run.",
     ]
     done = command(monkeypatch, "import", bundle, "--reason", "ticket 12").out.splitlines()
-    assert done[2] == "  m@2  new" and done[-1] == "Not approved by this. After a review: medvllm lock m@2"
+    assert done[2] == "  m@2  new" and done[-1].endswith("After a review, run: medvllm lock m@2")
     again = command(monkeypatch, "import", bundle).out.splitlines()
-    assert again[2:] == ["  m@2  already here", "Nothing has changed: all of it was here already."]
+    assert again[2:] == ["  m@2  already here", "Nothing changed: everything was here already."]
     history = command(monkeypatch, "history", "m").out
     assert f"imported m@2: bundle {digest[:12]}" in history and "ticket 12" in history
     locked = command(monkeypatch, "lock", "m@2", "--reason", "read by two").out

@@ -174,9 +174,7 @@ def test_a_prefix_is_named(registry: ModelRegistry, tmp_path: Path, prefix: str)
         folder = change(
             make(tmp_path / make.__name__), lambda state: {f"{prefix}{name}": t for name, t in state.items()}
         )
-        with pytest.raises(
-            WeightsMismatchError, match=f"begin with '{re.escape(prefix)}(bert.)?'"
-        ) as caught:
+        with pytest.raises(WeightsMismatchError, match=f"begin with '{re.escape(prefix)}(bert.)?'") as caught:
             registry.load_model(folder)
         assert "expected_missing_keys" not in str(caught.value)
         change(folder, lambda state: {name.removeprefix(prefix): t for name, t in state.items()})

@@ -66,7 +66,7 @@ class StoredCatalog:
             where = self._where()
             return str(where) if isinstance(where, Path) else Address.of(where).shown
         except SettingError as error:
-            return str(getattr(error, "value", settings.CATALOG.name))  # a settings file has none
+            return str(error.value or settings.CATALOG.name)  # an error of a settings file has no value
 
     def is_there(self) -> bool:
         """Return whether there is a database to read; a server's may still not answer.

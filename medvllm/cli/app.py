@@ -1,4 +1,4 @@
-"""The program `medvllm` and its commands."""
+"""The program `medvllm` with its commands."""
 
 from collections.abc import Iterable, Sequence
 from importlib import import_module
@@ -45,7 +45,7 @@ def make_app(arguments: Sequence[str] = ()) -> typer.Typer:
 
 def _make(names: Iterable[str]) -> typer.Typer:
     app = typer.Typer(
-        help="Say a model's name and get that model.",
+        help="A model registry for biomedical and clinical language models.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},

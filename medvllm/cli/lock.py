@@ -12,9 +12,7 @@ from medvllm.sources import Lock
 
 
 def lock(
-    names: Annotated[
-        list[str], typer.Argument(metavar="NAME...", autocompletion=model_names, help="Models to approve.")
-    ],
+    names: Annotated[list[str], typer.Argument(metavar="NAME", autocompletion=model_names, help="Models to approve.")],
     reason: Annotated[str | None, typer.Option(help="Why; the lock file and the history keep it.")] = None,
 ) -> None:
     """Approve models as they are: write the commit, and the size and SHA-256 of every file, to the lock file.
