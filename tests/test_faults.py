@@ -22,12 +22,13 @@ from medvllm.errors import (
     SourceError,
 )
 from tests.support import tiny, warm
+from tests.support.clock import HurriedClock
 from tests.support.conversions import convert
 from tests.support.loopback import LoopbackHub
 
 
 @pytest.fixture
-def acme(hub: LoopbackHub, tmp_path: Path) -> LoopbackHub:
+def acme(hub: LoopbackHub, hurried: HurriedClock, tmp_path: Path) -> LoopbackHub:
     """A Hub with one tiny model, acme/bert."""
     hub.add("acme/bert", tiny.bert_masked_lm(tmp_path / "acme"))
     return hub
@@ -78,7 +79,7 @@ def test_a_fault_that_passes_is_not_noticed(
         ("reset", 50_000, HubUnreachableError),
         ("drop", None, HubUnreachableError),
         ("status", 503, HubUnreachableError),
-        pytest.param("throttle", 0, HubUnreachableError, marks=pytest.mark.slow),  # huggingface_hub tries on for long
+        ("throttle", 0, HubUnreachableError),
         ("flip", 100_000, DigestMismatchError),
         ("status", 404, SourceError),
     ],
