@@ -3,9 +3,9 @@
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -185,20 +185,16 @@ def test_refused_without_a_reason(registry: ModelRegistry, acme: LoopbackHub, st
 
 def test_a_hub_that_goes_away_between_two_tries(registry: ModelRegistry, tmp_path: Path, home: Path) -> None:
     """Ends the tries at once instead of after all waits."""
-    with LoopbackHub() as hub:
-        hub.add("acme/bert", tiny.bert_masked_lm(tmp_path / "acme"))
-        hub.fault("*/model.safetensors", "reset", 50_000)
-        process = subprocess.Popen(
-            [sys.executable, "-c", "from medvllm.engine.model_runner import registry; registry.pull('acme/bert')"],
-            env={**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(home / "hub")},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        deadline = time.monotonic() + 60
-        while not _gets(hub, "model.safetensors"):
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.01)
-    assert "HubUnreachableError" in process.communicate(timeout=60)[1]
+    with ThreadPoolExecutor(1) as pool:
+        with LoopbackHub() as hub:
+            hub.add("acme/bert", tiny.bert_masked_lm(tmp_path / "acme"))
+            hub.fault("*/model.safetensors", "reset", 50_000)
+            pulling = pool.submit(_python, "registry.pull('acme/bert')", home, HF_ENDPOINT=hub.url)
+            deadline = time.monotonic() + 60
+            while not _gets(hub, "model.safetensors"):
+                assert time.monotonic() < deadline and not pulling.done()
+                time.sleep(0.01)
+        assert "HubUnreachableError" in pulling.result().stderr
 
 
 def test_a_slow_hub_is_waited_for(registry: ModelRegistry, acme: LoopbackHub) -> None:
@@ -222,10 +218,9 @@ def test_partial_files_of_dead_downloads_are_swept(registry: ModelRegistry, acme
 
 def test_four_processes_pull_one_model_once(acme: LoopbackHub, home: Path) -> None:
     """One GET of each file."""
-    command = [sys.executable, "-c", "from medvllm.engine.model_runner import registry; registry.pull('acme/bert')"]
-    environment = {**os.environ, "HF_HUB_CACHE": str(home / "hub")}
-    processes = [subprocess.Popen(command, env=environment) for _ in range(4)]
-    assert [process.wait(120) for process in processes] == [0] * 4
+    with ThreadPoolExecutor(4) as pool:
+        runs = list(pool.map(lambda _: _python("registry.pull('acme/bert')", home), range(4)))
+    assert [run.returncode for run in runs] == [0] * 4
     assert {_gets(acme, file) for file in ("/model.safetensors", "/vocab.txt", "/config.json")} == {1}
 
 
