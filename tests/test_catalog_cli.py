@@ -67,9 +67,9 @@ def ner(medvllm: Medvllm, home: Path) -> Path:
 def test_register_makes_versions_or_says_that_nothing_is_new(medvllm: Medvllm, ner: Path) -> None:
     """Equal facts make none, other tags mark the version, other facts make the next."""
     again = ("register", "ner", "--type", "CLINICAL", "--path", "./ner", "--max-length", "32")
-    assert medvllm(*again).out == "Nothing has changed: the newest version of 'ner' is 2.\n"
-    assert medvllm(*again, "--tag", "a", "--tag", "owner=radiology").out == "Marked 'ner', version 2.\n"
-    assert medvllm(*again).out == "Nothing has changed: the newest version of 'ner' is 2.\n"
+    assert medvllm(*again).out == "Nothing changed: the latest version of 'ner' is 2.\n"
+    assert medvllm(*again, "--tag", "a", "--tag", "owner=radiology").out == "Updated 'ner', version 2.\n"
+    assert medvllm(*again).out == "Nothing changed: the latest version of 'ner' is 2.\n"
     facts = ("--cased", "--fact", "gated=false", "--fact", "languages=en,de", "--fact", 'id2label=["O", "B-X"]')
     assert medvllm(*again, *facts).out == "Registered 'ner', version 3.\n"
     shown = json.loads(medvllm("show", "ner", "--json").out)
@@ -88,21 +88,21 @@ def test_register_makes_versions_or_says_that_nothing_is_new(medvllm: Medvllm, n
     [
         (["register", "x", "--type", "medical"], 2, "medical"),
         (["register", "x", "--type", "clinical", "--path", "./nope"], 2, "there is no folder './nope'"),
-        (["register", "x", "--type", "clinical", "--fact", "licens=mit"], 2, "Nearest: 'license'"),
+        (["register", "x", "--type", "clinical", "--fact", "licens=mit"], 2, "Did you mean: 'license'"),
         (["register", "x", "--type", "clinical", "--fact", "gated=perhaps"], 2, "must be True or False"),
         (["register", "x", "--type", "clinical", "--fact", "license"], 2, "KEY=VALUE"),
         (["register", "x", "--type", "clinical", "--reason", ""], 2, "A reason has 1 to 2,000 characters"),
         (["register", "a@b", "--type", "clinical"], 2, "reads as a folder, a link or a version"),
         (["register", "biobert-base-cased-v1.2", "--type", "clinical"], 1, "registered already (built-in, version 1)"),
         (["unregister", "ner@7"], 1, "Model 'ner' has no version or alias '7'. It has: 1, 2."),
-        (["unregister", "nerr"], 1, "Model 'nerr' is not stored. Nearest: 'ner'."),
+        (["unregister", "nerr"], 1, "Model 'nerr' is not stored. Did you mean: 'ner'"),
         (["unregister", "./ner"], 2, "no name of a stored model"),
         (["alias", "set", "ner", "2", "1"], 2, "Alias '2' cannot be used"),
         (["alias", "set", "ner", "a b", "1"], 2, "Alias 'a b' cannot be used"),
         (["alias", "set", "ner", "production", "3"], 1, "no version or alias '3'"),
         (["alias", "rm", "ner", "production"], 1, "Model 'ner' has no alias 'production'"),
         (["deprecate", "ner"], 2, "give --successor, --reason or --off"),
-        (["deprecate", "ner", "--successor", "biobret-v1.2"], 1, "Nearest: 'biobert-base-cased-v1.2'"),
+        (["deprecate", "ner", "--successor", "biobret-v1.2"], 1, "Did you mean: 'biobert-base-cased-v1.2'"),
         (["history", "--since", "yesterday"], 2, "'yesterday' is neither a day nor a time"),
         (["catalog", "apply", "nope.toml"], 2, "nope.toml"),
         (["catalog", "migrate", "--to", "0007"], 1, "There is no schema '0007': it is one of 0001, 0002, 0003."),

@@ -20,7 +20,7 @@ from transformers import BertForMaskedLM
 
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import DigestMismatchError, IncompleteSnapshotError, MedVLLMError, SourceError
-from medvllm.loading.recipes import recipes
+from medvllm.loading.replay import templates
 from medvllm.options import LoadOptions
 from medvllm.sources import Lock
 from medvllm.sources.view import view
@@ -335,10 +335,10 @@ def test_files_that_change_between_being_hashed_and_being_read_are_refused(
     """A load that waited for room, a tokenizer that is read an hour later: never bytes that nobody checked."""
     folder = tiny.bert_masked_lm(tmp_path / "m")
     other = tiny.bert_masked_lm(tmp_path / "other", seed=1)
-    target = registry._resolve(str(folder), LoadOptions())
+    target = registry.session.resolver.resolve(str(folder), LoadOptions())
     (other / "model.safetensors").rename(folder / "model.safetensors")
     with pytest.raises(DigestMismatchError, match="changed after it was verified"):
-        registry._load(target)
+        registry.session.load(target)
     with registry.lease(folder) as lease:
         vocabulary = folder / "vocab.txt"
         vocabulary.write_text(vocabulary.read_text().replace("aspirin\n", "cancer\n", 1))
@@ -611,7 +611,7 @@ def test_a_copy_in_another_dtype_is_held_to_the_weights_that_it_was_made_of(tmp_
     right = {name: t.clone() for name, t in registry.load_model(folder, dtype="float64").state_dict().items()}
     assert registry.verify() == {str(folder): {}}
     registry.clear_cache()
-    recipes._kept.clear()  # as a new process has it
+    templates.clear()  # as a new process has it
     copy = next((home / "medvllm" / "prepared").glob("*/"))
     _poisoned(copy)
     assert [file for flaws in registry.verify().values() for file in flaws] == [str(copy)]

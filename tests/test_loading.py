@@ -138,8 +138,8 @@ def test_a_config_may_be_given_as_an_object_or_a_dict(registry: ModelRegistry, m
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtpye": "float32"}, "Unknown option 'dtpye'. Nearest: 'dtype'"),
-        ({"hidden_sise": 3}, "Unknown option 'hidden_sise'. Nearest: 'hidden_size'"),
+        ({"dtpye": "float32"}, "Unknown option 'dtpye'. Did you mean: 'dtype'"),
+        ({"hidden_sise": 3}, "Unknown option 'hidden_sise'. Did you mean: 'hidden_size'"),
         ({"dtype": "float31"}, "dtype 'float31' is not one of"),
         ({"dtype": 3}, "dtype '3' is not one of"),
         ({"dtype": "fp16", "torch_dtype": "fp32"}, "disagree"),

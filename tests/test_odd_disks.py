@@ -48,7 +48,7 @@ import os, sys, warnings
 from pathlib import Path
 from medvllm import destination, files
 from medvllm.errors import SourceError
-from medvllm.turns import turn
+from medvllm.file_lock import file_lock
 warnings.simplefilter("ignore")  # filelock's, of a lock that is a file's name
 where = Path(sys.argv[1])
 for calls in ("fsync_folder", "fsync_all", "symlink", "link_hard", "chmod", "no_flock", "no_locks",
@@ -65,7 +65,7 @@ for calls in ("fsync_folder", "fsync_all", "symlink", "link_hard", "chmod", "no_
         assert (room / name).read_bytes() == b"new", (calls, name)
     assert not list(room.glob("*.partial")) and not list(room.glob(".*.partial")), calls
     try:
-        with turn(room / "turn.lock"):
+        with file_lock(room / "turn.lock"):
             assert calls != "no_locks"
     except SourceError as error:
         assert calls == "no_locks" and "export MEDVLLM_HOME=" in str(error), error

@@ -332,16 +332,16 @@ def test_a_file_that_changes_after_it_was_verified_is_not_run(
 ) -> None:
     """What is run is hashed once more, on its way."""
     from medvllm import sources
-    from medvllm.loading import code
+    from medvllm.loading import remote_code
 
     metadata = registry.get_metadata("own")
     snapshot = sources.resolve(metadata)
     (snapshot.path / "words_own.py").resolve().write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nSAYS = 1\n")
     with pytest.raises(UnsafeWeightsError, match="does not allow"):
-        code.model_class(metadata, snapshot)
+        remote_code.import_model_class(metadata, snapshot)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(DigestMismatchError, match="words_own.py has changed"):
         patch.setenv("MEDVLLM_TRUST_REMOTE_CODE", "on")
-        code.model_class(metadata, snapshot)
+        remote_code.import_model_class(metadata, snapshot)
     assert not (tmp_path / "ran").exists()
 
 
