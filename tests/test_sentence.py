@@ -79,11 +79,14 @@ def test_a_role_chooses_its_prompt(registry: ModelRegistry, tmp_path: Path, case
     assert same(named, expected[:3])
 
 
-def test_a_declaration_changed_at_random_is_honoured_or_refused(registry: ModelRegistry, tmp_path: Path) -> None:
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_declaration_changed_at_random_is_honoured_or_refused(
+    registry: ModelRegistry, tmp_path: Path, every: int
+) -> None:
     """Whatever is changed in a declaration, the vectors are those of sentence-transformers, or there are none."""
     changes: list[dict[str, Any]] = json.loads((sentence.DATA / "changes.json").read_text())
     outcomes = {"equal": 0, "refused by both": 0, "refused here": 0}
-    for i, change in enumerate(changes):
+    for i, change in list(enumerate(changes))[::every]:
         folder = sentence.assembled(change["case"], tmp_path / str(i))
         (folder / change["file"]).write_text(json.dumps(change["content"]))
         theirs = VECTORS.get(f"changes/{i}")
@@ -96,7 +99,7 @@ def test_a_declaration_changed_at_random_is_honoured_or_refused(registry: ModelR
             theirs = VECTORS[f"{change['case']}/encode"][:2]
         assert same(ours, theirs), change
         outcomes["equal"] += 1
-    assert min(outcomes["equal"], outcomes["refused by both"]) > 15, outcomes
+    assert min(outcomes["equal"], outcomes["refused by both"]) > 15 // every, outcomes
 
 
 @pytest.mark.parametrize(
@@ -109,7 +112,7 @@ def test_what_makes_no_vector_a_text_is_refused_by_name(
     folder = sentence.assembled(f"refused-{kind}", tmp_path / "m")
     assert registry.load_model(folder).config.model_type == "bert"
     with pytest.raises(
-        LoadError, match=rf"cannot be used for vectors: its folder has the module '[\w.]*\.{what}'.*"
+        LoadError, match=rf"cannot be used for vectors: its folder has the module '.*{what}'"
     ) as caught:
         ModelRunner(folder, registry=registry).embed(["fever"])
     assert (
@@ -123,8 +126,7 @@ UNKNOWN += [f"{OLD}.{kind}" for kind in ("WordWeights", "WeightedLayerPooling", 
 UNKNOWN += ["sentence_transformers.sparse_encoder.modules.Transformer", "own.Pooling", "own.modules.Dense", "Dense", ""]
 
 
-@pytest.mark.parametrize("kind", UNKNOWN)
-@pytest.mark.parametrize("place", [0, 1, 3])
+@pytest.mark.parametrize(("kind", "place"), [*((kind, 1) for kind in UNKNOWN), (UNKNOWN[0], 0), (UNKNOWN[0], 3)])
 def test_a_module_that_is_not_known_is_refused_by_name(
     registry: ModelRegistry, tmp_path: Path, kind: str, place: int
 ) -> None:

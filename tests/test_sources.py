@@ -22,11 +22,12 @@ from medvllm.errors import (
     SourceError,
 )
 from tests.support import tiny, warm
+from tests.support.clock import HurriedClock
 from tests.support.loopback import LoopbackHub
 
 
 @pytest.fixture
-def acme(hub: LoopbackHub, tmp_path: Path) -> LoopbackHub:
+def acme(hub: LoopbackHub, hurried: HurriedClock, tmp_path: Path) -> LoopbackHub:
     """A Hub with one tiny model, acme/bert."""
     hub.add("acme/bert", tiny.bert_masked_lm(tmp_path / "acme"))
     return hub
