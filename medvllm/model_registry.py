@@ -141,10 +141,10 @@ class ModelRegistry:
         if isinstance(facts.get("model_path"), str | os.PathLike):
             facts["model_path"] = source_path(facts["model_path"])
         if copy:
-            kept = _sources().take(facts.get("model_path"), facts.get("extra_files") or ())
+            kept = _sources().copy_to_home(facts.get("model_path"), facts.get("extra_files") or ())
             facts["model_path"] = source_path(str(kept))
         if facts.get("model_path") is not None and parse(facts["model_path"]).kind == "folder":
-            facts |= _sources().read(ModelMetadata.build(name, model_type, facts))
+            facts |= _sources().read_folder_facts(ModelMetadata.build(name, model_type, facts))
         metadata = self._catalog.add(name, model_type, facts, replace=replace, persist=persist, reason=reason)
         if replace and not persist:
             self._leave(name, "replaced")
@@ -334,7 +334,7 @@ class ModelRegistry:
 
     def _receipt(self, target: "_Resolved", model: Any, size_bytes: int) -> Receipt:
         snapshot = target.snapshot
-        if snapshot.locked and not target.seen.holds():
+        if snapshot.locked and not target.seen.is_current():
             snapshot = dataclasses.replace(snapshot, locked=_sources().is_locked(target.metadata, snapshot))
         proof = _loading().proof(snapshot, model, size_bytes, partial(self._tokenizer_of, target))
         return Receipt.of(target.metadata, target.identity, snapshot.commit, proof, snapshot.bundle)
@@ -344,7 +344,7 @@ class ModelRegistry:
     ) -> "PreTrainedTokenizerBase":
         """Return the tokenizer of that name with the entry's casing and length; threads may share it."""
         metadata, snapshot = self._fetch(name, revision)
-        return self._tokenizer(metadata.stated().completed(snapshot.sentence_transformer), snapshot)
+        return self._tokenizer(metadata.stated().completed(snapshot.declared_facts), snapshot)
 
     def pull(self, name: "str | os.PathLike[str]", *, revision: str | None = None, refresh: bool = False) -> Path:
         """Return the local folder of a model's files, fetched if they are not here; nothing is loaded.
@@ -352,7 +352,7 @@ class ModelRegistry:
         A branch stays at the commit that it had when it was first asked for; `refresh` asks for its commit of today.
         """
         if refresh:
-            _sources().refresh(self._find(parse(name))[0], revision)
+            _sources().refresh_revision(self._find(parse(name))[0], revision)
         return self._fetch(name, revision)[1].path
 
     def lock(self, *names: "str | os.PathLike[str]", reason: str | None = None) -> "dict[str, LockedModel]":
@@ -371,11 +371,11 @@ class ModelRegistry:
             # Asked for by its version, a stored entry has that version approved, beside others; so it stays.
             is_version = ref.suffix is not None and revision is None
             approved = metadata.reference if is_version else lock.name_of(metadata)
-            locked[approved] = sources.to_lock(sources.resolve(metadata, revision))
+            locked[approved] = sources.LockedModel.from_snapshot(sources.resolve_snapshot(metadata, revision))
             entries[approved] = metadata
         lock, news = lock.approve(locked, reason)
         self._catalog.note_locked([(entries[name], locked[name].facts) for name in sorted(news)], lock.file, reason)
-        return {name: lock.models[lock.key(name)] for name in locked}
+        return {name: lock.models[lock.key_of(name)] for name in locked}
 
     def verify(self, *names: "str | os.PathLike[str]") -> dict[str, dict[str, str]]:
         """Hash the files of locked models, all when none is named, and return for each model what differs by file.
@@ -385,13 +385,13 @@ class ModelRegistry:
         sources = _sources()
         lock = sources.Lock.current()
         entries = [self._find(parse(name))[0] for name in names]
-        locked = lock.selected(tuple(map(lock.name_of, entries)))
+        locked = lock.select(tuple(map(lock.name_of, entries)))
         asked = [(lock.name_of(entry), entry) for entry in entries] if names else [(name, None) for name in locked]
         flaws: dict[str, dict[str, str]] = {}
         for name, entry in asked:
             try:
                 entry = entry or self._find(parse(name))[0]
-                found = sources.verify(entry, locked[name], lambda snapshot: _loading().prepared_flaws(snapshot))
+                found = sources.verify_files(entry, locked[name], lambda snapshot: _loading().prepared_flaws(snapshot))
             except ModelNotFoundError:
                 found = {"entry": "is not registered any more: remove its table from the lock file"}
             flaws[name] = flaws.get(name, {}) | found
@@ -407,7 +407,10 @@ class ModelRegistry:
         ModelNotFoundError: there is no entry.
         """
         _, kept = checked(str(name), "baseline", list(cases))
-        entry, files = self.get_metadata(parse(name).text), _sources().to_lock(self._fetch(name, None)[1]).digest
+        entry, files = (
+            self.get_metadata(parse(name).text),
+            _sources().LockedModel.from_snapshot(self._fetch(name, None)[1]).digest,
+        )
         if entry.origin == "stored":
             return self.catalog.mark(entry.reference, baseline=kept, baseline_digest=files, reason=reason)[0]
         standing = dataclasses.replace(entry.lifecycle, baseline_digest=files)
@@ -577,7 +580,7 @@ class ModelRegistry:
         target, found = self._resolved.get(key, _UNKNOWN) if isinstance(name, str) else _UNKNOWN
         if target is not None and not self._holds(target):
             target = None
-        if target is not None and target.is_lasting and target.seen.holds():
+        if target is not None and target.is_lasting and target.seen.is_current():
             if stays_s is None and (known := found()) is not None and self._model_cache.hit(known, lease=lease):
                 return target, known
             known = None  # one that has left is not to keep its memory from the load
@@ -610,7 +613,7 @@ class ModelRegistry:
 
     def _load(self, target: "_Resolved") -> "LoadResult":
         asleep = self._model_cache.take(_asleep(target.identity), "woken")
-        if asleep is not None and target.snapshot.taken.holds():
+        if asleep is not None and target.snapshot.file_stamps.is_current():
             return cast(
                 "LoadResult", _loading().wake(asleep, target.metadata.name, str(target.identity.options.device))
             )
@@ -620,7 +623,9 @@ class ModelRegistry:
                 "LoadResult", _loading().load_model(target.metadata, target.identity, target.config, target.snapshot)
             )
         target.snapshot.check_unchanged()
-        _sources().keep_memory_estimate(_memory_key(target.identity), loaded.size_bytes, loaded.load_s)
+        _sources().digest_cache.digest_cache().keep_memory_estimate(
+            _memory_key(target.identity), loaded.size_bytes, loaded.load_s
+        )
         if settings.AUDIT_LOADS():
             self._note_load(target, loaded)
         return loaded
@@ -661,7 +666,7 @@ class ModelRegistry:
             narrow, own = map(target.snapshot.size_bytes, ("bfloat16", str(options.dtype)))
             return narrow if narrow < own else None
 
-        measured = _sources().memory_estimate(_memory_key(target.identity))
+        measured = _sources().digest_cache.digest_cache().memory_estimate(_memory_key(target.identity))
         if measured is not None:
             return Need(device, measured[0], "measured", measured[1], keep_alive, narrower)
         size_bytes = target.snapshot.size_bytes(str(options.dtype))
@@ -670,7 +675,7 @@ class ModelRegistry:
     def _resolve(self, name: "str | os.PathLike[str]", stated: LoadOptions) -> "_Resolved":
         """Return what a call means: the entry, its snapshot (fetched if need be) and the identity of the load."""
         ref = parse(name)
-        generation, lock = self._catalog.generation(stored=ref.kind == "name"), _sources().in_force()
+        generation, lock = self._catalog.generation(stored=ref.kind == "name"), _sources().lock_fingerprint()
         metadata, revision = self._find(ref)
         metadata = metadata.stated()
         self._warn(metadata)
@@ -681,9 +686,9 @@ class ModelRegistry:
             # A folder was named on purpose; a repository may be a misspelt name.
             level = logging.INFO if snapshot.repo is None else logging.WARNING
             logger.log(level, "%r is not registered: loaded directly, from %s", metadata.name, snapshot.identity)
-        metadata = metadata.completed(snapshot.sentence_transformer)
+        metadata = metadata.completed(snapshot.declared_facts)
         identity, config = _loading().identify(metadata, options, snapshot)
-        seen, is_lasting = _sources().seen(snapshot, lock), ref.kind != "folder"
+        seen, is_lasting = snapshot.fingerprint + lock, ref.kind != "folder"
         return _Resolved(metadata, snapshot, identity, config, generation, seen, is_lasting)
 
     def _warn(self, metadata: ModelMetadata) -> None:
@@ -779,13 +784,17 @@ class ModelRegistry:
         """Return a model's files, checked against the lock, and against what was accepted of a protected version."""
         sources = _sources()
         try:
-            snapshot: Snapshot = sources.resolve(metadata, revision, locked=sources.Lock.current().find(metadata))
+            snapshot: Snapshot = sources.resolve_snapshot(
+                metadata, revision, locked=sources.Lock.current().get_approved(metadata)
+            )
         except (ModelNotFoundError, HubUnreachableError) as error:
             if metadata.origin == "direct" and metadata.location.startswith("hf://"):
                 raise self._not_registered(metadata.name, error) from error.__cause__
             raise
         if metadata.origin == "stored" and (alias := self.catalog.protected_by(metadata)) is not None:
-            check_baseline(metadata, alias, None if revision is not None else sources.to_lock(snapshot).digest)
+            check_baseline(
+                metadata, alias, None if revision is not None else sources.LockedModel.from_snapshot(snapshot).digest
+            )
         return snapshot
 
     def _not_registered(self, name: str, error: MedVLLMError) -> MedVLLMError:
@@ -874,7 +883,7 @@ class ModelRegistry:
         self, metadata: ModelMetadata, snapshot: "Snapshot", model_class: Any = None
     ) -> "PreTrainedTokenizerBase":
         # With the behaviour: another catalogue, or a backup of this one, may have another entry under these numbers.
-        files = snapshot.identity, snapshot.content
+        files = snapshot.identity, snapshot.content_digest
         key = (metadata.name, metadata.version, metadata.origin, files, metadata.behaviour)
         _loading().check_allowed(metadata)
 

@@ -18,11 +18,9 @@ from medvllm.errors import CatalogError, DigestMismatchError, OutputError, Reque
 from medvllm.local_files import repository_folder
 from medvllm.metadata import ModelMetadata
 from medvllm.names import parse, source_path, valid_name
-from medvllm.sources import Lock, LockedModel, Snapshot, branch, bundle, folder, hub, signing, to_lock
-from medvllm.sources.bundle import Bundle, State
+from medvllm.sources import FOLDER, Lock, LockedModel, Snapshot, bundle, folder, followed_branch, home_models, hub
+from medvllm.sources.bundle import Bundle, ExportRecord, State, signing
 from medvllm.sources.digest_cache import digest_cache
-from medvllm.sources.lock_text import FOLDER
-from medvllm.sources.provenance import Provenance
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +35,12 @@ class Exported:
     size_bytes: int
     sha256: str
     contents: str
-    provenance: Provenance
+    export_record: ExportRecord
     signature: str | None = None  # its file
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as JSON has them."""
-        return vars(self) | {"provenance": self.provenance.to_dict()}
+        return vars(self) | {"export_record": self.export_record.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class Imported:
     locked: tuple[str, ...]  # what was approved here by the same call
     sha256: str
     contents: str
-    provenance: Provenance
+    export_record: ExportRecord
 
     @property
     def is_new(self) -> bool:
@@ -68,7 +66,7 @@ class Imported:
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as JSON has them."""
         changes = [event.to_dict() for event in self.changes]
-        return vars(self) | {"changes": changes, "provenance": self.provenance.to_dict(), "changed": self.is_new}
+        return vars(self) | {"changes": changes, "export_record": self.export_record.to_dict(), "changed": self.is_new}
 
 
 def check_target(target: Path, *, replace: bool, key: Path | None) -> None:
@@ -79,7 +77,7 @@ def check_target(target: Path, *, replace: bool, key: Path | None) -> None:
     if key is not None:
         if str(target) == "-" or (os.path.exists(target) and not os.path.isfile(target)):
             raise RequestError(f"A bundle that is signed is a file, not '{target}'.\nGive it a name: -o bundle.tar")
-        signing.check_key(key)
+        signing.check_signing_key(key)
     if not replace and str(target) != "-" and os.path.isfile(target):
         raise OutputError(f"'{target}' is there already.\nTo put the bundle in its place: --replace", path=str(target))
     destination.check(target)
@@ -115,7 +113,7 @@ def export(
                 files=(),
             )
         entry = _portable(metadata, snapshot)
-        key, approved = entry.reference, lock.known(metadata)
+        key, approved = entry.reference, lock.get(metadata)
         known = models.get(key, (snapshot,))[0], entries.get(key, entry)
         if known != (snapshot, entry):
             raise RequestError(
@@ -126,9 +124,12 @@ def export(
             entries[key] = entry
         if metadata.origin == "stored":
             stored.setdefault(metadata.name, set()).add(metadata.version)
-        if (follows := branch(metadata)) and snapshot.repo:
+        if (follows := followed_branch(metadata)) and snapshot.repo:
             branches[key] = follows if revision is None else revision
-        models[key] = snapshot, replace(to_lock(snapshot), approval=approved.approval if approved else None)
+        models[key] = (
+            snapshot,
+            replace(LockedModel.from_snapshot(snapshot), approval=approved.approval if approved else None),
+        )
     aliases = [
         alias
         for name, versions in sorted(stored.items())
@@ -136,12 +137,12 @@ def export(
         if alias.version in versions
     ]
     events, last_hash = catalog.stored.position() if catalog.lasts else (0, "")
-    provenance = Provenance(who(), socket.gethostname(), now(), f"medvllm {__version__}", events, last_hash)
-    packed = bundle.write(target, to_toml(entries.values(), aliases), models, branches, provenance)
+    export_record = ExportRecord(who(), socket.gethostname(), now(), f"medvllm {__version__}", events, last_hash)
+    packed = bundle.write_bundle(target, to_toml(entries.values(), aliases), models, branches, export_record)
     shown = tuple(f"{alias.name}@{alias.alias} -> {alias.version}" for alias in aliases)
-    signature = None if sign is None else str(signing.sign(target, sign))
+    signature = None if sign is None else str(signing.sign_bundle(target, sign))
     return Exported(
-        str(target), tuple(models), shown, packed.size_bytes, packed.sha256, packed.contents, provenance, signature
+        str(target), tuple(models), shown, packed.size_bytes, packed.sha256, packed.contents, export_record, signature
     )
 
 
@@ -175,8 +176,8 @@ def take(catalog: Catalog, file: Path, terms: Terms) -> Imported:
         DigestMismatchError: It is damaged, not the one of `terms`, or its models are not the locked ones.
         CatalogError: It would change what is here, and may not.
     """
-    signed = None if terms.key is None else signing.verify(file, terms.key)
-    with bundle.opened(file) as opened:
+    signed = None if terms.key is None else signing.verify_signature(file, terms.key)
+    with bundle.open_bundle(file) as opened:
         for stated in (signed, terms.sha256):
             _check_digest(opened, file, stated)
         brought = parsed(opened.entries, "stored")
@@ -189,9 +190,9 @@ def take(catalog: Catalog, file: Path, terms: Terms) -> Imported:
             destination.check(lock.file)
         if not terms.replace:
             _check_locked(opened, lock)
-        moved = {key: commit for key in opened.locked if (commit := opened.moved(key))}
+        moved = {key: commit for key in opened.locked if (commit := opened.conflicting_commit(key))}
         wanted = _wanted(catalog, opened, entries, brought.aliases or (), moved)
-        states: dict[str, State] = {key: opened.state(key) for key in opened.locked}
+        states: dict[str, State] = {key: opened.state_of(key) for key in opened.locked}
         for key, entry in entries.items():
             known = catalog.find(entry.name, str(entry.version)) if states[key] == "new" else None
             if known is not None and wanted.same_files(known, entry):  # in a folder of the user's own
@@ -201,7 +202,7 @@ def take(catalog: Catalog, file: Path, terms: Terms) -> Imported:
         locked: set[str] = set()
         if not terms.dry_run:
             for key in due:
-                bundle.land(opened, key)
+                bundle.install_model(opened, key)
             if due or changes:
                 _keep(catalog, opened, wanted, terms)
             if terms.lock:
@@ -215,7 +216,7 @@ def take(catalog: Catalog, file: Path, terms: Terms) -> Imported:
         tuple(sorted(locked)),
         opened.sha256,
         opened.contents,
-        opened.provenance,
+        opened.export_record,
     )
 
 
@@ -293,7 +294,7 @@ def _wanted(
     models = []
     for key, entry in entries.items():
         if opened.locked[key].source == FOLDER:
-            place = source_path(str(folder.kept(opened.locked[key].files)))
+            place = source_path(str(home_models.folder_of(opened.locked[key].files)))
             entry = entry.changed(source=replace(entry.source, model_path=place))
         models.append(entry)
 
@@ -302,8 +303,8 @@ def _wanted(
         if location.kind != "folder" or model.source != FOLDER:
             return False
         try:
-            place = folder.located(Path(location.name))
-            return folder.resolve(place, None, extra=known.source.extra_files).files == model.files
+            place = home_models.locate(Path(location.name))
+            return folder.resolve_snapshot(place, None, extra=known.source.extra_files).files == model.files
         except SourceError:
             return False
 
@@ -343,7 +344,7 @@ def _planned(catalog: Catalog, wanted: Wanted, terms: Terms) -> tuple[Intake, li
 
 def _keep(catalog: Catalog, opened: Bundle, wanted: Wanted, terms: Terms) -> None:
     """Add what a bundle brings to the catalogue, and to its history that it was imported, and from where."""
-    origin = {"bundle": opened.sha256, "contents": opened.contents, "exported": opened.provenance.to_dict()}
+    origin = {"bundle": opened.sha256, "contents": opened.contents, "exported": opened.export_record.to_dict()}
     versions = {entry.reference: entry for entry in wanted.models if entry.version}
     noted = []
     for key, model in opened.locked.items():
@@ -365,7 +366,7 @@ def _approve(
 ) -> set[str]:
     """Write a bundle's models into the lock; return those that are news there."""
     reason = terms.reason or f"imported from the bundle {opened.sha256}"
-    due = {key: model for key, model in opened.locked.items() if lock.models.get(lock.key(key)) != model}
+    due = {key: model for key, model in opened.locked.items() if lock.models.get(lock.key_of(key)) != model}
     _, news = lock.approve(due, reason)
     direct = ModelMetadata.build
     approved = [

@@ -29,9 +29,8 @@ from safetensors.torch import load_file
 
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import IncompleteSnapshotError, SourceError, UnsafeWeightsError
-from medvllm.sources import converter
-from medvllm.sources.conversion import as_safetensors
-from medvllm.sources.folder import resolve
+from medvllm.sources.conversion import as_safetensors, converter
+from medvllm.sources.folder import resolve_snapshot
 from tests.support import tiny
 
 BASE = torch.arange(100.0).reshape(10, 10)
@@ -89,7 +88,7 @@ def _folder(path: Path, state: Any, *, legacy: bool = False) -> Path:
 
 def _convert(folder: Path) -> Path:
     """Convert a folder as a load does, in a process of its own; return the folder with the result."""
-    made = as_safetensors(resolve(folder, None)).converted_at
+    made = as_safetensors(resolve_snapshot(folder, None)).converted_at
     assert made is not None
     return made
 
@@ -229,7 +228,7 @@ def test_a_converted_file_that_was_cut_short_is_made_anew(tmp_path: Path) -> Non
 CONFINED = """
 import sys
 from pathlib import Path
-from medvllm.sources.confinement import isolate, seal
+from medvllm.sources.conversion.confinement import isolate, seal
 network = isolate()
 import ctypes, os, socket, subprocess, torch
 torch.set_num_threads(1)
@@ -492,7 +491,7 @@ def _converter_of(parent: int) -> Any:
         for process in Path("/proc").iterdir():
             with contextlib.suppress(OSError, ValueError):
                 started = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-                if started == parent and b"medvllm.sources.converter" in (process / "cmdline").read_bytes():
+                if started == parent and b"medvllm.sources.conversion.converter" in (process / "cmdline").read_bytes():
                     return int(process.name)
         return None
 
@@ -648,7 +647,7 @@ MUTATIONS = """
 import json, sys
 from pathlib import Path
 from medvllm.errors import MedVLLMError
-from medvllm.sources import confinement, converter
+from medvllm.sources.conversion import confinement, converter
 confinement.isolate()
 import safetensors.torch, torch
 torch.set_num_threads(1)
@@ -711,11 +710,11 @@ LOAD = """
 import sys
 from pathlib import Path
 from medvllm.sources.conversion import as_safetensors
-from medvllm.sources.folder import resolve
+from medvllm.sources.folder import resolve_snapshot
 import logging
 logging.basicConfig(level=logging.INFO)
 folder = Path(sys.argv[1])
-print(as_safetensors(resolve(folder, None)).converted_at)
+print(as_safetensors(resolve_snapshot(folder, None)).converted_at)
 """
 
 

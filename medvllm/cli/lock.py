@@ -22,7 +22,7 @@ def lock(
     """Approve models as they are: write commit, size and SHA-256 of every file to the lock file (MEDVLLM_LOCK_FILE)."""
     before = Lock.current()
     for name, model in registry.lock(*names, reason=reason).items():
-        known = before.models.get(before.key(name))
+        known = before.models.get(before.key_of(name))
         is_news = known is None or known != model or known.approval != model.approval
         what = "Locked" if is_news else "Already locked:"
         size = shown_size(sum(digest.size for digest in model.files.values()))

@@ -82,7 +82,7 @@ def _identified(metadata: ModelMetadata, options: LoadOptions, snapshot: Snapsho
             config=given,
             overrides=overrides,
         ),
-        snapshot.on_disk,
+        snapshot.disk_identity,
     )
     return identity, base
 

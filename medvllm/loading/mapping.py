@@ -19,7 +19,7 @@ from weakref import finalize
 import torch
 
 from medvllm.errors import SourceError
-from medvllm.sources.fingerprint import Stamp, stamp
+from medvllm.sources.fingerprint import Stamp, read_stamp
 
 DTYPES = {
     "F64": torch.float64,
@@ -129,9 +129,9 @@ class MappedFile:
 
 def mapped(file: Path) -> MappedFile:
     """Map a file; SourceError when it is being replaced."""
-    before = stamp(file)
+    before = read_stamp(file)
     storage: Any = torch.UntypedStorage.from_file(str(file), shared=False, nbytes=before[2])
-    if stamp(file) != before:
+    if read_stamp(file) != before:
         raise SourceError(f"{file} changed while it was read.\nTry again when nothing writes to it.", path=str(file))
     array: Any = (ctypes.c_ubyte * before[2]).from_address(storage.data_ptr())
     array.storage = storage  # for as long as anything looks into it

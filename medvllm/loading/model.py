@@ -141,13 +141,13 @@ def _first(
         return model, missing, NoRecipe(why) if (why := checkpoint.reason) else recipe_of(model, checkpoint.files)
 
     copy = prepared.place(snapshot, cls, arguments, metadata.behaviour.unused_weights)
-    if copy is not None and (ready := copy.find()) is not None and prepared.is_proven(ready, snapshot):
+    if copy is not None and (ready := copy.to_snapshot()) is not None and prepared.is_proven(ready, snapshot):
         try:
             model, _, recipe = made(ready)
             return model, recipe
         except Exception as error:  # the copy alone may be at fault: the source decides
             logger.warning("%s, a copy of the weights of %r, is dropped: %s", copy.folder, metadata.name, error)
-            copy.drop()
+            copy.remove()
     model, missing, recipe = made(snapshot)
     if recipe.is_converted:
         try:

@@ -13,7 +13,7 @@ from medvllm.loading import from_pretrained_lock
 from medvllm.loading.aligned import save
 from medvllm.loading.mapping import ALIGNED, mapped
 from medvllm.sources import Snapshot
-from medvllm.sources.prepared import Prepared, copies_of
+from medvllm.sources.dtype_copies import DtypeCopy, list_copies
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ _FIXED = ("transformers.", "medvllm_code_")
 
 def place(
     snapshot: Snapshot, cls: type[Any], arguments: dict[str, Any], unused: tuple[str, ...] = ()
-) -> Prepared | None:
+) -> DtypeCopy | None:
     """Return the place for the converted weights of a load, or None when its class allows none.
 
     A copy no longer has the weights that the model does not take: another entry may not allow what `unused` does.
@@ -32,7 +32,7 @@ def place(
         return None
     config = {field: value for field, value in arguments["config"].to_dict().items() if field != "_name_or_path"}
     libraries = [torch.__version__, transformers.__version__]
-    return Prepared.of(
+    return DtypeCopy.of(
         snapshot,
         dtype=str(arguments["dtype"]),
         model_class=class_path(cls),
@@ -44,7 +44,7 @@ def place(
 
 
 def make(
-    place: Prepared | None, model: Any, missing: set[str], load: Callable[[Snapshot], torch.nn.Module]
+    place: DtypeCopy | None, model: Any, missing: set[str], load: Callable[[Snapshot], torch.nn.Module]
 ) -> Snapshot:
     """Keep the weights of a model that was just converted, and return the snapshot that holds them.
 
@@ -55,26 +55,26 @@ def make(
         raise OSError("a class of the user's own gets no converted copy")
     if from_pretrained_lock.is_inside():
         raise OSError("it was converted inside another load")
-    if (ready := place.find()) is not None and _difference(model, load(ready), missing):
+    if (ready := place.to_snapshot()) is not None and _difference(model, load(ready), missing):
         logger.warning("%s is not what the weights become in %s: it is made anew", place.folder, model.dtype)
-        place.drop()
-    if place.find() is None and not place.unfit():
+        place.remove()
+    if place.to_snapshot() is None and not place.rejection():
         state = _distinct({name: t for name, t in model.state_dict().items() if name not in missing})
 
         def fill(folder: Path) -> str | None:
             try:
                 save(state, folder / "model.safetensors")
-                difference = _difference(model, load(place.snapshot.prepared(folder)), missing)
+                difference = _difference(model, load(place.snapshot.with_weights(folder)), missing)
             except (OSError, MemoryError, torch.OutOfMemoryError) as error:  # of this moment, not of the model
                 raise OSError(f"its copy could not be made or checked: {error}") from error
             except Exception as error:  # also a dtype that safetensors does not have
                 difference = f"{type(error).__name__}: {str(error)[:200]}"
             return difference and f"a copy in {model.dtype} is not what transformers makes: {difference}"
 
-        place.keep(sum(tensor.nbytes for tensor in state.values()), fill)
-    if reason := place.unfit():
+        place.write(sum(tensor.nbytes for tensor in state.values()), fill)
+    if reason := place.rejection():
         raise OSError(reason)
-    return place.snapshot.prepared(place.folder)
+    return place.snapshot.with_weights(place.folder)
 
 
 def is_proven(ready: Snapshot, source: Snapshot) -> bool:
@@ -97,9 +97,9 @@ def is_proven(ready: Snapshot, source: Snapshot) -> bool:
 def flaws(snapshot: Snapshot) -> dict[str, str]:
     """Return for each copy of a snapshot's weights in another dtype that is not what they become what is wrong."""
     found = {}
-    for copy in copies_of(snapshot):
-        ready = copy.find()
-        if not copy.unfit() and (ready is None or not is_proven(ready, snapshot)):
+    for copy in list_copies(snapshot):
+        ready = copy.to_snapshot()
+        if not copy.rejection() and (ready is None or not is_proven(ready, snapshot)):
             found[str(copy.folder)] = "is not what the weights become; remove it, and it is made anew"
     return found
 

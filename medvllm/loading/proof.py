@@ -19,7 +19,7 @@ _digests: WeakKeyDictionary[PreTrainedTokenizerBase, str] = WeakKeyDictionary() 
 
 def proof(snapshot: Snapshot, model: Any, size_bytes: int, tokenizer: Callable[[], PreTrainedTokenizerBase]) -> Proof:
     """Return the proof of a loaded model; `tokenizer` loads its tokenizer, which it may lack."""
-    changed = [_name(snapshot, file) for file in snapshot.taken.changed()]
+    changed = [_name(snapshot, file) for file in snapshot.file_stamps.changed_paths()]
     architecture, labels = snapshot.config.get("model_type"), label_map(getattr(model, "config", None))
     return Proof(
         commit=snapshot.commit if snapshot.is_listed else None,
