@@ -7,23 +7,12 @@ from typing import Any
 
 from medvllm import settings
 from medvllm.classes import class_path, is_reference
-from medvllm.errors import RequestError, UnsafeWeightsError, nearest, offer
+from medvllm.dtypes import LOADABLE, loadable_dtype
+from medvllm.errors import RequestError, UnsafeWeightsError
+from medvllm.near_names import did_you_mean, near_names
+from medvllm.quantities import parse_duration
 
-__all__ = ["Identity", "LoadOptions", "dtype_name", "unknown_option"]
-
-_DTYPES = {
-    "float32": "float32",
-    "float": "float32",
-    "fp32": "float32",
-    "bfloat16": "bfloat16",
-    "bf16": "bfloat16",
-    "float16": "float16",
-    "half": "float16",
-    "fp16": "float16",
-    "float64": "float64",
-    "double": "float64",
-    "auto": "auto",  # the checkpoint's own
-}
+__all__ = ["Identity", "LoadOptions", "dtype_name", "parse_keep_alive", "unknown_option"]
 
 # Arguments of `from_pretrained` that a registry must not pass on, and what to do instead.
 _REFUSED = {
@@ -142,13 +131,15 @@ class Identity:
     snapshot: str
     options: LoadOptions
     files: str = ""  # the files on disk that hold these bytes: a model that is mapped changes with its own
+    is_offloaded: bool = False  # its weights wait in host memory, not on its device
 
 
 def unknown_option(name: str, fields: Mapping[str, Any]) -> RequestError:
     """Return the error for an option that is neither ours nor a field of the model's config."""
-    near = nearest(name, (*_KNOWN, *fields))
+    near = near_names(name, (*_KNOWN, *fields))
     return RequestError(
-        f"Unknown option {name!r}.{offer(near)}\nIt takes: {', '.join(_KNOWN)}, and the fields of the model's config.",
+        f"Unknown option {name!r}.{did_you_mean(near)}\n"
+        f"Use one of: {', '.join(_KNOWN)}, or a field of the model's config.",
         option=name,
         candidates=tuple(near),
     )
@@ -158,13 +149,29 @@ def dtype_name(value: object) -> str | None:
     """Return a dtype's name ("float32") for a torch.dtype or text; "auto" means the checkpoint's own."""
     if value is None:
         return None
-    # str(torch.float16) is "torch.float16": no need to import torch to read it.
-    text = str(value).removeprefix("torch.").lower()
-    if text not in _DTYPES:
+    text = str(value)  # "torch.float16" for torch.float16, which reads without an import of torch
+    name = "auto" if text.lower() == "auto" else loadable_dtype(text)
+    if name is None:
+        raise RequestError(f"dtype {text[:80]!r} is not one of: {', '.join(LOADABLE)}, auto.", option="dtype")
+    return name
+
+
+def parse_keep_alive(value: str | float | None) -> float | None:
+    """Return how many seconds a model stays in memory after its last use: infinite for a negative value.
+
+    Args:
+        value: Seconds, or a duration such as "10m". None, for "not given", stays None.
+
+    Raises:
+        RequestError: The value is not a duration.
+    """
+    try:
+        return None if value is None else parse_duration(value)
+    except ValueError as error:
         raise RequestError(
-            f"dtype {str(value)[:80]!r} is not one of: float32, bfloat16, float16, float64, auto.", option="dtype"
-        )
-    return _DTYPES[text]
+            f"keep_alive is {error}.\nGive a duration such as '10m', seconds, 0 (until it is released) or -1 (pinned).",
+            option="keep_alive",
+        ) from error
 
 
 def _device(value: object) -> str | None:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
-from urllib.parse import unquote
 
-from medvllm.errors import SettingError, nearest, offer
+from medvllm.errors import SettingError
+from medvllm.near_names import did_you_mean, near_names
 from medvllm.quantities import parse_budget, parse_duration
 from medvllm.settings_files import PREFIX, SYSTEM, SettingsFiles
 
@@ -109,34 +109,35 @@ def unknown() -> dict[str, list[str]]:
     """Return the MEDVLLM_* variables of the environment that are no settings, with what each is likely meant for."""
     known = [setting.name for setting in SETTINGS]
     others = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
-    return {name: nearest(name, known) for name in others}
+    return {name: near_names(name, known) for name in others}
 
 
 @cache
 def warn_of_unknown() -> None:
     """Log, once, each variable that looks like a setting and is none: a slip may leave a guard off."""
     for name, near in unknown().items():
-        logger.warning("%s is not a setting of medvllm, and has no effect.%s", name, offer(near))
+        logger.warning("%s is not a setting of medvllm, and has no effect.%s", name, did_you_mean(near))
 
 
 def is_secret(name: str) -> bool:
     """Return whether a parameter of a URL is one whose value is never shown, such as password or sslpassword."""
-    return _SECRET.search(unquote(name).rstrip("= ")) is not None
+    from urllib.parse import unquote
+
+    return re.search(_SECRET, unquote(name).rstrip("= "), re.IGNORECASE) is not None
 
 
 def without_password(text: str) -> str:
     """Return a URL, or parameters such as host=x password=y, as they may be shown; another text as it is."""
-    hidden = _PARAMETER.sub(lambda found: found[1] + "***" if is_secret(found[1]) else found[0], text)
-    return _USER.sub(lambda found: f"{found[1] or ''}***", hidden)
+    hidden = re.sub(_PARAMETER, lambda found: found[1] + "***" if is_secret(found[1]) else found[0], text)
+    return re.sub(_USER, lambda found: f"{found[1] or ''}***", hidden, flags=re.IGNORECASE)
 
 
-_SECRET = re.compile("pass(?!file)|pwd|secret|token|scram|credential|signature|api_?key|^sig$|^key$", re.IGNORECASE)
-# A value in quotes, or up to the next parameter: a piece without a = is still of the value before it.
-_PARAMETER = re.compile(r"((?:^|(?<=[?&;\s]))[^=?&;:/@\s]+\s*=\s*)('(?:[^'\\]|\\.)*'?|[^&\s]*(?:&[^=&\s]*(?=&|\s|$))*)")
-# A password before the host, and a token that stands alone there, as the Hub's proxies take it.
-_USER = re.compile(
-    r"(?<=://)([^/?#@:\s]*:).*(?=@)|(?<=http://)[^/?#@:\s]+(?=@)|(?<=https://)[^/?#@:\s]+(?=@)", re.IGNORECASE
-)
+# As texts: `re` compiles them when they are first used, and keeps them.
+_SECRET = "pass(?!file)|pwd|secret|token|scram|credential|signature|api_?key|^sig$|^key$"
+# A value in quotes, or up to the next parameter. A part without "=" still belongs to the value before it.
+_PARAMETER = r"((?:^|(?<=[?&;\s]))[^=?&;:/@\s]+\s*=\s*)('(?:[^'\\]|\\.)*'?|[^&\s]*(?:&[^=&\s]*(?=&|\s|$))*)"
+# A password before the host, or a token alone before it, as proxies of the Hub take it.
+_USER = r"(?<=://)([^/?#@:\s]*:).*(?=@)|(?<=http://)[^/?#@:\s]+(?=@)|(?<=https://)[^/?#@:\s]+(?=@)"
 
 
 def _switch(text: str) -> bool:

@@ -3,20 +3,18 @@
 import errno
 import os
 import stat
-import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from medvllm.errors import SettingError, nearest, offer
+from medvllm.errors import SettingError
+from medvllm.near_names import did_you_mean, near_names
 
 SYSTEM = Path("/etc/medvllm/config.toml")
 PREFIX = "MEDVLLM_"
 
 
-@dataclass(frozen=True)
-class Stated:
+class Stated(NamedTuple):
     """The text of a setting, as its variable would have it, and the file that states it."""
 
     text: str
@@ -65,6 +63,8 @@ def _stamp(file: Path) -> object:
 
 
 def _read(file: Path, known: Iterable[str]) -> dict[str, Stated]:
+    import tomllib
+
     try:
         content = tomllib.loads(file.read_bytes().decode("utf-8-sig"))
     except OSError as error:
@@ -74,9 +74,9 @@ def _read(file: Path, known: Iterable[str]) -> dict[str, Stated]:
     keys = {name.removeprefix(PREFIX).lower(): name for name in known}
     for key in content:
         if key not in keys:
-            near = nearest(key.lower().removeprefix(PREFIX.lower()), keys)
+            near = near_names(key.lower().removeprefix(PREFIX.lower()), keys)
             raise SettingError(
-                f"Settings file {str(file)!r} has {key[:80]!r}, which is not a setting.{offer(near)}\n"
+                f"Settings file {str(file)!r} has {key[:80]!r}, which is not a setting.{did_you_mean(near)}\n"
                 f"It takes: {', '.join(sorted(keys))}",
                 file=str(file),
                 setting=key,

@@ -17,6 +17,7 @@ from medvllm.engine.model_runner import registry as engine_registry
 from tests.support import warm
 from tests.support.loopback import LoopbackHub
 from tests.support.postgres import Postgres, programs
+from tests.support.skips import pytest_addoption, pytest_sessionfinish  # noqa: F401, they are hooks
 
 # Read by huggingface_hub once, at import: one Hub and one cache root serve the whole run.
 _hub = LoopbackHub()
@@ -90,7 +91,7 @@ def postgres() -> Iterator[Postgres]:
     """A PostgreSQL of the session's own, started when it is first asked for."""
     found = programs()
     if found is None:
-        pytest.skip("there is no PostgreSQL on this machine; install it: make postgres")
+        pytest.skip("there is no PostgreSQL on this machine; install it as root: make system")
     with Postgres(found) as server:
         yield server
 
@@ -122,10 +123,7 @@ def hub(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
-    _hub._repos.clear()
-    _hub._rules.clear()
-    _hub._renamed.clear()
-    _hub.log.clear()
+    _hub.clear()
     yield _hub
 
 

@@ -18,6 +18,7 @@ from medvllm.errors import CatalogError, DigestMismatchError, SourceError
 from medvllm.sources.digest_cache import open_digest_cache
 from tests.support import tiny
 from tests.support.console import command
+from tests.support.conversions import convert
 from tests.support.loopback import LoopbackHub
 
 
@@ -31,7 +32,7 @@ def file(home: Path) -> Path:
 def acme(hub: LoopbackHub, tmp_path: Path) -> LoopbackHub:
     """A Hub with a model in safetensors and one whose weights are a pickle."""
     hub.add("acme/bert", tiny.bert_masked_lm(tmp_path / "acme"))
-    hub.add("acme/bin", tiny.bert_masked_lm(tmp_path / "bin", weights="bin"))
+    hub.add("acme/bin", convert(tiny.bert_masked_lm(tmp_path / "bin", weights="bin")))
     return hub
 
 
@@ -51,7 +52,7 @@ def test_a_lock_holds_commit_size_and_digest_of_every_file(
     registry.lock("acme/bin", "acme/bert")
     models = tomllib.loads(file.read_text())["models"]
     assert list(models) == ["acme/bert", "acme/bin"]
-    assert models["acme/bert"]["commit"] == acme._repos["acme/bert"].refs["main"]
+    assert models["acme/bert"]["commit"] == acme.commit("acme/bert")
     assert set(models["acme/bert"]["files"]) == {
         *("config.json", "model.safetensors", "tokenizer_config.json", "vocab.txt")
     }

@@ -21,6 +21,7 @@ from medvllm.errors import (
 from medvllm.metadata import READ
 from tests.support import sentence, tiny
 from tests.support.console import command
+from tests.support.conversions import convert
 from tests.support.loopback import LoopbackHub
 
 LABELS = ["O", "B-X", "I-X"]
@@ -37,7 +38,7 @@ def _edited(file: Path, **fields: Any) -> None:
     [
         (lambda f: tiny.bert_token_classifier(f, LABELS), {"task": "ner", "id2label": tuple(LABELS)}),
         (lambda f: tiny.bert_masked_lm(f), {"task": "fill-mask", "architecture": "bert"}),
-        (lambda f: tiny.bert_masked_lm(f, weights="bin"), {"task": "fill-mask"}),
+        (lambda f: convert(tiny.bert_masked_lm(f, weights="bin")), {"task": "fill-mask"}),
         (lambda f: tiny.gpt2_causal_lm(f), {"task": "generate"}),
         (lambda f: tiny.roberta_masked_lm(f), {"task": "fill-mask", "architecture": "roberta"}),
         (lambda f: sentence.assembled("bert-cls", f), {"task": "embed", "pooling": "cls"}),
@@ -222,18 +223,20 @@ def test_own_folders_are_shown_as_built_in_models_are(tmp_path: Path, monkeypatc
     assert f"id2label\tO; B-X; I-X\t{READ}" in command(monkeypatch, "show", "own").out
     assert json.loads(command(monkeypatch, "show", "own", "--json").out)["task"] == "ner"
     again = command(monkeypatch, "register", "own", "--type", "clinical", "--path", str(folder))
-    assert again.out == "Nothing has changed: the newest version of 'own' is 1.\n"
+    assert again.out == "Nothing changed: the latest version of 'own' is 1.\n"
     exported = command(monkeypatch, "catalog", "export").out
     assert command(monkeypatch, "catalog", "apply", "-", stdin=exported.encode()).err == "0 changes.\n"
 
 
 def test_facts_are_taken_in_the_forms_that_people_write(registry: ModelRegistry) -> None:
     """Labels as a config has them, a scheme under its other name, one tag; the kept form is one."""
+    mixed: Any = {0: "O", "1": "B-X"}
     entry = registry.register(
-        "forms", "generic", id2label={0: "O", "1": "B-X"}, label_scheme="BIOES", tags="bert", model_path="acme/m"
+        "forms", "generic", id2label=mixed, label_scheme="BIOES", tags="bert", model_path="acme/m"
     )
     assert entry.behaviour.id2label == ("O", "B-X") and entry.behaviour.label_scheme == "BILOU"
     assert entry.tags == ["bert"]
+    gap: Any
     for gap in ({0: "O", 2: "B-X"}, {"a": "O"}, {0: 1}):
         with pytest.raises(RequestError, match="id2label"):
             registry.register("gap", "generic", id2label=gap, model_path="acme/m")
@@ -251,7 +254,7 @@ def test_a_lease_without_its_block_says_how_to_use_it(registry: ModelRegistry, t
 
 def test_a_near_miss_of_a_repository_is_named(registry: ModelRegistry, hub: LoopbackHub) -> None:
     """Where the Hub has no such repository, and where it is not asked."""
-    with pytest.raises(ModelNotFoundError, match="Nearest: 'emilyalsentzer/Bio_ClinicalBERT'") as refused:
+    with pytest.raises(ModelNotFoundError, match="Did you mean: 'emilyalsentzer/Bio_ClinicalBERT'") as refused:
         registry.pull("emilyalsentzer/Bio_ClinicalBERTT")
     assert "There is no repository" in str(refused.value) and "./emily" not in str(refused.value)
     assert refused.value.candidates[0] == "emilyalsentzer/Bio_ClinicalBERT"

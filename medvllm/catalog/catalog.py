@@ -10,24 +10,17 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
+from medvllm.catalog.announcements import Meaning
 from medvllm.catalog.builtin import builtin_entries
 from medvllm.catalog.stored import StoredCatalog, StoredRow
-from medvllm.errors import (
-    CatalogError,
-    MedVLLMError,
-    ModelExistsError,
-    ModelNotFoundError,
-    RequestError,
-    nearest,
-    offer,
-)
-from medvllm.facts import check_glob, pattern
+from medvllm.errors import CatalogError, MedVLLMError, ModelExistsError, ModelNotFoundError, RequestError
+from medvllm.fact_filters import check_glob, to_glob
 from medvllm.forking import Lock
-from medvllm.inherited import Meaning
 from medvllm.lazy import lazy
 from medvllm.metadata import ModelMetadata, ModelType, fits, mentions
 from medvllm.names import valid_name
-from medvllm.processes import Board
+from medvllm.near_names import did_you_mean, near_names
+from medvllm.processes import RecordStore
 from medvllm.spelling import folded
 from medvllm.words import TASKS, unknown_task, usual_task
 
@@ -53,16 +46,16 @@ class Catalog:
         self._generation = 0
 
     @lazy
-    def _builtins(self) -> dict[str, ModelMetadata]:
+    def _builtins(self) -> Mapping[str, ModelMetadata]:
         return builtin_entries()
 
     @lazy
     def _builtin_aliases(self) -> dict[str, str]:
         return {alias: name for name, metadata in self._builtins.items() for alias in metadata.source.also_known_as}
 
-    def board(self) -> Board | None:
+    def record_store(self) -> RecordStore | None:
         """Return where processes that share the stored entries note what they hold; None: there are none."""
-        return None if self._stored is None else self._stored.board()
+        return None if self._stored is None else self._stored.record_store()
 
     @property
     def stored(self) -> StoredCatalog:
@@ -247,7 +240,7 @@ class Catalog:
         _check_filters(task=task, search=search, after=after)
         tags = _tags(tags)
         asked, task = task, task if task is None else usual_task(task)
-        globs = {fact: pattern(fact, value) for fact, value in (facts or {}).items()}
+        globs = {fact: to_glob(fact, value) for fact, value in (facts or {}).items()}
         fitting = self._candidates(after)
         if match is not None:
             is_named = re.compile(translate(check_glob("match", match).casefold())).match
@@ -275,7 +268,7 @@ class Catalog:
         """Return at most three names that `name` is likely a misspelling of."""
         with self._lock:
             names = {*self._own, *(name for name in self._builtins if name not in self._hidden)}
-        return nearest(name, names.union(self._stored.names() if self._stored else ()), 3)
+        return near_names(name, names.union(self._stored.names() if self._stored else ()), 3)
 
     def not_found(
         self,
@@ -289,7 +282,7 @@ class Catalog:
         """Return the error for a name that no entry answers to; `near` is what `near()` gave, when it was asked."""
         near = self.near(name.partition("@")[0]) if near is None else near
         return ModelNotFoundError(
-            f"Model {name!r} {what}{why}.{offer(near)}\nList them with: medvllm list{advice}",
+            f"Model {name!r} {what}{why}.{did_you_mean(near)}\nList them with: medvllm list{advice}",
             model=name,
             candidates=tuple(near),
         )

@@ -16,7 +16,8 @@ from medvllm.catalog.events import HALVES, Alias, Event
 from medvllm.catalog.log import Locked, VersionRecord, records
 from medvllm.catalog.place import TEXTS, has_content, is_named, is_there, location
 from medvllm.errors import CatalogError, MedVLLMError, ModelNameError, RequestError, SettingError
-from medvllm.facts import IDENTIFYING, MUTABLE_FIELDS, checked
+from medvllm.fact_values import check_fact
+from medvllm.facts import IDENTIFYING, MUTABLE_FIELDS
 from medvllm.lazy import lazy
 from medvllm.metadata import ModelMetadata
 from medvllm.names import parse, valid_alias, valid_name
@@ -74,14 +75,14 @@ class StoredCatalog:
         """
         return self._open() is not None
 
-    def board(self) -> processes.Board:
+    def record_store(self) -> processes.RecordStore:
         """Return where processes that share this catalogue note what they hold: beside its file, or in its database."""
         where = self._where()
         if isinstance(where, Path):
             # A link in each of two homes may lead to it; and nothing is made where a share is not mounted.
             home, place = settings.HOME(), Path(os.path.realpath(where))
             is_elsewhere = place.parent != Path(os.path.realpath(home)) and os.path.isfile(place)
-            return processes.Folder((place.parent if is_elsewhere else home) / "run", is_shared=is_elsewhere)
+            return processes.RecordFolder((place.parent if is_elsewhere else home) / "run", is_shared=is_elsewhere)
         from medvllm.catalog.sql import Processes
 
         return Processes(_store(where))
@@ -200,7 +201,7 @@ class StoredCatalog:
                     keyword=mark,
                 )
             if value is not None:
-                marks[mark] = checked(name, mark, value)[1]
+                marks[mark] = check_fact(name, mark, value)[1]
         with self._transaction(reason) as transaction:
             numbers = transaction.some_numbers(name) if suffix is None else [transaction.resolve(name, suffix)]
             for number in numbers:
@@ -230,7 +231,7 @@ class StoredCatalog:
                     tags.append(key)
             marks = {"tags": tags, "values": values}
             transaction.change(
-                name, number, {mark: checked(name, mark, marks[mark])[1] for mark in marks}, reason=reason
+                name, number, {mark: check_fact(name, mark, marks[mark])[1] for mark in marks}, reason=reason
             )
             return from_record(name, number, transaction.facts(name, number))
 
@@ -491,7 +492,7 @@ class StoredCatalog:
 
     def _check_idle(self, versions: "set[tuple[str | None, int | None]]") -> None:
         """Raise CatalogError when a process that shares the catalogue has one of the versions leased."""
-        for note in processes.processes([self.board()]):
+        for note in processes.list_processes([self.record_store()]):
             for model in note.models:
                 if model["leases"] and model["source"] == "stored" and (model["name"], model["version"]) in versions:
                     raise CatalogError(

@@ -1,4 +1,4 @@
-"""The effective options of a load: what the caller left open, filled in before two loads are compared."""
+"""The effective options of a load, and its identity: options are completed before two loads are compared."""
 
 import json
 from dataclasses import replace
@@ -7,29 +7,31 @@ from importlib import metadata as packages
 from transformers import PreTrainedConfig
 
 from medvllm.errors import LoadError, MedVLLMError, MissingDependencyError
-from medvllm.loading import architecture, code, config, device
+from medvllm.loading import config, device, model_class, remote_code
 from medvllm.metadata import ModelMetadata
 from medvllm.options import Identity, LoadOptions
 from medvllm.sources import Snapshot
 
-# Fields of a config that say where it was, not what the model is.
+# Fields of a config that do not change the model.
 _INCIDENTAL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
 
 
 def with_defaults(metadata: ModelMetadata, stated: LoadOptions) -> LoadOptions:
-    """Return `stated` with the rest from the entry, then from the settings.
+    """Return the caller's options, completed from the entry and then from the settings.
 
-    MissingDependencyError: a package that the model needs is not here. LoadError: the device is not, or the code of
-    the entry is not allowed.
+    Raises:
+        MissingDependencyError: A package that the entry requires is not installed.
+        UnsafeWeightsError: The entry runs its own code, which is not allowed here.
+        LoadError: The device is not available.
     """
     check_requirements(metadata)
-    code.check_allowed(metadata)
+    remote_code.check_allowed(metadata)
     options = stated.with_defaults(LoadOptions.from_kwargs(metadata.parameters))
-    return replace(options, device=device.resolve(options.device or "cpu"))
+    return replace(options, device=device.resolve_device(options.device or "cpu"))
 
 
 def check_requirements(metadata: ModelMetadata) -> None:
-    """Raise MissingDependencyError when a package that the entry requires is not installed."""
+    """Raise MissingDependencyError unless the packages that the entry requires are installed."""
     for package in metadata.source.requires:
         try:
             packages.version(package)
@@ -43,31 +45,36 @@ def check_requirements(metadata: ModelMetadata) -> None:
 
 
 def identify(metadata: ModelMetadata, options: LoadOptions, snapshot: Snapshot) -> tuple[Identity, PreTrainedConfig]:
-    """Return the identity of a load, and its config: what `options` leave open is the checkpoint's own.
+    """Return the identity of a load, and the model's config.
 
-    What says aloud what holds anyway is left out, so that it makes no difference.
+    Options that are still open are taken from the checkpoint. Options that only repeat a default are removed, so that
+    both spellings share one cached model.
+
+    Raises:
+        LoadError: The config cannot be used.
+        RequestError: An option is not a field of the config.
     """
     try:
-        return _identified(metadata, options, snapshot)
+        return _identify(metadata, options, snapshot)
     except MedVLLMError:
         raise
-    except Exception as error:  # whatever strange values of a config lead to
+    except Exception as error:  # a strange value in a config may raise anything
         raise LoadError(
             f"The config of model {metadata.name!r} cannot be used: {type(error).__name__}: {str(error)[:300]}",
             model=metadata.name,
         ) from error
 
 
-def _identified(metadata: ModelMetadata, options: LoadOptions, snapshot: Snapshot) -> tuple[Identity, PreTrainedConfig]:
-    named = architecture.model_class(metadata, options, snapshot)
+def _identify(metadata: ModelMetadata, options: LoadOptions, snapshot: Snapshot) -> tuple[Identity, PreTrainedConfig]:
+    named = model_class.find_model_class(metadata, options, snapshot)
     own = config.read_config(metadata, LoadOptions(), snapshot, named)
-    cls = architecture.concrete_class(metadata, named, own)
+    cls = model_class.resolve_auto_class(metadata, named, own)
     given = options.config
     if given is not None and _content(json.loads(given)) == _content(own.to_dict()):
         given = None
     base = own if given is None else config.read_config(metadata, LoadOptions(config=given), snapshot, named)
     attention = "sdpa" if getattr(cls, "_supports_sdpa", False) else "eager"
-    overrides = config.override(base, options)
+    overrides = config.apply_overrides(base, options)
     identity = Identity(
         metadata.name,
         metadata.version,

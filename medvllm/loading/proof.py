@@ -1,4 +1,4 @@
-"""What a loaded model and its files prove, for the receipt."""
+"""The verified part of a receipt: what a loaded model and its files prove."""
 
 import hashlib
 import json
@@ -10,15 +10,24 @@ from weakref import WeakKeyDictionary
 from transformers import PreTrainedTokenizerBase
 
 from medvllm.errors import MedVLLMError
-from medvllm.loading.labels import label_map
+from medvllm.loading.checks.labels import label_map
 from medvllm.receipt import Proof
 from medvllm.sources import Snapshot
 
 _digests: WeakKeyDictionary[PreTrainedTokenizerBase, str] = WeakKeyDictionary()  # a large vocabulary takes 0.1 s
 
 
-def proof(snapshot: Snapshot, model: Any, size_bytes: int, tokenizer: Callable[[], PreTrainedTokenizerBase]) -> Proof:
-    """Return the proof of a loaded model; `tokenizer` loads its tokenizer, which it may lack."""
+def make_proof(
+    snapshot: Snapshot, model: Any, size_bytes: int, tokenizer: Callable[[], PreTrainedTokenizerBase]
+) -> Proof:
+    """Return the proof of a loaded model.
+
+    Args:
+        snapshot: The files that it was loaded from.
+        model: The model.
+        size_bytes: Its size in memory.
+        tokenizer: Loads its tokenizer. The model may have none.
+    """
     changed = [_name(snapshot, file) for file in snapshot.file_stamps.changed_paths()]
     architecture, labels = snapshot.config.get("model_type"), label_map(getattr(model, "config", None))
     return Proof(
@@ -35,19 +44,19 @@ def proof(snapshot: Snapshot, model: Any, size_bytes: int, tokenizer: Callable[[
 
 
 def _name(snapshot: Snapshot, file: Path) -> str:
-    """Return a file's path in its snapshot; that of a copy of the weights is shown whole."""
+    """Return a file's path within its snapshot, or the whole path of a converted copy."""
     return file.relative_to(snapshot.path).as_posix() if file.is_relative_to(snapshot.path) else str(file)
 
 
 def _tokenizer_digest(load: Callable[[], PreTrainedTokenizerBase]) -> str | None:
     try:
         tokenizer: Any = load()
-    except MedVLLMError:  # a model may be used without one
+    except MedVLLMError:  # a model can be used without a tokenizer
         return None
     if tokenizer not in _digests:
         if tokenizer.is_fast:
             content = json.loads(tokenizer.backend_tokenizer.to_str())
-            # What the last call left behind.
+            # State of the last call.
             content |= {"truncation": None, "padding": None}
         else:
             content = sorted(tokenizer.get_vocab().items())

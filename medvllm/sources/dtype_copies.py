@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from medvllm import settings
+from medvllm.atomic_folder import atomic_folder
 from medvllm.files import is_trusted, make_own
-from medvllm.sources import making
 from medvllm.sources.digest import Digest, digest_files, find_differences
 from medvllm.sources.snapshot import Snapshot
 
@@ -77,7 +77,7 @@ class DtypeCopy:
             }
             (work / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
-        making.make(self.folder, is_whole=lambda folder: _read_record(folder) is not None, fill=fill_and_record)
+        atomic_folder(self.folder, is_complete=lambda folder: _read_record(folder) is not None, fill=fill_and_record)
 
     def remove(self) -> None:
         """Remove the copy. A process that has it mapped keeps it."""

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from medvllm import settings
+from medvllm.atomic_folder import atomic_folder
 from medvllm.errors import DigestMismatchError, SourceError
 from medvllm.files import make_own, place
 from medvllm.names import is_digest
-from medvllm.sources import making
 from medvllm.sources.digest import Digest, describe_flaws, digest_files, find_differences, folder_key
 from medvllm.sources.layout import list_files
 
@@ -42,7 +42,7 @@ def add_folder(files: Mapping[str, Path], wanted: Mapping[str, Digest], *, link:
     """
     target = folder_of(wanted)
 
-    def is_whole(folder: Path) -> bool:
+    def is_complete(folder: Path) -> bool:
         present = [name for name in list_files(folder) if (folder / name).is_file()]
         return bool(present) and not find_differences(wanted, digest_files(folder, present, fresh=True))
 
@@ -53,7 +53,7 @@ def add_folder(files: Mapping[str, Path], wanted: Mapping[str, Digest], *, link:
         if not link and (flaws := find_differences(wanted, digest_files(work, files))):
             raise SourceError(f"The files changed while they were copied: {describe_flaws(flaws)}.")
 
-    making.make(target, is_whole=is_whole, fill=fill)
+    atomic_folder(target, is_complete=is_complete, fill=fill)
     return target
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from medvllm.turns import turn
+from medvllm.file_lock import file_lock
 
 if sys.platform != "win32":
     import fcntl
@@ -23,7 +23,7 @@ def hold_lock_file(file: Path) -> Iterator[None]:
     beside = target.with_name(f".{target.name}.turn")
     with ExitStack() as stack:
         if os.access(target.parent, os.W_OK):
-            stack.enter_context(turn(beside, setting="MEDVLLM_LOCK_FILE", private=False))
+            stack.enter_context(file_lock(beside, setting="MEDVLLM_LOCK_FILE", private=False))
             stack.callback(_unlink, beside)  # a process that waits for it notices
         stack.enter_context(lock_file_itself(target))
         yield

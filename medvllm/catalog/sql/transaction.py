@@ -10,8 +10,9 @@ from medvllm.catalog.events import DEFAULT, HALVES, Alias, Event
 from medvllm.catalog.sql.history import Journal, events, sha256, to_json
 from medvllm.catalog.sql.rows import facts_of, list_aliases, list_names, number_of
 from medvllm.catalog.sql.tables import MAX_NUMBER, aliases, names, other_names, versions
-from medvllm.errors import CatalogError, ModelExistsError, ModelNotFoundError, RequestError, nearest, offer
+from medvllm.errors import CatalogError, ModelExistsError, ModelNotFoundError, RequestError
 from medvllm.facts import MUTABLE_FIELDS
+from medvllm.near_names import did_you_mean, near_names
 
 MAX_FACTS = 1_000_000  # bytes of an entry's facts as JSON
 
@@ -308,10 +309,10 @@ class Transaction:
         has = self._has(name)
         if not has:
             query = select(other_names.c.name).where(other_names.c.other == name)
-            near = list(self._connection.execute(query.distinct()).scalars()) or nearest(name, self.names(), 3)
+            near = list(self._connection.execute(query.distinct()).scalars()) or near_names(name, self.names(), 3)
             way = "List yours with: medvllm list --mine" + ("" if near else "; built-in models are not stored")
             return ModelNotFoundError(
-                f"Model {name!r} is not stored.{offer(near)}\n{way}", model=name, candidates=tuple(near)
+                f"Model {name!r} is not stored.{did_you_mean(near)}\n{way}", model=name, candidates=tuple(near)
             )
         return ModelNotFoundError(
             f"Model {name!r} has no version or alias {suffix!r:.80}.{has}\nSee what it has: medvllm show {name}",

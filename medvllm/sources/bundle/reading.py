@@ -12,6 +12,7 @@ from pathlib import Path
 
 from medvllm import progress, settings
 from medvllm.errors import DigestMismatchError, MedVLLMError, SourceError
+from medvllm.file_lock import file_lock
 from medvllm.files import make_own
 from medvllm.local_files import hub_cache
 from medvllm.sources.bundle.contents import Bundle
@@ -21,7 +22,6 @@ from medvllm.sources.bundle.streams import HashingReader, PlainMember, open_memb
 from medvllm.sources.digest import Digest
 from medvllm.sources.lock_text import parse_lock
 from medvllm.sources.locked_model import LockedModel
-from medvllm.turns import turn
 
 _CHUNK_BYTES = 1 << 20
 # What tarfile, json and a walk through content of an unknown shape raise.
@@ -43,7 +43,7 @@ def open_bundle(file: Path) -> Iterator[Bundle]:
     """
     try:
         room = _unpacking_folder()
-        with turn(room.with_suffix(".lock"), setting="HF_HOME", private=False):
+        with file_lock(room.with_suffix(".lock"), setting="HF_HOME", private=False):
             for leftover in room.iterdir():  # of an import that was killed
                 shutil.rmtree(leftover)
             work = room / secrets.token_hex(4)

@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from medvllm import settings
+from medvllm.atomic_folder import atomic_folder
 from medvllm.errors import IncompleteSnapshotError, SourceError, UnsafeWeightsError
 from medvllm.files import is_trusted
-from medvllm.sources import making
 from medvllm.sources.conversion.confinement import cpu_seconds
 from medvllm.sources.digest import Digest, digest_files, find_differences, folder_key, hash_files
 from medvllm.sources.snapshot import Snapshot
@@ -83,9 +83,9 @@ def _is_whole(target: Path, originals: Mapping[str, Digest]) -> bool:
 
 def _convert(snapshot: Snapshot, target: Path, originals: Mapping[str, Digest]) -> None:
     try:
-        making.make(
+        atomic_folder(
             target,
-            is_whole=lambda folder: _is_whole(folder, originals) and _is_own(folder),
+            is_complete=lambda folder: _is_whole(folder, originals) and _is_own(folder),
             fill=lambda work: _run_converter(snapshot, work),
         )
     except SourceError:

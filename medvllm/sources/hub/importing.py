@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from medvllm.errors import DigestMismatchError
+from medvllm.file_lock import file_lock
 from medvllm.files import place, point
 from medvllm.sources.digest import describe_flaws
 from medvllm.sources.digest_cache import digest_cache
@@ -15,7 +16,6 @@ from medvllm.sources.hub.network import endpoint
 from medvllm.sources.hub.paths import LOCK_NAME, blobs_folder, listing_paths, locks_folder, snapshot_folder
 from medvllm.sources.json_files import read_json
 from medvllm.sources.layout import decide_layout
-from medvllm.turns import turn
 
 
 def add_to_cache(repo: str, commit: str, branch: str | None, files: Mapping[str, Path], listing_file: Path) -> None:
@@ -36,7 +36,7 @@ def add_to_cache(repo: str, commit: str, branch: str | None, files: Mapping[str,
     _check_files(repo, commit, files, listing)
     for folder in (path, blobs, listing_paths(repo, commit)[0].parent):
         folder.mkdir(parents=True, exist_ok=True)
-    with turn(locks_folder(repo) / LOCK_NAME, setting="HF_HOME", private=False):
+    with file_lock(locks_folder(repo) / LOCK_NAME, setting="HF_HOME", private=False):
         # The listing comes first: it shows that files are missing if the import is interrupted.
         if read_listing(repo, commit) is None:
             place(listing_file, listing_paths(repo, commit)[0])

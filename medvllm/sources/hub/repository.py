@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from medvllm.errors import HubUnreachableError, ModelNotFoundError, SourceError
+from medvllm.file_lock import file_lock
 from medvllm.files import chmod, common_mode
 from medvllm.progress import is_terminal
 from medvllm.sources.hub.errors import map_hub_errors
@@ -21,7 +22,6 @@ from medvllm.sources.hub.network import OFFLINE, call_with_retries, check_reacha
 from medvllm.sources.hub.paths import LOCK_NAME, blobs_folder, listing_paths, locks_folder
 from medvllm.sources.hub.responses import describe_failure
 from medvllm.sources.snapshot import Snapshot
-from medvllm.turns import turn
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def _fetch_snapshot(request: Request) -> Snapshot:
         except HubUnreachableError as error:
             raise cached.to_error(error) from error
         # One process at a time: the next one finds the files, and none removes what another has just fetched.
-        with turn(locks_folder(repo) / LOCK_NAME, setting="HF_HOME", private=False):
+        with file_lock(locks_folder(repo) / LOCK_NAME, setting="HF_HOME", private=False):
             cached = inspect_cache(request)
             if _is_complete(cached):
                 return cached.to_snapshot()

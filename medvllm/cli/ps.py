@@ -1,0 +1,48 @@
+"""`medvllm ps`: the models that processes have in memory."""
+
+import time
+from typing import Any
+
+import typer
+
+from medvllm.cli.output import print_json, print_table
+from medvllm.cli.parameters import Json
+from medvllm.model_registry import registry
+from medvllm.quantities import shown_size
+
+
+def ps(as_json: Json = False) -> None:
+    """List the models in memory of the processes that share this catalogue, also in containers and on other hosts.
+
+    SHARED is what of SIZE is a file's, in memory once for all who map it; STAYS is how long a model stays unused.
+    """
+    registry.catalog.is_there()  # where others have their notes, or an error
+    notes = registry.list_processes()
+    models = [
+        {"pid": note.process.pid, "host": note.process.host, "is_near": note.process.is_near, **model}
+        for note in notes
+        for model in note.models
+    ]
+    if as_json:
+        print_json(models)
+        return
+    if not models:
+        typer.echo("No process has a model in memory.", err=True)
+        return
+    columns = ("PID", "MODEL", "DEVICE", "DTYPE", "SIZE", "SHARED", "LEASES", "IDLE", "STAYS")
+    print_table(columns, [_row(model) for model in models])
+
+
+def _row(model: dict[str, Any]) -> tuple[object, ...]:
+    stays = "while held" if model["evicted"] else _stays(model["keep_alive"])
+    pid = model["pid"] if model["is_near"] else f"{model['pid']} on {model['host']}"
+    idle = f"{max(time.time() - model['last_used'], 0):,.0f} s"
+    where = model["device"], model["dtype"], shown_size(model["size_bytes"]), shown_size(model["mapped_bytes"])
+    name = f"{model['name']}@{model['version']}" if model["source"] == "stored" else model["name"]
+    return pid, name, *where, model["leases"], idle, stays
+
+
+def _stays(keep_alive: float | None) -> str:
+    if keep_alive is None:
+        return "if room"
+    return "pinned" if keep_alive < 0 else f"{keep_alive:,.0f} s"

@@ -1,0 +1,84 @@
+"""The labels of a head: each class has a name, and the names follow the entry's label scheme."""
+
+import re
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from medvllm.errors import LoadError, WeightsMismatchError
+from medvllm.metadata import ModelMetadata
+from medvllm.sources.folder_facts import nameless_labels
+
+_OUTSIDE = ("O", "0")
+_PLACED = re.compile(r"([BILUES])-.|([BI])$")
+_NAMES = "Register it with the name of each class, in order: register(…, id2label=['O', 'B-DISEASE', 'I-DISEASE'])"
+
+
+def label_map(config: Any) -> dict[int, str] | None:
+    """Return the label of each class id; None if the config has only LABEL_0, LABEL_1, …, which mean nothing."""
+    labels = getattr(config, "id2label", None) or {}
+    return None if all(re.fullmatch(r"LABEL_\d+", str(label)) for label in labels.values()) else dict(labels)
+
+
+def check_label_map(metadata: ModelMetadata, cls: type[Any], config: PreTrainedConfig) -> None:
+    """Raise WeightsMismatchError unless each class of a classifier has a label, and each label is text."""
+    if not _classifies(cls):
+        return
+    labels: Any = getattr(config, "id2label", None)
+    if not isinstance(labels, dict):
+        flaw: str | None = "is missing or not a map"
+    elif odd := sorted(map(str, labels.keys() ^ set(range(len(labels))))):
+        flaw = f"has {len(labels)} labels with gaps, or with keys that are not class ids: {', '.join(odd[:3])}"
+    else:
+        wrong = [key for key, label in labels.items() if not isinstance(label, str) or not label.strip()]
+        flaw = f"has {labels[wrong[0]]!r:.80} for class {wrong[0]}, which must be text" if wrong else None
+    if flaw:
+        raise WeightsMismatchError(
+            f"The label map (id2label) of model {metadata.name!r} {flaw}.\n{_NAMES}", model=metadata.name
+        )
+
+
+def check_label_names(metadata: ModelMetadata, model: Any) -> None:
+    """Raise unless the labels of a token classifier have names that follow the entry's scheme.
+
+    Raises:
+        WeightsMismatchError: The labels are only LABEL_0, LABEL_1, …
+        LoadError: The labels do not follow the scheme.
+    """
+    if not type(model).__name__.endswith("ForTokenClassification"):
+        return
+    labels = label_map(model.config)
+    if labels is None:
+        raise nameless_labels(metadata.name, model.num_labels - 1)
+    scheme = metadata.behaviour.label_scheme
+    if scheme is not None and (flaw := _misfit(list(labels.values()), scheme)):
+        raise LoadError(
+            f"The labels of model {metadata.name!r} do not follow the entry's label_scheme {scheme!r}: {flaw}.\n"
+            "Leave out label_scheme, or name the labels: register(…, id2label=['O', 'B-DISEASE', 'I-DISEASE'])",
+            model=metadata.name,
+        )
+
+
+def _classifies(cls: type[Any]) -> bool:
+    return cls.__name__.endswith(("ForTokenClassification", "ForSequenceClassification"))
+
+
+def _misfit(labels: list[str], scheme: str) -> str | None:
+    """Return why labels cannot follow a scheme, or None."""
+    inside = [label for label in labels if label not in _OUTSIDE]
+    if len(inside) == len(labels):
+        return "none of them is 'O'"
+    places = {label: (match[1] or match[2]) for label in inside if (match := _PLACED.match(label))}
+    if scheme == "IO":
+        # B-CELL beside T-CELL is a name. A B- before every name, or an I- anywhere, marks a position.
+        placed = [label for label, place in places.items() if place in "BI"]
+        begins = any(places[label] == "I" for label in placed) or len(placed) == len(inside)
+        return f"{placed[0]!r} marks a position with B or I" if placed and begins else None
+    if inside and not places:
+        return f"{inside[0]!r} has no position mark such as B or I"
+    ends = [label for label, place in places.items() if place in "LUES"]
+    if scheme == "BIO" and ends:
+        return f"{ends[0]!r} belongs to BILOU"
+    if scheme == "BILOU" and inside and not ends:
+        return "none of them begins with L, U, E or S"
+    return None

@@ -1,0 +1,100 @@
+"""Leases: a model that stays in memory for the duration of a `with` block."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from medvllm.errors import RequestError
+from medvllm.lazy import lazy
+from medvllm.metadata import ModelMetadata
+from medvllm.model_cache import CachedModel
+from medvllm.options import Identity
+from medvllm.receipt import Receipt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from medvllm.loading.sentence_modules import Modules
+
+
+class Lease:
+    """A loaded model that stays in memory while the lease lasts; afterwards it gives none: its room may be needed."""
+
+    def __init__(
+        self,
+        metadata: ModelMetadata,
+        cached: CachedModel[Identity],
+        tokenizer: "Callable[[], PreTrainedTokenizerBase]",
+        modules: "Callable[[], Modules]",
+        receipt: Callable[[Any], Receipt],
+    ) -> None:
+        self.metadata = metadata
+        self.size_bytes = cached.size_bytes  # of the model's parameters and buffers
+        self._cached: CachedModel[Identity] | None = cached
+        self._load_tokenizer, self._load_modules, self._make_receipt = tokenizer, modules, receipt
+
+    def __repr__(self) -> str:
+        return f"Lease({self.metadata.name!r}{'' if self._cached else ', over'})"
+
+    @property
+    def model(self) -> Any:
+        """The model: a PreTrainedModel, typed Any as its methods depend on the class."""
+        if self._cached is None:
+            raise RequestError(
+                f"The lease of model {self.metadata.name!r} is over.\nUse the model inside the with block."
+            )
+        return self._cached.model
+
+    @lazy
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The model's tokenizer, of the same snapshot; loaded on first use, safe to share between threads."""
+        return self._load_tokenizer()
+
+    @lazy
+    def modules(self) -> "Modules":
+        """What a sentence-transformers folder puts behind its pooling; loaded on first use.
+
+        LoadError: the folder declares vectors that cannot be made.
+        """
+        return self._load_modules()
+
+    @lazy
+    def receipt(self) -> Receipt:
+        """What exactly answers, and how each fact of it is known; it loads the tokenizer, to tell which one it is."""
+        return self._make_receipt(self.model)
+
+    def __reduce__(self) -> str:
+        raise RequestError(
+            f"A lease keeps model {self.metadata.name!r} in the memory of one process, and cannot be sent or copied.\n"
+            f"Send the name, and lease it there: with registry.lease({self.metadata.name!r}) as lease:"
+        )
+
+    def end(self) -> None:
+        """Let go of the model."""
+        self._cached = None
+
+
+class Leasing(AbstractContextManager[Lease]):
+    """What `registry.lease` returns: the lease itself begins with the `with` block."""
+
+    def __init__(self, name: str, manager: AbstractContextManager[Lease]) -> None:
+        self._name, self._manager = name, manager
+
+    def __enter__(self) -> Lease:
+        return self._manager.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return self._manager.__exit__(kind, error, traceback)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, attribute: str) -> Any:
+            if attribute.startswith("_"):
+                raise AttributeError(attribute)
+            raise RequestError(
+                f"A lease of model {self._name!r} begins with a block: it has no {attribute!r} before.\n"
+                f"Use: with registry.lease({self._name!r}) as lease:"
+            )
