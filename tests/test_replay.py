@@ -155,7 +155,9 @@ def test_every_built_in_model_is_rebuilt_as_it_was_loaded(
     assert_same(first.model, third.model)
     # The truth of the first load: what the class itself makes of the folder.
     snapshot = registry.session.resolver.resolve("m", LoadOptions()).snapshot
-    plain = type(first.model).from_pretrained(snapshot.folder, config=first.model.config, dtype=first.model.dtype)
+    plain = type(first.model).from_pretrained(
+        snapshot.loader_folder, config=first.model.config, dtype=first.model.dtype
+    )
     if getattr(first.model.base_model, "pooler", None) is None and getattr(plain.base_model, "pooler", None):
         plain.base_model.pooler = None
     for key, tensor in tensors(plain).items():

@@ -111,9 +111,7 @@ def test_what_makes_no_vector_a_text_is_refused_by_name(
     """SPLADE, ColBERT and routed folders are refused when vectors are asked for; their transformer still loads."""
     folder = sentence.assembled(f"refused-{kind}", tmp_path / "m")
     assert registry.load_model(folder).config.model_type == "bert"
-    with pytest.raises(
-        LoadError, match=rf"cannot be used for vectors: its folder has the module '.*{what}'"
-    ) as caught:
+    with pytest.raises(LoadError, match=rf"cannot be used for vectors: its folder has the module '.*{what}'") as caught:
         ModelRunner(folder, registry=registry).embed(["fever"])
     assert (
         str(caught.value).splitlines()[-1] == f"Its transformer alone loads with: registry.load_model({str(folder)!r})"
@@ -135,7 +133,7 @@ def test_a_module_that_is_not_known_is_refused_by_name(
     modules = json.loads((folder / "modules.json").read_text())
     modules.insert(place, {"idx": 9, "name": "9", "path": "9_Own", "type": kind})
     (folder / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(LoadError, match=rf"its folder has the module '{kind}', which medvllm does not run"):
+    with pytest.raises(LoadError, match=rf"its folder has the module '{kind}', which medvllm does not support"):
         ModelRunner(folder, registry=registry).embed(["fever"])
 
 
@@ -173,7 +171,7 @@ def test_a_module_that_is_not_known_is_refused_by_name(
         ("sentence_bert_config.json", {"model_args": {"num_labels": 3}}, "has model_args"),
         ("config_sentence_transformers.json", {"model_type": "CrossEncoder"}, 'has model_type "CrossEncoder"'),
         ("config_sentence_transformers.json", {"truncate_dim": -1}, "has truncate_dim -1"),
-        ("config_sentence_transformers.json", {"prompts": {"secret": 3}}, "has prompts that are no texts by name"),
+        ("config_sentence_transformers.json", {"prompts": {"secret": 3}}, "has prompts that are not texts"),
         ("config_sentence_transformers.json", {"default_prompt_name": "s2p"}, "has the default prompt 's2p'"),
         ("config_sentence_transformers.json", {"requirements": {"torch": ">99"}}, "requires 'torch' \">99\""),
         ("config_sentence_transformers.json", {"requirements": {"sentence-transformers": ">=7"}}, "requires 'sent"),

@@ -251,7 +251,7 @@ def test_an_unreachable_hub_fails_in_seconds_with_the_way_out(tmp_path: Path) ->
     )
     assert text.startswith("HubUnreachableError Model 'dmis-lab/biobert-base-cased-v1.2' at '67c9c25")
     assert "medvllm pull dmis-lab/biobert-base-cased-v1.2" in text
-    assert "medvllm export and medvllm import; or give a folder instead" in text
+    assert "medvllm export and medvllm import, or give a folder instead" in text
     assert tried == 1
 
 
