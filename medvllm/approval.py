@@ -33,7 +33,7 @@ def check_baseline(entry: ModelMetadata, alias: str, files: str | None) -> None:
 class LockApproval:
     """Approval by the lock file that is in force, and by the acceptance tests that a version keeps."""
 
-    def lacking(self, entry: ModelMetadata) -> list[str]:
+    def missing_requirements(self, entry: ModelMetadata) -> list[str]:
         """Return what a version lacks, each with the command that gives it; its files are hashed."""
         from medvllm.sources import Lock, verify
 
@@ -50,7 +50,7 @@ class LockApproval:
             lacking.append(f"acceptance tests of the locked files: medvllm baseline record {name}")
         return lacking
 
-    def unmet(self, entry: ModelMetadata) -> list[str]:
+    def unmet_requirements(self, entry: ModelMetadata) -> list[str]:
         """Return for what a version that a protected alias points to does not load; nothing is fetched.
 
         Folders are looked at; of a repository, what the lock file has.

@@ -411,7 +411,7 @@ class ModelRegistry:
         if entry.origin == "stored":
             return self.catalog.mark(entry.reference, baseline=kept, baseline_digest=files, reason=reason)[0]
         standing = dataclasses.replace(entry.lifecycle, baseline_digest=files)
-        entry = self._catalog.keep(entry.changed(baseline=kept, standing=standing))
+        entry = self._catalog.put(entry.changed(baseline=kept, standing=standing))
         self._leave(entry.name, "replaced")
         return entry
 

@@ -11,7 +11,7 @@ from typing import Any
 from medvllm import __version__, destination
 from medvllm.author import now, who
 from medvllm.catalog import Catalog, to_toml
-from medvllm.catalog.entries import parsed
+from medvllm.catalog.entries import parse_entries
 from medvllm.catalog.events import Alias, Event
 from medvllm.catalog.intake import Intake, Wanted
 from medvllm.errors import CatalogError, DigestMismatchError, OutputError, RequestError, SourceError
@@ -135,7 +135,7 @@ def export(
         for alias in catalog.stored.aliases(name)
         if alias.version in versions
     ]
-    events, last_hash = catalog.stored.position() if catalog.lasts else (0, "")
+    events, last_hash = catalog.stored.position() if catalog.has_stored else (0, "")
     provenance = Provenance(who(), socket.gethostname(), now(), f"medvllm {__version__}", events, last_hash)
     packed = bundle.write(target, to_toml(entries.values(), aliases), models, branches, provenance)
     shown = tuple(f"{alias.name}@{alias.alias} -> {alias.version}" for alias in aliases)
@@ -179,7 +179,7 @@ def take(catalog: Catalog, file: Path, terms: Terms) -> Imported:
     with bundle.opened(file) as opened:
         for stated in (signed, terms.sha256):
             _check_digest(opened, file, stated)
-        brought = parsed(opened.entries, "stored")
+        brought = parse_entries(opened.entries, "stored")
         entries = {_key(entry): _untrusted(entry) for entry in brought.models}
         opened.check(entries)
         lock = Lock.current()
@@ -335,7 +335,7 @@ def _is_known(name: str) -> bool:
 def _planned(catalog: Catalog, wanted: Wanted, terms: Terms) -> tuple[Intake, list[Event]]:
     """Return what the catalogue would become. CatalogError: it may not."""
     if wanted.models:
-        return catalog.stored.take(wanted, replace=terms.replace, reason=terms.reason, dry_run=True)
+        return catalog.stored.add_bundle(wanted, replace=terms.replace, reason=terms.reason, dry_run=True)
     intake = Intake(list(wanted.changes))
     intake.check(replace=terms.replace)
     return intake, []
@@ -353,7 +353,7 @@ def _keep(catalog: Catalog, opened: Bundle, wanted: Wanted, terms: Terms) -> Non
             detail["approved"] = {fact: text for fact, text in vars(model.approval).items() if text is not None}
         noted.append((entry.name if entry else key, entry.version if entry else None, detail))
     try:
-        catalog.stored.take(wanted, replace=terms.replace, reason=terms.reason, noted=noted)
+        catalog.stored.add_bundle(wanted, replace=terms.replace, reason=terms.reason, noted=noted)
     except CatalogError as error:
         if wanted.models:
             raise

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medvllm.catalog import StoredCatalog, sql
-from medvllm.catalog.stored import to_record
+from medvllm.catalog.record import to_record
 from medvllm.engine.model_runner import ModelMetadata, ModelRegistry
 from medvllm.errors import CatalogError, MedVLLMError, ModelNameError, ModelNotFoundError, RequestError
 from medvllm.facts import MUTABLE_FIELDS
@@ -168,7 +168,7 @@ def test_listing_and_showing_print_no_control_character(catalog: StoredCatalog) 
 def test_half_a_character_is_refused(catalog: StoredCatalog, half: str) -> None:
     """No file takes it, two of them are read back as one character, and a terminal breaks off at it."""
     catalog.add(_entry("kept"), replace=False)
-    before = catalog.revision()
+    before = catalog.database.change_token()
     facts = _facts(half)
     del facts["parameters"]  # as JSON has them, which makes one of two, before they come here
     for fact, value in facts.items():
@@ -204,7 +204,7 @@ def test_half_a_character_is_refused(catalog: StoredCatalog, half: str) -> None:
     for step in steps:
         with pytest.raises(MedVLLMError):
             step()
-    assert StoredCatalog().names() == ["bystander", "kept"] and catalog.revision() == before
+    assert StoredCatalog().names() == ["bystander", "kept"] and catalog.database.change_token() == before
 
 
 @pytest.mark.parametrize("text", [text for text in TEXTS if text], ids=lambda text: ascii(text[:20]))

@@ -33,7 +33,7 @@ def _put(registry: ModelRegistry, folder: Path, **facts: Any) -> None:
 
 def _said(registry: ModelRegistry) -> str | None:
     (alias,) = (alias for alias in registry.catalog.aliases("m") if alias.alias == "production")
-    return _state(alias, registry.catalog.unmet(alias))
+    return _state(alias, registry.catalog.unmet_requirements(alias))
 
 
 def test_what_is_not_accepted_is_said_and_not_loaded(registry: ModelRegistry, folders: list[Path]) -> None:

@@ -285,12 +285,12 @@ def test_a_protected_alias_does_not_move_to_what_changed_meanwhile(overtaking: s
             return found
 
     class Approving:
-        def lacking(self, entry: ModelMetadata) -> list[str]:
+        def missing_requirements(self, entry: ModelMetadata) -> list[str]:
             if overtaking == "acceptance is withdrawn" and entry.version == 2:
                 StoredCatalog().mark("m@2", baseline_digest=None)
             return []
 
-        def unmet(self, entry: ModelMetadata) -> list[str]:
+        def unmet_requirements(self, entry: ModelMetadata) -> list[str]:
             return []
 
         def locked(self, entry: ModelMetadata) -> None:
@@ -322,7 +322,7 @@ def test_a_protection_set_before_the_alias_holds(registry: ModelRegistry, tmp_pa
     with pytest.raises(CatalogError, match="lacks:\n  a reason"):
         registry.catalog.apply(text)
     assert registry.catalog.plan(text)[1] == ["what is protected changes only with a reason: --reason 'why'"]
-    assert [event.action for event in registry.catalog.apply(text, dry_run=True)] == ["aliased"]
+    assert [event.action for event in registry.catalog.plan(text)[0]] == ["aliased"]
     assert [event.action for event in registry.catalog.apply(text, reason="r")] == ["aliased"]
     assert registry.catalog.apply(text, reason="r") == [] and _sound(registry)
 
@@ -454,7 +454,7 @@ def test_applying_a_file_makes_the_catalogue_what_it_says(registry: ModelRegistr
     _put(registry, "gone")
     catalog.set_alias("gone", "production", 1)
     before = catalog.history()
-    plan = catalog.apply(TEXT, dry_run=True)
+    plan = catalog.plan(TEXT)[0]
     assert catalog.history() == before and catalog.names() == ["gone"]
     done = catalog.apply(TEXT, reason="r")
     assert [(e.action, e.name, e.version, e.alias) for e in done] == [
@@ -683,7 +683,7 @@ def test_a_protection_that_outlasts_its_name_is_no_version(registry: ModelRegist
 def test_what_a_child_stores_outlives_its_parent(registry: ModelRegistry, catalog_url: str) -> None:
     """Also when the parent closes the catalogue, or ends, before the child writes."""
     code = (
-        "from medvllm.catalog import stored\n"
+        "from medvllm.catalog import stores\n"
         "from medvllm.engine.model_runner import registry as r\n"
         "import os\n"
         "r.register('parent', 'generic', persist=True)\n"
@@ -696,7 +696,7 @@ def test_what_a_child_stores_outlives_its_parent(registry: ModelRegistry, catalo
         "    os.write(write, b'.'), os.read(closed, 1)\n"
         "    os._exit(0)\n"
         "os.read(written, 1)\n"
-        "stored.close()\n"
+        "stores.close_all()\n"
         "os.write(close, b'.'), os.read(written, 1)\n"
         "print(r.catalog.names())\n"
         "os.write(close, b'.')\n"

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from medvllm.catalog import stored
+from medvllm.catalog import stores
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import (
     CatalogError,
@@ -36,7 +36,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Mod
     from huggingface_hub import constants
 
     def move(name: str) -> ModelRegistry:
-        stored.close()
+        stores.close_all()
         home = tmp_path / name
         home.mkdir(exist_ok=True)
         monkeypatch.setenv("MEDVLLM_HOME", str(home / "medvllm"))
@@ -66,7 +66,7 @@ def _weights(registry: ModelRegistry, name: str) -> str:
 
 def _tables() -> list[object]:
     """Return all that the catalogue holds."""
-    stored.close()
+    stores.close_all()
     with closing(sqlite3.connect(Path(os.environ["MEDVLLM_HOME"]) / "catalog.db")) as database:
         tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         return [database.execute(f"SELECT * FROM {name}").fetchall() for name in sorted(tables)]

@@ -19,7 +19,7 @@ class Entries:
     aliases: tuple[Alias, ...] | None  # None: the file says nothing of aliases
 
 
-def parsed(text: str, origin: Origin) -> Entries:
+def parse_entries(text: str, origin: Origin) -> Entries:
     """Return the entries in their order in `text`; CatalogError says which one cannot be used."""
     try:
         content = tomllib.loads(text)
@@ -42,7 +42,7 @@ def parsed(text: str, origin: Origin) -> Entries:
 def from_toml(text: str, origin: Origin) -> dict[str, ModelMetadata]:
     """Return the entries by name, one of each; CatalogError says which one cannot be used."""
     found: dict[str, ModelMetadata] = {}
-    for entry in parsed(text, origin).models:
+    for entry in parse_entries(text, origin).models:
         if entry.name in found:
             raise CatalogError(f"The entries cannot be read: model {entry.name!r} is there twice.")
         found[entry.name] = entry if entry.version else entry.changed(version=1)

@@ -65,7 +65,7 @@ def list_(
 ) -> None:
     """List aliases and the versions that they point to; a protected one whose version does not load says why."""
     aliases = registry.catalog.aliases(name)
-    unmet = {alias: registry.catalog.unmet(alias) for alias in aliases}
+    unmet = {alias: registry.catalog.unmet_requirements(alias) for alias in aliases}
     if as_json:
         print_json([vars(alias) | {"unmet": unmet[alias]} for alias in aliases])
         return

@@ -29,20 +29,20 @@ class Processes:
         """Write a note in place of the one of that id, and take those away whose processes are long gone."""
         row = insert(processes).values(id=id, seen=func.now(), note=text)
         row = row.on_conflict_do_update(index_elements=["id"], set_={"seen": func.now(), "note": text})
-        with self._store.noting() as connection:
+        with self._store.database.noting() as connection:
             connection.execute(row)
             old = processes.c.seen < func.now() - timedelta(seconds=GONE_S)
             connection.execute(delete(processes).where(old))
 
     def remove(self, id: str) -> None:
         """Take a note away; one that is not there is no error."""
-        with self._store.noting() as connection:
+        with self._store.database.noting() as connection:
             connection.execute(delete(processes).where(processes.c.id == id))
 
     def kept(self) -> Iterator[Kept]:
         """Give every note."""
         age = func.extract("epoch", func.now() - processes.c.seen)
-        with self._store.noting() as connection:
+        with self._store.database.noting() as connection:
             rows = connection.execute(select(processes.c.id, processes.c.note, age.label("age")).limit(_MOST)).all()
         for row in rows:
             yield Kept(row.id, row.note.encode(), float(row.age), None)
