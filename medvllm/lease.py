@@ -15,7 +15,7 @@ from medvllm.receipt import Receipt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from medvllm.loading.modules import Modules
+    from medvllm.loading.sentence_modules import Modules
 
 
 class Lease:

@@ -9,7 +9,9 @@ from hashlib import sha256
 from typing import Any, Literal
 
 from medvllm.classes import LazyClass, class_path
-from medvllm.errors import RequestError, nearest, offer
+from medvllm.errors import RequestError
+from medvllm.fact_filters import matches_glob
+from medvllm.fact_values import check_fact
 from medvllm.facts import (
     GROUPS,
     IDENTIFYING,
@@ -20,10 +22,9 @@ from medvllm.facts import (
     Memory,
     Source,
     Texts,
-    checked,
-    keywords,
-    matches,
+    known_facts,
 )
+from medvllm.near_names import did_you_mean, near_names
 
 __all__ = [
     "Behaviour",
@@ -55,9 +56,10 @@ class ModelType(StrEnum):
         try:
             return cls(value.lower())
         except (ValueError, AttributeError):
-            near = nearest(str(value), [str(kind) for kind in cls])
+            near = near_names(str(value), [str(kind) for kind in cls])
             raise RequestError(
-                f"Model type {repr(value)[:80]} is not known.{offer(near)}\nIt is one of: {', '.join(map(str, cls))}",
+                f"Model type {repr(value)[:80]} does not exist.{did_you_mean(near)}\n"
+                f"Use one of: {', '.join(map(str, cls))}",
                 value=value,
                 candidates=tuple(near),
             ) from None
@@ -124,7 +126,7 @@ class ModelMetadata:
         """Return metadata made of flat keywords, as `register` and builtin.toml give them, each one checked."""
         grouped: dict[str, dict[str, Any]] = {group: {} for group in ("", *GROUPS)}
         for keyword, value in facts.items():
-            group, kept = checked(name, keyword, value)
+            group, kept = check_fact(name, keyword, value)
             grouped[group][keyword] = kept
         plain = grouped.pop("")
         groups = {group: GROUPS[group](**kept) for group, kept in grouped.items() if kept}
@@ -191,7 +193,7 @@ class ModelMetadata:
         """Return a fact by its keyword: without a copy, as a listing asks each of perhaps 100,000 entries."""
         if keyword in IDENTIFYING:
             return getattr(self, keyword)
-        group = keywords()[keyword][0]
+        group = known_facts()[keyword].group
         if group:
             return getattr(getattr(self, group), keyword)
         kept = self.__dict__[f"_{keyword}"] if f"_{keyword}" in self.__dict__ else getattr(self, keyword)
@@ -260,4 +262,4 @@ def fits(fact: Callable[[str], Any], task: str | None, tags: Sequence[str], glob
         own = fact("tags") or ()
         missing = [tag for tag in tags if tag not in own]
         ready = not missing or {f"{key}={value}" for key, value in (fact("values") or {}).items()}.issuperset(missing)
-    return ready and all(matches(fact(keyword), glob) for keyword, glob in globs.items())
+    return ready and all(matches_glob(fact(keyword), glob) for keyword, glob in globs.items())

@@ -27,13 +27,23 @@ from medvllm.errors import (
     ModelNameError,
     ModelNotFoundError,
     RequestError,
-    offer,
 )
-from medvllm.facts import checked, listed
+from medvllm.fact_values import check_fact, wrap_single_texts
 from medvllm.lease import Lease, Leasing
 from medvllm.metadata import ModelMetadata, ModelType
-from medvllm.model_cache import CachedModel, Limits, ModelCache, Need, Once, Plan, Reason, Statistics, machine_bytes
+from medvllm.model_cache import (
+    CachedModel,
+    Limits,
+    ModelCache,
+    Need,
+    Plan,
+    Reason,
+    Statistics,
+    ValueCache,
+    default_cpu_budget,
+)
 from medvllm.names import ModelRef, parse, source_path
+from medvllm.near_names import did_you_mean
 from medvllm.options import Identity, LoadOptions
 from medvllm.quantities import PINNED, parse_duration
 from medvllm.receipt import Receipt
@@ -42,8 +52,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from medvllm.loading.modules import Modules
-    from medvllm.model_cache.cache import LoadResult
+    from medvllm.load_result import LoadResult
+    from medvllm.loading.sentence_modules import Modules
     from medvllm.sources import Fingerprint, LockedModel, Snapshot
     from medvllm.transfer import Exported, Imported
 
@@ -73,6 +83,7 @@ class LoadedModel:
     keep_alive: float | None  # seconds after its last use; infinite for a pinned one; None: while there is room
     mapped_bytes: int  # of size_bytes, what is a file's, and shared with every process that maps it
     evicted: bool
+    offloaded: bool
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as JSON has them: -1 stands for a pinned model's keep_alive."""
@@ -95,13 +106,15 @@ class ModelRegistry:
                 budget=_budget,
                 max_models=settings.MAX_MODELS,
                 wait_s=settings.MEMORY_TIMEOUT,
-                reclaim=lambda device: _loading().reclaim(),
-                changed=partial(_change, weakref.ref(self)),
+                free_memory=lambda device: _loading().free_memory(),
+                on_change=partial(_change, weakref.ref(self)),
             )
         )
         # What a call resolved to, so that a hit need not resolve it again; an entry is replaced, never changed.
         self._resolved: dict[Hashable, tuple[_Resolved | None, Callable[[], CachedModel[Identity] | None]]] = {}
-        self._tokenizers: Once[tuple[Any, ...], Any] = Once()  # and modules behind a pooling; the name comes first
+        self._tokenizers: ValueCache[tuple[Any, ...], Any] = (
+            ValueCache()
+        )  # and modules behind a pooling; the name comes first
         self._nesting = threading.local()  # `.depth`: how many loads of ours this thread is inside of
 
     @property
@@ -132,7 +145,7 @@ class ModelRegistry:
         SourceError, LoadError: the folder is not there, or what it holds cannot be loaded. ModelExistsError: the name
         is taken and `replace` is not set.
         """
-        facts = listed(facts)
+        facts = wrap_single_texts(facts)
         parameters = facts.get("parameters")
         # Refused now rather than at every load.
         if isinstance(parameters, Mapping) and LoadOptions.from_kwargs(parameters).revision is not None:
@@ -336,7 +349,7 @@ class ModelRegistry:
         snapshot = target.snapshot
         if snapshot.locked and not target.seen.holds():
             snapshot = dataclasses.replace(snapshot, locked=_sources().is_locked(target.metadata, snapshot))
-        proof = _loading().proof(snapshot, model, size_bytes, partial(self._tokenizer_of, target))
+        proof = _loading().make_proof(snapshot, model, size_bytes, partial(self._tokenizer_of, target))
         return Receipt.of(target.metadata, target.identity, snapshot.commit, proof, snapshot.bundle)
 
     def load_tokenizer(
@@ -391,7 +404,7 @@ class ModelRegistry:
         for name, entry in asked:
             try:
                 entry = entry or self._find(parse(name))[0]
-                found = sources.verify(entry, locked[name], lambda snapshot: _loading().prepared_flaws(snapshot))
+                found = sources.verify(entry, locked[name], lambda snapshot: _loading().check_prepared_copies(snapshot))
             except ModelNotFoundError:
                 found = {"entry": "is not registered any more: remove its table from the lock file"}
             flaws[name] = flaws.get(name, {}) | found
@@ -406,7 +419,7 @@ class ModelRegistry:
         process stays in it; a built-in one is stored as a copy. `ModelRunner(name).record_baseline()` makes the cases.
         ModelNotFoundError: there is no entry.
         """
-        _, kept = checked(str(name), "baseline", list(cases))
+        _, kept = check_fact(str(name), "baseline", list(cases))
         entry, files = self.get_metadata(parse(name).text), _sources().to_lock(self._fetch(name, None)[1]).digest
         if entry.origin == "stored":
             return self.catalog.mark(entry.reference, baseline=kept, baseline_digest=files, reason=reason)[0]
@@ -425,21 +438,21 @@ class ModelRegistry:
         models = [cached.model for cached, _ in found]
         return self._listed(found, _loading().written_bytes(models) if models else {})
 
-    def boards(self) -> list[processes.Board]:
+    def record_stores(self) -> list[processes.RecordStore]:
         """Return where this process notes what is in memory: beside the catalogue, or else in MEDVLLM_HOME."""
-        home = processes.Folder(settings.HOME() / "run")
-        board = self._catalog.board()
+        home = processes.RecordFolder(settings.HOME() / "run")
+        board = self._catalog.record_store()
         return [home] if board is None or board == home else [board, home]
 
-    def noted(self, *, for_others: bool = True) -> list[dict[str, Any]]:
+    def describe_models(self, *, will_publish: bool = True) -> list[dict[str, Any]]:
         """Return what is in memory, for `medvllm ps`, without asking the system what was written to.
 
-        `for_others`: it is going to be written where other processes see it.
+        `will_publish`: it is going to be written where other processes see it.
         """
-        found = self._model_cache.noted() if for_others else self._model_cache.models()
+        found = self._model_cache.models_to_list() if will_publish else self._model_cache.models()
         models = [model.to_dict() for model in self._listed(found, {})]
         for model, (cached, _) in zip(models, found, strict=True):
-            if for_others and cached.is_noted:
+            if will_publish and cached.is_listed_as_leased:
                 model["leases"] = max(cached.leases, 1)
         return models
 
@@ -452,7 +465,7 @@ class ModelRegistry:
                 version=cached.identity.version,
                 source=cached.identity.origin,
                 snapshot=cached.identity.snapshot,
-                device=str(cached.identity.options.device),
+                device=cached.device,
                 dtype=str(cached.identity.options.dtype),
                 model_class=str(class_path(cached.identity.options.model_class)),
                 size_bytes=cached.size_bytes,
@@ -464,6 +477,7 @@ class ModelRegistry:
                 keep_alive=cached.keep_alive,
                 mapped_bytes=cached.mapped_bytes - written.get(id(cached.model), 0),
                 evicted=evicted,
+                offloaded=cached.identity.is_offloaded,
             )
             for cached, evicted in found
         ]
@@ -480,35 +494,38 @@ class ModelRegistry:
         """Return what this registry has done so far: requests, loads, evictions by reason, and bytes by device."""
         return self._model_cache.statistics()
 
-    def sleep(self, name: "str | os.PathLike[str]", **options: Any) -> bool:
-        """Move a model from its accelerator to host memory, from where it wakes in the time that the bus takes.
+    def offload(self, name: "str | os.PathLike[str]", **options: Any) -> bool:
+        """Move a model from its accelerator to host memory, so that the next call needs no load.
 
-        It wakes when it is asked for. Asleep it counts on the CPU; without room there it is gone, as evicted. On the
-        CPU a model is evicted: its weights are mapped, and a reload takes milliseconds. Returns whether it was in
-        memory; a leased model stays.
+        The next `load_model` or `lease` copies it back to its device. Meanwhile it counts against the budget of the
+        CPU; if it does not fit there, it is evicted. A model on the CPU is evicted, too: its weights are mapped, and a
+        reload takes milliseconds. A leased model stays.
+
+        Returns:
+            Whether the model left its device.
         """
         target = self._resolve(name, LoadOptions.from_kwargs(options))
-        if not self._model_cache.leave(target.identity, "asleep"):
+        if not self._model_cache.discard(target.identity, "offloaded"):
             return False
         try:
             if target.identity.options.device != "cpu":
                 with contextlib.suppress(BudgetError, DeviceMemoryError):
-                    self._rest(target)
+                    self._offload(target)
         finally:
-            _loading().reclaim()
+            _loading().free_memory()
         return True
 
-    def _rest(self, target: "_Resolved") -> None:
+    def _offload(self, target: "_Resolved") -> None:
         """Keep a model's weights in host memory."""
-        need = dataclasses.replace(self._need(target), device="cpu")
+        identity, need = _offloaded(target.identity), dataclasses.replace(self._need(target), device="cpu")
 
-        def rest() -> "LoadResult":
+        def load() -> "LoadResult":
             with self._nested():
                 return cast(
-                    "LoadResult", _loading().rest(target.metadata, target.identity, target.config, target.snapshot)
+                    "LoadResult", _loading().load_model(target.metadata, identity, target.config, target.snapshot)
                 )
 
-        self._model_cache.get(_asleep(target.identity), rest, need=need, may_wait=False)
+        self._model_cache.get(identity, load, need=need, may_wait=False)
 
     def evict(self, name: "str | os.PathLike[str]") -> int:
         """Let the models of that name leave memory; return how many left. A leased one leaves with its last lease.
@@ -558,9 +575,9 @@ class ModelRegistry:
 
     def _leave(self, name: str | None, reason: Reason = "asked") -> int:
         left = self._model_cache.evict(name, reason)
-        self._tokenizers.drop(lambda key: name is None or key[0] == name)
+        self._tokenizers.discard(lambda key: name is None or key[0] == name)
         if left:
-            _loading().reclaim()
+            _loading().free_memory()
         return left
 
     def _acquire(
@@ -609,12 +626,13 @@ class ModelRegistry:
         return target
 
     def _load(self, target: "_Resolved") -> "LoadResult":
-        asleep = self._model_cache.take(_asleep(target.identity), "woken")
-        if asleep is not None and target.snapshot.taken.holds():
+        offloaded = self._model_cache.pop(_offloaded(target.identity), "restored")
+        if offloaded is not None and target.snapshot.taken.holds():
             return cast(
-                "LoadResult", _loading().wake(asleep, target.metadata.name, str(target.identity.options.device))
+                "LoadResult",
+                _loading().restore_offloaded(offloaded, target.metadata.name, str(target.identity.options.device)),
             )
-        del asleep
+        del offloaded
         with self._nested():
             loaded = cast(
                 "LoadResult", _loading().load_model(target.metadata, target.identity, target.config, target.snapshot)
@@ -795,7 +813,7 @@ class ModelRegistry:
             "\nA name that another process registered is known only in that process. To share it: "
             "register(…, persist=True)"
         )
-        message = f"Model {name!r} is not registered.{offer(near)}\n{error}{'' if '/' in name else hint}"
+        message = f"Model {name!r} is not registered.{did_you_mean(near)}\n{error}{'' if '/' in name else hint}"
         return type(error)(message, **vars(error) | {"candidates": tuple(near)})
 
     def _find(self, ref: ModelRef) -> tuple[ModelMetadata, str | None]:
@@ -891,12 +909,12 @@ def _budget(device: str) -> int | None:
     stated = settings.MEMORY_BUDGET()
     if device in stated:
         return stated[device]
-    return machine_bytes() if device == "cpu" else cast("int | None", _loading().capacity(device))
+    return default_cpu_budget() if device == "cpu" else cast("int | None", _loading().default_budget(device))
 
 
 def _change(registry: "weakref.ref[ModelRegistry]") -> None:
     if (alive := registry()) is not None:
-        processes.notes.change(alive)
+        processes.publisher.schedule_write(alive)
 
 
 def _seconds(keep_alive: str | float | None) -> float | None:
@@ -915,11 +933,9 @@ def _path(file: object) -> Path:
     return Path(file)
 
 
-def _asleep(identity: Identity) -> Identity:
-    """Name a model's weights in host memory, apart from the model itself."""
-    return dataclasses.replace(
-        identity, options=dataclasses.replace(identity.options, device=f"{identity.options.device} asleep")
-    )
+def _offloaded(identity: Identity) -> Identity:
+    """Return the identity of a model's weights in host memory."""
+    return dataclasses.replace(identity, is_offloaded=True)
 
 
 def _memory_key(identity: Identity) -> str:

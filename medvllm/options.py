@@ -7,7 +7,8 @@ from typing import Any
 
 from medvllm import settings
 from medvllm.classes import class_path, is_reference
-from medvllm.errors import RequestError, UnsafeWeightsError, nearest, offer
+from medvllm.errors import RequestError, UnsafeWeightsError
+from medvllm.near_names import did_you_mean, near_names
 
 __all__ = ["Identity", "LoadOptions", "dtype_name", "unknown_option"]
 
@@ -142,13 +143,15 @@ class Identity:
     snapshot: str
     options: LoadOptions
     files: str = ""  # the files on disk that hold these bytes: a model that is mapped changes with its own
+    is_offloaded: bool = False  # its weights wait in host memory, not on its device
 
 
 def unknown_option(name: str, fields: Mapping[str, Any]) -> RequestError:
     """Return the error for an option that is neither ours nor a field of the model's config."""
-    near = nearest(name, (*_KNOWN, *fields))
+    near = near_names(name, (*_KNOWN, *fields))
     return RequestError(
-        f"Unknown option {name!r}.{offer(near)}\nIt takes: {', '.join(_KNOWN)}, and the fields of the model's config.",
+        f"Unknown option {name!r}.{did_you_mean(near)}\n"
+        f"Use one of: {', '.join(_KNOWN)}, or a field of the model's config.",
         option=name,
         candidates=tuple(near),
     )

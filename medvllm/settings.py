@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 from urllib.parse import unquote
 
-from medvllm.errors import SettingError, nearest, offer
+from medvllm.errors import SettingError
+from medvllm.near_names import did_you_mean, near_names
 from medvllm.quantities import parse_budget, parse_duration
 from medvllm.settings_files import PREFIX, SYSTEM, SettingsFiles
 
@@ -109,14 +110,14 @@ def unknown() -> dict[str, list[str]]:
     """Return the MEDVLLM_* variables of the environment that are no settings, with what each is likely meant for."""
     known = [setting.name for setting in SETTINGS]
     others = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
-    return {name: nearest(name, known) for name in others}
+    return {name: near_names(name, known) for name in others}
 
 
 @cache
 def warn_of_unknown() -> None:
     """Log, once, each variable that looks like a setting and is none: a slip may leave a guard off."""
     for name, near in unknown().items():
-        logger.warning("%s is not a setting of medvllm, and has no effect.%s", name, offer(near))
+        logger.warning("%s is not a setting of medvllm, and has no effect.%s", name, did_you_mean(near))
 
 
 def is_secret(name: str) -> bool:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medvllm.errors import SettingError, nearest, offer
+from medvllm.errors import SettingError
+from medvllm.near_names import did_you_mean, near_names
 
 SYSTEM = Path("/etc/medvllm/config.toml")
 PREFIX = "MEDVLLM_"
@@ -74,9 +75,9 @@ def _read(file: Path, known: Iterable[str]) -> dict[str, Stated]:
     keys = {name.removeprefix(PREFIX).lower(): name for name in known}
     for key in content:
         if key not in keys:
-            near = nearest(key.lower().removeprefix(PREFIX.lower()), keys)
+            near = near_names(key.lower().removeprefix(PREFIX.lower()), keys)
             raise SettingError(
-                f"Settings file {str(file)!r} has {key[:80]!r}, which is not a setting.{offer(near)}\n"
+                f"Settings file {str(file)!r} has {key[:80]!r}, which is not a setting.{did_you_mean(near)}\n"
                 f"It takes: {', '.join(sorted(keys))}",
                 file=str(file),
                 setting=key,

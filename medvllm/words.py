@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from medvllm.errors import RequestError, nearest, offer
+from medvllm.errors import RequestError
+from medvllm.near_names import did_you_mean, near_names
 
 TASKS = ("embed", "fill-mask", "ner", "deid", "classify", "rerank", "generate")
 
@@ -56,7 +57,7 @@ def unknown_task(word: str, others: Iterable[str] = ()) -> RequestError:
     """Return the error for a word that is no task, nor one of `others`."""
     near = _near(usual_task(word), others)
     return RequestError(
-        f"Task {word[:80]!r} is not known.{offer([usual_task(each) for each in near])}\n"
+        f"Task {word[:80]!r} is not known.{did_you_mean([usual_task(each) for each in near])}\n"
         f"It is one of: {', '.join(TASKS)}; or another word, unless it looks like one of these misspelt",
         task=word,
         candidates=tuple(near),
@@ -64,7 +65,7 @@ def unknown_task(word: str, others: Iterable[str] = ()) -> RequestError:
 
 
 def _near(word: str, others: Iterable[str]) -> list[str]:
-    return nearest(word, [*TASKS, *_TASKS_ELSEWHERE, *others])
+    return near_names(word, [*TASKS, *_TASKS_ELSEWHERE, *others])
 
 
 def usual(model: str, keyword: str, value: Any) -> Any:

@@ -38,6 +38,19 @@ def _loopback_only(event: str, arguments: tuple[Any, ...]) -> None:
 sys.addaudithook(_loopback_only)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option with which CI runs: there, a machine that lacks something must not look like a success."""
+    parser.addoption("--fail-on-skip", action="store_true", help="fail if any test is skipped")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a run in which tests were skipped, if it was asked for; the summary lists them."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if session.config.getoption("--fail-on-skip") and reporter is not None and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _session_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     os.environ["HF_HOME"] = str(tmp_path_factory.mktemp("hf-home"))
@@ -90,7 +103,7 @@ def postgres() -> Iterator[Postgres]:
     """A PostgreSQL of the session's own, started when it is first asked for."""
     found = programs()
     if found is None:
-        pytest.skip("there is no PostgreSQL on this machine; install it: make postgres")
+        pytest.skip("there is no PostgreSQL on this machine; install it as root: make system")
     with Postgres(found) as server:
         yield server
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from medvllm.loading.aligned import save
-from medvllm.loading.mapping import DTYPES, mapped
+from medvllm.loading.replay.aligned import save_aligned
+from medvllm.loading.replay.mapping import DTYPES, map_file
 from medvllm.sources.snapshot import _header
 
 SHAPES = st.lists(st.integers(0, 5) | st.sampled_from([8, 16, 32, 33]), max_size=3)
@@ -35,9 +35,9 @@ def test_every_tensor_is_aligned_and_every_reader_reads_it(kinds: list[tuple[tor
     tensors = {f"layer.{i}.é": tensor(dtype, shape, i) for i, (dtype, shape) in enumerate(kinds)}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.safetensors"
-        save(tensors, file)
+        save_aligned(tensors, file)
         header = _header(file)
-        whole = mapped(file)
+        whole = map_file(file)
         views, read = whole.tensors(header), load_file(file)
         with safe_open(file, framework="pt") as opened:
             assert opened.metadata()["format"] == "pt"
@@ -51,7 +51,7 @@ def test_every_tensor_is_aligned_and_every_reader_reads_it(kinds: list[tuple[tor
             assert (found.dtype, found.shape, found.stride()) == (expected.dtype, expected.shape, expected.stride())
             assert torch.equal(octets(found), octets(expected))
     # Only what cannot be a view is none: never the largest, nor what a multiple of 64 bytes takes.
-    copied = [view.nbytes for view in views.values() if whole.where(view.untyped_storage()) is None]
+    copied = [view.nbytes for view in views.values() if whole.offset_of(view.untyped_storage()) is None]
     odd = sorted(expected.nbytes for expected in tensors.values() if expected.nbytes % 64)
     assert all(size % 64 or not size for size in copied) and sum(copied) <= sum(odd[:-1])
 
@@ -60,6 +60,6 @@ def test_tensors_keep_their_order_where_they_can() -> None:
     """A model reads its weights in the order in which it uses them."""
     tensors = {f"t{i}": torch.zeros(16 + 48 * (i % 2)) for i in range(8)} | {"odd": torch.zeros(3)}
     with tempfile.TemporaryDirectory() as folder:
-        save({"bias": torch.zeros(5)} | tensors, Path(folder) / "model.safetensors")
+        save_aligned({"bias": torch.zeros(5)} | tensors, Path(folder) / "model.safetensors")
         header = _header(Path(folder) / "model.safetensors")
     assert list(header) == [*(f"t{i}" for i in range(8)), "bias", "odd"]

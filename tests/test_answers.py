@@ -440,7 +440,7 @@ def test_a_masked_language_model_fills_the_gaps_that_there_are(registry: ModelRe
 def test_an_argument_that_a_task_does_not_take_is_named(registry: ModelRegistry) -> None:
     """Before anything is loaded."""
     runner = ModelRunner("acme/not-there", registry=registry)
-    with pytest.raises(RequestError, match="Task 'fill-mask' takes no argument 'topk'. Nearest: 'top_k'"):
+    with pytest.raises(RequestError, match="Task 'fill-mask' takes no argument 'topk'. Did you mean: 'top_k'"):
         runner.run("fill-mask", ["a"], topk=1)
     with pytest.raises(RequestError, match="Task 'classify' is not a task that ModelRunner runs yet"):
         runner.run("classify", ["a"])

@@ -14,6 +14,7 @@ from jsonschema import Draft202012Validator
 from medvllm.engine.model_runner import ModelMetadata, ModelRegistry, ModelRunner
 from medvllm.errors import WeightsMismatchError
 from tests.support import standins
+from tests.support.conversions import convert
 from tests.support.loopback import LoopbackHub
 from tests.support.standins import STANDINS
 
@@ -29,21 +30,12 @@ LABELS = {
     "bvanaken/clinical-assertion-negation-bert": ["PRESENT", "ABSENT", "POSSIBLE"],
     "pritamdeka/PubMedBERT-MNLI-MedNLI": ["contradiction", "entailment", "neutral"],
 }
-# The others' pickles would be converted in the same way, which takes a process each.
-CONVERTED = (
-    "biobert-base-cased-v1.2",
-    "bionlp/bluebert_pubmed_mimic_uncased_L-12_H-768_A-12",
-    "microsoft/biogpt",
-    "obi/deid_roberta_i2b2",
-    "ncbi/MedCPT-Query-Encoder",
-    "d4data/biomedical-ner-all",
-)
 HEADS = ("cls.", "lm_head.", "head.", "decoder.", "classifier.")  # of the classes that are there
 
 
 def _served(hub: LoopbackHub, folder: Path, name: str, **trouble: Any) -> None:
     metadata = ENTRIES[name]
-    hub.add(metadata.location, STANDINS[name](folder, **trouble), commit=metadata.source.revision)
+    hub.add(metadata.location, convert(STANDINS[name](folder, **trouble)), commit=metadata.source.revision)
 
 
 def test_every_entry_has_a_stand_in() -> None:
@@ -57,7 +49,7 @@ def test_an_entry_makes_its_repository_load_as_its_authors_meant(
 ) -> None:
     """By name alone: class, casing, length, pooling and label map are right, whatever the files say or leave out."""
     behaviour = ENTRIES[name].behaviour
-    _served(hub, tmp_path / "m", name, **({} if name in CONVERTED else {"weights": "safetensors"}))
+    _served(hub, tmp_path / "m", name)
     with registry.lease(name) as lease:
         assert lease.receipt.source == "built-in"
         assert isinstance(lease.model, lease.metadata.model_class._model_mapping[type(lease.model.config)])

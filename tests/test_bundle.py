@@ -18,6 +18,7 @@ from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import DigestMismatchError, MedVLLMError, ModelNotFoundError, OutputError, SourceError
 from medvllm.sources.provenance import Provenance
 from tests.support import tiny
+from tests.support.conversions import convert
 from tests.support.loopback import LoopbackHub
 
 
@@ -25,7 +26,7 @@ from tests.support.loopback import LoopbackHub
 def acme(hub: LoopbackHub, tmp_path: Path) -> LoopbackHub:
     """A Hub with a model in safetensors and one whose weights are a pickle."""
     hub.add("acme/bert", tiny.bert_masked_lm(tmp_path / "acme"))
-    hub.add("acme/bin", tiny.bert_masked_lm(tmp_path / "bin", weights="bin", tokenizer_files="vocab_only"))
+    hub.add("acme/bin", convert(tiny.bert_masked_lm(tmp_path / "bin", weights="bin", tokenizer_files="vocab_only")))
     return hub
 
 

@@ -139,7 +139,7 @@ def test_every_fact_is_a_filter(registry: ModelRegistry) -> None:
     assert set(registry.list_models(model_class="*AutoModelForTokenClassification", match="obi/*")) == {
         *("obi/deid_roberta_i2b2", "obi/deid_bert_i2b2")
     }
-    with pytest.raises(RequestError, match=r"Unknown fact 'licence' to filter by. Nearest: 'license'."):
+    with pytest.raises(RequestError, match=r"Unknown fact 'licence' to filter by. Did you mean: 'license'"):
         registry.list_models(licence="mit")
     with pytest.raises(RequestError, match=r"Unknown fact 'provenance'"):
         registry.list_models(provenance="S*")
@@ -150,7 +150,7 @@ def test_unknown_names_come_with_near_ones(registry: ModelRegistry) -> None:
     with pytest.raises(ModelNotFoundError) as caught:
         registry.get_metadata("biobret-v1.2")
     assert str(caught.value) == (
-        "Model 'biobret-v1.2' is not registered. Nearest: 'biobert-base-cased-v1.2'.\nList them with: medvllm list"
+        "Model 'biobret-v1.2' is not registered. Did you mean: 'biobert-base-cased-v1.2'?\nList them with: medvllm list"
     )
     assert caught.value.candidates == ("biobert-base-cased-v1.2",)
     with pytest.raises(ModelNotFoundError, match="'nothing-like-it' is not registered.\n"):
@@ -174,10 +174,10 @@ def test_aliases_lead_to_the_entry(registry: ModelRegistry) -> None:
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        ({"do_lowercase": False}, r"Unknown keyword 'do_lowercase' for model 'm'. Nearest: 'do_lower_case'."),
+        ({"do_lowercase": False}, r"Unknown keyword 'do_lowercase' for model 'm'. Did you mean: 'do_lower_case'"),
         ({"do_lower_case": "no"}, r"'do_lower_case' of model 'm' must be True or False or None, not 'no'"),
-        ({"max_length": 0}, r"must be a whole number above 0"),
-        ({"max_length": True}, r"must be a whole number above 0"),
+        ({"max_length": 0}, r"must be a whole number of at least 1"),
+        ({"max_length": True}, r"must be a whole number of at least 1"),
         ({"pooling": "sum"}, r"must be 'mean' or 'cls' or .* or a list of these or None, not 'sum'"),
         ({"pooling": []}, r"must be 'mean' or .* or a list of these"),
         ({"pooling": ["cls", "sum"]}, r"must be 'mean' or .* or a list of these"),
@@ -186,7 +186,7 @@ def test_aliases_lead_to_the_entry(registry: ModelRegistry) -> None:
             r"'prompts' of model 'm' must be a dict of texts or None, not dict.$",
         ),
         ({"prompts": "query: "}, r"must be a dict of texts"),
-        ({"truncate_dim": 0}, r"must be a whole number above 0"),
+        ({"truncate_dim": 0}, r"must be a whole number of at least 1"),
         ({"include_prompt": "no"}, r"must be True or False"),
         ({"tags": 5}, r"must be a list of texts"),
         ({"tags": [1]}, r"must be a list of texts"),

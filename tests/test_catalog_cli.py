@@ -88,21 +88,21 @@ def test_register_makes_versions_or_says_that_nothing_is_new(medvllm: Medvllm, n
     [
         (["register", "x", "--type", "medical"], 2, "medical"),
         (["register", "x", "--type", "clinical", "--path", "./nope"], 2, "there is no folder './nope'"),
-        (["register", "x", "--type", "clinical", "--fact", "licens=mit"], 2, "Nearest: 'license'"),
+        (["register", "x", "--type", "clinical", "--fact", "licens=mit"], 2, "Did you mean: 'license'"),
         (["register", "x", "--type", "clinical", "--fact", "gated=perhaps"], 2, "must be True or False"),
         (["register", "x", "--type", "clinical", "--fact", "license"], 2, "KEY=VALUE"),
         (["register", "x", "--type", "clinical", "--reason", ""], 2, "A reason has 1 to 2,000 characters"),
         (["register", "a@b", "--type", "clinical"], 2, "reads as a folder, a link or a version"),
         (["register", "biobert-base-cased-v1.2", "--type", "clinical"], 1, "registered already (built-in, version 1)"),
         (["unregister", "ner@7"], 1, "Model 'ner' has no version or alias '7'. It has: 1, 2."),
-        (["unregister", "nerr"], 1, "Model 'nerr' is not stored. Nearest: 'ner'."),
+        (["unregister", "nerr"], 1, "Model 'nerr' is not stored. Did you mean: 'ner'"),
         (["unregister", "./ner"], 2, "no name of a stored model"),
         (["alias", "set", "ner", "2", "1"], 2, "Alias '2' cannot be used"),
         (["alias", "set", "ner", "a b", "1"], 2, "Alias 'a b' cannot be used"),
         (["alias", "set", "ner", "production", "3"], 1, "no version or alias '3'"),
         (["alias", "rm", "ner", "production"], 1, "Model 'ner' has no alias 'production'"),
         (["deprecate", "ner"], 2, "give --successor, --reason or --off"),
-        (["deprecate", "ner", "--successor", "biobret-v1.2"], 1, "Nearest: 'biobert-base-cased-v1.2'"),
+        (["deprecate", "ner", "--successor", "biobret-v1.2"], 1, "Did you mean: 'biobert-base-cased-v1.2'"),
         (["history", "--since", "yesterday"], 2, "'yesterday' is neither a day nor a time"),
         (["catalog", "apply", "nope.toml"], 2, "nope.toml"),
         (["catalog", "migrate", "--to", "0007"], 1, "There is no schema '0007': it is one of 0001, 0002, 0003."),
@@ -132,20 +132,20 @@ def test_aliases_and_what_they_keep(medvllm: Medvllm, ner: Path) -> None:
 
 
 def test_a_protected_alias_lists_what_is_missing(medvllm: Medvllm, ner: Path) -> None:
-    """A lock, acceptance tests of the same files, a reason; then it moves, and stays protected."""
+    """A lock, a baseline of the same files, a reason; then it moves, and stays protected."""
     said = medvllm("alias", "protect", "ner", "production")
     assert said.out == "ner@production is protected.\n" and "It points to no version yet" in said.err
     said = medvllm("alias", "set", "ner", "production", "2")
     assert said.code == 1 and [line.strip().partition(":")[0] for line in said.err.splitlines()[1:]] == [
         f"a lock in {ner.parent / 'medvllm.lock'}",
-        "acceptance tests",
+        "a baseline",
         "a reason",
     ]
     assert medvllm("accept", "ner@2").out.startswith("Accepted 'ner': 3 tests, in version 2.\n")
     tiny.bert_token_classifier(ner, ["O", "B-X"], seed=1)
     assert medvllm("lock", "ner@2").code == 0
     move = ("alias", "set", "ner", "production", "2", "--reason", "reviewed")
-    assert "acceptance tests of the locked files: medvllm baseline record ner@2" in medvllm(*move).err
+    assert "a baseline of the locked files: medvllm baseline record ner@2" in medvllm(*move).err
     assert medvllm("accept", "ner@2").code == 0
     file = ner / "model.safetensors"
     content = file.read_bytes()
@@ -389,7 +389,7 @@ def test_a_plan_is_shown_whatever_is_protected(medvllm: Medvllm, ner: Path) -> N
         "1 change would be made.",
         "It would be refused as it stands",
         f"ner@production -> 2 lacks a lock in {ner.parent / 'medvllm.lock'}",
-        "ner@production -> 2 lacks acceptance tests",
+        "ner@production -> 2 lacks a baseline",
         "what is protected changes only with a reason",
     ]
     refused = medvllm("catalog", "apply", "-", stdin=moved.encode())

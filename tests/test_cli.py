@@ -116,7 +116,7 @@ def test_an_unknown_name_is_one_clear_error() -> None:
     run = _medvllm("show", "biobret-v1.2")
     assert (run.code, run.out) == (1, "")
     assert run.err == (
-        "Error: Model 'biobret-v1.2' is not registered. Nearest: 'biobert-base-cased-v1.2'.\n"
+        "Error: Model 'biobret-v1.2' is not registered. Did you mean: 'biobert-base-cased-v1.2'?\n"
         "List them with: medvllm list\n"
     )
     assert "Traceback" in _process("show", "biobret-v1.2", MEDVLLM_DEBUG="1").stderr
@@ -179,7 +179,7 @@ def test_run_errors(mlm: Path, tmp_path: Path) -> None:
     assert "is not UTF-8: byte 1 cannot be read.\nConvert it first: iconv" in (
         _medvllm("run", str(mlm), "--file", str(tmp_path / "binary")).err
     )
-    assert "Nearest: 'embed'" in _medvllm("run", str(mlm), "x", "--task", "embedd").err
+    assert "Did you mean: 'embed'" in _medvllm("run", str(mlm), "x", "--task", "embedd").err
     assert "Traceback" not in absent.err
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -114,12 +115,12 @@ def _leftovers(home: Path) -> list[str]:
     return [f.name for f in (home / "medvllm").rglob("*") if f.is_file() and f.suffix not in (".db", ".lock")]
 
 
-@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-@pytest.mark.parametrize("name", [*STATES, *NEW_STATES])
+# torch cannot write or read the newer dtypes in its older format.
+@pytest.mark.parametrize(
+    ("name", "legacy"), [*itertools.product([*STATES, *NEW_STATES], [False]), *itertools.product(STATES, [True])]
+)
 def test_every_tensor_keeps_its_bytes(tmp_path: Path, name: str, legacy: bool) -> None:
     """Whatever its layout, dtype or ties; a NaN keeps its payload."""
-    if legacy and name in NEW_STATES:
-        pytest.skip("torch itself cannot write or read these dtypes in its older format")
     state = (STATES | NEW_STATES)[name]
     (tmp_path / "out").mkdir()
     converter.convert(_folder(tmp_path / "m", state, legacy=legacy), tmp_path / "out", PICKLE, "namespace")

@@ -18,6 +18,7 @@ from medvllm.engine.model_runner import ModelRegistry
 from medvllm.sources.digest_cache import digest_cache
 from medvllm.sources.fingerprint import stamp
 from tests.support import tiny
+from tests.support.conversions import convert
 from tests.support.loopback import LoopbackHub
 from tests.support.users import NOBODY, another_user, reachable
 
@@ -58,7 +59,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], h
 def test_what_a_version_needs_stays_until_the_last_one_goes(cache: _Cache, home: Path, tmp_path: Path) -> None:
     """A copy, what its pickle was converted to, and its weights in another dtype; a dry run changes nothing."""
     registry = ModelRegistry()
-    folder = tiny.bert_encoder(tmp_path / "m", weights="bin")
+    folder = convert(tiny.bert_encoder(tmp_path / "m", weights="bin"))
     for text in ("first", "second"):
         registry.register(
             "m", "custom", model_path=str(folder), copy=True, persist=True, replace=True, description=text

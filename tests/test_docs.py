@@ -18,6 +18,7 @@ from medvllm.engine.model_runner import ModelType, registry
 from tests import test_kills, test_mutations
 from tests.support import tiny, warm
 from tests.support.console import command
+from tests.support.conversions import convert
 from tests.support.loopback import LoopbackHub
 from tests.support.standins import STANDINS
 
@@ -29,11 +30,11 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 def served(hub: LoopbackHub, tmp_path: Path) -> Iterator[None]:
     """A Hub with the repositories that the documentation names; the process-wide registry, cleaned afterwards."""
     biobert = tiny.bert_masked_lm(tmp_path / "biobert", weights="bin", tokenizer_files="vocab_only", model_type=False)
-    hub.add("dmis-lab/biobert-base-cased-v1.2", biobert, commit="67c9c25b46986521ca33df05d8540da1210b3256")
+    hub.add("dmis-lab/biobert-base-cased-v1.2", convert(biobert), commit="67c9c25b46986521ca33df05d8540da1210b3256")
     # The README's own entry asks for the main branch of a repository whose weights carry the head.
     clinical = tiny.bert_masked_lm(tmp_path / "clinical", weights="bin", tokenizer_files="vocab_only")
-    hub.add("emilyalsentzer/Bio_ClinicalBERT", clinical, commit="d5892b39a4adaed74b92212a44081509db72f87b")
-    hub.add("obi/deid_bert_i2b2", STANDINS["obi/deid_bert_i2b2"](tmp_path / "deid"))
+    hub.add("emilyalsentzer/Bio_ClinicalBERT", convert(clinical), commit="d5892b39a4adaed74b92212a44081509db72f87b")
+    hub.add("obi/deid_bert_i2b2", convert(STANDINS["obi/deid_bert_i2b2"](tmp_path / "deid")))
     before = set(registry.list_models())
     yield
     for name in set(registry.list_models()) - before:
@@ -153,7 +154,7 @@ def test_make_help_explains_every_target() -> None:
     """The ones that CONTRIBUTING and README name, and no undocumented one."""
     out = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert set(re.findall(r"^  make ([a-z-]+)", out, re.MULTILINE)) == {
-        *("help", "demo", "test", "test-slow", "lint", "bench", "docs", "clean")
+        *("help", "demo", "test", "test-slow", "lint", "fix", "bench", "docs", "release-notes", "clean")
     }
 
 

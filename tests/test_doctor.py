@@ -79,7 +79,7 @@ def test_the_lock_that_is_in_force(doctor: Doctor, home: Path, tmp_path: Path, m
         ({"MEDVLLM_DEVICE": "gpu"}, ("setting", "MEDVLLM_DEVICE"), "Device 'gpu'"),
         ({"MEDVLLM_HUB_TIMEOUT": "x"}, ("setting", "MEDVLLM_HUB_TIMEOUT"), "MEDVLLM_HUB_TIMEOUT is 'x'"),
         ({"MEDVLLM_MEMORY_BUDGET": "lots"}, ("memory", "error"), "MEDVLLM_MEMORY_BUDGET is 'lots'"),
-        ({"MEDVLLM_REQUIRELOCK": "1"}, ("setting", "MEDVLLM_REQUIRELOCK"), "Nearest: 'MEDVLLM_REQUIRE_LOCK'"),
+        ({"MEDVLLM_REQUIRELOCK": "1"}, ("setting", "MEDVLLM_REQUIRELOCK"), "Did you mean: 'MEDVLLM_REQUIRE_LOCK'"),
         ({"MEDVLLM_CATALOG": "nonsense"}, ("setting", "MEDVLLM_CATALOG"), "nonsense"),
         ({"MEDVLLM_CATALOG": "/nothing/such.db"}, ("catalogue", "/nothing/such.db"), "is not there"),
         ({"MEDVLLM_CATALOG": "postgresql://me:secret@127.0.0.1:9/x"}, None, ""),
@@ -126,11 +126,11 @@ def test_who_may_write_to_the_home_and_what_it_holds(doctor: Doctor, home: Path,
 
 
 def test_a_settings_file_that_is_wrong_is_reported(doctor: Doctor, home: Path) -> None:
-    """Once, and not by every setting that it may state."""
+    """ValueCache, and not by every setting that it may state."""
     (home / "medvllm").mkdir()
     (home / "medvllm" / "config.toml").write_text("requirelock = true\n")
     code, found = doctor()
-    assert code == 1 and "Nearest: 'require_lock'" in found["setting", "file"]["value"]
+    assert code == 1 and "Did you mean: 'require_lock'" in found["setting", "file"]["value"]
     assert found["setting", "MEDVLLM_HOME"]["state"] == "ok"
 
 

@@ -22,6 +22,7 @@ from medvllm.errors import (
     SourceError,
 )
 from tests.support import tiny, warm
+from tests.support.conversions import convert
 from tests.support.loopback import LoopbackHub
 
 
@@ -286,7 +287,7 @@ def test_a_full_disk_stops_every_writer_and_leaves_what_was(
 
 def test_no_token_leaves_but_to_the_hub(hub: LoopbackHub, home: Path, tmp_path: Path) -> None:
     """Bodies are fetched from elsewhere when the Hub redirects there; the token stays. No other service is asked."""
-    hub.add("acme/bin", tiny.bert_masked_lm(tmp_path / "acme", weights="bin"))
+    hub.add("acme/bin", convert(tiny.bert_masked_lm(tmp_path / "acme", weights="bin")))
     with LoopbackHub() as outside:
         outside._repos = hub._repos
         hub.fault("*/pytorch_model.bin", "redirect", outside.url)

@@ -20,11 +20,12 @@ from transformers import BertForMaskedLM
 
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import DigestMismatchError, IncompleteSnapshotError, MedVLLMError, SourceError
-from medvllm.loading.recipes import recipes
+from medvllm.loading.replay import templates
 from medvllm.options import LoadOptions
 from medvllm.sources import Lock
 from medvllm.sources.view import view
 from tests.support import tiny, warm
+from tests.support.conversions import convert
 from tests.support.loopback import LoopbackHub
 from tests.support.watch import opened
 
@@ -161,8 +162,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def shapes(root: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    """A folder of each shape, with clutter. Each pickle is converted once for all tests: they share a home."""
+    """A folder of each shape, with clutter; each pickle is converted. The tests share a home."""
     monkeypatch.setenv("MEDVLLM_HOME", str(root / "home"))
+    if not (root / "home").exists():
+        for name in SHAPES:
+            convert(root / "plain" / name)
     return {name: root / "cluttered" / name for name in SHAPES}
 
 
@@ -171,7 +175,6 @@ def test_what_a_load_opens_is_what_its_lock_holds(shapes: dict[str, Path], name:
     """Both ways, for model and tokenizer: no file is opened that was not hashed, none is locked that is not read."""
     folder = shapes[name]
     registry = ModelRegistry()
-    registry.load_model(folder)  # converts what is a pickle
     locked = registry.lock(folder)[str(folder)]
     registry.clear_cache()
     other = ModelRegistry()
@@ -403,8 +406,8 @@ def test_an_adapter_beside_a_whole_model_is_refused_or_left_out_by_name(
 
 def test_a_pickle_of_equal_size_and_time_is_another_model(registry: ModelRegistry, tmp_path: Path) -> None:
     """Reproducible images and copies that keep times: the conversion goes by content."""
-    folder = tiny.bert_masked_lm(tmp_path / "m", weights="bin")
-    other = tiny.bert_masked_lm(tmp_path / "other", weights="bin", seed=1)
+    folder = convert(tiny.bert_masked_lm(tmp_path / "m", weights="bin"))
+    other = convert(tiny.bert_masked_lm(tmp_path / "other", weights="bin", seed=1))
     file, times = folder / "pytorch_model.bin", (folder / "pytorch_model.bin").stat()
     first = registry.load_model(folder).state_dict()
     file.write_bytes((other / "pytorch_model.bin").read_bytes())
@@ -455,7 +458,7 @@ def test_from_a_hub_and_in_a_bundle_goes_what_the_model_is(
     with tarfile.open(tmp_path / "b.tar") as bundle:
         blobs = {Path(member).name for member in bundle.getnames() if member.startswith("blobs/")}
     assert blobs == {digest.sha256 for digest in locked.values()}
-    if (root / "home" / "converted").exists():  # to be converted again takes seconds
+    if (root / "home" / "converted").exists():  # to convert again takes seconds
         shutil.copytree(root / "home" / "converted", tmp_path / "site" / "converted")
     monkeypatch.setenv("MEDVLLM_HOME", str(tmp_path / "site"))
     monkeypatch.setenv("MEDVLLM_LOCK_FILE", str(tmp_path / "site.lock"))
@@ -608,7 +611,7 @@ def test_a_copy_in_another_dtype_is_held_to_the_weights_that_it_was_made_of(tmp_
     right = {name: t.clone() for name, t in registry.load_model(folder, dtype="float64").state_dict().items()}
     assert registry.verify() == {str(folder): {}}
     registry.clear_cache()
-    recipes._kept.clear()  # as a new process has it
+    templates.clear()  # as a new process has it
     copy = next((home / "medvllm" / "prepared").glob("*/"))
     _poisoned(copy)
     assert [file for flaws in registry.verify().values() for file in flaws] == [str(copy)]

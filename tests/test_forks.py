@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
 from medvllm.errors import LoadError
 from medvllm.forking import Lock
-from medvllm.loading.from_pretrained_lock import gate
-from medvllm.loading.recipes import recipes
+from medvllm.loading.from_pretrained_lock import exclusive_load
+from medvllm.loading.replay import templates
 from tests.support import tiny
 from tests.support.children import out
 
@@ -68,7 +68,7 @@ def test_a_child_that_is_forked_beside_busy_threads_waits_for_nobody(registry: M
     tokenizer = registry.load_tokenizer(tagger)
 
     def load_cold() -> None:
-        recipes._kept.clear()
+        templates.clear()
         registry.evict(cold)
         registry.load_model(cold)
 
@@ -77,7 +77,7 @@ def test_a_child_that_is_forked_beside_busy_threads_waits_for_nobody(registry: M
         registry.load_model(reloaded)
 
     def read_tokenizer() -> None:
-        registry._tokenizers.drop(lambda key: key[0] == reloaded)
+        registry._tokenizers.discard(lambda key: key[0] == reloaded)
         registry.load_tokenizer(reloaded)
 
     def same() -> None:
@@ -117,7 +117,7 @@ def test_a_child_undoes_what_a_load_of_its_parent_had_changed(tmp_path: Path) ->
     tie_weights = PreTrainedModel.tie_weights
 
     def load() -> None:
-        with gate():
+        with exclusive_load():
             torch.set_default_dtype(torch.bfloat16)
             PreTrainedModel.tie_weights = lambda self: None  # type: ignore[method-assign,assignment,misc]
             inside.set()
@@ -126,7 +126,7 @@ def test_a_child_undoes_what_a_load_of_its_parent_had_changed(tmp_path: Path) ->
 
     def check() -> None:
         assert torch.get_default_dtype() is torch.float32 and PreTrainedModel.tie_weights is tie_weights
-        with gate():
+        with exclusive_load():
             pass
 
     _forked_beside(load, inside, end, check)

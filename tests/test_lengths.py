@@ -67,11 +67,11 @@ def small(model_type: str) -> Any:
 @pytest.mark.parametrize("model_type", [*BEHIND_THE_PADDING, *FROM_THE_FIRST])
 def test_a_text_of_the_models_length_runs_and_no_longer_one(model_type: str) -> None:
     """Whatever an architecture calls its positions, and wherever they begin."""
-    from medvllm.loading.positions import Positions, positions
+    from medvllm.loading.positions import Positions, find_positions
 
     config = small(model_type)
     expected = 38 if model_type in BEHIND_THE_PADDING else 40
-    assert positions(config) == Positions(expected, is_firm=True)
+    assert find_positions(config) == Positions(expected, is_firm=True)
     cls: Any = MODEL_MAPPING[type(config)]
     model = cls(config).eval()
 
@@ -88,24 +88,24 @@ def test_a_text_of_the_models_length_runs_and_no_longer_one(model_type: str) -> 
 @pytest.mark.parametrize("stated", [-1, None, 0, 1e30, 10**12])
 def test_no_limit_is_none(stated: Any) -> None:
     """However a config says so."""
-    from medvllm.loading.positions import positions
+    from medvllm.loading.positions import find_positions
 
     config = T5Config()
     config.max_position_embeddings = stated
-    assert positions(config).count is None
-    assert positions(XLNetConfig()).count is None
+    assert find_positions(config).count is None
+    assert find_positions(XLNetConfig()).count is None
 
 
 def test_a_composite_config_has_the_positions_of_its_text() -> None:
     """Not those of its images."""
-    from medvllm.loading.positions import positions
+    from medvllm.loading.positions import find_positions
 
-    assert positions(CLIPConfig(text_config={"max_position_embeddings": 77})).count == 77
+    assert find_positions(CLIPConfig(text_config={"max_position_embeddings": 77})).count == 77
     parts: dict[str, Any] = {
         "encoder": BertConfig(max_position_embeddings=60).to_dict(),
         "decoder": BertConfig().to_dict(),
     }
-    assert positions(EncoderDecoderConfig(**parts)).count == 60
+    assert find_positions(EncoderDecoderConfig(**parts)).count == 60
 
 
 def _without_length(folder: Path, **config: Any) -> Path:

@@ -85,7 +85,9 @@ def test_a_text_is_searched_and_a_glob_is_a_glob(monkeypatch: pytest.MonkeyPatch
     assert _names(monkeypatch, "biobert*") == ["biobert-base-cased-v1.2"]
     assert _names(monkeypatch, "--limit", "1", "deid") == ["StanfordAIMI/stanford-deidentifier-base"]
     none = command(monkeypatch, "list", "biobret")
-    assert (none.code, none.out) == (0, "") and "Nearest: 'biobert" in none.err and "medvllm list biobert" in none.err
+    assert (
+        (none.code, none.out) == (0, "") and "Did you mean: 'biobert" in none.err and "medvllm list biobert" in none.err
+    )
     assert "medvllm list" in command(monkeypatch, "list", "--where", "license=nothing").err
 
 
@@ -203,7 +205,7 @@ def test_show_is_one_table(screen: Any, tmp_path: Path) -> None:
     column = lines[0].index("VALUE")
     assert all(line[column - 2 : column].strip() == "" for line in lines)
     text = "\n".join(lines)
-    assert "cambridgeltl/SapBERT-from-PubMedBERT-fulltext" in text and "other_names" in text
+    assert "cambridgeltl/SapBERT-from-PubMedBERT-fulltext" in text and "also_known_as" in text
     assert "090663c3ae57bf35ffc7c1ac7ac1a7f8"[:8] in text or re.search(r"revision +[0-9a-f]{40}", text)
     unpinned = next(m for m in registry.list_models(revision=None).values() if m.source.revision is None)
     shown = " ".join(" ".join(screen(120, "show", unpinned.name)).split())

@@ -18,6 +18,7 @@ from medvllm.errors import CatalogError, DigestMismatchError, SourceError
 from medvllm.sources.digest_cache import _digest_cache
 from tests.support import tiny
 from tests.support.console import command
+from tests.support.conversions import convert
 from tests.support.loopback import LoopbackHub
 
 
@@ -31,7 +32,7 @@ def file(home: Path) -> Path:
 def acme(hub: LoopbackHub, tmp_path: Path) -> LoopbackHub:
     """A Hub with a model in safetensors and one whose weights are a pickle."""
     hub.add("acme/bert", tiny.bert_masked_lm(tmp_path / "acme"))
-    hub.add("acme/bin", tiny.bert_masked_lm(tmp_path / "bin", weights="bin"))
+    hub.add("acme/bin", convert(tiny.bert_masked_lm(tmp_path / "bin", weights="bin")))
     return hub
 
 

@@ -182,37 +182,37 @@ def test_a_count_of_models_beside_their_bytes(
     assert len(registry._model_cache) == 2 and registry.statistics().evictions == {"count": 3}
 
 
-def test_a_model_on_the_cpu_sleeps_in_its_file(registry: ModelRegistry, models: list[str]) -> None:
-    """It is evicted, and wakes by mapping the file again; a leased one stays awake."""
+def test_a_model_on_the_cpu_is_offloaded_to_its_file(registry: ModelRegistry, models: list[str]) -> None:
+    """It is evicted, and the next call maps the file again. A leased model stays."""
     ids = torch.tensor([[2, 7, 9, 3]])
     with torch.inference_mode():
         before = registry.load_model("m0")(input_ids=ids).last_hidden_state
-        assert registry.sleep("m0") and registry.loaded_models() == [] and not registry.sleep("m0")
+        assert registry.offload("m0") and registry.loaded_models() == [] and not registry.offload("m0")
         assert torch.equal(registry.load_model("m0")(input_ids=ids).last_hidden_state, before)
     assert registry.statistics().loaded_by == {"transformers": 1, "replay": 1}
     with registry.lease("m0"):
-        assert not registry.sleep("m0") and "m0" in registry._model_cache
+        assert not registry.offload("m0") and "m0" in registry._model_cache
 
 
-def test_the_weights_of_a_model_that_rests_are_the_hosts_own(
+def test_the_weights_of_an_offloaded_model_are_in_host_memory(
     registry: ModelRegistry, models: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As for a GPU: they count on the CPU, leave for others' room, and wake as what they were."""
+    """As for a GPU: they count on the CPU, leave for other models, and come back unchanged."""
     ids = torch.tensor([[2, 7, 9, 3]])
     with torch.inference_mode():
         before = registry.load_model("m0", use_cache=False)(input_ids=ids).last_hidden_state
     target = registry._resolve("m0", LoadOptions())
-    registry._rest(target)
-    (asleep,) = registry.loaded_models()
-    assert (asleep.device, asleep.mapped_bytes, asleep.name) == ("cpu asleep", 0, "m0")
-    assert registry.statistics().devices["cpu"].cached_bytes == asleep.size_bytes
+    registry._offload(target)
+    (offloaded,) = registry.loaded_models()
+    assert (offloaded.device, offloaded.offloaded, offloaded.mapped_bytes, offloaded.name) == ("cpu", True, 0, "m0")
+    assert registry.statistics().devices["cpu"].cached_bytes == offloaded.size_bytes
     with torch.inference_mode():
         assert torch.equal(registry.load_model("m0")(input_ids=ids).last_hidden_state, before)
-    assert registry.statistics().loaded_by["sleep"] == 1
-    assert [resident.device for resident in registry.loaded_models()] == ["cpu"]
-    registry._rest(target)
-    monkeypatch.setenv("MEDVLLM_MEMORY_BUDGET", f"cpu={asleep.size_bytes}B")
+    assert registry.statistics().loaded_by["offload"] == 1
+    assert [resident.offloaded for resident in registry.loaded_models()] == [False]
+    registry._offload(target)
+    monkeypatch.setenv("MEDVLLM_MEMORY_BUDGET", f"cpu={offloaded.size_bytes}B")
     registry.load_model("m1")
     assert [resident.name for resident in registry.loaded_models()] == ["m1"]
     with pytest.raises(BudgetError), registry.lease("m1"):
-        registry._rest(target)
+        registry._offload(target)

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from medvllm.errors import LoadError, SourceError
-from medvllm.model_cache import ModelCache, Once
+from medvllm.load_result import LoadResult
+from medvllm.model_cache import ModelCache, ValueCache
 
 
 @dataclass(frozen=True)
@@ -23,15 +24,8 @@ class Thing:
     """Something that weak references can point to."""
 
 
-@dataclass
-class Loaded:
-    model: Thing = field(default_factory=Thing)
-    size_bytes: int = 10
-    load_s: float = 0.1
-    reload_s: float = 0.1
-    how: str = "hand"
-    no_recipe: str | None = None
-    mapped_bytes: int = 0
+def _loaded() -> LoadResult:
+    return LoadResult(Thing(), 10, 0.1, "transformers", mapped_bytes=0, reload_s=0.1)
 
 
 @dataclass
@@ -42,12 +36,12 @@ class Loader:
     calls: int = 0
     error: BaseException | None = None
 
-    def __call__(self) -> Loaded:
+    def __call__(self) -> LoadResult:
         self.calls += 1
         assert self.go.wait(30)
         if self.error is not None:
             raise self.error
-        return Loaded()
+        return _loaded()
 
 
 def _ready() -> Loader:
@@ -81,7 +75,7 @@ def test_a_failed_load_fails_once_for_all_and_the_next_call_tries_again() -> Non
     cache, loader = ModelCache[Key](), Loader(error=SourceError("gone", repo="r"))
     with ThreadPoolExecutor(5) as pool:
         asked = [pool.submit(cache.get, Key("m"), loader) for _ in range(5)]
-        _until(lambda: loader.calls == 1 and cache._flights != {})
+        _until(lambda: loader.calls == 1)
         time.sleep(0.05)
         loader.go.set()
         errors = [future.exception() for future in asked]
@@ -118,11 +112,11 @@ def test_a_load_that_asks_for_itself_is_refused() -> None:
     """Rather than waiting for ever."""
     cache = ModelCache[Key]()
 
-    def load() -> Loaded:
+    def load() -> LoadResult:
         cache.get(Key("m"), _ready())
-        return Loaded()
+        return _loaded()
 
-    with pytest.raises(LoadError, match="asks for itself"):
+    with pytest.raises(LoadError, match="'m' asks for the same model"):
         cache.get(Key("m"), load)
     assert cache.get(Key("m"), _ready())
 
@@ -155,7 +149,7 @@ def test_waiters_are_leased_before_the_load_is_seen() -> None:
     cache, loader = ModelCache[Key](), Loader()
     with ThreadPoolExecutor(4) as pool:
         asked = [pool.submit(cache.get, Key("m"), loader, lease=True) for _ in range(4)]
-        _until(lambda: bool(cache._flights) and cache._flights[Key("m")].waiting == 4)
+        _until(lambda: cache.statistics().shared_waits == 3)
         loader.go.set()
         _until(lambda: "m" in cache)
         assert cache.evict() == 0
@@ -199,7 +193,7 @@ def test_eviction_during_a_load_lets_the_model_go_to_its_callers_alone() -> None
         _until(lambda: loader.calls == 2)
         cache.evict()
         again = pool.submit(cache.get, Key("n"), loader, lease=True)
-        _until(lambda: cache._flights[Key("n")].waiting == 1)
+        _until(lambda: cache.statistics().shared_waits == 1)
         loader.go.set()
         assert again.result() is asked.result()
     assert "n" in cache
@@ -209,10 +203,10 @@ def test_a_waiter_that_is_refused_leaves_no_lease_behind() -> None:
     """The model can be evicted afterwards."""
     cache = ModelCache[Key]()
 
-    def load() -> Loaded:
+    def load() -> LoadResult:
         with pytest.raises(LoadError):
             cache.get(Key("m"), _ready(), lease=True)
-        return Loaded()
+        return _loaded()
 
     resident = cache.get(Key("m"), load, lease=True)
     assert resident.leases == 1
@@ -253,7 +247,7 @@ def test_many_threads_on_few_models_never_load_one_twice_at_a_time() -> None:
         for i in range(300):
             name = f"m{(seed * 7 + i * 13) % 5}"
 
-            def load(name: str = name) -> Loaded:
+            def load(name: str = name) -> LoadResult:
                 nonlocal bad
                 with lock:
                     under_way[name] = under_way.get(name, 0) + 1
@@ -261,7 +255,7 @@ def test_many_threads_on_few_models_never_load_one_twice_at_a_time() -> None:
                 time.sleep(0.0002)
                 with lock:
                     under_way[name] -= 1
-                return Loaded()
+                return _loaded()
 
             resident = cache.get(Key(name), load, lease=True)
             bad += resident.model is None
@@ -283,7 +277,7 @@ def test_keep_alive_goes_by_a_clock_that_nobody_sets() -> None:
 
 def test_what_is_made_slowly_holds_up_nobody_who_wants_another() -> None:
     """What was dropped meanwhile is handed out and not kept."""
-    once: Once[str, object] = Once()
+    once: ValueCache[str, object] = ValueCache()
     begun, end = threading.Event(), threading.Event()
 
     def slowly() -> object:
@@ -296,7 +290,7 @@ def test_what_is_made_slowly_holds_up_nobody_who_wants_another() -> None:
         begun.wait()
         other = once.get("other", object)
         assert once.get("other", object) is other and once.get("slow", lambda: "own", may_wait=False) == "own"
-        once.drop(lambda key: True)
+        once.discard(lambda key: True)
         assert once.get("other", object) is not other
         end.set()
         made = first.result()
@@ -305,7 +299,7 @@ def test_what_is_made_slowly_holds_up_nobody_who_wants_another() -> None:
 
 def test_a_failure_is_told_to_all_who_wait_and_forgotten() -> None:
     """The next call tries again."""
-    once: Once[str, str] = Once()
+    once: ValueCache[str, str] = ValueCache()
 
     def fail() -> str:
         with pytest.raises(LoadError, match="another"):

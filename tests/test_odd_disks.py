@@ -48,7 +48,7 @@ import os, sys, warnings
 from pathlib import Path
 from medvllm import destination, files
 from medvllm.errors import SourceError
-from medvllm.turns import turn
+from medvllm.file_lock import file_lock
 warnings.simplefilter("ignore")  # filelock's, of a lock that is a file's name
 where = Path(sys.argv[1])
 for calls in ("fsync_folder", "fsync_all", "symlink", "link_hard", "chmod", "no_flock", "no_locks",
@@ -65,7 +65,7 @@ for calls in ("fsync_folder", "fsync_all", "symlink", "link_hard", "chmod", "no_
         assert (room / name).read_bytes() == b"new", (calls, name)
     assert not list(room.glob("*.partial")) and not list(room.glob(".*.partial")), calls
     try:
-        with turn(room / "turn.lock"):
+        with file_lock(room / "turn.lock"):
             assert calls != "no_locks"
     except SourceError as error:
         assert calls == "no_locks" and "export MEDVLLM_HOME=" in str(error), error
@@ -76,7 +76,7 @@ print("all")
 def test_what_a_file_system_lacks_is_done_without_or_named(tmp_path: Path) -> None:
     """Each call in turn, and all that a USB disk lacks at once: what was done is not reported as failed."""
     if shutil.which("cc") is None:
-        pytest.skip("there is no C compiler on this machine; install it: apt-get install -y gcc libc6-dev")
+        pytest.skip("there is no C compiler on this machine; install it as root: make system")
     (tmp_path / "odd.c").write_text(_ODD)
     subprocess.run(["cc", "-shared", "-fPIC", "-w", "-o", "odd.so", "odd.c", "-ldl"], cwd=tmp_path, check=True)
     environment = os.environ | {"LD_PRELOAD": str(tmp_path / "odd.so")}
@@ -90,7 +90,7 @@ def test_what_a_file_system_lacks_is_done_without_or_named(tmp_path: Path) -> No
 def usb(tmp_path: Path) -> Iterator[Path]:
     """A disk with exFAT: no links, no modes, no owners."""
     if shutil.which("mkfs.exfat") is None or shutil.which("mount.exfat-fuse") is None:
-        pytest.skip("there is no exFAT on this machine; install it: apt-get install -y exfatprogs exfat-fuse")
+        pytest.skip("there is no exFAT on this machine; install it as root: make system")
     image, disk = tmp_path / "usb.img", tmp_path / "usb"
     disk.mkdir()
     with image.open("wb") as file:

@@ -8,18 +8,18 @@ from tokenizers import Regex, pre_tokenizers
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
 from medvllm.engine.model_runner.inputs import MOST_CHARACTERS
 from medvllm.errors import InputTooLongError
-from medvllm.loading.panics import caught
+from medvllm.loading.rust_panics import raise_as_errors
 from tests.support import tiny
 
 
 def test_a_panic_of_a_rust_library_is_an_ordinary_error() -> None:
     """One that `except Exception` sees; Ctrl-C stays what it is."""
     split = pre_tokenizers.Split(Regex("(a+)+$"), "isolated")
-    with pytest.raises(RuntimeError, match="a panic: "), caught():
+    with pytest.raises(RuntimeError, match="a panic: "), raise_as_errors():
         split.pre_tokenize_str("a" * 60 + "b")
-    with pytest.raises(KeyboardInterrupt), caught():
+    with pytest.raises(KeyboardInterrupt), raise_as_errors():
         raise KeyboardInterrupt
-    with pytest.raises(KeyError), caught():
+    with pytest.raises(KeyError), raise_as_errors():
         raise KeyError("x")
 
 

@@ -28,7 +28,7 @@ def pooled(catalog_url: str, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
     """A PgBouncer, through which the catalogue is reached."""
     found = bouncer.program()
     if found is None:
-        pytest.skip("there is no PgBouncer on this machine; install it: make postgres")
+        pytest.skip("there is no PgBouncer on this machine; install it as root: make system")
     with bouncer.PgBouncer(found, postgres) as pooler:
         monkeypatch.setenv("MEDVLLM_CATALOG", pooler.url(catalog_url))
         yield pooler

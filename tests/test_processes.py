@@ -18,7 +18,7 @@ import pytest
 
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
 from medvllm.errors import CatalogError
-from medvllm.processes import Folder, Note, processes
+from medvllm.processes import ProcessRecord, RecordFolder, list_processes
 from tests.support import tiny, warm
 
 _AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for namespaces and other users")
@@ -39,9 +39,9 @@ def _run(home: Path) -> Path:
     return home / "medvllm" / "run"
 
 
-def _kept(folder: Path) -> list[Note]:
+def _kept(folder: Path) -> list[ProcessRecord]:
     """Return the notes as they lie in a folder."""
-    found = [Note.parsed(kept.text) for kept in Folder(folder).kept()]
+    found = [ProcessRecord.parse(kept.text) for kept in RecordFolder(folder).read_all()]
     return [note for note in found if note is not None]
 
 
@@ -54,18 +54,19 @@ def _noted(folder: Path, model: Path) -> list[tuple[bool, bool]]:
 _HOLDER = """
 import sys
 from pathlib import Path
-from medvllm.processes import Folder, notes
+from medvllm.processes import RecordFolder, publisher
 
 class Holder:
-    def noted(self, *, for_others=True):
+    def describe_models(self, *, will_publish=True):
         return [{"name": "ward", "version": 1, "source": "stored", "snapshot": "s", "device": "cpu", "dtype": "float32",
                  "model_class": "a:B", "size_bytes": 1, "mapped_bytes": 0, "leases": 1, "hits": 0, "load_s": 0.1,
-                 "loaded_at": 1.0, "last_used": 1.0, "keep_alive": None, "evicted": False}]
-    def boards(self):
-        return [Folder(Path(sys.argv[1]))]
+                 "loaded_at": 1.0, "last_used": 1.0, "keep_alive": None, "evicted": False,
+                 "offloaded": False}]
+    def record_stores(self):
+        return [RecordFolder(Path(sys.argv[1]))]
 
 holder = Holder()
-notes.change(holder)
+publisher.schedule_write(holder)
 sys.stdin.readline()
 """
 
@@ -107,7 +108,7 @@ def test_ps_shows_what_other_processes_hold(tmp_path: Path, home: Path) -> None:
     assert "No process has a model in memory." in _medvllm("ps", MEDVLLM_HOME=str(tmp_path / "home")).stderr
 
 
-def _noted_by(pid: int, home: Path) -> list[Note]:
+def _noted_by(pid: int, home: Path) -> list[ProcessRecord]:
     """Return the notes of a process: this one may have models that other tests have left to the collector."""
     return [note for note in _kept(_run(home)) if note.process.pid == pid]
 
@@ -171,8 +172,8 @@ def test_where_a_catalogues_folder_is_shared_so_are_the_notes(tmp_path: Path) ->
         shared = tmp_path / f"{above:o}"
         shared.mkdir()
         shared.chmod(above)
-        board = Folder(shared / "run", is_shared=True)
-        board.put("a" * 32, "{}")
+        board = RecordFolder(shared / "run", is_shared=True)
+        board.write("a" * 32, "{}")
         modes = [stat.S_IMODE(path.stat().st_mode) for path in (shared / "run", shared / "run" / f"{'a' * 32}.json")]
         assert modes == [folder, file]
 
@@ -261,7 +262,7 @@ def test_notes_that_are_none_stop_nobody(registry: ModelRegistry, tmp_path: Path
     (folder / "1.json").write_text(json.dumps(_sound()))
     (folder / f"{'9' * 200}.json").write_text("{}")
     expected = 1 if os.geteuid() == 0 else 0  # root reads what nobody may
-    assert [note.models[0]["name"] for note in processes(registry.boards())] == ["ward"] * expected
+    assert [note.models[0]["name"] for note in list_processes(registry.record_stores())] == ["ward"] * expected
     others[5].unlink()
     registry.register("ward", "clinical", model_path=str(tiny.bert_encoder(tmp_path / "m")), persist=True)
     registry.unregister("ward", persist=True)
@@ -272,10 +273,10 @@ def test_a_planted_link_is_not_written_through(home: Path, tmp_path: Path) -> No
     """A note gets a name that nobody can know, and takes the place of a link of that name."""
     victim = tmp_path / "victim"
     victim.write_text("mine")
-    board = Folder(_run(home))
-    board.put("a" * 32, "{}")
+    board = RecordFolder(_run(home))
+    board.write("a" * 32, "{}")
     (_run(home) / f"{'b' * 32}.json").symlink_to(victim)
-    board.put("b" * 32, "{}")
+    board.write("b" * 32, "{}")
     assert victim.read_text() == "mine" and not (_run(home) / f"{'b' * 32}.json").is_symlink()
 
 
@@ -286,19 +287,19 @@ def test_a_note_that_another_user_made_up_is_not_believed(home: Path) -> None:
     folder.mkdir(parents=True)
     file = folder / f"{'a' * 32}.json"
     file.write_text(json.dumps(_sound()))
-    assert len(processes([Folder(folder)])) == 1
+    assert len(list_processes([RecordFolder(folder)])) == 1
     os.chown(file, 65534, 65534)
-    assert processes([Folder(folder)]) == [] and file.exists()
+    assert list_processes([RecordFolder(folder)]) == [] and file.exists()
 
 
 def test_notes_from_elsewhere_count_while_they_give_signs_of_life(home: Path) -> None:
     """For three minutes; they are taken away after a day, and those of a process that is gone at once."""
-    board = Folder(_run(home))
+    board = RecordFolder(_run(home))
     for i, age_s in enumerate((0, 170, 200, 80_000, 90_000)):
-        board.put(f"{i:032x}", json.dumps(_sound(boot="another", pid=i + 1)))
+        board.write(f"{i:032x}", json.dumps(_sound(boot="another", pid=i + 1)))
         os.utime(_run(home) / f"{i:032x}.json", (time.time() - age_s,) * 2)
-    board.put("f" * 32, json.dumps(_sound(started="another")))
-    assert [note.process.pid for note in processes([board])] == [1, 2]
+    board.write("f" * 32, json.dumps(_sound(started="another")))
+    assert [note.process.pid for note in list_processes([board])] == [1, 2]
     assert sorted(file.stem[-1] for file in _run(home).iterdir()) == ["0", "1", "2", "3"]
 
 
@@ -310,8 +311,8 @@ def test_processes_in_containers_are_seen_from_outside_and_left_alone(
     registry.register("ward", "clinical", model_path=str(tiny.bert_encoder(tmp_path / "m")), persist=True)
     unshare = "unshare", "--pid", "--fork", "--mount-proc", "--kill-child"
     with _holding(_run(home), *unshare), _holding(_run(home), *unshare):
-        _until(lambda: len(processes(registry.boards())) == 2)
-        assert {note.process.pid for note in processes(registry.boards())} == {1}
+        _until(lambda: len(list_processes(registry.record_stores())) == 2)
+        assert {note.process.pid for note in list_processes(registry.record_stores())} == {1}
         assert json.loads(_medvllm("ps", "--json").stdout)[0]["is_near"] is False
         assert "1 on " in _medvllm("ps").stdout
         with pytest.raises(CatalogError, match=r"Version 1 of model 'ward' is in use by process 1 on "):
@@ -339,7 +340,7 @@ def test_a_process_that_the_system_hides_is_not_taken_for_gone(home: Path) -> No
             status = status or libc.mount(b"proc", b"/proc", b"proc", 0, b"hidepid=2")
             os.setgid(65534)
             os.setuid(65534)
-            seen = [] if status else [note.process.pid for note in processes([Folder(folder)])]
+            seen = [] if status else [note.process.pid for note in list_processes([RecordFolder(folder)])]
             os._exit(77 if status else 0 if seen == [holder.pid] else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         assert len(_kept(folder)) == 1
@@ -371,15 +372,15 @@ def test_notes_lie_beside_the_catalogue_itself_where_homes_have_links_to_it(
     monkeypatch.setenv("MEDVLLM_CATALOG", str(share / "catalog.db"))
     registry.catalog.create()
     (tmp_path / "folder").symlink_to("share")
-    assert registry.boards()[0] == Folder(share / "run")
+    assert registry.record_stores()[0] == RecordFolder(share / "run")
     monkeypatch.setenv("MEDVLLM_CATALOG", str(tmp_path / "folder" / "catalog.db"))
-    assert registry.boards()[0] == Folder(share / "run")
+    assert registry.record_stores()[0] == RecordFolder(share / "run")
     monkeypatch.delenv("MEDVLLM_CATALOG")
     for home in (tmp_path / "one", tmp_path / "two"):
         home.mkdir()
         (home / "catalog.db").symlink_to(share / "catalog.db")
         monkeypatch.setenv("MEDVLLM_HOME", str(home))
-        assert registry.boards() == [Folder(share / "run"), Folder(home / "run")]
+        assert registry.record_stores() == [RecordFolder(share / "run"), RecordFolder(home / "run")]
 
 
 def test_a_process_knows_its_own_leases_at_once(registry: ModelRegistry, tmp_path: Path) -> None:
@@ -408,7 +409,7 @@ def test_a_forked_child_has_a_note_of_its_own(registry: ModelRegistry, tmp_path:
     finally:
         os.write(writing, b"x")
         os.waitpid(pid, 0)
-    assert [note.process.pid for note in processes(registry.boards())] == [os.getpid()]
+    assert [note.process.pid for note in list_processes(registry.record_stores())] == [os.getpid()]
 
 
 def test_a_home_that_cannot_be_written_costs_no_model(
@@ -420,8 +421,8 @@ def test_a_home_that_cannot_be_written_costs_no_model(
     registry.load_model(folder)
     monkeypatch.setenv("MEDVLLM_HOME", str(home / "file" / "run"))
     with pytest.raises(OSError, match="file"):
-        Folder(home / "file" / "run").put("a" * 32, "{}")
-    assert list(Folder(home / "file" / "run").kept()) == []
+        RecordFolder(home / "file" / "run").write("a" * 32, "{}")
+    assert list(RecordFolder(home / "file" / "run").read_all()) == []
     monkeypatch.setenv("MEDVLLM_HOME", str(home / "medvllm"))
     assert registry.load_model(folder) and len(registry._model_cache) == 1
 

@@ -40,10 +40,10 @@ def test_what_is_not_accepted_is_said_and_not_loaded(registry: ModelRegistry, fo
     """By any name of the version; the commands of the error lead out."""
     assert _said(registry) == "protected"
     registry.catalog.mark("m@1", baseline=None, baseline_digest=None, reason="made with the wrong texts")
-    assert _said(registry) == "protected, not met: acceptance tests"
+    assert _said(registry) == "protected, not met: a baseline"
     for name in ("m@production", "m@1", "models:/m@production"):
         for load in (registry.load_model, registry.load_tokenizer, registry.pull):
-            with pytest.raises(CatalogError, match="'m@1' is not accepted, and the protected alias 'production'"):
+            with pytest.raises(CatalogError, match="'m@1' was not loaded: the protected alias 'production'"):
                 load(name)
     registry.load_tokenizer("m@2")
     registry.catalog.protect("m", "production", False, reason="why")
@@ -57,7 +57,7 @@ def test_files_that_are_others_are_said_and_not_loaded(registry: ModelRegistry, 
     """Of a folder; also in a version that never was accepted, which a file of entries may point to."""
     text = registry.catalog.export()
     (folders[0] / "vocab.txt").write_text((folders[0] / "vocab.txt").read_text().replace("heart\n", "kidney\n"))
-    assert _said(registry) == "protected, not met: the files that were accepted"
+    assert _said(registry) == "protected, not met: the files of its baseline"
     with pytest.raises(DigestMismatchError):
         registry.load_model("m@production")
     (folders[0] / "config.json").unlink()
@@ -69,7 +69,7 @@ def test_files_that_are_others_are_said_and_not_loaded(registry: ModelRegistry, 
     other.apply(text.partition("[aliases")[0] + "[aliases]\n" + aliases)
     theirs = ModelRegistry()
     theirs._catalog._stored = other
-    with pytest.raises(CatalogError, match="'m@2' is not accepted"):
+    with pytest.raises(CatalogError, match="'m@2' was not loaded"):
         theirs.load_model("m@production")
 
 
@@ -101,7 +101,7 @@ def test_the_ways_around_it_are_closed(registry: ModelRegistry, folders: list[Pa
     with pytest.raises(CatalogError, match="'n' cannot be known as 'm' too: alias 'production' of it is protected"):
         registry.register("n", "clinical", also_known_as=["m"], persist=True)
     with pytest.raises(CatalogError, match="cannot be known as 'm' too"):
-        catalog.apply('[models.n]\nmodel_type = "generic"\naliases = ["m"]\n')
+        catalog.apply('[models.n]\nmodel_type = "generic"\nalso_known_as = ["m"]\n')
     assert catalog.check_history()[2] == []
     assert not list(home.rglob("*.backup"))
 

@@ -21,6 +21,7 @@ from medvllm.errors import (
 from medvllm.metadata import READ
 from tests.support import sentence, tiny
 from tests.support.console import command
+from tests.support.conversions import convert
 from tests.support.loopback import LoopbackHub
 
 LABELS = ["O", "B-X", "I-X"]
@@ -37,7 +38,7 @@ def _edited(file: Path, **fields: Any) -> None:
     [
         (lambda f: tiny.bert_token_classifier(f, LABELS), {"task": "ner", "id2label": tuple(LABELS)}),
         (lambda f: tiny.bert_masked_lm(f), {"task": "fill-mask", "architecture": "bert"}),
-        (lambda f: tiny.bert_masked_lm(f, weights="bin"), {"task": "fill-mask"}),
+        (lambda f: convert(tiny.bert_masked_lm(f, weights="bin")), {"task": "fill-mask"}),
         (lambda f: tiny.gpt2_causal_lm(f), {"task": "generate"}),
         (lambda f: tiny.roberta_masked_lm(f), {"task": "fill-mask", "architecture": "roberta"}),
         (lambda f: sentence.assembled("bert-cls", f), {"task": "embed", "pooling": "cls"}),
@@ -251,7 +252,7 @@ def test_a_lease_without_its_block_says_how_to_use_it(registry: ModelRegistry, t
 
 def test_a_near_miss_of_a_repository_is_named(registry: ModelRegistry, hub: LoopbackHub) -> None:
     """Where the Hub has no such repository, and where it is not asked."""
-    with pytest.raises(ModelNotFoundError, match="Nearest: 'emilyalsentzer/Bio_ClinicalBERT'") as refused:
+    with pytest.raises(ModelNotFoundError, match="Did you mean: 'emilyalsentzer/Bio_ClinicalBERT'") as refused:
         registry.pull("emilyalsentzer/Bio_ClinicalBERTT")
     assert "There is no repository" in str(refused.value) and "./emily" not in str(refused.value)
     assert refused.value.candidates[0] == "emilyalsentzer/Bio_ClinicalBERT"

@@ -9,6 +9,7 @@ import pytest
 
 from medvllm.engine.model_runner import ModelRegistry
 from tests.support import tiny
+from tests.support.conversions import convert
 from tests.support.loopback import LoopbackHub
 
 
@@ -37,7 +38,7 @@ def test_a_receipt_has_stable_keys(registry: ModelRegistry, hub: LoopbackHub, tm
 
 def test_every_file_is_told_by_its_digest(registry: ModelRegistry, hub: LoopbackHub, tmp_path: Path) -> None:
     """Of the pickle and of what was made of it; one digest stands for all."""
-    folder = tiny.bert_masked_lm(tmp_path / "m", weights="bin")
+    folder = convert(tiny.bert_masked_lm(tmp_path / "m", weights="bin"))
     hub.add("acme/bin", folder)
     verified = _receipt(registry, "acme/bin")["verified"]
     for name, digest in verified["files"].items():

@@ -24,6 +24,7 @@ from medvllm.errors import (
     UnsafeWeightsError,
 )
 from tests.support import tiny, warm
+from tests.support.conversions import convert
 from tests.support.loopback import LoopbackHub
 
 CODE = {"configuration_own.py", "modeling_own.py", "words_own.py"}
@@ -242,12 +243,12 @@ def test_classes_are_chosen_as_the_checkpoint_says(
     assert type(registry.load_model("bert")) is BertModel and registry.load_tokenizer("bert")
 
 
-@pytest.mark.parametrize("weights", ["sharded", "bin", "legacy_bin"])
+@pytest.mark.parametrize("weights", ["sharded", "bin"])
 def test_code_works_with_weights_that_lie_elsewhere(
     registry: ModelRegistry, hub: LoopbackHub, tmp_path: Path, allowed: None, weights: str
 ) -> None:
     """A pickle's converted copy is in another folder than the code."""
-    _register(registry, hub, tiny.own_code(tmp_path / "own", weights=weights))
+    _register(registry, hub, convert(tiny.own_code(tmp_path / "own", weights=weights)))
     _register(registry, hub, tiny.own_code(tmp_path / "plain"), "plain")
     model, plain = registry.load_model("own"), registry.load_model("plain")
     assert type(model).__name__ == "OwnModel"
@@ -331,16 +332,16 @@ def test_a_file_that_changes_after_it_was_verified_is_not_run(
 ) -> None:
     """What is run is hashed once more, on its way."""
     from medvllm import sources
-    from medvllm.loading import code
+    from medvllm.loading import remote_code
 
     metadata = registry.get_metadata("own")
     snapshot = sources.resolve(metadata)
     (snapshot.path / "words_own.py").resolve().write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nSAYS = 1\n")
     with pytest.raises(UnsafeWeightsError, match="does not allow"):
-        code.model_class(metadata, snapshot)
+        remote_code.import_model_class(metadata, snapshot)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(DigestMismatchError, match="words_own.py has changed"):
         patch.setenv("MEDVLLM_TRUST_REMOTE_CODE", "on")
-        code.model_class(metadata, snapshot)
+        remote_code.import_model_class(metadata, snapshot)
     assert not (tmp_path / "ran").exists()
 
 
@@ -387,7 +388,6 @@ def test_nothing_beside_the_verified_files_is_run(
     plant: Callable[[Path, Path], None],
 ) -> None:
     """In a new process: strange files in the snapshot, bytecode, the module cache of transformers."""
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     folder, marker = registry.pull("own"), tmp_path / "ran"
     plant(folder, marker)
     run = _run("print(registry.load_model('own').says, registry.load_tokenizer('own').own)", own, allow=True)

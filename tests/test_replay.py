@@ -42,26 +42,27 @@ from transformers import (
 from benchmarks.checkpoints import bert
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import DigestMismatchError, RequestError, SourceError
-from medvllm.loading import Loaded, aligned
-from medvllm.loading.mapping import mapped
+from medvllm.load_result import LoadResult
 from medvllm.loading.memory import mapped_bytes, size_bytes
-from medvllm.loading.place import place
-from medvllm.loading.recipe import NoRecipe, Recipe
-from medvllm.loading.recipes import Recipes, recipes
+from medvllm.loading.placement import copy_to_device
+from medvllm.loading.replay import NoTemplate, Template, aligned, templates
+from medvllm.loading.replay.mapping import map_file
+from medvllm.loading.replay.store import TemplateStore
 from medvllm.names import parse
 from medvllm.options import Identity, LoadOptions
 from tests.support import tiny
+from tests.support.conversions import convert
 from tests.support.standins import STANDINS
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def load(registry: ModelRegistry) -> Callable[..., Loaded]:
+def load(registry: ModelRegistry) -> Callable[..., LoadResult]:
     """What a load gives, with how it was made; each call loads."""
 
-    def loaded(name: str | Path, **options: Any) -> Loaded:
-        return registry._load(registry._resolve(name, LoadOptions.from_kwargs(options)))  # type: ignore[return-value]
+    def loaded(name: str | Path, **options: Any) -> LoadResult:
+        return registry._load(registry._resolve(name, LoadOptions.from_kwargs(options)))
 
     return loaded
 
@@ -136,24 +137,21 @@ def assert_same_model(first: Any, again: Any) -> None:
     assert generation[0] is None or generation[0].to_dict() == generation[1].to_dict()
 
 
-# The others' pickles would be converted in the same way, which takes a process each.
-CONVERTED = ("biobert-base-cased-v1.2", "bionlp/bluebert_pubmed_mimic_uncased_L-12_H-768_A-12", "microsoft/biogpt")
-
-
 @pytest.mark.parametrize("name", STANDINS)
 def test_every_built_in_model_is_rebuilt_as_it_was_loaded(
-    load: Callable[..., Loaded], registry: ModelRegistry, tmp_path: Path, name: str
+    load: Callable[..., LoadResult], registry: ModelRegistry, tmp_path: Path, name: str
 ) -> None:
     """As its entry says: weights that were converted, legacy names, ties, shards, rotary positions, labels."""
-    converted = {} if name in CONVERTED else {"weights": "safetensors"}
-    folder = STANDINS[name](tmp_path / "m", **converted)
+    folder = convert(STANDINS[name](tmp_path / "m"))
     entry = registry.get_metadata(name)
     behaviour = {key: value for key, value in vars(entry.behaviour).items() if value not in (None, ())}
     behaviour = {key: list(value) if isinstance(value, tuple) else value for key, value in behaviour.items()}
     classes: dict[str, Any] = {"model_class": entry.class_paths[0], "config_class": entry.class_paths[1]}
     registry.register("m", "generic", model_path=str(folder), **classes, **behaviour)
     first, again, third = load("m"), load("m"), load("m")
-    assert [loaded.how for loaded in (first, again, third)] == ["transformers", "replay", "replay"], first.no_recipe
+    assert [loaded.loaded_by for loaded in (first, again, third)] == ["transformers", "replay", "replay"], (
+        first.reload_fallback_reason
+    )
     assert first.size_bytes == again.size_bytes
     assert_same(first.model, again.model)
     assert_same(first.model, third.model)
@@ -169,7 +167,7 @@ def test_every_built_in_model_is_rebuilt_as_it_was_loaded(
         assert plain.generation_config.to_dict() == first.model.generation_config.to_dict()
 
 
-Load = Callable[..., Loaded]
+Load = Callable[..., LoadResult]
 
 
 @pytest.mark.parametrize(
@@ -177,7 +175,7 @@ Load = Callable[..., Loaded]
     [
         (lambda folder: tiny.bert_masked_lm(folder), {"model_class": BertModel}),  # a prefix, and no pooler
         (lambda folder: tiny.bert_masked_lm(folder, weights="sharded", legacy_layer_norm=True), {}),
-        (lambda folder: tiny.bert_masked_lm(folder, weights="sharded_bin"), {}),
+        (lambda folder: convert(tiny.bert_masked_lm(folder, weights="sharded_bin")), {}),
         (lambda folder: tiny.bert_masked_lm(folder), {"output_hidden_states": True, "attn_implementation": "eager"}),
         (lambda folder: tiny.bert_masked_lm(folder), {"dtype": "bfloat16"}),
         (lambda folder: tiny.llama_causal_lm(folder, tied=True), {}),
@@ -189,7 +187,9 @@ def test_every_shape_of_trouble_is_rebuilt(load: Load, tmp_path: Path, make: Any
     """A prefix, legacy names, shards, a pickle, another config, another dtype, ties."""
     folder = make(tmp_path / "m")
     first, again = load(folder, **options), load(folder, **options)
-    assert (first.how, again.how, again.no_recipe) == ("transformers", "replay", None), first.no_recipe
+    assert (first.loaded_by, again.loaded_by, again.reload_fallback_reason) == ("transformers", "replay", None), (
+        first.reload_fallback_reason
+    )
     assert_same(first.model, again.model)
 
 
@@ -210,7 +210,7 @@ def test_a_model_lies_where_the_class_itself_would_have_it(load: Load, tmp_path:
     folder = lengthened(make(tmp_path / "m"), by)
     first, again = load(folder), load(folder)
     plain = type(first.model).from_pretrained(folder)
-    assert again.how == "replay" and prepared() == []
+    assert again.loaded_by == "replay" and prepared() == []
     assert misalignment(first.model) == misalignment(again.model) == misalignment(plain)
     assert_same(first.model, again.model)
     assert_same(plain, _unnamed(first.model, plain))
@@ -223,7 +223,7 @@ def test_weights_that_begin_within_a_number_are_copied_to_where_they_may_lie(
     """The weights are those of the file, and the answers the same each time."""
     folder = lengthened(tiny.bert_masked_lm(tmp_path / "m"), by)
     first, again = load(folder), load(folder)
-    assert again.how == "replay" and not any(misalignment(first.model) + misalignment(again.model))
+    assert again.loaded_by == "replay" and not any(misalignment(first.model) + misalignment(again.model))
     assert_same(first.model, again.model)
     plain = BertForMaskedLM.from_pretrained(folder)
     assert_same_model(plain, _unnamed(first.model, plain))
@@ -242,7 +242,7 @@ def test_a_head_that_no_file_holds_stays_the_one_of_the_first_load(
         id2label=["O", "B-DISEASE", "I-DISEASE"],
     )
     first, again = load("m"), load("m")
-    assert again.how == "replay" and again.model.config.id2label[1] == "B-DISEASE"
+    assert again.loaded_by == "replay" and again.model.config.id2label[1] == "B-DISEASE"
     assert_same(first.model, again.model)
 
 
@@ -308,7 +308,7 @@ class OwnWayModel(PlainModel):  # type: ignore[no-untyped-call]
 
 
 class BigModel(PlainModel):  # type: ignore[no-untyped-call]
-    """It computes more than a recipe keeps."""
+    """It computes more than a template keeps."""
 
     def __init__(self, config: PlainConfig) -> None:
         super().__init__(config)
@@ -326,7 +326,7 @@ def test_a_class_of_ones_own_is_rebuilt_without_running_its_code(load: Load, tmp
     """Buffers that no file holds included, of which one value is not a number."""
     folder = plain(tmp_path / "m")
     first, again = load(folder, model_class=PlainModel), load(folder, model_class=PlainModel)
-    assert again.how == "replay"
+    assert again.loaded_by == "replay"
     assert_same(first.model, again.model)
 
 
@@ -347,19 +347,19 @@ def test_any_doubt_means_a_plain_load_with_the_reason(
     """Every time, and the reason stays known."""
     folder = plain(tmp_path / "m")
     first, again = load(folder, model_class=model_class), load(folder, model_class=model_class)
-    assert (first.how, again.how) == ("transformers", "transformers")
+    assert (first.loaded_by, again.loaded_by) == ("transformers", "transformers")
     for loaded in (first, again):
-        assert loaded.no_recipe is not None and re.fullmatch(reason, loaded.no_recipe)
+        assert loaded.reload_fallback_reason is not None and re.fullmatch(reason, loaded.reload_fallback_reason)
 
 
 def test_without_the_system_s_word_the_bytes_tell_whether_they_were_written(
     load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where there is no /proc, a class that writes to its weights is found out all the same."""
-    monkeypatch.setattr("medvllm.loading.mapping._PAGEMAP", str(tmp_path / "none"))
+    monkeypatch.setattr("medvllm.loading.replay.mapping._PAGEMAP", str(tmp_path / "none"))
     folder = plain(tmp_path / "m")
-    assert load(folder, model_class=PlainModel).no_recipe is None
-    assert "has written" in str(load(folder, model_class=WritingModel).no_recipe)
+    assert load(folder, model_class=PlainModel).reload_fallback_reason is None
+    assert "has written" in str(load(folder, model_class=WritingModel).reload_fallback_reason)
 
 
 def test_instances_are_independent(load: Load, tmp_path: Path) -> None:
@@ -377,7 +377,7 @@ def test_instances_are_independent(load: Load, tmp_path: Path) -> None:
     again.config.id2label[0] = "changed"
     assert not equal(again.bert.embeddings.word_embeddings.weight, expected["bert.embeddings.word_embeddings.weight"])
     third = load(folder)
-    assert third.how == "replay" and not third.model.training
+    assert third.loaded_by == "replay" and not third.model.training
     for model in (first, third.model):
         assert all(equal(tensor, expected[name]) for name, tensor in tensors(model).items())
         assert model.config.hidden_dropout_prob == 0.1 and model.config.id2label[0] == "LABEL_0"
@@ -416,13 +416,13 @@ def test_a_file_that_is_replaced_is_loaded_anew_and_disturbs_nobody(load: Load, 
     tiny.bert_encoder(tmp_path / "other", seed=1)
     os.replace(tmp_path / "other" / "model.safetensors", folder / "model.safetensors")
     new = load(folder)
-    assert (old.how, new.how) == ("replay", "transformers")
+    assert (old.loaded_by, new.loaded_by) == ("replay", "transformers")
     assert all(equal(value, before[name]) for name, value in outcome(old.model).items())
     assert not equal(outcome(new.model)["last_hidden_state 6"], before["last_hidden_state 6"])
-    assert load(folder).how == "replay"
+    assert load(folder).loaded_by == "replay"
 
 
-def test_a_recipe_whose_file_changed_under_it_is_not_followed(registry: ModelRegistry, tmp_path: Path) -> None:
+def test_a_template_whose_file_changed_under_it_is_not_followed(registry: ModelRegistry, tmp_path: Path) -> None:
     """Also when whoever asks does not know it yet: the stamp of the file is compared at each reload."""
     folder = tiny.bert_encoder(tmp_path / "m")
     target = registry._resolve(folder, LoadOptions())
@@ -431,14 +431,14 @@ def test_a_recipe_whose_file_changed_under_it_is_not_followed(registry: ModelReg
     with pytest.raises(DigestMismatchError, match="changed after it was verified"):
         registry._load(target)
     target = registry._resolve(folder, LoadOptions())
-    assert registry._load(target).how == "transformers"
-    assert registry._load(target).how == "replay"
+    assert registry._load(target).loaded_by == "transformers"
+    assert registry._load(target).loaded_by == "replay"
     (folder / "model.safetensors").unlink()
     with pytest.raises(SourceError, match="lacks model.safetensors"):
         registry._load(target)
 
 
-def test_the_facts_of_an_entry_are_part_of_the_recipe(load: Load, tmp_path: Path) -> None:
+def test_the_facts_of_an_entry_are_part_of_the_template(load: Load, tmp_path: Path) -> None:
     """Another registry's entry of that name and version may say other things of the same files."""
     folder = tiny.bert_token_classifier(tmp_path / "m")
     labels = []
@@ -490,32 +490,32 @@ def test_rebuilding_waits_for_no_load_and_takes_nothing_from_it(
         finally:
             SlowModel.go_on.set()
         assert other.result(60).model.dtype is torch.float16
-    assert again.how == inside.how == "replay"
+    assert again.loaded_by == inside.loaded_by == "replay"
     assert_same(first.model, again.model)
     assert_same(first.model, inside.model)
 
 
-def test_recipes_are_bounded_by_number_and_bytes() -> None:
+def test_templates_are_bounded_by_number_and_bytes() -> None:
     """The least recently used go first."""
 
-    def recipe(size: int) -> Recipe:
-        return Recipe(b"", (), (), (), size_bytes=size, model_bytes=0, mapped_bytes=0, is_converted=False)
+    def template(size: int) -> Template:
+        return Template(b"", (), (), (), size_bytes=size, model_bytes=0, mapped_bytes=0, is_converted=False)
 
     def identity(number: int) -> Identity:
         return Identity(f"m{number}", 1, "process", "s", LoadOptions())
 
-    kept = Recipes(most=3, most_bytes=100)
+    kept = TemplateStore(max_templates=3, max_bytes=100)
     for number in range(4):
-        kept.keep(identity(number), (), recipe(10))
+        kept.store(identity(number), (), template(10))
     assert len(kept) == 3 and kept.find(identity(0), ()) is None
-    kept.keep(identity(1), (), recipe(20))
+    kept.store(identity(1), (), template(20))
     assert kept.find(identity(2), ()) is not None
-    kept.keep(identity(5), (), recipe(75))
+    kept.store(identity(5), (), template(75))
     assert kept.find(identity(3), ()) is None and kept.find(identity(5), ()) is not None
     assert kept.find(identity(5), ("other",)) is None and kept.find(identity(5), ()) is None
-    kept.keep(identity(2), (), NoRecipe("why"))
+    kept.store(identity(2), (), NoTemplate("why"))
     assert len(kept) == 0
-    kept.keep(identity(7), (), recipe(101))
+    kept.store(identity(7), (), template(101))
     assert len(kept) == 0
 
 
@@ -540,7 +540,7 @@ def test_views_are_what_safetensors_reads(shapes: list[tuple[str, list[int]]], p
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.safetensors"
         file.write_bytes(struct.pack("<Q", len(text)) + text + bytes(i % 2 for i in range(end)))
-        views, expected = mapped(file).tensors(header), load_file(file)
+        views, expected = map_file(file).tensors(header), load_file(file)
     assert views is not None and views.keys() == expected.keys()
     for name, tensor in expected.items():
         assert equal(views[name], tensor) and views[name].stride() == tensor.stride()
@@ -552,7 +552,7 @@ def test_a_device_gets_each_piece_of_memory_once(load: Load, tmp_path: Path) -> 
     first = load(folder).model
     again = load(folder).model
     file = again.bert.embeddings.word_embeddings.weight.untyped_storage().data_ptr()
-    place(again, torch.device("cpu"))
+    copy_to_device(again, torch.device("cpu"))
     assert_same_model(first, again)
     storages = [tensor.untyped_storage().data_ptr() for tensor in tensors(again).values()]
     assert file not in storages
@@ -583,10 +583,10 @@ def test_another_dtype_is_converted_once_and_mapped(
     (copy,) = prepared()
     stamp = copy.stat().st_mtime_ns
     again = load(folder, dtype=dtype)
-    assert (first.how, again.how, first.no_recipe) == ("transformers", "replay", None)
-    recipes._kept.clear()  # as a new process begins
+    assert (first.loaded_by, again.loaded_by, first.reload_fallback_reason) == ("transformers", "replay", None)
+    templates.clear()  # as a new process begins
     second = load(folder, dtype=dtype)
-    assert second.how == "transformers" and prepared() == [copy] and copy.stat().st_mtime_ns == stamp
+    assert second.loaded_by == "transformers" and prepared() == [copy] and copy.stat().st_mtime_ns == stamp
     plain = type(first.model).from_pretrained(folder, dtype=getattr(torch, dtype))
     if getattr(first.model, "pooler", True) is None:
         plain.pooler = None
@@ -614,7 +614,7 @@ def test_a_converted_model_of_odd_sizes_lies_as_torch_would_have_it(
         LlamaForCausalLM(config).save_pretrained(folder)
         first, again = load(folder, dtype=dtype), load(folder, dtype=dtype)
         plain = LlamaForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
-    assert len(prepared()) == 1 and (first.how, again.how) == ("transformers", "replay")
+    assert len(prepared()) == 1 and (first.loaded_by, again.loaded_by) == ("transformers", "replay")
     for loaded in (first, again):
         assert not any(misalignment(loaded.model))
         assert_same(plain, _unnamed(loaded.model, plain))
@@ -651,9 +651,9 @@ def test_a_copy_that_was_changed_is_not_parsed(load: Load, tmp_path: Path) -> No
         lambda: (copy.parent / "prepared.json").write_text("[]"),
     ):
         damage()
-        recipes._kept.clear()
+        templates.clear()
         loaded = load(folder, dtype="bfloat16")
-        assert loaded.how == "transformers" and loaded.no_recipe is None
+        assert loaded.loaded_by == "transformers" and loaded.reload_fallback_reason is None
         assert_same(expected, loaded.model)
         assert copy.read_bytes() == whole
 
@@ -666,11 +666,13 @@ def test_without_room_the_load_goes_on_without_a_copy(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     first, again = load(folder, dtype="bfloat16"), load(folder, dtype="bfloat16")
-    assert (first.how, again.how) == ("transformers", "replay") and prepared() == []
+    assert (first.loaded_by, again.loaded_by) == ("transformers", "replay") and prepared() == []
     assert_same(first.model, again.model)
-    monkeypatch.setattr("medvllm.loading.recipe._PRIVATE_BYTES", 10_000)
+    monkeypatch.setattr("medvllm.loading.replay.template._PRIVATE_BYTES", 10_000)
     large = load(folder, dtype="float16")
-    assert re.search(r"bytes of its tensors are in no file: the disk of .* has no room", str(large.no_recipe))
+    assert re.search(
+        r"bytes of its tensors are in no file: the disk of .* has no room", str(large.reload_fallback_reason)
+    )
 
 
 def test_a_disk_that_fills_up_meanwhile_ends_the_copy_and_not_the_load(load: Load, tmp_path: Path) -> None:
@@ -683,9 +685,9 @@ def test_a_disk_that_fills_up_meanwhile_ends_the_copy_and_not_the_load(load: Loa
         first = load(folder, dtype="bfloat16")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert first.how == "transformers" and prepared() == []
+    assert first.loaded_by == "transformers" and prepared() == []
     assert [path for path in (Path(os.environ["MEDVLLM_HOME"]) / "prepared").iterdir() if path.is_dir()] == []
-    recipes._kept.clear()
+    templates.clear()
     assert_same(first.model, load(folder, dtype="bfloat16").model)
     assert len(prepared()) == 1
 
@@ -701,14 +703,14 @@ def test_a_copy_that_would_load_as_another_model_is_not_kept(
         nonlocal written
         written += 1
         name = next(iter(state))
-        aligned.save(state | {name: state[name] + 1}, file)
+        aligned.save_aligned(state | {name: state[name] + 1}, file)
 
-    monkeypatch.setattr("medvllm.loading.prepared.save", damaging)
-    monkeypatch.setattr("medvllm.loading.recipe._PRIVATE_BYTES", 10_000)
+    monkeypatch.setattr("medvllm.loading.prepared.save_aligned", damaging)
+    monkeypatch.setattr("medvllm.loading.replay.template._PRIVATE_BYTES", 10_000)
     for _ in range(2):
-        recipes._kept.clear()
+        templates.clear()
         loaded = load(folder, dtype="bfloat16")
-        assert "is not what transformers makes: " in str(loaded.no_recipe) and prepared() == []
+        assert "is not what transformers makes: " in str(loaded.reload_fallback_reason) and prepared() == []
         plain = BertForMaskedLM.from_pretrained(folder, dtype=torch.bfloat16)
         assert all(equal(tensor, tensors(loaded.model)[name]) for name, tensor in tensors(plain).items())
     assert written == 1
@@ -721,7 +723,7 @@ def test_a_class_of_ones_own_gets_no_converted_copy(load: Load, tmp_path: Path) 
         load(folder, model_class=PlainModel, dtype="bfloat16"),
         load(folder, model_class=PlainModel, dtype="bfloat16"),
     )
-    assert again.how == "replay" and prepared() == []
+    assert again.loaded_by == "replay" and prepared() == []
     assert_same(first.model, again.model)
 
 
@@ -838,7 +840,7 @@ def test_a_tensor_that_is_kept_keeps_no_more_than_itself(tmp_path: Path) -> None
     )
     BertModel(config).save_pretrained(tmp_path / "m")
     file = tmp_path / "m" / "model.safetensors"
-    whole = mapped(file)
+    whole = map_file(file)
     tensors = whole.tensors(read_header(file))
     assert tensors is not None
     for tensor in tensors.values():

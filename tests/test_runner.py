@@ -121,7 +121,7 @@ def test_bad_requests_name_the_text_by_its_place(registry: ModelRegistry, minilm
     with pytest.raises(RequestError, match="'minilm' is loaded as BertModel, which fills no gaps"):
         minilm.fill_mask(["a [MASK]"])
     with pytest.raises(
-        RequestError, match="Task 'fill-masks' is not a task that ModelRunner runs. Nearest: 'fill-mask'"
+        RequestError, match="Task 'fill-masks' is not a task that ModelRunner runs. Did you mean: 'fill-mask'"
     ):
         runner.run("fill-masks", ["x"])
     with pytest.raises(RequestError, match="Texts must be a list of texts, not NoneType"):

@@ -345,7 +345,7 @@ def test_prompts_are_named_or_given(registry: ModelRegistry, tmp_path: Path) -> 
     assert same(runner.embed(texts, prompt="the query : ").vectors, given)
     assert same(runner.embed(texts, prompt_name="query").vectors, given)
     assert same(runner.embed(texts, prompt="").vectors, runner.embed(texts).vectors)
-    with pytest.raises(RequestError, match="no prompt 'queri'. Nearest: 'query'.\nIt has the prompts 'document'"):
+    with pytest.raises(RequestError, match="no prompt 'queri'. Did you mean: 'query'.\nIt has the prompts 'document'"):
         runner.embed(texts, prompt_name="queri")
     with pytest.raises(RequestError, match="Both 'prompt' and 'prompt_name' are given"):
         runner.embed(texts, prompt_name="query", prompt="secret")

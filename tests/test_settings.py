@@ -90,8 +90,8 @@ def test_a_file_that_has_changed_is_read_again(own: Path, home: Path, monkeypatc
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("requirelock = true", "'requirelock', which is not a setting. Nearest: 'require_lock'."),
-        ("MEDVLLM_REQUIRE_LOCK = true", "Nearest: 'require_lock'."),
+        ("requirelock = true", "'requirelock', which is not a setting. Did you mean: 'require_lock'"),
+        ("MEDVLLM_REQUIRE_LOCK = true", "Did you mean: 'require_lock'"),
         ('home = "/srv"', "'home', which is not a setting"),
         ("[require_lock]\non = 1", "'require_lock' in .* must be text, a number, true or false"),
         ("require_lock = [true]", "must be text, a number, true or false"),
@@ -195,10 +195,10 @@ else:
 def test_a_variable_that_is_no_setting_is_named(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Once, by a command and by the library, with the nearest that is one."""
+    """ValueCache, by a command and by the library, with the nearest that is one."""
     settings.warn_of_unknown.cache_clear()
     monkeypatch.setenv("MEDVLLM_REQUIRELOCK", "1")
-    words = "MEDVLLM_REQUIRELOCK is not a setting of medvllm, and has no effect. Nearest: 'MEDVLLM_REQUIRE_LOCK'."
+    words = "MEDVLLM_REQUIRELOCK is not a setting of medvllm, and has no effect. Did you mean: 'MEDVLLM_REQUIRE_LOCK'?"
     ModelRegistry(), ModelRegistry()
     assert caplog.messages == [words]
     settings.warn_of_unknown.cache_clear()
@@ -210,7 +210,7 @@ def test_commands_say_what_is_wrong_with_a_file(own: Path, monkeypatch: pytest.M
     """All but help, the version and doctor, which reports it."""
     own.write_text("requirelock = true")
     done = command(monkeypatch, "show", "biobert-base-cased-v1.2")
-    assert done.code == 1 and "Nearest: 'require_lock'" in done.err
+    assert done.code == 1 and "Did you mean: 'require_lock'" in done.err
     assert command(monkeypatch, "--version").code == 0
 
 

@@ -70,7 +70,7 @@ def test_the_fallback_can_be_switched_off(
 
 def test_a_near_miss_is_an_error_and_no_trip_to_the_hub(registry: ModelRegistry, acme: LoopbackHub) -> None:
     """A name without a slash that is nearly a registered one."""
-    with pytest.raises(ModelNotFoundError, match="Nearest: 'biobert-base-cased-v1.2'.*\n.*\n.*hf://biobert-base"):
+    with pytest.raises(ModelNotFoundError, match="Did you mean: 'biobert-base-cased-v1.2'.*\n.*\n.*hf://biobert-base"):
         registry.load_model("biobert-base")
     assert acme.log == []
 

@@ -12,6 +12,7 @@ import torch
 from medvllm.engine.model_runner import ModelType, registry
 from medvllm.errors import LoadError
 from tests.support import tiny
+from tests.support.conversions import convert
 from tests.support.loopback import LoopbackHub
 
 SPECIFICATION = Path(__file__).parents[1] / "docs" / "specification.md"
@@ -27,11 +28,11 @@ def specified(hub: LoopbackHub, tmp_path: Path) -> Iterator[LoopbackHub]:
     uncased = tiny.bert_masked_lm(tmp_path / "pubmedbert", do_lower_case=True)
     hub.add(PUBMEDBERT, uncased)
     biobert = tiny.bert_masked_lm(tmp_path / "biobert", weights="bin", tokenizer_files="vocab_only", model_type=False)
-    hub.add(BIOBERT, biobert, commit="67c9c25b46986521ca33df05d8540da1210b3256")
+    hub.add(BIOBERT, convert(biobert), commit="67c9c25b46986521ca33df05d8540da1210b3256")
     clinical = tiny.bert_masked_lm(
         tmp_path / "clinical", weights="bin", tokenizer_files="vocab_only", architectures=False
     )
-    hub.add(CLINICALBERT, clinical, commit="d5892b39a4adaed74b92212a44081509db72f87b")
+    hub.add(CLINICALBERT, convert(clinical), commit="d5892b39a4adaed74b92212a44081509db72f87b")
     yield hub
     for name in {"my-biobert-model", "my-custom-model"} & set(registry.list_models()):
         registry.unregister(name)

@@ -90,7 +90,7 @@ def test_a_model_that_nothing_changes_keeps_its_class(registry: ModelRegistry, t
     """Most models are handed out exactly as transformers makes them."""
     for kind in ("BertModel", "LlamaModel", "MT5ForConditionalGeneration", "DebertaV2Model"):
         model = registry.load_model(kinds.write(tmp_path / kind, kind))
-        assert all(type(module).forward.__module__ != "medvllm.loading.steady" for module in model.modules())
+        assert all(type(module).forward.__module__ != "medvllm.loading.stateless" for module in model.modules())
 
 
 def test_training_changes_what_it_always_changes(registry: ModelRegistry, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from medvllm.errors import (
     RequestError,
 )
 from medvllm.metadata import ModelMetadata
-from medvllm.processes import processes
+from medvllm.processes import list_processes
 from tests.support import tiny
 from tests.support.children import asked, held, out
 from tests.support.postgres import Postgres
@@ -186,7 +186,7 @@ def test_what_another_process_has_leased_stays(registry: ModelRegistry, tmp_path
     with held(code) as process:
         assert process.stdout is not None and process.stdout.readline() == "leased\n"
         deadline = time.monotonic() + 60
-        while process.pid not in {note.process.pid for note in processes(registry.boards())}:
+        while process.pid not in {note.process.pid for note in list_processes(registry.record_stores())}:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         for name in ("ward", "ward@1"):
@@ -231,22 +231,20 @@ def test_a_protected_alias_moves_to_what_is_locked_and_has_a_baseline(registry: 
     catalog.set_alias("m", "production", 1)
     catalog.protect("m", "production")
     catalog.set_alias("m", "staging", 2)
-    lacking = (
-        "(?s)cannot be protected: version 2, .* lacks:\n  a lock in .*acceptance tests: medvllm baseline record m@2$"
-    )
+    lacking = "(?s)cannot be protected: version 2, .* lacks:\n  a lock in .*a baseline: medvllm baseline record m@2$"
     with pytest.raises(CatalogError, match=lacking):
         catalog.protect("m", "staging")
     catalog.remove_alias("m", "staging")
     with pytest.raises(CatalogError) as caught:
         catalog.set_alias("m", "production", 2)
-    missing = ("a lock in", "acceptance tests: medvllm baseline record m@2", "a reason: --reason 'why'")
+    missing = ("a lock in", "a baseline: medvllm baseline record m@2", "a reason: --reason 'why'")
     assert str(caught.value).startswith("Alias 'production' of model 'm' is protected, and version 2 lacks:\n  ")
     assert all(part in str(caught.value) for part in missing) and len(caught.value.missing) == 3
     registry.lock("m@2")
-    with pytest.raises(CatalogError, match="lacks:\n  acceptance tests: medvllm baseline record m@2$"):
+    with pytest.raises(CatalogError, match="lacks:\n  a baseline: medvllm baseline record m@2$"):
         catalog.set_alias("m", "production", 2, reason="r")
     text = catalog.export().replace("production = {version = 1,", "production = {version = 2,")
-    with pytest.raises(CatalogError, match="acceptance tests: medvllm baseline record m@2$"):
+    with pytest.raises(CatalogError, match="a baseline: medvllm baseline record m@2$"):
         catalog.apply(text, reason="r")
     ModelRunner("m@2", registry=registry).record_baseline()
     with pytest.raises(CatalogError, match="lacks:\n  a reason"):

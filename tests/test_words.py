@@ -42,7 +42,7 @@ def test_a_misspelt_task_is_named_with_the_nearest(registry: ModelRegistry, word
         lambda: registry.register("m", "generic", task=word, persist=True),
         lambda: registry.list_models(task=word),
     ):
-        with pytest.raises(RequestError, match=f"Task '{word}' is not known. Nearest: .*\nIt is one of: embed"):
+        with pytest.raises(RequestError, match=f"Task '{word}' .*Did you mean: .*\n.*embed"):
             act()
     assert "m" not in registry.list_models()
 
@@ -54,7 +54,7 @@ def test_a_task_that_no_entry_has_is_no_empty_answer(registry: ModelRegistry) ->
     assert registry.list_models(task="rerank", match="nothing*") == {}
     registry.register("m", "generic", task="triage")
     assert registry.list_models(task="triage", match="nothing*") == {}
-    with pytest.raises(RequestError, match="Nearest: 'triage'"):
+    with pytest.raises(RequestError, match="Did you mean: 'triage'"):
         registry.list_models(task="triag")
 
 
@@ -139,7 +139,7 @@ def test_a_pattern_is_bounded(registry: ModelRegistry, glob: str) -> None:
     """One that takes minutes to compile is refused; a long text without signs is compared as it is."""
     registry.register("m", "generic", description="a" * 100_000)
     for filters in ({"match": glob}, {"description": glob}):
-        with pytest.raises(RequestError, match=r"has \d+,000 characters; 1,000 are allowed"):
+        with pytest.raises(RequestError, match=r"has \d+,000 characters.*1,000"):
             registry.list_models(**filters)  # type: ignore[arg-type]
     assert registry.list_models(description="a" * 100_000).keys() == {"m"}
     for short in ("[" * 1000, "*a" * 500, "[a-z]" * 200, "*" * 1000):

@@ -15,11 +15,12 @@ from medvllm.catalog.selection import Candidate, Selection, check_text
 from medvllm.catalog.shipped import ShippedEntries
 from medvllm.catalog.stored import StoredCatalog
 from medvllm.catalog.taken import name_taken
-from medvllm.errors import CatalogError, MedVLLMError, ModelNotFoundError, nearest, offer
+from medvllm.errors import CatalogError, MedVLLMError, ModelNotFoundError
 from medvllm.inherited import Meaning
 from medvllm.metadata import ModelMetadata, ModelType
 from medvllm.names import valid_name
-from medvllm.processes import Board
+from medvllm.near_names import did_you_mean, near_names
+from medvllm.processes import RecordStore
 from medvllm.spelling import folded
 from medvllm.words import TASKS, unknown_task
 
@@ -54,9 +55,9 @@ class Catalog:
         """Whether there is a stored catalogue."""
         return self._stored is not None
 
-    def board(self) -> Board | None:
-        """Return where the processes that share the stored entries note what they hold, or None without any."""
-        return None if self._stored is None else self._stored.board()
+    def record_store(self) -> RecordStore | None:
+        """Return where the processes that share the stored entries record what they hold, or None without any."""
+        return None if self._stored is None else self._stored.record_store()
 
     def generation(self, *, stored: bool = True) -> tuple[int, Hashable]:
         """Return a value that changes whenever an entry does, so that look-ups can be remembered.
@@ -249,7 +250,7 @@ class Catalog:
         """Return at most three names that `name` may be a misspelling of."""
         layers = (self._own, *self._shipped)
         names = {entry.name for layer in layers for entry in layer.all()}
-        return nearest(name, names.union(self._stored.names() if self._stored else ()), 3)
+        return near_names(name, names.union(self._stored.names() if self._stored else ()), 3)
 
     def not_found(
         self,
@@ -263,7 +264,7 @@ class Catalog:
         """Return the error for a name that no entry has; `near` is the result of `near()` if the caller has it."""
         near = self.near(name.partition("@")[0]) if near is None else near
         return ModelNotFoundError(
-            f"Model {name!r} {what}{why}.{offer(near)}\nList them with: medvllm list{advice}",
+            f"Model {name!r} {what}{why}.{did_you_mean(near)}\nList them with: medvllm list{advice}",
             model=name,
             candidates=tuple(near),
         )

@@ -6,13 +6,13 @@ from medvllm import processes
 from medvllm.errors import CatalogError
 
 
-def check_not_leased(board: processes.Board, versions: Collection[tuple[str | None, int | None]]) -> None:
+def check_not_leased(records: processes.RecordStore, versions: Collection[tuple[str | None, int | None]]) -> None:
     """Raise CatalogError if a process that shares the catalogue has leased one of the versions (name and number)."""
-    for note in processes.processes([board]):
-        for model in note.models:
+    for record in processes.list_processes([records]):
+        for model in record.models:
             if model["leases"] and model["source"] == "stored" and (model["name"], model["version"]) in versions:
                 raise CatalogError(
-                    f"Version {model['version']} of model {model['name']!r} is in use by {note.process}.\n"
+                    f"Version {model['version']} of model {model['name']!r} is in use by {record.process}.\n"
                     "See which processes use it: medvllm ps\n"
                     f"Remove it anyway: medvllm unregister {model['name']}@{model['version']} --force",
                     model=model["name"],

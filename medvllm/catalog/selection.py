@@ -8,7 +8,7 @@ from typing import Any
 
 from medvllm.catalog.record import StoredRow
 from medvllm.errors import RequestError
-from medvllm.facts import check_glob, pattern
+from medvllm.fact_filters import check_glob, to_glob
 from medvllm.metadata import ModelMetadata, ModelType, fits, mentions
 from medvllm.words import usual_task
 
@@ -50,7 +50,7 @@ class Selection:
             _tags(tags),
             None if match is None else re.compile(translate(check_glob("match", match).casefold())).match,
             None if search is None else search.casefold(),
-            {fact: pattern(fact, value) for fact, value in (facts or {}).items()},
+            {fact: to_glob(fact, value) for fact, value in (facts or {}).items()},
         )
 
     def filter(self, entries: Iterable[Candidate]) -> Iterator[Candidate]:

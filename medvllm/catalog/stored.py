@@ -20,7 +20,8 @@ from medvllm.catalog.protection import Approval, check_move, check_protect, miss
 from medvllm.catalog.record import StoredRow, from_record, to_record
 from medvllm.catalog.stores import DatabaseHandle
 from medvllm.errors import CatalogError, ModelNameError, RequestError
-from medvllm.facts import MUTABLE_FIELDS, checked
+from medvllm.fact_values import check_fact
+from medvllm.facts import MUTABLE_FIELDS
 from medvllm.metadata import ModelMetadata
 from medvllm.names import parse, valid_alias
 from medvllm.spelling import folded
@@ -230,7 +231,7 @@ class StoredCatalog:
                     keyword=fact,
                 )
             if value is not None:
-                facts[fact] = checked(name, fact, value)[1]
+                facts[fact] = check_fact(name, fact, value)[1]
         with self.database.begin(reason) as transaction:
             numbers = transaction.resolve_all(name, suffix)
             for number in numbers:
@@ -268,7 +269,7 @@ class StoredCatalog:
                     values[key] = value
                 elif key not in tags:
                     tags.append(key)
-            changed = {"tags": checked(name, "tags", tags)[1], "values": checked(name, "values", values)[1]}
+            changed = {"tags": check_fact(name, "tags", tags)[1], "values": check_fact(name, "values", values)[1]}
             transaction.change(name, number, changed, reason=reason)
             return from_record(name, number, transaction.facts(name, number))
 
@@ -288,7 +289,7 @@ class StoredCatalog:
         with self.database.begin(reason) as transaction:
             numbers = transaction.resolve_all(name, suffix)
             if not force:
-                check_not_leased(self.database.board(), {(name, number) for number in numbers})
+                check_not_leased(self.database.record_store(), {(name, number) for number in numbers})
             for number in numbers:
                 transaction.unregister(name, number, force=force, reason=reason)
         return numbers
@@ -385,7 +386,7 @@ class StoredCatalog:
             transaction.is_kept = not moves and not exchange.removed_versions(changes)
         if transaction.is_kept:
             return changes
-        check_not_leased(self.database.board(), exchange.removed_versions(changes))
+        check_not_leased(self.database.record_store(), exchange.removed_versions(changes))
         for name, alias, entry in moves:
             check_move(self.approval, name, alias, entry, reason)
         approved = {(name, alias, entry.version): entry.facts() for name, alias, entry in moves}
@@ -418,7 +419,7 @@ class StoredCatalog:
         if not reason and (moves or transaction.needs_reason):
             obstacles.append("changing a protected alias requires a reason: --reason 'why'")
         try:
-            check_not_leased(self.database.board(), exchange.removed_versions(transaction.events))
+            check_not_leased(self.database.record_store(), exchange.removed_versions(transaction.events))
         except CatalogError as error:
             obstacles.append(str(error).splitlines()[0])
         return transaction.events, obstacles
@@ -458,9 +459,9 @@ class StoredCatalog:
                 transaction.note("imported", name, version or result.numbers.get(name), reason=reason, detail=detail)
         return result, changes
 
-    def board(self) -> processes.Board:
-        """Return where the processes that share this catalogue note which models they hold."""
-        return self.database.board()
+    def record_store(self) -> processes.RecordStore:
+        """Return where the processes that share this catalogue record which models they hold."""
+        return self.database.record_store()
 
 
 def _split(model: str) -> tuple[str, str | None]:

@@ -109,14 +109,14 @@ class DatabaseHandle:
                 with empty.transaction() as transaction:
                     yield transaction
 
-    def board(self) -> processes.Board:
-        """Return where the processes that share the catalogue note what they hold: beside its file, or in it."""
+    def record_store(self) -> processes.RecordStore:
+        """Return where the processes that share the catalogue record what they hold: beside its file, or in it."""
         where = self.location()
         if isinstance(where, Path):
             # A link in each of two homes may lead to the same file; and nothing is created on a share that is missing.
             home, file = settings.HOME(), Path(os.path.realpath(where))
             is_elsewhere = file.parent != Path(os.path.realpath(home)) and os.path.isfile(file)
-            return processes.Folder((file.parent if is_elsewhere else home) / "run", is_shared=is_elsewhere)
+            return processes.RecordFolder((file.parent if is_elsewhere else home) / "run", is_shared=is_elsewhere)
         from medvllm.catalog.sql import Processes
 
         return Processes(open_store(where))

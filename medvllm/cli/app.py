@@ -7,6 +7,7 @@ import typer
 from medvllm import __version__
 from medvllm.cli import (
     alias,
+    baseline,
     bundle,
     cache,
     catalog,
@@ -20,6 +21,7 @@ from medvllm.cli import (
     register,
     run,
     show,
+    verify,
 )
 
 app = typer.Typer(
@@ -61,8 +63,8 @@ app.add_typer(alias.app, name="alias")
 app.command("history")(history.history)
 app.add_typer(catalog.app, name="catalog")
 app.command("lock")(lock.lock)
-app.command("accept")(lock.accept)
-app.command("verify")(lock.verify)
+app.command("verify")(verify.verify)
+app.add_typer(baseline.app, name="baseline")
 app.command("export")(bundle.export)
 app.command("import")(bundle.import_)
 app.command("doctor")(doctor.doctor)

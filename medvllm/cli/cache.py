@@ -62,7 +62,7 @@ def _users() -> "Users":
         entries |= {entry.reference: entry for entry in registry.catalog.versions(name).values()}
     running = [
         (str(note.process), model["snapshot"])
-        for note in processes.processes(registry.boards())
+        for note in processes.list_processes(registry.record_stores())
         for model in note.models
     ]
     return Users(entries, running)

@@ -16,10 +16,11 @@ import typer
 from medvllm import settings
 from medvllm.cli.models import Json
 from medvllm.cli.output import print_json, print_table
-from medvllm.errors import HubUnreachableError, MedVLLMError, offer
+from medvllm.errors import HubUnreachableError, MedVLLMError
 from medvllm.local_files import hub_cache
-from medvllm.model_cache import machine_bytes
+from medvllm.model_cache import default_cpu_budget
 from medvllm.model_registry import registry
+from medvllm.near_names import did_you_mean
 from medvllm.options import LoadOptions
 from medvllm.quantities import shown_size
 from medvllm.receipt import library_versions
@@ -72,9 +73,9 @@ def _versions() -> Iterator[Finding]:
 
 def _devices() -> Iterator[Finding]:
     if find_spec("torch"):
-        from medvllm.loading.device import available
+        from medvllm.loading.device import list_devices
 
-        for name, device in available().items():
+        for name, device in list_devices().items():
             yield Finding("device", name, device)
 
 
@@ -90,20 +91,22 @@ def _memory() -> Iterator[Finding]:
                 "memory", f"budget of {device}", f"{shown_size(budget)}, as {settings.MEMORY_BUDGET.name} says"
             )
         elif device == "cpu":
-            yield Finding("memory", "budget of cpu", f"{shown_size(machine_bytes())}, three quarters of the memory")
+            yield Finding(
+                "memory", "budget of cpu", f"{shown_size(default_cpu_budget())}, three quarters of the memory"
+            )
         else:
-            from medvllm.loading.device import capacity
+            from medvllm.loading.device import default_budget
 
-            most = capacity(device)
+            most = default_budget(device)
             yield Finding("memory", f"budget of {device}", "no limit" if most is None else shown_size(most))
 
 
 def _gpus() -> list[str]:
     if not find_spec("torch"):
         return []
-    from medvllm.loading.device import available
+    from medvllm.loading.device import list_devices
 
-    return [name for name in available() if name != "cpu"]
+    return [name for name in list_devices() if name != "cpu"]
 
 
 def _meminfo() -> list[str]:
@@ -215,7 +218,7 @@ def _settings() -> Iterator[Finding]:
     yield from (Finding("setting", "file", value, "wrong") for value in sorted(shared - {found[0].value}))
     yield from (each for each in found if each.value not in shared or each is found[0])
     for name, near in settings.unknown().items():
-        yield Finding("setting", name, f"is not a setting of medvllm.{offer(near)}", "wrong")
+        yield Finding("setting", name, f"is not a setting of medvllm.{did_you_mean(near)}", "wrong")
 
 
 def _setting(setting: settings.Setting[Any]) -> Finding:

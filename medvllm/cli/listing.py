@@ -10,10 +10,10 @@ from medvllm.cli.completion import model_names
 from medvllm.cli.models import Json
 from medvllm.cli.output import print_json, print_table, printable
 from medvllm.cli.streams import say
-from medvllm.errors import nearest, offer
 from medvllm.local_files import LocalFiles, local_files
 from medvllm.metadata import ModelMetadata, ModelType
 from medvllm.model_registry import registry
+from medvllm.near_names import did_you_mean, near_names
 from medvllm.quantities import shown_size
 
 _GLOB = frozenset("*?[")
@@ -96,9 +96,9 @@ def _say_none(pattern: str | None, *, is_filtered: bool) -> None:
     if pattern is None:
         say("No registered model matches these filters.\nList all with: medvllm list")
         return
-    near = nearest(pattern.strip("*?"), registry.list_models(), 3)
+    near = near_names(pattern.strip("*?"), registry.list_models(), 3)
     also = " and these filters" if is_filtered else ""
-    say(f"No registered model matches {printable(pattern)!r}{also}.{offer(near)}")
+    say(f"No registered model matches {printable(pattern)!r}{also}.{did_you_mean(near)}")
     say("A text is looked for in names and descriptions, such as: medvllm list biobert\nList all with: medvllm list")
 
 

@@ -40,7 +40,7 @@ def ps(as_json: Json = False) -> None:
     SHARED is what of SIZE is a file's, in memory once for all who map it; STAYS is how long a model stays unused.
     """
     registry.catalog.is_there()  # where others have their notes, or an error
-    notes = processes.processes(registry.boards())
+    notes = processes.list_processes(registry.record_stores())
     models = [
         {"pid": note.process.pid, "host": note.process.host, "is_near": note.process.is_near, **model}
         for note in notes

@@ -10,7 +10,7 @@ from medvllm.catalog import builtin_entries
 from medvllm.cli.completion import stored_names
 from medvllm.cli.output import printable
 from medvllm.errors import RequestError
-from medvllm.facts import checked
+from medvllm.fact_values import check_fact
 from medvllm.metadata import ModelType
 from medvllm.model_registry import registry
 from medvllm.names import parse
@@ -157,7 +157,7 @@ def _value(name: str, keyword: str, text: str) -> Any:
     errors: list[RequestError] = []
     for candidate in candidates:
         try:
-            return checked(name, keyword, candidate)[1]
+            return check_fact(name, keyword, candidate)[1]
         except RequestError as error:
             errors.append(error)
     raise errors[0]

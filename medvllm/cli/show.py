@@ -9,7 +9,7 @@ from medvllm.catalog import VersionRecord
 from medvllm.cli.completion import model_names
 from medvllm.cli.models import Json
 from medvllm.cli.output import one_line, print_groups, print_json
-from medvllm.facts import GROUPS, keywords
+from medvllm.facts import GROUPS, known_facts
 from medvllm.local_files import local_files
 from medvllm.metadata import ModelMetadata
 from medvllm.model_registry import registry
@@ -46,7 +46,7 @@ def _facts(metadata: ModelMetadata) -> Iterator[list[_Row]]:
         said = _said(metadata) if group == "source" else {}
         rows: list[_Row] = []
         for fact, value in facts.items():
-            if (keywords()[fact][0] if fact in keywords() else "") != group:
+            if (known_facts()[fact].group if fact in known_facts() else "") != group:
                 continue
             if fact == "license" and value is None:
                 rows.append((fact, "not known", ""))

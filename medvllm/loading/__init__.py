@@ -2,36 +2,34 @@
 
 import os
 
-# Loads here are of local folders. Elsewhere in the process, transformers would answer a pickled repository by sending
-# the user's token to an outside service that converts it.
+# All loads here are of local folders. For a pickled repository, transformers would otherwise send the user's token to
+# an outside service that converts it. This also protects loads elsewhere in the process.
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
-from medvllm.loading.code import check_allowed
-from medvllm.loading.device import capacity
+from medvllm.loading.device import default_budget
 from medvllm.loading.load_options import identify, with_defaults
-from medvllm.loading.memory import Loaded, reclaim, written_bytes
+from medvllm.loading.memory import free_memory, written_bytes
 from medvllm.loading.model import load_model
-from medvllm.loading.modules import load_modules
-from medvllm.loading.prepared import flaws as prepared_flaws
-from medvllm.loading.proof import proof
-from medvllm.loading.sleep import rest, wake
-from medvllm.loading.threads import threads
+from medvllm.loading.placement import restore_offloaded
+from medvllm.loading.prepared import check_prepared_copies
+from medvllm.loading.proof import make_proof
+from medvllm.loading.remote_code import check_allowed
+from medvllm.loading.sentence_modules import load_modules
 from medvllm.loading.tokenizer import load_tokenizer
+from medvllm.loading.torch_threads import torch_threads
 
 __all__ = [
-    "Loaded",
-    "capacity",
     "check_allowed",
+    "check_prepared_copies",
+    "default_budget",
+    "free_memory",
     "identify",
     "load_model",
     "load_modules",
     "load_tokenizer",
-    "prepared_flaws",
-    "proof",
-    "reclaim",
-    "rest",
-    "threads",
-    "wake",
+    "make_proof",
+    "restore_offloaded",
+    "torch_threads",
     "with_defaults",
     "written_bytes",
 ]

@@ -26,7 +26,7 @@ _making = threading.local()  # `.count`: of the model that this thread is making
 
 
 @contextmanager
-def bounded(name: str, cls: type[Any], snapshot: Snapshot) -> Iterator[None]:
+def limit_new_weights(name: str, cls: type[Any], snapshot: Snapshot) -> Iterator[None]:
     """Stop the making of a model that gets far more weights than its checkpoint has, before they take memory.
 
     transformers makes it without data, and fills what the checkpoint lacks or has in another shape with random numbers.

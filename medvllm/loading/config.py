@@ -8,8 +8,8 @@ from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from medvllm.errors import LoadError, MedVLLMError, RequestError
-from medvllm.loading import code
-from medvllm.loading.architecture import auto_class
+from medvllm.loading import remote_code
+from medvllm.loading.model_class import auto_class_name
 from medvllm.metadata import ModelMetadata
 from medvllm.options import LoadOptions, unknown_option
 from medvllm.sources import Snapshot
@@ -40,7 +40,7 @@ def read_config(
     return config
 
 
-def override(config: PreTrainedConfig, options: LoadOptions) -> tuple[tuple[str, str], ...]:
+def apply_overrides(config: PreTrainedConfig, options: LoadOptions) -> tuple[tuple[str, str], ...]:
     """Apply the overrides of `options` to the config, and return those that changed it.
 
     RequestError names one that is no field of the config, or that cannot have that value.
@@ -63,7 +63,7 @@ def override(config: PreTrainedConfig, options: LoadOptions) -> tuple[tuple[str,
 
 
 def _from_snapshot(metadata: ModelMetadata, snapshot: Snapshot, cls: type[Any] | None) -> PreTrainedConfig:
-    if metadata.config_class is None and (its_own := code.own_class(metadata, snapshot, "AutoConfig")):
+    if metadata.config_class is None and (its_own := remote_code.import_own_class(metadata, snapshot, "AutoConfig")):
         return _read(its_own, snapshot)
     own = metadata.config_class or getattr(cls, "config_class", None)
     declared, stated = metadata.behaviour.architecture, snapshot.config.get("model_type")
@@ -77,8 +77,8 @@ def _from_snapshot(metadata: ModelMetadata, snapshot: Snapshot, cls: type[Any] |
     model_type = declared or stated
     if isinstance(own, type) and issubclass(own, PreTrainedConfig):
         if isinstance(model_type, str) and own.model_type and model_type != own.model_type:
-            code.refuse(metadata, snapshot)
-            own_class = auto_class(getattr(cls, "__name__", ""), model_type)
+            remote_code.refuse_untrusted_code(metadata, snapshot)
+            own_class = auto_class_name(getattr(cls, "__name__", ""), model_type)
             raise LoadError(
                 f"Model {metadata.name!r} is a {model_type[:80]!r}, not a {own.model_type!r} as {own.__name__} says.\n"
                 f"Load it with the class of its own architecture: model_class='transformers:{own_class}'",
@@ -93,7 +93,7 @@ def _from_snapshot(metadata: ModelMetadata, snapshot: Snapshot, cls: type[Any] |
             path=str(snapshot.path),
         )
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        code.refuse(metadata, snapshot)
+        remote_code.refuse_untrusted_code(metadata, snapshot)
         raise LoadError(
             f"Model {metadata.name!r} has the architecture {str(model_type)[:80]!r}, "
             f"which transformers {transformers.__version__} does not have.",

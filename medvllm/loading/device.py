@@ -7,7 +7,7 @@ from medvllm.errors import LoadError
 _SHARE = 0.9  # the rest is for what models compute
 
 
-def available() -> dict[str, str]:
+def list_devices() -> dict[str, str]:
     """Return the devices that torch can use here -> their names."""
     devices = {"cpu": f"{torch.get_num_threads()} threads"}
     devices |= {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
@@ -18,16 +18,16 @@ def available() -> dict[str, str]:
     return devices
 
 
-def capacity(device: str) -> int | None:
+def default_budget(device: str) -> int | None:
     """Return the bytes of models that a device other than the CPU should hold: a share of its memory, or None."""
     if device.startswith("cuda"):
         return int(_SHARE * torch.cuda.get_device_properties(device).total_memory)
     return None
 
 
-def resolve(device: str) -> str:
+def resolve_device(device: str) -> str:
     """Return the device that is meant ("auto" is the first accelerator there is), or raise LoadError."""
-    devices = list(available())
+    devices = list(list_devices())
     if device == "auto":
         return devices[1] if len(devices) > 1 else "cpu"
     meant = f"{device}:0" if device == "xpu" else device

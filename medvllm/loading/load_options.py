@@ -7,7 +7,7 @@ from importlib import metadata as packages
 from transformers import PreTrainedConfig
 
 from medvllm.errors import LoadError, MedVLLMError, MissingDependencyError
-from medvllm.loading import architecture, code, config, device
+from medvllm.loading import config, device, model_class, remote_code
 from medvllm.metadata import ModelMetadata
 from medvllm.options import Identity, LoadOptions
 from medvllm.sources import Snapshot
@@ -23,9 +23,9 @@ def with_defaults(metadata: ModelMetadata, stated: LoadOptions) -> LoadOptions:
     the entry is not allowed.
     """
     check_requirements(metadata)
-    code.check_allowed(metadata)
+    remote_code.check_allowed(metadata)
     options = stated.with_defaults(LoadOptions.from_kwargs(metadata.parameters))
-    return replace(options, device=device.resolve(options.device or "cpu"))
+    return replace(options, device=device.resolve_device(options.device or "cpu"))
 
 
 def check_requirements(metadata: ModelMetadata) -> None:
@@ -48,7 +48,7 @@ def identify(metadata: ModelMetadata, options: LoadOptions, snapshot: Snapshot) 
     What says aloud what holds anyway is left out, so that it makes no difference.
     """
     try:
-        return _identified(metadata, options, snapshot)
+        return _identify(metadata, options, snapshot)
     except MedVLLMError:
         raise
     except Exception as error:  # whatever strange values of a config lead to
@@ -58,16 +58,16 @@ def identify(metadata: ModelMetadata, options: LoadOptions, snapshot: Snapshot) 
         ) from error
 
 
-def _identified(metadata: ModelMetadata, options: LoadOptions, snapshot: Snapshot) -> tuple[Identity, PreTrainedConfig]:
-    named = architecture.model_class(metadata, options, snapshot)
+def _identify(metadata: ModelMetadata, options: LoadOptions, snapshot: Snapshot) -> tuple[Identity, PreTrainedConfig]:
+    named = model_class.find_model_class(metadata, options, snapshot)
     own = config.read_config(metadata, LoadOptions(), snapshot, named)
-    cls = architecture.concrete_class(metadata, named, own)
+    cls = model_class.resolve_auto_class(metadata, named, own)
     given = options.config
     if given is not None and _content(json.loads(given)) == _content(own.to_dict()):
         given = None
     base = own if given is None else config.read_config(metadata, LoadOptions(config=given), snapshot, named)
     attention = "sdpa" if getattr(cls, "_supports_sdpa", False) else "eager"
-    overrides = config.override(base, options)
+    overrides = config.apply_overrides(base, options)
     identity = Identity(
         metadata.name,
         metadata.version,

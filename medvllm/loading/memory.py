@@ -1,39 +1,23 @@
-"""What a model weighs, and how its memory comes back."""
+"""How much memory a model takes, and how it is freed."""
 
 import gc
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-How = Literal["transformers", "replay", "sleep"]
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A load's result: the model in eval mode, its weight in bytes and the seconds it took."""
-
-    model: Any  # a PreTrainedModel, or whatever the entry's class makes
-    size_bytes: int
-    load_s: float
-    how: How
-    mapped_bytes: int  # of size_bytes, what is a file's mapping
-    reload_s: float  # what loading it again is expected to take
-    no_recipe: str | None = None  # why the next load of this identity cannot be a replay
-
 
 def size_bytes(model: torch.nn.Module) -> int:
-    """Return the bytes of all parameters and buffers; memory that several share counts once."""
-    # By tensor: the storage of one that is a view of a mapped file is the whole file.
+    """Return the bytes of all parameters and buffers. Memory that several of them share counts once."""
+    # By tensor, not by storage: the storage of a view of a mapped file is the whole file.
     sizes = {(t.device, t.data_ptr()): t.nbytes for t in (*model.parameters(), *model.buffers())}
     return sum(sizes.values())
 
 
 def mapped_bytes(model: torch.nn.Module) -> int:
-    """Return how many bytes of a model's weights are a file's, mapped, and so shared by all who map it; 0 off Linux."""
+    """Return how many bytes of a model's weights belong to mapped files, which processes share; 0 without /proc."""
     maps = Path("/proc/self/maps")
     lines = maps.read_text().splitlines() if maps.exists() else []
     heads = (line.split(maxsplit=5) for line in lines)
@@ -41,7 +25,11 @@ def mapped_bytes(model: torch.nn.Module) -> int:
 
 
 def written_bytes(models: Iterable[Any]) -> dict[int, int]:
-    """Return by id of a model how many bytes of its mapped weights have become this process's own, by a write."""
+    """Return how many bytes of each model's mapped weights were written to, and so copied for this process.
+
+    Returns:
+        Bytes by the `id` of a model.
+    """
     smaps = Path("/proc/self/smaps")
     spans: list[tuple[int, int]] = []
     written: list[int] = []
@@ -63,11 +51,11 @@ def written_bytes(models: Iterable[Any]) -> dict[int, int]:
 
 
 def _overlaps(model: torch.nn.Module, spans: Sequence[tuple[int, int]]) -> list[int]:
-    """Return how many bytes of a model's weights lie in each stretch of memory, given by beginning and end."""
+    """Return how many bytes of a model's weights lie in each span of addresses, given as begin and end."""
     tensors = (*model.parameters(), *model.buffers())
     own = {(t.data_ptr(), t.nbytes) for t in tensors if t.device.type == "cpu"}
     inside = [0] * len(spans)
-    ends = [end for _, end in spans]  # in order, as the stretches do not overlap
+    ends = [end for _, end in spans]  # sorted, as the spans do not overlap
     for at, size in own:
         for i in range(bisect_right(ends, at), len(spans)):
             begin, end = spans[i]
@@ -83,12 +71,12 @@ def _span(text: str) -> tuple[int, int]:
 
 
 def allocated_bytes(device: str) -> int:
-    """Return the bytes that torch has allocated on a GPU; 0 elsewhere, where nothing counts them."""
+    """Return the bytes that torch has allocated on a GPU; 0 for other devices."""
     return torch.cuda.memory_allocated(device) if device.startswith("cuda") else 0
 
 
-def reclaim() -> None:
-    """Give the memory of dropped models back: to Python, and on a GPU to the device."""
+def free_memory() -> None:
+    """Free the memory of models that nobody holds any more, on the CPU and on GPUs."""
     gc.collect()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()

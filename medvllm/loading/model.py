@@ -1,241 +1,225 @@
-"""Snapshot -> model: through transformers, then checked before anybody gets it."""
+"""Snapshot -> model: loaded by transformers or rebuilt from a template, and checked before anybody gets it."""
 
 import logging
 import time
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 
-from medvllm.errors import (
-    DeviceMemoryError,
-    LoadError,
-    MedVLLMError,
-    SourceError,
-)
-from medvllm.loading import code, labels, positions, prepared, quantization, weights
-from medvllm.loading.bounds import bounded
-from medvllm.loading.checkpoint import Checkpoint
-from medvllm.loading.from_pretrained_lock import foreign_load_running, gate, retie, wait_until_quiet
-from medvllm.loading.memory import How, Loaded, allocated_bytes, mapped_bytes, size_bytes
-from medvllm.loading.panics import caught
-from medvllm.loading.place import place
-from medvllm.loading.recipe import NoRecipe, Recipe, recipe_of
-from medvllm.loading.recipes import origin, recipes
-from medvllm.loading.steady import steady
+from medvllm.errors import LoadError, MedVLLMError, SourceError
+from medvllm.load_result import LoadedBy, LoadResult
+from medvllm.loading import positions, prepared, remote_code
+from medvllm.loading.bounds import limit_new_weights
+from medvllm.loading.checks import labels, quantization, soundness, weights
+from medvllm.loading.from_pretrained_lock import exclusive_load, tie_weights
+from medvllm.loading.memory import allocated_bytes, mapped_bytes, size_bytes
+from medvllm.loading.placement import copy_to_device, device_memory_error
+from medvllm.loading.replay import Checkpoint, NoTemplate, Template, make_template, source_facts, templates
+from medvllm.loading.rust_panics import raise_as_errors
+from medvllm.loading.stateless import make_stateless
 from medvllm.metadata import ModelMetadata
 from medvllm.options import Identity
 from medvllm.sources import Snapshot
 
 logger = logging.getLogger(__name__)
 
-_REPLAY_S = 0.005  # that a reload takes until one was measured
-_ATTEMPTS = 10  # a load elsewhere that does not take the gate may spoil one of ours
+_REPLAY_S = 0.005  # assumed for a reload until one is measured
+# Another thread that calls from_pretrained may spoil a load of ours. One that does so now and then is no reason to
+# refuse a model, so the load is repeated.
+_ATTEMPTS = 3
 
 
-def load_model(metadata: ModelMetadata, identity: Identity, config: PreTrainedConfig, snapshot: Snapshot) -> Loaded:
-    """Return the model that `identity` describes, in eval mode on its device, every weight accounted for.
+def load_model(metadata: ModelMetadata, identity: Identity, config: PreTrainedConfig, snapshot: Snapshot) -> LoadResult:
+    """Load a model in eval mode on its device, with every weight accounted for.
 
-    The first load goes through transformers; while the files stay as they are, later ones rebuild what it made.
+    The first load goes through transformers. While the files stay unchanged, later loads rebuild what it made.
 
-    WeightsMismatchError: weights are missing or misshapen, or there are layers that the config has no place for.
-    UnsafeWeightsError: loading would run code. DeviceMemoryError: no room. LoadError: anything else.
+    Args:
+        metadata: The entry.
+        identity: The model. If it is offloaded, the weights stay in host memory, and no file backs them.
+        config: The model's config.
+        snapshot: The model's files.
+
+    Raises:
+        WeightsMismatchError: Weights are missing or have other shapes, or the config has no place for some layers.
+        UnsafeWeightsError: The load would run untrusted code.
+        SourceError: The weights are damaged, or changed during the load.
+        DeviceMemoryError: The device does not have enough memory.
+        LoadError: Any other failure.
     """
+    if identity.is_offloaded:
+        return _load_offloaded(metadata, identity, config, snapshot)
     start = time.perf_counter()
-    options = identity.options
-    allocated = allocated_bytes(str(options.device))
-    cls: Any = options.model_class
-    dtype = getattr(torch, options.dtype or "float32")
-    if dtype is torch.float16 and options.device == "cpu":
-        logger.warning("%r runs in float16 on the CPU, several times slower than in float32 or bfloat16", metadata.name)
-    arguments: dict[str, Any] = {
-        "dtype": dtype,
-        "use_safetensors": True,
-        "local_files_only": True,
-        "trust_remote_code": False,  # a repository's own class is imported by us
-        "ignore_mismatched_sizes": True,  # told with the loading info: its own error says neither which nor how
-    }
-    if options.attn_implementation:
-        arguments["attn_implementation"] = options.attn_implementation
-    made_of = origin(metadata, snapshot)
-    recipe: Recipe | NoRecipe | None
-    recipe = known = recipes.find(identity, made_of)
+    device = str(identity.options.device)
+    allocated = allocated_bytes(device)
+    cls: Any = identity.options.model_class
+    _warn_of_slow_dtype(metadata, identity)
     try:
-        # A caller's inference mode would mark the weights of everybody for good.
-        with caught(), torch.inference_mode(False):
-            model = _rebuilt(metadata, known) if known is not None else None
-            how: How = "transformers" if model is None else "replay"
-            if model is None:
-                quantization.check_method(metadata, config)
-                positions.check_kind(metadata, config)
-                labels.check_map(metadata, cls, config)
-                code.warn_of_other(metadata, snapshot, cls)
-                arguments["config"] = deepcopy(config)  # the model's own
-                model, recipe = _first(metadata, cls, snapshot, arguments, dtype)
-                recipes.keep(identity, made_of, recipe)
-            steady(model)  # a recipe is of the model as it was
-            if options.device != "cpu":
-                place(model, torch.device(str(options.device)))
+        # A caller's inference mode would mark the weights for every other caller.
+        with raise_as_errors(), torch.inference_mode(False):
+            model, loaded_by, template = _replay_or_load(metadata, identity, config, snapshot)
+            make_stateless(model)  # after the template is made: it describes the model as it was
+            if device != "cpu":
+                copy_to_device(model, torch.device(device))
     except MedVLLMError:
         raise
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise DeviceMemoryError(
-            f"Device {options.device!r} has no room for model {metadata.name!r}.\n"
-            "Free some: registry.clear_cache(), or load it with dtype='bfloat16'.",
-            model=metadata.name,
-            device=options.device,
-        ) from error
+        raise device_memory_error(metadata.name, device) from error
     except SafetensorError as error:
         raise SourceError(
             f"The weights of model {metadata.name!r} are damaged: {error}.", path=str(snapshot.path)
         ) from error
     except Exception as error:
         if "trust_remote_code" in str(error) and not metadata.source.trust_remote_code:
-            raise code.refusal(metadata, snapshot, snapshot.config.get("auto_map")) from error
-        raise weights.unconverted(metadata, error) or LoadError(
+            raise remote_code.untrusted_code_error(metadata, snapshot, snapshot.config.get("auto_map")) from error
+        raise weights.conversion_error(metadata, error) or LoadError(
             f"Model {metadata.name!r} could not be loaded as {cls.__name__}: {_first_line(error)}", model=metadata.name
         ) from error
     seconds = time.perf_counter() - start
-    # A device's allocator gives whole blocks; another thread's work on it may be among them, but never less.
-    taken = allocated_bytes(str(options.device)) - allocated
-    if isinstance(recipe, Recipe):
-        mapped = recipe.mapped_bytes if options.device == "cpu" else 0
-        reload_s = seconds if how == "replay" else _REPLAY_S
-        loaded = Loaded(model, max(recipe.model_bytes, taken), seconds, how, mapped, reload_s)
+    # A GPU's allocator takes whole blocks. Other threads may have used it meanwhile, but never for less than nothing.
+    taken = allocated_bytes(device) - allocated
+    if isinstance(template, Template):
+        mapped = template.mapped_bytes if device == "cpu" else 0
+        reload_s = seconds if loaded_by == "replay" else _REPLAY_S
+        result = LoadResult(model, max(template.model_bytes, taken), seconds, loaded_by, mapped, reload_s)
     else:
-        reason = recipe.reason if recipe else None
-        weight = max(size_bytes(model), taken)
-        loaded = Loaded(model, weight, seconds, how, mapped_bytes(model), seconds, reason)
+        size = max(size_bytes(model), taken)
+        result = LoadResult(model, size, seconds, loaded_by, mapped_bytes(model), seconds, template.reason)
     logger.info(
         "loaded %r on %s in %.3f s by %s (%.0f MB)",
-        *(metadata.name, options.device, loaded.load_s, how, loaded.size_bytes / 1e6),
+        *(metadata.name, device, seconds, loaded_by, result.size_bytes / 1e6),
     )
-    return loaded
+    return result
 
 
-def _rebuilt(metadata: ModelMetadata, recipe: Recipe) -> Any | None:
-    """Return the model of a recipe, or None when transformers must load it anew."""
+def _load_offloaded(
+    metadata: ModelMetadata, identity: Identity, config: PreTrainedConfig, snapshot: Snapshot
+) -> LoadResult:
+    on_cpu = replace(identity, is_offloaded=False, options=replace(identity.options, device="cpu"))
+    loaded = load_model(metadata, on_cpu, config, snapshot)
     try:
-        return recipe.rebuild()
+        copy_to_device(loaded.model, torch.device("cpu"))
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise device_memory_error(metadata.name, "cpu") from error
+    return replace(loaded, mapped_bytes=0)
+
+
+def _replay_or_load(
+    metadata: ModelMetadata, identity: Identity, config: PreTrainedConfig, snapshot: Snapshot
+) -> tuple[Any, LoadedBy, Template | NoTemplate]:
+    """Return a model on the CPU, how it was loaded, and its template or why it has none."""
+    cls: Any = identity.options.model_class
+    facts = source_facts(metadata, snapshot)
+    template = templates.find(identity, facts)
+    if template is not None and (model := _rebuild(metadata, template)) is not None:
+        return model, "replay", template
+    quantization.check_method(metadata, config)
+    positions.check_kind(metadata, config)
+    labels.check_label_map(metadata, cls, config)
+    remote_code.warn_of_untrusted_code(metadata, snapshot, cls)
+    model, made = _load_first(metadata, identity, config, snapshot)
+    templates.store(identity, facts, made)
+    return model, "transformers", made
+
+
+def _rebuild(metadata: ModelMetadata, template: Template) -> Any | None:
+    """Return the model of a template; None if transformers must load it."""
+    try:
+        return template.rebuild()
     except MemoryError:
         raise
-    except Exception:  # whatever a class of the user's own does; what can be loaded is
-        logger.warning("%r could not be rebuilt and is loaded anew", metadata.name, exc_info=True)
+    except Exception:  # a user's own class may raise anything
+        logger.warning("%r could not be rebuilt and is loaded by transformers", metadata.name, exc_info=True)
         return None
 
 
-def _first(
-    metadata: ModelMetadata, cls: type[Any], snapshot: Snapshot, arguments: dict[str, Any], dtype: torch.dtype
-) -> tuple[Any, Recipe | NoRecipe]:
-    """Return a model as transformers makes it, and its recipe or why it has none.
+def _load_first(
+    metadata: ModelMetadata, identity: Identity, config: PreTrainedConfig, snapshot: Snapshot
+) -> tuple[Any, Template | NoTemplate]:
+    """Load with transformers, and return the model with its template or why it has none.
 
-    Weights of another dtype than the file's are converted once, and mapped from their copy from then on.
+    Weights in another dtype than the file's are converted once. From then on their copy is mapped.
     """
+    cls: Any = identity.options.model_class
+    dtype = getattr(torch, identity.options.dtype or "float32")
+    arguments: dict[str, Any] = {
+        "config": deepcopy(config),  # the model's own
+        "dtype": dtype,
+        "use_safetensors": True,
+        "local_files_only": True,
+        "trust_remote_code": False,  # `remote_code` imports a repository's own class
+        "ignore_mismatched_sizes": True,  # the loading info lists them, which transformers' own error does not
+    }
+    if identity.options.attn_implementation:
+        arguments["attn_implementation"] = identity.options.attn_implementation
 
-    def made(held: Snapshot) -> tuple[Any, set[str], Recipe | NoRecipe]:
-        model, missing, checkpoint = _materialise(metadata, cls, held, arguments, dtype)
+    def load(held: Snapshot) -> tuple[Any, set[str], Template | NoTemplate]:
+        model, missing, checkpoint = _load_soundly(metadata, cls, held, arguments, dtype)
         model.config._name_or_path = model.name_or_path = str(snapshot.path)
         model.eval()
-        return model, missing, NoRecipe(why) if (why := checkpoint.reason) else recipe_of(model, checkpoint.files)
+        return model, missing, NoTemplate(why) if (why := checkpoint.reason) else make_template(model, checkpoint.files)
 
-    copy = prepared.place(snapshot, cls, arguments, metadata.behaviour.unused_weights)
+    # Use the converted copy of an earlier process, if there is one and it can be proven.
+    copy = prepared.find_place(snapshot, cls, arguments, metadata.behaviour.unused_weights)
     if copy is not None and (ready := copy.find()) is not None and prepared.is_proven(ready, snapshot):
         try:
-            model, _, recipe = made(ready)
-            return model, recipe
-        except Exception as error:  # the copy alone may be at fault: the source decides
+            model, _, template = load(ready)
+            return model, template
+        except Exception as error:  # the copy may be the cause: the source decides
             logger.warning("%s, a copy of the weights of %r, is dropped: %s", copy.folder, metadata.name, error)
             copy.drop()
-    model, missing, recipe = made(snapshot)
-    if recipe.is_converted:
-        try:
-            converted = prepared.make(copy, model, missing, lambda held: made(held)[0])
-        except OSError as reason:
-            return model, recipe if isinstance(recipe, Recipe) else NoRecipe(f"{recipe.reason}: {reason}")
-        del model, recipe  # before the mapped copy comes
-        model, _, recipe = made(converted)
-    return model, recipe
+    # Load the source.
+    model, missing, template = load(snapshot)
+    if not template.is_converted:
+        return model, template
+    # Keep the converted weights, and map them in place of the private ones.
+    try:
+        converted = prepared.keep_copy(copy, model, missing, lambda held: load(held)[0])
+    except OSError as reason:
+        return model, template if isinstance(template, Template) else NoTemplate(f"{template.reason}: {reason}")
+    del model, template  # before the mapped model takes memory
+    model, _, template = load(converted)
+    return model, template
 
 
-def _materialise(
+def _load_soundly(
     metadata: ModelMetadata, cls: type[Any], snapshot: Snapshot, arguments: dict[str, Any], dtype: torch.dtype
 ) -> tuple[Any, set[str], Checkpoint]:
-    """Load behind the gate until the outcome is sound; a load elsewhere can spoil it.
-
-    Returns the model, the weights that its checkpoint lacks, and the checkpoint.
-    """
-    flaw: str | None = None
+    """Return a checked model, the weights that its checkpoint lacks, and the checkpoint."""
     for attempt in range(1, _ATTEMPTS + 1):
-        checkpoint = Checkpoint.opened(cls, snapshot, arguments["config"])
-        with gate(), bounded(metadata.name, cls, snapshot):
+        checkpoint = Checkpoint.open(cls, snapshot, arguments["config"])
+        with exclusive_load(), limit_new_weights(metadata.name, cls, snapshot):
             outcome = checkpoint.load(cls, arguments)
-        model, info = _unpacked(metadata, cls, outcome)
-        if _untied(model):
-            retie(model, info["missing_keys"])
-        before, flaw = flaw, _flaw(model, dtype)
-        if flaw is None:
+        model, info = soundness.unpack_outcome(metadata.name, cls, outcome)
+        if soundness.find_untied_weight(model):
+            tie_weights(model, info["missing_keys"])
+        if (flaw := soundness.find_flaw(model, dtype)) is None:
             quantization.check_read(metadata, model, snapshot)
-            weights.check(metadata, model, info, snapshot)
-            labels.check_names(metadata, model)
-            _warn_of_decoding(metadata, model)
+            weights.check_weights(metadata, model, info, snapshot)
+            labels.check_label_names(metadata, model)
+            _warn_of_bidirectional_decoder(metadata, model)
             return model, set(info["missing_keys"]), checkpoint
-        if flaw == before and not foreign_load_running():
-            raise LoadError(
-                f"Model {metadata.name!r} is unsound as {cls.__name__} makes it: {flaw}.", model=metadata.name
-            )
-        logger.warning("%r came out unsound (%s), attempt %d of %d", metadata.name, flaw, attempt, _ATTEMPTS)
-        wait_until_quiet(1.0)
+        logger.warning("%r was not loaded correctly (%s), attempt %d of %d", metadata.name, flaw, attempt, _ATTEMPTS)
     raise LoadError(
-        f"Model {metadata.name!r} came out unsound {_ATTEMPTS} times: {flaw}.\n"
-        "Another part of the program loads models at the same time: let it use registry.load_model.",
+        f"Model {metadata.name!r} was not loaded correctly as {cls.__name__}: {flaw}.\n"
+        "If another thread calls from_pretrained at the same time, let it call registry.load_model instead.",
         model=metadata.name,
     )
 
 
-def _unpacked(metadata: ModelMetadata, cls: type[Any], outcome: Any) -> tuple[Any, Any]:
-    """Return the model and its loading info, of the class that was asked for; a custom class may give anything."""
-    if not (isinstance(outcome, tuple) and len(outcome) == 2 and isinstance(outcome[0], torch.nn.Module)):
-        raise LoadError(f"{cls.__name__}.from_pretrained gave no model with its loading info.", model=metadata.name)
-    if issubclass(cls, torch.nn.Module) and not isinstance(outcome[0], cls):
-        raise LoadError(f"{cls.__name__}.from_pretrained gave a {type(outcome[0]).__name__}.", model=metadata.name)
-    return outcome[0], outcome[1]
+def _warn_of_slow_dtype(metadata: ModelMetadata, identity: Identity) -> None:
+    if identity.options.dtype == "float16" and identity.options.device == "cpu":
+        logger.warning("%r runs in float16 on the CPU, several times slower than in float32 or bfloat16", metadata.name)
 
 
-def _untied(model: Any) -> str | None:
-    """Return a weight that should be another one and is not, or None."""
-    for target, source in getattr(model, "all_tied_weights_keys", {}).items():
-        if model.get_parameter_or_buffer(target) is not model.get_parameter_or_buffer(source):
-            return str(target)
-    return None
-
-
-def _flaw(model: Any, dtype: torch.dtype) -> str | None:
-    """Return what a concurrent load did to the model, or None: weights on meta, of another dtype, or untied."""
-    kept_in_fp32 = [
-        *(getattr(model, "_keep_in_fp32_modules", None) or ()),
-        *(getattr(model, "_keep_in_fp32_modules_strict", None) or ()),
-    ]
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_meta:
-            return f"{name} has no data"
-    for name, parameter in model.named_parameters():
-        if (
-            parameter.is_floating_point()
-            and parameter.dtype != dtype
-            and not any(part in name for part in kept_in_fp32)
-        ):
-            return f"{name} is {parameter.dtype}, not {dtype}"
-    if target := _untied(model):
-        return f"{target} is not tied"
-    return None
-
-
-def _warn_of_decoding(metadata: ModelMetadata, model: Any) -> None:
+def _warn_of_bidirectional_decoder(metadata: ModelMetadata, model: Any) -> None:
     if type(model).__name__ == "BertLMHeadModel" and not model.config.is_decoder:
         logger.warning(
-            "%r is a bidirectional BERT loaded as a causal language model: fit for scores, not for generating",
+            "%r is a bidirectional BERT loaded as a causal language model: it can score text, but not generate it",
             metadata.name,
         )
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from medvllm.errors import LoadError
-from medvllm.loading.skeleton import skeleton
+from medvllm.loading.meta_model import build_meta_model
 from medvllm.metadata import ModelMetadata
 
 UNLIMITED = 10**9  # transformers says 1e30 when no length is known
@@ -36,7 +36,7 @@ class Positions:
     is_firm: bool = False
 
 
-def positions(config: PreTrainedConfig) -> Positions:
+def find_positions(config: PreTrainedConfig) -> Positions:
     """Return the positions that a config gives its model, for the text that it reads."""
     text = text_config(config)
     stated = next((count for field in _FIELDS if (count := _count(getattr(text, field, None))) is not None), None)
@@ -80,7 +80,7 @@ def _rows(config: Any) -> int | None:
     if type(config) not in MODEL_MAPPING or not type(config).__module__.startswith("transformers."):
         return None
     cls = MODEL_MAPPING[type(config)]
-    model = skeleton(cls[0] if isinstance(cls, (tuple, list)) else cls, config)
+    model = build_meta_model(cls[0] if isinstance(cls, (tuple, list)) else cls, config)
     found: dict[str, int] = {}
     for path, module in model.named_modules() if model is not None else ():
         shape: Any = getattr(getattr(module, "weight", None), "shape", ())

@@ -10,8 +10,8 @@ import transformers
 
 from medvllm.classes import class_path
 from medvllm.loading import from_pretrained_lock
-from medvllm.loading.aligned import save
-from medvllm.loading.mapping import ALIGNED, mapped
+from medvllm.loading.replay.aligned import save_aligned
+from medvllm.loading.replay.mapping import ALIGNED, map_file
 from medvllm.sources import Snapshot
 from medvllm.sources.prepared import Prepared, copies_of
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 _FIXED = ("transformers.", "medvllm_code_")
 
 
-def place(
+def find_place(
     snapshot: Snapshot, cls: type[Any], arguments: dict[str, Any], unused: tuple[str, ...] = ()
 ) -> Prepared | None:
     """Return the place for the converted weights of a load, or None when its class allows none.
@@ -43,7 +43,7 @@ def place(
     )
 
 
-def make(
+def keep_copy(
     place: Prepared | None, model: Any, missing: set[str], load: Callable[[Snapshot], torch.nn.Module]
 ) -> Snapshot:
     """Keep the weights of a model that was just converted, and return the snapshot that holds them.
@@ -53,7 +53,7 @@ def make(
     """
     if place is None:
         raise OSError("a class of the user's own gets no converted copy")
-    if from_pretrained_lock.is_inside():
+    if from_pretrained_lock.is_held():
         raise OSError("it was converted inside another load")
     if (ready := place.find()) is not None and _difference(model, load(ready), missing):
         logger.warning("%s is not what the weights become in %s: it is made anew", place.folder, model.dtype)
@@ -63,7 +63,7 @@ def make(
 
         def fill(folder: Path) -> str | None:
             try:
-                save(state, folder / "model.safetensors")
+                save_aligned(state, folder / "model.safetensors")
                 difference = _difference(model, load(place.snapshot.prepared(folder)), missing)
             except (OSError, MemoryError, torch.OutOfMemoryError) as error:  # of this moment, not of the model
                 raise OSError(f"its copy could not be made or checked: {error}") from error
@@ -94,7 +94,7 @@ def is_proven(ready: Snapshot, source: Snapshot) -> bool:
     return bool(copies)
 
 
-def flaws(snapshot: Snapshot) -> dict[str, str]:
+def check_prepared_copies(snapshot: Snapshot) -> dict[str, str]:
     """Return for each copy of a snapshot's weights in another dtype that is not what they become what is wrong."""
     found = {}
     for copy in copies_of(snapshot):
@@ -108,7 +108,7 @@ def _tensors(snapshot: Snapshot) -> dict[str, torch.Tensor]:
     """Return the tensors of a snapshot's weights, as views of their files; none when torch lacks a dtype."""
     found: dict[str, torch.Tensor] = {}
     for file, header in zip(snapshot.weights, snapshot.headers, strict=True):
-        found |= mapped(file).tensors(header) or {}
+        found |= map_file(file).tensors(header) or {}
     return found
 
 

@@ -10,14 +10,16 @@ from weakref import WeakKeyDictionary
 from transformers import PreTrainedTokenizerBase
 
 from medvllm.errors import MedVLLMError
-from medvllm.loading.labels import label_map
+from medvllm.loading.checks.labels import label_map
 from medvllm.receipt import Proof
 from medvllm.sources import Snapshot
 
 _digests: WeakKeyDictionary[PreTrainedTokenizerBase, str] = WeakKeyDictionary()  # a large vocabulary takes 0.1 s
 
 
-def proof(snapshot: Snapshot, model: Any, size_bytes: int, tokenizer: Callable[[], PreTrainedTokenizerBase]) -> Proof:
+def make_proof(
+    snapshot: Snapshot, model: Any, size_bytes: int, tokenizer: Callable[[], PreTrainedTokenizerBase]
+) -> Proof:
     """Return the proof of a loaded model; `tokenizer` loads its tokenizer, which it may lack."""
     changed = [_name(snapshot, file) for file in snapshot.taken.changed()]
     architecture, labels = snapshot.config.get("model_type"), label_map(getattr(model, "config", None))

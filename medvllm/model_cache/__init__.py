@@ -1,11 +1,15 @@
-"""Which models are in memory, what they weigh, and who leaves first. It is handed a load function and loads nothing."""
+"""Which models are in memory, how large they are, and which one is evicted first.
+
+The room is given a load function and loads nothing itself.
+"""
 
 from medvllm.model_cache.accounts import CachedModel
-from medvllm.model_cache.budget import machine_bytes
-from medvllm.model_cache.cache import Limits, ModelCache
-from medvllm.model_cache.once import Once
+from medvllm.model_cache.cache import ModelCache
+from medvllm.model_cache.default_budget import default_cpu_budget
+from medvllm.model_cache.limits import Limits
 from medvllm.model_cache.plan import Leaving, Need, Plan
 from medvllm.model_cache.statistics import DeviceUse, Reason, Statistics
+from medvllm.model_cache.value_cache import ValueCache
 
 __all__ = [
     "CachedModel",
@@ -14,9 +18,9 @@ __all__ = [
     "Limits",
     "ModelCache",
     "Need",
-    "Once",
     "Plan",
     "Reason",
     "Statistics",
-    "machine_bytes",
+    "ValueCache",
+    "default_cpu_budget",
 ]

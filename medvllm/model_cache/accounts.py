@@ -1,8 +1,8 @@
-"""What counts on each device: models in memory, those that callers still hold, and loads under way."""
+"""Which models use memory on each device: cached ones, ones that only callers hold, and loads in progress."""
 
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from medvllm.model_cache.plan import Need
@@ -10,7 +10,7 @@ from medvllm.model_cache.statistics import DeviceUse
 
 
 class Named(Protocol):
-    """What models are told apart by: hashable, and it knows the entry's name."""
+    """The key of a cached model: hashable, with the name of the catalogue entry."""
 
     @property
     def name(self) -> str: ...
@@ -29,23 +29,27 @@ class CachedModel(Generic[I]):
     device: str
     size_bytes: int
     load_s: float
-    reload_s: float  # what loading it again is expected to take
-    mapped_bytes: int  # of size_bytes, when it was loaded: a file's, shared with every process that maps it
+    reload_s: float  # seconds that loading it again is expected to take
+    mapped_bytes: int  # of size_bytes, at load time: a file's pages, shared with every process that maps it
     loaded_at: float  # seconds since the epoch
-    last_used: float = 0.0  # by the cache's clock, which nobody sets
+    last_used: float = 0.0  # on the cache's monotonic clock
     hits: int = 0
     leases: int = 0
-    is_noted: bool = False  # whether others see that it is leased, or are about to
-    keep_alive: float | None = None  # seconds after its last use; PINNED; None: for as long as there is room
-    present: bool = True  # False once it has left
-    leaving: bool = False  # evicted while leased: it goes when the last lease ends
+    is_listed_as_leased: bool = False  # other processes see that it is leased, or will soon
+    keep_alive: float | None = None  # seconds after its last use; PINNED; None: until another model needs the memory
+    is_present: bool = True  # False once it has left the cache
+    is_leaving: bool = False  # evicted while leased: it leaves when the last lease ends
 
 
 @dataclass
 class Accounts(Generic[I]):
-    """The books of a cache; it keeps them under its lock.
+    """The models that count against the limits. Every method needs the cache's lock.
 
-    `held` are evicted models that a caller still holds: they come back without a load. `copies` are a caller's own.
+    Attributes:
+        models: The cached models.
+        held: Evicted models that a caller still holds. They keep counting, and come back without a load.
+        copies: Private copies that callers asked for.
+        reserved: What loads in progress are expected to take, by ticket.
     """
 
     models: dict[I, CachedModel[I]] = field(default_factory=dict)
@@ -53,34 +57,56 @@ class Accounts(Generic[I]):
     copies: list[tuple["weakref.ref[Any]", CachedModel[I]]] = field(default_factory=list)
     reserved: dict[object, Need] = field(default_factory=dict)
 
-    def used(self, device: str) -> int:
+    def used_bytes(self, device: str) -> int:
         """Return the bytes that count on a device now."""
-        self.forget_dead()
+        self.forget_freed()
         return sum(item.size_bytes for item in self._items() if item.device == device)
 
-    def use(self, device: str, budget: int | None) -> DeviceUse:
-        """Return the same by kind."""
-        self.forget_dead()
+    def device_use(self, device: str, budget: int | None) -> DeviceUse:
+        """Return the bytes that count on a device, by kind."""
+        self.forget_freed()
         cached = sum(model.size_bytes for model in self.models.values() if model.device == device)
-        held = sum(model.size_bytes for model in self.outside() if model.device == device)
-        return DeviceUse(cached, held, self.used(device) - cached - held, budget)
+        held = sum(model.size_bytes for model in self.held_by_callers() if model.device == device)
+        return DeviceUse(cached, held, self.used_bytes(device) - cached - held, budget)
 
     def devices(self) -> list[str]:
         """Return the devices on which anything counts."""
-        self.forget_dead()
+        self.forget_freed()
         return sorted({item.device for item in self._items()})
 
-    def outside(self) -> Iterator[CachedModel[I]]:
-        """Give the models that only callers hold."""
+    def held_by_callers(self) -> Iterator[CachedModel[I]]:
+        """Yield the models that only callers hold, without their `model`."""
         yield from (kept for _, kept in self.held.values())
         yield from (kept for _, kept in self.copies)
 
-    def _items(self) -> Iterator[CachedModel[I] | Need]:
-        yield from self.models.values()
-        yield from self.outside()
-        yield from self.reserved.values()
+    def add_copy(self, own: CachedModel[I]) -> None:
+        """Count a private copy for as long as its caller holds it."""
+        self.copies.append((weakref.ref(own.model), replace(own, model=None)))
 
-    def forget_dead(self) -> None:
-        """Strike out what nobody holds any more."""
+    def remove(self, cached: CachedModel[I]) -> None:
+        """Take a model out of the cache. It counts as held until no caller has it any more."""
+        del self.models[cached.identity]
+        cached.is_present = False
+        # A copy without the model: a caller that has just been given `cached` still reads its model.
+        kept = replace(cached, model=None, is_leaving=False, keep_alive=None)
+        self.held[cached.identity] = weakref.ref(cached.model), kept
+
+    def restore(self, identity: I) -> CachedModel[I] | None:
+        """Put a model back that a caller still holds, and return it; None when nobody holds it."""
+        reference, cached = self.held.pop(identity, (None, None))
+        model = reference() if reference is not None else None
+        if model is None or cached is None:
+            return None
+        cached.model, cached.is_present = model, True
+        self.models[identity] = cached
+        return cached
+
+    def forget_freed(self) -> None:
+        """Remove the models that no caller holds any more."""
         self.held = {identity: kept for identity, kept in self.held.items() if kept[0]() is not None}
         self.copies = [kept for kept in self.copies if kept[0]() is not None]
+
+    def _items(self) -> Iterator[CachedModel[I] | Need]:
+        yield from self.models.values()
+        yield from self.held_by_callers()
+        yield from self.reserved.values()

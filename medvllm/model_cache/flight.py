@@ -1,4 +1,4 @@
-"""Single flight: callers that want one thing at the same time share one attempt to make it."""
+"""Single flight: callers that want the same thing at the same time share one attempt to make it."""
 
 import copy
 import threading
@@ -11,43 +11,49 @@ V = TypeVar("V")
 
 
 class Flight(Generic[V]):
-    """One attempt under way. The cache changes `waiting`, `leaving`, `keep_alive` and `value`, under its lock."""
+    """One attempt in progress.
+
+    The owner of the flight changes `waiting`, `is_leaving`, `keep_alive` and `value`, under its own lock.
+    """
 
     def __init__(self) -> None:
         self.owner = threading.get_ident()
-        self.waiting = 0  # leases that callers have asked for already
-        self.leaving = False  # evicted before it landed
-        self.keep_alive: float | None = None  # what the last caller that said so asked for
+        self.waiting = 0  # leases that callers have already asked for
+        self.is_leaving = False  # evicted before it was loaded
+        self.keep_alive: float | None = None  # what the last caller that gave one asked for
         self.value: V | None = None
         self._error: BaseException | None = None
         self._done = threading.Event()
 
     @property
     def is_own(self) -> bool:
-        """Return whether this very thread makes it: it must not wait for itself."""
+        """Whether the calling thread runs the attempt. It must not wait for itself."""
         return self.owner == threading.get_ident()
 
-    def make(self, make: Callable[[], V], landed: Callable[[V], None], failed: Callable[[], None]) -> V:
-        """Run the attempt. `landed`, which sets `value`, or `failed` runs before anybody who waits wakes up."""
+    def run(self, make: Callable[[], V], publish: Callable[[V], None], fail: Callable[[], None]) -> V:
+        """Run the attempt and return its value.
+
+        `publish`, which sets `value`, or `fail` runs before any caller that waits wakes up.
+        """
         try:
             value = make()
-            landed(value)
+            publish(value)
             return value
         except BaseException as error:
             self._error = error
-            failed()
+            fail()
             raise
         finally:
             self._done.set()
 
     def wait(self) -> V:
-        """Return what the attempt made, or raise its error: once for all who waited."""
+        """Wait for the attempt and return its value, or raise its error."""
         self._done.wait()
         error = self._error
         if isinstance(error, MedVLLMError):
-            # Each thread raises an error of its own: a shared one would collect every thread's traceback.
+            # Each thread raises its own copy: a shared error would collect the traceback of every thread.
             raise copy.copy(error) from error.__cause__
         if error is not None:
             raise LoadError(f"The load that this call waited for failed: {type(error).__name__}.") from error
-        assert self.value is not None  # neither failed nor landed cannot be
+        assert self.value is not None  # `publish` has set it
         return self.value

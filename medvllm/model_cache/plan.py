@@ -1,4 +1,4 @@
-"""What a load will take and who would leave for it, told before it happens."""
+"""The plan of a load: what it will take, and which models would be evicted for it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,19 +12,28 @@ KnownBy = Literal["measured", "headers", "unknown"]
 
 @dataclass(frozen=True)
 class Need:
-    """What a load is expected to take. `known_by`: an earlier load's figure, or the checkpoint's headers."""
+    """The memory that a load is expected to take.
+
+    Attributes:
+        device: The device of the model.
+        size_bytes: Bytes that it will take there.
+        known_by: How the size is known: "measured" by an earlier load, from the checkpoint's "headers", or "unknown".
+        load_s: Seconds that the last load took; None if it is not known.
+        keep_alive: Seconds that the model stays after its last use, unless a caller asks for another time.
+        in_bfloat16: Returns the bytes that the model would take in bfloat16, if that is less.
+    """
 
     device: str = "cpu"
     size_bytes: int = 0
     known_by: KnownBy = "unknown"
-    load_s: float | None = None  # what the last load of it took
-    keep_alive: float | None = None  # how long it stays after its last use, unless a caller says otherwise
-    in_bfloat16: Callable[[], int | None] = lambda: None  # the bytes that it would take then, where that is less
+    load_s: float | None = None
+    keep_alive: float | None = None
+    in_bfloat16: Callable[[], int | None] = lambda: None
 
 
 @dataclass(frozen=True)
 class Leaving:
-    """A model that would make room, and why it is the one."""
+    """A model that would be evicted, and why it is the one."""
 
     name: str
     size_bytes: int
@@ -33,10 +42,22 @@ class Leaving:
 
 @dataclass(frozen=True)
 class Plan:
-    """Whether a model fits on its device, and at what cost.
+    """Whether a model fits on its device, and what would be evicted for it.
 
-    "later": once callers release or drop models of theirs; "never": not within this budget. That a caller holds a model
-    without a lease cannot be seen beforehand: such a one leaves, and its bytes come back when the caller lets go.
+    A caller may hold a model without a lease, which cannot be seen in advance. Such a model is evicted like any other,
+    and its memory becomes free when the caller drops it.
+
+    Attributes:
+        name: The entry's name.
+        device: The device of the model.
+        fit: "loaded" (it is in memory), "now", "after eviction", "later" (when callers release or drop models), or
+            "never" (within this budget).
+        size_bytes: Bytes that the model takes.
+        known_by: How the size is known: "measured", "headers" or "unknown".
+        used_bytes: Bytes of cached models, of models that callers hold, and of loads in progress on that device.
+        budget_bytes: The device's budget; None means no limit.
+        leaving: The models that would be evicted, in order.
+        load_s: Seconds that the last load took; None if it is not known.
     """
 
     name: str
@@ -44,13 +65,13 @@ class Plan:
     fit: Fit
     size_bytes: int
     known_by: KnownBy
-    used_bytes: int  # by models in memory, models that callers hold, and loads under way
-    budget_bytes: int | None  # None: no limit
+    used_bytes: int
+    budget_bytes: int | None
     leaving: tuple[Leaving, ...]
-    load_s: float | None  # what the last load of it took; None when it is not known
+    load_s: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plan as JSON has it."""
+        """Return the plan as JSON values."""
         return vars(self) | {"leaving": [vars(model) for model in self.leaving]}
 
     def __str__(self) -> str:

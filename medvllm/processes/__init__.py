@@ -1,8 +1,21 @@
-"""Which processes hold which models. Each keeps a note where its catalogue is, so that all who share one can see it."""
+"""Which processes hold which models.
 
-from medvllm.processes.board import Board, Kept
-from medvllm.processes.folder import Folder
-from medvllm.processes.note import Note
-from medvllm.processes.notes import Holder, Notes, notes, processes
+Each process that holds models keeps a record beside its catalogue, so that everyone who shares the catalogue sees it.
+"""
 
-__all__ = ["Board", "Folder", "Holder", "Kept", "Note", "Notes", "notes", "processes"]
+from medvllm.processes.listing import list_processes
+from medvllm.processes.publisher import ModelHolder, Publisher, publisher
+from medvllm.processes.record import ProcessRecord
+from medvllm.processes.record_folder import RecordFolder
+from medvllm.processes.record_store import RecordStore, StoredRecord
+
+__all__ = [
+    "ModelHolder",
+    "ProcessRecord",
+    "Publisher",
+    "RecordFolder",
+    "RecordStore",
+    "StoredRecord",
+    "list_processes",
+    "publisher",
+]

@@ -23,6 +23,7 @@ from typing import IO, Any, Literal
 from medvllm import progress, settings
 from medvllm.destination import written
 from medvllm.errors import DigestMismatchError, MedVLLMError, OutputError, SourceError
+from medvllm.file_lock import file_lock
 from medvllm.files import make_own
 from medvllm.metadata import ModelMetadata
 from medvllm.names import parse
@@ -33,7 +34,6 @@ from medvllm.sources.layout import decide
 from medvllm.sources.lock_text import FOLDER, LockedModel, parsed, to_toml
 from medvllm.sources.provenance import Provenance, origin_kept
 from medvllm.sources.snapshot import Snapshot, read_json
-from medvllm.turns import turn
 
 __all__ = ["Bundle", "Packed", "land", "opened", "read", "write"]
 
@@ -183,7 +183,7 @@ def opened(file: Path) -> Iterator[Bundle]:
     written, so that its files need no second copy."""
     try:
         room = _room()
-        with turn(room.with_suffix(".lock"), setting="HF_HOME", private=False):
+        with file_lock(room.with_suffix(".lock"), setting="HF_HOME", private=False):
             for left in room.iterdir():  # by an import that died
                 shutil.rmtree(left)
             work = room / secrets.token_hex(4)

@@ -32,6 +32,7 @@ from medvllm.errors import (
     SnapshotNotFoundError,
     SourceError,
 )
+from medvllm.file_lock import file_lock
 from medvllm.files import chmod, common_mode, make_own, place, point, write_whole
 from medvllm.names import is_commit
 from medvllm.progress import is_terminal
@@ -42,7 +43,6 @@ from medvllm.sources.fingerprint import Fingerprint
 from medvllm.sources.layout import Layout, decide, present
 from medvllm.sources.provenance import origin
 from medvllm.sources.snapshot import Snapshot, read_json
-from medvllm.turns import turn
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -153,7 +153,7 @@ def land(repo: str, commit: str, branch: str | None, files: Mapping[str, Path], 
         )
     for folder in (path, repository / "blobs", repository / "trees"):
         folder.mkdir(parents=True, exist_ok=True)
-    with turn(locks / "medvllm.lock", setting="HF_HOME", private=False):
+    with file_lock(locks / "medvllm.lock", setting="HF_HOME", private=False):
         # First: by the listing, a snapshot that an import has left half-made is known for one.
         if _listing(repo, commit) is None:
             place(listing, _listing_paths(repo, commit)[0])
@@ -329,7 +329,7 @@ def _fetch(repo: str, commit: str, wanted: _Wanted) -> Snapshot:
     repository = cached.path.parents[1]
     locks = repository.parent / ".locks" / repository.name
     # One process of ours at a time: the next finds the files there, and none removes what another has just fetched.
-    with turn(locks / "medvllm.lock", setting="HF_HOME", private=False):
+    with file_lock(locks / "medvllm.lock", setting="HF_HOME", private=False):
         cached = _inspect(wanted)
         if cached.is_whole and cached.is_listed:
             return cached.snapshot()

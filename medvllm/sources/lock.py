@@ -13,9 +13,9 @@ from medvllm import settings
 from medvllm.author import now, who
 from medvllm.destination import write
 from medvllm.errors import CatalogError, DigestMismatchError, MedVLLMError, SourceError
+from medvllm.file_lock import file_lock
 from medvllm.metadata import ModelMetadata
 from medvllm.sources.lock_text import FOLDER, Approval, LockedModel, parsed, to_toml
-from medvllm.turns import turn
 
 if sys.platform != "win32":
     import fcntl
@@ -198,7 +198,7 @@ def _turn(file: Path) -> Iterator[None]:
     beside = place.with_name(f".{place.name}.turn")
     with ExitStack() as stack:
         if os.access(place.parent, os.W_OK):
-            stack.enter_context(turn(beside, setting="MEDVLLM_LOCK_FILE", private=False))
+            stack.enter_context(file_lock(beside, setting="MEDVLLM_LOCK_FILE", private=False))
             stack.callback(_unlinked, beside)  # who waits for it notices
         stack.enter_context(_held(place))
         yield

@@ -7,13 +7,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from medvllm.files import chmod, make_own, own_mode, sync_folder, synced
-from medvllm.turns import turn
+from medvllm.file_lock import file_lock
+from medvllm.files import chmod, make_own, own_mode, sync, sync_folder
 
 
 def make(target: Path, *, is_whole: Callable[[Path], bool], fill: Callable[[Path], None]) -> None:
     """Make a folder unless it `is_whole`; `fill` writes its files into an empty one beside it."""
-    with turn(target.with_name(f"{target.name}.lock")):
+    with file_lock(target.with_name(f"{target.name}.lock")):
         if is_whole(target):  # another process was first
             return
         # Whoever left these died at it: only the holder of the lock makes one.
@@ -46,6 +46,6 @@ def _publish(work: Path, target: Path) -> None:
 def _sync(file: Path) -> None:
     handle = os.open(file, os.O_RDWR)  # some systems sync no file that is open for reading alone
     try:
-        synced(handle)
+        sync(handle)
     finally:
         os.close(handle)

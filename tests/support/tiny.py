@@ -84,6 +84,10 @@ SMALL: dict[str, Any] = {
     "max_position_embeddings": 64,
 }
 
+# The files of checkpoints that were made already, by everything that decides them.
+_contents: dict[tuple[Any, ...], dict[str, bytes]] = {}
+_LARGE = 2_000_000
+
 
 def bert_masked_lm(folder: Path, **trouble: Any) -> Path:
     """A BERT with its masked-LM head, tied to the embeddings."""
@@ -227,6 +231,31 @@ def bert(
 
 
 def write(
+    folder: Path, cls: type[PreTrainedModel], config: Any, tokenizer: "PreTrainedTokenizerFast | bool", **trouble: Any
+) -> Path:
+    """A checkpoint of any class, its trouble chosen; `tokenizer` is one, or whether a BERT's is to lowercase.
+
+    To make one takes ten times as long as to write it, so the bytes of small ones are kept for the next test.
+    """
+    reads = tokenizer
+    if not isinstance(tokenizer, bool):
+        reads = tokenizer.backend_tokenizer.to_str(), tokenizer.model_max_length
+    key = cls, type(config), config.to_json_string(use_diff=False), reads, *sorted(trouble.items())
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        return _make(folder, cls, config, tokenizer, **trouble)
+    if key not in _contents:
+        _make(folder, cls, config, tokenizer, **trouble)
+        made = {file.name: file.read_bytes() for file in folder.iterdir()}
+        if sum(map(len, made.values())) < _LARGE:
+            _contents[key] = made
+        return folder
+    for name, content in _contents[key].items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def _make(
     folder: Path,
     cls: type[PreTrainedModel],
     config: Any,
@@ -241,8 +270,6 @@ def write(
     legacy_layer_norm: bool = False,
     drop: tuple[str, ...] = (),
 ) -> Path:
-    """A checkpoint of any class, its trouble chosen; `tokenizer` is one, or whether a BERT's is to lowercase."""
-    folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = cls(config).to(getattr(torch, dtype))

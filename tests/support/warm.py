@@ -20,6 +20,7 @@ _ROOT = Path(__file__).parents[2]
 # What libraries do not read at their import. A process that differs in anything else is started afresh.
 _LATE = (
     "HF_HUB_CACHE",
+    "HF_TOKEN",
     "MEDVLLM_",
     "PG",
     "PYTEST_",

@@ -12,7 +12,8 @@ from sqlalchemy.exc import DBAPIError, NoSuchModuleError, SQLAlchemyError
 from medvllm.catalog.address import Address, wrong
 from medvllm.catalog.sql import schema
 from medvllm.catalog.sql.database import WAIT_S, Database, T, logger, reason_of
-from medvllm.errors import CatalogError, MedVLLMError, MigrationError, MissingDependencyError, nearest
+from medvllm.errors import CatalogError, MedVLLMError, MigrationError, MissingDependencyError
+from medvllm.near_names import near_names
 
 _CONNECT_S = 5
 _ASK_AGAIN_S = 5  # a server that did not answer is not asked more often than this
@@ -110,7 +111,7 @@ class PostgresServer(Database):
         known = [option.keyword.decode() for option in Conninfo.get_defaults()]
         for name in arguments:
             if name not in known:
-                near = nearest(name, known)
+                near = near_names(name, known)
                 raise wrong(
                     self._url,
                     f"has the parameter {name[:40]!r}, which PostgreSQL does not know"

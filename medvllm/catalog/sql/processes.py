@@ -1,4 +1,4 @@
-"""Notes of the processes that share a catalogue on a server; the server's clock tells how old they are."""
+"""The records of the processes that share a catalogue on a server. The server's clock tells how old they are."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -8,13 +8,13 @@ from sqlalchemy.dialects.postgresql import insert
 
 from medvllm.catalog.sql.store import SqlStore
 from medvllm.catalog.sql.tables import processes
-from medvllm.processes.board import GONE_S, Kept
+from medvllm.processes.record_store import GONE_S, StoredRecord
 
-_MOST = 10_000  # notes
+_MAX_RECORDS = 10_000  # records
 
 
 class Processes:
-    """The table of notes of one database. CatalogError: it cannot be read or written."""
+    """The table of records of one database. Its methods raise CatalogError if it cannot be read or written."""
 
     def __init__(self, store: SqlStore) -> None:
         self._store = store
@@ -25,8 +25,8 @@ class Processes:
     def __hash__(self) -> int:
         return hash(id(self._store))
 
-    def put(self, id: str, text: str) -> None:
-        """Write a note in place of the one of that id, and take those away whose processes are long gone."""
+    def write(self, id: str, text: str) -> None:
+        """Write a record in place of the one with that id, and remove those of processes that are long gone."""
         row = insert(processes).values(id=id, seen=func.now(), note=text)
         row = row.on_conflict_do_update(index_elements=["id"], set_={"seen": func.now(), "note": text})
         with self._store.database.noting() as connection:
@@ -35,14 +35,16 @@ class Processes:
             connection.execute(delete(processes).where(old))
 
     def remove(self, id: str) -> None:
-        """Take a note away; one that is not there is no error."""
+        """Remove a record, if it exists."""
         with self._store.database.noting() as connection:
             connection.execute(delete(processes).where(processes.c.id == id))
 
-    def kept(self) -> Iterator[Kept]:
-        """Give every note."""
+    def read_all(self) -> Iterator[StoredRecord]:
+        """Yield every record."""
         age = func.extract("epoch", func.now() - processes.c.seen)
         with self._store.database.noting() as connection:
-            rows = connection.execute(select(processes.c.id, processes.c.note, age.label("age")).limit(_MOST)).all()
+            rows = connection.execute(
+                select(processes.c.id, processes.c.note, age.label("age")).limit(_MAX_RECORDS)
+            ).all()
         for row in rows:
-            yield Kept(row.id, row.note.encode(), float(row.age), None)
+            yield StoredRecord(row.id, row.note.encode(), float(row.age), None)

@@ -15,7 +15,8 @@ from medvllm.catalog.sql.states import read_facts, read_state, write_changes
 from medvllm.catalog.sql.tables import MAX_NUMBER, other_names, versions
 from medvllm.catalog.state import NameState, apply_event
 from medvllm.catalog.taken import name_taken
-from medvllm.errors import CatalogError, ModelNotFoundError, nearest, offer
+from medvllm.errors import CatalogError, ModelNotFoundError
+from medvllm.near_names import did_you_mean, near_names
 
 
 class Transaction:
@@ -353,10 +354,10 @@ class Transaction:
                 model=name,
             )
         query = select(other_names.c.name).where(other_names.c.other == name).distinct()
-        near = list(self._connection.execute(query).scalars()) or nearest(name, list_names(self._connection), 3)
+        near = list(self._connection.execute(query).scalars()) or near_names(name, list_names(self._connection), 3)
         hint = "" if near else " Built-in models are not stored."
         return ModelNotFoundError(
-            f"Model {name!r} is not stored.{offer(near)}{hint}\nList the stored models: medvllm list --mine",
+            f"Model {name!r} is not stored.{did_you_mean(near)}{hint}\nList the stored models: medvllm list --mine",
             model=name,
             candidates=tuple(near),
         )

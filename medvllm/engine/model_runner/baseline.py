@@ -1,4 +1,4 @@
-"""Acceptance tests: what a model made of synthetic inputs when it was accepted, and whether it still does."""
+"""Baselines: what a model returned for synthetic inputs when it was approved, and whether it still does."""
 
 import hashlib
 import math
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from medvllm.engine.model_runner.edge import running
-from medvllm.engine.model_runner.entities import find_entities, is_tagger
+from medvllm.engine.model_runner.entities import find_entities, is_token_classifier
 from medvllm.engine.model_runner.tasks import embed
 from medvllm.errors import LoadError, RequestError
 from medvllm.model_registry import Lease
@@ -14,57 +14,59 @@ from medvllm.model_registry import Lease
 if TYPE_CHECKING:
     import torch
 
-# No patient's words: they are written for this purpose, with case, accents, numbers and abbreviations that matter.
+# Synthetic texts, no patient's words. They have the case, accents, numbers and abbreviations that matter.
 _TEXTS = (
     "Patient denies chest pain; ALS was ruled out on 3 May.",
     "Mr. Juan Peña, 64, café owner, was given aspirin 75 mg o.d. at St. Mary's.",
     "HbA1c 7.2 %, eGFR >60 mL/min/1.73 m²; no evidence of metastasis.",
 )
-_SKETCH = 16  # numbers; the error of an estimate from them is a fifth
-_TOLERANCE = {"float64": 1e-3, "float32": 1e-3}  # relative error that is no drift; other libraries and CPUs give 1e-6
-_COARSE = 3e-2  # of 16-bit numbers
-_NOISE = 1e-6  # what rounding leaves of a vector of nothing
+_PROJECTIONS = 16  # numbers kept of each output; a distance estimated from them is off by about a fifth
+# Relative error of an output that is no deviation. Other libraries and CPUs cause about 1e-6.
+_TOLERANCE = {"float64": 1e-3, "float32": 1e-3}
+_COARSE_TOLERANCE = 3e-2  # for 16-bit numbers
+_SMALLEST_NORM = 1e-6  # avoids a division by zero for an output of zeros
 
 
-def cases(lease: Lease) -> list[dict[str, Any]]:
-    """Return what the model makes of the synthetic inputs: token ids, spans, and a sketch of its output each.
+def compute_cases(lease: Lease) -> list[dict[str, Any]]:
+    """Return the model's output for each synthetic input: token ids, spans, and random projections of the output.
 
-    A sketch is the output's projections on fixed random directions: enough to estimate how far another output is.
+    The projections on fixed random directions are enough to estimate how far another output is.
     """
-    return [_case(lease, inputs) for inputs in _inputs(lease)]
+    return [_compute_case(lease, inputs) for inputs in _inputs(lease)]
 
 
-def drift(lease: Lease, accepted: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return for each acceptance test how the model differs from what was accepted; an empty dict when it does not.
+def find_deviations(lease: Lease, baseline: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return how the model deviates from each case of its baseline, or an empty dict if it does not.
 
-    RequestError: the tests were not made by this program.
+    Raises:
+        RequestError: medvllm did not record this baseline.
     """
-    flaws: dict[str, str] = {}
-    for number, case in enumerate(accepted, 1):
+    deviations: dict[str, str] = {}
+    for number, case in enumerate(baseline, 1):
         try:
-            flaw = _flaw(case, _case(lease, case["inputs"]))
+            deviation = _compare(case, _compute_case(lease, case["inputs"]))
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, RequestError):
                 raise
             raise RequestError(
-                f"Acceptance test {number} of model {lease.metadata.name!r} cannot be read: {type(error).__name__}.\n"
-                f"Record them anew: medvllm baseline record {lease.metadata.name}",
+                f"Case {number} of the baseline of model {lease.metadata.name!r} cannot be read: "
+                f"{type(error).__name__}.\nRecord a new one with: medvllm baseline record {lease.metadata.reference}",
                 model=lease.metadata.name,
             ) from error
-        if flaw:
-            flaws[f"acceptance test {number}"] = flaw
-    return flaws
+        if deviation:
+            deviations[f"case {number}"] = deviation
+    return deviations
 
 
 def _inputs(lease: Lease) -> list[list[str]]:
-    """Return the synthetic inputs in the shape that the model takes: texts, pairs, texts with a gap."""
+    """Return the synthetic inputs in the form that the model takes: texts, pairs, or texts with a [MASK]."""
     if len(lease.metadata.behaviour.inputs) == 2:
         return [[_TEXTS[0], _TEXTS[1]], [_TEXTS[2], _TEXTS[0]]]
     mask = lease.tokenizer.mask_token if type(lease.model).__name__.endswith("ForMaskedLM") else None
     return [[text.replace("aspirin", str(mask)) if mask else text] for text in _TEXTS]
 
 
-def _case(lease: Lease, inputs: Sequence[str]) -> dict[str, Any]:
+def _compute_case(lease: Lease, inputs: Sequence[str]) -> dict[str, Any]:
     import torch
 
     model, tokenizer = lease.model, lease.tokenizer
@@ -78,7 +80,9 @@ def _case(lease: Lease, inputs: Sequence[str]) -> dict[str, Any]:
     norm = float(output.norm())
     if not math.isfinite(norm):
         raise LoadError(
-            f"Model {lease.metadata.name!r} gives NaN or infinity for a plain sentence: its output is {norm}.",
+            f"Model {lease.metadata.name!r} gives NaN or infinity for a plain sentence.\n"
+            "In float16 large numbers overflow; load it with: dtype='float32'\n"
+            "If it happens in float32 too, the weights are damaged.",
             model=lease.metadata.name,
         )
     case: dict[str, Any] = {
@@ -87,42 +91,45 @@ def _case(lease: Lease, inputs: Sequence[str]) -> dict[str, Any]:
         "max_length": tokenizer.model_max_length,
         "dtype": str(model.dtype).removeprefix("torch."),
         "shape": list(output.shape),
-        "sketch": _sketch(output),
+        "projections": _project(output),
         "norm": float(f"{norm:.6g}"),
     }
-    case["tolerance"] = _TOLERANCE.get(case["dtype"], _COARSE)
-    if is_tagger(model):
+    case["tolerance"] = _TOLERANCE.get(case["dtype"], _COARSE_TOLERANCE)
+    if is_token_classifier(model):
         case["spans"] = [f"{span.start}-{span.end} {span.label}" for span in find_entities(lease, inputs)[0].spans]
     return case
 
 
-def _flaw(accepted: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
-    for fact in ("dtype", "max_length", "ids", "shape"):
-        if accepted[fact] != found[fact]:
-            short = fact in ("dtype", "max_length")
-            return f"{fact} {found[fact]}, not {accepted[fact]}" if short else f"other {fact} than accepted"
-    differences = zip(accepted["sketch"], found["sketch"], strict=True)
-    distance = math.sqrt(sum((a - b) ** 2 for a, b in differences) / _SKETCH)
-    error = distance / max(accepted["norm"], _NOISE)
-    if not error <= accepted["tolerance"]:  # also when it is no number
-        return f"output off by {error:.2g} of its length, where {accepted['tolerance']:g} is allowed"
-    if accepted.get("spans") != found.get("spans"):
-        return "other spans than accepted"
+def _compare(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
+    """Return how a case differs from the recorded one, or None if it does not."""
+    for fact in ("dtype", "max_length"):
+        if recorded[fact] != found[fact]:
+            return f"{fact} is {found[fact]}, was {recorded[fact]}"
+    for fact, words in (("ids", "token ids"), ("shape", "shape of the output")):
+        if recorded[fact] != found[fact]:
+            return f"{words} changed"
+    differences = zip(recorded["projections"], found["projections"], strict=True)
+    distance = math.sqrt(sum((a - b) ** 2 for a, b in differences) / _PROJECTIONS)
+    error = distance / max(recorded["norm"], _SMALLEST_NORM)
+    if not error <= recorded["tolerance"]:  # also if it is NaN
+        return f"output changed by {error:.1%}; at most {recorded['tolerance']:.1%} is allowed"
+    if recorded.get("spans") != found.get("spans"):
+        return "spans changed"
     return None
 
 
-def _sketch(output: "torch.Tensor") -> list[float]:
+def _project(output: "torch.Tensor") -> list[float]:
     """Return the projections of an output on directions of random signs.
 
-    The signs are the bits of a hash: they are the same everywhere, whatever a library's generator does.
+    The signs are the bits of a hash, so they are the same on every machine and with every library.
     """
     import torch
 
     flat = output.flatten()
-    sketch = []
-    for row in range(_SKETCH):
+    projections = []
+    for row in range(_PROJECTIONS):
         octets = bytearray(hashlib.shake_256(b"medvllm %d" % row).digest(-(-flat.numel() // 8)))
         bits = (torch.frombuffer(octets, dtype=torch.uint8).unsqueeze(1) >> torch.arange(8, dtype=torch.uint8)) & 1
         signs = bits.flatten()[: flat.numel()].float() * 2 - 1
-        sketch.append(float(f"{float(signs @ flat):.6g}"))
-    return sketch
+        projections.append(float(f"{float(signs @ flat):.6g}"))
+    return projections

@@ -45,7 +45,7 @@ def batches(lease: Lease, module: Any, windows: Sequence[Window]) -> list[list[W
 
     Lengths are equal where `module`, the part of the model that is to run, does not bear padding.
     """
-    from medvllm.loading.steady import rows_compete
+    from medvllm.loading.stateless import rows_compete
 
     filled = [window for window in windows if window.input_ids]
     budget = BATCH_TOKENS.get(str(lease.model.device), DEVICE_BATCH_TOKENS)
@@ -127,7 +127,7 @@ def _packed(windows: Sequence[Window], budget: int, *, equal: bool = False) -> l
 
 def _bears(lease: Lease, module: Any) -> bool:
     """Return whether a row's output is the same when the row is padded: tried once, with a short text."""
-    from medvllm.loading.steady import depends_on_length
+    from medvllm.loading.stateless import depends_on_length
 
     if (known := _bear_padding.get(module)) is None:
         known = not depends_on_length(module) and _is_unmoved(lease, module)

@@ -33,7 +33,7 @@ def find_entities(lease: Lease, texts: Iterable[str]) -> list[Entities]:
     model is no tagger.
     """
     model, behaviour = lease.model, lease.metadata.behaviour
-    if not is_tagger(model):
+    if not is_token_classifier(model):
         raise RequestError(
             f"Model {lease.metadata.name!r} is loaded as {type(model).__name__}, which finds no spans.\n"
             "Taggers are listed with: medvllm list --task ner",
@@ -56,7 +56,7 @@ def find_entities(lease: Lease, texts: Iterable[str]) -> list[Entities]:
     return [Entities(decode(_joined(found), scheme), covered) for found, covered in zip(pieces, coverage, strict=True)]
 
 
-def is_tagger(model: Any) -> bool:
+def is_token_classifier(model: Any) -> bool:
     """Return whether a model labels tokens."""
     return type(model).__name__.endswith("ForTokenClassification")
 

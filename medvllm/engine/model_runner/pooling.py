@@ -11,7 +11,7 @@ from medvllm.metadata import ModelMetadata
 if TYPE_CHECKING:
     import torch
 
-    from medvllm.loading.modules import Modules
+    from medvllm.loading.sentence_modules import Modules
 
 
 class Pool:

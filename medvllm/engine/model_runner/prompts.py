@@ -3,8 +3,9 @@
 from typing import TYPE_CHECKING
 
 from medvllm.engine.model_runner.inputs import check_texts
-from medvllm.errors import InputTooLongError, RequestError, nearest, offer
+from medvllm.errors import InputTooLongError, RequestError
 from medvllm.model_registry import Lease
+from medvllm.near_names import did_you_mean, near_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,7 +34,7 @@ def choose(lease: Lease, name: str | None, prompt: str | None) -> str:
     if name is None:
         return known.get(behaviour.role or default or "", "")
     if not isinstance(name, str) or name not in known:
-        near = offer(nearest(name, known)) if isinstance(name, str) else ""
+        near = did_you_mean(near_names(name, known)) if isinstance(name, str) else ""
         shown = repr(name)[:80]
         raise RequestError(
             f"Model {lease.metadata.name!r} has no prompt {shown}.{near}\nIt has {_listed(known)}.",

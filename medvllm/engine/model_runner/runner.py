@@ -59,34 +59,40 @@ class ModelRunner:
         return result
 
     def record_baseline(self, *, reason: str | None = None) -> ModelMetadata:
-        """Record what the model makes of a few synthetic inputs into its entry, and return that; see `drift`.
+        """Record the model's output for a few synthetic inputs in its entry, and return the entry.
 
-        A stored version keeps it, an entry of this process as long as the process; a built-in one is stored as a copy.
+        A stored entry keeps the baseline. An entry of this process has it as long as the process runs. A built-in entry
+        is stored as a copy.
+
+        Args:
+            reason: Why; the history of a stored entry keeps it.
         """
-        from medvllm.engine.model_runner.baseline import cases
+        from medvllm.engine.model_runner.baseline import compute_cases
 
         self._check_entry()
         name = self._registry.get_metadata(self._name).reference  # before anything is loaded
         with self._registry.lease(name, **self._options) as lease, answering(name):
-            made = cases(lease)
-        return self._registry.record_baseline(name, made, reason=reason)
+            cases = compute_cases(lease)
+        return self._registry.record_baseline(name, cases, reason=reason)
 
     def check_baseline(self) -> dict[str, str]:
-        """Run the entry's acceptance tests again, and return how each that fails differs; {} when all pass.
+        """Compute the baseline again, and return how each case deviates: an empty dict if none does.
 
-        CatalogError: the entry has none.
+        Raises:
+            CatalogError: The entry has no baseline.
         """
-        from medvllm.engine.model_runner.baseline import drift
+        from medvllm.engine.model_runner.baseline import find_deviations
 
         self._check_entry()
         metadata = self._registry.get_metadata(self._name)
         if not metadata.baseline:
             raise CatalogError(
-                f"Model {metadata.name!r} has no baseline.\nRecord one with: medvllm baseline record {metadata.name}",
+                f"Model {metadata.name!r} has no baseline.\n"
+                f"Record one with: medvllm baseline record {metadata.reference}",
                 model=metadata.name,
             )
         with self._registry.lease(metadata.reference, **self._options) as lease, answering(metadata.name):
-            return drift(lease, metadata.baseline)
+            return find_deviations(lease, metadata.baseline)
 
     def run(self, task: str | None, texts: Iterable[Text], **arguments: Any) -> tuple[Any, str, Receipt]:
         """Return the task's result, the task (the model's own when None) and the receipt of what answered.

@@ -13,9 +13,10 @@ from medvllm.engine.model_runner.inputs import Text, check_pairs, plain_texts
 from medvllm.engine.model_runner.pooling import Pool, finish
 from medvllm.engine.model_runner.prompts import choose, token_count
 from medvllm.engine.model_runner.windows import Coverage, split
-from medvllm.errors import RequestError, nearest, offer
+from medvllm.errors import RequestError
 from medvllm.heads import task_of
 from medvllm.model_registry import Lease
+from medvllm.near_names import did_you_mean, near_names
 
 if TYPE_CHECKING:
     import torch
@@ -79,16 +80,16 @@ TASKS: dict[str, Callable[..., Any]] = {
 def check_task(task: str, arguments: Mapping[str, Any]) -> None:
     """Raise RequestError unless there is a function for the task, and it takes the arguments."""
     if task not in TASKS:
-        near = nearest(task, TASKS)
+        near = near_names(task, TASKS)
         raise RequestError(
-            f"Task {task!r} is not a task that ModelRunner runs{'' if near else ' yet'}.{offer(near)}\n"
+            f"Task {task!r} is not a task that ModelRunner runs{'' if near else ' yet'}.{did_you_mean(near)}\n"
             f"It runs: {', '.join(TASKS)}",
             task=task,
         )
     known = [name for name in inspect.signature(TASKS[task]).parameters if name not in ("lease", "texts")]
     if unknown := next((name for name in arguments if name not in known), None):
         raise RequestError(
-            f"Task {task!r} takes no argument {unknown!r}.{offer(nearest(unknown, known))}\n"
+            f"Task {task!r} takes no argument {unknown!r}.{did_you_mean(near_names(unknown, known))}\n"
             f"It takes: {', '.join(known) or 'texts alone'}",
             task=task,
             argument=unknown,

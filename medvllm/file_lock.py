@@ -1,0 +1,49 @@
+"""A lock on a file: one process and one thread at a time."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from medvllm.errors import SourceError
+from medvllm.files import chmod, make_own, own_mode
+
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+
+
+@contextmanager
+def file_lock(file: Path, *, setting: str = "MEDVLLM_HOME", private: bool = True) -> Iterator[None]:
+    """Hold a lock file for the duration of the block. Waits while another process or thread holds it.
+
+    Args:
+        file: The lock file. It is created, with its folder.
+        setting: The variable that names its folder, for the error message.
+        private: Whether the file belongs to MEDVLLM_HOME, where the umask does not apply.
+
+    Raises:
+        SourceError: The file system has no locks.
+        OSError: The file cannot be created.
+    """
+    from filelock import FileLock
+
+    if private:
+        make_own(file.parent)
+    else:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(file)
+    try:
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise SourceError(
+            f"{file.parent} is on a file system without file locks: {error.strerror}.\n"
+            f"Use a folder on a local disk: export {setting}=/path/to/folder",
+            path=str(file),
+        ) from error
+    if private:
+        chmod(file, own_mode(file.parent) & 0o666)
+    try:
+        yield
+    finally:
+        lock.release()

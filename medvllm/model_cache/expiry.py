@@ -1,0 +1,43 @@
+"""A timer for the next idle model that expires."""
+
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any
+
+from medvllm.model_cache.accounts import CachedModel
+from medvllm.quantities import PINNED
+
+_SHORTEST_S = 0.05
+
+
+class ExpiryTimer:
+    """Calls a method when the next model expires. There is one daemon thread, and only while one is needed."""
+
+    def __init__(self, expire: Callable[[], object]) -> None:
+        # A weak reference: a cache that nobody else holds is freed, with its models.
+        self._expire = weakref.WeakMethod(expire)
+        self._timer: threading.Timer | None = None
+
+    @property
+    def is_set(self) -> bool:
+        """Whether a timer runs."""
+        return self._timer is not None
+
+    def set(self, models: Iterable[CachedModel[Any]], now: float) -> None:
+        """Start the timer for the first of the models that expires, in place of the one that runs."""
+        times = [m.last_used + m.keep_alive for m in models if m.keep_alive not in (None, PINNED) and not m.leases]
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if times:
+            self._timer = threading.Timer(max(min(times) - now, _SHORTEST_S), _call, [self._expire])
+            self._timer.daemon = True
+            with suppress(RuntimeError):  # no thread is available: the models leave with the next call that looks
+                self._timer.start()
+
+
+def _call(method: "weakref.WeakMethod[Callable[[], object]]") -> None:
+    if (expire := method()) is not None:
+        expire()
