@@ -103,7 +103,7 @@ def test_register_makes_versions_or_says_that_nothing_is_new(medvllm: Medvllm, n
         (["alias", "rm", "ner", "production"], 1, "Model 'ner' has no alias 'production'"),
         (["deprecate", "ner"], 2, "give --successor, --reason or --off"),
         (["deprecate", "ner", "--successor", "biobret-v1.2"], 1, "Did you mean: 'biobert-base-cased-v1.2'"),
-        (["history", "--since", "yesterday"], 2, "'yesterday' is neither a day nor a time"),
+        (["history", "--since", "yesterday"], 2, "'yesterday' is not a date or a time"),
         (["catalog", "apply", "nope.toml"], 2, "nope.toml"),
         (["catalog", "migrate", "--to", "0007"], 1, "There is no schema '0007': it is one of 0001, 0002, 0003."),
     ],

@@ -98,7 +98,7 @@ def test_the_ways_around_it_are_closed(registry: ModelRegistry, folders: list[Pa
     with pytest.raises(CatalogError, match="is protected, and version 3 lacks"):
         catalog.set_alias("m", "production", 3, reason="r")
     registry.unregister("m", persist=True)
-    with pytest.raises(CatalogError, match="'n' cannot be known as 'm' too: alias 'production' of it is protected"):
+    with pytest.raises(CatalogError, match="'n' cannot also be known as 'm', because alias 'production' of 'm' is protected"):
         registry.register("n", "clinical", also_known_as=["m"], persist=True)
     with pytest.raises(CatalogError, match="cannot be known as 'm' too"):
         catalog.apply('[models.n]\nmodel_type = "generic"\nalso_known_as = ["m"]\n')
