@@ -47,7 +47,7 @@ def _sound(registry: ModelRegistry) -> bool:
 def test_versions_are_kept_and_never_given_again(registry: ModelRegistry) -> None:
     """Not after one is removed, nor after the whole name is."""
     assert [_put(registry, description=text) for text in ("a", "b", "c")] == [1, 2, 3]
-    with pytest.raises(ModelExistsError, match="'m' is registered already"):
+    with pytest.raises(ModelExistsError, match="'m' is already registered"):
         registry.register("m", "clinical", persist=True)
     assert {number: entry.description for number, entry in registry.catalog.versions("m").items()} == {
         1: "a",
@@ -93,7 +93,7 @@ def test_marks_and_tags_change_in_place(registry: ModelRegistry) -> None:
         registry.catalog.mark("m", pooling="cls")
     with pytest.raises(ModelNotFoundError, match="'m' has no version or alias '9'. It has: 1, 2"):
         registry.catalog.mark("m@9", deprecated="x")
-    with pytest.raises(RequestError, match="A reason has 1 to 2,000 characters"):
+    with pytest.raises(RequestError, match="A reason must have 1 to 2,000 characters"):
         registry.catalog.mark("m", deprecated="x", reason="r" * 2001)
     assert _sound(registry)
 
@@ -231,7 +231,7 @@ def test_a_protected_alias_moves_to_what_is_locked_and_has_a_baseline(registry: 
     catalog.set_alias("m", "production", 1)
     catalog.protect("m", "production")
     catalog.set_alias("m", "staging", 2)
-    lacking = "(?s)cannot be protected: .*version 2, which lacks:\n  a lock in .*a baseline: medvllm baseline record m@2$"
+    lacking = "(?s)cannot be protected: .*version 2, which lacks:\n  a lock in .*: medvllm baseline record m@2$"
     with pytest.raises(CatalogError, match=lacking):
         catalog.protect("m", "staging")
     catalog.remove_alias("m", "staging")
@@ -379,7 +379,7 @@ def test_a_class_that_others_cannot_import_is_not_stored(registry: ModelRegistry
 
     main = type("Main", (dict,), {"__module__": "__main__"})
     for kind in (Local, main):
-        with pytest.raises(RequestError, match="cannot be stored: another process could not import it.\nDefine the class at"):
+        with pytest.raises(RequestError, match="cannot be stored, because another process could not"):
             _put(registry, model_class=kind)
     assert registry.catalog.names() == []
     _put(registry, model_class=Outer.Inner)
@@ -483,7 +483,7 @@ def test_applying_a_file_makes_the_catalogue_what_it_says(registry: ModelRegistr
         (("version = 1,", "version = 3,"), ModelNotFoundError, "'y' has no version or alias '3'"),
         (('"y@4"', '"y@3"'), CatalogError, "Version 3 of model 'y' existed before"),
         (("[aliases.y]", "[aliases.z]\nproduction = 1\n[aliases.y]"), CatalogError, "model 'z', but no version"),
-        (('[models."y@1"]', '[models."y@9"]'), CatalogError, "cannot be removed, because an alias points to it: production"),
+        (('[models."y@1"]', '[models."y@9"]'), CatalogError, "an alias points to it: production"),
         (("protected = true", "protected = false"), CatalogError, "'production' of model 'y' is protected"),
         (("[models.x]", '[models."x@0"]'), CatalogError, "no whole number above 0"),
         (("production =", '"3" ='), ModelNameError, "Alias '3' cannot be used"),

@@ -130,7 +130,7 @@ def test_the_history_tells_where_a_version_came_from(
     assert imported.detail["exported"] == exported.provenance.to_dict()
     assert (exported.provenance.events, exported.provenance.last_hash) == (events, last_hash)
     assert imported.detail["approved"]["reason"] == "reviewed"
-    with pytest.raises(RequestError, match="A reason has 1 to 2,000"):
+    with pytest.raises(RequestError, match="A reason must have 1 to 2,000"):
         other.import_bundle(tmp_path / "b.tar", reason="x" * 2001)
 
 
@@ -150,7 +150,7 @@ def test_a_bundle_changes_no_name_without_leave(
     with pytest.raises(CatalogError) as error:
         other.import_bundle(tmp_path / "2.tar")
     assert str(error.value).splitlines() == [
-        "The bundle would change what is here:",
+        "The bundle would change models on this machine:",
         "  m@2 would have another tags",
         "  alias 'production' of 'm' points to 2, and would to 3",
         "  'm' means m@2, and would mean m@3",
@@ -172,7 +172,7 @@ def test_a_number_never_means_two_things(
     other.register("m", "clinical", model_path=tiny.bert_encoder(tmp_path / "own", seed=9), persist=True)
     other.register("m", "custom", model_path=tmp_path / "own", persist=True, replace=True)
     for gone in (False, True):
-        with pytest.raises(CatalogError, match=r"m@1 is another model here(, which was unregistered)?: it differs in"):
+        with pytest.raises(CatalogError, match=r"m@1 is another model on this machine(, which was unregistered)?: it differs in"):
             other.import_bundle(tmp_path / "b.tar", replace=True)
         if not gone:
             other.unregister("m@1", persist=True)
