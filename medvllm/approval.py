@@ -22,7 +22,7 @@ def check_baseline(entry: ModelMetadata, alias: str, files: str | None) -> None:
     if recorded is None or not entry.baseline:
         raise CatalogError(
             f"Model {entry.reference!r} was not loaded: the protected alias {alias!r} points to it, and it has no "
-            f"baseline.\nTo approve it, run:\n  medvllm alias protect {entry.name} {alias} --off --reason 'why'\n"
+            f"baseline.\nTo approve it, run:\n  medvllm alias unprotect {entry.name} {alias} --reason 'why'\n"
             f"  medvllm lock {entry.reference}\n  medvllm baseline record {entry.reference}\n"
             f"  medvllm alias protect {entry.name} {alias}",
             model=entry.name,

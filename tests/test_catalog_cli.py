@@ -100,7 +100,7 @@ def test_register_makes_versions_or_says_that_nothing_is_new(medvllm: Medvllm, n
         (["alias", "set", "ner", "2", "1"], 2, "Alias '2' cannot be used"),
         (["alias", "set", "ner", "a b", "1"], 2, "Alias 'a b' cannot be used"),
         (["alias", "set", "ner", "production", "3"], 1, "no version or alias '3'"),
-        (["alias", "rm", "ner", "production"], 1, "Model 'ner' has no alias 'production'"),
+        (["alias", "remove", "ner", "production"], 1, "Model 'ner' has no alias 'production'"),
         (["deprecate", "ner"], 2, "give --successor, --reason or --off"),
         (["deprecate", "ner", "--successor", "biobret-v1.2"], 1, "Did you mean: 'biobert-base-cased-v1.2'"),
         (["history", "--since", "yesterday"], 2, "'yesterday' is not a date or a time"),
@@ -123,7 +123,7 @@ def test_aliases_and_what_they_keep(medvllm: Medvllm, ner: Path) -> None:
     assert medvllm("alias", "list", "ner").lines == ["ner\tproduction\t2\t-", "ner\tstaging\t2\t-"]
     said = medvllm("unregister", "ner@2")
     assert said.code == 1 and "an alias points to: production, staging" in said.err
-    assert medvllm("alias", "rm", "ner", "staging").code == 0
+    assert medvllm("alias", "remove", "ner", "staging").code == 0
     assert medvllm("unregister", "ner@2", "--force", "--reason", "wrong").out == "Unregistered 'ner', version 2.\n"
     assert medvllm("alias", "list").out == "" and json.loads(medvllm("alias", "list", "--json").out) == []
     assert medvllm("unregister", "ner").out == "Unregistered 'ner', version 1.\n"
@@ -154,9 +154,9 @@ def test_a_protected_alias_lists_what_is_missing(medvllm: Medvllm, ner: Path) ->
     file.write_bytes(content)
     assert medvllm(*move).out == "ner@production is version 2.\n"
     assert medvllm("verify", "ner@2").lines == ["ner@2\teverything\tok"]
-    assert medvllm("alias", "protect", "ner", "production", "--off").code == 1
-    assert medvllm("alias", "rm", "ner", "production").code == 1
-    assert medvllm("alias", "rm", "ner", "production", "--reason", "over").code == 0
+    assert medvllm("alias", "unprotect", "ner", "production").code == 1
+    assert medvllm("alias", "remove", "ner", "production").code == 1
+    assert medvllm("alias", "remove", "ner", "production", "--reason", "over").code == 0
     assert medvllm("alias", "list", "ner").lines == ["ner\tproduction\t-\tprotected"]
 
 
@@ -200,6 +200,19 @@ def test_history(medvllm: Medvllm, ner: Path, home: Path) -> None:
     assert said.code == 1 and flaws == ["alias 'production' of 'other' is not what its events say"]
 
 
+def test_a_name_may_be_a_word_of_the_command(medvllm: Medvllm, ner: Path) -> None:
+    """A model that is named as a command of `history`; and a name that is not known, which offers those that are."""
+    medvllm("register", "verify", "--type", "generic", "--path", "./ner")
+    for command in (["list", "verify"], ["--", "verify"], ["--since", "2020-01-01", "verify"]):
+        assert [line.split("\t")[3] for line in medvllm("history", *command).lines] == ["+ verify@1"]
+    medvllm("unregister", "verify")
+    assert len(medvllm("history", "list", "verify").lines) == 2
+    for command in (["history"], ["history", "list"], ["alias", "list"]):
+        said = medvllm(*command, "nre")
+        assert said.code == 1 and "'nre'" in said.err and "'ner'" in said.err
+    assert medvllm("alias", "list", "ner").code == 0
+
+
 def test_export_and_apply(medvllm: Medvllm, ner: Path) -> None:
     """A plan that is what happens; applied again, nothing; from standard input too."""
     medvllm("alias", "set", "ner", "production", "1")
@@ -220,10 +233,10 @@ def test_export_and_apply(medvllm: Medvllm, ner: Path) -> None:
     )
     other = text.replace("max_length = 64", "max_length = 63")
     assert (
-        "ner' has another max_length in the catalogue: 64, not 63"
+        "'max_length' of version 1 of model 'ner' is 63 in the file but 64 in the catalogue"
         in medvllm("catalog", "apply", "-", stdin=other.encode()).err
     )
-    assert medvllm("catalog", "apply", "-", stdin=b"\xff").err.startswith("Error: '-' is not UTF-8: byte 1")
+    assert medvllm("catalog", "apply", "-", stdin=b"\xff").err.startswith("Error: File '-' is not UTF-8: byte 1")
     assert medvllm("catalog", "export").out == text and medvllm("history", "verify").code == 0
 
 
@@ -268,13 +281,14 @@ def test_a_slip_is_noticed_when_it_is_typed(medvllm: Medvllm, ner: Path, monkeyp
     assert medvllm("register", "ner", "--type", "clinical", "--path", "./ner", "--fact", "task=triage").code == 0
     text = '[models.m]\nmodel_type = "generic"\nmodel_path = "./ner"\n'
     said = medvllm("catalog", "apply", "-", "--dry-run", stdin=text.encode())
-    assert said.code == 2 and f"Write its whole path: {ner}" in said.err
+    assert said.code == 2 and f"Use an absolute path: {ner}" in said.err
     for wrong, words in {
-        b"": "there is no table 'models'",
+        b"": "the table 'models' is missing",
         b"[models.new.thing]\n": "model 'new' has no model_type",
-        b"[model.x]\n": "it has the table 'model'",
+        b"[model.x]\n": "unknown table 'model'",
     }.items():
-        assert words in medvllm("catalog", "apply", "-", stdin=wrong).err
+        said = medvllm("catalog", "apply", "-", stdin=wrong).err
+        assert words in said and "Standard input cannot be read" in said
     bom = b"\xef\xbb\xbf" + medvllm("catalog", "export").out.encode()
     assert medvllm("catalog", "apply", "-", stdin=bom).err == "0 changes.\n"
     for url in ("postgresql//me@127.0.0.1/x", "off", "postgresql://me@127.0.0.1:port/x", "catalog.db"):
@@ -282,7 +296,7 @@ def test_a_slip_is_noticed_when_it_is_typed(medvllm: Medvllm, ner: Path, monkeyp
         said = medvllm("list")
         assert said.code == 1 and "MEDVLLM_CATALOG" in said.err
     monkeypatch.setenv("MEDVLLM_CATALOG", str(ner.parent / "team.db"))
-    assert medvllm("catalog", "init").out == f"Made catalogue {ner.parent / 'team.db'}.\n"
+    assert medvllm("catalog", "init").out == f"Created catalogue {ner.parent / 'team.db'}.\n"
     assert len(medvllm("history").lines) == 1
     assert medvllm("catalog", "apply", "-", "--dry-run", stdin=bom).err.endswith(" changes would be made.\n")
     assert medvllm("catalog", "init").out == f"Catalogue {ner.parent / 'team.db'} already exists.\n"
@@ -387,7 +401,7 @@ def test_a_plan_is_shown_whatever_is_protected(medvllm: Medvllm, ner: Path) -> N
     assert said.code == 0 and said.lines == ["+ ner@production -> 2"]
     assert [line.strip().partition(":")[0] for line in said.err.splitlines()] == [
         "1 change would be made.",
-        "It would be refused as it stands",
+        "The file would be refused",
         f"ner@production -> 2 lacks a lock in {ner.parent / 'medvllm.lock'}",
         "ner@production -> 2 lacks a baseline",
         "what is protected changes only with a reason",

@@ -130,7 +130,7 @@ def test_down_and_up_again_keeps_the_data(catalog_url: str, registry: ModelRegis
     before = registry.catalog.export(), registry.catalog.history()
     with pytest.raises(
         MigrationError,
-        match="'0001' knows no protected .* are 1: .*\n.*:\n  medvllm alias protect m later --off --reason",
+        match="'0001' knows no protected .* are 1: .*\n.*:\n  medvllm alias unprotect m later --reason",
     ):
         registry.catalog.migrate("0001")
     assert (registry.catalog.export(), registry.catalog.history()) == before and _schema(catalog_url) == schema.HEAD

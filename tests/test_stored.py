@@ -485,7 +485,7 @@ def test_applying_a_file_makes_the_catalogue_what_it_says(registry: ModelRegistr
         (("[aliases.y]", "[aliases.z]\nproduction = 1\n[aliases.y]"), CatalogError, "model 'z', but no version"),
         (('[models."y@1"]', '[models."y@9"]'), CatalogError, "an alias points to it: production"),
         (("protected = true", "protected = false"), CatalogError, "'production' of model 'y' is protected"),
-        (("[models.x]", '[models."x@0"]'), CatalogError, "no whole number above 0"),
+        (("[models.x]", '[models."x@0"]'), CatalogError, "must be a whole number of at least 1"),
         (("production =", '"3" ='), ModelNameError, "Alias '3' cannot be used"),
         (('description = "from a file"', 'descripton = "x"'), CatalogError, "descripton"),
         (("[models.x]", "[models.x"), CatalogError, "The entries cannot be read"),

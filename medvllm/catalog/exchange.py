@@ -20,14 +20,14 @@ Move = tuple[str, str, ModelMetadata]  # a name, a protected alias of it, and th
 Approved = Mapping[tuple[str, str, int], Facts]  # name, alias and number -> facts of the version as it was approved
 
 
-def read_entries(text: str) -> Entries:
-    """Return what a file says.
+def read_entries(text: str, file: str) -> Entries:
+    """Return what a file says; `file` names it in messages.
 
     Raises:
         CatalogError: The file is not valid.
         ModelNameError: An alias in it is not valid.
     """
-    wanted = parse_entries(text, "stored")
+    wanted = parse_entries(text, "stored", file)
     for stated in wanted.aliases or ():
         valid_alias(stated.alias)
     return wanted

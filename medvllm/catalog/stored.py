@@ -19,11 +19,12 @@ from medvllm.catalog.memo import LookupMemo
 from medvllm.catalog.protection import Approval, check_move, check_protect, missing_requirements
 from medvllm.catalog.record import StoredRow, from_record, to_record
 from medvllm.catalog.stores import DatabaseHandle
-from medvllm.errors import CatalogError, ModelNameError, RequestError
+from medvllm.errors import CatalogError, ModelNameError, ModelNotFoundError, RequestError
 from medvllm.fact_values import check_fact
 from medvllm.facts import MUTABLE_FIELDS
 from medvllm.metadata import ModelMetadata
 from medvllm.names import parse, valid_alias
+from medvllm.near_names import did_you_mean, near_names
 from medvllm.spelling import folded
 
 if TYPE_CHECKING:
@@ -150,6 +151,19 @@ class StoredCatalog:
     def was_removed(self, name: str) -> bool:
         """Return whether a name had versions, and all of them were unregistered."""
         return bool(self._memo.get(("removed", name, ""), lambda store: store.was_removed(name)))
+
+    def check_known(self, name: str) -> None:
+        """Raise ModelNotFoundError, with similar names, if a name never had a stored version and has no event."""
+        name, store = folded(name), self.database.reader()
+        known = [] if store is None else store.names_ever()
+        if name in known or self.history(name):
+            return
+        near = near_names(name, known, 3)
+        raise ModelNotFoundError(
+            f"Model {name!r} is not stored.{did_you_mean(near)}\nList the stored models: medvllm list --mine",
+            model=name,
+            candidates=tuple(near),
+        )
 
     def protected_by(self, entry: ModelMetadata) -> str | None:
         """Return a protected alias that points to a stored version, or None."""
@@ -365,7 +379,7 @@ class StoredCatalog:
         names = {name for name, _, _ in versions}  # a protected alias may outlast the versions of its name
         return to_toml(starmap(from_record, versions), [alias for alias in aliases if alias.name in names])
 
-    def apply(self, text: str, *, reason: str | None = None) -> list[Event]:
+    def apply(self, text: str, *, reason: str | None = None, file: str = "The entries") -> list[Event]:
         """Make the catalogue equal to a file, in one transaction, and return the changes.
 
         Names that the file does not have are removed. Applied again, the file changes nothing. A change that would be
@@ -374,11 +388,12 @@ class StoredCatalog:
         Args:
             text: The file as TOML, as `export` returns it.
             reason: Why; kept in the history.
+            file: What to call the file in messages.
 
         Raises:
             CatalogError: The file is not valid, or a change is not allowed.
         """
-        wanted = exchange.read_entries(text)
+        wanted = exchange.read_entries(text, file)
         with self.database.begin(reason) as transaction:
             moves = exchange.apply(transaction, wanted, reason)
             changes = transaction.events
@@ -394,12 +409,13 @@ class StoredCatalog:
             exchange.apply(transaction, wanted, reason, approved=approved)
         return transaction.events
 
-    def plan(self, text: str, *, reason: str | None = None) -> tuple[list[Event], list[str]]:
+    def plan(self, text: str, *, reason: str | None = None, file: str = "The entries") -> tuple[list[Event], list[str]]:
         """Return what `apply` would change, and why it would be refused. Nothing changes.
 
         Args:
             text: The file as TOML, as `export` returns it.
             reason: The reason that would be given.
+            file: What to call the file in messages.
 
         Returns:
             The changes, and the reasons against them; none if `apply` would make them.
@@ -407,7 +423,7 @@ class StoredCatalog:
         Raises:
             CatalogError: The file is not valid, or a change is impossible.
         """
-        wanted = exchange.read_entries(text)
+        wanted = exchange.read_entries(text, file)
         with self.database.begin_trial(reason) as transaction:
             transaction.is_plan = True
             moves = exchange.apply(transaction, wanted, reason)

@@ -68,6 +68,11 @@ class SqlStore:
         """Return the names that have a version, sorted."""
         return self.database.read(list_names)
 
+    def names_ever(self) -> list[str]:
+        """Return the names that have or had a version, sorted."""
+        query = select(names.c.name).order_by(names.c.name)
+        return self.database.read(lambda connection: list(connection.execute(query).scalars()))
+
     def was_removed(self, name: str) -> bool:
         """Return whether a name had versions, and has none any more."""
         query = select(names.c.newest).where(names.c.name == name, names.c.current.is_(None))
