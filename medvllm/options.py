@@ -9,8 +9,9 @@ from medvllm import settings
 from medvllm.classes import class_path, is_reference
 from medvllm.errors import RequestError, UnsafeWeightsError
 from medvllm.near_names import did_you_mean, near_names
+from medvllm.quantities import parse_duration
 
-__all__ = ["Identity", "LoadOptions", "dtype_name", "unknown_option"]
+__all__ = ["Identity", "LoadOptions", "dtype_name", "parse_keep_alive", "unknown_option"]
 
 _DTYPES = {
     "float32": "float32",
@@ -168,6 +169,24 @@ def dtype_name(value: object) -> str | None:
             f"dtype {str(value)[:80]!r} is not one of: float32, bfloat16, float16, float64, auto.", option="dtype"
         )
     return _DTYPES[text]
+
+
+def parse_keep_alive(value: str | float | None) -> float | None:
+    """Return how many seconds a model stays in memory after its last use: infinite for a negative value.
+
+    Args:
+        value: Seconds, or a duration such as "10m". None, for "not given", stays None.
+
+    Raises:
+        RequestError: The value is not a duration.
+    """
+    try:
+        return None if value is None else parse_duration(value)
+    except ValueError as error:
+        raise RequestError(
+            f"keep_alive is {error}.\nGive a duration such as '10m', seconds, 0 (until it is released) or -1 (pinned).",
+            option="keep_alive",
+        ) from error
 
 
 def _device(value: object) -> str | None:

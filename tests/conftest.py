@@ -17,6 +17,7 @@ from medvllm.engine.model_runner import registry as engine_registry
 from tests.support import warm
 from tests.support.loopback import LoopbackHub
 from tests.support.postgres import Postgres, programs
+from tests.support.skips import pytest_addoption, pytest_sessionfinish  # noqa: F401, they are hooks
 
 # Read by huggingface_hub once, at import: one Hub and one cache root serve the whole run.
 _hub = LoopbackHub()
@@ -36,19 +37,6 @@ def _loopback_only(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 sys.addaudithook(_loopback_only)
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option with which CI runs: there, a machine that lacks something must not look like a success."""
-    parser.addoption("--fail-on-skip", action="store_true", help="fail if any test is skipped")
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail a run in which tests were skipped, if it was asked for; the summary lists them."""
-    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if session.config.getoption("--fail-on-skip") and reporter is not None and reporter.stats.get("skipped"):
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -135,10 +123,7 @@ def hub(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
-    _hub._repos.clear()
-    _hub._rules.clear()
-    _hub._renamed.clear()
-    _hub.log.clear()
+    _hub.clear()
     yield _hub
 
 

@@ -11,7 +11,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
-from medvllm.engine.model_runner.batches import encoder_of
+from medvllm.engine.model_runner.batches import get_encoder
 from medvllm.errors import DeviceMemoryError, InputTooLongError, LoadError, MedVLLMError, RequestError
 from tests.support import kinds, tiny
 
@@ -57,7 +57,7 @@ def test_padding_is_tried_once_and_only_where_it_is_needed(registry: ModelRegist
     for kind, batches in {"BertModel": 1, "FNetModel": 4}.items():
         runner = ModelRunner(kinds.write(tmp_path / kind, kind), registry=registry)
         with registry.lease(tmp_path / kind) as lease:
-            shapes = _runs(lease, encoder_of(lease.model))
+            shapes = _runs(lease, get_encoder(lease.model))
             runner.embed(["chest pain"])
             assert len(shapes) == 1
             runner.embed(TEXTS)
@@ -71,7 +71,7 @@ def test_texts_of_one_length_share_a_batch_where_padding_is_not_borne(registry: 
     runner = ModelRunner(kinds.write(tmp_path / "m", "FNetModel"), registry=registry)
     runner.embed(TEXTS)
     with registry.lease(tmp_path / "m") as lease:
-        shapes = _runs(lease, encoder_of(lease.model))
+        shapes = _runs(lease, get_encoder(lease.model))
         runner.embed(["abc", "a", "xyz", "b"])
     assert shapes == [(2, 5), (2, 3)]
 
@@ -115,7 +115,7 @@ def test_a_config_that_asks_for_tuples_gives_the_same_answers(
 def test_a_dense_passage_retriever_gives_its_own_vectors(registry: ModelRegistry, tmp_path: Path, kind: str) -> None:
     """Those of the first token, when that is said; nobody is given a mean that its authors did not mean."""
     folder = kinds.write(tmp_path / "m", kind)
-    with pytest.raises(RequestError, match=r"(?s)whose vectors are those of the first token.*pooling='cls'"):
+    with pytest.raises(RequestError, match=r"(?s)needs the vector of the first token.*pooling='cls'"):
         ModelRunner(folder, registry=registry).embed(TEXTS)
     registry.register("m", "generic", model_path=str(folder), pooling="cls")
     vectors = ModelRunner("m", registry=registry).embed(TEXTS).vectors
@@ -127,7 +127,7 @@ def test_a_dense_passage_retriever_gives_its_own_vectors(registry: ModelRegistry
     registry.register(
         "p", "generic", pooling="cls", model_path=str(kinds.write(tmp_path / "p", kind, projection_dim=8))
     )
-    with pytest.raises(RequestError, match="with a projection, which ModelRunner does not apply"):
+    with pytest.raises(RequestError, match="with a projection, which ModelRunner does not support"):
         ModelRunner("p", registry=registry).embed(TEXTS)
 
 
@@ -209,7 +209,7 @@ def test_a_pad_token_that_stands_in_a_text_is_told_by_the_text(registry: ModelRe
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     tokenizer.save_pretrained(folder)
-    with pytest.raises(RequestError, match=r"Text 2 has the token 261, .* has 261 embeddings.\nIt holds '\[PAD\]'"):
+    with pytest.raises(RequestError, match=r"Text 2 contains token 261, .* 261 embeddings.\n.*'\[PAD\]'"):
         ModelRunner(folder, registry=registry).embed(["fever", "no [PAD] fever"])
 
 
@@ -312,7 +312,7 @@ def test_a_model_that_reads_no_texts_is_refused_by_name(registry: ModelRegistry,
     """It says what it reads instead."""
     sizes = {"image_size": 8, "patch_size": 4, "num_channels": 3}
     folder = kinds.write(tmp_path / "m", "ViTModel", **sizes)
-    with pytest.raises(RequestError, match="A ViTModel reads pixel_values, not texts: it gives no vectors of them"):
+    with pytest.raises(RequestError, match="A ViTModel reads pixel_values, not text"):
         ModelRunner(folder, registry=registry).embed(["a"])
 
 
@@ -356,7 +356,7 @@ def test_a_long_second_text_is_read_whole_with_the_first_in_every_window(
         ids = lease.tokenizer(title, add_special_tokens=False)["input_ids"]
     assert len(shapes) >= coverage.windows > 2 and coverage.tokens == len((title + " " + abstract).split())
     assert all(row[1 : 1 + len(ids)] == ids for row in shapes[-coverage.windows :])
-    with pytest.raises(InputTooLongError, match="The first of pair 2 leaves no room for the second in 64 tokens"):
+    with pytest.raises(InputTooLongError, match="first text of pair 2 leaves no room for the second: .* 64 tokens"):
         runner.embed([(title, abstract), ("pain " * 61, "fever")])
     registry.register("e", "generic", **facts, long_input="error")
     with pytest.raises(InputTooLongError, match="Text 1 is longer than the 64 tokens"):
@@ -382,11 +382,11 @@ def test_inputs_that_a_task_cannot_give_are_an_error(registry: ModelRegistry, tm
     for item in (("a",), ("a", "b", "c"), ["a", 1], None):
         with pytest.raises(RequestError, match="Text 2 must be"):
             ModelRunner("pair", registry=registry).embed([("a", "b"), item])  # type: ignore[list-item]
-    with pytest.raises(RequestError, match=r"Text 2 is a pair, and the model takes one text.\nIf .*inputs=\['title'"):
+    with pytest.raises(RequestError, match=r"Text 2 is a pair, .*\nIf .*inputs=\['title'"):
         ModelRunner("one", registry=registry).embed(["a", ("a", "b")])
     assert ModelRunner("one", registry=registry).embed(["a"]).vectors.shape == (1, 32)
     for name, task in {"three": "embed", "tagger": "ner", "filler": "fill-mask"}.items():
-        with pytest.raises(RequestError, match=f"takes .* and .*, and task '{task}' gives it one text"):
+        with pytest.raises(RequestError, match=f"takes pairs of .* and .*, but task '{task}'"):
             ModelRunner(name, registry=registry).run(task, ["a [MASK]"])
 
 
@@ -406,7 +406,7 @@ def test_inputs_that_a_task_cannot_give_are_an_error(registry: ModelRegistry, tm
 def test_what_was_not_asked_is_not_run(registry: ModelRegistry, tmp_path: Path, kind: str, task: str) -> None:
     """A head that ModelRunner does not run yet is named, and no vector is given in its place."""
     runner = ModelRunner(kinds.write(tmp_path / "m", kind), registry=registry)
-    with pytest.raises(RequestError, match=f"Task '{task}' is not a task that ModelRunner runs yet.\nIt runs: embed"):
+    with pytest.raises(RequestError, match=f"cannot run task '{task}' yet.\nIt can run: embed"):
         runner.run(None, ["a"])
 
 
@@ -414,12 +414,12 @@ def test_vectors_of_a_classifier_are_given_where_a_pooling_is_stated(registry: M
     """Taggers, classifiers and cross-encoders were trained for something else; others may be asked freely."""
     for kind in ("BertForTokenClassification", "BertForSequenceClassification", "DebertaV2ForSequenceClassification"):
         folder = kinds.write(tmp_path / kind, kind)
-        with pytest.raises(RequestError, match=r"trained to classify, and no pooling is stated.*\n.*pooling='mean'"):
+        with pytest.raises(RequestError, match=r"trained to classify, .* states no pooling.*\n.*pooling='mean'"):
             ModelRunner(folder, registry=registry).embed(["a"])
         registry.register(kind, "generic", model_path=str(folder), pooling="mean")
         assert ModelRunner(kind, registry=registry).embed(["a"]).vectors.shape == (1, 32)
     registry.register("c", "generic", model_path=str(folder), pooling="mean", task="classify")
-    with pytest.raises(RequestError, match="Task 'classify' is not a task that ModelRunner runs yet"):
+    with pytest.raises(RequestError, match="cannot run task 'classify' yet"):
         ModelRunner("c", registry=registry).run(None, ["a"])
 
 
@@ -440,7 +440,7 @@ def test_a_masked_language_model_fills_the_gaps_that_there_are(registry: ModelRe
 def test_an_argument_that_a_task_does_not_take_is_named(registry: ModelRegistry) -> None:
     """Before anything is loaded."""
     runner = ModelRunner("acme/not-there", registry=registry)
-    with pytest.raises(RequestError, match="Task 'fill-mask' takes no argument 'topk'. Did you mean: 'top_k'"):
+    with pytest.raises(RequestError, match="Task 'fill-mask' takes no argument 'topk'. .*'top_k'"):
         runner.run("fill-mask", ["a"], topk=1)
-    with pytest.raises(RequestError, match="Task 'classify' is not a task that ModelRunner runs yet"):
+    with pytest.raises(RequestError, match="cannot run task 'classify' yet"):
         runner.run("classify", ["a"])

@@ -67,9 +67,9 @@ def ner(medvllm: Medvllm, home: Path) -> Path:
 def test_register_makes_versions_or_says_that_nothing_is_new(medvllm: Medvllm, ner: Path) -> None:
     """Equal facts make none, other tags mark the version, other facts make the next."""
     again = ("register", "ner", "--type", "CLINICAL", "--path", "./ner", "--max-length", "32")
-    assert medvllm(*again).out == "Nothing has changed: the newest version of 'ner' is 2.\n"
-    assert medvllm(*again, "--tag", "a", "--tag", "owner=radiology").out == "Marked 'ner', version 2.\n"
-    assert medvllm(*again).out == "Nothing has changed: the newest version of 'ner' is 2.\n"
+    assert medvllm(*again).out == "Nothing changed: the latest version of 'ner' is 2.\n"
+    assert medvllm(*again, "--tag", "a", "--tag", "owner=radiology").out == "Updated 'ner', version 2.\n"
+    assert medvllm(*again).out == "Nothing changed: the latest version of 'ner' is 2.\n"
     facts = ("--cased", "--fact", "gated=false", "--fact", "languages=en,de", "--fact", 'id2label=["O", "B-X"]')
     assert medvllm(*again, *facts).out == "Registered 'ner', version 3.\n"
     shown = json.loads(medvllm("show", "ner", "--json").out)
@@ -287,8 +287,8 @@ def test_a_slip_is_noticed_when_it_is_typed(medvllm: Medvllm, ner: Path, monkeyp
         b"[models.new.thing]\n": "model 'new' has no model_type",
         b"[model.x]\n": "unknown table 'model'",
     }.items():
-        said = medvllm("catalog", "apply", "-", stdin=wrong).err
-        assert words in said and "Standard input cannot be read" in said
+        told = medvllm("catalog", "apply", "-", stdin=wrong).err
+        assert words in told and "Standard input cannot be read" in told
     bom = b"\xef\xbb\xbf" + medvllm("catalog", "export").out.encode()
     assert medvllm("catalog", "apply", "-", stdin=bom).err == "0 changes.\n"
     for url in ("postgresql//me@127.0.0.1/x", "off", "postgresql://me@127.0.0.1:port/x", "catalog.db"):

@@ -104,7 +104,7 @@ def test_a_table_on_a_terminal_and_no_colour_when_asked() -> None:
 def test_show() -> None:
     """Facts with their provenance; JSON with every key."""
     out = _medvllm("show", "biobert-base-cased-v1.2").out
-    assert "do_lower_case\tFalse\tS: cased" in out
+    assert "do_lower_case\tFalse\tseen: cased" in out
     facts = json.loads(_medvllm("show", "dmis-lab/biobert-base-cased-v1.2", "--json").out)
     assert facts["name"] == "biobert-base-cased-v1.2"
     assert facts["revision"] == "67c9c25b46986521ca33df05d8540da1210b3256"

@@ -17,6 +17,7 @@ import textwrap
 import threading
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,6 +35,7 @@ from medvllm.sources import converter
 from medvllm.sources.conversion import as_safetensors
 from medvllm.sources.folder import resolve
 from tests.support import tiny
+from tests.support.conversions import convert
 
 BASE = torch.arange(100.0).reshape(10, 10)
 NANS = torch.tensor([0x7FC00001, 0x7F800001, -1, -(2**31), 0x7F800000], dtype=torch.int32).view(torch.float32)
@@ -91,6 +93,13 @@ def _folder(path: Path, state: Any, *, legacy: bool = False) -> Path:
 def _convert(folder: Path) -> Path:
     """Convert a folder as a load does, in a process of its own; return the folder with the result."""
     made = as_safetensors(resolve(folder, None)).converted_at
+    assert made is not None
+    return made
+
+
+def _convert_here(folder: Path) -> Path:
+    """Convert a folder in this process; return the folder with the result, which a load takes for its own."""
+    made = as_safetensors(resolve(convert(folder), None)).converted_at
     assert made is not None
     return made
 
@@ -167,7 +176,7 @@ def test_the_record_holds_both_digests_and_how_the_process_was_confined(tmp_path
 
 def test_a_generator_finds_its_generation_config(registry: ModelRegistry, tmp_path: Path) -> None:
     """Beside converted weights too: the checkpoint's own, else the one that follows from its config."""
-    folder = tiny.gpt2_causal_lm(tmp_path / "m", weights="bin")
+    folder = convert(tiny.gpt2_causal_lm(tmp_path / "m", weights="bin"))
     model: Any = registry.load_model(folder)
     assert model.generation_config.eos_token_id == 0
     (folder / "generation_config.json").write_text('{"eos_token_id": 2, "max_length": 17}')
@@ -185,12 +194,12 @@ def test_shards_of_any_name_become_shards(tmp_path: Path) -> None:
     (folder / "pytorch_model.bin").unlink()
     index = folder / "pytorch_model.bin.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "x.bin", "b": "x.pt"}}))
-    target = _convert(folder)
+    target = _convert_here(folder)
     mapped = json.loads((target / "model.safetensors.index.json").read_text())["weight_map"]
     assert mapped == {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     assert _same(load_file(target / mapped["b"]), states["x.pt"])
     index.write_text(json.dumps({"weight_map": {"a": "x.bin"}}))
-    assert (_convert(folder) / "model.safetensors").is_file()
+    assert (_convert_here(folder) / "model.safetensors").is_file()
 
 
 def test_a_pickle_that_would_run_code_is_not_opened(registry: ModelRegistry, tmp_path: Path, home: Path) -> None:
@@ -207,19 +216,20 @@ def test_converted_weights_are_made_once(
 ) -> None:
     """The second process, or registry, finds them; a changed file is converted anew."""
     caplog.set_level(logging.INFO)
-    folder = tiny.bert_masked_lm(tmp_path / "m", weights="bin")
+    folder = convert(tiny.bert_masked_lm(tmp_path / "m", weights="bin"))
     first: Any = registry.load_model(folder)
     assert ModelRegistry().load_model(folder) is not first
-    assert caplog.text.count("converting pytorch_model.bin") == 1
+    assert "converting pytorch_model.bin" not in caplog.text
     tiny.bert_masked_lm(folder, weights="bin", seed=1)
     other: Any = ModelRegistry().load_model(folder)
+    assert caplog.text.count("converting pytorch_model.bin") == 1
     assert not torch.equal(other.bert.embeddings.word_embeddings.weight, first.bert.embeddings.word_embeddings.weight)
 
 
 def test_a_converted_file_that_was_cut_short_is_made_anew(tmp_path: Path) -> None:
     """A copy is taken for whole only with every file in its recorded size."""
     folder = _folder(tmp_path / "m", {"a": BASE})
-    file = _convert(folder) / "model.safetensors"
+    file = _convert_here(folder) / "model.safetensors"
     content = file.read_bytes()
     file.write_bytes(content[:-1])
     assert (_convert(folder) / "model.safetensors").read_bytes() == content
@@ -228,14 +238,17 @@ def test_a_converted_file_that_was_cut_short_is_made_anew(tmp_path: Path) -> Non
 # Confinement
 
 CONFINED = """
-import sys
+import json, sys
 from pathlib import Path
+from medvllm.errors import MedVLLMError
+from medvllm.sources import converter
 from medvllm.sources.confinement import isolate, seal
 network = isolate()
-import ctypes, os, socket, subprocess, torch
+import ctypes, os, safetensors.torch, socket, subprocess, torch
 torch.set_num_threads(1)
 libc = ctypes.CDLL(None, use_errno=True)
-seal(Path(sys.argv[1]), 1_000_000)
+own = Path(sys.argv[1])
+seal(own, 1_000_000)
 
 def attempt(name, call):
     try:
@@ -245,18 +258,50 @@ def attempt(name, call):
     else:
         print(name, "done" if result in (None, 0) or not isinstance(result, int) or result > 0 else "failed")
 
-print(network)
+print(network, flush=True)
+for line in sys.stdin:
+    exec(json.loads(line), globals())
+    print("that is all", flush=True)
 """
 
 
-def _confined(folder: Path, code: str, **arguments: Any) -> list[str]:
-    """Run code in a process that has confined itself; return the lines it printed."""
-    run = subprocess.run(
-        [sys.executable, "-c", CONFINED + textwrap.dedent(code), str(folder)],
-        **{"capture_output": True, "text": True, "timeout": 120} | arguments,
-    )
-    assert run.returncode == 0, run.stderr
-    return run.stdout.splitlines()
+class Confined:
+    """A process that has confined itself to the folder `own`, and runs code for the tests."""
+
+    def __init__(self, own: Path) -> None:
+        self.own = own
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", CONFINED, str(own)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.network = self._line()
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "the confined process has ended"
+        return line.rstrip("\n")
+
+    def run(self, code: str) -> list[str]:
+        """Run code; return the lines that it printed."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(textwrap.dedent(code)) + "\n")
+        self._process.stdin.flush()
+        return list(iter(self._line, "that is all"))
+
+    def stop(self) -> int:
+        """End it, and return its exit status."""
+        self._process.communicate(timeout=60)
+        return self._process.returncode
+
+
+@pytest.fixture(scope="module")
+def confined(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Confined]:
+    """One for all tests: it imports torch for seconds."""
+    own = tmp_path_factory.mktemp("confined") / "own"
+    own.mkdir()
+    process = Confined(own)
+    yield process
+    assert process.stop() == 0
 
 
 def _has_landlock() -> bool:
@@ -306,29 +351,29 @@ attempt("libc", lambda: libc.connect(libc.socket(2, 1, 0), address, len(address)
 """
 
 
-def test_no_socket_of_python_opens_in_a_confined_process(tmp_path: Path) -> None:
+def test_no_socket_of_python_opens_in_a_confined_process(confined: Confined) -> None:
     """Nor does a look-up of a name; an unconfined one reaches the same port."""
     with _listener() as (port, seen):
-        lines = _confined(
-            tmp_path,
+        lines = confined.run(
             f"""
             attempt("connect", lambda: socket.create_connection(("127.0.0.1", {port}), 2))
             attempt("socket", lambda: socket.socket())
             attempt("look-up", lambda: socket.getaddrinfo("localhost", 80))
             """,
         )
-        assert lines[1:] == ["connect PermissionError", "socket PermissionError", "look-up PermissionError"]
+        assert lines == ["connect PermissionError", "socket PermissionError", "look-up PermissionError"]
         assert seen == []
         socket.create_connection(("127.0.0.1", port), 5).close()
         _wait_for(lambda: len(seen) == 1)
 
 
-def test_not_even_native_code_reaches_the_network_of_a_confined_process(tmp_path: Path) -> None:
+def test_not_even_native_code_reaches_the_network_of_a_confined_process(confined: Confined) -> None:
     """libc's own connect, which no hook of Python's sees: the namespace has no way out, not even a loopback."""
     if not _namespaces_permitted():
         pytest.skip("this kernel permits no user namespaces here")
     with _listener() as (port, seen):
-        assert _confined(tmp_path, _BY_LIBC.format(port=port)) == ["namespace", "libc failed"]
+        assert confined.network == "namespace"
+        assert confined.run(_BY_LIBC.format(port=port)) == ["libc failed"]
         assert seen == []
         prelude = "import ctypes, socket\nlibc = ctypes.CDLL(None)\nattempt = lambda name, call: print(name, call())\n"
         run = subprocess.run(
@@ -338,15 +383,14 @@ def test_not_even_native_code_reaches_the_network_of_a_confined_process(tmp_path
         _wait_for(lambda: len(seen) == 1)
 
 
-def test_a_confined_process_starts_nothing_and_writes_nothing_elsewhere(tmp_path: Path) -> None:
+def test_a_confined_process_starts_nothing_and_writes_nothing_elsewhere(confined: Confined) -> None:
     """Programs, forks, libraries and files outside of its folder are refused; its own folder is not."""
-    (tmp_path / "own").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path)
-    (tmp_path / "there").write_text("kept")
-    lines = _confined(
-        tmp_path / "own",
+    parent = confined.own.parent
+    (parent / "link").symlink_to(parent)
+    (parent / "there").write_text("kept")
+    before = sorted(parent.iterdir())
+    lines = confined.run(
         """
-        own = Path(sys.argv[1])
         attempt("system", lambda: os.system("true"))
         attempt("subprocess", lambda: subprocess.run(["true"]))
         attempt("fork", os.fork)
@@ -364,15 +408,15 @@ def test_a_confined_process_starts_nothing_and_writes_nothing_elsewhere(tmp_path
     )
     refused = ["system", "subprocess", "fork", "exec", "library", "write", "append", "os.open", "through a link"]
     refused += ["upwards", "remove", "rename"]
-    assert lines[1:] == [f"{name} PermissionError" for name in refused] + ["own done"]
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["home", "link", "own", "there"]
-    assert (tmp_path / "there").read_text() == "kept"
+    assert lines == [f"{name} PermissionError" for name in refused] + ["own done"]
+    assert sorted(parent.iterdir()) == before
+    assert (parent / "there").read_text() == "kept"
 
 
 _NATIVE = """
 import ctypes, errno, mmap, sqlite3, struct
 from safetensors.torch import save_file
-parent, secret, own = os.getppid(), str(own.parent / "secret"), own
+parent, secret = os.getppid(), str(own.parent / "secret")
 calls = {
     "read": lambda: libc.open(secret.encode(), 0),
     "write": lambda: libc.open(secret.encode(), 1),
@@ -434,25 +478,21 @@ thread.join() if os.geteuid() == 0 else None
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the numbers of system calls are those of x86_64")
-def test_native_code_of_a_confined_process_is_refused_the_same(tmp_path: Path) -> None:
+def test_native_code_of_a_confined_process_is_refused_the_same(confined: Confined) -> None:
     """By the kernel: secrets, files, sockets, programs, other processes, devices; its own folder stays its own."""
     if not (_has_landlock() and _has_seccomp()):
         pytest.skip("this kernel has no Landlock or no seccomp")
-    (tmp_path / "own").mkdir()
-    (tmp_path / "secret").write_text("token")
-    lines = _confined(tmp_path / "own", "own = Path(sys.argv[1])\n" + _NATIVE)
-    assert [line for line in lines[1:] if not line.endswith(("refused", "own done"))] == []
-    assert len(lines) > 35 and lines[-1] == "a thread of its own done"
-    assert (tmp_path / "secret").read_text() == "token" and sorted(os.listdir(tmp_path / "own")) == [
-        "safetensors",
-        "torch",
-    ]
+    secret, before = confined.own.parent / "secret", set(os.listdir(confined.own))
+    secret.write_text("token")
+    lines = confined.run(_NATIVE)
+    assert [line for line in lines if not line.endswith(("refused", "own done"))] == []
+    assert len(lines) > 34 and lines[-1] == "a thread of its own done"
+    assert secret.read_text() == "token" and set(os.listdir(confined.own)) - before == {"safetensors", "torch"}
 
 
-def test_a_confined_process_has_bounded_memory_time_and_output(tmp_path: Path) -> None:
+def test_a_confined_process_has_bounded_memory_time_and_output(confined: Confined) -> None:
     """By the size of the weights; it dumps no core, and goes first when memory runs out."""
-    lines = _confined(
-        tmp_path,
+    lines = confined.run(
         """
         import resource
         attempt("memory", lambda: bytearray(3 << 30))
@@ -461,7 +501,7 @@ def test_a_confined_process_has_bounded_memory_time_and_output(tmp_path: Path) -
         print(Path("/proc/self/oom_score_adj").read_text().strip())
         """,
     )
-    assert lines[1:] == ["memory MemoryError", "60 0", "True 0", "1000"]
+    assert lines == ["memory MemoryError", "60 0", "True 0", "1000"]
 
 
 def test_the_converting_process_sees_no_token_proxy_or_home(
@@ -645,64 +685,41 @@ def test_a_pickle_that_only_burns_time_is_stopped(tmp_path: Path) -> None:
         _convert(folder)
 
 
-MUTATIONS = """
-import json, sys
-from pathlib import Path
-from medvllm.errors import MedVLLMError
-from medvllm.sources import confinement, converter
-confinement.isolate()
-import safetensors.torch, torch
-torch.set_num_threads(1)
-source, target = Path(sys.argv[1]), Path(sys.argv[2])
-confinement.seal(source.parent, 1_000_000)
-original = (source / "pytorch_model.bin").read_bytes()
-for line in sys.stdin:
-    cut, flips = json.loads(line)
-    content = bytearray(original[: len(original) - cut])
-    for position, value in flips:
-        content[position % len(content)] = value
-    (source / "pytorch_model.bin").write_bytes(content)
-    try:
-        converter.convert(source, target, ["pytorch_model.bin"], "")
-        print("converted", flush=True)
-    except MedVLLMError as error:
-        print(type(error).__name__, flush=True)
+MUTATION = """
+(own / {name!r} / "pytorch_model.bin").write_bytes(bytes.fromhex({content!r}))
+try:
+    converter.convert(own / {name!r}, own / {name!r}, ["pytorch_model.bin"], "")
+    print("converted")
+except MedVLLMError as error:
+    print(type(error).__name__)
 """
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-def test_any_change_of_bytes_gives_the_same_tensors_or_an_error_of_ours(tmp_path: Path, legacy: bool) -> None:
+def test_any_change_of_bytes_gives_the_same_tensors_or_an_error_of_ours(confined: Confined, legacy: bool) -> None:
     """Bytes replaced and cut: one process takes them all and survives. An archive never gives other tensors; an older
     pickle, which has no checksum, gives what it says, with its own digest in the record."""
     state = {"a": BASE, "b": torch.tensor([1.5, 2.5]), "c": BASE}
-    folder = _folder(tmp_path / "m", state, legacy=legacy)
-    size = (folder / "pytorch_model.bin").stat().st_size
-    (tmp_path / "out").mkdir()
-    outcomes: dict[str, int] = {}
-    with subprocess.Popen(
-        [sys.executable, "-c", MUTATIONS, str(folder), str(tmp_path / "out")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as worker:
+    folder = _folder(confined.own / f"changed-{legacy}", state, legacy=legacy)
+    original = (folder / "pytorch_model.bin").read_bytes()
+    outcomes: Counter[str] = Counter()
 
-        @settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-        @given(
-            cut=st.one_of(st.just(0), st.integers(0, size - 1)),
-            flips=st.lists(st.tuples(st.integers(0, size - 1), st.integers(0, 255)), max_size=4),
-        )
-        def check(cut: int, flips: list[tuple[int, int]]) -> None:
-            assert worker.stdin is not None and worker.stdout is not None
-            worker.stdin.write(json.dumps([cut, flips]) + "\n")
-            worker.stdin.flush()
-            outcome = worker.stdout.readline().strip()
-            outcomes[outcome] = outcomes.get(outcome, 0) + 1
-            assert outcome in {"converted", "UnsafeWeightsError", "IncompleteSnapshotError", "SourceError"}
-            if outcome == "converted" and not legacy:
-                assert _same(load_file(tmp_path / "out" / "model.safetensors"), state)
+    @settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(
+        cut=st.one_of(st.just(0), st.integers(0, len(original) - 1)),
+        flips=st.lists(st.tuples(st.integers(0, len(original) - 1), st.integers(0, 255)), max_size=4),
+    )
+    def check(cut: int, flips: list[tuple[int, int]]) -> None:
+        content = bytearray(original[: len(original) - cut])
+        for position, value in flips:
+            content[position % len(content)] = value
+        (outcome,) = confined.run(MUTATION.format(name=folder.name, content=content.hex()))
+        outcomes[outcome] += 1
+        assert outcome in {"converted", "UnsafeWeightsError", "IncompleteSnapshotError", "SourceError"}
+        if outcome == "converted" and not legacy:
+            assert _same(load_file(folder / "model.safetensors"), state)
 
-        check()
-    assert worker.returncode == 0
+    check()
     assert outcomes["converted"] and outcomes["IncompleteSnapshotError"]
 
 
@@ -796,7 +813,7 @@ def test_a_full_disk_is_a_clear_error_that_leaves_nothing(tmp_path: Path, home: 
     with pytest.raises(SourceError, match="could not be converted to safetensors: .*No space left on device"):
         _convert(_folder(tmp_path / "large", {"a": torch.zeros(1000, 1000)}))
     assert _leftovers(home) == []
-    assert _convert(_folder(tmp_path / "small", {"a": BASE}))
+    assert _convert_here(_folder(tmp_path / "small", {"a": BASE}))
 
 
 def test_a_home_that_cannot_be_written_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

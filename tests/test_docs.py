@@ -63,7 +63,7 @@ def test_the_page_on_the_catalogue_runs(home: Path, tmp_path: Path, monkeypatch:
     run = subprocess.run(["bash", "-euc", commands], capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr
     said = run.stdout.splitlines()
-    assert "Nothing has changed: the newest version of 'clinic-ner' is 1." in said
+    assert "Nothing changed: the latest version of 'clinic-ner' is 1." in said
     assert "clinic-ner\tproduction\t2\tprotected" in said and said[-1].startswith("ok\t")
     namespace: dict[str, object] = {}
     for block in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):

@@ -335,10 +335,10 @@ def test_files_that_change_between_being_hashed_and_being_read_are_refused(
     """A load that waited for room, a tokenizer that is read an hour later: never bytes that nobody checked."""
     folder = tiny.bert_masked_lm(tmp_path / "m")
     other = tiny.bert_masked_lm(tmp_path / "other", seed=1)
-    target = registry._resolve(str(folder), LoadOptions())
+    target = registry.session.resolver.resolve(str(folder), LoadOptions())
     (other / "model.safetensors").rename(folder / "model.safetensors")
     with pytest.raises(DigestMismatchError, match="changed after it was verified"):
-        registry._load(target)
+        registry.session.load(target)
     with registry.lease(folder) as lease:
         vocabulary = folder / "vocab.txt"
         vocabulary.write_text(vocabulary.read_text().replace("aspirin\n", "cancer\n", 1))

@@ -77,7 +77,7 @@ def test_a_child_that_is_forked_beside_busy_threads_waits_for_nobody(registry: M
         registry.load_model(reloaded)
 
     def read_tokenizer() -> None:
-        registry._tokenizers.discard(lambda key: key[0] == reloaded)
+        registry.evict(reloaded)  # its tokenizer goes with it
         registry.load_tokenizer(reloaded)
 
     def same() -> None:

@@ -161,7 +161,7 @@ def test_a_hub_that_refuses_is_a_hub_that_is_gone(
     """Refusals, a repository that was taken down: what is here loads by its commit, and the log says why."""
     _fill(home, acme, is_listed=False)
     for status in (403, 401, 404):
-        hub._rules.clear()
+        hub.heal()
         hub.fault("/api/*", "status", status)
         caplog.clear()
         assert ModelRegistry().pull(f"acme/m@{acme}").name == acme

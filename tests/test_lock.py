@@ -52,7 +52,7 @@ def test_a_lock_holds_commit_size_and_digest_of_every_file(
     registry.lock("acme/bin", "acme/bert")
     models = tomllib.loads(file.read_text())["models"]
     assert list(models) == ["acme/bert", "acme/bin"]
-    assert models["acme/bert"]["commit"] == acme._repos["acme/bert"].refs["main"]
+    assert models["acme/bert"]["commit"] == acme.commit("acme/bert")
     assert set(models["acme/bert"]["files"]) == {
         *("config.json", "model.safetensors", "tokenizer_config.json", "vocab.txt")
     }

@@ -201,8 +201,8 @@ def test_the_weights_of_an_offloaded_model_are_in_host_memory(
     ids = torch.tensor([[2, 7, 9, 3]])
     with torch.inference_mode():
         before = registry.load_model("m0", use_cache=False)(input_ids=ids).last_hidden_state
-    target = registry._resolve("m0", LoadOptions())
-    registry._offload(target)
+    target = registry.session.resolver.resolve("m0", LoadOptions())
+    registry.session.load_offloaded(target)
     (offloaded,) = registry.loaded_models()
     assert (offloaded.device, offloaded.offloaded, offloaded.mapped_bytes, offloaded.name) == ("cpu", True, 0, "m0")
     assert registry.statistics().devices["cpu"].cached_bytes == offloaded.size_bytes
@@ -210,9 +210,9 @@ def test_the_weights_of_an_offloaded_model_are_in_host_memory(
         assert torch.equal(registry.load_model("m0")(input_ids=ids).last_hidden_state, before)
     assert registry.statistics().loaded_by["offload"] == 1
     assert [resident.offloaded for resident in registry.loaded_models()] == [False]
-    registry._offload(target)
+    registry.session.load_offloaded(target)
     monkeypatch.setenv("MEDVLLM_MEMORY_BUDGET", f"cpu={offloaded.size_bytes}B")
     registry.load_model("m1")
     assert [resident.name for resident in registry.loaded_models()] == ["m1"]
     with pytest.raises(BudgetError), registry.lease("m1"):
-        registry._offload(target)
+        registry.session.load_offloaded(target)

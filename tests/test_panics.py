@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Regex, pre_tokenizers
 
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
-from medvllm.engine.model_runner.inputs import MOST_CHARACTERS
+from medvllm.engine.model_runner.inputs import MAX_CHARACTERS
 from medvllm.errors import InputTooLongError
 from medvllm.loading.rust_panics import raise_as_errors
 from tests.support import tiny
@@ -26,6 +26,6 @@ def test_a_panic_of_a_rust_library_is_an_ordinary_error() -> None:
 def test_a_text_beyond_all_notes_is_refused_before_it_takes_memory(registry: ModelRegistry, tmp_path: Path) -> None:
     """A tokenizer without memory would end the process; the largest that is read is."""
     runner = ModelRunner(tiny.bert_encoder(tmp_path / "m"), registry=registry)
-    with pytest.raises(InputTooLongError, match="Text 2 has 4,000,001 characters, and at most 4") as error:
-        runner.embed(["fever", "x" * (MOST_CHARACTERS + 1)])
-    assert (error.value.limit, error.value.position) == (MOST_CHARACTERS, 1)
+    with pytest.raises(InputTooLongError, match="Text 2 has 4,000,001 characters; the maximum is 4") as error:
+        runner.embed(["fever", "x" * (MAX_CHARACTERS + 1)])
+    assert (error.value.limit, error.value.position) == (MAX_CHARACTERS, 1)

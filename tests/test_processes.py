@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 
+from medvllm.catalog import Catalog
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
 from medvllm.errors import CatalogError
+from medvllm.model_registry.loaded_models import LoadedModels
 from medvllm.processes import ProcessRecord, RecordFolder, list_processes
 from tests.support import tiny, warm
 
@@ -262,7 +264,7 @@ def test_notes_that_are_none_stop_nobody(registry: ModelRegistry, tmp_path: Path
     (folder / "1.json").write_text(json.dumps(_sound()))
     (folder / f"{'9' * 200}.json").write_text("{}")
     expected = 1 if os.geteuid() == 0 else 0  # root reads what nobody may
-    assert [note.models[0]["name"] for note in list_processes(registry.record_stores())] == ["ward"] * expected
+    assert [note.models[0]["name"] for note in registry.list_processes()] == ["ward"] * expected
     others[5].unlink()
     registry.register("ward", "clinical", model_path=str(tiny.bert_encoder(tmp_path / "m")), persist=True)
     registry.unregister("ward", persist=True)
@@ -311,8 +313,8 @@ def test_processes_in_containers_are_seen_from_outside_and_left_alone(
     registry.register("ward", "clinical", model_path=str(tiny.bert_encoder(tmp_path / "m")), persist=True)
     unshare = "unshare", "--pid", "--fork", "--mount-proc", "--kill-child"
     with _holding(_run(home), *unshare), _holding(_run(home), *unshare):
-        _until(lambda: len(list_processes(registry.record_stores())) == 2)
-        assert {note.process.pid for note in list_processes(registry.record_stores())} == {1}
+        _until(lambda: len(registry.list_processes()) == 2)
+        assert {note.process.pid for note in registry.list_processes()} == {1}
         assert json.loads(_medvllm("ps", "--json").stdout)[0]["is_near"] is False
         assert "1 on " in _medvllm("ps").stdout
         with pytest.raises(CatalogError, match=r"Version 1 of model 'ward' is in use by process 1 on "):
@@ -372,15 +374,18 @@ def test_notes_lie_beside_the_catalogue_itself_where_homes_have_links_to_it(
     monkeypatch.setenv("MEDVLLM_CATALOG", str(share / "catalog.db"))
     registry.catalog.create()
     (tmp_path / "folder").symlink_to("share")
-    assert registry.record_stores()[0] == RecordFolder(share / "run")
+    assert registry.catalog.record_store() == RecordFolder(share / "run")
     monkeypatch.setenv("MEDVLLM_CATALOG", str(tmp_path / "folder" / "catalog.db"))
-    assert registry.record_stores()[0] == RecordFolder(share / "run")
+    assert registry.catalog.record_store() == RecordFolder(share / "run")
     monkeypatch.delenv("MEDVLLM_CATALOG")
     for home in (tmp_path / "one", tmp_path / "two"):
         home.mkdir()
         (home / "catalog.db").symlink_to(share / "catalog.db")
         monkeypatch.setenv("MEDVLLM_HOME", str(home))
-        assert registry.record_stores() == [RecordFolder(share / "run"), RecordFolder(home / "run")]
+        assert LoadedModels(Catalog(registry.catalog)).record_stores() == [
+            RecordFolder(share / "run"),
+            RecordFolder(home / "run"),
+        ]
 
 
 def test_a_process_knows_its_own_leases_at_once(registry: ModelRegistry, tmp_path: Path) -> None:
@@ -409,7 +414,7 @@ def test_a_forked_child_has_a_note_of_its_own(registry: ModelRegistry, tmp_path:
     finally:
         os.write(writing, b"x")
         os.waitpid(pid, 0)
-    assert [note.process.pid for note in list_processes(registry.record_stores())] == [os.getpid()]
+    assert [note.process.pid for note in registry.list_processes()] == [os.getpid()]
 
 
 def test_a_home_that_cannot_be_written_costs_no_model(

@@ -223,18 +223,20 @@ def test_own_folders_are_shown_as_built_in_models_are(tmp_path: Path, monkeypatc
     assert f"id2label\tO; B-X; I-X\t{READ}" in command(monkeypatch, "show", "own").out
     assert json.loads(command(monkeypatch, "show", "own", "--json").out)["task"] == "ner"
     again = command(monkeypatch, "register", "own", "--type", "clinical", "--path", str(folder))
-    assert again.out == "Nothing has changed: the newest version of 'own' is 1.\n"
+    assert again.out == "Nothing changed: the latest version of 'own' is 1.\n"
     exported = command(monkeypatch, "catalog", "export").out
     assert command(monkeypatch, "catalog", "apply", "-", stdin=exported.encode()).err == "0 changes.\n"
 
 
 def test_facts_are_taken_in_the_forms_that_people_write(registry: ModelRegistry) -> None:
     """Labels as a config has them, a scheme under its other name, one tag; the kept form is one."""
+    mixed: Any = {0: "O", "1": "B-X"}
     entry = registry.register(
-        "forms", "generic", id2label={0: "O", "1": "B-X"}, label_scheme="BIOES", tags="bert", model_path="acme/m"
+        "forms", "generic", id2label=mixed, label_scheme="BIOES", tags="bert", model_path="acme/m"
     )
     assert entry.behaviour.id2label == ("O", "B-X") and entry.behaviour.label_scheme == "BILOU"
     assert entry.tags == ["bert"]
+    gap: Any
     for gap in ({0: "O", 2: "B-X"}, {"a": "O"}, {0: 1}):
         with pytest.raises(RequestError, match="id2label"):
             registry.register("gap", "generic", id2label=gap, model_path="acme/m")

@@ -62,7 +62,7 @@ def load(registry: ModelRegistry) -> Callable[..., LoadResult]:
     """What a load gives, with how it was made; each call loads."""
 
     def loaded(name: str | Path, **options: Any) -> LoadResult:
-        return registry._load(registry._resolve(name, LoadOptions.from_kwargs(options)))
+        return registry.session.load(registry.session.resolver.resolve(name, LoadOptions.from_kwargs(options)))
 
     return loaded
 
@@ -156,7 +156,7 @@ def test_every_built_in_model_is_rebuilt_as_it_was_loaded(
     assert_same(first.model, again.model)
     assert_same(first.model, third.model)
     # The truth of the first load: what the class itself makes of the folder.
-    snapshot = registry._resolve("m", LoadOptions()).snapshot
+    snapshot = registry.session.resolver.resolve("m", LoadOptions()).snapshot
     plain = type(first.model).from_pretrained(snapshot.folder, config=first.model.config, dtype=first.model.dtype)
     if getattr(first.model.base_model, "pooler", None) is None and getattr(plain.base_model, "pooler", None):
         plain.base_model.pooler = None
@@ -425,17 +425,17 @@ def test_a_file_that_is_replaced_is_loaded_anew_and_disturbs_nobody(load: Load, 
 def test_a_template_whose_file_changed_under_it_is_not_followed(registry: ModelRegistry, tmp_path: Path) -> None:
     """Also when whoever asks does not know it yet: the stamp of the file is compared at each reload."""
     folder = tiny.bert_encoder(tmp_path / "m")
-    target = registry._resolve(folder, LoadOptions())
-    registry._load(target)
+    target = registry.session.resolver.resolve(folder, LoadOptions())
+    registry.session.load(target)
     os.utime(folder / "model.safetensors")
     with pytest.raises(DigestMismatchError, match="changed after it was verified"):
-        registry._load(target)
-    target = registry._resolve(folder, LoadOptions())
-    assert registry._load(target).loaded_by == "transformers"
-    assert registry._load(target).loaded_by == "replay"
+        registry.session.load(target)
+    target = registry.session.resolver.resolve(folder, LoadOptions())
+    assert registry.session.load(target).loaded_by == "transformers"
+    assert registry.session.load(target).loaded_by == "replay"
     (folder / "model.safetensors").unlink()
     with pytest.raises(SourceError, match="lacks model.safetensors"):
-        registry._load(target)
+        registry.session.load(target)
 
 
 def test_the_facts_of_an_entry_are_part_of_the_template(load: Load, tmp_path: Path) -> None:

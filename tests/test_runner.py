@@ -3,6 +3,7 @@
 import hashlib
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ def test_a_long_text_is_read_whole_in_windows(minilm: ModelRunner) -> None:
 
 
 @pytest.mark.parametrize("policy", ["window", "error", "truncate"])
-def test_the_entry_says_what_becomes_of_a_long_text(registry: ModelRegistry, tmp_path: Path, policy: str) -> None:
+def test_the_entry_says_what_becomes_of_a_long_text(registry: ModelRegistry, tmp_path: Path, policy: Any) -> None:
     """Never shortened without a word; the error does not repeat the text."""
     registry.register(
         "m", "clinical", model_path=str(tiny.bert_encoder(tmp_path / "m")), long_input=policy, do_lower_case=False
@@ -118,15 +119,13 @@ def test_bad_requests_name_the_text_by_its_place(registry: ModelRegistry, minilm
         runner.embed(["a", 3])  # type: ignore[list-item]
     with pytest.raises(RequestError, match="list of texts, not one text"):
         runner.embed("one text")
-    with pytest.raises(RequestError, match="'minilm' is loaded as BertModel, which fills no gaps"):
+    with pytest.raises(RequestError, match="'minilm' is loaded as BertModel, which cannot fill gaps"):
         minilm.fill_mask(["a [MASK]"])
-    with pytest.raises(
-        RequestError, match="Task 'fill-masks' is not a task that ModelRunner runs. Did you mean: 'fill-mask'"
-    ):
+    with pytest.raises(RequestError, match="ModelRunner cannot run task 'fill-masks'. .*'fill-mask'"):
         runner.run("fill-masks", ["x"])
     with pytest.raises(RequestError, match="Texts must be a list of texts, not NoneType"):
         runner.embed(None)  # type: ignore[arg-type]
-    with pytest.raises(RequestError, match="Text 2 is not Unicode"):
+    with pytest.raises(RequestError, match="Text 2 is not valid Unicode"):
         runner.embed(["a", "b\udcff"])
     for top_k in (0, -1, 2.5, "a", True):
         with pytest.raises(RequestError, match="top_k must be at least 1"):

@@ -61,7 +61,7 @@ def test_the_fallback_can_be_switched_off(
     """For repositories and folders alike; entries still load."""
     monkeypatch.setenv("MEDVLLM_ALLOW_UNREGISTERED", "0")
     for name in ("acme/bert", "hf://acme/bert", str(tmp_path / "acme")):
-        with pytest.raises(ModelNotFoundError, match=r"direct loading is switched off \(MEDVLLM_ALLOW_UNREGISTERED\)"):
+        with pytest.raises(ModelNotFoundError, match=r"switched off \(MEDVLLM_ALLOW_UNREGISTERED\)"):
             registry.load_model(name)
     assert acme.log == []
     registry.register("acme/bert", "generic")
@@ -78,7 +78,7 @@ def test_a_near_miss_is_an_error_and_no_trip_to_the_hub(registry: ModelRegistry,
 def test_names_that_no_repository_can_have(registry: ModelRegistry, acme: LoopbackHub) -> None:
     """Nor do they reach the Hub."""
     for name in ("a/b/c", "what is this", "Modèle"):
-        with pytest.raises(ModelNotFoundError, match="nor is it a repository's id"):
+        with pytest.raises(ModelNotFoundError, match="it is not a repository's id"):
             registry.load_model(name)
     with pytest.raises(ModelNameError):
         registry.load_model("")
@@ -213,7 +213,7 @@ def test_a_failed_download_is_an_error_of_ours_and_the_next_call_succeeds(
     acme.fault("*/model.safetensors", kind, argument)
     with pytest.raises(SourceError, match="acme/bert"):
         registry.load_model("acme/bert")
-    acme._rules.clear()
+    acme.heal()
     assert registry.load_model("acme/bert")
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
-from medvllm.engine.model_runner.spans import Span, Word, decode, scheme_of
+from medvllm.engine.model_runner.spans import Span, Word, decode_labels, infer_scheme
 from medvllm.errors import InputTooLongError, RequestError
 from tests.support import standins, tiny
 
@@ -38,7 +38,7 @@ def _words(*labels: str) -> list[Word]:
 )
 def test_labels_become_spans(scheme: str, labels: str, expected: list[Any]) -> None:
     """A name of three words is one span under BILOU, where others see two; neighbours stay apart where they can."""
-    spans = decode(_words(*labels.split()), scheme)
+    spans = decode_labels(_words(*labels.split()), scheme)
     assert [(span.start, span.end, span.label) for span in spans] == expected
 
 
@@ -51,7 +51,7 @@ def test_labels_become_spans(scheme: str, labels: str, expected: list[Any]) -> N
 def test_no_labelled_word_is_lost(labels: list[str], scheme: str) -> None:
     """Whatever a model strings together, also against its own scheme; and no other word is covered."""
     words = _words(*labels)
-    spans = decode(words, scheme)
+    spans = decode_labels(words, scheme)
     assert all(a.end <= b.start for a, b in pairwise(spans))
     for word in words:
         covering = [span for span in spans if span.start <= word.start and word.end <= span.end]
@@ -64,7 +64,7 @@ def test_no_labelled_word_is_lost(labels: list[str], scheme: str) -> None:
 )
 def test_a_scheme_is_seen_in_the_label_map(labels: list[str], scheme: str) -> None:
     """For a tagger that no entry describes."""
-    assert scheme_of(labels) == scheme
+    assert infer_scheme(labels) == scheme
 
 
 def _decided(folder: Path, label: int, labels: list[str], **trouble: Any) -> Path:
@@ -114,21 +114,21 @@ def test_windows_agree_with_one_pass(registry: ModelRegistry, tmp_path: Path) ->
                     words[word][::2] if word in words else (offsets[i][0], lease.model.config.id2label[classes[i]])
                 )
                 words[word] = Word(start, offsets[i][1], label, 1.0)
-    by_hand = [(s.start, s.end, s.label) for s in decode(words.values(), "BILOU")]
+    by_hand = [(s.start, s.end, s.label) for s in decode_labels(words.values(), "BILOU")]
     found = ModelRunner(folder, registry=registry).entities([text])[0].spans
     assert [(span.start, span.end, span.label) for span in found] == by_hand
 
 
 def test_what_is_no_tagger_says_so(registry: ModelRegistry, tmp_path: Path) -> None:
     """And a text that the entry forbids to cut is refused, not cut."""
-    with pytest.raises(RequestError, match="is loaded as BertModel, which finds no spans"):
+    with pytest.raises(RequestError, match="is loaded as BertModel, which finds no entities"):
         ModelRunner(tiny.bert_encoder(tmp_path / "e"), registry=registry).entities(["x"])
     folder = str(tiny.bert_token_classifier(tmp_path / "m", ["O", "B-X"]))
     registry.register("m", "clinical", model_path=folder, long_input="error", do_lower_case=False)
     with pytest.raises(InputTooLongError):
         ModelRunner("m", registry=registry).entities(["fever " * 100])
     registry.register("g", "generic", model_path=str(tiny.gpt2_causal_lm(tmp_path / "g")), task="generate")
-    with pytest.raises(RequestError, match="Task 'generate' is not a task that ModelRunner runs"):
+    with pytest.raises(RequestError, match="cannot run task 'generate'"):
         ModelRunner("g", registry=registry).run(None, ["x"])
 
 

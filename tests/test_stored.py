@@ -22,7 +22,6 @@ from medvllm.errors import (
     RequestError,
 )
 from medvllm.metadata import ModelMetadata
-from medvllm.processes import list_processes
 from tests.support import tiny
 from tests.support.children import asked, held, out
 from tests.support.postgres import Postgres
@@ -186,7 +185,7 @@ def test_what_another_process_has_leased_stays(registry: ModelRegistry, tmp_path
     with held(code) as process:
         assert process.stdout is not None and process.stdout.readline() == "leased\n"
         deadline = time.monotonic() + 60
-        while process.pid not in {note.process.pid for note in list_processes(registry.record_stores())}:
+        while process.pid not in {note.process.pid for note in registry.list_processes()}:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         for name in ("ward", "ward@1"):

@@ -82,7 +82,7 @@ def test_no_other_model_answers_for_one_that_was_sent(tmp_path: Path, ward: Any)
     later = pickle.dumps(ModelRunner("ward-tagger"))
     registry.unregister("ward-tagger")
     for runner, folder in ((sent, "m"), (later, "other"), (sent, "m")):
-        receipt = pickle.loads(runner).run("ner", ["aspirin"])[2]
+        receipt = pickle.loads(runner).run("ner", ["aspirin"], with_receipt=True).receipt
         assert receipt.snapshot.startswith(str(tmp_path / folder))
 
 
@@ -95,7 +95,7 @@ def test_a_started_process_names_what_its_parent_alone_knows(ward: Any, tmp_path
         "    except Exception as error: print(type(error).__name__, str(error).replace(chr(10), ' / '))"
     )
     told, other = out(code, HF_HUB_OFFLINE="1").splitlines()
-    assert told.startswith("ModelNotFoundError Model 'ward-tagger' is not registered in this process: the one that")
+    assert told.startswith("ModelNotFoundError Model 'ward-tagger' is not registered in this process")
     assert "registry.register(…, persist=True)" in told
     assert other.startswith("HubUnreachableError") and other.endswith(
         "known only in that process. To share it: register(…, persist=True)"
@@ -117,7 +117,7 @@ def test_another_model_of_the_name_does_not_answer_in_a_started_process(tmp_path
         "def tried(name, *calls):\n"
         "    usual = registry.get_metadata, registry.pull, registry.load_model, ModelRunner(name).check_baseline\n"
         "    for call in calls or usual:\n"
-        "        try: print(name, call() if call.__name__ == 'drift' else call(name))\n"
+        "        try: print(name, call() if call.__name__ == 'check_baseline' else call(name))\n"
         "        except Exception as error: print(name, type(error).__name__, str(error).replace(chr(10), ' / '))\n"
         f"for name in ({built_in!r}, {stored!r}): tried(name); print(name, name in registry)\n"
         f"tried('{stored}-too', registry.get_metadata)\n"
@@ -133,8 +133,8 @@ def test_another_model_of_the_name_does_not_answer_in_a_started_process(tmp_path
             registry.unregister(name)
     for name, told in ((built_in, lines[:5]), (stored, lines[5:10])):
         for line in told[:4]:
-            assert line.startswith(f"{name} ModelNotFoundError Model {name!r} is another one ("), line
-            assert "persist=True" in line and line.endswith(f"The one of this process: {name}@1"), line
+            assert line.startswith(f"{name} ModelNotFoundError Model {name!r} is another model in this process ("), line
+            assert "persist=True" in line and line.endswith(f"use the one of this process: {name}@1"), line
         assert told[4] == f"{name} False"
     assert "is not registered in this process" in lines[10]
     assert lines[11:] == ["built-in stored", "stored", "stored"]
@@ -151,7 +151,7 @@ def test_a_registry_that_is_sent_tells_what_it_alone_knows(tmp_path: Path, monke
     after = pickle.dumps(registry)
     monkeypatch.setattr(os, "getpid", lambda: 1)
     assert pickle.loads(during) is registry
-    with pytest.raises(ModelNotFoundError, match="is another one \\(built-in, version 1\\) in this process"):
+    with pytest.raises(ModelNotFoundError, match="is another model in this process \\(built-in, version 1\\)"):
         registry.get_metadata(name)
     assert pickle.loads(after).get_metadata(name).origin == "built-in"
 

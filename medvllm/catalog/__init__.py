@@ -6,6 +6,7 @@ from medvllm.catalog.difference import Difference, differences
 from medvllm.catalog.entries import from_toml, to_toml
 from medvllm.catalog.events import Alias, Event, check_reason
 from medvllm.catalog.log import Locked, VersionRecord
+from medvllm.catalog.lookup import Found, explain_missing_repository, find_entry, find_model
 from medvllm.catalog.stored import StoredCatalog
 
 __all__ = [
@@ -13,12 +14,16 @@ __all__ = [
     "Catalog",
     "Difference",
     "Event",
+    "Found",
     "Locked",
     "StoredCatalog",
     "VersionRecord",
     "builtin_entries",
     "check_reason",
     "differences",
+    "explain_missing_repository",
+    "find_entry",
+    "find_model",
     "from_toml",
     "to_toml",
 ]

@@ -8,6 +8,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
+from medvllm.catalog.announcements import Meaning
 from medvllm.catalog.builtin import builtin_entries
 from medvllm.catalog.process_entries import ProcessEntries
 from medvllm.catalog.record import StoredRow
@@ -16,7 +17,6 @@ from medvllm.catalog.shipped import ShippedEntries
 from medvllm.catalog.stored import StoredCatalog
 from medvllm.catalog.taken import name_taken
 from medvllm.errors import CatalogError, MedVLLMError, ModelNotFoundError
-from medvllm.inherited import Meaning
 from medvllm.metadata import ModelMetadata, ModelType
 from medvllm.names import valid_name
 from medvllm.near_names import did_you_mean, near_names

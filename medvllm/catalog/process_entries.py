@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
+from medvllm.catalog.announcements import Meaning
 from medvllm.catalog.taken import name_taken
 from medvllm.errors import ModelExistsError
 from medvllm.forking import Lock
-from medvllm.inherited import Meaning
 from medvllm.metadata import ModelMetadata
 
 

@@ -6,9 +6,8 @@ import typer
 
 from medvllm.catalog import Alias
 from medvllm.cli.completion import stored_names
-from medvllm.cli.models import Json
 from medvllm.cli.output import print_json, print_table, printable
-from medvllm.cli.register import Reason
+from medvllm.cli.parameters import Json, Reason
 from medvllm.cli.streams import say
 from medvllm.model_registry import registry
 

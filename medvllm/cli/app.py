@@ -11,16 +11,20 @@ from medvllm.cli import (
     bundle,
     cache,
     catalog,
+    deprecate,
     diff,
     doctor,
     history,
     listing,
     lock,
-    memory,
-    models,
+    plan,
+    ps,
+    pull,
     register,
     run,
     show,
+    tag,
+    unregister,
     verify,
 )
 
@@ -50,15 +54,15 @@ def _program(
 app.command("list")(listing.list_)
 app.command("show")(show.show)
 app.command("diff")(diff.diff)
-app.command("pull")(models.pull)
+app.command("pull")(pull.pull)
 app.add_typer(cache.app, name="cache")
 app.command("run")(run.run)
-app.command("plan")(memory.plan)
-app.command("ps")(memory.ps)
+app.command("plan")(plan.plan)
+app.command("ps")(ps.ps)
 app.command("register")(register.register)
-app.command("unregister")(register.unregister)
-app.command("tag")(register.tag)
-app.command("deprecate")(register.deprecate)
+app.command("unregister")(unregister.unregister)
+app.command("tag")(tag.tag)
+app.command("deprecate")(deprecate.deprecate)
 app.add_typer(alias.app, name="alias")
 app.add_typer(history.app, name="history")
 app.add_typer(catalog.app, name="catalog")

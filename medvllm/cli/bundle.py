@@ -8,15 +8,14 @@ import typer
 
 from medvllm.cli.completion import model_names
 from medvllm.cli.history import describe
-from medvllm.cli.models import Json
 from medvllm.cli.output import print_json, printable
-from medvllm.cli.register import Reason
+from medvllm.cli.parameters import Json, Reason
 from medvllm.model_registry import registry
 from medvllm.quantities import shown_size
 
 if TYPE_CHECKING:
+    from medvllm.model_registry.bundle_import import Imported
     from medvllm.sources.provenance import Provenance
-    from medvllm.transfer import Imported
 
 
 def export(

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medvllm import processes
-from medvllm.cli.models import Json
 from medvllm.cli.output import print_json, print_table
+from medvllm.cli.parameters import Json
 from medvllm.model_registry import registry
 from medvllm.quantities import shown_size
 
@@ -60,11 +59,7 @@ def _users() -> "Users":
     entries = {entry.reference: entry for entry in registry.list_models().values()}
     for name in registry.catalog.names():
         entries |= {entry.reference: entry for entry in registry.catalog.versions(name).values()}
-    running = [
-        (str(note.process), model["snapshot"])
-        for note in processes.list_processes(registry.record_stores())
-        for model in note.models
-    ]
+    running = [(str(note.process), model["snapshot"]) for note in registry.list_processes() for model in note.models]
     return Users(entries, running)
 
 

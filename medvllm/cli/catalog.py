@@ -8,9 +8,8 @@ from typing import Annotated
 import typer
 
 from medvllm.cli.history import describe
-from medvllm.cli.models import Json
 from medvllm.cli.output import print_json, printable
-from medvllm.cli.register import Reason
+from medvllm.cli.parameters import Json, Reason
 from medvllm.cli.streams import write_utf8
 from medvllm.errors import CatalogError
 from medvllm.model_registry import registry

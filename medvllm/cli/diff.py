@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from medvllm.cli.completion import model_names
-from medvllm.cli.models import Json
 from medvllm.cli.output import one_line, print_json, print_table
+from medvllm.cli.parameters import Json
 from medvllm.model_registry import registry
 
 

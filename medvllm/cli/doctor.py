@@ -14,8 +14,8 @@ from typing import Any, Literal
 import typer
 
 from medvllm import settings
-from medvllm.cli.models import Json
 from medvllm.cli.output import print_json, print_table
+from medvllm.cli.parameters import Json
 from medvllm.errors import HubUnreachableError, MedVLLMError
 from medvllm.local_files import hub_cache
 from medvllm.model_cache import default_cpu_budget

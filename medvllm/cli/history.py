@@ -8,8 +8,8 @@ from typer.core import TyperGroup
 
 from medvllm.catalog import Event
 from medvllm.cli.completion import stored_names
-from medvllm.cli.models import Json
 from medvllm.cli.output import one_line, print_json, print_table
+from medvllm.cli.parameters import Json
 from medvllm.model_registry import registry
 
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from medvllm.cli.completion import model_names
-from medvllm.cli.models import Json
 from medvllm.cli.output import print_json, print_table, printable
+from medvllm.cli.parameters import Json
 from medvllm.cli.streams import say
 from medvllm.local_files import LocalFiles, local_files
 from medvllm.metadata import ModelMetadata, ModelType

@@ -7,8 +7,8 @@ import typer
 
 from medvllm.catalog import VersionRecord
 from medvllm.cli.completion import model_names
-from medvllm.cli.models import Json
 from medvllm.cli.output import one_line, print_groups, print_json
+from medvllm.cli.parameters import Json
 from medvllm.facts import GROUPS, known_facts
 from medvllm.local_files import local_files
 from medvllm.metadata import ModelMetadata

@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 
 from medvllm.cli.completion import model_names
-from medvllm.cli.models import Json
 from medvllm.cli.output import print_json, print_table
+from medvllm.cli.parameters import Json
 from medvllm.errors import SourceError
 from medvllm.model_registry import registry
 from medvllm.sources import Lock

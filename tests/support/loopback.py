@@ -111,6 +111,22 @@ class LoopbackHub:
         with self._lock:
             self._rules.append(_Rule(pattern, kind, times, argument, method))
 
+    def heal(self) -> None:
+        """Answer without faults from now on."""
+        with self._lock:
+            self._rules.clear()
+
+    def clear(self) -> None:
+        """Forget repositories, faults and requests."""
+        self.heal()
+        self._repos.clear()
+        self._renamed.clear()
+        self.log.clear()
+
+    def commit(self, repo_id: str, revision: str = "main") -> str:
+        """Return the commit that a branch or tag points to."""
+        return self._repos[repo_id].refs[revision]
+
     def requests(self, substring: str = "") -> list[Request]:
         """Return the requests seen whose path holds `substring`."""
         with self._lock:

@@ -1,59 +1,88 @@
-"""Texts -> the spans that a tagger finds in them."""
+"""The tasks ner and deid: the spans that a token classifier finds in texts."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, ClassVar
 
 from medvllm import progress
-from medvllm.engine.model_runner.batches import batches, check_numbers, run, unsound
-from medvllm.engine.model_runner.inputs import plain_texts
-from medvllm.engine.model_runner.spans import Span, Word, decode, scheme_of
-from medvllm.engine.model_runner.windows import Coverage, split
+from medvllm.engine.model_runner.batches import batch_windows, check_finite, nonfinite_positions, run_batch
+from medvllm.engine.model_runner.inputs import check_single_texts
+from medvllm.engine.model_runner.results import Cell
+from medvllm.engine.model_runner.spans import Span, Word, decode_labels, infer_scheme
+from medvllm.engine.model_runner.windows import Coverage, split_into_windows
 from medvllm.errors import RequestError
 from medvllm.model_registry import Lease
 
 
 @dataclass(frozen=True)
 class Entities:
-    """The spans of one text, in its order, and what of it they cover."""
+    """The entities of one text.
+
+    Attributes:
+        spans: The spans, in the order of the text.
+        coverage: What the model read of the text.
+    """
 
     spans: list[Span]
     coverage: Coverage
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record of the text, as JSON has it."""
+        """Return the record of the text, for JSON."""
         return vars(self.coverage) | {"spans": [vars(span) for span in self.spans]}
 
 
-def find_entities(lease: Lease, texts: Iterable[str]) -> list[Entities]:
-    """Return the spans that the model finds in each text; a word has the label of its first piece.
+class EntityResults(list[Entities]):
+    """The entities of each text."""
 
-    A text longer than the model is read in overlapping windows; one without any token has no spans. RequestError: the
-    model is no tagger.
+    columns: ClassVar[tuple[str, ...]] = ("TEXT", "START", "END", "LABEL", "SCORE", "SPAN")
+
+    def rows(self, texts: Sequence[Any]) -> Iterator[tuple[Cell, ...]]:
+        """Yield a row for each span; the last cell is its text."""
+        for number, (text, found) in enumerate(zip(texts, self, strict=True), 1):
+            for span in found.spans:
+                yield number, span.start, span.end, span.label, span.score, text[span.start : span.end]
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """Return one record for each text, for JSON."""
+        return [found.to_dict() for found in self]
+
+
+def find_entities(lease: Lease, texts: Iterable[str]) -> EntityResults:
+    """Return the spans that the model finds in each text. A word has the label of its first piece.
+
+    A text longer than the model is read in overlapping windows. A text without any token has no spans.
+
+    Raises:
+        RequestError: The model is not a token classifier.
     """
     model, behaviour = lease.model, lease.metadata.behaviour
     if not is_token_classifier(model):
         raise RequestError(
-            f"Model {lease.metadata.name!r} is loaded as {type(model).__name__}, which finds no spans.\n"
-            "Taggers are listed with: medvllm list --task ner",
+            f"Model {lease.metadata.name!r} is loaded as {type(model).__name__}, which finds no entities.\n"
+            "List the models that do with: medvllm list --task ner",
             model=lease.metadata.name,
         )
     labels: dict[int, str] = model.config.id2label
-    windows, coverage = split(lease.tokenizer, plain_texts(lease, texts, "ner"), behaviour.long_input, offsets=True)
+    given = check_single_texts(lease, texts, "ner")
+    windows, coverage = split_into_windows(lease.tokenizer, given, behaviour.long_input, offsets=True)
     pieces: list[list[tuple[int, Word]]] = [[] for _ in coverage]
-    lacking: set[int] = set()
-    for batch in progress.of_items("Running", batches(lease, model, windows)):
-        logits = run(lease, model, batch, "logits")
-        lacking |= unsound(logits, [window.text for window in batch])  # a label at -inf would never be found
+    nonfinite: set[int] = set()
+    for batch in progress.of_items("Running", batch_windows(lease, model, windows)):
+        logits = run_batch(lease, model, batch, "logits")
+        # A label at minus infinity is an error, too: it could never be found.
+        nonfinite |= nonfinite_positions(logits, [window.text for window in batch])
         scores, classes = logits.softmax(-1).max(-1)
         for window, row, chosen in zip(batch, scores.tolist(), classes.tolist(), strict=True):
             for i, word in enumerate(window.words):
                 if word is not None and window.counted[i]:
                     pieces[window.text].append((word, Word(*window.offsets[i], labels[chosen[i]], row[i])))
-    check_numbers(lease, lacking)
-    scheme = behaviour.label_scheme or scheme_of(labels.values())
-    return [Entities(decode(_joined(found), scheme), covered) for found, covered in zip(pieces, coverage, strict=True)]
+    check_finite(lease, nonfinite)
+    scheme = behaviour.label_scheme or infer_scheme(labels.values())
+    return EntityResults(
+        Entities(decode_labels(_join_pieces(found), scheme), covered)
+        for found, covered in zip(pieces, coverage, strict=True)
+    )
 
 
 def is_token_classifier(model: Any) -> bool:
@@ -61,8 +90,8 @@ def is_token_classifier(model: Any) -> bool:
     return type(model).__name__.endswith("ForTokenClassification")
 
 
-def _joined(pieces: list[tuple[int, Word]]) -> Iterator[Word]:
-    """Give the words of a text in order: each with its first piece's label, to the end of its last."""
+def _join_pieces(pieces: list[tuple[int, Word]]) -> Iterator[Word]:
+    """Yield the words of a text in order. A word has the label of its first piece and the end of its last."""
     for _, group in groupby(sorted(pieces, key=lambda piece: piece[1].start), key=lambda piece: piece[0]):
         first, *more = (word for _, word in group)
         yield first._replace(end=more[-1].end if more else first.end)

@@ -1,4 +1,4 @@
-"""What a caller gives: texts, or pairs where the entry says so."""
+"""Checks of what a caller passes: texts, or pairs of texts if the entry asks for pairs."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -6,29 +6,33 @@ from typing import Any
 from medvllm.errors import InputTooLongError, RequestError
 from medvllm.model_registry import Lease
 
-MOST_CHARACTERS = 4_000_000  # of one text: a tokenizer that wants more memory than there is ends the process
-Text = str | tuple[str, str] | list[str]  # what one result is for; a list is a pair as JSON has it
+MAX_CHARACTERS = 4_000_000  # of one text; a tokenizer that runs out of memory ends the process
+Text = str | tuple[str, str] | list[str]  # one input; a pair from JSON is a list
 
 
-def plain_texts(lease: Lease, texts: Iterable[Text], task: str) -> list[str]:
-    """Return the texts for a task that gives the model one each; RequestError: its entry says that it takes more."""
+def check_single_texts(lease: Lease, texts: Iterable[Text], task: str) -> list[str]:
+    """Return the texts as a list, for a task that gives the model one text at a time.
+
+    Raises:
+        RequestError: The model takes pairs, or a text cannot be used.
+    """
     inputs = lease.metadata.behaviour.inputs
     if len(inputs) > 1:
         raise RequestError(
-            f"Model {lease.metadata.name!r} takes {' and '.join(inputs)}, and task {task!r} gives it one text.\n"
-            "If it takes one text, register it with: inputs=['text']",
+            f"Model {lease.metadata.name!r} takes pairs of {' and '.join(inputs)}, but task {task!r} takes single "
+            "texts.\nIf the model takes single texts, register it with: inputs=['text']",
             model=lease.metadata.name,
         )
     return check_texts(texts)
 
 
 def check_texts(texts: Iterable[Any]) -> list[str]:
-    """Return the texts as a list, or raise RequestError that names the position, never the text."""
-    given = listed(texts)
+    """Return the texts as a list. RequestError names the position of a bad text, never the text."""
+    given = to_list(texts)
     for position, text in enumerate(given, 1):
         if _is_pair(text):
             raise RequestError(
-                f"Text {position} is a pair, and the model takes one text.\n"
+                f"Text {position} is a pair, but the model takes single texts.\n"
                 "If it was trained on pairs, register it with: inputs=['title', 'abstract']"
             )
         _check_text(text, position)
@@ -36,11 +40,11 @@ def check_texts(texts: Iterable[Any]) -> list[str]:
 
 
 def check_pairs(pairs: Iterable[Any], names: Sequence[str]) -> list[tuple[str, str]]:
-    """Return pairs of texts as a list; `names` are what the entry calls the two, in their order.
+    """Return the pairs of texts as a list. `names` are the two inputs of the entry, for the message.
 
-    RequestError names the position of what is no pair, never the text.
+    RequestError names the position of a bad pair, never its texts.
     """
-    given = listed(pairs)
+    given = to_list(pairs)
     for position, pair in enumerate(given, 1):
         if not _is_pair(pair):
             raise RequestError(
@@ -52,8 +56,8 @@ def check_pairs(pairs: Iterable[Any], names: Sequence[str]) -> list[tuple[str, s
     return [(first, second) for first, second in given]
 
 
-def listed(texts: Iterable[Any]) -> list[Any]:
-    """Return the texts as a list; RequestError: one text alone, which would be taken for its letters."""
+def to_list(texts: Iterable[Any]) -> list[Any]:
+    """Return the texts as a list. RequestError: `texts` is a single text, whose items would be letters."""
     if isinstance(texts, str) or not isinstance(texts, Iterable):
         kind = "one text" if isinstance(texts, str) else type(texts).__name__
         raise RequestError(f"Texts must be a list of texts, not {kind}.\nWrite it as: [text]")
@@ -67,12 +71,15 @@ def _is_pair(item: object) -> bool:
 def _check_text(text: object, position: int) -> None:
     if not isinstance(text, str):
         raise RequestError(f"Text {position} must be text, not {type(text).__name__}.")
-    if len(text) > MOST_CHARACTERS:
+    if len(text) > MAX_CHARACTERS:
         raise InputTooLongError(
-            f"Text {position} has {len(text):,} characters, and at most {MOST_CHARACTERS:,} are read at once: "
-            "each takes some 200 bytes of memory.\nGive its parts as texts of their own, such as its pages.",
-            limit=MOST_CHARACTERS,
+            f"Text {position} has {len(text):,} characters; the maximum is {MAX_CHARACTERS:,}, as each takes about "
+            "200 bytes of memory.\nSplit it into several texts, for example one for each page.",
+            limit=MAX_CHARACTERS,
             position=position - 1,
         )
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        raise RequestError(f"Text {position} is not Unicode: bytes of another encoding were read into it.")
+        raise RequestError(
+            f"Text {position} is not valid Unicode: it was decoded with the wrong encoding.\n"
+            "Decode it with its own encoding, for example: open(file, encoding='latin-1')"
+        )

@@ -1,4 +1,4 @@
-"""Hidden states of windows -> one vector a text, as sentence-transformers makes it."""
+"""Pools the hidden states of windows into one vector for each text, as sentence-transformers does."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -14,14 +14,17 @@ if TYPE_CHECKING:
     from medvllm.loading.sentence_modules import Modules
 
 
-class Pool:
-    """Gathers what the tokens of each text give, batch by batch.
+class Pooler:
+    """Accumulates the hidden states of each text, batch by batch.
 
-    `modes` are joined in their order. The first `skipped` tokens of each text, its prompt's, are left out.
+    The vectors of several `modes` are concatenated in their order. The first `skipped` tokens of each text, those of
+    its prompt, are left out.
 
-    Of a text in several windows, each token that a window counts is taken once: "mean", "mean_sqrt_len_tokens",
-    "weightedmean" and "max" are those of the whole text, "lasttoken" is its last window's last token, and "cls" the
-    mean of the windows' first ones.
+    For a text in several windows, each token counts once, in the window that counts it:
+
+    - "mean", "mean_sqrt_len_tokens", "weightedmean" and "max" are those of the whole text.
+    - "lasttoken" is the last token of the last window.
+    - "cls" is the mean of the first tokens of the windows.
     """
 
     def __init__(
@@ -36,10 +39,10 @@ class Pool:
 
         self._modes = (modes,) if isinstance(modes, str) else modes
         self._skipped = skipped
-        # Said aloud: a load in another thread changes torch's default dtype for the whole process.
+        # Every dtype is explicit, because a load in another thread changes torch's default dtype.
         self._weights = {mode: torch.zeros(texts, 1, dtype=torch.float32) for mode in self._modes}
-        self._begin(texts, size)
-        self._begins: dict[int, int] = {}  # window -> how many tokens of its text stand before it
+        self._reset(texts, size)
+        self._begins: dict[int, int] = {}  # window -> how many tokens of its text are before it
         self._last: dict[int, int] = {}  # text -> its last window
         tokens: dict[int, int] = {}
         for window in windows:
@@ -52,7 +55,7 @@ class Pool:
             self._last[window.text] = id(window)
             tokens[window.text] = tokens.get(window.text, 0) + sum(window.counted)
 
-    def _begin(self, texts: int, size: int) -> None:
+    def _reset(self, texts: int, size: int) -> None:
         import torch
 
         self._sums = {mode: torch.zeros(texts, size, dtype=torch.float32) for mode in self._modes}
@@ -60,12 +63,12 @@ class Pool:
             self._sums["max"].fill_(float("-inf"))
 
     def add(self, batch: Sequence[Window], hidden: "torch.Tensor") -> None:
-        """Take the hidden states of windows, shape [windows, longest, size]."""
+        """Add the hidden states of a batch of windows, of shape [windows, longest window, size]."""
         import torch
 
         texts, size = self._sums[self._modes[0]].shape
-        if hidden.shape[2] != size:  # the config's is not the output's: Reformer's is twice as wide
-            self._begin(texts, hidden.shape[2])
+        if hidden.shape[2] != size:  # some outputs are wider than the config says, such as Reformer's
+            self._reset(texts, hidden.shape[2])
         stack = torch.nn.utils.rnn.pad_sequence
         counted = stack([torch.tensor(window.counted) for window in batch], batch_first=True).to(hidden)
         begins = torch.tensor([self._begins[id(window)] for window in batch], dtype=torch.float32).to(hidden)
@@ -78,7 +81,7 @@ class Pool:
                 sums.scatter_reduce_(0, rows.unsqueeze(1).expand_as(highest), highest, "amax")
                 continue
             if mode in ("cls", "lasttoken"):
-                chosen = [self._chosen(mode, window) for window in batch]
+                chosen = [self._chosen_token(mode, window) for window in batch]
                 weight = torch.tensor([[float(index is not None)] for index in chosen], dtype=torch.float32)
                 given = hidden[range(len(batch)), [index or 0 for index in chosen]].cpu() * weight
             else:
@@ -88,20 +91,20 @@ class Pool:
             self._weights[mode].index_add_(0, rows, weight)
 
     def vectors(self) -> "torch.Tensor":
-        """Return the vectors of all texts."""
+        """Return the vectors, of shape [texts, size times number of modes]."""
         import torch
 
-        made = []
+        vectors = []
         for mode in self._modes:
             weights = self._weights[mode].clamp(min=1e-9)
             if mode == "max":
-                made.append(self._sums[mode])
+                vectors.append(self._sums[mode])
             else:
-                made.append(self._sums[mode] / (weights.sqrt() if mode == "mean_sqrt_len_tokens" else weights))
-        return torch.cat(made, dim=1)
+                vectors.append(self._sums[mode] / (weights.sqrt() if mode == "mean_sqrt_len_tokens" else weights))
+        return torch.cat(vectors, dim=1)
 
-    def _chosen(self, mode: PoolingMode, window: Window) -> int | None:
-        """Return the place in a window of the one token that the mode takes, None when it takes none of it."""
+    def _chosen_token(self, mode: PoolingMode, window: Window) -> int | None:
+        """Return the position of the one token that the mode takes from a window, or None if it takes none."""
         length, is_first = len(window.input_ids), self._begins[id(window)] == 0
         if mode == "cls":
             return self._skipped if is_first and self._skipped < length else 0
@@ -109,8 +112,12 @@ class Pool:
         return None if is_left_out or self._last[window.text] != id(window) else length - 1
 
 
-def finish(metadata: ModelMetadata, modules: "Modules", vectors: "torch.Tensor") -> "torch.Tensor":
-    """Return pooled vectors as the folder's modules and the entry's facts make them."""
+def finish_vectors(metadata: ModelMetadata, modules: "Modules", vectors: "torch.Tensor") -> "torch.Tensor":
+    """Return pooled vectors after the modules of the folder and `truncate_dim` and `normalize` of the entry.
+
+    Raises:
+        RequestError: `truncate_dim` is larger than the vectors.
+    """
     import torch
 
     behaviour = metadata.behaviour
@@ -118,7 +125,7 @@ def finish(metadata: ModelMetadata, modules: "Modules", vectors: "torch.Tensor")
     kept = behaviour.truncate_dim
     if kept is not None and kept > vectors.shape[1]:
         raise RequestError(
-            f"Model {metadata.name!r} has truncate_dim={kept}, and its vectors have {vectors.shape[1]} numbers.\n"
+            f"Model {metadata.name!r} has truncate_dim={kept}, but its vectors have only {vectors.shape[1]} numbers.\n"
             f"Register it without truncate_dim, or with at most: truncate_dim={vectors.shape[1]}",
             model=metadata.name,
         )

@@ -1,4 +1,4 @@
-"""Which prompt is put in front of texts, and how many tokens it takes."""
+"""Chooses the prompt that goes before each text, and counts its tokens."""
 
 from typing import TYPE_CHECKING
 
@@ -11,15 +11,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def choose(lease: Lease, name: str | None, prompt: str | None) -> str:
-    """Return the prompt that a caller states or names; else the one of the entry's role, or the default one, or "".
+def choose_prompt(lease: Lease, name: str | None, prompt: str | None) -> str:
+    """Return the prompt to use, or "" for none.
 
-    As in sentence-transformers, a role whose prompt is not declared has an empty one, whatever the default is.
+    The order is: the caller's `prompt`; the model's prompt called `name`; the prompt of the entry's role; the model's
+    default prompt. As in sentence-transformers, a role without a prompt uses none, even if there is a default prompt.
+
+    Raises:
+        RequestError: The model has no prompt of that name, or both arguments are given.
     """
     if name is not None and prompt is not None:
-        raise RequestError("Both 'prompt' and 'prompt_name' are given.\nLeave one of them out.", option="prompt")
+        raise RequestError("Both 'prompt' and 'prompt_name' are given.\nPass only one of them.", option="prompt")
     if prompt is not None:
-        return _checked(prompt)
+        return _check_prompt(prompt)
     behaviour = lease.metadata.behaviour
     known = dict(behaviour.prompts or {})
     if known or lease.modules.is_declared:
@@ -27,25 +31,24 @@ def choose(lease: Lease, name: str | None, prompt: str | None) -> str:
     default = behaviour.default_prompt_name
     if default is not None and default not in known:
         raise RequestError(
-            f"The default prompt of model {lease.metadata.name!r} is {default[:80]!r}, and it has {_listed(known)}.\n"
-            f"Register it with the text of that prompt too: prompts={{{default[:80]!r}: '…'}}",
+            f"The default prompt of model {lease.metadata.name!r} is {default[:80]!r}, but it has "
+            f"{_list_prompts(known)}.\nRegister it with the text of that prompt: prompts={{{default[:80]!r}: '…'}}",
             model=lease.metadata.name,
         )
     if name is None:
         return known.get(behaviour.role or default or "", "")
     if not isinstance(name, str) or name not in known:
         near = did_you_mean(near_names(name, known)) if isinstance(name, str) else ""
-        shown = repr(name)[:80]
         raise RequestError(
-            f"Model {lease.metadata.name!r} has no prompt {shown}.{near}\nIt has {_listed(known)}.",
+            f"Model {lease.metadata.name!r} has no prompt {repr(name)[:80]}.{near}\nIt has {_list_prompts(known)}.",
             model=lease.metadata.name,
             option="prompt_name",
         )
     return known[name]
 
 
-def token_count(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> int:
-    """Return how many tokens at the beginning of a text are its prompt's, special ones included."""
+def count_prompt_tokens(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> int:
+    """Return how many tokens at the beginning of a text belong to its prompt, special tokens included."""
     if not prompt:
         return 0
     ids = tokenizer(prompt, verbose=False)["input_ids"]
@@ -54,19 +57,21 @@ def token_count(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> int:
             f"The prompt has {len(ids):,} tokens; the model takes {tokenizer.model_max_length:,}.",
             limit=tokenizer.model_max_length,
         )
-    # What ends a text does not end a prompt.
+    # The special token at the end belongs to the end of a text, not to its prompt.
     return len(ids) - (bool(ids) and ids[-1] in tokenizer.all_special_ids)
 
 
-def _checked(prompt: object) -> str:
+def _check_prompt(prompt: object) -> str:
     if not isinstance(prompt, str):
         raise RequestError(f"The prompt must be text, not {type(prompt).__name__}.", option="prompt")
     try:
         check_texts([prompt])
     except RequestError as error:
-        raise RequestError("The prompt is not Unicode: bytes of another encoding were read into it.") from error
+        raise RequestError(
+            "The prompt is not valid Unicode: it was decoded with the wrong encoding.", option="prompt"
+        ) from error
     return prompt
 
 
-def _listed(known: dict[str, str]) -> str:
+def _list_prompts(known: dict[str, str]) -> str:
     return f"the prompts {', '.join(map(repr, sorted(known)))}" if known else "no prompts"

@@ -1,11 +1,11 @@
-"""ModelRunner: a model's name and texts in, results out."""
+"""ModelRunner: runs the tasks of a model by its name."""
 
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from medvllm.engine.model_runner.edge import answering
-from medvllm.engine.model_runner.inputs import Text, listed
+from medvllm.engine.model_runner.foreign_errors import translate_other_errors
+from medvllm.engine.model_runner.inputs import Text, to_list
 from medvllm.errors import CatalogError
 from medvllm.metadata import ModelMetadata
 from medvllm.model_registry import ModelRegistry, registry
@@ -13,25 +13,49 @@ from medvllm.receipt import Receipt
 from medvllm.words import usual_task
 
 if TYPE_CHECKING:
-    from medvllm.engine.model_runner.entities import Entities
-    from medvllm.engine.model_runner.filling import Fill
-    from medvllm.engine.model_runner.tasks import Embeddings
+    from medvllm.engine.model_runner.embeddings import Embeddings
+    from medvllm.engine.model_runner.entities import EntityResults
+    from medvllm.engine.model_runner.fill_mask import FillMaskResults
+
+
+class Answer(NamedTuple):
+    """What `ModelRunner.run` returns.
+
+    Attributes:
+        result: The result of the task: Embeddings, a list of Entities, or the fills of each gap of each text.
+        task: The task that ran.
+        receipt: What exactly answered; None if it was not asked for.
+    """
+
+    result: Any
+    task: str
+    receipt: Receipt | None
 
 
 class ModelRunner:
-    """Runs one model's tasks. The model is leased for each call only, so an idle runner keeps nothing in memory.
+    """Runs the tasks of one model.
 
-    `options` are those of `registry.load_model`.
+    The runner leases the model for each call only, so an idle runner keeps nothing in memory. It can be pickled.
+
+    Args:
+        name: A registered name, a repository or a folder.
+        registry: The registry that loads the model.
+        options: The options of `registry.load_model`, for example `device` and `dtype`.
+
+    Example:
+        >>> runner = ModelRunner("biobert-base-cased-v1.2")
+        >>> vectors = runner.embed(["Patient denies chest pain."]).vectors
     """
 
     def __init__(self, name: "str | os.PathLike[str]", *, registry: ModelRegistry = registry, **options: Any) -> None:
         self._name, self._registry, self._options = name, registry, options
-        self._entry: ModelMetadata | None = None  # of a runner that another process has sent: what its name means
+        # In a runner that came from another process: the entry that the name means there.
+        self._entry: ModelMetadata | None = None
 
     def __reduce__(self) -> "tuple[Any, ...]":
-        """Go to another process as a name, with its entry where that is known in this process alone."""
-        entry = self._entry or self._registry.own_entry(self._name)
-        return _received, (type(self), self._name, self._registry, self._options, entry)
+        """Pickle as a name, with the entry if only this process knows it."""
+        entry = self._entry or self._registry.process_entry(self._name)
+        return _rebuild, (type(self), self._name, self._registry, self._options, entry)
 
     def __repr__(self) -> str:
         return f"ModelRunner({str(self._name)!r})"
@@ -39,24 +63,56 @@ class ModelRunner:
     def embed(
         self, texts: Iterable[Text], *, prompt_name: str | None = None, prompt: str | None = None
     ) -> "Embeddings":
-        """Return a vector for each text, pooled as the entry says; long texts are read in overlapping windows.
+        """Return a vector for each text, pooled as the entry says. Long texts are read in overlapping windows.
 
-        Where the entry's `inputs` are two, such as a title and an abstract, each item is a pair of texts. `prompt` is
-        put in front of each text, or the one that the model knows as `prompt_name`; without either, the prompt of the
-        entry's role, or the default one. RequestError: the model has no prompt of that name.
+        Args:
+            texts: The texts. If the entry has two `inputs`, such as a title and an abstract, pairs of texts.
+            prompt_name: The name of the model's prompt to put before each text.
+            prompt: The prompt itself. Without either, the prompt of the entry's role applies, or the default prompt.
+
+        Returns:
+            Embeddings: `vectors` has the shape [texts, size]; `coverage` says what was read of each text.
+
+        Raises:
+            RequestError: A text cannot be embedded, or the model has no prompt of that name.
+            LoadError: The model cannot run, or returns NaN or infinity.
         """
-        result: Embeddings = self.run("embed", texts, prompt_name=prompt_name, prompt=prompt)[0]
-        return result
+        answer = self.run("embed", texts, prompt_name=prompt_name, prompt=prompt)
+        return cast("Embeddings", answer.result)
 
-    def fill_mask(self, texts: Iterable[str], *, top_k: int = 5) -> "list[list[list[Fill]]]":
-        """Return for each text, for each [MASK] in it, the `top_k` likeliest word pieces with their probabilities."""
-        result: list[list[list[Fill]]] = self.run("fill-mask", texts, top_k=top_k)[0]
-        return result
+    def fill_mask(self, texts: Iterable[str], *, top_k: int = 5) -> "FillMaskResults":
+        """Return the most likely word pieces for each [MASK] in each text.
 
-    def entities(self, texts: Iterable[str]) -> "list[Entities]":
-        """Return the spans that a tagger finds in each text: entities, or what a de-identifier would take out."""
-        result: list[Entities] = self.run("ner", texts)[0]
-        return result
+        Args:
+            texts: Texts with at least one [MASK] each.
+            top_k: How many word pieces to return for each gap.
+
+        Returns:
+            For each text, for each gap, a list of `Fill` (token and probability), best first.
+
+        Raises:
+            InputTooLongError: A text is longer than the model can read at once.
+            RequestError: The model cannot fill gaps, or a text has none.
+            LoadError: The model cannot run, or returns NaN or infinity.
+        """
+        return cast("FillMaskResults", self.run("fill-mask", texts, top_k=top_k).result)
+
+    def entities(self, texts: Iterable[str]) -> "EntityResults":
+        """Return the entities of each text: what a NER model finds, or what a de-identification model would remove.
+
+        Returns:
+            For each text, `Entities`: `spans` with their offsets in Unicode code points, and `coverage`.
+
+        Raises:
+            RequestError: The model is not a token classifier, or a text cannot be used.
+            LoadError: The model cannot run, or returns NaN or infinity.
+
+        Example:
+            >>> runner = ModelRunner("obi/deid_bert_i2b2")
+            >>> for span in runner.entities(["Seen by Dr. Peña on 3 May."])[0].spans:
+            ...     print(span.start, span.end, span.label)
+        """
+        return cast("EntityResults", self.run("ner", texts).result)
 
     def record_baseline(self, *, reason: str | None = None) -> ModelMetadata:
         """Record the model's output for a few synthetic inputs in its entry, and return the entry.
@@ -71,7 +127,7 @@ class ModelRunner:
 
         self._check_entry()
         name = self._registry.get_metadata(self._name).reference  # before anything is loaded
-        with self._registry.lease(name, **self._options) as lease, answering(name):
+        with self._registry.lease(name, **self._options) as lease, translate_other_errors(name):
             cases = compute_cases(lease)
         return self._registry.record_baseline(name, cases, reason=reason)
 
@@ -91,14 +147,22 @@ class ModelRunner:
                 f"Record one with: medvllm baseline record {metadata.reference}",
                 model=metadata.name,
             )
-        with self._registry.lease(metadata.reference, **self._options) as lease, answering(metadata.name):
+        with self._registry.lease(metadata.reference, **self._options) as lease, translate_other_errors(metadata.name):
             return find_deviations(lease, metadata.baseline)
 
-    def run(self, task: str | None, texts: Iterable[Text], **arguments: Any) -> tuple[Any, str, Receipt]:
-        """Return the task's result, the task (the model's own when None) and the receipt of what answered.
+    def run(self, task: str | None, texts: Iterable[Text], *, with_receipt: bool = False, **arguments: Any) -> Answer:
+        """Run a task by its name.
 
-        RequestError: the texts or arguments cannot be used, or the task is not one that can be run. InputTooLongError:
-        the task may not cut a text. LoadError: the model cannot run, or gives NaN or infinity.
+        Args:
+            task: "embed", "fill-mask", "ner" or "deid"; None for the model's own task.
+            texts: The texts, or pairs of texts.
+            with_receipt: Whether to make a receipt of what answered. It takes longer than a small model.
+            arguments: The options of the task, for example `top_k`.
+
+        Raises:
+            RequestError: ModelRunner cannot run the task, or the texts or arguments cannot be used.
+            InputTooLongError: A text is too long, and the task or the entry forbids cutting it.
+            LoadError: The model cannot run, or returns NaN or infinity.
         """
         from medvllm.engine.model_runner.tasks import TASKS, check_task, default_task
 
@@ -106,26 +170,27 @@ class ModelRunner:
             task = usual_task(task) if isinstance(task, str) else task
             check_task(task, arguments)  # before anything is loaded
         self._check_entry()
-        given = listed(texts)  # what a caller's own generator raises is the caller's
-        with self._registry.lease(self._name, **self._options) as lease, answering(lease.metadata.name):
+        given = to_list(texts)  # outside of the translation: an error of the caller's generator is the caller's
+        with self._registry.lease(self._name, **self._options) as lease, translate_other_errors(lease.metadata.name):
             chosen = task or default_task(lease, given)
             check_task(chosen, arguments)
-            return TASKS[chosen](lease, given, **arguments), chosen, lease.receipt
+            result = TASKS[chosen](lease, given, **arguments)
+            return Answer(result, chosen, lease.receipt if with_receipt else None)
 
     def _check_entry(self) -> None:
-        """Raise ModelExistsError where a runner that was sent here would run another model than it was sent for."""
+        """Raise ModelExistsError if this process has another model under the name that the runner was sent for."""
         if self._entry is not None:
-            self._registry.adopt(self._entry)
+            self._registry.adopt_entry(self._entry)
 
 
-def _received(
+def _rebuild(
     kind: type[ModelRunner],
     name: "str | os.PathLike[str]",
     registry: ModelRegistry,
     options: dict[str, Any],
     entry: ModelMetadata | None,
 ) -> ModelRunner:
-    """Make a runner of what another process has sent."""
+    """Return the runner that another process sent."""
     runner = kind(name, registry=registry, **options)
     runner._entry = entry
     return runner

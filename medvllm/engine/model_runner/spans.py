@@ -1,17 +1,17 @@
-"""Labels of words -> spans, under every label scheme."""
+"""Decodes the labels of words into spans, for every label scheme."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-# Scheme -> the letters that a label may begin with. E and S are what others call L and U.
-_PLACES = {"IO": "", "BIO": "BI", "BILOU": "BILUES"}
+# Scheme -> the prefixes that its labels may have. E and S are other names of L and U.
+_PREFIXES = {"IO": "", "BIO": "BI", "BILOU": "BILUES"}
 _BEGIN, _END = "BUS", "LEUS"
-_UNNAMED = "ENTITY"  # for a tagger of one type, whose labels are B and I alone
+_UNNAMED = "ENTITY"  # for a tagger with one type, whose labels are just B and I
 
 
 class Word(NamedTuple):
-    """A word of a text with the label it got: offsets in Unicode code points, `end` behind the last."""
+    """A word of a text with its label. The offsets count Unicode code points; `end` is exclusive."""
 
     start: int
     end: int
@@ -21,9 +21,13 @@ class Word(NamedTuple):
 
 @dataclass(frozen=True)
 class Span:
-    """A labelled stretch of a text: offsets in Unicode code points, `end` behind the last.
+    """A labelled part of a text.
 
-    `score` is the lowest probability among the labels of its words.
+    Attributes:
+        start: The offset of its first character, in Unicode code points.
+        end: The offset after its last character.
+        label: What it is, for example "PATIENT".
+        score: The lowest probability among the labels of its words.
     """
 
     start: int
@@ -32,38 +36,38 @@ class Span:
     score: float
 
 
-def scheme_of(labels: Iterable[str]) -> str:
-    """Return the scheme that a label map is written in, for a tagger whose entry does not say."""
-    places = {label[0] for label in labels if label[1:2] == "-" or label in ("B", "I")}
-    return "BILOU" if places & set("LUES") else "BIO" if places & set("BI") else "IO"
+def infer_scheme(labels: Iterable[str]) -> str:
+    """Return the label scheme that a model's labels follow: "IO", "BIO" or "BILOU"."""
+    prefixes = {label[0] for label in labels if label[1:2] == "-" or label in ("B", "I")}
+    return "BILOU" if prefixes & set("LUES") else "BIO" if prefixes & set("BI") else "IO"
 
 
-def decode(words: Iterable[Word], scheme: str) -> list[Span]:
-    """Return the spans that the labels of a text's words, in order, describe.
+def decode_labels(words: Iterable[Word], scheme: str) -> list[Span]:
+    """Return the spans that the labels of a text's words describe. The words must be in order.
 
-    A label that continues nothing begins a span: what a model found is not dropped for a missing B. Under IO,
-    neighbours of one label cannot be told apart and are one span.
+    A continuation label without a beginning starts a span, so that a missing B does not hide an entity. Under IO,
+    neighbours with the same label are one span, because the scheme cannot separate them.
     """
     spans: list[Span] = []
     is_open = False
     for word in words:
-        place, label = _parts(word.label, _PLACES[scheme])
+        prefix, label = _split_label(word.label, _PREFIXES[scheme])
         if label is None:
             is_open = False
             continue
-        if is_open and place not in _BEGIN and spans[-1].label == label:
+        if is_open and prefix not in _BEGIN and spans[-1].label == label:
             spans[-1] = Span(spans[-1].start, word.end, label, min(spans[-1].score, word.score))
         else:
             spans.append(Span(word.start, word.end, label, word.score))
-        is_open = place not in _END
+        is_open = prefix not in _END
     return spans
 
 
-def _parts(label: str, places: str) -> tuple[str, str | None]:
-    """Return a label's place in its span, I where the scheme has none, and what it names: None for outside."""
+def _split_label(label: str, prefixes: str) -> tuple[str, str | None]:
+    """Return a label's prefix (I if the scheme has none) and its type (None if it is outside of any span)."""
     if label in ("O", "0"):
         return "O", None
-    place, dash, kind = label.partition("-")
-    if len(place) == 1 and place in places and (kind or not dash):
-        return place, kind or _UNNAMED
+    prefix, dash, kind = label.partition("-")
+    if len(prefix) == 1 and prefix in prefixes and (kind or not dash):
+        return prefix, kind or _UNNAMED
     return "I", label

@@ -1,10 +1,10 @@
-"""Long texts -> windows of at most the model's length, and what of each text they cover."""
+"""Splits long texts into windows that the model can read, and reports what they cover."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from medvllm.engine.model_runner.edge import reading
+from medvllm.engine.model_runner.foreign_errors import translate_tokenizer_errors
 from medvllm.engine.model_runner.inputs import Text
 from medvllm.errors import InputTooLongError, LoadError, RequestError
 
@@ -16,25 +16,34 @@ STRIDE = 64  # tokens that neighbouring windows share, so that each token has co
 
 @dataclass(frozen=True)
 class Window:
-    """Token ids of one window, special tokens included. `counted`: 1 for tokens that no other window counts.
+    """One window of a text, as token ids with special tokens.
 
-    `words` and `offsets` are there when asked for: of each token, the number of its word in the text (None for special
-    tokens), and where it stands in the text, in Unicode code points.
+    Attributes:
+        text: The position of the text in the request.
+        input_ids: The token ids.
+        counted: For each token, 1 if this window counts it and 0 if another window does.
+        types: For each token, the number of its text in a pair; empty if the tokenizer does not tell.
+        words: For each token, the number of its word in the text, None for special tokens; empty if not requested.
+        offsets: For each token, its start and end in the text, in Unicode code points; empty if not requested.
     """
 
-    text: int  # the text's position in the request
+    text: int
     input_ids: list[int]
     counted: list[int]
-    types: Sequence[int] = ()  # which text of a pair each token is of, where the tokenizer tells
+    types: Sequence[int] = ()
     words: Sequence[int | None] = ()
     offsets: Sequence[tuple[int, int]] = ()
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """What of a text the model saw: content tokens, in how many windows, and whether the rest was left out.
+    """What the model read of a text.
 
-    `unknown` of the tokens stand for words that the vocabulary lacks.
+    Attributes:
+        tokens: The number of tokens, without special tokens.
+        unknown: How many of them stand for words that the vocabulary lacks.
+        windows: The number of windows.
+        truncated: Whether the end of the text was cut off.
     """
 
     tokens: int
@@ -43,53 +52,68 @@ class Coverage:
     truncated: bool
 
 
-def split(
+def split_into_windows(
     tokenizer: "PreTrainedTokenizerBase", texts: Sequence[Text], policy: str | None, *, offsets: bool = False
 ) -> tuple[list[Window], list[Coverage]]:
-    """Return every text's windows in order, and each text's coverage. A text without any token has one empty window.
+    """Return the windows of all texts, in order, and the coverage of each text.
 
-    `policy` is the entry's: "window" (the default), "error" (InputTooLongError) or "truncate" (said in the coverage).
-    Of the tokens that two windows share, each counts those that lie further from its edge. Of a pair, the second text
-    is cut, and the first stands in every window. RequestError: `offsets` are asked of a tokenizer that has none.
+    A text without any token has one empty window. Tokens that two windows share count in the window where they are
+    further from the edge. Of a pair, only the second text is split; the first is in every window.
+
+    Args:
+        tokenizer: The tokenizer; its `model_max_length` is the length of a window, special tokens included.
+        texts: The texts or pairs.
+        policy: `long_input` of the entry: "window" (also None), "error" or "truncate".
+        offsets: Whether the windows need `words` and `offsets`.
+
+    Raises:
+        InputTooLongError: A text is longer than a window, and the policy or the tokenizer forbids splitting it.
+        RequestError: `offsets` is set, and the tokenizer has no offsets.
     """
     if offsets and not tokenizer.is_fast:
-        raise RequestError(f"A {type(tokenizer).__name__} does not tell where its tokens stand in a text.")
+        raise RequestError(
+            f"Tokenizer {type(tokenizer).__name__} does not give the offsets of its tokens, which spans need."
+        )
     limit = tokenizer.model_max_length
     windows: list[Window] = []
     coverage: list[Coverage] = []
     for position, text in enumerate(texts):
-        with reading(position):
-            pieces, step = _pieces(tokenizer, text, position, offsets)
+        with translate_tokenizer_errors(position):
+            pieces, step = _tokenize(tokenizer, text, position, offsets)
         if len(pieces) > 1 and policy == "error":
             raise InputTooLongError(
-                f"Text {position + 1} is longer than the {limit:,} tokens that the model takes.\n"
-                "Its entry forbids cutting: shorten it, or register the model with long_input='window'",
+                f"Text {position + 1} is longer than the {limit:,} tokens that the model takes, and its entry has "
+                "long_input='error'.\nShorten the text, or register the model with: long_input='window'",
                 limit=limit,
                 position=position,
             )
         kept = pieces[:1] if policy == "truncate" else pieces
         tokens = 0
         for i, piece in enumerate(kept):
+            # Of the shared tokens, each window counts the half that is further from its edge.
             first, last = step // 2 if i else 0, len(piece.cut) - (step - step // 2 if i < len(kept) - 1 else 0)
-            # What is not cut stands in every window, and counts once.
+            # Tokens outside of the split text are in every window and count in the first.
             counted = {*piece.cut[first:last], *(() if i else set(range(len(piece.input_ids))) - set(piece.cut))}
             marks = [int(k in counted) for k in range(len(piece.input_ids))]
             tokens += sum(mark and not special for mark, special in zip(marks, piece.special, strict=True))
             windows.append(Window(position, piece.input_ids, marks, piece.types, piece.words, piece.offsets))
-        fresh = (
-            token
-            for window in windows[-len(kept) :]
-            for token, counts in zip(window.input_ids, window.counted, strict=True)
-            if counts
-        )
-        unknown = sum(token == tokenizer.unk_token_id for token in fresh)
+        unknown = _count_unknown(windows[-len(kept) :], tokenizer.unk_token_id)
         coverage.append(Coverage(tokens, unknown, len(kept), truncated=len(kept) < len(pieces)))
     return windows, coverage
 
 
+def _count_unknown(windows: Sequence[Window], unknown_id: int | None) -> int:
+    return sum(
+        token == unknown_id
+        for window in windows
+        for token, counts in zip(window.input_ids, window.counted, strict=True)
+        if counts
+    )
+
+
 @dataclass(frozen=True)
 class _Piece:
-    """One window as the tokenizer gives it; `cut` are the places of the tokens of the text that is cut."""
+    """One window as the tokenizer returns it. `cut` has the positions of the tokens of the text that is split."""
 
     input_ids: list[int]
     special: list[int]
@@ -99,33 +123,15 @@ class _Piece:
     offsets: Sequence[tuple[int, int]] = ()
 
 
-def _pieces(tokenizer: "PreTrainedTokenizerBase", text: Text, position: int, offsets: bool) -> tuple[list[_Piece], int]:
-    """Return the windows that a text needs, and how many tokens neighbours share."""
+def _tokenize(
+    tokenizer: "PreTrainedTokenizerBase", text: Text, position: int, offsets: bool
+) -> tuple[list[_Piece], int]:
+    """Return the windows that a text needs, and how many tokens neighbouring windows share."""
     first, second = (text, None) if isinstance(text, str) else text
-    limit = tokenizer.model_max_length
     if not tokenizer.is_fast:
-        encoding = tokenizer(first, second, return_special_tokens_mask=True, verbose=False)
-        ids, special = encoding["input_ids"], encoding["special_tokens_mask"]
-        if len(ids) > limit:
-            raise InputTooLongError(
-                f"Text {position + 1} has {len(ids):,} tokens; the model takes {limit:,}.",
-                limit=limit,
-                position=position,
-            )
-        content = [k for k, is_special in enumerate(special) if not is_special]
-        return [_Piece(ids, special, content, encoding.get("token_type_ids", ()))], 0
-    taken = tokenizer.num_special_tokens_to_add(pair=second is not None)
-    if second is not None:
-        taken += len(tokenizer(first, add_special_tokens=False, verbose=False)["input_ids"])
-    step = min(STRIDE, (limit - taken) // 4)
-    if limit <= taken:
-        if second is None:
-            raise LoadError(f"The tokenizer's length of {limit:,} tokens leaves none for a text: it adds {taken:,}.")
-        raise InputTooLongError(
-            f"The first of pair {position + 1} leaves no room for the second in {limit:,} tokens.",
-            limit=limit,
-            position=position,
-        )
+        return [_tokenize_whole(tokenizer, first, second, position)], 0
+    limit = tokenizer.model_max_length
+    step = min(STRIDE, _room_for_text(tokenizer, first, second, position) // 4)
     encoding = tokenizer(
         first,
         second,
@@ -144,3 +150,40 @@ def _pieces(tokenizer: "PreTrainedTokenizerBase", text: Text, position: int, off
         words = encoding.word_ids(i) if offsets else ()
         pieces.append(_Piece(ids, special, cut, types, words, encoding["offset_mapping"][i] if offsets else ()))
     return pieces, step
+
+
+def _tokenize_whole(tokenizer: "PreTrainedTokenizerBase", first: str, second: str | None, position: int) -> _Piece:
+    """Return a text as one window, for a tokenizer written in Python, which cannot split."""
+    encoding = tokenizer(first, second, return_special_tokens_mask=True, verbose=False)
+    ids, special = encoding["input_ids"], encoding["special_tokens_mask"]
+    check_token_count(len(ids), tokenizer.model_max_length, position)
+    content = [k for k, is_special in enumerate(special) if not is_special]
+    return _Piece(ids, special, content, encoding.get("token_type_ids", ()))
+
+
+def _room_for_text(tokenizer: "PreTrainedTokenizerBase", first: str, second: str | None, position: int) -> int:
+    """Return how many tokens of the text that is split fit into a window."""
+    limit = tokenizer.model_max_length
+    taken = tokenizer.num_special_tokens_to_add(pair=second is not None)
+    if second is not None:
+        taken += len(tokenizer(first, add_special_tokens=False, verbose=False)["input_ids"])
+    if limit > taken:
+        return limit - taken
+    if second is None:
+        raise LoadError(
+            f"The maximum length of {limit:,} tokens leaves no room for a text: the tokenizer adds {taken:,} special "
+            "tokens.\nRegister the model with a larger max_length."
+        )
+    raise InputTooLongError(
+        f"The first text of pair {position + 1} leaves no room for the second: the model takes {limit:,} tokens.",
+        limit=limit,
+        position=position,
+    )
+
+
+def check_token_count(tokens: int, limit: int, position: int) -> None:
+    """Raise InputTooLongError if a text that cannot be split has more tokens than the model takes."""
+    if tokens > limit:
+        raise InputTooLongError(
+            f"Text {position + 1} has {tokens:,} tokens; the model takes {limit:,}.", limit=limit, position=position
+        )

@@ -1,37 +1,14 @@
-"""`medvllm plan` and `medvllm ps`: what a model would take, and which models are in memory."""
+"""`medvllm ps`: the models that processes have in memory."""
 
 import time
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from medvllm import processes
-from medvllm.cli.models import Json, ModelName
 from medvllm.cli.output import print_json, print_table
+from medvllm.cli.parameters import Json
 from medvllm.model_registry import registry
 from medvllm.quantities import shown_size
-
-
-def plan(
-    name: ModelName,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N, mps or auto.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Print the memory that a load would take, and whether it fits the budget. Nothing is loaded."""
-    options = {key: value for key, value in (("device", device), ("dtype", dtype)) if value is not None}
-    found = registry.plan(name, **options)
-    if as_json:
-        print_json(found.to_dict())
-        return
-    rows = [
-        ("fits", found.fit),
-        ("size", f"{shown_size(found.size_bytes)} ({found.known_by})"),
-        ("device", found.device),
-        ("budget", "no limit" if found.budget_bytes is None else shown_size(found.budget_bytes)),
-        ("load", "not known yet" if found.load_s is None else f"{found.load_s:.2f} s"),
-    ]
-    print_table(("MODEL", found.name), rows)
 
 
 def ps(as_json: Json = False) -> None:
@@ -40,7 +17,7 @@ def ps(as_json: Json = False) -> None:
     SHARED is what of SIZE is a file's, in memory once for all who map it; STAYS is how long a model stays unused.
     """
     registry.catalog.is_there()  # where others have their notes, or an error
-    notes = processes.list_processes(registry.record_stores())
+    notes = registry.list_processes()
     models = [
         {"pid": note.process.pid, "host": note.process.host, "is_near": note.process.is_near, **model}
         for note in notes

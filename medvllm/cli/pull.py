@@ -1,4 +1,4 @@
-"""`medvllm pull`: a model's files, before they are needed."""
+"""`medvllm pull`: download the files of models."""
 
 import time
 from typing import Annotated
@@ -10,22 +10,16 @@ from medvllm.cli.output import printable
 from medvllm.model_registry import registry
 from medvllm.quantities import shown_size
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-ModelName = Annotated[
-    str,
-    typer.Argument(
-        metavar="NAME",
-        help="Name of a model, a repository (org/repo), or a folder (./folder).",
-        autocompletion=model_names,
-    ),
-]
-
 
 def pull(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Models to fetch.", autocompletion=model_names)],
-    refresh: Annotated[bool, typer.Option("--refresh", help="Ask for the commit that a branch has today.")] = False,
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME...", help="Models to download.", autocompletion=model_names)
+    ],
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="Ask the Hub again which commit a branch or tag points to.")
+    ] = False,
 ) -> None:
-    """Fetch the files of models, so that they load without a network; nothing is loaded."""
+    """Download the files of models, so that they load without a network. Loads nothing."""
     for name in names:
         start = time.perf_counter()
         folder = registry.pull(name, refresh=refresh)

@@ -37,7 +37,7 @@ def check_baseline(entry: ModelMetadata, alias: str, files: str | None) -> None:
         )
 
 
-class LockApproval:
+class AliasProtection:
     """Approval by the lock file that is in force, and by the baseline of a version."""
 
     def missing_requirements(self, entry: ModelMetadata) -> list[str]:

@@ -1,0 +1,83 @@
+"""Approval of models: lock files as they are, check them later, and record a baseline of what a model answers."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from medvllm import sources
+from medvllm.catalog import Catalog, check_reason, find_entry
+from medvllm.errors import ModelNotFoundError
+from medvllm.fact_values import check_fact
+from medvllm.metadata import ModelMetadata
+from medvllm.model_registry.loaded_models import LoadedModels
+from medvllm.model_registry.snapshots import Snapshots
+from medvllm.names import parse
+
+
+def lock_models(
+    catalog: Catalog, snapshots: Snapshots, names: Sequence["str | os.PathLike[str]"], reason: str | None
+) -> dict[str, sources.LockedModel]:
+    """Write the commit and files of models into the lock file, and return what it has of them, by entry name."""
+    check_reason(reason)
+    lock = sources.Lock.current()
+    locked: dict[str, sources.LockedModel] = {}
+    entries: dict[str, ModelMetadata] = {}
+    for name in names:
+        metadata, revision = snapshots.find(name)
+        # A stored version that was asked for by its number or alias is locked beside the others of its name.
+        is_version = parse(name).suffix is not None and revision is None
+        key = metadata.reference if is_version else lock.name_of(metadata)
+        locked[key] = sources.to_lock(sources.resolve(metadata, revision))
+        entries[key] = metadata
+    lock, news = lock.approve(locked, reason)
+    catalog.note_locked([(entries[key], locked[key].facts) for key in sorted(news)], lock.file, reason)
+    return {key: lock.models[lock.key(key)] for key in locked}
+
+
+def verify_models(snapshots: Snapshots, names: Sequence["str | os.PathLike[str]"]) -> dict[str, dict[str, str]]:
+    """Hash the files of locked models, of all without names, and return for each what differs, by file."""
+    lock = sources.Lock.current()
+    entries = [snapshots.find(name).entry for name in names]
+    locked = lock.selected(tuple(map(lock.name_of, entries)))
+    asked: list[tuple[str, ModelMetadata | None]]
+    asked = [(lock.name_of(entry), entry) for entry in entries] if names else [(name, None) for name in locked]
+    differences: dict[str, dict[str, str]] = {}
+    for name, known in asked:
+        try:
+            entry = known or snapshots.find(name).entry
+            found = sources.verify(entry, locked[name], _check_prepared)
+        except ModelNotFoundError:
+            found = {"entry": "is not registered any more: remove its table from the lock file"}
+        differences[name] = differences.get(name, {}) | found
+    return differences
+
+
+def record_baseline(
+    catalog: Catalog,
+    snapshots: Snapshots,
+    loaded: LoadedModels,
+    name: "str | os.PathLike[str]",
+    cases: Sequence[Mapping[str, Any]],
+    reason: str | None,
+) -> ModelMetadata:
+    """Keep a baseline in an entry, with the digest of the files that it holds for, and return the entry."""
+    _, kept = check_fact(str(name), "baseline", list(cases))
+    ref = parse(name)
+    found = find_entry(catalog, ref)
+    if found is None:
+        raise catalog.not_found(ref.name)
+    entry, digest = found.entry, sources.to_lock(snapshots.fetch(name)[1]).digest
+    if entry.origin == "stored":
+        return catalog.stored.mark(entry.reference, baseline=kept, baseline_digest=digest, reason=reason)[0]
+    lifecycle = replace(entry.lifecycle, baseline_digest=digest)
+    entry = catalog.put(entry.changed(baseline=kept, lifecycle=lifecycle))
+    loaded.evict(entry.name, "replaced")  # the entry is a new version
+    return entry
+
+
+def _check_prepared(snapshot: sources.Snapshot) -> dict[str, str]:
+    """Return what is wrong with copies of a snapshot's weights in another dtype. Only this needs torch."""
+    from medvllm import loading
+
+    return loading.check_prepared_copies(snapshot)

@@ -1,0 +1,42 @@
+"""What a caller gives to `register`, made into the facts of an entry."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from medvllm.errors import RequestError
+from medvllm.fact_values import wrap_single_texts
+from medvllm.metadata import ModelMetadata, ModelType
+from medvllm.names import parse, source_path
+from medvllm.options import LoadOptions, parse_keep_alive
+
+
+def prepare_facts(name: str, model_type: ModelType | str, given: Mapping[str, Any], *, copy: bool) -> dict[str, Any]:
+    """Return the facts of an entry: those given, checked, with what the model's folder says of itself.
+
+    Args:
+        name: The entry's name.
+        model_type: The entry's type.
+        given: The facts as the caller wrote them.
+        copy: Whether to copy the folder of `model_path` into MEDVLLM_HOME, and register the copy.
+    """
+    facts = wrap_single_texts(given)
+    # Load options are refused now rather than at every load.
+    parameters = facts.get("parameters")
+    if isinstance(parameters, Mapping) and LoadOptions.from_kwargs(parameters).revision is not None:
+        raise RequestError("'revision' is a fact, not a parameter: register(…, revision='…')", option="revision")
+    parse_keep_alive(facts.get("keep_alive"))
+    # A path is kept in a form that means the same in every working directory.
+    if isinstance(facts.get("model_path"), str | os.PathLike):
+        facts["model_path"] = source_path(facts["model_path"])
+    if copy:
+        from medvllm import sources
+
+        kept = sources.take(facts.get("model_path"), facts.get("extra_files") or ())
+        facts["model_path"] = source_path(str(kept))
+    # A folder says for which task it is, which labels it has, how it pools: listings show that without a load.
+    if facts.get("model_path") is not None and parse(facts["model_path"]).kind == "folder":
+        from medvllm import sources
+
+        facts |= sources.read(ModelMetadata.build(name, model_type, facts))
+    return facts

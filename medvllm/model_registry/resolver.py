@@ -1,0 +1,86 @@
+"""What a call to `load_model` means: which entry, which files, which options. Importing this imports torch."""
+
+import logging
+import os
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from medvllm import loading, settings, sources
+from medvllm.catalog import Catalog, find_model
+from medvllm.metadata import ModelMetadata
+from medvllm.model_registry.snapshots import Snapshots
+from medvllm.names import parse
+from medvllm.options import Identity, LoadOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadTarget:
+    """What a call means, for as long as `Resolver.is_current` and `fingerprint.holds()` say so."""
+
+    metadata: ModelMetadata
+    snapshot: sources.Snapshot
+    identity: Identity
+    config: "PreTrainedConfig"
+    generation: tuple[int, Hashable]  # of the catalogue, before the name was looked up
+    fingerprint: sources.Fingerprint  # of the files, their folders, and the lock
+    is_lasting: bool  # False for a folder's path: its meaning depends on the working directory and on links
+
+
+class Resolver:
+    """Turns a name and the options of a call into a `LoadTarget`. It fetches files, and loads nothing."""
+
+    def __init__(self, catalog: Catalog, snapshots: Snapshots) -> None:
+        self._catalog = catalog
+        self._snapshots = snapshots
+        self._warned: set[str] = set()  # deprecated entries that the log has named
+
+    def resolve(self, name: "str | os.PathLike[str]", given: LoadOptions) -> LoadTarget:
+        """Return what a call means: the entry, its files (fetched if need be), and the identity of the load.
+
+        Raises:
+            ModelNameError, ModelNotFoundError: The name means no model.
+            RequestError: The options cannot be used.
+            SourceError: The files cannot be had, or are not what they should be.
+            LoadError: The device is not here, or the config cannot be used.
+        """
+        ref = parse(name)
+        # First the state of catalogue and lock, then the look-up: a change in between outdates the target.
+        generation, lock = self._catalog.generation(stored=ref.kind == "name"), sources.in_force()
+        metadata, revision = find_model(self._catalog, ref)
+        metadata = metadata.stated()
+        self._warn_of_deprecated(metadata)
+        # Options before files: a device that is not here must not cost a download.
+        options = loading.with_defaults(metadata, given)
+        snapshot = self._snapshots.get(metadata, given.revision or revision)
+        if metadata.origin == "direct":
+            # A folder's path is written on purpose. A repository's id may be a misspelt name.
+            level = logging.INFO if snapshot.repo is None else logging.WARNING
+            logger.log(level, "%r is not registered: loaded directly, from %s", metadata.name, snapshot.identity)
+        # What the files say completes entry and options.
+        metadata = metadata.completed(snapshot.sentence_transformer)
+        identity, config = loading.identify(metadata, options, snapshot)
+        fingerprint = sources.seen(snapshot, lock)
+        return LoadTarget(metadata, snapshot, identity, config, generation, fingerprint, ref.kind != "folder")
+
+    def is_current(self, target: LoadTarget) -> bool:
+        """Return whether entries and settings still are as they were when a target was resolved."""
+        return (
+            target.generation == self._catalog.generation(stored=target.generation[1] is not False)
+            and (target.metadata.origin != "direct" or settings.ALLOW_UNREGISTERED())
+            and (not target.metadata.source.trust_remote_code or settings.TRUST_REMOTE_CODE())
+        )
+
+    def _warn_of_deprecated(self, metadata: ModelMetadata) -> None:
+        """Log once that an entry is deprecated, why, and what to use instead."""
+        lifecycle = metadata.lifecycle
+        if (lifecycle.deprecated or lifecycle.successor) and metadata.reference not in self._warned:
+            self._warned.add(metadata.reference)
+            why = f": {lifecycle.deprecated}" if lifecycle.deprecated else ""
+            instead = f". Use {lifecycle.successor!r} instead" if lifecycle.successor else ""
+            logger.warning("Model %r is deprecated%s%s", metadata.reference, why, instead)

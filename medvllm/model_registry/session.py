@@ -1,0 +1,242 @@
+"""The half of the registry that loads: from a call to a model in memory. Importing this imports torch.
+
+Each step of a load is one room's: the resolver says what a call means, the model cache makes room and keeps the model,
+and `medvllm.loading` reads the files.
+"""
+
+import contextlib
+import os
+import weakref
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from medvllm import loading, settings, sources
+from medvllm.catalog import Catalog
+from medvllm.classes import class_path
+from medvllm.errors import BudgetError, DeviceMemoryError
+from medvllm.load_result import LoadResult
+from medvllm.model_cache import CachedModel, Need, Plan
+from medvllm.model_registry.lease import Lease
+from medvllm.model_registry.loaded_models import LoadedModels
+from medvllm.model_registry.nesting import Nesting
+from medvllm.model_registry.resolver import LoadTarget, Resolver
+from medvllm.model_registry.snapshots import Snapshots
+from medvllm.model_registry.tokenizers import Tokenizers
+from medvllm.options import Identity, LoadOptions, parse_keep_alive
+from medvllm.receipt import Receipt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_MAX_CALLS = 10_000  # calls that are remembered
+_SETTINGS = settings.Texts(settings.DEVICE, settings.DTYPE, settings.LOCK_FILE, settings.REQUIRE_LOCK)  # part of a call
+_UNKNOWN: tuple[None, Callable[[], None]] = (None, lambda: None)
+
+
+class Session:
+    """Loads models for a registry: finds what a call means, and shares what is in memory already.
+
+    Attributes:
+        resolver: Turns a call into a `LoadTarget`.
+        tokenizers: The tokenizers, and the modules behind a pooling.
+    """
+
+    def __init__(self, catalog: Catalog, snapshots: Snapshots, loaded: LoadedModels) -> None:
+        self._catalog = catalog
+        self._snapshots = snapshots
+        self._loaded = loaded
+        self._cache = loaded.cache
+        self._nesting = Nesting()
+        self.resolver = Resolver(catalog, snapshots)
+        self.tokenizers = Tokenizers(loaded.tokenizers, self._nesting)
+        # What a call meant, and a weak reference to the model it got, so that a hit resolves nothing. An item is
+        # replaced, never changed: that needs no lock.
+        self._calls: dict[Hashable, tuple[LoadTarget | None, Callable[[], CachedModel[Identity] | None]]] = {}
+
+    def acquire(
+        self,
+        name: "str | os.PathLike[str]",
+        options: Mapping[str, Any],
+        *,
+        lease: bool = False,
+        keep_alive: str | float | None = None,
+    ) -> tuple[LoadTarget, CachedModel[Identity]]:
+        """Return what a call means and its model in memory, which is loaded now if it is not there.
+
+        Args:
+            name: What the caller gave as the model's name.
+            options: The other keywords of the call.
+            lease: Whether to lease the model before any other thread can evict it.
+            keep_alive: How long it stays after its last use, from now on; None leaves that as it is.
+        """
+        # A hit: the same call was made before, nothing it depends on has changed, and its model is in memory.
+        given, keep_alive_s = LoadOptions.from_kwargs(options), parse_keep_alive(keep_alive)
+        call = (name, given, _SETTINGS())
+        target, find_cached = self._calls.get(call, _UNKNOWN) if isinstance(name, str) else _UNKNOWN
+        if target is not None and not self.resolver.is_current(target):
+            target = None
+        if target is not None and target.is_lasting and target.fingerprint.holds():
+            if keep_alive_s is None and (known := find_cached()) is not None and self._cache.hit(known, lease=lease):
+                return target, known
+            known = None  # a model that has left must not keep its memory from the load
+        else:
+            # Resolve: which entry, which files, which options.
+            target = self._resolve_again(name, given, target)
+        # Reserve, load, publish: the cache makes room for what the load needs, and all who ask meanwhile share it.
+        # Inside a load this thread holds the lock that every load needs: to wait for another load would never end.
+        is_nested = self._nesting.depth > 0
+        cached = self._cache.get(
+            target.identity,
+            partial(self.load, target),
+            need=self._need(target),
+            lease=lease,
+            keep_alive=keep_alive_s,
+            may_wait=not is_nested,
+        )
+        # Remember the call.
+        if len(self._calls) >= _MAX_CALLS:
+            self._calls.clear()
+        if isinstance(name, str) and not is_nested:
+            self._calls[call] = target, weakref.ref(cached)
+        return target, cached
+
+    def load_copy(self, name: "str | os.PathLike[str]", options: Mapping[str, Any]) -> Any:
+        """Return a model that is the caller's own: loaded now, and shared with nobody."""
+        target = self._resolve(name, options)
+        own = self._cache.copy(
+            target.identity,
+            partial(self.load, target),
+            need=self._need(target),
+            may_wait=self._nesting.depth == 0,
+        )
+        return own.model
+
+    @contextlib.contextmanager
+    def lease(
+        self, name: "str | os.PathLike[str]", options: Mapping[str, Any], keep_alive: str | float | None
+    ) -> Iterator[Lease]:
+        """Give a lease of a model, which ends with the block."""
+        target, cached = self.acquire(name, options, lease=True, keep_alive=keep_alive)
+        lease = Lease(
+            target.metadata,
+            cached,
+            partial(self._tokenizer, target),
+            partial(self.tokenizers.get_modules, target.metadata, target.snapshot),
+            partial(self._receipt, target, size_bytes=cached.size_bytes),
+        )
+        try:
+            yield lease
+        finally:
+            lease.end()
+            self._cache.release(cached)
+
+    def plan(self, name: "str | os.PathLike[str]", options: Mapping[str, Any]) -> Plan:
+        """Return what a load would need, and which models would leave for it."""
+        target = self._resolve(name, options)
+        return self._cache.plan(target.identity, self._need(target))
+
+    def load_tokenizer(self, name: "str | os.PathLike[str]", revision: str | None) -> "PreTrainedTokenizerBase":
+        """Return the tokenizer of a name; the model is not loaded."""
+        metadata, snapshot = self._snapshots.fetch(name, revision)
+        return self.tokenizers.get(metadata.stated().completed(snapshot.sentence_transformer), snapshot)
+
+    def offload(self, name: "str | os.PathLike[str]", options: Mapping[str, Any]) -> bool:
+        """Move a model's weights from its accelerator to host memory; return whether it left its device."""
+        target = self._resolve(name, options)
+        if not self._cache.discard(target.identity, "offloaded"):
+            return False
+        try:
+            if target.identity.options.device != "cpu":
+                with contextlib.suppress(BudgetError, DeviceMemoryError):  # no room: the model is evicted
+                    self.load_offloaded(target)
+        finally:
+            loading.free_memory()
+        return True
+
+    def load_offloaded(self, target: LoadTarget) -> None:
+        """Load a model's weights into host memory, from where `load` moves them to their device.
+
+        Raises:
+            BudgetError: Host memory has no room for them.
+        """
+        identity, need = replace(target.identity, is_offloaded=True), replace(self._need(target), device="cpu")
+
+        def load() -> LoadResult:
+            with self._nesting.enter():
+                return loading.load_model(target.metadata, identity, target.config, target.snapshot)
+
+        self._cache.get(identity, load, need=need, may_wait=False)
+
+    def load(self, target: LoadTarget) -> LoadResult:
+        """Load a model now, whatever is in memory: the cache calls this once it has reserved the room.
+
+        Raises:
+            DigestMismatchError: A file has changed since the target was resolved.
+        """
+        offloaded = self._cache.pop(replace(target.identity, is_offloaded=True), "restored")
+        if offloaded is not None and target.snapshot.taken.holds():
+            return loading.restore_offloaded(offloaded, target.metadata.name, str(target.identity.options.device))
+        del offloaded
+        with self._nesting.enter():
+            loaded = loading.load_model(target.metadata, target.identity, target.config, target.snapshot)
+        target.snapshot.check_unchanged()
+        sources.keep_memory_estimate(_memory_key(target.identity), loaded.size_bytes, loaded.load_s)
+        if settings.AUDIT_LOADS():
+            self._note_load(target, loaded)
+        return loaded
+
+    def _resolve(self, name: "str | os.PathLike[str]", options: Mapping[str, Any]) -> LoadTarget:
+        return self.resolver.resolve(name, LoadOptions.from_kwargs(options))
+
+    def _resolve_again(
+        self, name: "str | os.PathLike[str]", given: LoadOptions, before: LoadTarget | None
+    ) -> LoadTarget:
+        """Return what a call means now. If its files have changed, what was loaded from them is evicted."""
+        target = self.resolver.resolve(name, given)
+        if before is not None and before.snapshot.path == target.snapshot.path and before.identity != target.identity:
+            self._loaded.evict(before.metadata.name, "replaced")
+        return target
+
+    def _need(self, target: LoadTarget) -> Need:
+        """Return what a load needs: what the last one took or, before the first, what the files' headers say."""
+        options, keep_alive = target.identity.options, target.metadata.memory.keep_alive
+        device = str(options.device)
+        keep_alive_s = settings.KEEP_ALIVE() if keep_alive is None else parse_keep_alive(keep_alive)
+
+        def bytes_in_bfloat16() -> int | None:
+            narrow, own = map(target.snapshot.size_bytes, ("bfloat16", str(options.dtype)))
+            return narrow if narrow < own else None
+
+        measured = sources.memory_estimate(_memory_key(target.identity))
+        if measured is not None:
+            return Need(device, measured[0], "measured", measured[1], keep_alive_s, bytes_in_bfloat16)
+        size_bytes = target.snapshot.size_bytes(str(options.dtype))
+        return Need(device, size_bytes, "headers", None, keep_alive_s, bytes_in_bfloat16)
+
+    def _note_load(self, target: LoadTarget, loaded: LoadResult) -> None:
+        """Add a load to the history. If that fails, so does the load: no model is handed out without a record."""
+        receipt = self._receipt(target, loaded.model, loaded.size_bytes)
+        detail = {"snapshot": receipt.snapshot, "options": receipt.options, "receipt": receipt.digest}
+        self._catalog.stored.note_load(target.metadata, detail)
+
+    def _tokenizer(self, target: LoadTarget) -> "PreTrainedTokenizerBase":
+        model_class = target.identity.options.model_class
+        chosen = model_class if isinstance(model_class, type) else None
+        return self.tokenizers.get(target.metadata, target.snapshot, chosen)
+
+    def _receipt(self, target: LoadTarget, model: Any, size_bytes: int) -> Receipt:
+        snapshot = target.snapshot
+        if snapshot.locked and not target.fingerprint.holds():
+            snapshot = replace(snapshot, locked=sources.is_locked(target.metadata, snapshot))
+        proof = loading.make_proof(snapshot, model, size_bytes, partial(self._tokenizer, target))
+        return Receipt.of(target.metadata, target.identity, snapshot.commit, proof, snapshot.bundle)
+
+
+def _memory_key(identity: Identity) -> str:
+    """Return a key that is equal for loads of equal size: the bytes, and what is made of them on a kind of device."""
+    options = identity.options
+    kind = str(options.device).partition(":")[0]
+    shape = class_path(options.model_class), options.attn_implementation, options.config, options.overrides
+    return repr((identity.snapshot, kind, options.dtype, shape))
