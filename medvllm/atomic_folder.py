@@ -2,7 +2,6 @@
 
 import glob
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,7 +37,7 @@ def work_folder(target: Path) -> Iterator[Path]:
     for left in target.parent.glob(f"{glob.escape(target.name)}.*"):
         if left.is_dir():
             shutil.rmtree(left)
-    work = target.with_name(f"{target.name}.{secrets.token_hex(4)}")
+    work = target.with_name(f"{target.name}.{os.urandom(4).hex()}")
     make_own(work)
     try:
         yield work

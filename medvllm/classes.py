@@ -1,4 +1,4 @@
-"""A class, or the words that name one: ``"module:Class"`` is imported on first use."""
+"""A class, or its name as "module:Class", which is imported when it is first needed."""
 
 import functools
 import importlib
@@ -8,13 +8,18 @@ from medvllm.errors import CatalogError, MissingDependencyError
 
 
 def is_reference(text: str) -> bool:
-    """Return whether `text` reads as ``"module:Class"``."""
+    """Return whether a text has the form "module:Class"."""
     module, colon, name = text.partition(":")
     return bool(colon) and all(part.isidentifier() for part in (*module.split("."), *name.split(".")))
 
 
-def import_class(reference: "type | str | None") -> "type | None":
-    """Return the class that a reference such as ``"transformers:AutoModel"`` names; a class names itself."""
+def import_class(reference: "type | str | None") -> "type[Any] | None":
+    """Return the class for a reference such as "transformers:AutoModel". A class is returned as it is.
+
+    Raises:
+        MissingDependencyError: The module cannot be imported.
+        CatalogError: The module has no such class.
+    """
     if reference is None or isinstance(reference, type):
         return reference
     module_name, _, class_name = reference.partition(":")
@@ -22,7 +27,8 @@ def import_class(reference: "type | str | None") -> "type | None":
         found = functools.reduce(getattr, class_name.split("."), importlib.import_module(module_name))
     except ImportError as error:
         raise MissingDependencyError(
-            f"Class {reference!r} cannot be imported: {error}.\nInstall its module, or put it on PYTHONPATH.",
+            f"Class {reference!r} cannot be imported: {error}.\n"
+            "Install the package that contains it, or add its folder to PYTHONPATH.",
             reference=reference,
         ) from error
     except AttributeError as error:
@@ -35,19 +41,20 @@ def import_class(reference: "type | str | None") -> "type | None":
 
 
 def class_path(reference: "type | str | None") -> str | None:
-    """Return a class or reference as ``"module:Class"``, without importing anything."""
+    """Return a class or reference as "module:Class", without importing anything."""
     return f"{reference.__module__}:{reference.__qualname__}" if isinstance(reference, type) else reference
 
 
 class LazyClass:
-    """A dataclass field that keeps a class or its reference and gives the class, imported on first access."""
+    """A dataclass field that keeps a class or its reference. Each access returns the class, imported if need be."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._key = f"_{name}"
 
-    # A dataclass asks the descriptor on the class itself for the default: None.
-    def __get__(self, instance: object, owner: type | None = None) -> Any:
-        return None if instance is None else import_class(instance.__dict__[self._key])
+    def __get__(self, instance: object, owner: type | None = None) -> "type[Any] | None":
+        if instance is None:  # a dataclass asks the class for the default
+            return None
+        return import_class(instance.__dict__[self._key])
 
     def __set__(self, instance: object, value: "type | str | None") -> None:
         instance.__dict__[self._key] = value

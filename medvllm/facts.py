@@ -1,14 +1,13 @@
-"""The facts of an entry, in groups. Everything that names or types a fact is made from this file.
+"""The facts of an entry, in groups: each with its type and one line of help. Everything else follows this file.
 
 `register` and `list_models` take the facts as flat keywords. `make docs` writes two files from the groups: the types of
 these keywords (medvllm/typed_facts.py) and the JSON Schema of entry files (medvllm/catalog/entries.schema.json).
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
 from functools import cache
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 PoolingMode = Literal["mean", "cls", "max", "lasttoken", "mean_sqrt_len_tokens", "weightedmean"]
 
@@ -37,90 +36,92 @@ class Texts(Mapping[str, str]):
         return repr(self._texts)
 
 
-def _fact(help: str, default: Any = None) -> Any:
-    """Return a field of a group, with the one line that editors and documents show for it."""
-    return field(default=default, metadata={"help": help})
-
-
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """Where the bytes come from."""
 
-    model_path: str | None = _fact("Repository id, hf:// link or folder. By default, the name itself.")
-    revision: str | None = _fact("Commit, tag or branch of the repository.")
-    also_known_as: tuple[str, ...] = _fact("Other names of the same model, such as its repository's id.", ())
-    extra_files: tuple[str, ...] = _fact("Globs of further files that a custom model class reads.", ())
-    requires: tuple[str, ...] = _fact("Python packages, besides transformers, that the model needs.", ())
-    trust_remote_code: bool | None = _fact("Whether the repository's own code may run. `revision` must be a commit.")
+    model_path: Annotated[str | None, "Repository id, hf:// link or folder. By default, the name itself."] = None
+    revision: Annotated[str | None, "Commit, tag or branch of the repository."] = None
+    also_known_as: Annotated[tuple[str, ...], "Other names of the same model, such as its repository's id."] = ()
+    extra_files: Annotated[tuple[str, ...], "Globs of further files that a custom model class reads."] = ()
+    requires: Annotated[tuple[str, ...], "Python packages, besides transformers, that the model needs."] = ()
+    trust_remote_code: Annotated[
+        bool | None, "Whether the repository's own code may run. `revision` must be a commit."
+    ] = None
 
 
-@dataclass(frozen=True)
-class Behaviour:
+class Behaviour(NamedTuple):
     """How the model must be used, where its files do not say."""
 
-    task: str | None = _fact("embed, fill-mask, ner, deid, classify, rerank, generate, or a word of your own.")
-    architecture: str | None = _fact("The config's `model_type`, for repositories that lack it.")
-    do_lower_case: bool | None = _fact("Whether the tokenizer lowercases its input.")
-    strip_accents: bool | None = _fact("Whether the tokenizer removes accents.")
-    max_length: int | None = _fact("The longest input in tokens, special tokens included.")
-    long_input: Literal["window", "error", "truncate"] | None = _fact(
-        "What happens to longer inputs: they are read in windows, refused, or truncated."
+    task: Annotated[str | None, "embed, fill-mask, ner, deid, classify, rerank, generate, or a word of your own."] = (
+        None
     )
-    pooling: PoolingMode | tuple[PoolingMode, ...] | None = _fact(
-        "How token vectors become one vector. Several modes are concatenated."
-    )
-    normalize: bool | None = _fact("Whether vectors are scaled to unit length.")
-    truncate_dim: int | None = _fact("How many dimensions of a vector are kept, from the first.")
-    prompts: Mapping[str, str] | None = _fact("Texts that are put before an input, by name.")
-    default_prompt_name: str | None = _fact("The prompt that is used when none is chosen.")
-    include_prompt: bool | None = _fact("Whether pooling includes the prompt's tokens. True by default.")
-    role: Literal["query", "document"] | None = _fact("Which side of a search the vectors are for.")
-    counterpart: str | None = _fact("The entry for the other side of the search.")
-    inputs: tuple[str, ...] = _fact("The parts of one input, in order, if it is not a single text.", ())
-    label_scheme: Literal["BIO", "BILOU", "IO"] | None = _fact("How the labels of a token classifier mark entities.")
-    id2label: tuple[str, ...] | None = _fact("The label of each class id, in order.")
-    expected_missing_keys: tuple[str, ...] = _fact("Globs of weights that the checkpoint may lack.", ())
-    unused_weights: tuple[str, ...] = _fact("Globs of weights in the checkpoint that the model may ignore.", ())
+    architecture: Annotated[str | None, "The config's `model_type`, for repositories that lack it."] = None
+    do_lower_case: Annotated[bool | None, "Whether the tokenizer lowercases its input."] = None
+    strip_accents: Annotated[bool | None, "Whether the tokenizer removes accents."] = None
+    max_length: Annotated[int | None, "The longest input in tokens, special tokens included."] = None
+    long_input: Annotated[
+        Literal["window", "error", "truncate"] | None,
+        "What happens to longer inputs: they are read in windows, refused, or truncated.",
+    ] = None
+    pooling: Annotated[
+        PoolingMode | tuple[PoolingMode, ...] | None,
+        "How token vectors become one vector. Several modes are concatenated.",
+    ] = None
+    normalize: Annotated[bool | None, "Whether vectors are scaled to unit length."] = None
+    truncate_dim: Annotated[int | None, "How many dimensions of a vector are kept, from the first."] = None
+    prompts: Annotated[Mapping[str, str] | None, "Texts that are put before an input, by name."] = None
+    default_prompt_name: Annotated[str | None, "The prompt that is used when none is chosen."] = None
+    include_prompt: Annotated[bool | None, "Whether pooling includes the prompt's tokens. True by default."] = None
+    role: Annotated[Literal["query", "document"] | None, "Which side of a search the vectors are for."] = None
+    counterpart: Annotated[str | None, "The entry for the other side of the search."] = None
+    inputs: Annotated[tuple[str, ...], "The parts of one input, in order, if it is not a single text."] = ()
+    label_scheme: Annotated[
+        Literal["BIO", "BILOU", "IO"] | None, "How the labels of a token classifier mark entities."
+    ] = None
+    id2label: Annotated[tuple[str, ...] | None, "The label of each class id, in order."] = None
+    expected_missing_keys: Annotated[tuple[str, ...], "Globs of weights that the checkpoint may lack."] = ()
+    unused_weights: Annotated[tuple[str, ...], "Globs of weights in the checkpoint that the model may ignore."] = ()
 
 
-@dataclass(frozen=True)
-class License:
+class License(NamedTuple):
     """Who may use the model. The licence is what the uploader declares. Restrictions on the data are kept beside it."""
 
-    license: str | None = _fact("The licence, such as apache-2.0.")
-    license_status: Literal["declared", "undeclared", "unverified"] | None = _fact("How certain the licence is.")
-    data_restrictions: tuple[str, ...] = _fact("Agreements that apply to the training data.", ())
-    use_restrictions: tuple[str, ...] = _fact("Uses that the licence or the authors forbid.", ())
-    gated: bool | None = _fact("Whether the Hub asks for a token or an agreement first.")
+    license: Annotated[str | None, "The licence, such as apache-2.0."] = None
+    license_status: Annotated[Literal["declared", "undeclared", "unverified"] | None, "How certain the licence is."] = (
+        None
+    )
+    data_restrictions: Annotated[tuple[str, ...], "Agreements that apply to the training data."] = ()
+    use_restrictions: Annotated[tuple[str, ...], "Uses that the licence or the authors forbid."] = ()
+    gated: Annotated[bool | None, "Whether the Hub asks for a token or an agreement first."] = None
 
 
-@dataclass(frozen=True)
-class IntendedUse:
+class IntendedUse(NamedTuple):
     """What the model is for, and what it was trained on."""
 
-    intended_use: str | None = _fact("What the authors made the model for.")
-    languages: tuple[str, ...] = _fact("Languages, as codes such as en.", ())
-    training_corpora: tuple[str, ...] = _fact("What the model was trained on.", ())
-    citation: str | None = _fact("The publication to cite.")
+    intended_use: Annotated[str | None, "What the authors made the model for."] = None
+    languages: Annotated[tuple[str, ...], "Languages, as codes such as en."] = ()
+    training_corpora: Annotated[tuple[str, ...], "What the model was trained on."] = ()
+    citation: Annotated[str | None, "The publication to cite."] = None
 
 
-@dataclass(frozen=True)
-class Memory:
+class Memory(NamedTuple):
     """How the model is kept in memory."""
 
-    keep_alive: str | None = _fact("How long an idle model stays in memory: 10m, seconds, 0, or -1 to pin it.")
+    keep_alive: Annotated[str | None, "How long an idle model stays in memory: 10m, seconds, 0, or -1 to pin it."] = (
+        None
+    )
 
 
-@dataclass(frozen=True)
-class Lifecycle:
+class Lifecycle(NamedTuple):
     """What has been decided about the model since it was registered."""
 
-    deprecated: str | None = _fact("Why the model should no longer be used.")
-    successor: str | None = _fact("The model to use instead.")
-    baseline_digest: str | None = _fact("SHA-256 over the files for which the baseline was recorded.")
+    deprecated: Annotated[str | None, "Why the model should no longer be used."] = None
+    successor: Annotated[str | None, "The model to use instead."] = None
+    baseline_digest: Annotated[str | None, "SHA-256 over the files for which the baseline was recorded."] = None
 
 
-GROUPS: dict[str, type] = {
+# Named tuples, and no dataclasses: these are made in a fraction of the time, which every import pays.
+GROUPS: dict[str, type[tuple[Any, ...]]] = {
     "source": Source,
     "behaviour": Behaviour,
     "license": License,
@@ -138,8 +139,7 @@ IDENTIFYING = ("name", "origin", "version")
 Class = type | str | None
 
 
-@dataclass(frozen=True)
-class Fact:
+class Fact(NamedTuple):
     """One keyword of `register`: the group that keeps it ("" for none), the type of its value, and one line of help."""
 
     group: str
@@ -164,8 +164,10 @@ def known_facts() -> dict[str, Fact]:
     """Return every fact by its keyword."""
     known = {keyword: Fact("", hint, help) for keyword, (hint, help) in _UNGROUPED.items()}
     for group, kind in GROUPS.items():
-        hints = get_type_hints(kind)
-        known |= {f.name: Fact(group, hints[f.name], f.metadata["help"]) for f in fields(kind)}
+        known |= {
+            keyword: Fact(group, annotated.__origin__, annotated.__metadata__[0])
+            for keyword, annotated in kind.__annotations__.items()
+        }
     return known
 
 

@@ -3,8 +3,6 @@
 import errno
 import glob
 import os
-import secrets
-import shutil
 import stat
 import sys
 import time
@@ -44,6 +42,8 @@ def place(file: Path, target: Path, *, link: bool = True) -> None:
     """Give a file a second name, by a `link` where the disk has them, or a copy; `target` is whole at every moment."""
     if link and _linked(file, target):
         return
+    import shutil
+
     with partial(target) as (handle, path):
         with file.open("rb") as source, os.fdopen(os.dup(handle), "wb") as out:
             shutil.copyfileobj(source, out, 1 << 20)
@@ -120,7 +120,7 @@ def _spare(target: Path) -> Iterator[Path]:
 
 
 def _name(target: Path) -> Path:
-    return target.with_name(f"{_stem(target)}{secrets.token_hex(8)}.partial")
+    return target.with_name(f"{_stem(target)}{os.urandom(8).hex()}.partial")
 
 
 def _stem(target: Path) -> str:

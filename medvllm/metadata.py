@@ -1,12 +1,12 @@
-"""What is known of a model: its type and its metadata."""
+"""What is known about a model: its type and its metadata."""
 
 import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
-from hashlib import sha256
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Generic, Literal, TypeVar
 
 from medvllm.classes import LazyClass, class_path
 from medvllm.errors import RequestError
@@ -40,10 +40,11 @@ __all__ = [
 ]
 
 Origin = Literal["process", "stored", "built-in", "direct"]
+T = TypeVar("T")
 
 
 class ModelType(StrEnum):
-    """What a model was made for."""
+    """The domain that a model was made for."""
 
     GENERIC = "generic"
     BIOMEDICAL = "biomedical"
@@ -52,7 +53,11 @@ class ModelType(StrEnum):
 
     @classmethod
     def of(cls, value: "ModelType | str") -> "ModelType":
-        """Return the type that a member or its name in any case stands for."""
+        """Return the type for a member or its name, in upper or lower case.
+
+        Raises:
+            RequestError: There is no such type.
+        """
         try:
             return cls(value.lower())
         except (ValueError, AttributeError):
@@ -65,31 +70,59 @@ class ModelType(StrEnum):
             ) from None
 
 
-READ = "read from the folder"  # the provenance of facts that nobody stated
+READ = "read from the folder"  # the provenance of facts that the folder itself gives
 
 
-class Copied:
-    """A dataclass field that gives a copy each time, so that a caller's edits stay the caller's."""
+class Copied(Generic[T]):
+    """A dataclass field of a mutable type. Each access returns a copy, so a caller's changes do not reach the entry."""
 
-    def __init__(self, kind: type) -> None:
-        self._kind = kind
+    def __init__(self, copied: Callable[..., T]) -> None:
+        self._copied = copied  # called with the value, or with nothing for an empty one
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._key = f"_{name}"
 
-    # A dataclass asks the descriptor on the class itself for the default: None, kept as an empty value.
-    def __get__(self, instance: object, owner: type | None = None) -> Any:
-        return None if instance is None else copy.deepcopy(instance.__dict__[self._key])
+    def __get__(self, instance: object, owner: type | None = None) -> T:
+        if instance is None:  # a dataclass asks the class for the default: None stands for an empty value
+            return None  # type: ignore[return-value]
+        return self._copied(instance.__dict__[self._key])
 
-    def __set__(self, instance: object, value: Any) -> None:
-        instance.__dict__[self._key] = self._kind() if value is None else copy.deepcopy(self._kind(value))
+    def __set__(self, instance: object, value: T) -> None:
+        instance.__dict__[self._key] = self._copied() if value is None else self._copied(value)
+
+
+def _nested_dict(value: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    return copy.deepcopy(dict(value))
+
+
+def _dicts(value: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
+    return [_nested_dict(each) for each in value]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ModelMetadata:
-    """The facts of one entry, frozen: nothing that is read from it can change the registry.
+    """The facts of one entry. They are frozen: changing what was read from them does not change the registry.
 
-    `model_class` and `config_class` give the class, imported on access, or None when the checkpoint decides.
+    Attributes:
+        name: The name under which the model is registered.
+        model_type: The domain that it was made for.
+        model_class: Its class, imported when it is read. None when the checkpoint decides.
+        config_class: The class of its config, in the same way.
+        description: What the model is, in one sentence.
+        tags: Words to filter by.
+        values: The team's own keys, each with a text.
+        parameters: Options that every load of this entry uses.
+        source: Where the bytes come from.
+        behaviour: How the model must be used.
+        license: Who may use it.
+        intended_use: What it is for, and what it was trained on.
+        memory: How it is kept in memory.
+        lifecycle: What has been decided about it since.
+        provenance: For each fact, how certain it is and where it was seen.
+        baseline: Inputs with their recorded outputs.
+        version: The entry's version, from 1.
+        origin: Where the entry comes from: this process, the stored catalogue, or the built-in entries; "direct" for a
+            model that is loaded without an entry.
     """
 
     name: str
@@ -97,19 +130,17 @@ class ModelMetadata:
     model_class: LazyClass = LazyClass()
     config_class: LazyClass = LazyClass()
     description: str = ""
-    tags: Copied = Copied(list)
-    values: Copied = Copied(dict)  # a team's own keys, with a text each
-    parameters: Copied = Copied(dict)
+    tags: Copied[list[str]] = Copied(list)
+    values: Copied[dict[str, str]] = Copied(dict)
+    parameters: Copied[dict[str, Any]] = Copied(_nested_dict)
     source: Source = Source()
     behaviour: Behaviour = Behaviour()
     license: License = License()
     intended_use: IntendedUse = IntendedUse()
     memory: Memory = Memory()
     lifecycle: Lifecycle = Lifecycle()
-    provenance: Copied = Copied(dict)  # fact -> "confidence: where it was seen"
-    baseline: Copied = Copied(
-        list
-    )  # inputs with the outputs that were accepted, as `medvllm baseline record` records them
+    provenance: Copied[dict[str, str]] = Copied(dict)
+    baseline: Copied[list[dict[str, Any]]] = Copied(_dicts)
     version: int = 1
     origin: Origin = "process"
 
@@ -123,38 +154,56 @@ class ModelMetadata:
         version: int = 1,
         origin: Origin = "process",
     ) -> "ModelMetadata":
-        """Return metadata made of flat keywords, as `register` and builtin.toml give them, each one checked."""
+        """Return metadata from flat keywords, as `register` and builtin.toml give them. Each fact is checked.
+
+        Args:
+            name: The entry's name.
+            model_type: Its type, or the name of one.
+            facts: The facts by their keywords.
+            version: The entry's version.
+            origin: Where the entry comes from.
+
+        Raises:
+            RequestError: A fact does not exist or has a wrong value.
+        """
         grouped: dict[str, dict[str, Any]] = {group: {} for group in ("", *GROUPS)}
         for keyword, value in facts.items():
             group, kept = check_fact(name, keyword, value)
             grouped[group][keyword] = kept
         plain = grouped.pop("")
-        groups = {group: GROUPS[group](**kept) for group, kept in grouped.items() if kept}
+        groups: dict[str, Any] = {group: GROUPS[group](**kept) for group, kept in grouped.items() if kept}
         return cls(name, ModelType.of(model_type), version=version, origin=origin, **plain, **groups)
 
     def completed(self, facts: Mapping[str, Any]) -> "ModelMetadata":
-        """Return the metadata with `facts` of its behaviour filled in where nothing is known yet.
+        """Return the metadata with `facts` of its behaviour added where the entry says nothing.
 
-        Prompts are filled in by their names.
+        Prompts are added name by name.
         """
         unknown = {fact: value for fact, value in facts.items() if getattr(self.behaviour, fact) is None}
         if self.behaviour.prompts is not None and "prompts" in facts:
             unknown["prompts"] = Texts({**facts["prompts"], **self.behaviour.prompts})
         if self.behaviour.truncate_dim is not None:
-            # What is cut after it was scaled is not of unit length.
-            unknown.pop("normalize", None)
-        return self.changed(behaviour=replace(self.behaviour, **unknown)) if unknown else self
+            unknown.pop("normalize", None)  # a vector that is cut after scaling no longer has unit length
+        return self.with_facts(**unknown) if unknown else self
 
     def stated(self) -> "ModelMetadata":
-        """Return the metadata without the facts that were read from its folder: a load reads the folder anew."""
+        """Return the metadata without the facts that were read from the folder: each load reads them again."""
         provenance = self.__dict__["_provenance"]
         read = [fact for fact, how in provenance.items() if how == READ]
         if not read:
             return self
-        unread = replace(self.behaviour, **{fact: getattr(Behaviour(), fact) for fact in read})
-        return self.changed(
-            behaviour=unread, _provenance={fact: how for fact, how in provenance.items() if how != READ}
-        )
+        unread: dict[str, Any] = {fact: getattr(Behaviour(), fact) for fact in read}
+        return self.with_facts(**unread, provenance={fact: how for fact, how in provenance.items() if how != READ})
+
+    def with_facts(self, **facts: Any) -> "ModelMetadata":
+        """Return a copy with other values for some facts. The values are not checked."""
+        attributes: dict[str, Any] = {}
+        for keyword, value in facts.items():
+            if group := known_facts()[keyword].group:
+                attributes[group] = attributes.get(group, getattr(self, group))._replace(**{keyword: value})
+            else:
+                attributes[keyword] = value
+        return self.changed(**attributes)
 
     def changed(self, **attributes: Any) -> "ModelMetadata":
         """Return a copy with other attributes; unlike `dataclasses.replace`, it imports no class."""
@@ -165,7 +214,7 @@ class ModelMetadata:
 
     @property
     def class_paths(self) -> tuple[str | None, str | None]:
-        """Model class and config class as ``"module:Class"``; nothing is imported."""
+        """Model class and config class as "module:Class", without importing them."""
         return class_path(self.__dict__["_model_class"]), class_path(self.__dict__["_config_class"])
 
     @property
@@ -175,22 +224,22 @@ class ModelMetadata:
 
     @property
     def reference(self) -> str:
-        """The name under which a stored entry is always this version; the plain name of another."""
+        """The name that always means this version: name@version for a stored entry, else the plain name."""
         return f"{self.name}@{self.version}" if self.origin == "stored" else self.name
 
     @property
     def location(self) -> str:
-        """Where the bytes come from: the model_path, or the name itself."""
+        """Where the bytes come from: `model_path`, or else the name."""
         return self.source.model_path or self.name
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """What the model is ready for: its task, and embedding where a pooling is known."""
+        """The tasks that the model can do: its own, and "embed" if its pooling is known."""
         embeds = self.behaviour.pooling is not None and self.behaviour.task != "embed"
         return tuple(task for task in (self.behaviour.task, "embed" if embeds else None) if task)
 
     def fact(self, keyword: str) -> object:
-        """Return a fact by its keyword: without a copy, as a listing asks each of perhaps 100,000 entries."""
+        """Return a fact by its keyword, without copying it: a listing may read 100,000 entries."""
         if keyword in IDENTIFYING:
             return getattr(self, keyword)
         group = known_facts()[keyword].group
@@ -200,17 +249,19 @@ class ModelMetadata:
         return class_path(kept) if keyword.endswith("_class") else kept
 
     def facts(self) -> dict[str, Any]:
-        """Return every fact that is known, by its keyword: what two entries of the same content share."""
+        """Return every known fact by its keyword. Two entries with equal facts have the same content."""
         computed = (*IDENTIFYING, "tasks")
         return {fact: v for fact, v in self.to_dict().items() if fact not in computed and v not in (None, "", [], {})}
 
     @property
     def digest(self) -> str:
-        """A short hash of every fact that is known."""
+        """A short hash of every known fact."""
+        from hashlib import sha256  # OpenSSL takes longer to import than a listing takes
+
         return sha256(json.dumps(self.facts(), sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return every fact as JSON has it: classes as references, facts that are not known as null."""
+        """Return every fact as JSON values: classes as "module:Class", unknown facts as None."""
         model_class, config_class = self.class_paths
         flat: dict[str, Any] = {
             "name": self.name,
@@ -226,8 +277,7 @@ class ModelMetadata:
             "parameters": json.loads(json.dumps(self.parameters, default=str)),
         }
         for group in GROUPS:
-            facts = vars(getattr(self, group))
-            flat |= {key: _as_json(value) for key, value in facts.items()}
+            flat |= {keyword: _to_json(value) for keyword, value in getattr(self, group)._asdict().items()}
         return flat | {"provenance": self.provenance, "baseline": self.baseline}
 
     def __eq__(self, other: object) -> bool:
@@ -240,22 +290,31 @@ class ModelMetadata:
         return f"ModelMetadata({self.name!r}, {self.model_type.name}, {self.description!r})"
 
 
-def _as_json(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     return list(value) if isinstance(value, tuple) else value
 
 
 def mentions(fact: Callable[[str], Any], text: str) -> bool:
-    """Return whether a name of a model, or its description, has `text`, in any case; `fact` gives its facts."""
+    """Return whether one of a model's names, or its description, contains a text.
+
+    Args:
+        fact: Returns a fact of the model by its keyword.
+        text: The text, in lower case.
+    """
     said = (fact("name"), *(fact("also_known_as") or ()), fact("description") or "")
     return any(text in str(each).casefold() for each in said)
 
 
 def fits(fact: Callable[[str], Any], task: str | None, tags: Sequence[str], globs: Mapping[str, str]) -> bool:
-    """Return whether a model is ready for `task`, carries every one of `tags`, and each fact is as its glob.
+    """Return whether a model passes every filter.
 
-    `fact` gives its facts by their keywords.
+    Args:
+        fact: Returns a fact of the model by its keyword.
+        task: A task that the model must be able to do; None for any.
+        tags: Tags that it must all have, or key=value pairs of its own values.
+        globs: For each fact, what it must match, as `to_glob` returned it.
     """
     ready = task is None or task == fact("task") or (task == "embed" and fact("pooling") is not None)
     if ready and tags:

@@ -3,10 +3,8 @@
 import os
 import re
 import unicodedata
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeGuard
-from urllib.parse import unquote, urlsplit
+from typing import Literal, NamedTuple, TypeGuard
 
 from medvllm import settings
 from medvllm.errors import ModelNameError
@@ -15,16 +13,16 @@ from medvllm.spelling import folded, invisible, lookalike
 __all__ = ["ModelRef", "is_commit", "is_digest", "parse", "source_path", "valid_alias", "valid_name"]
 
 MAX_LENGTH = 200  # characters of a name; a folder's path may be longer
-_REPO_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?", re.ASCII)
+# As texts: `re` compiles them when they are first used, and keeps them.
+_REPO_ID = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95})?"
 _IN_HOME = "home://"  # a folder below MEDVLLM_HOME, which may be moved
 _PATH_STARTS = ("./", "../", "/", "~/", "file://", _IN_HOME)
-_VERSION = re.compile(r"[vV]?\d+([._-]\d+)*")  # of a model or of an alias, by its looks
-_ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}", re.ASCII)
-_SHORT_DIGEST = re.compile(r"[0-9a-f]{40}")
+_VERSION = r"[vV]?\d+([._-]\d+)*"  # a name or an alias that reads as a version
+_ALIAS = r"[A-Za-z][A-Za-z0-9._-]{0,63}"
+_SHORT_DIGEST = r"[0-9a-f]{40}"
 
 
-@dataclass(frozen=True)
-class ModelRef:
+class ModelRef(NamedTuple):
     """What was asked for. A name may turn out to be an entry or, failing that, a repository.
 
     `suffix` is what followed the ``@``: a version, an alias or a revision, which only the catalogue can tell apart.
@@ -38,7 +36,7 @@ class ModelRef:
     @property
     def is_repo_id(self) -> bool:
         """Whether the name could be a repository's id on the Hub."""
-        return self.kind != "folder" and _REPO_ID.fullmatch(self.name) is not None
+        return self.kind != "folder" and re.fullmatch(_REPO_ID, self.name) is not None
 
 
 def parse(text: object) -> ModelRef:
@@ -91,12 +89,12 @@ def source_path(text: object) -> str:
 
 def is_digest(name: str) -> bool:
     """Return whether a folder's name is one that MEDVLLM_HOME/models gives: a digest of the files in it."""
-    return _SHORT_DIGEST.fullmatch(name) is not None
+    return re.fullmatch(_SHORT_DIGEST, name) is not None
 
 
 def is_commit(revision: object) -> TypeGuard[str]:
     """Return whether a revision is a commit in full: one that cannot move."""
-    return isinstance(revision, str) and _SHORT_DIGEST.fullmatch(revision) is not None
+    return isinstance(revision, str) and re.fullmatch(_SHORT_DIGEST, revision) is not None
 
 
 def valid_name(text: object) -> str:
@@ -107,7 +105,7 @@ def valid_name(text: object) -> str:
         plain = " ".join(unicodedata.normalize("NFKC", name).split())
         again = f"\nUse: {plain!r}" if lookalike(plain) is None else ""
         raise ModelNameError(f"Model name {name[:80]!r} {why}; it could be taken for another name.{again}")
-    if _VERSION.fullmatch(name.rpartition("/")[2]):
+    if re.fullmatch(_VERSION, name.rpartition("/")[2]):
         raise ModelNameError(
             f"Model name {name!r} reads as a version: models:/name/3 is version 3 of 'name'.\n"
             "Use a name with a word in it, such as 'ner-v2'."
@@ -122,12 +120,12 @@ def valid_name(text: object) -> str:
 
 def valid_alias(alias: object) -> str:
     """Return `alias` if it may point to a version, or raise ModelNameError."""
-    if not isinstance(alias, str) or not _ALIAS.fullmatch(alias) or is_commit(alias):
+    if not isinstance(alias, str) or not re.fullmatch(_ALIAS, alias) or is_commit(alias):
         raise ModelNameError(
             f"Alias {str(alias)[:80]!a} cannot be used.\n"
             "Use a letter, then letters, digits and any of . _ - (64 at most), such as: production"
         )
-    if _VERSION.fullmatch(alias):
+    if re.fullmatch(_VERSION, alias):
         raise ModelNameError(
             f"Alias {alias!r} cannot be used: it reads as a version, and could point to another one.\n"
             f"A version is asked for by its number: name@{alias.lstrip('vV')}"
@@ -177,6 +175,8 @@ def _split(name: str) -> tuple[str, str | None]:
 
 def _folder(text: str) -> str:
     if text.startswith("file://"):
+        from urllib.parse import unquote, urlsplit
+
         url = urlsplit(text)
         if url.netloc not in ("", "localhost") or not url.path:
             raise ModelNameError(f"{text[:80]!r} is not a folder of this machine.\nWrite it as: file:///folder")

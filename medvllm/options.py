@@ -7,25 +7,12 @@ from typing import Any
 
 from medvllm import settings
 from medvllm.classes import class_path, is_reference
+from medvllm.dtypes import LOADABLE, loadable_dtype
 from medvllm.errors import RequestError, UnsafeWeightsError
 from medvllm.near_names import did_you_mean, near_names
 from medvllm.quantities import parse_duration
 
 __all__ = ["Identity", "LoadOptions", "dtype_name", "parse_keep_alive", "unknown_option"]
-
-_DTYPES = {
-    "float32": "float32",
-    "float": "float32",
-    "fp32": "float32",
-    "bfloat16": "bfloat16",
-    "bf16": "bfloat16",
-    "float16": "float16",
-    "half": "float16",
-    "fp16": "float16",
-    "float64": "float64",
-    "double": "float64",
-    "auto": "auto",  # the checkpoint's own
-}
 
 # Arguments of `from_pretrained` that a registry must not pass on, and what to do instead.
 _REFUSED = {
@@ -162,13 +149,11 @@ def dtype_name(value: object) -> str | None:
     """Return a dtype's name ("float32") for a torch.dtype or text; "auto" means the checkpoint's own."""
     if value is None:
         return None
-    # str(torch.float16) is "torch.float16": no need to import torch to read it.
-    text = str(value).removeprefix("torch.").lower()
-    if text not in _DTYPES:
-        raise RequestError(
-            f"dtype {str(value)[:80]!r} is not one of: float32, bfloat16, float16, float64, auto.", option="dtype"
-        )
-    return _DTYPES[text]
+    text = str(value)  # "torch.float16" for torch.float16, which reads without an import of torch
+    name = "auto" if text.lower() == "auto" else loadable_dtype(text)
+    if name is None:
+        raise RequestError(f"dtype {text[:80]!r} is not one of: {', '.join(LOADABLE)}, auto.", option="dtype")
+    return name
 
 
 def parse_keep_alive(value: str | float | None) -> float | None:

@@ -1,4 +1,4 @@
-"""Sizes, budgets and durations, as people write them."""
+"""Sizes, budgets and durations as people write them."""
 
 import math
 import re
@@ -15,15 +15,20 @@ _UNITS = {
     "gib": 2**30,
     "tib": 2**40,
 }
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?b?)", re.ASCII)
-_TIME = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)", re.ASCII)
+# As texts: `re` compiles them when they are first used, and keeps them.
+_SIZE = r"(\d+(?:\.\d+)?)\s*([kmgt]?i?b?)"
+_TIME = r"(\d+(?:\.\d+)?)(ms|s|m|h)"
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 PINNED = math.inf
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes that a size such as "8GB" or "512 MiB" means, or raise ValueError."""
-    match = _SIZE.fullmatch(text.strip().lower())
+    """Return the number of bytes for a size such as "8GB" or "512 MiB".
+
+    Raises:
+        ValueError: The text is not a size.
+    """
+    match = re.fullmatch(_SIZE, text.strip().lower(), re.ASCII)
     if match is None or (match[2] not in _UNITS and f"{match[2]}b" not in _UNITS):
         raise ValueError(f"not a size such as 8GB: {text.strip()[:40]!r}")
     unit = match[2] if match[2] in _UNITS else f"{match[2]}b"
@@ -31,7 +36,7 @@ def parse_size(text: str) -> int:
 
 
 def shown_size(size_bytes: int) -> str:
-    """Return a size as text of three digits or more, in units that `parse_size` reads."""
+    """Return a number of bytes as text, such as "1.52 GB", with at least three digits. `parse_size` reads it."""
     size, units = float(size_bytes), ("B", "KB", "MB", "GB", "TB")
     power = min(int(math.log10(size) // 3), len(units) - 1) if size >= 1 else 0
     scaled = size / 1000**power
@@ -42,7 +47,11 @@ def shown_size(size_bytes: int) -> str:
 
 
 def parse_budget(text: str) -> dict[str, int]:
-    """Return bytes by device for "cpu=8GB,cuda:0=20GB", or raise ValueError; "auto" is an empty dict."""
+    """Return the bytes for each device in a text such as "cpu=8GB,cuda:0=20GB". "auto" gives an empty dict.
+
+    Raises:
+        ValueError: The text does not have this form.
+    """
     budgets: dict[str, int] = {}
     for part in text.split(",") if text.strip().lower() != "auto" else ():
         device, equals, size = (piece.strip().lower() for piece in part.partition("="))
@@ -54,15 +63,19 @@ def parse_budget(text: str) -> dict[str, int]:
 
 
 def parse_duration(value: object) -> float:
-    """Return seconds for a duration as Ollama writes a keep_alive, or raise ValueError.
+    """Return the seconds of a duration, as Ollama writes `keep_alive`.
 
-    "10m", "1h30m", or seconds as a number or text; a negative one is PINNED: for ever.
+    Args:
+        value: "10m", "1h30m", or seconds as a number or text. A negative duration means forever: PINNED.
+
+    Raises:
+        ValueError: The value is not a duration.
     """
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         seconds = float(value)
     else:
         text = str(value).strip().lower()
-        parts = _TIME.findall(text.removeprefix("-"))
+        parts = re.findall(_TIME, text.removeprefix("-"), re.ASCII)
         if parts and "".join(map("".join, parts)) == text.removeprefix("-"):
             seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts) * (-1 if text[0] == "-" else 1)
         else:
@@ -71,5 +84,5 @@ def parse_duration(value: object) -> float:
             except ValueError:
                 raise ValueError(f"not a duration such as 10m: {text[:40]!r}") from None
     if math.isnan(seconds):
-        raise ValueError("not a duration but not-a-number")
+        raise ValueError("not a number")
     return PINNED if seconds < 0 else seconds

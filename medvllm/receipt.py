@@ -1,11 +1,9 @@
 """What exactly answered: which of it the bytes prove, and which of it somebody declared."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from importlib import metadata as packages
 from typing import Any
 
 from medvllm.metadata import ModelMetadata
@@ -18,6 +16,8 @@ _FORMAT = 1  # changes when a key of `to_dict` changes its meaning or goes; keys
 @cache
 def library_versions() -> Mapping[str, str]:
     """Return the installed version of each library that takes part in an answer; nothing is imported."""
+    from importlib import metadata as packages
+
     found = {}
     for library in LIBRARIES:
         try:
@@ -29,8 +29,10 @@ def library_versions() -> Mapping[str, str]:
 
 def digest_of(rows: Iterable[tuple[str, str, int]]) -> str:
     """Return one SHA-256 for files given as path, SHA-256 and size: of a line "SHA-256  size  path" each, sorted."""
+    from hashlib import sha256
+
     lines = "".join(f"{sha256}  {size}  {path}\n" for path, sha256, size in sorted(rows))
-    return hashlib.sha256(lines.encode()).hexdigest()
+    return sha256(lines.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,9 @@ class Receipt:
     @property
     def digest(self) -> str:
         """SHA-256 of the receipt as JSON, with sorted keys: what the history keeps of a load."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+        from hashlib import sha256
+
+        return sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the receipt as JSON has it, under keys that stay."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
-from urllib.parse import unquote
 
 from medvllm.errors import SettingError
 from medvllm.near_names import did_you_mean, near_names
@@ -122,22 +121,23 @@ def warn_of_unknown() -> None:
 
 def is_secret(name: str) -> bool:
     """Return whether a parameter of a URL is one whose value is never shown, such as password or sslpassword."""
-    return _SECRET.search(unquote(name).rstrip("= ")) is not None
+    from urllib.parse import unquote
+
+    return re.search(_SECRET, unquote(name).rstrip("= "), re.IGNORECASE) is not None
 
 
 def without_password(text: str) -> str:
     """Return a URL, or parameters such as host=x password=y, as they may be shown; another text as it is."""
-    hidden = _PARAMETER.sub(lambda found: found[1] + "***" if is_secret(found[1]) else found[0], text)
-    return _USER.sub(lambda found: f"{found[1] or ''}***", hidden)
+    hidden = re.sub(_PARAMETER, lambda found: found[1] + "***" if is_secret(found[1]) else found[0], text)
+    return re.sub(_USER, lambda found: f"{found[1] or ''}***", hidden, flags=re.IGNORECASE)
 
 
-_SECRET = re.compile("pass(?!file)|pwd|secret|token|scram|credential|signature|api_?key|^sig$|^key$", re.IGNORECASE)
-# A value in quotes, or up to the next parameter: a piece without a = is still of the value before it.
-_PARAMETER = re.compile(r"((?:^|(?<=[?&;\s]))[^=?&;:/@\s]+\s*=\s*)('(?:[^'\\]|\\.)*'?|[^&\s]*(?:&[^=&\s]*(?=&|\s|$))*)")
-# A password before the host, and a token that stands alone there, as the Hub's proxies take it.
-_USER = re.compile(
-    r"(?<=://)([^/?#@:\s]*:).*(?=@)|(?<=http://)[^/?#@:\s]+(?=@)|(?<=https://)[^/?#@:\s]+(?=@)", re.IGNORECASE
-)
+# As texts: `re` compiles them when they are first used, and keeps them.
+_SECRET = "pass(?!file)|pwd|secret|token|scram|credential|signature|api_?key|^sig$|^key$"
+# A value in quotes, or up to the next parameter. A part without "=" still belongs to the value before it.
+_PARAMETER = r"((?:^|(?<=[?&;\s]))[^=?&;:/@\s]+\s*=\s*)('(?:[^'\\]|\\.)*'?|[^&\s]*(?:&[^=&\s]*(?=&|\s|$))*)"
+# A password before the host, or a token alone before it, as proxies of the Hub take it.
+_USER = r"(?<=://)([^/?#@:\s]*:).*(?=@)|(?<=http://)[^/?#@:\s]+(?=@)|(?<=https://)[^/?#@:\s]+(?=@)"
 
 
 def _switch(text: str) -> bool:

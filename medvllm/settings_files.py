@@ -3,11 +3,9 @@
 import errno
 import os
 import stat
-import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from medvllm.errors import SettingError
 from medvllm.near_names import did_you_mean, near_names
@@ -16,8 +14,7 @@ SYSTEM = Path("/etc/medvllm/config.toml")
 PREFIX = "MEDVLLM_"
 
 
-@dataclass(frozen=True)
-class Stated:
+class Stated(NamedTuple):
     """The text of a setting, as its variable would have it, and the file that states it."""
 
     text: str
@@ -66,6 +63,8 @@ def _stamp(file: Path) -> object:
 
 
 def _read(file: Path, known: Iterable[str]) -> dict[str, Stated]:
+    import tomllib
+
     try:
         content = tomllib.loads(file.read_bytes().decode("utf-8-sig"))
     except OSError as error:

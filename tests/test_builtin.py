@@ -52,7 +52,8 @@ def test_an_entry_makes_its_repository_load_as_its_authors_meant(
     _served(hub, tmp_path / "m", name)
     with registry.lease(name) as lease:
         assert lease.receipt.source == "built-in"
-        assert isinstance(lease.model, lease.metadata.model_class._model_mapping[type(lease.model.config)])
+        model_class: Any = lease.metadata.model_class
+        assert isinstance(lease.model, model_class._model_mapping[type(lease.model.config)])
         tokenizer = lease.tokenizer
         # Where the entry does not know, the repository's own files do.
         lowercases = behaviour.do_lower_case

@@ -96,7 +96,7 @@ def test_register_makes_versions_or_says_that_nothing_is_new(medvllm: Medvllm, n
         (["register", "biobert-base-cased-v1.2", "--type", "clinical"], 1, "already registered (built-in, version 1)"),
         (["unregister", "ner@7"], 1, "Model 'ner' has no version or alias '7'. It has: 1, 2."),
         (["unregister", "nerr"], 1, "Model 'nerr' is not stored. Did you mean: 'ner'"),
-        (["unregister", "./ner"], 2, "is not a name of a stored model"),
+        (["unregister", "./ner"], 2, "is not the name of a stored model"),
         (["alias", "set", "ner", "2", "1"], 2, "Alias '2' cannot be used"),
         (["alias", "set", "ner", "a b", "1"], 2, "Alias 'a b' cannot be used"),
         (["alias", "set", "ner", "production", "3"], 1, "no version or alias '3'"),
@@ -122,7 +122,7 @@ def test_aliases_and_what_they_keep(medvllm: Medvllm, ner: Path) -> None:
     assert medvllm("alias", "set", "ner", "production", "staging").out == "ner@production is version 2.\n"
     assert medvllm("alias", "list", "ner").lines == ["ner\tproduction\t2\t-", "ner\tstaging\t2\t-"]
     said = medvllm("unregister", "ner@2")
-    assert said.code == 1 and "an alias points to: production, staging" in said.err
+    assert said.code == 1 and "an alias points to it: production, staging" in said.err
     assert medvllm("alias", "remove", "ner", "staging").code == 0
     assert medvllm("unregister", "ner@2", "--force", "--reason", "wrong").out == "Unregistered 'ner', version 2.\n"
     assert medvllm("alias", "list").out == "" and json.loads(medvllm("alias", "list", "--json").out) == []
@@ -411,5 +411,5 @@ def test_a_plan_is_shown_whatever_is_protected(medvllm: Medvllm, ner: Path) -> N
     without = "\n".join(line for line in text.splitlines() if "aliases" not in line and "production" not in line)
     without = without.partition('[models."ner@2"]')[2]
     gone = medvllm("catalog", "apply", "-", stdin=('[models."ner@2"]' + without).encode())
-    assert gone.code == 1 and "Or remove the alias with the version: medvllm unregister ner@1 --force" in gone.err
+    assert gone.code == 1 and "Or remove both: medvllm unregister ner@1 --force" in gone.err
     assert json.loads(medvllm("alias", "list", "--json").out)[0]["unmet"] == []

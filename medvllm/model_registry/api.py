@@ -584,4 +584,4 @@ def _unpickle(announcement: Announcement) -> ModelRegistry:
     return registry
 
 
-registry = ModelRegistry()
+registry: ModelRegistry = ModelRegistry()

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from medvllm import sources
@@ -70,8 +69,7 @@ def record_baseline(
     entry, digest = found.entry, sources.to_lock(snapshots.fetch(name)[1]).digest
     if entry.origin == "stored":
         return catalog.stored.mark(entry.reference, baseline=kept, baseline_digest=digest, reason=reason)[0]
-    lifecycle = replace(entry.lifecycle, baseline_digest=digest)
-    entry = catalog.put(entry.changed(baseline=kept, lifecycle=lifecycle))
+    entry = catalog.put(entry.with_facts(baseline=kept, baseline_digest=digest))
     loaded.evict(entry.name, "replaced")  # the entry is a new version
     return entry
 

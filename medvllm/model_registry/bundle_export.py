@@ -127,7 +127,7 @@ class _Contents:
 def _as_it_travels(metadata: ModelMetadata, snapshot: Snapshot) -> ModelMetadata:
     """Return an entry as a bundle has it: without a folder's path, which means nothing elsewhere."""
     if snapshot.repo is None:
-        metadata = metadata.changed(source=replace(metadata.source, model_path=None))
+        metadata = metadata.with_facts(model_path=None)
         if metadata.origin == "direct":
             metadata = metadata.changed(name=valid_name(snapshot.path.name))
     return metadata.changed(origin="stored") if metadata.origin == "process" else metadata

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +160,7 @@ class _Import:
         if self._opened.locked[key].source != FOLDER:
             return entry
         path = source_path(str(folder.kept(self._opened.locked[key].files)))
-        return entry.changed(source=replace(entry.source, model_path=path))
+        return entry.with_facts(model_path=path)
 
     def _has_same_files(self, known: ModelMetadata, entry: ModelMetadata) -> bool:
         """Return whether an entry of this machine leads to a folder with the files of one of the bundle."""
@@ -230,7 +230,7 @@ def _key(entry: ModelMetadata) -> str:
 
 def _without_code(entry: ModelMetadata) -> ModelMetadata:
     """Return an entry without the permission to run its repository's code."""
-    return entry.changed(source=replace(entry.source, trust_remote_code=None))
+    return entry.with_facts(trust_remote_code=None)
 
 
 def _is_known_repository(name: str) -> bool:

@@ -237,7 +237,7 @@ def write(
 
     To make one takes ten times as long as to write it, so the bytes of small ones are kept for the next test.
     """
-    reads = tokenizer
+    reads: Any = tokenizer
     if not isinstance(tokenizer, bool):
         reads = tokenizer.backend_tokenizer.to_str(), tokenizer.model_max_length
     key = cls, type(config), config.to_json_string(use_diff=False), reads, *sorted(trouble.items())

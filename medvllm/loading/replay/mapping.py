@@ -18,26 +18,11 @@ from weakref import finalize
 
 import torch
 
+from medvllm.dtypes import SAFETENSORS
 from medvllm.errors import SourceError
 from medvllm.sources.fingerprint import Stamp, stamp
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+DTYPES = {kind: getattr(torch, name) for kind, (name, _) in SAFETENSORS.items()}
 ALIGNMENT = 64  # bytes; torch allocates tensors at multiples of it
 ALIGNED = {"alignment": str(ALIGNMENT)}  # the metadata of a file whose tensors must begin at such multiples, too
 _PAGEMAP = "/proc/self/pagemap"
