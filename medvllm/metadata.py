@@ -218,6 +218,11 @@ class ModelMetadata:
         return class_path(self.__dict__["_model_class"]), class_path(self.__dict__["_config_class"])
 
     @property
+    def is_shipped(self) -> bool:
+        """Whether the entry is installed with the program, and was not registered."""
+        return self.origin == "built-in"
+
+    @property
     def reference(self) -> str:
         """The name that always means this version: name@version for a stored entry, else the plain name."""
         return f"{self.name}@{self.version}" if self.origin == "stored" else self.name

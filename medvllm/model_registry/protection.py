@@ -22,7 +22,7 @@ def check_baseline(entry: ModelMetadata, alias: str, files: str | None) -> None:
     if recorded is None or not entry.baseline:
         raise CatalogError(
             f"Model {entry.reference!r} was not loaded: the protected alias {alias!r} points to it, and it has no "
-            f"baseline.\nTo approve it, run:\n  medvllm alias protect {entry.name} {alias} --off --reason 'why'\n"
+            f"baseline.\nTo approve it, run:\n  medvllm alias unprotect {entry.name} {alias} --reason 'why'\n"
             f"  medvllm lock {entry.reference}\n  medvllm baseline record {entry.reference}\n"
             f"  medvllm alias protect {entry.name} {alias}",
             model=entry.name,
@@ -40,7 +40,7 @@ def check_baseline(entry: ModelMetadata, alias: str, files: str | None) -> None:
 class AliasProtection:
     """Approval by the lock file that is in force, and by the baseline of a version."""
 
-    def lacking(self, entry: ModelMetadata) -> list[str]:
+    def missing_requirements(self, entry: ModelMetadata) -> list[str]:
         """Return what a version lacks, each with the command that gives it; its files are hashed."""
         from medvllm.sources import Lock, verify_files
 
@@ -57,7 +57,7 @@ class AliasProtection:
             lacking.append(f"a baseline of the locked files: medvllm baseline record {name}")
         return lacking
 
-    def unmet(self, entry: ModelMetadata) -> list[str]:
+    def unmet_requirements(self, entry: ModelMetadata) -> list[str]:
         """Return for what a version that a protected alias points to does not load; nothing is fetched.
 
         Folders are looked at; of a repository, what the lock file has.
