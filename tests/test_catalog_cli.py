@@ -90,7 +90,7 @@ def test_register_makes_versions_or_says_that_nothing_is_new(medvllm: Medvllm, n
         (["register", "x", "--type", "clinical", "--path", "./nope"], 2, "there is no folder './nope'"),
         (["register", "x", "--type", "clinical", "--fact", "licens=mit"], 2, "Did you mean: 'license'"),
         (["register", "x", "--type", "clinical", "--fact", "gated=perhaps"], 2, "must be True or False"),
-        (["register", "x", "--type", "clinical", "--fact", "license"], 2, "KEY=VALUE"),
+        (["register", "x", "--type", "clinical", "--fact", "license"], 2, "FACT=VALUE"),
         (["register", "x", "--type", "clinical", "--reason", ""], 2, "A reason has 1 to 2,000 characters"),
         (["register", "a@b", "--type", "clinical"], 2, "reads as a folder, a link or a version"),
         (["register", "biobert-base-cased-v1.2", "--type", "clinical"], 1, "registered already (built-in, version 1)"),
@@ -101,7 +101,7 @@ def test_register_makes_versions_or_says_that_nothing_is_new(medvllm: Medvllm, n
         (["alias", "set", "ner", "a b", "1"], 2, "Alias 'a b' cannot be used"),
         (["alias", "set", "ner", "production", "3"], 1, "no version or alias '3'"),
         (["alias", "rm", "ner", "production"], 1, "Model 'ner' has no alias 'production'"),
-        (["deprecate", "ner"], 2, "give --successor, --reason or --off"),
+        (["deprecate", "ner"], 2, "pass --successor, --reason or --off"),
         (["deprecate", "ner", "--successor", "biobret-v1.2"], 1, "Did you mean: 'biobert-base-cased-v1.2'"),
         (["history", "--since", "yesterday"], 2, "'yesterday' is neither a day nor a time"),
         (["catalog", "apply", "nope.toml"], 2, "nope.toml"),
@@ -141,12 +141,12 @@ def test_a_protected_alias_lists_what_is_missing(medvllm: Medvllm, ner: Path) ->
         "a baseline",
         "a reason",
     ]
-    assert medvllm("accept", "ner@2").out.startswith("Accepted 'ner': 3 tests, in version 2.\n")
+    assert medvllm("baseline", "record", "ner@2").out.startswith("Recorded a baseline of 'ner', version 2: 3 cases.\n")
     tiny.bert_token_classifier(ner, ["O", "B-X"], seed=1)
     assert medvllm("lock", "ner@2").code == 0
     move = ("alias", "set", "ner", "production", "2", "--reason", "reviewed")
     assert "a baseline of the locked files: medvllm baseline record ner@2" in medvllm(*move).err
-    assert medvllm("accept", "ner@2").code == 0
+    assert medvllm("baseline", "record", "ner@2").code == 0
     file = ner / "model.safetensors"
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -172,9 +172,7 @@ def test_tags_and_deprecation(medvllm: Medvllm, ner: Path, caplog: pytest.LogCap
     assert not caplog.records
     for _ in range(2):
         registry.load_model("ner@1")
-    assert [r.message for r in caplog.records] == [
-        "Model 'ner@1' is deprecated: misses names. Use 'ner@2' in its place"
-    ]
+    assert [r.message for r in caplog.records] == ["Model 'ner@1' is deprecated: misses names. Use 'ner@2' instead"]
     assert medvllm("deprecate", "ner", "--off").code == 0
     assert ModelRegistry().get_metadata("ner@1").lifecycle.deprecated is None
 
@@ -231,7 +229,7 @@ def test_editors_can_check_what_is_exported(medvllm: Medvllm, ner: Path) -> None
     """By the JSON Schema: versions, tags, values, aliases, protections; and it finds what is wrong."""
     medvllm("tag", "ner@1", "old", "owner=radiology")
     medvllm("alias", "set", "ner", "production", "1")
-    medvllm("lock", "ner@1"), medvllm("accept", "ner@1")
+    medvllm("lock", "ner@1"), medvllm("baseline", "record", "ner@1")
     assert medvllm("alias", "protect", "ner", "production").code == 0
     medvllm("alias", "protect", "ner", "staging")
     medvllm("alias", "set", "ner", "default", "2")
@@ -305,7 +303,7 @@ def test_what_a_protected_alias_stands_for_stays(medvllm: Medvllm, ner: Path, mo
     said = medvllm("alias", "protect", "ner", "production")
     assert said.code == 1 and "cannot be protected: version 2, to which it points, lacks:\n  a lock in " in said.err
     assert medvllm("alias", "list", "ner").lines == ["ner\tproduction\t2\t-"]
-    medvllm("lock", "ner@2"), medvllm("accept", "ner@2", "--reason", "first tests")
+    medvllm("lock", "ner@2"), medvllm("baseline", "record", "ner@2", "--reason", "first tests")
     assert medvllm("alias", "protect", "ner", "production").code == 0
     assert medvllm("alias", "list", "ner").lines == ["ner\tproduction\t2\tprotected"]
     with pytest.raises(CatalogError, match="is protected; changing it requires a reason.\nGive it: --reason 'why'"):
@@ -348,7 +346,7 @@ def test_prompts_and_poolings_are_given_as_typed(medvllm: Medvllm, home: Path) -
 def test_versions_are_told_apart(medvllm: Medvllm, ner: Path) -> None:
     """When each was made, by whom and why, whether it is locked and accepted; and what differs, fact by fact."""
     medvllm("register", "ner", "--type", "clinical", "--path", "./ner", "--cased", "--tag", "new", "--reason", "cased")
-    medvllm("lock", "ner@2"), medvllm("accept", "ner@2"), medvllm("alias", "set", "ner", "staging", "2")
+    medvllm("lock", "ner@2"), medvllm("baseline", "record", "ner@2"), medvllm("alias", "set", "ner", "staging", "2")
     first, second, third = ModelRegistry().catalog.version_log("ner")
     assert [record.version for record in (first, second, third)] == [1, 2, 3]
     assert (first.reason, third.reason, third.is_meant, second.aliases) == (None, "cased", True, ("staging",))
