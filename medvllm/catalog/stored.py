@@ -314,7 +314,7 @@ class StoredCatalog:
     def note_load(self, metadata: ModelMetadata, detail: Mapping[str, Any]) -> None:
         """Add to the history that a model was loaded: what exactly, never what it was given."""
         with self._transaction(None) as transaction:
-            transaction.note("loaded", metadata.name, metadata.version, detail={"source": metadata.origin, **detail})
+            transaction.note("loaded", metadata.name, metadata.version, detail={"origin": metadata.origin, **detail})
 
     def note_locked(
         self, models: Iterable[tuple[str, int | None, Mapping[str, Any]]], *, reason: str | None = None

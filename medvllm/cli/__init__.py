@@ -20,9 +20,9 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", level=level, stream=sys.stderr)
     settings.warn_of_unknown()
     try:
-        from medvllm.cli.app import app
+        from medvllm.cli.app import make_app
 
-        code = app(standalone_mode=False)
+        code = make_app(sys.argv[1:])(standalone_mode=False)
         streams.flush()
     except KeyboardInterrupt:
         code = 130

@@ -15,7 +15,7 @@ from medvllm.quantities import shown_size
 
 if TYPE_CHECKING:
     from medvllm.model_registry.bundle_import import Imported
-    from medvllm.sources.provenance import Provenance
+    from medvllm.sources.bundle import ExportRecord
 
 
 def export(
@@ -84,19 +84,17 @@ def import_(
     if as_json:
         print_json(imported.to_dict())
         return
-    typer.echo(f"Bundle {file}, SHA-256 {imported.sha256}\n{_origin(imported.provenance)}")
+    typer.echo(f"Bundle {file}, SHA-256 {imported.sha256}\n{_origin(imported.export_record)}")
     for line in _lines(imported, dry_run):
         typer.echo(line)
 
 
-def _origin(provenance: "Provenance") -> str:
+def _origin(record: "ExportRecord") -> str:
     history = (
-        f"; its history had {provenance.events} events, the last with hash {provenance.last_hash[:12]}"
-        if provenance.events
-        else ""
+        f"; its history had {record.events} events, the last with hash {record.last_hash[:12]}" if record.events else ""
     )
-    by = f"{printable(provenance.by)}@{printable(provenance.machine)}"
-    return f"According to the bundle, {by} exported it at {printable(provenance.at)}{history}."
+    by = f"{printable(record.by)}@{printable(record.machine)}"
+    return f"According to the bundle, {by} exported it at {printable(record.at)}{history}."
 
 
 def _lines(imported: "Imported", dry_run: bool) -> list[str]:

@@ -38,7 +38,7 @@ def _row(model: dict[str, Any]) -> tuple[object, ...]:
     pid = model["pid"] if model["is_near"] else f"{model['pid']} on {model['host']}"
     idle = f"{max(time.time() - model['last_used'], 0):,.0f} s"
     where = model["device"], model["dtype"], shown_size(model["size_bytes"]), shown_size(model["mapped_bytes"])
-    name = f"{model['name']}@{model['version']}" if model["source"] == "stored" else model["name"]
+    name = f"{model['name']}@{model['version']}" if model["origin"] == "stored" else model["name"]
     return pid, name, *where, model["leases"], idle, stays
 
 
