@@ -150,7 +150,7 @@ def test_a_protected_alias_lists_what_is_missing(medvllm: Medvllm, ner: Path) ->
     file = ner / "model.safetensors"
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    assert "files that are the locked ones; see: medvllm verify ner@2" in medvllm(*move).err
+    assert "files that are locked; see: medvllm verify ner@2" in medvllm(*move).err
     file.write_bytes(content)
     assert medvllm(*move).out == "ner@production is version 2.\n"
     assert medvllm("verify", "ner@2").lines == ["ner@2\teverything\tok"]
