@@ -194,7 +194,7 @@ def test_aliases_lead_to_the_entry(registry: ModelRegistry) -> None:
         ({"model_class": 3}, r"must be a class or 'module:Class'"),
         ({"parameters": [1]}, r"must be a dict with text keys"),
         ({"parameters": {"device_map": "auto"}}, r"'device_map' is not taken: say device="),
-        ({"parameters": {"revision": "main"}}, r"'revision' is no parameter but a fact of its own"),
+        ({"parameters": {"revision": "main"}}, r"'revision' is a fact, not a parameter"),
         ({"parameters": {1: 2}}, r"Option 1 must be named by text"),
         ({"parameters": {"id2label": {}}}, r"'id2label' is not taken: register the entry with id2label="),
         ({"model_class": "a:"}, r"must be a class or 'module:Class'"),
@@ -216,7 +216,7 @@ def test_other_bad_registrations(registry: ModelRegistry) -> None:
         registry.register("./m", "generic")
     with pytest.raises(UnsafeWeightsError):
         registry.register("m", "generic", parameters={"trust_remote_code": True})
-    with pytest.raises(ModelNameError, match=r"no repository's id.\nA folder is written as: ./a/b/c"):
+    with pytest.raises(ModelNameError, match=r"not the id of a repository.\nFor a folder, use: ./a/b/c"):
         registry.register("m", "generic", model_path="a/b/c")
     with pytest.raises(CatalogError, match="no stored catalogue"):
         ModelRegistry(Catalog()).register("m", "generic", persist=True)
