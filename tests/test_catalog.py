@@ -82,7 +82,7 @@ def test_a_reference_to_no_class_says_so_when_it_is_used(registry: ModelRegistry
 def test_a_taken_name_needs_replace_and_versions_are_never_reused(registry: ModelRegistry) -> None:
     """Replacing makes the next version; so does registering again after unregister."""
     assert registry.register("m", "generic").version == 1
-    with pytest.raises(ModelExistsError, match=r"'m' is registered already \(process, version 1\)"):
+    with pytest.raises(ModelExistsError, match=r"'m' is already registered \(process, version 1\)"):
         registry.register("m", "clinical")
     assert registry.register("m", "clinical", replace=True).version == 2
     registry.unregister("m")
@@ -246,7 +246,7 @@ def test_a_persistent_entry_is_there_in_the_next_process(home: Path) -> None:
     assert (first.origin, first.version) == ("stored", 1)
     again = ModelRegistry().get_metadata("kept").to_dict()
     assert again == first.to_dict() and again["id2label"] == ["O", "B-X"]
-    with pytest.raises(ModelExistsError, match=r"registered already \(stored, version 1\)"):
+    with pytest.raises(ModelExistsError, match=r"already registered \(stored, version 1\)"):
         ModelRegistry().register("kept", "clinical", persist=True)
     assert ModelRegistry().register("kept", "clinical", persist=True, replace=True).version == 2
     assert ModelRegistry().register("kept", "clinical", persist=True, replace=True).version == 2  # it is so already

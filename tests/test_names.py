@@ -173,7 +173,7 @@ def test_aliases_that_differ_by_case_are_one(registry: ModelRegistry) -> None:
         lambda: registry.catalog.protect("m", "PRODUCTION"),
         lambda: registry.catalog.apply(registry.catalog.export().replace("[aliases.m]", "[aliases.m]\nProduction = 1")),
     ):
-        with pytest.raises(CatalogError, match="'m' has the alias 'production', which differs from .* by case alone"):
+        with pytest.raises(CatalogError, match="'m' has the alias 'production', which differs from .* only by case"):
             act()
     assert [alias.alias for alias in registry.catalog.aliases("m")] == ["production"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medvllm.cli.completion import model_names
-from medvllm.cli.history import described
+from medvllm.cli.history import describe
 from medvllm.cli.output import print_json, printable
 from medvllm.cli.parameters import Json, Reason
 from medvllm.model_registry import registry
@@ -15,7 +15,7 @@ from medvllm.quantities import shown_size
 
 if TYPE_CHECKING:
     from medvllm.model_registry.bundle_import import Imported
-    from medvllm.sources.provenance import Provenance
+    from medvllm.sources.bundle import ExportRecord
 
 
 def export(
@@ -84,19 +84,17 @@ def import_(
     if as_json:
         print_json(imported.to_dict())
         return
-    typer.echo(f"Bundle {file}, SHA-256 {imported.sha256}\n{_origin(imported.provenance)}")
+    typer.echo(f"Bundle {file}, SHA-256 {imported.sha256}\n{_origin(imported.export_record)}")
     for line in _lines(imported, dry_run):
         typer.echo(line)
 
 
-def _origin(provenance: "Provenance") -> str:
+def _origin(record: "ExportRecord") -> str:
     history = (
-        f"; its history had {provenance.events} events, the last with hash {provenance.last_hash[:12]}"
-        if provenance.events
-        else ""
+        f"; its history had {record.events} events, the last with hash {record.last_hash[:12]}" if record.events else ""
     )
-    by = f"{printable(provenance.by)}@{printable(provenance.machine)}"
-    return f"According to the bundle, {by} exported it at {printable(provenance.at)}{history}."
+    by = f"{printable(record.by)}@{printable(record.machine)}"
+    return f"According to the bundle, {by} exported it at {printable(record.at)}{history}."
 
 
 def _lines(imported: "Imported", dry_run: bool) -> list[str]:
@@ -105,7 +103,7 @@ def _lines(imported: "Imported", dry_run: bool) -> list[str]:
         f"  {printable(name)}  {words.get(state, 'already here' if state == 'here' else state)}"
         for name, state in imported.models.items()
     ]
-    lines += [f"  {printable(described(event))}" for event in imported.changes]
+    lines += [f"  {printable(describe(event))}" for event in imported.changes]
     lines += [printable(note[:1].upper() + note[1:] + ".") for note in imported.notes]
     if dry_run:
         return [*lines, "Nothing changed: this was a dry run."]

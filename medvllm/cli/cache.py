@@ -12,7 +12,8 @@ from medvllm.model_registry import registry
 from medvllm.quantities import shown_size
 
 if TYPE_CHECKING:
-    from medvllm.sources.store import Kept, Users
+    from medvllm.sources.disk_usage import DiskItem
+    from medvllm.sources.disk_users import Users
 
 app = typer.Typer(help="Show and free the disk space of models.", no_args_is_help=True)
 
@@ -23,9 +24,9 @@ def list_(as_json: Json = False) -> None:
 
     These are copied and imported models, converted pickles, copies in another dtype, and leftovers of dead processes.
     """
-    from medvllm.sources import store
+    from medvllm.sources import disk_usage
 
-    found = store.kept(_users())
+    found = disk_usage.list_items(_users())
     if as_json:
         print_json([each.to_dict() | {"is_removable": each.is_removable} for each in found])
         return
@@ -43,9 +44,9 @@ def prune(
 
     The Hub's cache stays, because other programs use it, too. To prune it, run: hf cache prune
     """
-    from medvllm.sources import store
+    from medvllm.sources import disk_usage
 
-    removed = store.prune(_users(), dry_run=dry_run)
+    removed = disk_usage.prune(_users(), dry_run=dry_run)
     if as_json:
         print_json([each.to_dict() for each in removed])
         return
@@ -54,7 +55,7 @@ def prune(
 
 
 def _users() -> "Users":
-    from medvllm.sources.store import Users
+    from medvllm.sources.disk_users import Users
 
     entries = {entry.reference: entry for entry in registry.list_models().values()}
     for name in registry.catalog.names():
@@ -63,11 +64,11 @@ def _users() -> "Users":
     return Users(entries, running)
 
 
-def _row(each: "Kept") -> tuple[Any, ...]:
+def _row(each: "DiskItem") -> tuple[Any, ...]:
     used = datetime.fromtimestamp(each.last_used, UTC).strftime("%Y-%m-%d") if each.last_used else "-"
     users = ", ".join(each.used_by[:3]) + (f" and {len(each.used_by) - 3} more" if len(each.used_by) > 3 else "")
     return each.kind, each.name, shown_size(each.size_bytes), used, users or "nothing"
 
 
-def _total(found: "Iterable[Kept]") -> str:
+def _total(found: "Iterable[DiskItem]") -> str:
     return shown_size(sum(each.size_bytes for each in found))

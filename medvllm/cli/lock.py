@@ -21,7 +21,7 @@ def lock(
     """
     before = Lock.current()
     for name, model in registry.lock(*names, reason=reason).items():
-        known = before.models.get(before.key(name))
+        known = before.models.get(before.key_of(name))
         is_news = known is None or known != model or known.approval != model.approval
         what = "Locked" if is_news else "Already locked:"
         size = shown_size(sum(digest.size for digest in model.files.values()))
