@@ -92,7 +92,7 @@ def test_register_makes_versions_or_says_that_nothing_is_new(medvllm: Medvllm, n
         (["register", "x", "--type", "clinical", "--fact", "gated=perhaps"], 2, "must be True or False"),
         (["register", "x", "--type", "clinical", "--fact", "license"], 2, "FACT=VALUE"),
         (["register", "x", "--type", "clinical", "--reason", ""], 2, "A reason must have 1 to 2,000 characters"),
-        (["register", "a@b", "--type", "clinical"], 2, "reads as a folder, a link or a version"),
+        (["register", "a@b", "--type", "clinical"], 2, "looks like a folder, a link or a version"),
         (["register", "biobert-base-cased-v1.2", "--type", "clinical"], 1, "already registered (built-in, version 1)"),
         (["unregister", "ner@7"], 1, "Model 'ner' has no version or alias '7'. It has: 1, 2."),
         (["unregister", "nerr"], 1, "Model 'nerr' is not stored. Did you mean: 'ner'"),
