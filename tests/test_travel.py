@@ -366,7 +366,7 @@ def test_a_bundle_replaces_no_file_unasked(
     build.export(Path("/dev/null"), "m@2")
     assert Path("/dev/null").is_char_device()
     on_screen = command(monkeypatch, "export", "m@2", "-o", "-", stdout=Screen())
-    assert on_screen.code == 2 and "not written to a terminal" in on_screen.err
+    assert on_screen.code == 2 and "a bundle is not text" in on_screen.err
 
 
 def test_export_and_import_as_typed(
