@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from medvllm.catalog.announcements import Meaning
 from medvllm.catalog.builtin import builtin_entries
+from medvllm.catalog.packages import Shipment, package_entries
 from medvllm.catalog.process_entries import ProcessEntries
 from medvllm.catalog.record import StoredRow
 from medvllm.catalog.selection import Candidate, Selection, check_text
@@ -29,15 +30,20 @@ _NAME: Callable[[Candidate], str] = attrgetter("name")
 
 
 class Catalog:
-    """This process's entries, then the stored ones, then the built-in ones. The first that knows a name wins."""
+    """The entries of this process, the stored ones, those of installed packages, and the built-in ones.
+
+    They are looked up in this order: the first that has a name wins.
+    """
 
     def __init__(self, stored: StoredCatalog | None = None) -> None:
         self._stored = stored
         self._changes = count(1)
         self._generation = 0
         self._own = ProcessEntries(self._changed)
-        self._builtin = ShippedEntries(lambda: (builtin_entries(), {}), self._changed)
-        self._shipped = (self._builtin,)  # in the order in which they are looked up
+        self._shipped = (  # in the order in which they are looked up
+            ShippedEntries(package_entries, self._changed),
+            ShippedEntries(lambda: Shipment(builtin_entries(), {}), self._changed),
+        )
 
     @property
     def stored(self) -> StoredCatalog:
@@ -160,7 +166,11 @@ class Catalog:
         if self._stored is None or not models:
             return
         rows = (
-            (m.name, m.version if m.origin == "stored" or m.is_shipped else None, {**facts, "lock": str(lock)})
+            (
+                m.name,
+                m.version if m.origin == "stored" or m.is_shipped else None,
+                {**facts, "lock": str(lock), **({} if m.package is None else {"package": m.package})},
+            )
             for m, facts in models
         )
         try:

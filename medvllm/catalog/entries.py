@@ -55,7 +55,10 @@ def from_toml(text: str, origin: Origin, file: str = "The entries") -> dict[str,
         CatalogError: An entry is not valid, or a name occurs twice.
     """
     found: dict[str, ModelMetadata] = {}
-    for entry in parse_entries(text, origin, file).models:
+    content = parse_entries(text, origin, file)
+    if content.aliases:
+        raise CatalogError(f"{file} cannot be read: it has aliases, which only stored models have.")
+    for entry in content.models:
         if entry.name in found:
             raise CatalogError(f"{file} cannot be read: model {entry.name!r} occurs twice.")
         found[entry.name] = entry if entry.version else entry.changed(version=1)

@@ -362,7 +362,12 @@ class StoredCatalog:
     def note_load(self, metadata: ModelMetadata, detail: Mapping[str, Any]) -> None:
         """Add to the history that a model was loaded: which one exactly, never its inputs."""
         with self.database.begin(None) as transaction:
-            transaction.note("loaded", metadata.name, metadata.version, detail={"origin": metadata.origin, **detail})
+            transaction.note(
+                "loaded",
+                metadata.name,
+                metadata.version,
+                detail={"origin": metadata.origin, **_package(metadata), **detail},
+            )
 
     def note_locked(
         self, models: Iterable[tuple[str, int | None, Mapping[str, Any]]], *, reason: str | None = None
@@ -487,6 +492,10 @@ def _split(model: str) -> tuple[str, str | None]:
             f"{model!r} is not the name of a stored model.\nList the stored models: medvllm list --mine"
         )
     return ref.name, ref.suffix
+
+
+def _package(metadata: ModelMetadata) -> dict[str, str]:
+    return {} if metadata.package is None else {"package": metadata.package}
 
 
 def _moment(since: date | str) -> str:
