@@ -437,7 +437,7 @@ def test_a_signed_bundle_is_told_from_any_other(
             build.export(tmp_path / "c.tar", "m@2", sign=bad)
     assert not (tmp_path / "c.tar").exists()
     other = site("hospital")
-    with pytest.raises(DigestMismatchError, match="is not by the key"):
+    with pytest.raises(DigestMismatchError, match="was not made by the key"):
         other.import_bundle(tmp_path / "b.tar", verify_key=another)
     with pytest.raises(DigestMismatchError, match="has no signature"):
         other.import_bundle(tmp_path / "none.tar", verify_key=public)

@@ -8,7 +8,7 @@ from pathlib import Path
 from sqlalchemy import Connection, inspect, text
 
 from medvllm.errors import CatalogError, MigrationError
-from medvllm.files import chmod, make_own_file, place
+from medvllm.files import chmod, link_or_copy, make_own_file
 
 VERSION_TABLE = "catalog_schema"
 REVISIONS = ("0001", "0002", "0003")  # in their order; the last is the one that this program reads and writes
@@ -79,7 +79,7 @@ def back_up(file: Path, schema: str, copy: Callable[[Path], None]) -> Path:
         make_own_file(partial)
         copy(partial)
         chmod(partial, stat.S_IMODE(file.stat().st_mode))  # whom the file is hidden from, its copy is
-        place(partial, target)
+        link_or_copy(partial, target)
     finally:
         partial.unlink(missing_ok=True)
     return target
