@@ -116,7 +116,7 @@ def test_each_model_says_who_approved_it(registry: ModelRegistry, tmp_path: Path
     registry.lock("m@1", reason="reviewed again")
     assert tomllib.loads(file.read_text())["models"]["m@1"]["approved"]["reason"] == "reviewed again"
     assert registry.catalog.check_history()[2] == []
-    with pytest.raises(RequestError, match="A reason has 1 to 2,000 characters"):
+    with pytest.raises(RequestError, match="A reason must have 1 to 2,000 characters"):
         registry.lock("m@1", reason="")
 
 

@@ -414,7 +414,7 @@ def test_files_of_entries(home: Path, tmp_path: Path, examples: int) -> None:
 
     def outcome(content: bytes) -> bool:
         text = content.decode(errors="replace")
-        planned = _or_error(lambda: registry.catalog.apply(text, dry_run=True, reason="a test"))
+        planned = _or_error(lambda: registry.catalog.plan(text, reason="a test")[0])
         assert registry.catalog.export() == before
         if planned is None:
             assert _or_error(lambda: registry.catalog.apply(text, reason="a test")) is None

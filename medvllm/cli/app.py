@@ -23,7 +23,7 @@ _COMMANDS = {
     "tag": "tag:tag",
     "deprecate": "deprecate:deprecate",
     "alias": "alias:app",
-    "history": "history:history",
+    "history": "history:app",
     "catalog": "catalog:app",
     "lock": "lock:lock",
     "verify": "verify:verify",

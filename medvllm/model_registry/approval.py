@@ -69,7 +69,7 @@ def record_baseline(
     entry, digest = found.entry, sources.LockedModel.from_snapshot(snapshots.fetch(name)[1]).digest
     if entry.origin == "stored":
         return catalog.stored.mark(entry.reference, baseline=kept, baseline_digest=digest, reason=reason)[0]
-    entry = catalog.keep(entry.with_facts(baseline=kept, baseline_digest=digest))
+    entry = catalog.put(entry.with_facts(baseline=kept, baseline_digest=digest))
     loaded.evict(entry.name, "replaced")  # the entry is a new version
     return entry
 

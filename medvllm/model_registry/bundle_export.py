@@ -61,7 +61,7 @@ def export_bundle(
         contents.add(found, snapshots.get(*found))
     # Write entries, files and lock.
     aliases = contents.find_aliases(catalog)
-    events, last_hash = catalog.stored.position() if catalog.lasts else (0, "")
+    events, last_hash = catalog.stored.position() if catalog.has_stored else (0, "")
     export_record = ExportRecord(who(), socket.gethostname(), now(), f"medvllm {__version__}", events, last_hash)
     entries = to_toml(contents.entries.values(), aliases)
     written = bundle.write_bundle(target, entries, contents.models, contents.branches, export_record)

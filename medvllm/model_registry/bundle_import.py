@@ -9,7 +9,7 @@ from typing import Any
 
 from medvllm import destination
 from medvllm.catalog import Catalog
-from medvllm.catalog.entries import parsed
+from medvllm.catalog.entries import parse_entries
 from medvllm.catalog.events import Event
 from medvllm.catalog.intake import Intake, Wanted
 from medvllm.errors import CatalogError, DigestMismatchError, SourceError
@@ -83,7 +83,7 @@ class _Import:
     def __init__(self, catalog: Catalog, opened: Bundle, terms: Terms) -> None:
         self._catalog, self._opened, self._terms = catalog, opened, terms
         self._lock = Lock.current()
-        self._brought = parsed(opened.entries, "stored")
+        self._brought = parse_entries(opened.entries, "stored")
         self._entries = {_key(entry): _without_code(entry) for entry in self._brought.models}
         # Branches that this machine knows at another commit, with that commit.
         self._moved = {key: commit for key in opened.locked if (commit := opened.conflicting_commit(key))}
@@ -174,7 +174,7 @@ class _Import:
     def _planned(self, wanted: Wanted) -> tuple[Intake, list[Event]]:
         """Return what the catalogue would become. CatalogError: that is not allowed."""
         if wanted.models:
-            return self._catalog.stored.take(
+            return self._catalog.stored.add_bundle(
                 wanted, replace=self._terms.replace, reason=self._terms.reason, dry_run=True
             )
         intake = Intake(list(wanted.changes))
@@ -194,7 +194,7 @@ class _Import:
                 detail["approved"] = {fact: text for fact, text in vars(model.approval).items() if text is not None}
             noted.append((entry.name if entry else key, entry.version if entry else None, detail))
         try:
-            self._catalog.stored.take(wanted, replace=self._terms.replace, reason=self._terms.reason, noted=noted)
+            self._catalog.stored.add_bundle(wanted, replace=self._terms.replace, reason=self._terms.reason, noted=noted)
         except CatalogError as error:
             if wanted.models:
                 raise
