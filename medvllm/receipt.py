@@ -62,7 +62,7 @@ class Proof:
 
 @dataclass(frozen=True)
 class Receipt:
-    """The facts of one loaded model. `source` is "direct" for a name that no entry answers to.
+    """The facts of one loaded model. `origin` is "direct" for a name that no entry answers to.
 
     `proof` is verified, as it comes from the bytes; `declared` is what the entry says of them, each fact with where it
     was seen.
@@ -70,12 +70,13 @@ class Receipt:
 
     name: str
     version: int
-    source: str
+    origin: str
     snapshot: str  # "repo@commit", or the folder
     options: dict[str, Any]  # those in effect
     proof: Proof
     declared: dict[str, dict[str, Any]]
     libraries: dict[str, str] = field(default_factory=lambda: dict(library_versions()))
+    package: str | None = None  # name and version of the package that the entry comes from
 
     @classmethod
     def of(
@@ -93,7 +94,16 @@ class Receipt:
             said_by = f"the bundle {bundle} that it was imported from" if bundle else "the Hub's cache on this machine"
             declared["commit"] = {"value": commit, "provenance": said_by}
         options = identity.options.to_dict()
-        return cls(identity.name, identity.version, identity.origin, identity.snapshot, options, proof, declared)
+        return cls(
+            identity.name,
+            identity.version,
+            identity.origin,
+            identity.snapshot,
+            options,
+            proof,
+            declared,
+            package=metadata.package,
+        )
 
     @property
     def digest(self) -> str:
@@ -108,7 +118,8 @@ class Receipt:
             "format": _FORMAT,
             "name": self.name,
             "version": self.version,
-            "source": self.source,
+            "origin": self.origin,
+            **({} if self.package is None else {"package": self.package}),
             "snapshot": self.snapshot,
             "verified": {"digest": self.proof.digest, **vars(self.proof)},
             "declared": self.declared,

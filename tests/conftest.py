@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from medvllm.catalog import StoredCatalog, stored
+from medvllm.catalog import StoredCatalog, stores
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.engine.model_runner import registry as engine_registry
 from tests.support import warm
@@ -84,7 +84,7 @@ def _closed(home: Path) -> Iterator[None]:
     yield
     if len(engine_registry._model_cache):
         engine_registry.clear_cache()
-    stored.close()
+    stores.close_all()
 
 
 @pytest.fixture(scope="session")
@@ -102,7 +102,7 @@ def _template(postgres: Postgres) -> Iterator[str]:
     """A database with an empty catalogue, to copy."""
     with postgres.database() as url:
         StoredCatalog(url).migrate()
-        stored.close()
+        stores.close_all()
         yield url.rpartition("/")[2]
 
 

@@ -17,7 +17,7 @@ from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import MedVLLMError
 from medvllm.names import parse
 from medvllm.sources import Lock
-from medvllm.sources.bundle import opened
+from medvllm.sources.bundle import open_bundle
 from tests.support import tiny
 from tests.support.driver import Driver
 from tests.support.loopback import LoopbackHub
@@ -232,7 +232,7 @@ def test_export(driver: Driver, site: Path, hub: LoopbackHub, tmp_path: Path, ro
 
     def check(completed: bool) -> None:
         if completed or bundle.exists():
-            with opened(bundle) as found:
+            with open_bundle(bundle) as found:
                 assert found.contents == expected
 
     statement = (

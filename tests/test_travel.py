@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from medvllm.catalog import stored
+from medvllm.catalog import stores
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import (
     CatalogError,
@@ -36,7 +36,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Mod
     from huggingface_hub import constants
 
     def move(name: str) -> ModelRegistry:
-        stored.close()
+        stores.close_all()
         home = tmp_path / name
         home.mkdir(exist_ok=True)
         monkeypatch.setenv("MEDVLLM_HOME", str(home / "medvllm"))
@@ -66,7 +66,7 @@ def _weights(registry: ModelRegistry, name: str) -> str:
 
 def _tables() -> list[object]:
     """Return all that the catalogue holds."""
-    stored.close()
+    stores.close_all()
     with closing(sqlite3.connect(Path(os.environ["MEDVLLM_HOME"]) / "catalog.db")) as database:
         tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         return [database.execute(f"SELECT * FROM {name}").fetchall() for name in sorted(tables)]
@@ -127,10 +127,10 @@ def test_the_history_tells_where_a_version_came_from(
     assert [event.action for event in (registered, aliased, imported)] == ["registered", "aliased", "imported"]
     assert {event.reason for event in (registered, aliased, imported)} == {"ticket 12"}
     assert imported.version == 2 and imported.detail["bundle"] == exported.sha256
-    assert imported.detail["exported"] == exported.provenance.to_dict()
-    assert (exported.provenance.events, exported.provenance.last_hash) == (events, last_hash)
+    assert imported.detail["exported"] == exported.export_record.to_dict()
+    assert (exported.export_record.events, exported.export_record.last_hash) == (events, last_hash)
     assert imported.detail["approved"]["reason"] == "reviewed"
-    with pytest.raises(RequestError, match="A reason has 1 to 2,000"):
+    with pytest.raises(RequestError, match="A reason must have 1 to 2,000"):
         other.import_bundle(tmp_path / "b.tar", reason="x" * 2001)
 
 
@@ -150,7 +150,7 @@ def test_a_bundle_changes_no_name_without_leave(
     with pytest.raises(CatalogError) as error:
         other.import_bundle(tmp_path / "2.tar")
     assert str(error.value).splitlines() == [
-        "The bundle would change what is here:",
+        "The bundle would change models on this machine:",
         "  m@2 would have another tags",
         "  alias 'production' of 'm' points to 2, and would to 3",
         "  'm' means m@2, and would mean m@3",
@@ -172,7 +172,7 @@ def test_a_number_never_means_two_things(
     other.register("m", "clinical", model_path=tiny.bert_encoder(tmp_path / "own", seed=9), persist=True)
     other.register("m", "custom", model_path=tmp_path / "own", persist=True, replace=True)
     for gone in (False, True):
-        with pytest.raises(CatalogError, match=r"m@1 is another model here(, which was unregistered)?: it differs in"):
+        with pytest.raises(CatalogError, match=r"m@1 is another model .*(, which was unregistered)?: it differs in"):
             other.import_bundle(tmp_path / "b.tar", replace=True)
         if not gone:
             other.unregister("m@1", persist=True)
@@ -261,7 +261,7 @@ def test_importing_is_no_approval(
     build.export(tmp_path / "b.tar", "m@2")
     other = site("hospital")
     other.import_bundle(tmp_path / "b.tar")
-    assert not Lock.place().exists()
+    assert not Lock.current_path().exists()
     monkeypatch.setenv("MEDVLLM_REQUIRE_LOCK", "1")
     with pytest.raises(DigestMismatchError, match="To approve it: medvllm lock m@2$"):
         other.load_model("m")
@@ -277,7 +277,7 @@ def test_a_bundle_is_held_against_what_came_another_way(
     """A lock file, or a digest that was read aloud: anything else is refused, and nothing of it is taken."""
     exported = build.export(tmp_path / "b.tar", "m@2")
     other_lock = tmp_path / "other.lock"
-    shutil.copy(Lock.place(), tmp_path / "approved.lock")
+    shutil.copy(Lock.current_path(), tmp_path / "approved.lock")
     Lock(other_lock, {}).approve({"m@2": Lock.current().models["m@1"]})
     other = site("hospital")
     with pytest.raises(DigestMismatchError, match="The files of model 'm@2' are not the locked ones"):
@@ -385,12 +385,12 @@ def test_export_and_import_as_typed(
         "  m@2  would be new",
         "  + m@2",
         "  + m@production -> 2",
-        "Nothing was changed: this was a dry run.",
+        "Nothing changed: this was a dry run.",
     ]
     done = command(monkeypatch, "import", bundle, "--reason", "ticket 12").out.splitlines()
-    assert done[2] == "  m@2  new" and done[-1] == "Not approved by this. After a review: medvllm lock m@2"
+    assert done[2] == "  m@2  new" and done[-1].endswith("After a review, run: medvllm lock m@2")
     again = command(monkeypatch, "import", bundle).out.splitlines()
-    assert again[2:] == ["  m@2  already here", "Nothing has changed: all of it was here already."]
+    assert again[2:] == ["  m@2  already here", "Nothing changed: everything was here already."]
     history = command(monkeypatch, "history", "m").out
     assert f"imported m@2: bundle {digest[:12]}" in history and "ticket 12" in history
     locked = command(monkeypatch, "lock", "m@2", "--reason", "read by two").out

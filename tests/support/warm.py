@@ -45,6 +45,7 @@ import atexit, gc, importlib, json, os, signal, socket, sys, runpy, threading, t
 import alembic.command, alembic.config, huggingface_hub, psycopg, sqlalchemy, typer, rich.console
 import torch, tokenizers, safetensors.torch
 import medvllm.cli.app, medvllm.engine.model_runner, medvllm.loading, medvllm.sources, medvllm.catalog.sql
+medvllm.cli.app.make_app()
 import pydantic, typing_inspection.introspection, medvllm.engine.model_runner.tasks
 import transformers.models.bert.tokenization_bert
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertForMaskedLM, BertForTokenClassification, BertModel

@@ -50,9 +50,7 @@ def check_kept(connection: Connection, before: str, revision: str) -> None:
     query = text("SELECT name, alias FROM catalog_aliases WHERE guarded ORDER BY name, alias")
     found = list(connection.execute(query))
     if found:
-        commands = "\n  ".join(
-            f"medvllm alias protect {name} {alias} --off --reason 'why'" for name, alias in found[:10]
-        )
+        commands = "\n  ".join(f"medvllm alias unprotect {name} {alias} --reason 'why'" for name, alias in found[:10])
         raise MigrationError(
             f"Schema {revision!r} knows no protected aliases, and there are {len(found)}: anybody could move them.\n"
             f"If that is meant, lift the protection first:\n  {commands}",

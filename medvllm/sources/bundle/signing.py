@@ -20,12 +20,12 @@ def signature_of(bundle: Path) -> Path:
     return bundle.with_name(f"{bundle.name}.sig")
 
 
-def check_key(key: Path) -> None:
+def check_signing_key(key: Path) -> None:
     """Raise an error of ours when a bundle could not be signed with a private key: before it is written."""
     _signer(key)
 
 
-def sign(bundle: Path, key: Path) -> Path:
+def sign_bundle(bundle: Path, key: Path) -> Path:
     """Write a bundle's signature by a private key beside it, and return it."""
     signer = _signer(key)
     with TemporaryDirectory() as folder:
@@ -38,7 +38,7 @@ def sign(bundle: Path, key: Path) -> Path:
     return signature_of(bundle)
 
 
-def verify(bundle: Path, key: Path) -> str:
+def verify_signature(bundle: Path, key: Path) -> str:
     """Return the SHA-256 that a bundle's signature vouches for.
 
     DigestMismatchError: it has no signature, or none by this key, or was changed since.

@@ -1,7 +1,6 @@
-"""What a folder of the user's own says of its model, read at registration: from JSON files and headers alone.
+"""What a folder of the user's own says about its model. It is read at registration, from JSON files and headers alone.
 
-It is kept for listings, with how it is known. A load reads the folder anew: one that was trained further is never
-loaded by what it said before.
+Listings show it, with its provenance. A load reads the folder again, because the model may have been trained further.
 """
 
 import re
@@ -11,28 +10,31 @@ from pathlib import Path
 from typing import Any
 
 from medvllm.errors import LoadError, SnapshotNotFoundError, SourceError, WeightsMismatchError
-from medvllm.heads import task_of
+from medvllm.heads import task_of_class
 from medvllm.metadata import READ, ModelMetadata
 from medvllm.names import parse
 from medvllm.sources.digest import Digest
 from medvllm.sources.fingerprint import Fingerprint
-from medvllm.sources.layout import decide, present
-from medvllm.sources.snapshot import Snapshot, check_complete, read_json
+from medvllm.sources.json_files import read_json
+from medvllm.sources.layout import decide_layout, list_files
+from medvllm.sources.snapshot import Snapshot, check_complete
 
 _HEADS = ("classifier.out_proj.weight", "classifier.weight", "score.weight")
-_UNLIMITED = 10**9  # tokenizers say 1e30 when no length is known
-# The positions of these begin behind the padding token's.
+_UNLIMITED = 10**9  # tokenizers give 1e30 if they know no length
+# Model types whose positions begin after that of the padding token.
 _SHIFTED = {"roberta", "xlm-roberta", "camembert", "longformer", "mpnet", "roberta-prelayernorm", "xlm-roberta-xl"}
+# Model types that can use all of their positions.
 _PLAIN = {"bert", "distilbert", "electra", "albert", "gpt2", "deberta", "deberta-v2", "modernbert", "big_bird"}
-_MOST_LABELS = 1000
+_MAX_LABELS = 1000
 
 
-def read(entry: ModelMetadata) -> dict[str, Any]:
+def read_folder_facts(entry: ModelMetadata) -> dict[str, Any]:
     """Return the facts that an entry's folder states and the entry does not, by keyword, with their provenance.
 
     Raises:
-        SourceError: The folder is not there, or holds no model that can be loaded.
-        LoadError: It holds a model that this transformers, or the entry's labels, do not fit.
+        SourceError: The folder does not exist, or holds no model that can be loaded.
+        LoadError: The installed transformers does not know the model's architecture.
+        WeightsMismatchError: The labels of the entry do not fit the model.
     """
     folder = Path(parse(entry.location).name)
     snapshot = _snapshot(entry, folder)
@@ -46,9 +48,9 @@ def read(entry: ModelMetadata) -> dict[str, Any]:
 
 
 def nameless_labels(name: str, last: int) -> WeightsMismatchError:
-    """Return the error for a tagger whose labels are LABEL_0, LABEL_1 …"""
+    """Return the error for an entity model whose labels are LABEL_0, LABEL_1 …"""
     return WeightsMismatchError(
-        f"The tagger {name!r} names its labels LABEL_0 to LABEL_{last}, which say nothing.\n"
+        f"Model {name!r} names its labels LABEL_0 to LABEL_{last}, which do not tell what they stand for.\n"
         'Register it with their names, in order: --fact \'id2label=["O", "B-DISEASE"]\', '
         "or register(…, id2label=['O', 'B-DISEASE'])",
         model=name,
@@ -56,39 +58,42 @@ def nameless_labels(name: str, last: int) -> WeightsMismatchError:
 
 
 def _snapshot(entry: ModelMetadata, folder: Path) -> Snapshot:
-    """Return a folder as a snapshot whose files were not hashed."""
+    """Return a folder as a snapshot, without hashing its files."""
     try:
         is_folder = folder.is_dir()
     except OSError:
         is_folder = False
     if not is_folder:
-        what = "is a file, not a folder" if folder.is_file() else "is not there"
+        what = "is a file, not a folder" if folder.is_file() else "does not exist"
         raise SnapshotNotFoundError(
             f"Folder '{str(folder)[:300]}' {what}.\n"
-            "Name the folder that holds config.json. One of another machine is registered by: medvllm catalog apply",
+            "Name the folder that holds config.json. To register a folder of another machine: medvllm catalog apply",
             path=str(folder),
         )
     try:
-        layout = decide(
-            folder, present(folder), lambda name, kind: read_json(folder / name, kind), extra=entry.source.extra_files
+        layout = decide_layout(
+            folder,
+            list_files(folder),
+            lambda name, kind: read_json(folder / name, kind),
+            extra=entry.source.extra_files,
         )
         snapshot = Snapshot(folder, None, None, layout, dict.fromkeys(layout.files, Digest(0, "")), Fingerprint())
         check_complete(snapshot)
         if not layout.pickles:
-            snapshot.check()
+            snapshot.check_config_and_headers()
     except PermissionError as error:
         raise SourceError(f"Folder '{folder}' cannot be read: {error}.", path=str(folder)) from error
     return snapshot
 
 
 def _check_architecture(entry: ModelMetadata, config: dict[str, Any]) -> None:
-    """Raise LoadError for a config whose architecture is not known; a class of the user's own knows by itself."""
+    """Raise LoadError for an unknown architecture. A class of the user's own needs no known one."""
     if any(entry.class_paths) or entry.source.trust_remote_code:
         return
     kind = entry.behaviour.architecture or config.get("model_type")
     if kind is None:
         raise LoadError(
-            f"The config of model {entry.name!r} has no model_type, so its architecture is not known.\n"
+            f"The config of model {entry.name!r} has no model_type, so its architecture is unknown.\n"
             "Register it with the architecture: register(…, architecture='bert')",
             model=entry.name,
         )
@@ -101,7 +106,7 @@ def _check_architecture(entry: ModelMetadata, config: dict[str, Any]) -> None:
 
 
 def _is_known(kind: object) -> bool:
-    """Return whether transformers names an architecture; importing it would take seconds."""
+    """Return whether transformers names an architecture. Its files are searched, as importing it takes seconds."""
     package = find_spec("transformers")
     if package is None or package.origin is None:
         return True
@@ -115,11 +120,11 @@ def _version() -> str:
     try:
         return version("transformers")
     except PackageNotFoundError:
-        return "here"
+        return "(unknown version)"
 
 
 def _check_labels(entry: ModelMetadata, snapshot: Snapshot) -> None:
-    """Raise WeightsMismatchError where labels are not one for each class, or those of a tagger say nothing."""
+    """Raise WeightsMismatchError unless there is one label for each class, and an entity model's labels have names."""
     if any(entry.class_paths):
         return
     stated, task = entry.behaviour.id2label, _head(snapshot.config)
@@ -139,7 +144,7 @@ def _check_labels(entry: ModelMetadata, snapshot: Snapshot) -> None:
 
 
 def _classes(snapshot: Snapshot) -> int | None:
-    """Return how many classes the head of a checkpoint has: by its weights, else by its config."""
+    """Return the number of classes of a checkpoint's head, from its weights or else from its config."""
     if not snapshot.layout.pickles:
         for header in snapshot.headers:
             for name in _HEADS:
@@ -150,9 +155,9 @@ def _classes(snapshot: Snapshot) -> int | None:
 
 
 def _facts(snapshot: Snapshot) -> dict[str, Any]:
-    """Return what the folder states, by keyword."""
+    """Return the facts that the folder states, by keyword."""
     config, declaration = snapshot.config, snapshot.declaration
-    declared = {} if declaration is None or declaration.refusal else snapshot.sentence_transformer
+    declared = {} if declaration is None or declaration.refusal else snapshot.declared_facts
     head = _head(config)
     is_reranker = head == "classify" and "sentence_transformers" in config
     task = "embed" if declared else None if declaration else "rerank" if is_reranker else head or "embed"
@@ -170,13 +175,13 @@ def _facts(snapshot: Snapshot) -> dict[str, Any]:
 def _head(config: dict[str, Any]) -> str | None:
     named = config.get("architectures")
     first = named[0] if isinstance(named, list) and named else named
-    return task_of(first) if isinstance(first, str) else None
+    return task_of_class(first) if isinstance(first, str) else None
 
 
 def _labels(config: dict[str, Any]) -> tuple[str, ...] | None:
-    """Return the label of each class, in order, where each has one."""
+    """Return the label of each class, in order, if each class has one."""
     labels = config.get("id2label")
-    if not isinstance(labels, dict) or len(labels) > _MOST_LABELS:
+    if not isinstance(labels, dict) or len(labels) > _MAX_LABELS:
         return None
     if set(labels) != {str(number) for number in range(len(labels))}:
         return None
@@ -185,7 +190,7 @@ def _labels(config: dict[str, Any]) -> tuple[str, ...] | None:
 
 
 def _length(snapshot: Snapshot, kind: object) -> int | None:
-    """Return the tokens that a model reads at once, where tokenizer and config leave no doubt."""
+    """Return the number of tokens that a model can read at once, if tokenizer and config agree on it."""
     file = f"{snapshot.root}tokenizer_config.json"
     stated = read_json(snapshot.file(file)).get("model_max_length") if file in snapshot.files else None
     own = int(stated) if isinstance(stated, int | float) and 0 < stated < _UNLIMITED else None

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from medvllm.sources.kernel import confine_calls, confine_files
+from medvllm.sources.conversion.kernel import confine_calls, confine_files
 
 Network = Literal["namespace", "audit hook"]
 
@@ -67,7 +67,7 @@ def seal(target: Path, weight_bytes: int, reads: Sequence[Path] = ()) -> list[st
 
 def _confine(target: Path, reads: Sequence[Path]) -> list[str]:
     """Have the kernel confine this process's files and calls; return the names of what it has for that."""
-    own = Path(__file__).resolve().parents[1]
+    own = Path(__file__).resolve().parents[2]  # the package medvllm
     libraries = {Path(os.path.realpath(sys.prefix)), Path(os.path.realpath(sys.base_prefix)), own}
     libraries |= {Path(os.path.realpath(path)) for path in sys.path if Path(path).name.endswith("-packages")}
     libraries |= {Path(path) for path in ("/usr/lib", "/lib", "/lib64", "/proc/self", "/dev/null", "/dev/urandom")}

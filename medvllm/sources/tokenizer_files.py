@@ -1,14 +1,14 @@
-"""Which files of a folder its tokenizer reads, as transformers 5 chooses its class. A test holds the tables to it."""
+"""Which files a tokenizer reads, by the class that transformers 5 chooses. A test compares the tables with it."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-# Read whatever the class.
+# Every class reads these.
 _ALWAYS = ("tokenizer_config.json", "tokenizer.json", "chat_template.jinja")
-# Read where tokenizer_config.json does not list the added tokens itself.
+# Read if tokenizer_config.json does not list the added tokens itself.
 _LEGACY = ("special_tokens_map.json", "added_tokens.json")
-# Read only where tokenizer.json is not there, or the class is written in Python.
+# Read only if there is no tokenizer.json, or the class is written in Python.
 _VOCABULARIES = frozenset(
     (
         *("vocab.txt", "vocab.json", "merges.txt", "bpe.codes", "vocab.bpe", "vocab-src.json", "vocab-tgt.json"),
@@ -17,7 +17,7 @@ _VOCABULARIES = frozenset(
     )
 )
 _MODEL = re.compile(r"tokenizer\.model(\..+)?|.+\.tiktoken")  # Mistral numbers its versions
-# Read beside a vocabulary or tokenizer.json, by the classes that have them.
+# Read by some classes, in addition to a vocabulary or tokenizer.json.
 _COMPANIONS = {
     "entity_vocab.json": ("luke", "mluke"),
     "normalizer.json": ("whisper",),
@@ -26,7 +26,7 @@ _COMPANIONS = {
     "word_shape.json": ("roc_bert",),
     "word_pronunciation.json": ("roc_bert",),
 }
-# Classes written in Python, without "Tokenizer" and "Fast", and the model types that they are the default of.
+# Classes written in Python, without "Tokenizer" and "Fast" in the name.
 _SLOW_CLASSES = frozenset(
     (
         *("Bartpho", "BertGeneration", "BertJapanese", "BertTokenizerLegacy", "Bertweet", "BioGpt"),
@@ -36,6 +36,7 @@ _SLOW_CLASSES = frozenset(
         *("SpeechT5", "Tapas", "Vits", "Wav2Vec2CTC", "Wav2Vec2PhonemeCTC", "XLM"),
     )
 )
+# Model types whose default is such a class.
 _SLOW_TYPES = frozenset(
     (
         *("bartpho", "bert-generation", "bert-japanese", "bertweet", "biogpt", "blenderbot-small", "byt5", "canine"),
@@ -51,7 +52,13 @@ _SLOW_TYPES = frozenset(
 def tokenizer_files(
     names: Collection[str], config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]
 ) -> Iterator[str]:
-    """Give those of a folder's files, at its top, that its tokenizer reads."""
+    """Give the files at the top of a folder that its tokenizer reads.
+
+    Args:
+        names: The files of the folder.
+        config: The content of config.json.
+        tokenizer_config: The content of tokenizer_config.json, empty if there is none.
+    """
     yield from (name for name in _ALWAYS if name in names)
     if "added_tokens_decoder" not in tokenizer_config:
         yield from (name for name in _LEGACY if name in names)
@@ -65,7 +72,7 @@ def tokenizer_files(
 
 
 def _is_slow(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> bool:
-    """Return whether the class may be one in Python; a class of the repository's own may be anything."""
+    """Return whether the class may be written in Python. A class of the repository's own may be anything."""
     if "auto_map" in tokenizer_config:
         return True
     plain = _plain(config, tokenizer_config)
@@ -73,6 +80,6 @@ def _is_slow(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> 
 
 
 def _plain(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> str:
-    """Return the name of the tokenizer's class without what all have in common, or "" when the files name none."""
+    """Return the name of the tokenizer's class without "Tokenizer" and "Fast", or "" if the files name no class."""
     named = tokenizer_config.get("tokenizer_class") or config.get("tokenizer_class")
     return named.removesuffix("Fast").removesuffix("Tokenizer") if isinstance(named, str) else ""

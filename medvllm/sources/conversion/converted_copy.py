@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from medvllm import settings
+from medvllm.atomic_folder import atomic_folder
 from medvllm.errors import IncompleteSnapshotError, SourceError, UnsafeWeightsError
 from medvllm.files import is_trusted
-from medvllm.sources import making
-from medvllm.sources.confinement import cpu_seconds
-from medvllm.sources.digest import Digest, differences, digests, hashed, key_of
+from medvllm.sources.conversion.confinement import cpu_seconds
+from medvllm.sources.digest import Digest, digest_files, find_differences, folder_key, hash_files
 from medvllm.sources.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
@@ -28,31 +28,31 @@ def as_safetensors(snapshot: Snapshot) -> Snapshot:
     """Return the snapshot with safetensors in place of its pickles, each converted once."""
     if not snapshot.layout.pickles:
         return snapshot
-    target = made(snapshot)
+    target = converted_folder(snapshot)
     originals = _originals(snapshot)
     # Without a lock only the record tells what was converted: nobody else is to have written it.
     if not (_is_whole(target, originals) and (snapshot.locked or _is_own(target))):
         _convert(snapshot, target, originals)
     try:
-        converted, taken = hashed(target, _recorded(target))
+        converted, taken = hash_files(target, _recorded(target))
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise _failed(snapshot, "what it became went away meanwhile") from error
-    return replace(snapshot, converted=converted, converted_at=target, taken=snapshot.taken + taken)
+    return replace(snapshot, converted=converted, converted_at=target, file_stamps=snapshot.file_stamps + taken)
 
 
-def made(snapshot: Snapshot) -> Path:
+def converted_folder(snapshot: Snapshot) -> Path:
     """Return the folder for the converted weights of a snapshot: named after the digests of its pickles."""
-    return settings.HOME() / "converted" / key_of(_originals(snapshot))
+    return settings.HOME() / "converted" / folder_key(_originals(snapshot))
 
 
-def flaws(snapshot: Snapshot, expected: Mapping[str, Digest]) -> dict[str, str]:
+def find_flaws(snapshot: Snapshot, expected: Mapping[str, Digest]) -> dict[str, str]:
     """Return for each converted file that is there and not as expected what is wrong with it; all are hashed again.
 
     What is not there is made again of the original at the next load, and then compared.
     """
-    target = made(snapshot)
+    target = converted_folder(snapshot)
     there = [name for name in expected if (target / name).is_file()]
-    return differences({name: expected[name] for name in there}, digests(target, there, fresh=True))
+    return find_differences({name: expected[name] for name in there}, digest_files(target, there, fresh=True))
 
 
 def _originals(snapshot: Snapshot) -> dict[str, Digest]:
@@ -76,16 +76,16 @@ def _is_whole(target: Path, originals: Mapping[str, Digest]) -> bool:
             {file["name"]: Digest(file["size"], file["sha256"]) for file in record[group]}
             for group in ("originals", "converted")
         )
-        return of == originals and not differences(made, digests(target, made))
+        return of == originals and not find_differences(made, digest_files(target, made))
     except (OSError, ValueError, KeyError, TypeError):  # also what `digests` says of a file that is missing
         return False
 
 
 def _convert(snapshot: Snapshot, target: Path, originals: Mapping[str, Digest]) -> None:
     try:
-        making.make(
+        atomic_folder(
             target,
-            is_whole=lambda folder: _is_whole(folder, originals) and _is_own(folder),
+            is_complete=lambda folder: _is_whole(folder, originals) and _is_own(folder),
             fill=lambda work: _run_converter(snapshot, work),
         )
     except SourceError:
@@ -101,7 +101,15 @@ def _run_converter(snapshot: Snapshot, work: Path) -> None:
     own = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
     try:
         run = subprocess.run(
-            [sys.executable, "-P", "-m", "medvllm.sources.converter", str(snapshot.path), str(work), *pickles],
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "medvllm.sources.conversion.converter",
+                str(snapshot.path),
+                str(work),
+                *pickles,
+            ],
             # No token, no proxy, not the user's home; one thread, whose memory is bounded.
             env=own
             | {"HOME": str(work), "TMPDIR": str(work), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -116,7 +124,7 @@ def _run_converter(snapshot: Snapshot, work: Path) -> None:
     except subprocess.TimeoutExpired as error:
         raise _failed(snapshot, f"it took more than {error.timeout:.0f} seconds") from error
     if run.returncode == 0:
-        if not snapshot.taken.holds():
+        if not snapshot.file_stamps.is_current():
             raise _failed(snapshot, "its files changed meanwhile")
         return
     if run.returncode < 0:

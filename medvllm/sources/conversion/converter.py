@@ -1,7 +1,6 @@
-"""The process that turns pickles into safetensors: ``python -m medvllm.sources.converter SOURCE TARGET NAME...``.
+"""The process that converts pickles: ``python -m medvllm.sources.conversion.converter SOURCE TARGET NAME...``.
 
-It confines itself and writes into TARGET alone. Its error, if any, is the last line of standard error:
-``["Class", "message"]``.
+It confines itself, and writes into TARGET only. An error is the last line of standard error: ``["Class", "message"]``.
 """
 
 import hashlib
@@ -15,8 +14,8 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from medvllm.errors import IncompleteSnapshotError, MedVLLMError, SourceError, UnsafeWeightsError
-from medvllm.sources.confinement import converted_bytes, isolate, seal
-from medvllm.sources.conversion import RECORD
+from medvllm.sources.conversion.confinement import converted_bytes, isolate, seal
+from medvllm.sources.conversion.converted_copy import RECORD
 
 if TYPE_CHECKING:
     import torch
