@@ -101,7 +101,7 @@ def _known_word(keyword: str, text: str) -> str:
 def _words(keyword: str) -> tuple[str, ...]:
     """Return the only words that a fact can have; an empty tuple when it can be any text."""
     if keyword == "origin":
-        return ("process", "stored", "built-in")
+        return ("process", "stored", "package", "built-in")
     for accepted in accepted_types(known_facts()[keyword].hint) if keyword in known_facts() else ():
         choice = get_args(accepted)[0] if get_origin(accepted) is tuple else accepted
         if choice is bool or get_origin(choice) is Literal:

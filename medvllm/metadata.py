@@ -39,7 +39,7 @@ __all__ = [
     "fits",
 ]
 
-Origin = Literal["process", "stored", "built-in", "direct"]
+Origin = Literal["process", "stored", "package", "built-in", "direct"]
 T = TypeVar("T")
 
 
@@ -121,8 +121,9 @@ class ModelMetadata:
         provenance: For each fact, how certain it is and where it was seen.
         baseline: Inputs with their recorded outputs.
         version: The entry's version, from 1.
-        origin: Where the entry comes from: this process, the stored catalogue, or the built-in entries; "direct" for a
-            model that is loaded without an entry.
+        origin: Where the entry comes from: this process, the stored catalogue, an installed package, or the built-in
+            entries; "direct" for a model that is loaded without an entry.
+        package: Name and version of the installed package that the entry comes from, such as "hospital-models 1.2".
     """
 
     name: str
@@ -143,6 +144,7 @@ class ModelMetadata:
     baseline: Copied[list[dict[str, Any]]] = Copied(_dicts)
     version: int = 1
     origin: Origin = "process"
+    package: str | None = None
 
     @classmethod
     def build(
@@ -218,6 +220,11 @@ class ModelMetadata:
         return class_path(self.__dict__["_model_class"]), class_path(self.__dict__["_config_class"])
 
     @property
+    def is_shipped(self) -> bool:
+        """Whether the entry was installed with this program or a package, and not registered."""
+        return self.origin in ("package", "built-in")
+
+    @property
     def reference(self) -> str:
         """The name that always means this version: name@version for a stored entry, else the plain name."""
         return f"{self.name}@{self.version}" if self.origin == "stored" else self.name
@@ -245,7 +252,7 @@ class ModelMetadata:
 
     def facts(self) -> dict[str, Any]:
         """Return every known fact by its keyword. Two entries with equal facts have the same content."""
-        computed = (*IDENTIFYING, "tasks")
+        computed = (*IDENTIFYING, "package", "tasks")
         return {fact: v for fact, v in self.to_dict().items() if fact not in computed and v not in (None, "", [], {})}
 
     @property
@@ -262,6 +269,7 @@ class ModelMetadata:
             "name": self.name,
             "version": self.version,
             "origin": self.origin,
+            **({} if self.package is None else {"package": self.package}),
             "model_type": str(self.model_type),
             "description": self.description,
             "tags": self.tags,

@@ -76,6 +76,7 @@ class Receipt:
     proof: Proof
     declared: dict[str, dict[str, Any]]
     libraries: dict[str, str] = field(default_factory=lambda: dict(library_versions()))
+    package: str | None = None  # name and version of the package that the entry comes from
 
     @classmethod
     def of(
@@ -93,7 +94,16 @@ class Receipt:
             said_by = f"the bundle {bundle} that it was imported from" if bundle else "the Hub's cache on this machine"
             declared["commit"] = {"value": commit, "provenance": said_by}
         options = identity.options.to_dict()
-        return cls(identity.name, identity.version, identity.origin, identity.snapshot, options, proof, declared)
+        return cls(
+            identity.name,
+            identity.version,
+            identity.origin,
+            identity.snapshot,
+            options,
+            proof,
+            declared,
+            package=metadata.package,
+        )
 
     @property
     def digest(self) -> str:
@@ -109,6 +119,7 @@ class Receipt:
             "name": self.name,
             "version": self.version,
             "origin": self.origin,
+            **({} if self.package is None else {"package": self.package}),
             "snapshot": self.snapshot,
             "verified": {"digest": self.proof.digest, **vars(self.proof)},
             "declared": self.declared,

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from medvllm.catalog import StoredCatalog, stored
+from medvllm.catalog import StoredCatalog, stores
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.engine.model_runner import registry as engine_registry
 from tests.support import warm
+from tests.support.clock import HurriedClock, hurry
 from tests.support.loopback import LoopbackHub
 from tests.support.postgres import Postgres, programs
 from tests.support.skips import pytest_addoption, pytest_sessionfinish  # noqa: F401, they are hooks
@@ -83,7 +84,7 @@ def _closed(home: Path) -> Iterator[None]:
     yield
     if len(engine_registry._model_cache):
         engine_registry.clear_cache()
-    stored.close()
+    stores.close_all()
 
 
 @pytest.fixture(scope="session")
@@ -101,7 +102,7 @@ def _template(postgres: Postgres) -> Iterator[str]:
     """A database with an empty catalogue, to copy."""
     with postgres.database() as url:
         StoredCatalog(url).migrate()
-        stored.close()
+        stores.close_all()
         yield url.rpartition("/")[2]
 
 
@@ -125,6 +126,14 @@ def hub(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     _hub.clear()
     yield _hub
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> HurriedClock:
+    """The clock of what fetches and hashes files: the waits between two tries take no time."""
+    importlib.import_module("huggingface_hub.file_download")
+    importlib.import_module("medvllm.sources")
+    return hurry(monkeypatch, "huggingface_hub", "medvllm.sources")
 
 
 @pytest.fixture

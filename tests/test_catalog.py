@@ -82,7 +82,7 @@ def test_a_reference_to_no_class_says_so_when_it_is_used(registry: ModelRegistry
 def test_a_taken_name_needs_replace_and_versions_are_never_reused(registry: ModelRegistry) -> None:
     """Replacing makes the next version; so does registering again after unregister."""
     assert registry.register("m", "generic").version == 1
-    with pytest.raises(ModelExistsError, match=r"'m' is registered already \(process, version 1\)"):
+    with pytest.raises(ModelExistsError, match=r"'m' is already registered \(process, version 1\)"):
         registry.register("m", "clinical")
     assert registry.register("m", "clinical", replace=True).version == 2
     registry.unregister("m")
@@ -194,7 +194,7 @@ def test_aliases_lead_to_the_entry(registry: ModelRegistry) -> None:
         ({"model_class": 3}, r"must be a class or 'module:Class'"),
         ({"parameters": [1]}, r"must be a dict with text keys"),
         ({"parameters": {"device_map": "auto"}}, r"'device_map' is not taken: say device="),
-        ({"parameters": {"revision": "main"}}, r"'revision' is no parameter but a fact of its own"),
+        ({"parameters": {"revision": "main"}}, r"'revision' is a fact, not a parameter"),
         ({"parameters": {1: 2}}, r"Option 1 must be named by text"),
         ({"parameters": {"id2label": {}}}, r"'id2label' is not taken: register the entry with id2label="),
         ({"model_class": "a:"}, r"must be a class or 'module:Class'"),
@@ -216,7 +216,7 @@ def test_other_bad_registrations(registry: ModelRegistry) -> None:
         registry.register("./m", "generic")
     with pytest.raises(UnsafeWeightsError):
         registry.register("m", "generic", parameters={"trust_remote_code": True})
-    with pytest.raises(ModelNameError, match=r"no repository's id.\nA folder is written as: ./a/b/c"):
+    with pytest.raises(ModelNameError, match=r"not the id of a repository.\nFor a folder, use: ./a/b/c"):
         registry.register("m", "generic", model_path="a/b/c")
     with pytest.raises(CatalogError, match="no stored catalogue"):
         ModelRegistry(Catalog()).register("m", "generic", persist=True)
@@ -246,7 +246,7 @@ def test_a_persistent_entry_is_there_in_the_next_process(home: Path) -> None:
     assert (first.origin, first.version) == ("stored", 1)
     again = ModelRegistry().get_metadata("kept").to_dict()
     assert again == first.to_dict() and again["id2label"] == ["O", "B-X"]
-    with pytest.raises(ModelExistsError, match=r"registered already \(stored, version 1\)"):
+    with pytest.raises(ModelExistsError, match=r"already registered \(stored, version 1\)"):
         ModelRegistry().register("kept", "clinical", persist=True)
     assert ModelRegistry().register("kept", "clinical", persist=True, replace=True).version == 2
     assert ModelRegistry().register("kept", "clinical", persist=True, replace=True).version == 2  # it is so already

@@ -90,20 +90,20 @@ def test_register_makes_versions_or_says_that_nothing_is_new(medvllm: Medvllm, n
         (["register", "x", "--type", "clinical", "--path", "./nope"], 2, "there is no folder './nope'"),
         (["register", "x", "--type", "clinical", "--fact", "licens=mit"], 2, "Did you mean: 'license'"),
         (["register", "x", "--type", "clinical", "--fact", "gated=perhaps"], 2, "must be True or False"),
-        (["register", "x", "--type", "clinical", "--fact", "license"], 2, "KEY=VALUE"),
-        (["register", "x", "--type", "clinical", "--reason", ""], 2, "A reason has 1 to 2,000 characters"),
-        (["register", "a@b", "--type", "clinical"], 2, "reads as a folder, a link or a version"),
-        (["register", "biobert-base-cased-v1.2", "--type", "clinical"], 1, "registered already (built-in, version 1)"),
+        (["register", "x", "--type", "clinical", "--fact", "license"], 2, "FACT=VALUE"),
+        (["register", "x", "--type", "clinical", "--reason", ""], 2, "A reason must have 1 to 2,000 characters"),
+        (["register", "a@b", "--type", "clinical"], 2, "looks like a folder, a link or a version"),
+        (["register", "biobert-base-cased-v1.2", "--type", "clinical"], 1, "already registered (built-in, version 1)"),
         (["unregister", "ner@7"], 1, "Model 'ner' has no version or alias '7'. It has: 1, 2."),
         (["unregister", "nerr"], 1, "Model 'nerr' is not stored. Did you mean: 'ner'"),
-        (["unregister", "./ner"], 2, "no name of a stored model"),
+        (["unregister", "./ner"], 2, "is not the name of a stored model"),
         (["alias", "set", "ner", "2", "1"], 2, "Alias '2' cannot be used"),
         (["alias", "set", "ner", "a b", "1"], 2, "Alias 'a b' cannot be used"),
         (["alias", "set", "ner", "production", "3"], 1, "no version or alias '3'"),
-        (["alias", "rm", "ner", "production"], 1, "Model 'ner' has no alias 'production'"),
-        (["deprecate", "ner"], 2, "give --successor, --reason or --off"),
+        (["alias", "remove", "ner", "production"], 1, "Model 'ner' has no alias 'production'"),
+        (["deprecate", "ner"], 2, "pass --successor, --reason or --off"),
         (["deprecate", "ner", "--successor", "biobret-v1.2"], 1, "Did you mean: 'biobert-base-cased-v1.2'"),
-        (["history", "--since", "yesterday"], 2, "'yesterday' is neither a day nor a time"),
+        (["history", "--since", "yesterday"], 2, "'yesterday' is not a date or a time"),
         (["catalog", "apply", "nope.toml"], 2, "nope.toml"),
         (["catalog", "migrate", "--to", "0007"], 1, "There is no schema '0007': it is one of 0001, 0002, 0003."),
     ],
@@ -122,8 +122,8 @@ def test_aliases_and_what_they_keep(medvllm: Medvllm, ner: Path) -> None:
     assert medvllm("alias", "set", "ner", "production", "staging").out == "ner@production is version 2.\n"
     assert medvllm("alias", "list", "ner").lines == ["ner\tproduction\t2\t-", "ner\tstaging\t2\t-"]
     said = medvllm("unregister", "ner@2")
-    assert said.code == 1 and "an alias points to: production, staging" in said.err
-    assert medvllm("alias", "rm", "ner", "staging").code == 0
+    assert said.code == 1 and "an alias points to it: production, staging" in said.err
+    assert medvllm("alias", "remove", "ner", "staging").code == 0
     assert medvllm("unregister", "ner@2", "--force", "--reason", "wrong").out == "Unregistered 'ner', version 2.\n"
     assert medvllm("alias", "list").out == "" and json.loads(medvllm("alias", "list", "--json").out) == []
     assert medvllm("unregister", "ner").out == "Unregistered 'ner', version 1.\n"
@@ -141,22 +141,22 @@ def test_a_protected_alias_lists_what_is_missing(medvllm: Medvllm, ner: Path) ->
         "a baseline",
         "a reason",
     ]
-    assert medvllm("accept", "ner@2").out.startswith("Accepted 'ner': 3 tests, in version 2.\n")
+    assert medvllm("baseline", "record", "ner@2").out.startswith("Recorded a baseline of 'ner', version 2: 3 cases.\n")
     tiny.bert_token_classifier(ner, ["O", "B-X"], seed=1)
     assert medvllm("lock", "ner@2").code == 0
     move = ("alias", "set", "ner", "production", "2", "--reason", "reviewed")
     assert "a baseline of the locked files: medvllm baseline record ner@2" in medvllm(*move).err
-    assert medvllm("accept", "ner@2").code == 0
+    assert medvllm("baseline", "record", "ner@2").code == 0
     file = ner / "model.safetensors"
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    assert "files that are the locked ones; see: medvllm verify ner@2" in medvllm(*move).err
+    assert "files that are locked; see: medvllm verify ner@2" in medvllm(*move).err
     file.write_bytes(content)
     assert medvllm(*move).out == "ner@production is version 2.\n"
     assert medvllm("verify", "ner@2").lines == ["ner@2\teverything\tok"]
-    assert medvllm("alias", "protect", "ner", "production", "--off").code == 1
-    assert medvllm("alias", "rm", "ner", "production").code == 1
-    assert medvllm("alias", "rm", "ner", "production", "--reason", "over").code == 0
+    assert medvllm("alias", "unprotect", "ner", "production").code == 1
+    assert medvllm("alias", "remove", "ner", "production").code == 1
+    assert medvllm("alias", "remove", "ner", "production", "--reason", "over").code == 0
     assert medvllm("alias", "list", "ner").lines == ["ner\tproduction\t-\tprotected"]
 
 
@@ -172,9 +172,8 @@ def test_tags_and_deprecation(medvllm: Medvllm, ner: Path, caplog: pytest.LogCap
     assert not caplog.records
     for _ in range(2):
         registry.load_model("ner@1")
-    assert [r.message for r in caplog.records] == [
-        "Model 'ner@1' is deprecated: misses names. Use 'ner@2' in its place"
-    ]
+    (record,) = caplog.records
+    assert "'ner@1' is deprecated: misses names" in record.message and "Use 'ner@2'" in record.message
     assert medvllm("deprecate", "ner", "--off").code == 0
     assert ModelRegistry().get_metadata("ner@1").lifecycle.deprecated is None
 
@@ -200,6 +199,19 @@ def test_history(medvllm: Medvllm, ner: Path, home: Path) -> None:
     assert said.code == 1 and flaws == ["alias 'production' of 'other' is not what its events say"]
 
 
+def test_a_name_may_be_a_word_of_the_command(medvllm: Medvllm, ner: Path) -> None:
+    """A model that is named as a command of `history`; and a name that is not known, which offers those that are."""
+    medvllm("register", "verify", "--type", "generic", "--path", "./ner")
+    for command in (["list", "verify"], ["--", "verify"], ["--since", "2020-01-01", "verify"]):
+        assert [line.split("\t")[3] for line in medvllm("history", *command).lines] == ["+ verify@1"]
+    medvllm("unregister", "verify")
+    assert len(medvllm("history", "list", "verify").lines) == 2
+    for command in (["history"], ["history", "list"], ["alias", "list"]):
+        said = medvllm(*command, "nre")
+        assert said.code == 1 and "'nre'" in said.err and "'ner'" in said.err
+    assert medvllm("alias", "list", "ner").code == 0
+
+
 def test_export_and_apply(medvllm: Medvllm, ner: Path) -> None:
     """A plan that is what happens; applied again, nothing; from standard input too."""
     medvllm("alias", "set", "ner", "production", "1")
@@ -220,10 +232,10 @@ def test_export_and_apply(medvllm: Medvllm, ner: Path) -> None:
     )
     other = text.replace("max_length = 64", "max_length = 63")
     assert (
-        "ner' has another max_length in the catalogue: 64, not 63"
+        "'max_length' of version 1 of model 'ner' is 63 in the file but 64 in the catalogue"
         in medvllm("catalog", "apply", "-", stdin=other.encode()).err
     )
-    assert medvllm("catalog", "apply", "-", stdin=b"\xff").err.startswith("Error: '-' is not UTF-8: byte 1")
+    assert medvllm("catalog", "apply", "-", stdin=b"\xff").err.startswith("Error: File '-' is not UTF-8: byte 1")
     assert medvllm("catalog", "export").out == text and medvllm("history", "verify").code == 0
 
 
@@ -231,7 +243,7 @@ def test_editors_can_check_what_is_exported(medvllm: Medvllm, ner: Path) -> None
     """By the JSON Schema: versions, tags, values, aliases, protections; and it finds what is wrong."""
     medvllm("tag", "ner@1", "old", "owner=radiology")
     medvllm("alias", "set", "ner", "production", "1")
-    medvllm("lock", "ner@1"), medvllm("accept", "ner@1")
+    medvllm("lock", "ner@1"), medvllm("baseline", "record", "ner@1")
     assert medvllm("alias", "protect", "ner", "production").code == 0
     medvllm("alias", "protect", "ner", "staging")
     medvllm("alias", "set", "ner", "default", "2")
@@ -245,7 +257,7 @@ def test_editors_can_check_what_is_exported(medvllm: Medvllm, ner: Path) -> None
 
 def test_migrate_and_doctor(medvllm: Medvllm, ner: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What schema there is; a password is nowhere shown."""
-    assert medvllm("catalog", "migrate").out == "The schema is 0003 already.\n"
+    assert medvllm("catalog", "migrate").out == "The schema is already 0003.\n"
     said = medvllm("catalog", "migrate", "--to", "0001")
     assert said.out == "Schema 0003 -> 0001.\n" and ".0003-" in said.err
     assert [line.split("\t")[0] for line in medvllm("list", "ne[r]").lines] == ["ner"]  # migrated by itself again
@@ -268,13 +280,14 @@ def test_a_slip_is_noticed_when_it_is_typed(medvllm: Medvllm, ner: Path, monkeyp
     assert medvllm("register", "ner", "--type", "clinical", "--path", "./ner", "--fact", "task=triage").code == 0
     text = '[models.m]\nmodel_type = "generic"\nmodel_path = "./ner"\n'
     said = medvllm("catalog", "apply", "-", "--dry-run", stdin=text.encode())
-    assert said.code == 2 and f"Write its whole path: {ner}" in said.err
+    assert said.code == 2 and f"Use an absolute path: {ner}" in said.err
     for wrong, words in {
-        b"": "there is no table 'models'",
+        b"": "the table 'models' is missing",
         b"[models.new.thing]\n": "model 'new' has no model_type",
-        b"[model.x]\n": "it has the table 'model'",
+        b"[model.x]\n": "unknown table 'model'",
     }.items():
-        assert words in medvllm("catalog", "apply", "-", stdin=wrong).err
+        told = medvllm("catalog", "apply", "-", stdin=wrong).err
+        assert words in told and "Standard input cannot be read" in told
     bom = b"\xef\xbb\xbf" + medvllm("catalog", "export").out.encode()
     assert medvllm("catalog", "apply", "-", stdin=bom).err == "0 changes.\n"
     for url in ("postgresql//me@127.0.0.1/x", "off", "postgresql://me@127.0.0.1:port/x", "catalog.db"):
@@ -282,7 +295,7 @@ def test_a_slip_is_noticed_when_it_is_typed(medvllm: Medvllm, ner: Path, monkeyp
         said = medvllm("list")
         assert said.code == 1 and "MEDVLLM_CATALOG" in said.err
     monkeypatch.setenv("MEDVLLM_CATALOG", str(ner.parent / "team.db"))
-    assert medvllm("catalog", "init").out == f"Made catalogue {ner.parent / 'team.db'}.\n"
+    assert medvllm("catalog", "init").out == f"Created catalogue {ner.parent / 'team.db'}.\n"
     assert len(medvllm("history").lines) == 1
     assert medvllm("catalog", "apply", "-", "--dry-run", stdin=bom).err.endswith(" changes would be made.\n")
     assert medvllm("catalog", "init").out == f"Catalogue {ner.parent / 'team.db'} already exists.\n"
@@ -298,25 +311,25 @@ def test_a_name_that_was_unregistered_is_no_repository(medvllm: Medvllm, ner: Pa
 
 
 def test_what_a_protected_alias_stands_for_stays(medvllm: Medvllm, ner: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not the files, whatever lock file there is; not the acceptance, without a reason; `default` once it is set."""
+    """Not the files, whatever lock file there is; not the baseline, without a reason; `default` once it is set."""
     said = medvllm("alias", "protect", "ner", "default")
     assert said.code == 1 and said.err.endswith("medvllm alias set ner default 2\n")
     medvllm("alias", "set", "ner", "production", "2")
     said = medvllm("alias", "protect", "ner", "production")
-    assert said.code == 1 and "cannot be protected: version 2, to which it points, lacks:\n  a lock in " in said.err
+    assert said.code == 1 and "cannot be protected: it points to version 2, which lacks:\n  a lock in " in said.err
     assert medvllm("alias", "list", "ner").lines == ["ner\tproduction\t2\t-"]
-    medvllm("lock", "ner@2"), medvllm("accept", "ner@2", "--reason", "first tests")
+    medvllm("lock", "ner@2"), medvllm("baseline", "record", "ner@2", "--reason", "first tests")
     assert medvllm("alias", "protect", "ner", "production").code == 0
     assert medvllm("alias", "list", "ner").lines == ["ner\tproduction\t2\tprotected"]
-    with pytest.raises(CatalogError, match="is protected; changing it requires a reason.\nGive it: --reason 'why'"):
+    with pytest.raises(CatalogError, match="is protected; changing it requires a reason.\n.*--reason 'why'"):
         ModelRegistry().catalog.mark("ner@2", baseline_digest=None)
-    assert medvllm("history", "ner").lines[-2].split("\t")[3:] == ["~ ner@2: acceptance; accepted", "first tests"]
+    assert medvllm("history", "ner").lines[-2].split("\t")[3:] == ["~ ner@2: baseline; baseline_digest", "first tests"]
     assert medvllm("run", "ner@production", "Seen.").code == 0
     tiny.bert_token_classifier(ner, ["O", "B-Y"], seed=2)
     monkeypatch.setenv("MEDVLLM_LOCK_FILE", str(ner.parent / "none.lock"))
     for name in ("ner@production", "ner@2", "ner"):
         said = medvllm("run", name, "Seen.")
-        assert said.code == 1 and "not the ones that were accepted, and the protected alias 'production'" in said.err
+        assert said.code == 1 and "the protected alias 'production'" in said.err
     assert medvllm("run", "ner@1", "Seen.").code == 0
 
 
@@ -344,9 +357,9 @@ def test_prompts_and_poolings_are_given_as_typed(medvllm: Medvllm, home: Path) -
 
 
 def test_versions_are_told_apart(medvllm: Medvllm, ner: Path) -> None:
-    """When each was made, by whom and why, whether it is locked and accepted; and what differs, fact by fact."""
+    """When each was made, by whom and why, whether it is locked and has a baseline; and what differs, fact by fact."""
     medvllm("register", "ner", "--type", "clinical", "--path", "./ner", "--cased", "--tag", "new", "--reason", "cased")
-    medvllm("lock", "ner@2"), medvllm("accept", "ner@2"), medvllm("alias", "set", "ner", "staging", "2")
+    medvllm("lock", "ner@2"), medvllm("baseline", "record", "ner@2"), medvllm("alias", "set", "ner", "staging", "2")
     first, second, third = ModelRegistry().catalog.version_log("ner")
     assert [record.version for record in (first, second, third)] == [1, 2, 3]
     assert (first.reason, third.reason, third.is_meant, second.aliases) == (None, "cased", True, ("staging",))
@@ -387,10 +400,10 @@ def test_a_plan_is_shown_whatever_is_protected(medvllm: Medvllm, ner: Path) -> N
     assert said.code == 0 and said.lines == ["+ ner@production -> 2"]
     assert [line.strip().partition(":")[0] for line in said.err.splitlines()] == [
         "1 change would be made.",
-        "It would be refused as it stands",
+        "The file would be refused",
         f"ner@production -> 2 lacks a lock in {ner.parent / 'medvllm.lock'}",
         "ner@production -> 2 lacks a baseline",
-        "what is protected changes only with a reason",
+        "changing a protected alias requires a reason",
     ]
     refused = medvllm("catalog", "apply", "-", stdin=moved.encode())
     assert refused.code == 1 and "lacks:\n" in refused.err and "--reason 'why'" in refused.err
@@ -398,5 +411,5 @@ def test_a_plan_is_shown_whatever_is_protected(medvllm: Medvllm, ner: Path) -> N
     without = "\n".join(line for line in text.splitlines() if "aliases" not in line and "production" not in line)
     without = without.partition('[models."ner@2"]')[2]
     gone = medvllm("catalog", "apply", "-", stdin=('[models."ner@2"]' + without).encode())
-    assert gone.code == 1 and "Or remove the alias with the version: medvllm unregister ner@1 --force" in gone.err
+    assert gone.code == 1 and "Or remove both: medvllm unregister ner@1 --force" in gone.err
     assert json.loads(medvllm("alias", "list", "--json").out)[0]["unmet"] == []

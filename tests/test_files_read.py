@@ -23,8 +23,9 @@ from medvllm.errors import DigestMismatchError, IncompleteSnapshotError, MedVLLM
 from medvllm.loading.replay import templates
 from medvllm.options import LoadOptions
 from medvllm.sources import Lock
-from medvllm.sources.view import view
+from medvllm.sources.link_folder import make_link_folder
 from tests.support import tiny, warm
+from tests.support.clock import HurriedClock
 from tests.support.conversions import convert
 from tests.support.loopback import LoopbackHub
 from tests.support.watch import opened
@@ -151,18 +152,21 @@ def _cluttered(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of each shape, in `cluttered` and in `plain`; old enough for their digests to be remembered."""
+    """A folder of each shape, in `cluttered` and in `plain`."""
     root = tmp_path_factory.mktemp("shapes")
     for name, make in SHAPES.items():
         make(root / "plain" / name)
         _cluttered(tiny.copy(root / "plain" / name, root / "cluttered" / name))
-    time.sleep(2.1)
     return root
 
 
 @pytest.fixture
-def shapes(root: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    """A folder of each shape, with clutter; each pickle is converted. The tests share a home."""
+def shapes(root: Path, home: Path, monkeypatch: pytest.MonkeyPatch, hurried: HurriedClock) -> dict[str, Path]:
+    """A folder of each shape, with clutter; each pickle is converted. The tests share a home.
+
+    The files are old enough for their digests to be remembered.
+    """
+    hurried.sleep(2.1)
     monkeypatch.setenv("MEDVLLM_HOME", str(root / "home"))
     if not (root / "home").exists():
         for name in SHAPES:
@@ -325,7 +329,7 @@ def test_a_link_that_leads_nowhere_is_a_file_that_is_missing(
     assert registry.load_tokenizer(folder).tokenize("ALS") == ["ALS"]
     (folder / name).unlink()
     (folder / name).symlink_to(f"../blobs/{name}")
-    with pytest.raises(IncompleteSnapshotError, match=f"{name}: it is a link that leads nowhere"):
+    with pytest.raises(IncompleteSnapshotError, match=f"{name}: it is a broken link"):
         registry.load_tokenizer(folder)
 
 
@@ -620,11 +624,13 @@ def test_a_copy_in_another_dtype_is_held_to_the_weights_that_it_was_made_of(tmp_
     assert registry.verify() == {str(folder): {}}
 
 
-def test_what_others_may_write_saves_no_work(registry: ModelRegistry, tmp_path: Path, home: Path) -> None:
+def test_what_others_may_write_saves_no_work(
+    registry: ModelRegistry, tmp_path: Path, home: Path, hurried: HurriedClock
+) -> None:
     """A digest beside other bytes in a home folder of a group: the files are hashed all the same."""
     folder = tiny.bert_masked_lm(tmp_path / "m")
     ledger = home / "medvllm" / "digests.db"
-    time.sleep(2.1)
+    hurried.sleep(2.1)
     registry.pull(folder)
     with sqlite3.connect(ledger) as connection:
         assert connection.execute("UPDATE digests SET sha256 = ?", ("0" * 64,)).rowcount
@@ -682,7 +688,7 @@ def test_a_folder_of_links_that_another_thread_has_just_made_stays(tmp_path: Pat
         found = []
         for number in range(25):
             start.wait(timeout=60)  # a thread that failed never comes
-            folder = view({f"{number}": tmp_path / "file", "a/b": tmp_path / "file"})
+            folder = make_link_folder({f"{number}": tmp_path / "file", "a/b": tmp_path / "file"})
             found += [(folder / name).read_text() for name in (f"{number}", "a/b") for _ in range(20)]
         return found
 
@@ -694,9 +700,9 @@ def test_a_folder_of_links_that_others_may_write_to_is_not_used(tmp_path: Path, 
     """Who can exchange a link would have another file read than the one that was hashed."""
     (tmp_path / "file").write_text("content")
     views = home / "medvllm" / "views"
-    assert view({"name": tmp_path / "file"}).parent == views
+    assert make_link_folder({"name": tmp_path / "file"}).parent == views
     views.chmod(0o770)
-    folder = view({"name": tmp_path / "file"})
+    folder = make_link_folder({"name": tmp_path / "file"})
     assert folder.parent != views and (folder / "name").read_text() == "content"
 
 
@@ -704,10 +710,10 @@ def test_links_whose_files_are_gone_are_removed_once_nobody_can_be_using_them(tm
     """The files may be there for another container that shares the home folder."""
     for name in ("one", "two"):
         (tmp_path / name).write_text("content")
-    gone, lately = view({"a": tmp_path / "one"}), view({"b": tmp_path / "two"})
+    gone, lately = make_link_folder({"a": tmp_path / "one"}), make_link_folder({"b": tmp_path / "two"})
     for name in ("one", "two"):
         (tmp_path / name).unlink()
     (tmp_path / "file").write_text("content")
     os.utime(gone, (0, time.time() - 7200))
-    view({"c": tmp_path / "file"})
+    make_link_folder({"c": tmp_path / "file"})
     assert not gone.exists() and lately.exists()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, text
 
-from medvllm.catalog import StoredCatalog, stored
+from medvllm.catalog import StoredCatalog
 from medvllm.catalog.sql.check import check
 from medvllm.catalog.sql.history import FIRST, sha256, to_json
 from medvllm.engine.model_runner import ModelRegistry
@@ -109,8 +109,8 @@ def _apply(connection: Connection, after: list[Row]) -> None:
 def test_every_mutation_is_named(catalog: StoredCatalog, catalog_url: str, part: int) -> None:
     """Rows put in front, behind or between, deleted, swapped, edited, with hashes that fit or do not, and each head."""
     anchor = catalog.check_history()[:2]
-    rounds = 150 if catalog_url.startswith("sqlite") else 30
-    with stored._stores[catalog._where()]._database.reading() as connection:
+    rounds = 60 if catalog_url.startswith("sqlite") else 20
+    with catalog.database.writer().database.reading() as connection:
         found = connection.execute(text("SELECT seq, at, name, record, hash FROM catalog_history ORDER BY seq"))
         before: list[Row] = [dict(row._mapping) for row in found]
         head: Any = connection.execute(text("SELECT * FROM catalog_head")).one()
@@ -166,7 +166,7 @@ def test_values_of_a_wrong_kind_are_named(catalog: StoredCatalog, catalog_url: s
         "catalog_head": ("revision", "length", "hash"),
     }
     catalog.check_history()
-    with stored._stores[catalog._where()]._database.reading() as connection:
+    with catalog.database.writer().database.reading() as connection:
         for table, names in columns.items():
             for column in names:
                 connection.exec_driver_sql("PRAGMA defer_foreign_keys = ON")

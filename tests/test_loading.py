@@ -321,7 +321,7 @@ def _empty(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_truncated, r"is cut short: [\d,]+ bytes, where its header describes"),
+        (_truncated, r"is cut short: it has [\d,]+ bytes, but its header describes"),
         (_longer, r"is too long"),
         (_empty, "header cannot be read"),
         (_huge_header, "header cannot be read"),
@@ -331,7 +331,7 @@ def _empty(folder: Path) -> None:
         (_header(b'{"a":{"dtype":"F32","shape":[-1],"data_offsets":[4,0]}}'), "header cannot be read"),
         (_header(b"[" * 5000), "header cannot be read"),
         (lambda folder: (folder / "config.json").write_text("{"), "cannot be read as JSON"),
-        (lambda folder: (folder / "config.json").write_text("[]"), "holds no JSON object"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "must hold an object"),
         (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
     ],

@@ -12,7 +12,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from medvllm.catalog import StoredCatalog, stored
+from medvllm.catalog import StoredCatalog, stores
 from medvllm.catalog.sql import SqlStore, schema, tables
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import CatalogError, MigrationError
@@ -39,7 +39,7 @@ def old(catalog_url: str, registry: ModelRegistry, tmp_path: Path, request: pyte
     head = rows(catalog_url, "catalog_head", "id")[0]
 
     def fill(url: str) -> str:
-        SqlStore(url if url.startswith("postgresql") else Path(url.removeprefix("sqlite:///"))).migrate("0001")
+        SqlStore(url if url.startswith("postgresql") else Path(url.removeprefix("sqlite:///"))).database.migrate("0001")
         for row in made["catalog_aliases"]:
             del row["guarded"]
         change(url, "DELETE FROM catalog_head", ("catalog_head", head))
@@ -118,7 +118,7 @@ def test_an_empty_server_is_not_filled_unasked(postgres: Postgres, registry: Mod
                 look()
         assert catalog.create() and not catalog.create() and catalog.names() == []
         assert rows(url, "theirs", "a") == [{"a": 1}]
-        stored.close()
+        stores.close_all()
 
 
 def test_down_and_up_again_keeps_the_data(catalog_url: str, registry: ModelRegistry) -> None:
@@ -130,7 +130,7 @@ def test_down_and_up_again_keeps_the_data(catalog_url: str, registry: ModelRegis
     before = registry.catalog.export(), registry.catalog.history()
     with pytest.raises(
         MigrationError,
-        match="'0001' knows no protected .* are 1: .*\n.*:\n  medvllm alias protect m later --off --reason",
+        match="'0001' knows no protected .* are 1: .*\n.*:\n  medvllm alias unprotect m later --reason",
     ):
         registry.catalog.migrate("0001")
     assert (registry.catalog.export(), registry.catalog.history()) == before and _schema(catalog_url) == schema.HEAD
@@ -154,7 +154,7 @@ def test_down_and_up_again_keeps_the_data(catalog_url: str, registry: ModelRegis
 def test_a_newer_schema_is_left_alone(catalog_url: str, registry: ModelRegistry) -> None:
     """Of a program that is not there yet: neither read, written nor migrated, and it says so."""
     registry.register("m", "clinical", persist=True)
-    stored.close()
+    stores.close_all()
     change(
         catalog_url,
         "ALTER TABLE catalog_versions ADD COLUMN more TEXT",
@@ -200,7 +200,7 @@ def test_a_file_of_somebody_else_is_left_alone(registry: ModelRegistry, home: Pa
     ):
         with pytest.raises(CatalogError, match=what):
             act()
-    stored.close()
+    stores.close_all()
     assert file.read_bytes() == before and [path.name for path in file.parent.iterdir()] == ["catalog.db"]
 
 
@@ -234,7 +234,7 @@ def test_processes_that_make_it_at_once_make_it_once(
             monkeypatch.setenv("MEDVLLM_CATALOG", url)
             results = together(codes)
             actions = [event.action for event in registry.catalog.history()]
-            stored.close()
+            stores.close_all()
     else:
         results = together(codes)
         actions = [event.action for event in registry.catalog.history()]
@@ -246,8 +246,7 @@ def test_processes_that_make_it_at_once_make_it_once(
 def test_the_migrations_make_the_tables_that_the_program_knows(catalog_url: str, registry: ModelRegistry) -> None:
     """What alembic would write as the next migration is nothing; every migration is known by its number."""
     registry.register("m", "generic", persist=True)
-    engine = stored._stores[registry.catalog._where()]._database._engine()
-    with engine.connect() as connection:
+    with registry.catalog.database.writer().database.reading() as connection:
         options = {"version_table": schema.VERSION_TABLE, "compare_type": True}
         found = compare_metadata(MigrationContext.configure(connection, opts=options), tables.metadata)
     assert found == []
@@ -269,7 +268,7 @@ def test_a_backup_put_in_the_place_of_the_file_is_seen(registry: ModelRegistry, 
     assert registry.get_metadata("m").description == "kept"
     assert registry.register("m", "generic", description="next", persist=True, replace=True).version == 2
     assert ModelRegistry().get_metadata("m").description == "next"
-    stored.close()
+    stores.close_all()
     assert registry.get_metadata("m").description == "next" and registry.catalog.check_history()[2] == []
     file.unlink()
     assert registry.catalog.names() == []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from medvllm.catalog import stored
+from medvllm.catalog import stores
 from medvllm.cli import doctor
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import CatalogError
@@ -95,7 +95,7 @@ def test_nothing_answers_in_its_place(
         registry.catalog.export,
         lambda: registry.catalog.versions("m"),
         lambda: registry.catalog.aliases(),
-        lambda: registry.catalog.apply("[models]\n", dry_run=True),
+        lambda: registry.catalog.plan("[models]\n"),
         lambda: registry.catalog.apply("[models]\n"),
         lambda: registry.register("m", "generic", persist=True),
         lambda: registry.catalog.set_alias("m", "production", 1),
@@ -129,7 +129,7 @@ def test_one_that_goes_while_a_process_runs_is_missed(
     registry.register(BUILTIN, "clinical", model_path=str(tiny.bert_encoder(home / "m")), persist=True, replace=True)
     registry.load_tokenizer(BUILTIN)
     registry.register("own", "generic", model_path=str(home / "m"))
-    stored.close()
+    stores.close_all()
     share.rename(home / "unmounted")
     share.mkdir()
     for look in (lambda: registry.get_metadata(BUILTIN), lambda: registry.load_tokenizer(BUILTIN)):

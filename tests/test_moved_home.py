@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from medvllm.catalog import stored
+from medvllm.catalog import stores
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import DigestMismatchError, ModelNameError, SnapshotNotFoundError, SourceError
 from medvllm.names import parse, source_path
@@ -24,7 +24,7 @@ class Moved:
         self._home, self._monkeypatch = home, monkeypatch
 
     def __call__(self, name: str) -> Path:
-        stored.close()
+        stores.close_all()
         target = self._home / name
         (self._home / "medvllm").rename(target)
         self._monkeypatch.setenv("MEDVLLM_HOME", str(target))
@@ -83,7 +83,7 @@ def test_paths_below_the_home_are_kept_relative_to_it(
     assert source_path(models / "ours") == str(models / "ours")
     assert source_path(models / digest) == f"home://models/{digest}"
     for bad in ("home://", "home:///etc", "home://../x", "home://models/../../x", "home://a//b"):
-        with pytest.raises(ModelNameError, match=r"is not a folder in MEDVLLM_HOME\.\nWrite it as: home://models/NAME"):
+        with pytest.raises(ModelNameError, match=r"is not a folder in MEDVLLM_HOME\.\nUse: home://models/NAME"):
             parse(bad)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from medvllm.catalog import stored
+from medvllm.catalog import stores
 from medvllm.catalog.address import Address
 from medvllm.catalog.sql.postgresql import is_lost
 from medvllm.engine.model_runner import ModelRegistry
@@ -32,7 +32,7 @@ def pooled(catalog_url: str, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
     with bouncer.PgBouncer(found, postgres) as pooler:
         monkeypatch.setenv("MEDVLLM_CATALOG", pooler.url(catalog_url))
         yield pooler
-        stored.close()
+        stores.close_all()
 
 
 def _end_connections(url: str) -> None:
@@ -73,7 +73,7 @@ WRITES = (
     "    r.register(f'm{i % 2}', 'generic', description=f'{PROCESS} {i}', persist=True, replace=True)\n"
     "    r.get_metadata(f'm{i % 2}'), r.list_models(match='m*'), r.catalog.check_history(), r.catalog.history()\n"
     "    r.catalog.set_alias(f'm{i % 2}', f'of-{PROCESS}', r.get_metadata(f'm{i % 2}').version)\n"
-    "    r.catalog.apply(r.catalog.export(), dry_run=True)\n"
+    "    r.catalog.plan(r.catalog.export())\n"
 )
 
 
@@ -151,7 +151,7 @@ def test_an_answer_that_is_an_error_is_an_error(
             reading.get_metadata("m")
         assert caplog.records == []
     finally:
-        stored.close()
+        stores.close_all()
         change(catalog_url, f"DROP OWNED BY {name}", f"DROP ROLE {name}")
 
 
@@ -160,14 +160,14 @@ def test_slow_and_crossed_statements_are_errors(catalog_url: str, registry: Mode
     registry.register("m", "generic", persist=True)
     database = catalog_url.rpartition("/")[2]
     change(catalog_url, f"ALTER DATABASE {database} SET default_transaction_read_only = on")
-    stored.close()
+    stores.close_all()
     assert registry.get_metadata("m").version == 1
     with pytest.raises(CatalogError, match="cannot be written: .*read-only transaction"):
         registry.register("n", "generic", persist=True)
     with psycopg.connect(catalog_url, autocommit=True) as theirs:
         theirs.execute("SET default_transaction_read_only = off")
         theirs.execute(f"ALTER DATABASE {database} SET statement_timeout = '100ms'")
-        stored.close()
+        stores.close_all()
         assert registry.get_metadata("m").version == 1
         theirs.execute("BEGIN")
         theirs.execute("LOCK TABLE catalog_head IN ACCESS EXCLUSIVE MODE")
@@ -206,7 +206,7 @@ def test_several_hosts_of_which_one_answers(
         monkeypatch.setenv("MEDVLLM_CATALOG", url)
         registry.register("m", "generic", description=url, persist=True, replace=True)
         assert registry.get_metadata("m").description == url
-        stored.close()
+        stores.close_all()
     assert len(registry.catalog.versions("m")) == 5
 
 

@@ -100,11 +100,11 @@ def test_other_models_fetch_no_code(registry: ModelRegistry, hub: LoopbackHub, t
         ({"revision": "main"}, {}, r"'own' trusts the code of 'acme/own' at the branch or tag 'main', .*\nPin"),
         ({"revision": None}, {}, r"at the main branch, which can move\.\nPin .* revision='…', trust_remote_code=True"),
         ({"revision": "3f2a91c"}, {}, "'3f2a91c', which can move"),
-        ({}, {"revision": "main"}, r"at [0-9a-f]{40}, and 'main' was asked for\.\nGive .*model_path='acme/own'"),
-        ({}, {"revision": "0" * 40}, "and '0{40}' was asked for"),
+        ({}, {"revision": "main"}, r"at [0-9a-f]{40}, but 'main' was asked for\.\nRegister .*model_path='acme/own'"),
+        ({}, {"revision": "0" * 40}, "but '0{40}' was asked for"),
         ({"model_path": "hf://acme/own@v1"}, {}, "the branch or tag 'v1'"),
         ({"model_path": "./own", "revision": None}, {}, r"the code of a folder, which no commit pins\.\nGive a class"),
-        ({"trust_remote_code": None}, {}, r"'own' needs its own code .*AutoModel.*\nIf you .*revision='[0-9a-f]{40}', trust"),
+        ({"trust_remote_code": None}, {}, r"'own' needs its own code .*AutoModel.*\n.*revision='[0-9a-f]{40}', trust"),
         ({"trust_remote_code": False}, {}, "which no entry trusts"),
         ({}, {"trust_remote_code": True}, r"no option of a load.*\nregister\(…, .*MEDVLLM_TRUST_REMOTE_CODE=on"),
     ],
@@ -335,7 +335,7 @@ def test_a_file_that_changes_after_it_was_verified_is_not_run(
     from medvllm.loading import remote_code
 
     metadata = registry.get_metadata("own")
-    snapshot = sources.resolve(metadata)
+    snapshot = sources.resolve_snapshot(metadata)
     (snapshot.path / "words_own.py").resolve().write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nSAYS = 1\n")
     with pytest.raises(UnsafeWeightsError, match="does not allow"):
         remote_code.import_model_class(metadata, snapshot)

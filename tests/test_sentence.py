@@ -79,11 +79,14 @@ def test_a_role_chooses_its_prompt(registry: ModelRegistry, tmp_path: Path, case
     assert same(named, expected[:3])
 
 
-def test_a_declaration_changed_at_random_is_honoured_or_refused(registry: ModelRegistry, tmp_path: Path) -> None:
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_declaration_changed_at_random_is_honoured_or_refused(
+    registry: ModelRegistry, tmp_path: Path, every: int
+) -> None:
     """Whatever is changed in a declaration, the vectors are those of sentence-transformers, or there are none."""
     changes: list[dict[str, Any]] = json.loads((sentence.DATA / "changes.json").read_text())
     outcomes = {"equal": 0, "refused by both": 0, "refused here": 0}
-    for i, change in enumerate(changes):
+    for i, change in list(enumerate(changes))[::every]:
         folder = sentence.assembled(change["case"], tmp_path / str(i))
         (folder / change["file"]).write_text(json.dumps(change["content"]))
         theirs = VECTORS.get(f"changes/{i}")
@@ -96,7 +99,7 @@ def test_a_declaration_changed_at_random_is_honoured_or_refused(registry: ModelR
             theirs = VECTORS[f"{change['case']}/encode"][:2]
         assert same(ours, theirs), change
         outcomes["equal"] += 1
-    assert min(outcomes["equal"], outcomes["refused by both"]) > 15, outcomes
+    assert min(outcomes["equal"], outcomes["refused by both"]) > 15 // every, outcomes
 
 
 @pytest.mark.parametrize(
@@ -108,12 +111,11 @@ def test_what_makes_no_vector_a_text_is_refused_by_name(
     """SPLADE, ColBERT and routed folders are refused when vectors are asked for; their transformer still loads."""
     folder = sentence.assembled(f"refused-{kind}", tmp_path / "m")
     assert registry.load_model(folder).config.model_type == "bert"
-    with pytest.raises(
-        LoadError, match=rf"cannot be used for vectors: its folder has the module '[\w.]*\.{what}'.*"
-    ) as caught:
+    with pytest.raises(LoadError, match=rf"cannot be used for vectors: its folder has the module '.*{what}'") as caught:
         ModelRunner(folder, registry=registry).embed(["fever"])
     assert (
-        str(caught.value).splitlines()[-1] == f"Its transformer alone loads with: registry.load_model({str(folder)!r})"
+        str(caught.value).splitlines()[-1]
+        == f"You can load its transformer alone with: registry.load_model({str(folder)!r})"
     )
 
 
@@ -123,8 +125,7 @@ UNKNOWN += [f"{OLD}.{kind}" for kind in ("WordWeights", "WeightedLayerPooling", 
 UNKNOWN += ["sentence_transformers.sparse_encoder.modules.Transformer", "own.Pooling", "own.modules.Dense", "Dense", ""]
 
 
-@pytest.mark.parametrize("kind", UNKNOWN)
-@pytest.mark.parametrize("place", [0, 1, 3])
+@pytest.mark.parametrize(("kind", "place"), [*((kind, 1) for kind in UNKNOWN), (UNKNOWN[0], 0), (UNKNOWN[0], 3)])
 def test_a_module_that_is_not_known_is_refused_by_name(
     registry: ModelRegistry, tmp_path: Path, kind: str, place: int
 ) -> None:
@@ -133,7 +134,7 @@ def test_a_module_that_is_not_known_is_refused_by_name(
     modules = json.loads((folder / "modules.json").read_text())
     modules.insert(place, {"idx": 9, "name": "9", "path": "9_Own", "type": kind})
     (folder / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(LoadError, match=rf"its folder has the module '{kind}', which medvllm does not run"):
+    with pytest.raises(LoadError, match=rf"its folder has the module '{kind}', which medvllm does not support"):
         ModelRunner(folder, registry=registry).embed(["fever"])
 
 
@@ -171,7 +172,7 @@ def test_a_module_that_is_not_known_is_refused_by_name(
         ("sentence_bert_config.json", {"model_args": {"num_labels": 3}}, "has model_args"),
         ("config_sentence_transformers.json", {"model_type": "CrossEncoder"}, 'has model_type "CrossEncoder"'),
         ("config_sentence_transformers.json", {"truncate_dim": -1}, "has truncate_dim -1"),
-        ("config_sentence_transformers.json", {"prompts": {"secret": 3}}, "has prompts that are no texts by name"),
+        ("config_sentence_transformers.json", {"prompts": {"secret": 3}}, "has prompts that are not texts"),
         ("config_sentence_transformers.json", {"default_prompt_name": "s2p"}, "has the default prompt 's2p'"),
         ("config_sentence_transformers.json", {"requirements": {"torch": ">99"}}, "requires 'torch' \">99\""),
         ("config_sentence_transformers.json", {"requirements": {"sentence-transformers": ">=7"}}, "requires 'sent"),
@@ -366,7 +367,7 @@ def test_prompts_are_named_or_given(registry: ModelRegistry, tmp_path: Path) -> 
 def test_facts_that_have_no_effect_are_errors(registry: ModelRegistry, tmp_path: Path) -> None:
     """A default prompt that is none, and a vector shorter than what is to be kept of it, are refused."""
     folder = tiny.bert_encoder(tmp_path / "m")
-    with pytest.raises(RequestError, match="has truncate_dim=64, and its vectors have 32 numbers"):
+    with pytest.raises(RequestError, match="has truncate_dim=64, but its vectors have only 32 numbers"):
         vectors(registry, folder, ["fever"], truncate_dim=64)
     with pytest.raises(RequestError, match="The default prompt of model 'm' is 's2p', but it has no prompts"):
         vectors(registry, folder, ["fever"], default_prompt_name="s2p")

@@ -46,7 +46,7 @@ def _sound(registry: ModelRegistry) -> bool:
 def test_versions_are_kept_and_never_given_again(registry: ModelRegistry) -> None:
     """Not after one is removed, nor after the whole name is."""
     assert [_put(registry, description=text) for text in ("a", "b", "c")] == [1, 2, 3]
-    with pytest.raises(ModelExistsError, match="'m' is registered already"):
+    with pytest.raises(ModelExistsError, match="'m' is already registered"):
         registry.register("m", "clinical", persist=True)
     assert {number: entry.description for number, entry in registry.catalog.versions("m").items()} == {
         1: "a",
@@ -88,11 +88,11 @@ def test_marks_and_tags_change_in_place(registry: ModelRegistry) -> None:
     tagged = registry.catalog.tag("m@1", add={"z": None, "team": "icu"}, remove=("x",))
     assert (tagged.tags, tagged.values) == (["y", "z"], {"team": "icu"})
     assert registry.catalog.tag("m@1", add={}, remove=("team",)).values == {}
-    with pytest.raises(RequestError, match="'pooling' of a version cannot be changed.\nRegister the next version"):
+    with pytest.raises(RequestError, match="'pooling' of a version cannot be changed.\nRegister a new version"):
         registry.catalog.mark("m", pooling="cls")
     with pytest.raises(ModelNotFoundError, match="'m' has no version or alias '9'. It has: 1, 2"):
         registry.catalog.mark("m@9", deprecated="x")
-    with pytest.raises(RequestError, match="A reason has 1 to 2,000 characters"):
+    with pytest.raises(RequestError, match="A reason must have 1 to 2,000 characters"):
         registry.catalog.mark("m", deprecated="x", reason="r" * 2001)
     assert _sound(registry)
 
@@ -164,7 +164,7 @@ def test_what_an_alias_points_to_stays(registry: ModelRegistry) -> None:
     _put(registry, description="b")
     registry.catalog.set_alias("m", "production", 1)
     for name in ("m@1", "m", "m@production"):
-        with pytest.raises(CatalogError, match="Version 1 of model 'm' is what an alias points to: production"):
+        with pytest.raises(CatalogError, match="Version 1 of model 'm' cannot be removed, .*: production"):
             registry.unregister(name, persist=True)
     assert sorted(registry.catalog.versions("m")) == [1, 2]
     registry.unregister("m@1", persist=True, force=True)
@@ -210,7 +210,7 @@ def test_a_deprecated_model_says_so_once_at_its_load(
     registry.catalog.mark("m", deprecated="misses names", successor="m2")
     for _ in range(2):
         registry.load_model("m")
-    assert caplog.messages.count("Model 'm@1' is deprecated: misses names. Use 'm2' in its place") == 1
+    assert caplog.messages.count("Model 'm@1' is deprecated: misses names. Use 'm2' instead") == 1
 
 
 def _with_baseline(registry: ModelRegistry, name: str, folder: Path, **facts: Any) -> int:
@@ -230,7 +230,7 @@ def test_a_protected_alias_moves_to_what_is_locked_and_has_a_baseline(registry: 
     catalog.set_alias("m", "production", 1)
     catalog.protect("m", "production")
     catalog.set_alias("m", "staging", 2)
-    lacking = "(?s)cannot be protected: version 2, .* lacks:\n  a lock in .*a baseline: medvllm baseline record m@2$"
+    lacking = "(?s)cannot be protected: .*version 2, which lacks:\n  a lock in .*: medvllm baseline record m@2$"
     with pytest.raises(CatalogError, match=lacking):
         catalog.protect("m", "staging")
     catalog.remove_alias("m", "staging")
@@ -264,7 +264,7 @@ def test_a_protected_alias_moves_to_what_is_locked_and_has_a_baseline(registry: 
     assert [(alias.alias, alias.version, alias.protected) for alias in catalog.aliases("m")] == [
         ("production", None, True)
     ]
-    with pytest.raises(CatalogError, match="files that are the locked ones"):
+    with pytest.raises(CatalogError, match="files that are locked"):
         (folders[1] / "vocab.txt").write_text("x")
         catalog.set_alias("m", "production", 2, reason="r")
     assert _sound(registry)
@@ -282,12 +282,12 @@ def test_a_protected_alias_does_not_move_to_what_changed_meanwhile(overtaking: s
             return found
 
     class Approving:
-        def lacking(self, entry: ModelMetadata) -> list[str]:
+        def missing_requirements(self, entry: ModelMetadata) -> list[str]:
             if overtaking == "acceptance is withdrawn" and entry.version == 2:
                 StoredCatalog().mark("m@2", baseline_digest=None)
             return []
 
-        def unmet(self, entry: ModelMetadata) -> list[str]:
+        def unmet_requirements(self, entry: ModelMetadata) -> list[str]:
             return []
 
         def locked(self, entry: ModelMetadata) -> None:
@@ -318,8 +318,8 @@ def test_a_protection_set_before_the_alias_holds(registry: ModelRegistry, tmp_pa
     text = registry.catalog.export().replace("production = {protected", "production = {version = 1, protected")
     with pytest.raises(CatalogError, match="lacks:\n  a reason"):
         registry.catalog.apply(text)
-    assert registry.catalog.plan(text)[1] == ["what is protected changes only with a reason: --reason 'why'"]
-    assert [event.action for event in registry.catalog.apply(text, dry_run=True)] == ["aliased"]
+    assert registry.catalog.plan(text)[1] == ["changing a protected alias requires a reason: --reason 'why'"]
+    assert [event.action for event in registry.catalog.plan(text)[0]] == ["aliased"]
     assert [event.action for event in registry.catalog.apply(text, reason="r")] == ["aliased"]
     assert registry.catalog.apply(text, reason="r") == [] and _sound(registry)
 
@@ -378,7 +378,7 @@ def test_a_class_that_others_cannot_import_is_not_stored(registry: ModelRegistry
 
     main = type("Main", (dict,), {"__module__": "__main__"})
     for kind in (Local, main):
-        with pytest.raises(RequestError, match="cannot be stored: no other process could import it.\nPut it at"):
+        with pytest.raises(RequestError, match="cannot be stored, because another process could not"):
             _put(registry, model_class=kind)
     assert registry.catalog.names() == []
     _put(registry, model_class=Outer.Inner)
@@ -423,7 +423,7 @@ def test_events_say_who_when_where_and_why(registry: ModelRegistry) -> None:
     assert [event.name for event in registry.catalog.history(since=between)] == ["b"]
     assert registry.catalog.history(since=second.at) == [second]
     assert registry.catalog.history("a", since="2020-01-01") == [first]
-    with pytest.raises(RequestError, match="'yesterday' is neither a day nor a time"):
+    with pytest.raises(RequestError, match="'yesterday' is not a date or a time"):
         registry.catalog.history(since="yesterday")
 
 
@@ -451,7 +451,7 @@ def test_applying_a_file_makes_the_catalogue_what_it_says(registry: ModelRegistr
     _put(registry, "gone")
     catalog.set_alias("gone", "production", 1)
     before = catalog.history()
-    plan = catalog.apply(TEXT, dry_run=True)
+    plan = catalog.plan(TEXT)[0]
     assert catalog.history() == before and catalog.names() == ["gone"]
     done = catalog.apply(TEXT, reason="r")
     assert [(e.action, e.name, e.version, e.alias) for e in done] == [
@@ -477,14 +477,14 @@ def test_applying_a_file_makes_the_catalogue_what_it_says(registry: ModelRegistr
         (
             ('pooling = "cls"', 'pooling = "mean"'),
             CatalogError,
-            "Version 4 of model 'y' has another pooling",
+            "'pooling' of version 4 of model 'y' is 'mean' in the file but 'cls' in the catalogue",
         ),
         (("version = 1,", "version = 3,"), ModelNotFoundError, "'y' has no version or alias '3'"),
-        (('"y@4"', '"y@3"'), CatalogError, "Version 3 of model 'y' was given before"),
+        (('"y@4"', '"y@3"'), CatalogError, "Version 3 of model 'y' existed before"),
         (("[aliases.y]", "[aliases.z]\nproduction = 1\n[aliases.y]"), CatalogError, "model 'z', but no version"),
-        (('[models."y@1"]', '[models."y@9"]'), CatalogError, "is what an alias points to: production"),
+        (('[models."y@1"]', '[models."y@9"]'), CatalogError, "an alias points to it: production"),
         (("protected = true", "protected = false"), CatalogError, "'production' of model 'y' is protected"),
-        (("[models.x]", '[models."x@0"]'), CatalogError, "no whole number above 0"),
+        (("[models.x]", '[models."x@0"]'), CatalogError, "must be a whole number of at least 1"),
         (("production =", '"3" ='), ModelNameError, "Alias '3' cannot be used"),
         (('description = "from a file"', 'descripton = "x"'), CatalogError, "descripton"),
         (("[models.x]", "[models.x"), CatalogError, "The entries cannot be read"),
@@ -505,11 +505,11 @@ def test_a_refused_step_changes_nothing(
 @pytest.mark.parametrize(
     ("parameters", "match"),
     [
-        ({"a": None}, "a fact of it holds None.\nLeave it out"),
-        ({"a": [{"b": [1, None]}]}, "a fact of it holds None"),
+        ({"a": None}, "a fact contains None.\nOmit the value"),
+        ({"a": [{"b": [1, None]}]}, "a fact contains None"),
         ({"a": float("nan")}, "Out of range float values"),
-        ({"a": "\ud800"}, "a fact of it holds half a character"),
-        ({"a": "x" * 1_000_001}, r"take 1,000,\d\d\d bytes; 1,000,000 are allowed"),
+        ({"a": "\ud800"}, "a fact contains half of a surrogate pair"),
+        ({"a": "x" * 1_000_001}, r"take 1,000,\d\d\d bytes. At most 1,000,000 are allowed"),
     ],
     ids=["none", "none-within", "no-number", "half", "too-long"],
 )
@@ -619,7 +619,7 @@ def test_facts_that_python_takes_for_equal_are_told_apart(registry: ModelRegistr
     assert repr([entry.parameters["x"] for entry in registry.catalog.versions("m").values()]) == "[True, 1, 1.0]"
     text = registry.catalog.export()
     assert registry.catalog.apply(text) == []
-    with pytest.raises(CatalogError, match="Version 1 of model 'm' has another parameters in the catalogue"):
+    with pytest.raises(CatalogError, match="'parameters' of version 1 of model 'm' is .* in the catalogue"):
         registry.catalog.apply(text.replace("x = true", "x = 1"))
 
 
@@ -680,7 +680,7 @@ def test_a_protection_that_outlasts_its_name_is_no_version(registry: ModelRegist
 def test_what_a_child_stores_outlives_its_parent(registry: ModelRegistry, catalog_url: str) -> None:
     """Also when the parent closes the catalogue, or ends, before the child writes."""
     code = (
-        "from medvllm.catalog import stored\n"
+        "from medvllm.catalog import stores\n"
         "from medvllm.engine.model_runner import registry as r\n"
         "import os\n"
         "r.register('parent', 'generic', persist=True)\n"
@@ -693,7 +693,7 @@ def test_what_a_child_stores_outlives_its_parent(registry: ModelRegistry, catalo
         "    os.write(write, b'.'), os.read(closed, 1)\n"
         "    os._exit(0)\n"
         "os.read(written, 1)\n"
-        "stored.close()\n"
+        "stores.close_all()\n"
         "os.write(close, b'.'), os.read(written, 1)\n"
         "print(r.catalog.names())\n"
         "os.write(close, b'.')\n"

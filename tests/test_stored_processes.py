@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from medvllm.catalog import stored
+from medvllm.catalog import stores
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import CatalogError
 from tests.support.children import asked, held, python, together
@@ -21,7 +21,7 @@ from tests.support.driver import Driver
 from tests.support.postgres import Postgres
 from tests.support.sql import change
 
-SOME, MANY = 3, 25  # rounds of each operation: in every run, and in the slow one
+SOME, MANY = 2, 25  # rounds of each operation: in every run, and in the slow one
 counted = pytest.mark.parametrize(
     "rounds",
     [pytest.param(SOME, id="some"), pytest.param(MANY, id="many", marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],
@@ -69,7 +69,7 @@ def test_writers_take_turns_whatever_the_server_has_set(
         for status, _, errors in together(f"PROCESS = {i}\n{code}" for i in range(3)):
             assert status == 0, errors
         assert sorted(registry.catalog.versions("m")) == list(range(1, 31))
-        stored.close()
+        stores.close_all()
 
 
 IMPORTS = """
@@ -115,7 +115,7 @@ def test_a_kill_leaves_all_of_a_change_or_nothing(
 
     def state() -> tuple[str, int]:
         # What a killed process had begun on a server ends first: whoever comes to write waits for it.
-        registry.catalog.apply(registry.catalog.export(), dry_run=True)
+        registry.catalog.plan(registry.catalog.export())
         number, _, flaws = registry.catalog.check_history()
         assert flaws == []
         return registry.catalog.export(), number
@@ -151,7 +151,7 @@ def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     try:
         yield disk
     finally:
-        stored.close()
+        stores.close_all()
         subprocess.run(["umount", "-l", disk], check=True)
 
 
@@ -166,7 +166,7 @@ def test_a_full_disk_loses_nothing(registry: ModelRegistry, small_disk: Path) ->
     _fill(small_disk)
     with pytest.raises(CatalogError, match="catalog.db cannot be .*: .*(full|I/O error)"):
         registry.register("m", "generic", persist=True)
-    stored.close()
+    stores.close_all()
     (small_disk / "filler").unlink()
     for i in range(5):
         registry.register("m", "generic", description=f"{i}", persist=True, replace=True)
@@ -180,7 +180,7 @@ def test_a_full_disk_loses_nothing(registry: ModelRegistry, small_disk: Path) ->
     assert registry.get_metadata("m").version == 5 and registry.catalog.check_history()[2] == []
     (small_disk / "filler").unlink()
     assert registry.register("m", "generic", persist=True, replace=True).version == 6
-    stored.close()
+    stores.close_all()
     assert registry.catalog.check_history()[2] == []
 
 
@@ -192,7 +192,7 @@ def test_a_full_disk_stops_a_migration_and_its_backup(registry: ModelRegistry, s
     with pytest.raises(CatalogError, match="catalog.db cannot be .*: .*(full|I/O error|space)"):
         registry.get_metadata("m")
     assert list(small_disk.glob("*.partial")) == []
-    stored.close()
+    stores.close_all()
     (small_disk / "filler").unlink()
     assert registry.get_metadata("m").version == 1 and registry.catalog.check_history()[2] == []
 
@@ -218,7 +218,7 @@ def test_a_read_only_disk_can_be_read(registry: ModelRegistry, small_disk: Path,
     ):
         with pytest.raises(CatalogError, match="cannot be written: .*readonly database.\nSee who may do so: ls -ld"):
             write()
-    stored.close()
+    stores.close_all()
     subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
     assert registry.register("m", "generic", persist=True, replace=True).version == 2
 
@@ -248,7 +248,7 @@ def test_a_catalogue_of_another_user_can_be_read(registry: ModelRegistry, monkey
         monkeypatch.setenv("MEDVLLM_CATALOG", str(folder / "catalog.db"))
         registry.catalog.create()
         registry.register("m", "generic", description="a", persist=True)
-        stored.close()
+        stores.close_all()
         with held(NOBODY) as other:
             look = "registry.get_metadata('m').description"
             write = "registry.register('n', 'generic', persist=True)"
@@ -256,10 +256,10 @@ def test_a_catalogue_of_another_user_can_be_read(registry: ModelRegistry, monkey
             assert "cannot be written: attempt to write a readonly database" in asked(other, write)
             registry.register("m", "generic", description="b", persist=True, replace=True)
             assert asked(other, look) == "b"
-            stored.close()
+            stores.close_all()
             assert asked(other, look) == "b"
             registry.register("m", "generic", description="c", persist=True, replace=True)
-            stored.close()
+            stores.close_all()
             assert asked(other, look) == "c"
             assert (
                 "cannot be written" in asked(other, write)
@@ -270,7 +270,7 @@ def test_a_catalogue_of_another_user_can_be_read(registry: ModelRegistry, monkey
             folder.chmod(0o700)
             assert asked(other, look).startswith("CatalogError ") and "Permission denied" in asked(other, look)
     finally:
-        stored.close()
+        stores.close_all()
         shutil.rmtree(folder)
 
 
@@ -315,4 +315,4 @@ def test_a_server_that_stops_is_waited_for(
         )
         assert registry.get_metadata("m").description == "c" and registry.catalog.check_history()[2] == []
         assert tomllib.loads(registry.catalog.export())["models"].keys() == {"m@1", "m@2", "m@3"}
-        stored.close()
+        stores.close_all()

@@ -43,5 +43,5 @@ def test_what_the_catalogue_returns(registry: ModelRegistry) -> None:
     assert_type(catalog.history("m", since="2026-01-01"), list[Event])
     assert_type(catalog.check_history(), tuple[int, str, list[str]])
     assert_type(catalog.export(), str)
-    assert_type(catalog.apply(catalog.export(), dry_run=True), list[Event])
+    assert_type(catalog.plan(catalog.export())[0], list[Event])
     assert_type(catalog.remove("m", force=True), list[int])

@@ -4,10 +4,10 @@ from medvllm.catalog.builtin import builtin_entries
 from medvllm.catalog.catalog import Catalog
 from medvllm.catalog.difference import Difference, differences
 from medvllm.catalog.entries import from_toml, to_toml
-from medvllm.catalog.events import Alias, Event
+from medvllm.catalog.events import Alias, Event, check_reason
 from medvllm.catalog.log import Locked, VersionRecord
 from medvllm.catalog.lookup import Found, explain_missing_repository, find_entry, find_model
-from medvllm.catalog.stored import StoredCatalog, check_reason
+from medvllm.catalog.stored import StoredCatalog
 
 __all__ = [
     "Alias",

@@ -9,7 +9,7 @@ from medvllm import settings
 from medvllm.errors import SettingError
 
 _FORM = "Write it as: postgresql://user:password@host:5432/database, and @ : / ? % in a password as %40 %3A %2F %3F %25"
-_HOST = re.compile(r"(?:\[([^\[\]]*)\]|([^\[\]:]*))(?::(\d*))?")
+_HOST = r"(?:\[([^\[\]]*)\]|([^\[\]:]*))(?::(\d*))?"
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _parameters(query: str) -> Iterator[tuple[str, str]]:
 
 
 def _host(url: str, text: str) -> tuple[str, str]:
-    found = _HOST.fullmatch(text)
+    found = re.fullmatch(_HOST, text)
     if found is None or not 0 < int(found[3] or 1) < 2**16:
         raise wrong(url, "has a host or a port that is none")
     return unquote(found[1] or found[2] or "", errors="strict"), found[3] or ""

@@ -1,80 +1,83 @@
-"""The entries a process can see, in the order in which they are looked up."""
+"""The entries that a process can see, in the order in which they are looked up."""
 
 import heapq
 import logging
-import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from fnmatch import translate
 from itertools import chain, count, islice
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from medvllm.catalog.announcements import Meaning
 from medvllm.catalog.builtin import builtin_entries
-from medvllm.catalog.stored import StoredCatalog, StoredRow
-from medvllm.errors import CatalogError, MedVLLMError, ModelExistsError, ModelNotFoundError, RequestError
-from medvllm.fact_filters import check_glob, to_glob
-from medvllm.forking import Lock
-from medvllm.lazy import lazy
-from medvllm.metadata import ModelMetadata, ModelType, fits, mentions
+from medvllm.catalog.packages import Shipment, package_entries
+from medvllm.catalog.process_entries import ProcessEntries
+from medvllm.catalog.record import StoredRow
+from medvllm.catalog.selection import Candidate, Selection, check_text
+from medvllm.catalog.shipped import ShippedEntries
+from medvllm.catalog.stored import StoredCatalog
+from medvllm.catalog.taken import name_taken
+from medvllm.errors import CatalogError, MedVLLMError, ModelNotFoundError
+from medvllm.metadata import ModelMetadata, ModelType
 from medvllm.names import valid_name
 from medvllm.near_names import did_you_mean, near_names
-from medvllm.processes import RecordStore
 from medvllm.spelling import folded
-from medvllm.words import TASKS, unknown_task, usual_task
+from medvllm.words import TASKS, unknown_task
+
+if TYPE_CHECKING:
+    from medvllm.processes import RecordStore
 
 logger = logging.getLogger(__name__)
-_NAME: Callable[[ModelMetadata | StoredRow], str] = attrgetter("name")
+_NAME: Callable[[Candidate], str] = attrgetter("name")
 
 
 class Catalog:
-    """This process's registrations, then the stored entries, then the built-ins: the first that knows a name wins."""
+    """The entries of this process, the stored ones, those of installed packages, and the built-in ones.
+
+    They are looked up in this order: the first that has a name wins.
+    """
 
     def __init__(self, stored: StoredCatalog | None = None) -> None:
         self._stored = stored
-        # Guards everything below, but for reading one key, which is whole; never held while a database is asked.
-        self._lock = Lock()
-        self._own: dict[str, ModelMetadata] = {}
-        self._own_aliases: dict[str, str] = {}  # other names of this process's entries
-        self._digests: dict[str, str] = {}  # of this process's entries, by name
-        self._versions: dict[str, int] = {}  # the newest version ever given to a name: never given again
-        self._adopted: dict[str, ModelMetadata] = {}  # entries that another process has sent
-        self._hidden: set[str] = set()  # built-ins that were unregistered
-        self._gone: set[str] = set()  # names that were this process's, and unregistered
         self._changes = count(1)
         self._generation = 0
-
-    @lazy
-    def _builtins(self) -> Mapping[str, ModelMetadata]:
-        return builtin_entries()
-
-    @lazy
-    def _builtin_aliases(self) -> dict[str, str]:
-        return {alias: name for name, metadata in self._builtins.items() for alias in metadata.source.also_known_as}
-
-    def record_store(self) -> RecordStore | None:
-        """Return where processes that share the stored entries note what they hold; None: there are none."""
-        return None if self._stored is None else self._stored.record_store()
+        self._own = ProcessEntries(self._changed)
+        self._shipped = (  # in the order in which they are looked up
+            ShippedEntries(package_entries, self._changed),
+            ShippedEntries(lambda: Shipment(builtin_entries(), {}), self._changed),
+        )
 
     @property
     def stored(self) -> StoredCatalog:
-        """The entries that last. CatalogError: there are none to this catalogue."""
+        """The entries that outlive the process.
+
+        Raises:
+            CatalogError: This catalogue was made without them.
+        """
         if self._stored is None:
-            raise CatalogError("The entry cannot be kept: this registry has no stored catalogue.")
+            raise CatalogError("The entry cannot be stored: this registry has no stored catalogue.")
         return self._stored
 
     @property
-    def lasts(self) -> bool:
-        """Whether there are entries that last."""
+    def has_stored(self) -> bool:
+        """Whether there is a stored catalogue."""
         return self._stored is not None
+
+    def record_store(self) -> "RecordStore | None":
+        """Return where the processes that share the stored entries record what they hold, or None without any."""
+        return None if self._stored is None else self._stored.record_store()
 
     def generation(self, *, stored: bool = True) -> tuple[int, Hashable]:
         """Return a value that changes whenever an entry does, so that look-ups can be remembered.
 
-        Without `stored`, for those in which the stored entries have no part: no database is asked.
+        Without `stored`, for look-ups that do not depend on stored entries: then no database is asked.
         """
-        return self._generation, self._stored.revision() if stored and self._stored else None if stored else False
+        token = self._stored.database.change_token() if stored and self._stored else None if stored else False
+        return self._generation, token
+
+    def outdate(self) -> None:
+        """Let every name be looked up again, because it may mean something else although no entry has changed."""
+        self._changed()
 
     def add(
         self,
@@ -86,107 +89,112 @@ class Catalog:
         persist: bool = False,
         reason: str | None = None,
     ) -> ModelMetadata:
-        """Add an entry and return it. ModelExistsError: the name is taken and `replace` is not set."""
+        """Add an entry and return it.
+
+        Args:
+            name: The name.
+            model_type: The type.
+            facts: The facts, by the keywords of `register`.
+            replace: Whether the name may be registered already.
+            persist: Whether to store the entry, so that other processes see it too.
+            reason: Why; kept in the history of a stored entry.
+
+        Raises:
+            ModelExistsError: The name is registered, and `replace` is not set.
+            RequestError, ModelNameError: A fact or a name is not valid.
+        """
         name = valid_name(folded(name) if isinstance(name, str) else name)
         entry = ModelMetadata.build(name, model_type, facts)  # checked before anything changes
-        for alias in entry.source.also_known_as:
-            valid_name(alias)
-        taken = self._find(name)
-        if taken is not None and not replace:
-            raise self._exists(taken)
+        for other in entry.source.also_known_as:
+            valid_name(other)
+        if not replace and (taken := next(iter(self._unstored(name)), None)) is not None:
+            raise name_taken(name, taken.origin, taken.version)
         if persist:
-            return self._keep(entry, replace=replace, reason=reason)
-        newest = self._newest(name)
-        with self._lock:
-            if name in self._own and not replace:
-                raise self._exists(self._own[name])
-            return self._put(entry, newest)
+            return self._store(entry, replace=replace, reason=reason)
+        numbers = self._stored.numbers(name) if self._stored else []
+        if not replace and numbers:
+            raise name_taken(name, "stored", numbers[-1])
+        return self._own.add(entry, self._newest(name, numbers), replace=replace)
 
-    def keep(self, entry: ModelMetadata) -> ModelMetadata:
+    def put(self, entry: ModelMetadata) -> ModelMetadata:
         """Put an entry in place of the one of its name, and return it.
 
-        One of this process's stays in it, others are stored: a built-in one as a copy that stands before it.
+        An entry of this process stays in it. Every other one is stored: a built-in one as a copy that is looked up
+        before it.
         """
         if entry.origin != "process":
-            return self._keep(entry, replace=True)
-        newest = self._newest(entry.name)
-        with self._lock:
-            return self._put(entry, newest)
-
-    def note_locked(
-        self, models: Sequence[tuple[ModelMetadata, Mapping[str, Any]]], lock: Path, reason: str | None
-    ) -> None:
-        """Add to the history which models were approved in a lock, where it can be written: the lock stands anyway."""
-        if self._stored is None or not models:
-            return
-        numbered = ("stored", "built-in")
-        rows = (
-            (m.name, m.version if m.origin in numbered else None, {**facts, "lock": str(lock)}) for m, facts in models
-        )
-        try:
-            self._stored.note_locked(rows, reason=reason)
-        except MedVLLMError as error:
-            logger.warning("the history does not have what was approved in %s: %s", lock, error)
-
-    def own(self, name: str) -> ModelMetadata | None:
-        """Return what this process has registered under a name, or another name for it, for itself alone."""
-        return self._own.get(name) or self._own.get(self._own_aliases.get(name, ""))
-
-    def own_meanings(self) -> dict[str, Meaning]:
-        """Return what names mean in this process alone, but for what another one has sent."""
-        with self._lock:
-            own = {
-                name: Meaning(entry.version, self._digests[name])
-                for name, entry in self._own.items()
-                if entry is not self._adopted.get(name)
-            }
-            others = {alias: own[name] for alias, name in self._own_aliases.items() if name in own}
-            return others | own
+            return self._store(entry, replace=True)
+        return self._own.add(entry, self._newest(entry.name), replace=True)
 
     def adopt(self, entry: ModelMetadata) -> None:
-        """Make an entry that another process has for itself alone this one's too.
+        """Add an entry that another process has for itself alone, in place of what that process sent before.
 
-        ModelExistsError: this process has registered the name for something else. What it was sent before gives way.
+        Raises:
+            ModelExistsError: This process has itself registered the name for something else.
         """
         if (known := self._own.get(entry.name)) is not None and known.facts() == entry.facts():
             return
-        newest = self._newest(entry.name)
-        with self._lock:
-            known = self._own.get(entry.name)
-            if known is not None and known is not self._adopted.get(entry.name):
-                raise ModelExistsError(
-                    f"Model {entry.name!r} was sent to this process, which has registered that name for something "
-                    "else.\nGive one of them another name.",
-                    model=entry.name,
-                )
-            self._adopted[entry.name] = self._put(entry, newest)
+        self._own.adopt(entry, self._newest(entry.name))
 
     def remove(self, name: str, *, force: bool = False, reason: str | None = None) -> None:
-        """Remove an entry: this process's, else the stored one with all versions, else hide the built-in.
+        """Remove an entry: this process's, or else all stored versions, or else hide a built-in one.
 
-        ModelNotFoundError: there is none. CatalogError: the stored one is in use, and `force` is not set.
+        Args:
+            name: The name, without a version.
+            force: Remove stored versions although an alias points to one, or a process has one leased.
+            reason: Why; kept in the history of a stored entry.
+
+        Raises:
+            ModelNotFoundError: There is no such entry.
+            CatalogError: A stored version is in use, and `force` is not set.
         """
-        with self._lock:
-            own = self._own.pop(name, None)
-            if own is not None:
-                self._gone.update((name, *own.source.also_known_as))
-                self._forget_aliases(name)
-                self._changed()
-        if own is not None:
+        if self._own.unregister(name):
             return
         if self._stored is not None and self._stored.find(name) is not None:
             self._stored.remove(name, force=force, reason=reason)
             return
-        with self._lock:
-            hidden = name in self._builtins and name not in self._hidden
-            if hidden:
-                self._hidden.add(name)
-                self._changed()
-        if not hidden:
+        hidden = [shipped.hide(name) for shipped in self._shipped]
+        if not any(hidden):
             raise self.not_found(name)
 
+    def give_way(self, name: str) -> None:
+        """Remove this process's entry of a name, which would be found before the stored one."""
+        self._own.discard(name)
+
+    def note_locked(
+        self, models: Sequence[tuple[ModelMetadata, Mapping[str, Any]]], lock: Path, reason: str | None
+    ) -> None:
+        """Add to the history which models were approved in a lock file. A failure is logged: the lock file counts."""
+        if self._stored is None or not models:
+            return
+        rows = (
+            (
+                m.name,
+                m.version if m.origin == "stored" or m.is_shipped else None,
+                {**facts, "lock": str(lock), **({} if m.package is None else {"package": m.package})},
+            )
+            for m, facts in models
+        )
+        try:
+            self._stored.note_locked(rows, reason=reason)
+        except MedVLLMError as error:
+            logger.warning("The history could not be written: it lacks what was approved in %s: %s", lock, error)
+
+    def own(self, name: str) -> ModelMetadata | None:
+        """Return what this process has registered for itself under a name, or another name of it, or None."""
+        return self._own.find(name)
+
+    def own_meanings(self) -> dict[str, Meaning]:
+        """Return what each name means in this process alone, without the entries that another process has sent."""
+        return self._own.meanings()
+
     def find(self, name: str, suffix: str | None = None) -> ModelMetadata | None:
-        """Return the entry of that name, or of another name for it, or None; `suffix` is a version or an alias."""
+        """Return the entry of that name, or the first that is also known by it, or None.
+
+        Args:
+            name: A name, or another name of an entry.
+            suffix: The number of a version, or an alias. None means the entry's own choice.
+        """
         owners = (self._find(owner, suffix) for owner in self._owners(name))
         return self._find(name, suffix) or next((entry for entry in owners if entry is not None), None)
 
@@ -195,79 +203,65 @@ class Catalog:
         stored = self._stored
         names = {name, *self._owners(name)}
         own = {entry.version for of in names for entry in self._unstored(of)}
-        versions = sorted(own.union(*(stored.versions(of) for of in names) if stored else ()))
+        versions = sorted(own.union(*(stored.numbers(of) for of in names) if stored else ()))
         aliases = [alias for of in sorted(names) for alias in (stored.aliases(of) if stored else ())]
         return [*map(str, versions), *(alias.alias for alias in aliases if alias.version is not None)]
 
     def was_removed(self, name: str) -> Literal["stored", "process", None]:
-        """Return where a name was registered that was unregistered since: nobody means a repository by it."""
-        if name in self._gone or name in self._hidden:
+        """Return where a name was registered before it was unregistered, or None. Nobody means a repository by it."""
+        if self._own.was_removed(name) or any(shipped.is_hidden(name) for shipped in self._shipped):
             return "process"
         return "stored" if self._stored is not None and self._stored.was_removed(name) else None
 
     def is_stored(self, name: str) -> bool:
-        """Return whether a name means a stored entry, and not one of this process."""
+        """Return whether a name means a stored entry."""
         found = self._find(name)
         return found is not None and found.origin == "stored"
 
     def find_source(self, repo: str) -> ModelMetadata | None:
-        """Return the built-in entry that describes a repository, or None: ``hf://`` skips what was registered."""
-        with self._lock:
-            found = (
-                entry
-                for name, entry in self._builtins.items()
-                if name not in self._hidden and repo in (entry.location, *entry.source.also_known_as)
-            )
-            return next(found, None)
+        """Return the installed entry that describes a repository, or None: ``hf://`` skips what was registered."""
+        found = (shipped.find_repository(repo) for shipped in self._shipped)
+        return next((entry for entry in found if entry is not None), None)
 
     def select(
         self,
         model_type: ModelType | str | None = None,
         *,
         task: str | None = None,
-        tags: Sequence[str] = (),
+        tags: Sequence[str] | str = (),
         match: str | None = None,
         search: str | None = None,
         facts: Mapping[str, Any] | None = None,
         limit: int | None = None,
         after: str | None = None,
     ) -> dict[str, ModelMetadata]:
-        """Return the entries that fit every filter given, by name; `match` and `facts` are globs, in any case.
+        """Return the entries that fit every filter, by name, sorted.
 
-        `search` is a text that a name, another name or the description has.
+        Args:
+            model_type: The type.
+            task: A task that the model is ready for.
+            tags: Tags that the entry must all have.
+            match: A glob for the name, in any case.
+            search: Text that a name, another name or the description contains, in any case.
+            facts: Globs for facts, in any case. None asks for a fact that is not known.
+            limit: The highest number of entries to return.
+            after: Only names behind this one.
+
+        Raises:
+            RequestError: A filter is not valid.
         """
-        kind = None if model_type is None else ModelType.of(model_type)
-        _check_filters(task=task, search=search, after=after)
-        tags = _tags(tags)
-        asked, task = task, task if task is None else usual_task(task)
-        globs = {fact: to_glob(fact, value) for fact, value in (facts or {}).items()}
-        fitting = self._candidates(after)
-        if match is not None:
-            is_named = re.compile(translate(check_glob("match", match).casefold())).match
-            fitting = (entry for entry in fitting if is_named(entry.name.casefold()))
-        if search is not None:
-            text = search.casefold()
-            fitting = (entry for entry in fitting if mentions(entry.fact, text))
-        if kind is not None:
-            fitting = (entry for entry in fitting if entry.model_type == kind)
-        if task is not None or tags or globs:
-            fitting = (entry for entry in fitting if fits(entry.fact, task, tags, globs))
-        chosen = islice(fitting, limit)
+        check_text("after", after)
+        selection = Selection.of(model_type, task=task, tags=tags, match=match, search=search, facts=facts)
+        chosen = islice(selection.filter(self._candidates(after)), limit)
         found = {entry.name: entry.metadata() if isinstance(entry, StoredRow) else entry for entry in chosen}
-        if not found and asked is not None and task not in TASKS:
-            self._check_task(asked)
+        if not found and task is not None and selection.task not in TASKS:
+            self._check_task(task)
         return found
 
-    def _check_task(self, asked: str) -> None:
-        """Raise RequestError unless some entry is for a task that is none of ours."""
-        known = {str(entry.fact("task")) for entry in self._candidates(None) if entry.fact("task")}
-        if asked not in known:
-            raise unknown_task(asked, known)
-
     def near(self, name: str) -> list[str]:
-        """Return at most three names that `name` is likely a misspelling of."""
-        with self._lock:
-            names = {*self._own, *(name for name in self._builtins if name not in self._hidden)}
+        """Return at most three names that `name` may be a misspelling of."""
+        layers = (self._own, *self._shipped)
+        names = {entry.name for layer in layers for entry in layer.all()}
         return near_names(name, names.union(self._stored.names() if self._stored else ()), 3)
 
     def not_found(
@@ -279,7 +273,7 @@ class Catalog:
         advice: str = "",
         near: list[str] | None = None,
     ) -> ModelNotFoundError:
-        """Return the error for a name that no entry answers to; `near` is what `near()` gave, when it was asked."""
+        """Return the error for a name that no entry has; `near` is the result of `near()` if the caller has it."""
         near = self.near(name.partition("@")[0]) if near is None else near
         return ModelNotFoundError(
             f"Model {name!r} {what}{why}.{did_you_mean(near)}\nList them with: medvllm list{advice}",
@@ -287,79 +281,64 @@ class Catalog:
             candidates=tuple(near),
         )
 
-    def _builtin(self, name: str) -> ModelMetadata | None:
-        """Return the built-in entry of that name, or None."""
-        return None if name in self._hidden else self._builtins.get(name)
-
-    def _keep(self, entry: ModelMetadata, *, replace: bool, reason: str | None = None) -> ModelMetadata:
-        """Store an entry; its numbers go on from those of the built-in one."""
-        before = self._builtins.get(entry.name)
-        kept = self.stored.add(entry, replace=replace, above=before.version if before else 0, reason=reason)
+    def _store(self, entry: ModelMetadata, *, replace: bool, reason: str | None = None) -> ModelMetadata:
+        """Store an entry. Its versions are numbered after those of an installed entry of the same name."""
+        above = max(shipped.newest(entry.name) for shipped in self._shipped)
+        kept = self.stored.add(entry, replace=replace, above=above, reason=reason)
         self.give_way(entry.name)
         return kept
 
-    def give_way(self, name: str) -> None:
-        """Forget this process's entry of a name, which would stand before the stored one."""
-        with self._lock:
-            if self._own.pop(name, None) is not None:
-                self._forget_aliases(name)
-                self._changed()
-
-    def outdate(self) -> None:
-        """Have every name looked up anew: it may mean something else, though no entry has changed."""
-        with self._lock:
-            self._changed()
-
-    def _put(self, entry: ModelMetadata, newest: int) -> ModelMetadata:
-        """Make an entry this process's, as the next version of its name."""
-        entry = entry.changed(version=max(newest, self._versions.get(entry.name, 0)) + 1)
-        self._versions[entry.name] = entry.version
-        self._forget_aliases(entry.name)
-        self._own[entry.name], self._digests[entry.name] = entry, entry.digest
-        self._own_aliases |= dict.fromkeys(entry.source.also_known_as, entry.name)
-        self._changed()
-        return entry
-
-    def _newest(self, name: str) -> int:
-        """Return the highest number that a version of a name has outside this process, 0 for none."""
-        stored = self._stored.versions(name) if self._stored else {}
+    def _newest(self, name: str, stored: Sequence[int] | None = None) -> int:
+        """Return the highest number that a version of a name has, 0 for none; `stored` are the numbers, if known."""
+        if stored is None:
+            stored = self._stored.numbers(name) if self._stored else ()
         return max([*stored, *(entry.version for entry in self._unstored(name))], default=0)
 
     def _find(self, name: str, suffix: str | None = None) -> ModelMetadata | None:
-        unstored = [entry for entry in self._unstored(name) if suffix in (None, str(entry.version))]
-        if unstored and unstored[0].origin == "process":
-            return unstored[0]
+        own = self._own.get(name)
+        if own is not None and suffix in (None, str(own.version)):
+            return own
         stored = self._stored.find(name, suffix) if self._stored is not None else None
-        return stored or next(iter(unstored), None)
+        if stored is not None:
+            return stored
+        for shipped in self._shipped:
+            shipped.check_usable(name)
+            entry = shipped.get(name)
+            if entry is not None and suffix in (None, str(entry.version)):
+                return entry
+        return None
 
     def _unstored(self, name: str) -> list[ModelMetadata]:
-        """Return this process's entry of that name, and the built-in one."""
-        return [entry for entry in (self._own.get(name), self._builtin(name)) if entry is not None]
+        """Return the entries of that name that are not stored, in the order in which they are looked up."""
+        layers = (self._own, *self._shipped)
+        return [entry for layer in layers if (entry := layer.get(name)) is not None]
 
     def _owners(self, other: str) -> Iterator[str]:
-        """Give the names of the entries that are known by another name too."""
-        if (own := self._own_aliases.get(other)) is not None:
+        """Iterate over the names of the entries that are also known as `other`, in the order of looking up."""
+        if (own := self._own.owner(other)) is not None:
             yield own
         if self._stored is not None and (stored := self._stored.find_other(other)) is not None:
             yield stored.name
-        if (builtin := self._builtin_aliases.get(other)) is not None:
-            yield builtin
+        for shipped in self._shipped:
+            if (owner := shipped.owner(other)) is not None:
+                yield owner
 
-    def _candidates(self, after: str | None) -> Iterator[ModelMetadata | StoredRow]:
-        """Give what each name means, sorted by name."""
-        with self._lock:
-            own = list(self._own.values())
-            builtins = [entry for name, entry in self._builtins.items() if name not in self._hidden]
+    def _candidates(self, after: str | None) -> Iterator[Candidate]:
+        """Iterate over what each name means, sorted by name."""
+        own = self._own.all()
+        shipped = [layer.all() for layer in self._shipped]
         stored = self._stored.rows(after) if self._stored is not None else iter(())
         first = next(stored, None)
         if first is None:
-            meant = {entry.name: entry for entry in (*builtins, *own) if after is None or entry.name > after}
+            # Without stored entries, which may be many, sorting all at once is faster than merging.
+            entries = chain(*reversed(shipped), own)  # a later one replaces an earlier one of the same name
+            meant = {entry.name: entry for entry in entries if after is None or entry.name > after}
             yield from sorted(meant.values(), key=_NAME)
             return
-        layers: tuple[Iterable[ModelMetadata | StoredRow], ...] = (
-            sorted(own, key=_NAME),  # the first wins a tie
+        layers: tuple[Iterable[Candidate], ...] = (
+            sorted(own, key=_NAME),  # of equal names, the first layer's comes first
             chain((first,), stored),
-            sorted(builtins, key=_NAME),
+            *(sorted(entries, key=_NAME) for entries in shipped),
         )
         last = after or ""
         for candidate in heapq.merge(*layers, key=_NAME):
@@ -367,31 +346,11 @@ class Catalog:
                 yield candidate
                 last = candidate.name
 
-    def _forget_aliases(self, name: str) -> None:
-        self._own_aliases = {alias: owner for alias, owner in self._own_aliases.items() if owner != name}
+    def _check_task(self, asked: str) -> None:
+        """Raise RequestError unless some entry has this task, which is not one of the known ones."""
+        known = {str(entry.fact("task")) for entry in self._candidates(None) if entry.fact("task")}
+        if asked not in known:
+            raise unknown_task(asked, known)
 
     def _changed(self) -> None:
         self._generation = next(self._changes)
-
-    @staticmethod
-    def _exists(taken: ModelMetadata) -> ModelExistsError:
-        return ModelExistsError(
-            f"Model {taken.name!r} is registered already ({taken.origin}, version {taken.version}).\n"
-            "Take another name, or say that this one takes its place: --replace, register(…, replace=True)",
-            model=taken.name,
-        )
-
-
-def _check_filters(**texts: object) -> None:
-    """Raise RequestError for a filter that is no text."""
-    for name, value in texts.items():
-        if value is not None and not isinstance(value, str):
-            raise RequestError(f"Filter {name!r} must be text, not {type(value).__name__}.", option=name)
-
-
-def _tags(tags: object) -> tuple[str, ...]:
-    """Return the tags to look for, of one or several; RequestError: they are none."""
-    wanted = (tags,) if isinstance(tags, str) else tags
-    if not isinstance(wanted, list | tuple | set | frozenset) or not all(isinstance(tag, str) for tag in wanted):
-        raise RequestError("Filter 'tags' must be text or a list of texts.", option="tags")
-    return tuple(wanted)

@@ -1,9 +1,7 @@
-"""Entries as TOML: one table an entry, in the keywords of `registry.register`, and one for the aliases of each name."""
+"""Entries as TOML: a table for each entry with the keywords of `registry.register`, and the aliases of each name."""
 
-import tomllib
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 from medvllm.catalog.events import Alias
 from medvllm.errors import CatalogError, MedVLLMError
@@ -11,22 +9,33 @@ from medvllm.metadata import ModelMetadata, Origin
 from medvllm.names import valid_name
 
 
-@dataclass(frozen=True)
-class Entries:
-    """What a file says. The version of a table ``[models.name]`` is 0, that of ``[models."name@2"]`` is 2."""
+class Entries(NamedTuple):
+    """What a file says. A table ``[models.name]`` has version 0, and ``[models."name@2"]`` has version 2."""
 
     models: tuple[ModelMetadata, ...]
-    aliases: tuple[Alias, ...] | None  # None: the file says nothing of aliases
+    aliases: tuple[Alias, ...] | None  # None: the file has no table of aliases
 
 
-def parsed(text: str, origin: Origin) -> Entries:
-    """Return the entries in their order in `text`; CatalogError says which one cannot be used."""
+def parse_entries(
+    text: str, origin: Origin, file: str = "The entries", loads: Callable[[str], dict[str, Any]] | None = None
+) -> Entries:
+    """Return what a file says, in its order.
+
+    Args:
+        text: The file as TOML.
+        origin: The origin that the entries get.
+        file: What to call the file in messages.
+        loads: Parses the text; by default `tomllib.loads`.
+
+    Raises:
+        CatalogError: The text is not TOML, or an entry is not valid; the message says which one.
+    """
     try:
-        content = tomllib.loads(text)
+        content = loads(text) if loads else _parse_toml(text)
         if unknown := content.keys() - {"models", "aliases"}:
-            raise CatalogError(f"it has the table {min(unknown)[:80]!r}, and takes 'models' and 'aliases'")
+            raise CatalogError(f"it has an unknown table {min(unknown)[:80]!r}; use 'models' and 'aliases'")
         if "models" not in content:
-            raise CatalogError("there is no table 'models'")
+            raise CatalogError("the table 'models' is missing")
         models = tuple(_entry(key, dict(facts), origin) for key, facts in content["models"].items())
         aliases = content.get("aliases")
         if aliases is None:
@@ -34,25 +43,42 @@ def parsed(text: str, origin: Origin) -> Entries:
         states = ((name, alias, state) for name, known in aliases.items() for alias, state in known.items())
         return Entries(models, tuple(_alias(name, alias, state) for name, alias, state in states))
     except MedVLLMError as error:
-        raise CatalogError(f"The entries cannot be read: {error}") from error
+        raise CatalogError(f"{file} cannot be read: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CatalogError(f"The entries cannot be read: {type(error).__name__}: {str(error)[:200]}") from error
+        raise CatalogError(f"{file} cannot be read: {type(error).__name__}: {str(error)[:200]}") from error
 
 
-def from_toml(text: str, origin: Origin) -> dict[str, ModelMetadata]:
-    """Return the entries by name, one of each; CatalogError says which one cannot be used."""
+def _parse_toml(text: str) -> dict[str, Any]:
+    import tomllib  # here, as a listing does without it
+
+    return tomllib.loads(text)
+
+
+def from_toml(
+    text: str, origin: Origin, file: str = "The entries", loads: Callable[[str], dict[str, Any]] | None = None
+) -> dict[str, ModelMetadata]:
+    """Return the entries of a file by name. Each name may occur once; an entry without a version gets version 1.
+
+    Raises:
+        CatalogError: An entry is not valid, or a name occurs twice.
+    """
     found: dict[str, ModelMetadata] = {}
-    for entry in parsed(text, origin).models:
+    content = parse_entries(text, origin, file, loads)
+    if content.aliases:
+        raise CatalogError(f"{file} cannot be read: it has aliases, which only stored models have.")
+    for entry in content.models:
         if entry.name in found:
-            raise CatalogError(f"The entries cannot be read: model {entry.name!r} is there twice.")
+            raise CatalogError(f"{file} cannot be read: model {entry.name!r} occurs twice.")
         found[entry.name] = entry if entry.version else entry.changed(version=1)
     return found
 
 
 def to_toml(entries: Iterable[ModelMetadata], aliases: Iterable[Alias] | None = None) -> str:
-    """Return entries as text with every fact that is known, sorted: stored ones by name and version.
+    """Return entries as TOML with every fact that is known, sorted by name and version.
 
-    An empty table of aliases says that there are none; no table says nothing of them.
+    Args:
+        entries: The entries. Stored ones keep their version numbers.
+        aliases: The aliases. None leaves out the table of aliases, so that applying the text keeps the existing ones.
     """
     import tomlkit
 
@@ -75,7 +101,7 @@ def _entry(key: str, facts: dict[str, Any], origin: Origin) -> ModelMetadata:
     name, at, number = key.partition("@")
     version = _number(key, int(number) if number.isdecimal() else number) if at else 0
     if "model_type" not in facts:
-        raise CatalogError(f'model {key[:200]!r} has no model_type; a name with a dot is written as [models."a.b"]')
+        raise CatalogError(f'model {key[:200]!r} has no model_type; quote a name that has a dot: [models."a.b"]')
     return ModelMetadata.build(valid_name(name), facts.pop("model_type"), facts, version=version, origin=origin)
 
 
@@ -84,12 +110,12 @@ def _alias(name: str, alias: str, state: Any) -> Alias:
     version, protected = facts.get("version"), facts.get("protected", False)
     if facts.keys() - {"version", "protected"} or type(protected) is not bool or not (protected or version is not None):
         raise CatalogError(
-            f"Alias {alias[:80]!r} of model {name[:80]!r} is no version, nor {{version = 2, protected = true}}."
+            f"Alias {alias[:80]!r} of model {name[:80]!r} must be a version, or {{version = 2, protected = true}}."
         )
     return Alias(valid_name(name), alias, None if version is None else _number(f"{name}@{alias}", version), protected)
 
 
 def _number(of: str, version: object) -> int:
     if type(version) is not int or not 0 < version < 2**31:
-        raise CatalogError(f"{of[:200]!r} has the version {version!r:.20}, which is no whole number above 0.")
+        raise CatalogError(f"The version of {of[:200]!r} must be a whole number of at least 1, not {version!r:.20}.")
     return version

@@ -1,11 +1,14 @@
-"""What the stored catalogue tells of itself: who changed what, when and why; and where aliases point."""
+"""Events of the history, and aliases."""
 
 import re
 from dataclasses import dataclass
 from typing import Any
 
-HALVES = re.compile("[\ud800-\udfff]")  # of characters: no file and no terminal takes one alone
-DEFAULT = "default"  # the alias that a bare name means
+from medvllm.errors import RequestError
+
+HALVES = re.compile("[\ud800-\udfff]")  # lone surrogates: no file and no terminal takes them
+DEFAULT = "default"  # the alias that sets the version which a bare name means
+_MAX_REASON = 2000  # characters
 ACTIONS = frozenset(
     (
         *("created", "migrated", "registered", "changed", "unregistered", "loaded", "locked", "imported"),
@@ -16,7 +19,7 @@ ACTIONS = frozenset(
 
 @dataclass(frozen=True)
 class Event:
-    """One change, as the history keeps it. `detail` has what changed; no event holds a text that a model was given."""
+    """One change, as the history keeps it. No event has a text that a model was given."""
 
     seq: int
     at: str  # UTC, ISO 8601
@@ -27,18 +30,26 @@ class Event:
     version: int | None
     alias: str | None
     reason: str | None
-    detail: dict[str, Any]
+    detail: dict[str, Any]  # what changed
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the event as JSON has it."""
+        """Return the event in the form that is written as JSON."""
         return dict(vars(self))
 
 
 @dataclass(frozen=True)
 class Alias:
-    """A name that points to a version, such as production; `version` is None for a protection without an alias yet."""
+    """A name that points to a version, such as "production"."""
 
     name: str
     alias: str
-    version: int | None
+    version: int | None  # None: the alias is protected but not set yet
     protected: bool
+
+
+def check_reason(reason: str | None) -> None:
+    """Raise RequestError if the history cannot keep a reason."""
+    if reason is not None and not 0 < len(reason) <= _MAX_REASON:
+        raise RequestError(f"A reason must have 1 to {_MAX_REASON:,} characters, not {len(reason):,}.")
+    if reason is not None and HALVES.search(reason):
+        raise RequestError("A reason must not contain half of a surrogate pair: it is not valid Unicode text.")

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from medvllm.catalog.events import Alias, Event
 from medvllm.metadata import ModelMetadata
 
 
-@dataclass(frozen=True)
-class Locked:
+class Locked(NamedTuple):
     """What a lock file has of a version: one digest over all of its files, and the SHA-256 of each."""
 
     digest: str

@@ -11,13 +11,14 @@ from medvllm.cli.parameters import Json, Reason
 from medvllm.cli.streams import say
 from medvllm.model_registry import registry
 
-app = typer.Typer(help="Let a name such as production point to a version.", no_args_is_help=True)
+app = typer.Typer(help="Point names such as production to versions, and protect them.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A stored entry.", autocompletion=stored_names)]
 AliasName = Annotated[
     str,
     typer.Argument(
-        metavar="ALIAS", help="Alias, such as production; the alias default sets the version that the bare name loads."
+        metavar="ALIAS",
+        help="The alias, for example production. The alias default sets the version that the bare name means.",
     ),
 ]
 
@@ -26,50 +27,55 @@ AliasName = Annotated[
 def set_(
     name: Name,
     alias: AliasName,
-    version: Annotated[str, typer.Argument(help="A version's number, or another alias of the same name.")],
+    version: Annotated[str, typer.Argument(help="The number of a version, or another alias that points to it.")],
     reason: Reason = None,
 ) -> None:
-    """Point an alias to a version, in one step. A protected one asks for a lock, acceptance tests and a reason."""
+    """Point an alias to a version. A protected alias requires a locked version with a baseline, and a reason."""
     number = registry.catalog.set_alias(name, alias, version, reason=reason).version
     typer.echo(f"{printable(name)}@{alias} is version {number}.")
 
 
-@app.command("rm")
-def rm(name: Name, alias: AliasName, reason: Reason = None) -> None:
-    """Remove an alias. A protected one asks for a reason, and stays protected."""
+@app.command("remove")
+def remove(name: Name, alias: AliasName, reason: Reason = None) -> None:
+    """Remove an alias. A protected alias requires a reason and stays protected."""
     registry.catalog.remove_alias(name, alias, reason=reason)
     typer.echo(f"Removed {printable(name)}@{alias}.")
 
 
 @app.command("protect")
-def protect(
-    name: Name,
-    alias: AliasName,
-    off: Annotated[bool, typer.Option("--off", help="Protect it no longer; this asks for a reason.")] = False,
-    reason: Reason = None,
-) -> None:
-    """Let an alias point only to a version that is locked and accepted, and move only with a reason."""
-    registry.catalog.protect(name, alias, not off, reason=reason)
-    typer.echo(f"{printable(name)}@{alias} is {'not protected any more' if off else 'protected'}.")
-    if not off and all(each.version is None for each in registry.catalog.aliases(name) if each.alias == alias):
+def protect(name: Name, alias: AliasName, reason: Reason = None) -> None:
+    """Let an alias point only to a version that is locked and has a baseline, and move only with a reason."""
+    registry.catalog.protect(name, alias, reason=reason)
+    typer.echo(f"{printable(name)}@{alias} is protected.")
+    if all(each.version is None for each in registry.catalog.aliases(name) if each.alias == alias):
         say(f"It points to no version yet: medvllm alias set {printable(name)} {alias} VERSION --reason 'why'")
+
+
+@app.command("unprotect")
+def unprotect(name: Name, alias: AliasName, reason: Reason = None) -> None:
+    """End the protection of an alias. This requires a reason."""
+    registry.catalog.protect(name, alias, False, reason=reason)
+    typer.echo(f"{printable(name)}@{alias} is no longer protected.")
 
 
 @app.command("list")
 def list_(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="A stored entry; else all.", autocompletion=stored_names)
+        str | None,
+        typer.Argument(metavar="NAME", help="Only aliases of this stored entry.", autocompletion=stored_names),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List aliases and the versions that they point to; a protected one whose version does not load says why."""
+    """List aliases and the versions that they point to, and why the version of a protected alias would not load."""
     aliases = registry.catalog.aliases(name)
-    unmet = {alias: registry.catalog.unmet(alias) for alias in aliases}
+    if name is not None and not aliases:
+        registry.catalog.check_known(name)
+    unmet = {alias: registry.catalog.unmet_requirements(alias) for alias in aliases}
     if as_json:
         print_json([vars(alias) | {"unmet": unmet[alias]} for alias in aliases])
         return
     if not aliases:
-        typer.echo("There is no alias.", err=True)
+        typer.echo("There are no aliases.", err=True)
     rows = ((each.name, each.alias, each.version, _state(each, unmet[each])) for each in aliases)
     print_table(("NAME", "ALIAS", "VERSION", "PROTECTION"), rows)
 

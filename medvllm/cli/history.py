@@ -1,8 +1,10 @@
 """`medvllm history`: who changed what in the stored catalogue, when and why."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from medvllm.catalog import Event
 from medvllm.cli.completion import stored_names
@@ -11,35 +13,65 @@ from medvllm.cli.parameters import Json
 from medvllm.model_registry import registry
 
 
-def history(
+class _ListByDefault(TyperGroup):
+    """A group that runs its command `list` if the first word is not one of its commands."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or args[0] not in (*self.commands, *ctx.help_option_names):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_ListByDefault,
+    help="List the changes of the stored catalogue, or verify that nobody has edited them. `medvllm history NAME` is "
+    "short for `medvllm history list NAME`.",
+)
+
+
+def _words(incomplete: str) -> Iterator[str]:
+    """Complete the first word, which may be a name or the other command."""
+    yield from ["verify"] if incomplete and "verify".startswith(incomplete) else []
+    yield from stored_names(incomplete)
+
+
+@app.command("list")
+def list_(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="NAME", help="An entry's name, also one that is gone; else all.", autocompletion=stored_names
+            metavar="NAME",
+            help="Only events of this name, which may have been removed. For a model named list or verify: history "
+            "list NAME.",
+            autocompletion=_words,
         ),
     ] = None,
-    since: Annotated[str | None, typer.Option(help="A day or a time: 2026-03-01, 2026-03-01T12:30.")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Find events that were edited, removed or reordered.")] = False,
+    since: Annotated[
+        str | None, typer.Option(help="Only events from this date or time on: 2026-03-01, 2026-03-01T12:30.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the changes of the stored catalogue, the first one first, or check that they are as they were written."""
-    if check and (name or since):
-        raise typer.BadParameter("--check reads all of the history: give no name and no time")
-    if check:
-        _check(as_json)
-        return
+    """List the changes of the stored catalogue, the first one first."""
     events = registry.catalog.history(name, since=since)
+    if name is not None and not events:
+        registry.catalog.check_known(name)
     if as_json:
         print_json([event.to_dict() for event in events])
         return
     if not events:
-        typer.echo("There is no event.", err=True)
+        typer.echo("There are no events.", err=True)
     columns = ("NO", "TIME", "WHO", "WHAT", "REASON")
-    rows = ((e.seq, e.at[:19] + "Z", f"{e.who}@{e.machine}", described(e), e.reason) for e in events)
+    rows = ((e.seq, e.at[:19] + "Z", f"{e.who}@{e.machine}", describe(e), e.reason) for e in events)
     print_table(columns, rows)
 
 
-def _check(as_json: bool) -> None:
+@app.command("verify")
+def verify(as_json: Json = False) -> None:
+    """Read the whole history, and find events that were edited, removed or reordered; exit code 1 if there are any.
+
+    Also finds entries and aliases that no event explains. Keep the printed hash elsewhere: someone who may write to the
+    database can rewrite all of it.
+    """
     length, digest, flaws = registry.catalog.check_history()
     if as_json:
         print_json({"events": length, "hash": digest or None, "flaws": flaws})
@@ -51,7 +83,7 @@ def _check(as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def described(event: Event) -> str:
+def describe(event: Event) -> str:
     """Return in a few words what an event did."""
     version = event.name if event.version is None else f"{event.name}@{event.version}"
     alias, before = f"{event.name}@{event.alias}", event.detail.get("from")
@@ -59,21 +91,21 @@ def described(event: Event) -> str:
         "created": "catalogue created",
         "migrated": f"catalogue migrated from schema {before} to {event.detail.get('to')}",
         "registered": f"+ {version}",
-        "changed": f"~ {version}: {'; '.join(_mark(*item) for item in sorted(event.detail.get('facts', {}).items()))}",
+        "changed": f"~ {version}: {'; '.join(_fact(*item) for item in sorted(event.detail.get('facts', {}).items()))}",
         "unregistered": f"- {version}",
         "aliased": f"{'+' if before is None else '~'} {alias} -> {event.version}{_was(before)}",
         "unaliased": f"- {alias}{_was(before)}",
         "locked": f"locked {version}: files {str(event.detail.get('digest'))[:12]}",
         "imported": f"imported {version}: bundle {str(event.detail.get('bundle'))[:12]}",
         "protected": f"~ {alias} protected",
-        "unprotected": f"~ {alias} not protected any more",
+        "unprotected": f"~ {alias} no longer protected",
         "loaded": f"loaded {event.name if event.detail.get('source') == 'direct' else version}",
     }
     return words.get(event.action, event.action)
 
 
-def _mark(fact: str, value: Any) -> str:
-    """Return in a few words what a mark is now."""
+def _fact(fact: str, value: Any) -> str:
+    """Return in a few words what a fact is now."""
     if value is None:
         return f"no {fact}"
     if fact in ("baseline", "baseline_digest"):

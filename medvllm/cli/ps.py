@@ -12,11 +12,11 @@ from medvllm.quantities import shown_size
 
 
 def ps(as_json: Json = False) -> None:
-    """List the models in memory of the processes that share this catalogue, also in containers and on other hosts.
+    """List the models that processes sharing this catalogue have in memory, also in containers and on other hosts.
 
-    SHARED is what of SIZE is a file's, in memory once for all who map it; STAYS is how long a model stays unused.
+    SHARED is the part of SIZE that is a mapped file, which processes share. STAYS is how long an idle model stays.
     """
-    registry.catalog.is_there()  # where others have their notes, or an error
+    registry.catalog.is_there()  # raises an error if the catalogue, where processes leave their notes, is missing
     notes = registry.list_processes()
     models = [
         {"pid": note.process.pid, "host": note.process.host, "is_near": note.process.is_near, **model}
@@ -44,5 +44,5 @@ def _row(model: dict[str, Any]) -> tuple[object, ...]:
 
 def _stays(keep_alive: float | None) -> str:
     if keep_alive is None:
-        return "if room"
+        return "while it fits"
     return "pinned" if keep_alive < 0 else f"{keep_alive:,.0f} s"

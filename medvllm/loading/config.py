@@ -113,7 +113,7 @@ def _from_snapshot(metadata: ModelMetadata, snapshot: Snapshot, cls: type[Any] |
 
 
 def _read(cls: type[Any], snapshot: Snapshot) -> PreTrainedConfig:
-    config = _checked(cls.from_pretrained(snapshot.folder, local_files_only=True, trust_remote_code=False))
+    config = _checked(cls.from_pretrained(snapshot.loader_folder, local_files_only=True, trust_remote_code=False))
     # transformers looks at a repository's name when its files name the wrong tokenizer.
     config._name_or_path = snapshot.repo or str(snapshot.path)
     return config

@@ -89,7 +89,7 @@ def _identify(metadata: ModelMetadata, options: LoadOptions, snapshot: Snapshot)
             config=given,
             overrides=overrides,
         ),
-        snapshot.on_disk,
+        snapshot.disk_identity,
     )
     return identity, base
 

@@ -13,7 +13,7 @@ from medvllm.loading import from_pretrained_lock
 from medvllm.loading.replay.aligned import save_aligned
 from medvllm.loading.replay.mapping import ALIGNED, map_file
 from medvllm.sources import Snapshot
-from medvllm.sources.prepared import Prepared, copies_of
+from medvllm.sources.dtype_copies import DtypeCopy, list_copies
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ _FIXED = ("transformers.", "medvllm_code_")
 
 def find_place(
     snapshot: Snapshot, cls: type[Any], arguments: dict[str, Any], unused: tuple[str, ...] = ()
-) -> Prepared | None:
+) -> DtypeCopy | None:
     """Return the place of a load's converted weights; None if its class gets no copy.
 
     Args:
@@ -36,7 +36,7 @@ def find_place(
         return None
     config = {field: value for field, value in arguments["config"].to_dict().items() if field != "_name_or_path"}
     libraries = [torch.__version__, transformers.__version__]
-    return Prepared.of(
+    return DtypeCopy.of(
         snapshot,
         dtype=str(arguments["dtype"]),
         model_class=class_path(cls),
@@ -48,7 +48,7 @@ def find_place(
 
 
 def keep_copy(
-    place: Prepared | None, model: Any, missing: set[str], load: Callable[[Snapshot], torch.nn.Module]
+    place: DtypeCopy | None, model: Any, missing: set[str], load: Callable[[Snapshot], torch.nn.Module]
 ) -> Snapshot:
     """Keep the weights of a model that was just converted, and return a snapshot that holds them.
 
@@ -67,16 +67,16 @@ def keep_copy(
         raise OSError("a user's own class gets no converted copy")
     if from_pretrained_lock.is_held():
         raise OSError("it was converted inside another load")
-    if (ready := place.find()) is not None and _difference(model, load(ready), missing):
+    if (ready := place.to_snapshot()) is not None and _difference(model, load(ready), missing):
         logger.warning("%s differs from the weights converted to %s, so it is made again", place.folder, model.dtype)
-        place.drop()
-    if place.find() is None and not place.unfit():
+        place.remove()
+    if place.to_snapshot() is None and not place.rejection():
         state = _distinct({name: t for name, t in model.state_dict().items() if name not in missing})
 
         def fill(folder: Path) -> str | None:
             try:
                 save_aligned(state, folder / "model.safetensors")
-                difference = _difference(model, load(place.snapshot.prepared(folder)), missing)
+                difference = _difference(model, load(place.snapshot.with_weights(folder)), missing)
             except (
                 OSError,
                 MemoryError,
@@ -87,10 +87,10 @@ def keep_copy(
                 difference = f"{type(error).__name__}: {str(error)[:200]}"
             return difference and f"a copy in {model.dtype} differs from what transformers makes: {difference}"
 
-        place.keep(sum(tensor.nbytes for tensor in state.values()), fill)
-    if reason := place.unfit():
+        place.write(sum(tensor.nbytes for tensor in state.values()), fill)
+    if reason := place.rejection():
         raise OSError(reason)
-    return place.snapshot.prepared(place.folder)
+    return place.snapshot.with_weights(place.folder)
 
 
 def is_proven(ready: Snapshot, source: Snapshot) -> bool:
@@ -113,9 +113,9 @@ def is_proven(ready: Snapshot, source: Snapshot) -> bool:
 def check_prepared_copies(snapshot: Snapshot) -> dict[str, str]:
     """Return what is wrong with the converted copies of a snapshot's weights, by folder."""
     found = {}
-    for copy in copies_of(snapshot):
-        ready = copy.find()
-        if not copy.unfit() and (ready is None or not is_proven(ready, snapshot)):
+    for copy in list_copies(snapshot):
+        ready = copy.to_snapshot()
+        if not copy.rejection() and (ready is None or not is_proven(ready, snapshot)):
             found[str(copy.folder)] = "differs from the converted weights. Remove it, and it is made again"
     return found
 

@@ -28,7 +28,7 @@ def make_proof(
         size_bytes: Its size in memory.
         tokenizer: Loads its tokenizer. The model may have none.
     """
-    changed = [_name(snapshot, file) for file in snapshot.taken.changed()]
+    changed = [_name(snapshot, file) for file in snapshot.file_stamps.changed_paths()]
     architecture, labels = snapshot.config.get("model_type"), label_map(getattr(model, "config", None))
     return Proof(
         commit=snapshot.commit if snapshot.is_listed else None,

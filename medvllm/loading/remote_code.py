@@ -25,7 +25,7 @@ from medvllm.errors import DigestMismatchError, LoadError, MedVLLMError, Missing
 from medvllm.forking import Lock
 from medvllm.metadata import ModelMetadata
 from medvllm.sources import Snapshot
-from medvllm.sources.snapshot import read_json
+from medvllm.sources.json_files import read_json
 
 logger = logging.getLogger(__name__)
 

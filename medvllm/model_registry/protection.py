@@ -1,4 +1,4 @@
-"""What a version needs before a protected alias may point to it: a lock that its files fit, and a baseline."""
+"""What a version needs before a protected alias may point to it: locked files, and a baseline of these files."""
 
 from medvllm.catalog import Locked
 from medvllm.errors import CatalogError, DigestMismatchError, SourceError
@@ -22,7 +22,7 @@ def check_baseline(entry: ModelMetadata, alias: str, files: str | None) -> None:
     if recorded is None or not entry.baseline:
         raise CatalogError(
             f"Model {entry.reference!r} was not loaded: the protected alias {alias!r} points to it, and it has no "
-            f"baseline.\nTo approve it, run:\n  medvllm alias protect {entry.name} {alias} --off --reason 'why'\n"
+            f"baseline.\nTo approve it, run:\n  medvllm alias unprotect {entry.name} {alias} --reason 'why'\n"
             f"  medvllm lock {entry.reference}\n  medvllm baseline record {entry.reference}\n"
             f"  medvllm alias protect {entry.name} {alias}",
             model=entry.name,
@@ -38,49 +38,52 @@ def check_baseline(entry: ModelMetadata, alias: str, files: str | None) -> None:
 
 
 class AliasProtection:
-    """Approval by the lock file that is in force, and by the baseline of a version."""
+    """Decides by the lock file in force and by the baselines of versions. The stored catalogue asks it."""
 
-    def lacking(self, entry: ModelMetadata) -> list[str]:
-        """Return what a version lacks, each with the command that gives it; its files are hashed."""
-        from medvllm.sources import Lock, verify
+    def missing_requirements(self, entry: ModelMetadata) -> list[str]:
+        """Return what a version lacks before a protected alias may point to it, each with the command that adds it.
+
+        Its files are hashed.
+        """
+        from medvllm.sources import Lock, verify_files
 
         lock, name = Lock.current(), entry.reference
-        locked = lock.known(entry)
+        locked = lock.get(entry)
         lacking = []
         if locked is None:
             lacking.append(f"a lock in {lock.file}: medvllm lock {name}")
-        elif verify(entry, locked):
-            lacking.append(f"files that are the locked ones; see: medvllm verify {name}")
+        elif verify_files(entry, locked):
+            lacking.append(f"the files that are locked; see: medvllm verify {name}")
         if not entry.baseline:
             lacking.append(f"a baseline: medvllm baseline record {name}")
         elif locked is not None and entry.lifecycle.baseline_digest != locked.digest:
             lacking.append(f"a baseline of the locked files: medvllm baseline record {name}")
         return lacking
 
-    def unmet(self, entry: ModelMetadata) -> list[str]:
-        """Return for what a version that a protected alias points to does not load; nothing is fetched.
+    def unmet_requirements(self, entry: ModelMetadata) -> list[str]:
+        """Return why a version that a protected alias points to would not load. Nothing is fetched.
 
-        Folders are looked at; of a repository, what the lock file has.
+        The files of a folder are hashed. Of a repository's files, what the lock file says is taken.
         """
-        from medvllm.sources import resolve, to_lock
+        from medvllm.sources import LockedModel, resolve_snapshot
 
-        accepted = entry.lifecycle.baseline_digest
-        if not entry.baseline or accepted is None:
+        recorded = entry.lifecycle.baseline_digest
+        if not entry.baseline or recorded is None:
             return ["a baseline"]
         locked = self.locked(entry)
         found = None if locked is None else locked.digest
         if parse(entry.location).kind == "folder":
             try:
-                found = to_lock(resolve(entry)).digest
+                found = LockedModel.from_snapshot(resolve_snapshot(entry)).digest
             except SourceError as error:
                 return [f"its files: {str(error).splitlines()[0]}"]
-        return ["the files of its baseline"] if found not in (None, accepted) else []
+        return ["the files of its baseline"] if found not in (None, recorded) else []
 
     def locked(self, entry: ModelMetadata) -> Locked | None:
         """Return what the lock file has of a version, or None."""
         from medvllm.sources import Lock
 
-        found = Lock.current().known(entry)
+        found = Lock.current().get(entry)
         if found is None:
             return None
         files = {**found.files, **found.converted}

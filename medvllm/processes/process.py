@@ -1,7 +1,6 @@
 """A process that shares a catalogue: on this machine, in a container, or on another machine."""
 
 import os
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -59,6 +58,8 @@ def _machine() -> tuple[str, str, str]:
         namespace = os.readlink(_PROC / "self/ns/pid")
     except OSError:  # a system without /proc: the host name must do
         boot = namespace = ""
+    import socket
+
     return socket.gethostname(), boot, namespace
 
 

@@ -35,7 +35,7 @@ class Database(Forked, ABC):
         register(self)
 
     @abstractmethod
-    def revision(self) -> Hashable:
+    def change_token(self) -> Hashable:
         """Return a value that changes with the catalogue, in whichever process."""
 
     @contextmanager
@@ -182,7 +182,7 @@ class Database(Forked, ABC):
     def _reason(self, error: Exception) -> str:
         return reason_of(error)
 
-    def _revision_of(self, row: "tuple[Any, ...] | None") -> int:
+    def _token_of(self, row: "tuple[Any, ...] | None") -> int:
         """Return the catalogue's number, as its head has it; CatalogError: there is none."""
         if row is None or type(row[0]) is not int:
             raise CatalogError(

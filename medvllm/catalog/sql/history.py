@@ -55,8 +55,8 @@ class Journal:
         alias: str | None = None,
         reason: str | None = None,
         detail: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Add an event."""
+    ) -> Event:
+        """Add an event and return it."""
         if action not in ACTIONS:
             raise ValueError(f"{action!r} is not an action of the history")
         self._length += 1
@@ -73,6 +73,7 @@ class Journal:
         record = to_json(event.to_dict())
         self._hash = sha256(self._hash + record)
         self._rows.append({"seq": self._length, "at": clock, "name": name, "record": record, "hash": self._hash})
+        return event
 
     def close(self) -> None:
         """Write what was noted; without it, nothing changes."""

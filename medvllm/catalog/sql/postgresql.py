@@ -43,7 +43,7 @@ class PostgresServer(Database):
                 raise
         return super().read(look)
 
-    def revision(self) -> Hashable:
+    def change_token(self) -> Hashable:
         """Return the catalogue's number, for a round trip. While the server does not answer, the last one stands."""
         with self._lock:
             if time.monotonic() < self._ask_at:
@@ -83,7 +83,7 @@ class PostgresServer(Database):
             pooled.detach()
             connection.autocommit = True
             self._watch = connection
-        return self._revision_of(self._watch.execute("SELECT revision FROM catalog_head").fetchone())
+        return self._token_of(self._watch.execute("SELECT revision FROM catalog_head").fetchone())
 
     def _new_engine(self) -> Engine:
         arguments = {"connect_timeout": _CONNECT_S, "tcp_user_timeout": WAIT_S * 1000, **self._address.arguments()}

@@ -1,4 +1,4 @@
-"""Rows of the tables as the values they stand for."""
+"""Converts rows of the tables to values, and back."""
 
 import json
 from typing import Any
@@ -6,17 +6,28 @@ from typing import Any
 from sqlalchemy import Connection, Row, select
 
 from medvllm.catalog.events import Alias
-from medvllm.catalog.sql.history import sha256
+from medvllm.catalog.record import Facts
+from medvllm.catalog.sql.history import sha256, to_json
 from medvllm.catalog.sql.tables import MAX_NUMBER, aliases, names
 from medvllm.errors import CatalogError
 
 
+def version_row(name: str, number: int, facts: Facts) -> dict[str, Any]:
+    """Return the row of a version."""
+    text = to_json(facts)
+    return {"name": name, "number": number, "model_type": facts["model_type"], "facts": text, "sha256": sha256(text)}
+
+
 def facts_of(row: Row[Any]) -> dict[str, Any]:
-    """Return the facts of a version's row; CatalogError when they are not the ones that were written."""
+    """Return the facts of a version's row.
+
+    Raises:
+        CatalogError: They are not what was written.
+    """
     if sha256(row.facts) != row.sha256:
         raise CatalogError(
             f"The catalogue is damaged: version {row.number} of model {row.name!r} is not what was written.\n"
-            "Restore a backup of it. What else is wrong: medvllm history verify",
+            "Restore a backup. To see what else is wrong: medvllm history verify",
             model=row.name,
         )
     facts: dict[str, Any] = json.loads(row.facts)
@@ -24,7 +35,7 @@ def facts_of(row: Row[Any]) -> dict[str, Any]:
 
 
 def number_of(suffix: str) -> int | None:
-    """Return the version's number that a suffix is, None for an alias; one that no version can have is 0."""
+    """Return the number that a suffix states, None for an alias, 0 for a number that no version can have."""
     if not suffix.isdecimal():
         return None
     return int(suffix) if len(suffix) <= len(str(MAX_NUMBER)) and int(suffix) <= MAX_NUMBER else 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from sqlalchemy import Connection, inspect, text
 
 from medvllm.errors import CatalogError, MigrationError
-from medvllm.files import chmod, make_own_file, place
+from medvllm.files import chmod, link_or_copy, make_own_file
 
 VERSION_TABLE = "catalog_schema"
 REVISIONS = ("0001", "0002", "0003")  # in their order; the last is the one that this program reads and writes
@@ -50,9 +50,7 @@ def check_kept(connection: Connection, before: str, revision: str) -> None:
     query = text("SELECT name, alias FROM catalog_aliases WHERE guarded ORDER BY name, alias")
     found = list(connection.execute(query))
     if found:
-        commands = "\n  ".join(
-            f"medvllm alias protect {name} {alias} --off --reason 'why'" for name, alias in found[:10]
-        )
+        commands = "\n  ".join(f"medvllm alias unprotect {name} {alias} --reason 'why'" for name, alias in found[:10])
         raise MigrationError(
             f"Schema {revision!r} knows no protected aliases, and there are {len(found)}: anybody could move them.\n"
             f"If that is meant, lift the protection first:\n  {commands}",
@@ -81,7 +79,7 @@ def back_up(file: Path, schema: str, copy: Callable[[Path], None]) -> Path:
         make_own_file(partial)
         copy(partial)
         chmod(partial, stat.S_IMODE(file.stat().st_mode))  # whom the file is hidden from, its copy is
-        place(partial, target)
+        link_or_copy(partial, target)
     finally:
         partial.unlink(missing_ok=True)
     return target

@@ -29,7 +29,7 @@ class SqliteFile(Database):
         self._version: int | None = None  # SQLite's number of the file's state
         self._number = 0  # the catalogue's own number of it
 
-    def revision(self) -> Hashable:
+    def change_token(self) -> Hashable:
         """Return the file and the catalogue's number, or None while there is no file. It costs microseconds."""
         with self._lock:
             identity = self._identity()
@@ -68,7 +68,7 @@ class SqliteFile(Database):
             found = self._watch.execute("SELECT revision FROM catalog_head").fetchone()
         except sqlite3.OperationalError:  # no catalogue yet, or none at all: whoever reads it says so
             return 0
-        return self._revision_of(found)
+        return self._token_of(found)
 
     def _new_engine(self) -> Engine:
         self._look()

@@ -1,20 +1,20 @@
 """Entries, versions and aliases in a database. Each change is one transaction with its row in the history."""
 
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, bindparam, select
+from sqlalchemy import Row, and_, bindparam, select
 
 from medvllm.catalog.events import Alias, Event
 from medvllm.catalog.sql import history
 from medvllm.catalog.sql.check import check
+from medvllm.catalog.sql.database import Database
 from medvllm.catalog.sql.history import Journal
 from medvllm.catalog.sql.postgresql import PostgresServer
 from medvllm.catalog.sql.rows import facts_of, list_aliases, list_names, number_of
-from medvllm.catalog.sql.schema import HEAD
 from medvllm.catalog.sql.sqlite import SqliteFile
 from medvllm.catalog.sql.tables import aliases, names, other_names, versions
 from medvllm.catalog.sql.transaction import Transaction
@@ -30,31 +30,19 @@ _POINTED_TO = _NAMED.join(
 
 
 class SqlStore:
-    """The stored catalogue of one database. Names here have no version; numbers are those of versions."""
+    """Reads and changes the stored catalogue of one database.
+
+    Args:
+        location: A SQLite file, or a postgresql:// URL.
+    """
 
     def __init__(self, location: Path | str) -> None:
-        self._database = SqliteFile(location) if isinstance(location, Path) else PostgresServer(location)
-
-    def revision(self) -> Hashable:
-        """Return a value that changes with the catalogue, in whichever process."""
-        return self._database.revision()
-
-    def migrate(self, revision: str = HEAD) -> tuple[str | None, Path | None]:
-        """Bring the database to a schema; return the one it had, and the backup that was made of a SQLite file."""
-        return self._database.migrate(revision)
-
-    def create(self) -> bool:
-        """Make an empty catalogue where there is none, and return whether one was made."""
-        return self._database.create()
-
-    def close(self) -> None:
-        """Close all connections; what is asked next opens others."""
-        self._database.close()
+        self.database: Database = SqliteFile(location) if isinstance(location, Path) else PostgresServer(location)
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
         """Give the catalogue for one change; all of it is kept, or, after an error or without `is_kept`, nothing."""
-        with self._database.writing() as connection:
+        with self.database.writing() as connection:
             journal = Journal(connection)
             transaction = Transaction(journal)
             yield transaction
@@ -63,31 +51,32 @@ class SqlStore:
             else:
                 connection.rollback()
 
-    def noting(self) -> AbstractContextManager[Connection]:
-        """Give a connection for what is no part of the catalogue."""
-        return self._database.noting()
-
     def find(self, name: str, suffix: str | None = None) -> tuple[int, dict[str, Any]] | None:
         """Return number and facts of the version that a name, a number or an alias means, or None."""
         number = None if suffix is None else number_of(suffix)
         query = _CURRENT if suffix is None else _POINTED_TO if number is None else _NUMBERED
         wanted = {"name": name, "number": number, "alias": suffix}
-        row = self._database.read(lambda connection: connection.execute(query, wanted).one_or_none())
+        row = self.database.read(lambda connection: connection.execute(query, wanted).one_or_none())
         return None if row is None else (row.number, facts_of(row))
 
     def owners(self, other: str) -> list[str]:
         """Return the names of the entries of which some version is known by another name too."""
         query = select(other_names.c.name).where(other_names.c.other == other).distinct().order_by(other_names.c.name)
-        return self._database.read(lambda connection: list(connection.execute(query).scalars()))
+        return self.database.read(lambda connection: list(connection.execute(query).scalars()))
 
     def names(self) -> list[str]:
         """Return the names that have a version, sorted."""
-        return self._database.read(list_names)
+        return self.database.read(list_names)
+
+    def names_ever(self) -> list[str]:
+        """Return the names that have or had a version, sorted."""
+        query = select(names.c.name).order_by(names.c.name)
+        return self.database.read(lambda connection: list(connection.execute(query).scalars()))
 
     def was_removed(self, name: str) -> bool:
         """Return whether a name had versions, and has none any more."""
         query = select(names.c.newest).where(names.c.name == name, names.c.current.is_(None))
-        return self._database.read(lambda connection: connection.execute(query).scalar()) is not None
+        return self.database.read(lambda connection: connection.execute(query).scalar()) is not None
 
     def rows(self, after: str | None) -> Iterator[tuple[str, str, Callable[[], tuple[int, dict[str, Any]]]]]:
         """Give what each name means, sorted by name: name, type, and a call for number and facts."""
@@ -95,39 +84,44 @@ class SqlStore:
         if after is not None:
             query = query.where(versions.c.name > after)
         query = query.execution_options(stream_results=True, max_row_buffer=500)
-        with self._database.reading() as connection, connection.execute(query) as found:  # read to its end or not
+        with self.database.reading() as connection, connection.execute(query) as found:  # read to its end or not
             for row in found:
                 yield row.name, row.model_type, partial(_content, row)
+
+    def numbers(self, name: str) -> list[int]:
+        """Return the numbers of a name's versions, sorted."""
+        query = select(versions.c.number).where(versions.c.name == name).order_by(versions.c.number)
+        return self.database.read(lambda connection: list(connection.execute(query).scalars()))
 
     def versions(self, name: str) -> list[tuple[str, int, dict[str, Any]]]:
         """Return every version of a name, sorted."""
         query = select(versions).where(versions.c.name == name).order_by(versions.c.number)
-        found = self._database.read(lambda connection: connection.execute(query).all())
+        found = self.database.read(lambda connection: connection.execute(query).all())
         return [(row.name, row.number, facts_of(row)) for row in found]
 
     def content(self) -> tuple[list[tuple[str, int, dict[str, Any]]], list[Alias]]:
         """Return every version and every alias, of one moment."""
-        rows, found = self._database.read(
+        rows, found = self.database.read(
             lambda connection: (connection.execute(select(versions)).all(), list_aliases(connection, None))
         )
         return [(row.name, row.number, facts_of(row)) for row in rows], found
 
     def aliases(self, name: str | None = None) -> list[Alias]:
         """Return the aliases of a name, or all, sorted."""
-        return self._database.read(lambda connection: list_aliases(connection, name))
+        return self.database.read(lambda connection: list_aliases(connection, name))
 
     def events(self, name: str | None, since: str | None) -> Iterator[Event]:
         """Give the events in their order."""
-        with self._database.reading() as connection:
+        with self.database.reading() as connection:
             yield from history.events(connection, name, since)
 
     def position(self) -> tuple[int, str]:
         """Return the number of events, and the hash of the last, as the catalogue keeps them."""
-        return self._database.read(history.end_of)
+        return self.database.read(history.end_of)
 
     def check(self) -> tuple[int, str, list[str]]:
         """Return how many events there are, a hash over all of them, and what is wrong with them."""
-        found = self._database.read(check)
+        found = self.database.read(check)
         return found.length, found.hash, found.flaws
 
 

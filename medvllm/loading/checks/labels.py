@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig
 
 from medvllm.errors import LoadError, WeightsMismatchError
 from medvllm.metadata import ModelMetadata
-from medvllm.sources.reading import nameless_labels
+from medvllm.sources.folder_facts import nameless_labels
 
 _OUTSIDE = ("O", "0")
 _PLACED = re.compile(r"([BILUES])-.|([BI])$")

@@ -17,7 +17,7 @@ from medvllm.loading.tokenizer.thread_safe import make_thread_safe
 from medvllm.metadata import ModelMetadata
 from medvllm.options import LoadOptions
 from medvllm.sources import Snapshot
-from medvllm.sources.snapshot import read_json
+from medvllm.sources.json_files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def _read(metadata: ModelMetadata, snapshot: Snapshot, config: Any, given: dict[
     options = given if own else given | {"config": config}
     try:
         found = (own or AutoTokenizer).from_pretrained(
-            snapshot.folder, local_files_only=True, trust_remote_code=False, **options
+            snapshot.loader_folder, local_files_only=True, trust_remote_code=False, **options
         )
     except ImportError as error:
         raise LoadError(
