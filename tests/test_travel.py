@@ -221,7 +221,7 @@ def test_a_bundle_takes_no_name_over(
     other.pull("acme/bert")
     other.pull(f"acme/pinned@{commit}")
     before = _tables()
-    with pytest.raises(CatalogError, match=r"would (be|mean)|is (the built-in|another) model here"):
+    with pytest.raises(CatalogError, match=r"would (be|mean)|is (the built-in|another) model on this machine"):
         other.import_bundle(tmp_path / "b.tar")
     assert _tables() == before
 
@@ -433,7 +433,7 @@ def test_a_signed_bundle_is_told_from_any_other(
     build.export(tmp_path / "other.tar", "m@1", sign=private)
     build.export(tmp_path / "none.tar", "m@2")
     for bad in (tmp_path / "none.pem", public, another):
-        with pytest.raises(RequestError, match=r"(?s)Key '.*' cannot be used: .*\nMake one: openssl ecparam"):
+        with pytest.raises(RequestError, match=r"(?s)Key '.*' cannot be used: .*\nCreate one: openssl ecparam"):
             build.export(tmp_path / "c.tar", "m@2", sign=bad)
     assert not (tmp_path / "c.tar").exists()
     other = site("hospital")
