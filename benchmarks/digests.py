@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.measure import Table, beside, duration, figure, interleaved, timed
 from medvllm import settings
 from medvllm.engine.model_runner import ModelRegistry
-from medvllm.sources.digest_cache import _digest_cache
+from medvllm.sources.digest_cache import open_digest_cache
 
 _SETTLES_S = 2.1  # a file that has just been written is not remembered: a change would not show in its times
 _PEER = "`hashlib.file_digest` of the weights"
@@ -60,12 +60,12 @@ def _steps(folder: Path, home: Path) -> dict[str, Callable[[], float]]:
     pull = partial(registry.pull, "model")
 
     def unseen() -> float:
-        _digest_cache.cache_clear()  # as in a process of its own
+        open_digest_cache.cache_clear()  # as in a process of its own
         shutil.rmtree(home / "home", ignore_errors=True)
         return timed(pull)
 
     def stored() -> float:
-        _digest_cache.cache_clear()  # as in a process of its own
+        open_digest_cache.cache_clear()  # as in a process of its own
         return timed(pull)
 
     def load(locked: bool) -> float:

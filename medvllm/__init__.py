@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from medvllm import errors
     from medvllm.engine.model_runner import ModelMetadata, ModelRegistry, ModelRunner, ModelType, registry
 
-    load_model = registry.load_model
+    load_model = ModelRegistry().load_model
 
 __version__ = "0.1.0"
 

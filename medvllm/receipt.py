@@ -62,7 +62,7 @@ class Proof:
 
 @dataclass(frozen=True)
 class Receipt:
-    """The facts of one loaded model. `source` is "direct" for a name that no entry answers to.
+    """The facts of one loaded model. `origin` is "direct" for a name that no entry answers to.
 
     `proof` is verified, as it comes from the bytes; `declared` is what the entry says of them, each fact with where it
     was seen.
@@ -70,7 +70,7 @@ class Receipt:
 
     name: str
     version: int
-    source: str
+    origin: str
     snapshot: str  # "repo@commit", or the folder
     options: dict[str, Any]  # those in effect
     proof: Proof
@@ -118,7 +118,7 @@ class Receipt:
             "format": _FORMAT,
             "name": self.name,
             "version": self.version,
-            "source": self.source,
+            "origin": self.origin,
             **({} if self.package is None else {"package": self.package}),
             "snapshot": self.snapshot,
             "verified": {"digest": self.proof.digest, **vars(self.proof)},

@@ -15,6 +15,7 @@ from medvllm.catalog import StoredCatalog, stores
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.engine.model_runner import registry as engine_registry
 from tests.support import warm
+from tests.support.clock import HurriedClock, hurry
 from tests.support.loopback import LoopbackHub
 from tests.support.postgres import Postgres, programs
 from tests.support.skips import pytest_addoption, pytest_sessionfinish  # noqa: F401, they are hooks
@@ -125,6 +126,14 @@ def hub(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     _hub.clear()
     yield _hub
+
+
+@pytest.fixture
+def hurried(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> HurriedClock:
+    """The waits between two tries, ours and huggingface_hub's, take no time."""
+    importlib.import_module("huggingface_hub.file_download")
+    importlib.import_module("medvllm.sources")
+    return hurry(monkeypatch, "huggingface_hub", "medvllm.sources")
 
 
 @pytest.fixture

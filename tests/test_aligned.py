@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from medvllm.loading.replay.aligned import save_aligned
 from medvllm.loading.replay.mapping import DTYPES, map_file
-from medvllm.sources.snapshot import _header
+from medvllm.sources.safetensors import read_header
 
 SHAPES = st.lists(st.integers(0, 5) | st.sampled_from([8, 16, 32, 33]), max_size=3)
 TENSORS = st.lists(st.tuples(st.sampled_from([*DTYPES.values()]), SHAPES), max_size=12)
@@ -36,7 +36,7 @@ def test_every_tensor_is_aligned_and_every_reader_reads_it(kinds: list[tuple[tor
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.safetensors"
         save_aligned(tensors, file)
-        header = _header(file)
+        header = read_header(file)
         whole = map_file(file)
         views, read = whole.tensors(header), load_file(file)
         with safe_open(file, framework="pt") as opened:
@@ -61,5 +61,5 @@ def test_tensors_keep_their_order_where_they_can() -> None:
     tensors = {f"t{i}": torch.zeros(16 + 48 * (i % 2)) for i in range(8)} | {"odd": torch.zeros(3)}
     with tempfile.TemporaryDirectory() as folder:
         save_aligned({"bias": torch.zeros(5)} | tensors, Path(folder) / "model.safetensors")
-        header = _header(Path(folder) / "model.safetensors")
+        header = read_header(Path(folder) / "model.safetensors")
     assert list(header) == [*(f"t{i}" for i in range(8)), "bias", "odd"]

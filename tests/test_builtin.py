@@ -51,7 +51,7 @@ def test_an_entry_makes_its_repository_load_as_its_authors_meant(
     behaviour = ENTRIES[name].behaviour
     _served(hub, tmp_path / "m", name)
     with registry.lease(name) as lease:
-        assert lease.receipt.source == "built-in"
+        assert lease.receipt.origin == "built-in"
         model_class: Any = lease.metadata.model_class
         assert isinstance(lease.model, model_class._model_mapping[type(lease.model.config)])
         tokenizer = lease.tokenizer

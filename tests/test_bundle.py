@@ -16,7 +16,7 @@ import pytest
 
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import DigestMismatchError, MedVLLMError, ModelNotFoundError, OutputError, SourceError
-from medvllm.sources.provenance import Provenance
+from medvllm.sources.bundle import ExportRecord
 from tests.support import tiny
 from tests.support.conversions import convert
 from tests.support.loopback import LoopbackHub
@@ -104,9 +104,9 @@ def test_the_same_models_give_the_same_contents(
     for name in ("a", "b", "c"):
         with tarfile.open(tmp_path / f"{name}.tar") as tar:
             members.append([(m.name, tar.extractfile(m).read()) for m in tar.getmembers()])  # type: ignore[union-attr]
-    assert members[0][:-1] == members[1][:-1] == members[2][:-1] and members[0][-1][0] == "provenance.json"
+    assert members[0][:-1] == members[1][:-1] == members[2][:-1] and members[0][-1][0] == "export.json"
     rooms = {name.partition("/")[0] for name, _ in members[0]}
-    assert rooms == {"manifest.json", "entries.toml", "medvllm.lock", "blobs", "provenance.json"}
+    assert rooms == {"manifest.json", "entries.toml", "medvllm.lock", "blobs", "export.json"}
     assert hashlib.sha256(members[0][0][1]).hexdigest() == first.contents
 
 
@@ -154,10 +154,10 @@ def _renamed(name: str) -> Callable[[list[Any]], None]:
     return lambda members: setattr(members[-2][0], "name", name)
 
 
-_SAID = Provenance("ana", "build", "2026-05-03T10:00:00+00:00", "medvllm 1", 3, "0" * 64)
+_SAID = ExportRecord("ana", "build", "2026-05-03T10:00:00+00:00", "medvllm 1", 3, "0" * 64)
 
 
-def _in_provenance(content: bytes) -> Callable[[list[Any]], None]:
+def _in_export_record(content: bytes) -> Callable[[list[Any]], None]:
     return lambda members: members.__setitem__(-1, (members[-1][0], content))
 
 
@@ -207,12 +207,12 @@ def _in_lock(old: str, new: str) -> Callable[[list[Any]], None]:
         lambda members: members.append((tarfile.TarInfo("more"), b"x")),
         lambda members: members.pop(),
         lambda members: members.pop(-2),
-        _in_provenance(b"{}"),
-        _in_provenance(b"[1]"),
-        _in_provenance(replace(_SAID, by="\x1b[2J").to_json()),
-        _in_provenance(replace(_SAID, program="x" * 201).to_json()),
-        _in_provenance(replace(_SAID, events=-1).to_json()),
-        _in_provenance(_SAID.to_json().replace(b"ana", b"eve")),
+        _in_export_record(b"{}"),
+        _in_export_record(b"[1]"),
+        _in_export_record(replace(_SAID, by="\x1b[2J").to_json()),
+        _in_export_record(replace(_SAID, program="x" * 201).to_json()),
+        _in_export_record(replace(_SAID, events=-1).to_json()),
+        _in_export_record(_SAID.to_json().replace(b"ana", b"eve")),
         lambda members: members.pop(0),
         lambda members: members.clear(),
         lambda members: members.reverse(),

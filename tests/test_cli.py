@@ -126,7 +126,7 @@ def test_run_embed(mlm: Path, tmp_path: Path) -> None:
     """Texts as arguments, on standard input, or in a file; the same vectors, and no text in the output."""
     by_argument = _medvllm("run", str(mlm), "chest pain", "fever", "--task", "embed", "--json")
     result = json.loads(by_argument.out)
-    assert result["task"] == "embed" and result["receipt"]["source"] == "direct"
+    assert result["task"] == "embed" and result["receipt"]["origin"] == "direct"
     assert [len(r["vector"]) for r in result["results"]] == [32, 32]
     (tmp_path / "texts").write_text("chest pain\nfever\n")
     for run in (

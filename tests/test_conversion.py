@@ -31,9 +31,8 @@ from safetensors.torch import load_file
 
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import IncompleteSnapshotError, SourceError, UnsafeWeightsError
-from medvllm.sources import converter
-from medvllm.sources.conversion import as_safetensors
-from medvllm.sources.folder import resolve
+from medvllm.sources.conversion import as_safetensors, converter
+from medvllm.sources.folder import resolve_snapshot
 from tests.support import tiny
 from tests.support.conversions import convert
 
@@ -92,14 +91,14 @@ def _folder(path: Path, state: Any, *, legacy: bool = False) -> Path:
 
 def _convert(folder: Path) -> Path:
     """Convert a folder as a load does, in a process of its own; return the folder with the result."""
-    made = as_safetensors(resolve(folder, None)).converted_at
+    made = as_safetensors(resolve_snapshot(folder, None)).converted_at
     assert made is not None
     return made
 
 
 def _convert_here(folder: Path) -> Path:
     """Convert a folder in this process; return the folder with the result, which a load takes for its own."""
-    made = as_safetensors(resolve(convert(folder), None)).converted_at
+    made = as_safetensors(resolve_snapshot(convert(folder), None)).converted_at
     assert made is not None
     return made
 
@@ -241,8 +240,8 @@ CONFINED = """
 import json, sys
 from pathlib import Path
 from medvllm.errors import MedVLLMError
-from medvllm.sources import converter
-from medvllm.sources.confinement import isolate, seal
+from medvllm.sources.conversion import converter
+from medvllm.sources.conversion.confinement import isolate, seal
 network = isolate()
 import ctypes, os, safetensors.torch, socket, subprocess, torch
 torch.set_num_threads(1)
@@ -533,7 +532,7 @@ def _converter_of(parent: int) -> Any:
         for process in Path("/proc").iterdir():
             with contextlib.suppress(OSError, ValueError):
                 started = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-                if started == parent and b"medvllm.sources.converter" in (process / "cmdline").read_bytes():
+                if started == parent and b"medvllm.sources.conversion.converter" in (process / "cmdline").read_bytes():
                     return int(process.name)
         return None
 
@@ -729,11 +728,11 @@ LOAD = """
 import sys
 from pathlib import Path
 from medvllm.sources.conversion import as_safetensors
-from medvllm.sources.folder import resolve
+from medvllm.sources.folder import resolve_snapshot
 import logging
 logging.basicConfig(level=logging.INFO)
 folder = Path(sys.argv[1])
-print(as_safetensors(resolve(folder, None)).converted_at)
+print(as_safetensors(resolve_snapshot(folder, None)).converted_at)
 """
 
 

@@ -15,8 +15,8 @@ import pytest
 from huggingface_hub import scan_cache_dir
 
 from medvllm.engine.model_runner import ModelRegistry
-from medvllm.sources.digest_cache import digest_cache
-from medvllm.sources.fingerprint import stamp
+from medvllm.sources.digest_cache import digest_cache, open_digest_cache
+from medvllm.sources.fingerprint import read_stamp
 from tests.support import tiny
 from tests.support.conversions import convert
 from tests.support.loopback import LoopbackHub
@@ -205,14 +205,13 @@ def test_a_digest_cache_that_somebody_holds_costs_a_load_a_moment(home: Path, tm
     hold = f"import sqlite3, sys; c = sqlite3.connect({str(home / 'medvllm' / 'digests.db')!r}); " + (
         "c.execute('BEGIN EXCLUSIVE'); print('held', flush=True); sys.stdin.read()"
     )
-    digest_cache()._rests_until = 0.0
+    open_digest_cache.cache_clear()
     with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
-        start = time.monotonic()
         assert ModelRegistry().load_model(folder) is not None
-        assert digest_cache()._rests_until > start
+        assert digest_cache().is_paused
         holder.communicate()
-    digest_cache()._rests_until = 0.0
+    open_digest_cache.cache_clear()  # as in a process of its own
     assert digest_cache().memory_estimate("nothing") is None
 
 
@@ -257,5 +256,5 @@ def test_a_file_from_the_future_is_hashed_once(tmp_path: Path, monkeypatch: pyte
     for file in folder.iterdir():
         os.utime(file, (time.time() + 1e6, time.time() + 1e6))
     monkeypatch.setattr(digest, "_SETTLED_NS", 0)
-    digest.digests(folder, ["config.json"])
-    assert digest_cache().digests([stamp(folder / "config.json")])
+    digest.digest_files(folder, ["config.json"])
+    assert digest_cache().digests([read_stamp(folder / "config.json")])

@@ -41,12 +41,12 @@ def test_a_sound_installation(doctor: Doctor, home: Path, monkeypatch: pytest.Mo
     code, found = doctor()
     assert code == 0 and all(check["state"] == "ok" for check in found.values())
     assert found["version", "medvllm"]["value"] == __version__ and ("device", "cpu") in found
-    assert found["memory", "budget of cpu"]["value"].endswith("B, three quarters of the memory")
+    assert found["memory", "budget of cpu"]["value"].endswith("B, three quarters of the machine's memory")
     assert found["setting", "MEDVLLM_MEMORY_BUDGET"]["value"] == "auto (default)"
     assert found["setting", "MEDVLLM_MAX_MODELS"]["value"] == "none (default)"
     assert found["setting", "MEDVLLM_HOME"]["value"] == f"{home / 'medvllm'} (environment)"
     assert "answers in" in found["network", "Hub"]["value"]
-    assert found["catalogue", str(home / "medvllm" / "catalog.db")]["value"] == "none yet"
+    assert found["catalogue", str(home / "medvllm" / "catalog.db")]["value"] == "does not exist yet"
     assert doctor(MEDVLLM_MEMORY_BUDGET="cpu=18.96GB")[1]["memory", "budget of cpu"]["value"].startswith("18.96 GB")
 
 
@@ -60,12 +60,12 @@ def test_the_lock_that_is_in_force(doctor: Doctor, home: Path, tmp_path: Path, m
     code, found = doctor()
     assert code == 0 and found["lock", "covers"]["value"] == "locked"
     assert found["lock", "is required"]["value"].startswith("no: ")
-    (home / "medvllm" / "config.toml").write_text(f'require_lock = true\nlock = "{lock}"\n')
+    (home / "medvllm" / "config.toml").write_text(f'require_lock = true\nlock_file = "{lock}"\n')
     monkeypatch.delenv("MEDVLLM_LOCK_FILE")
     code, found = doctor()
     assert code == 0 and found["lock", "is required"]["value"].startswith("yes: ")
     assert f"MEDVLLM_LOCK_FILE in {home / 'medvllm' / 'config.toml'}" in found["lock", "file"]["value"]
-    assert found["catalogue", str(home / "medvllm" / "catalog.db")]["value"] == "1 stored names"
+    assert found["catalogue", str(home / "medvllm" / "catalog.db")]["value"] == "stored names: 1"
     Path(lock).write_text("nonsense = [")
     code, found = doctor()
     assert code == 1 and found["lock", "error"]["state"] == "wrong"
@@ -118,15 +118,15 @@ def test_who_may_write_to_the_home_and_what_it_holds(doctor: Doctor, home: Path,
     registry.register("kept", "generic", model_path=folder, persist=True, copy=True)
     place = home / "medvllm"
     _, found = doctor()
-    assert found["disk", "MEDVLLM_HOME models holds"]["value"].endswith("KB")
-    for mode, words, state in ((0o700, "its user", "ok"), (0o770, "its group", "ok"), (0o777, "others", "wrong")):
+    assert found["disk", "MEDVLLM_HOME models contains"]["value"].endswith("KB")
+    for mode, words, state in ((0o700, "its user", "ok"), (0o770, "group", "ok"), (0o777, "everybody", "wrong")):
         os.chmod(place, mode)
         check = doctor()[1]["disk", "MEDVLLM_HOME"]
         assert words in check["value"] and check["state"] == state
 
 
 def test_a_settings_file_that_is_wrong_is_reported(doctor: Doctor, home: Path) -> None:
-    """ValueCache, and not by every setting that it may state."""
+    """Once, and not by every setting that it may state."""
     (home / "medvllm").mkdir()
     (home / "medvllm" / "config.toml").write_text("requirelock = true\n")
     code, found = doctor()

@@ -23,7 +23,7 @@ from medvllm.errors import DigestMismatchError, IncompleteSnapshotError, MedVLLM
 from medvllm.loading.replay import templates
 from medvllm.options import LoadOptions
 from medvllm.sources import Lock
-from medvllm.sources.view import view
+from medvllm.sources.link_folder import make_link_folder
 from tests.support import tiny, warm
 from tests.support.conversions import convert
 from tests.support.loopback import LoopbackHub
@@ -325,7 +325,7 @@ def test_a_link_that_leads_nowhere_is_a_file_that_is_missing(
     assert registry.load_tokenizer(folder).tokenize("ALS") == ["ALS"]
     (folder / name).unlink()
     (folder / name).symlink_to(f"../blobs/{name}")
-    with pytest.raises(IncompleteSnapshotError, match=f"{name}: it is a link that leads nowhere"):
+    with pytest.raises(IncompleteSnapshotError, match=f"{name}: it is a broken link"):
         registry.load_tokenizer(folder)
 
 
@@ -682,7 +682,7 @@ def test_a_folder_of_links_that_another_thread_has_just_made_stays(tmp_path: Pat
         found = []
         for number in range(25):
             start.wait(timeout=60)  # a thread that failed never comes
-            folder = view({f"{number}": tmp_path / "file", "a/b": tmp_path / "file"})
+            folder = make_link_folder({f"{number}": tmp_path / "file", "a/b": tmp_path / "file"})
             found += [(folder / name).read_text() for name in (f"{number}", "a/b") for _ in range(20)]
         return found
 
@@ -694,9 +694,9 @@ def test_a_folder_of_links_that_others_may_write_to_is_not_used(tmp_path: Path, 
     """Who can exchange a link would have another file read than the one that was hashed."""
     (tmp_path / "file").write_text("content")
     views = home / "medvllm" / "views"
-    assert view({"name": tmp_path / "file"}).parent == views
+    assert make_link_folder({"name": tmp_path / "file"}).parent == views
     views.chmod(0o770)
-    folder = view({"name": tmp_path / "file"})
+    folder = make_link_folder({"name": tmp_path / "file"})
     assert folder.parent != views and (folder / "name").read_text() == "content"
 
 
@@ -704,10 +704,10 @@ def test_links_whose_files_are_gone_are_removed_once_nobody_can_be_using_them(tm
     """The files may be there for another container that shares the home folder."""
     for name in ("one", "two"):
         (tmp_path / name).write_text("content")
-    gone, lately = view({"a": tmp_path / "one"}), view({"b": tmp_path / "two"})
+    gone, lately = make_link_folder({"a": tmp_path / "one"}), make_link_folder({"b": tmp_path / "two"})
     for name in ("one", "two"):
         (tmp_path / name).unlink()
     (tmp_path / "file").write_text("content")
     os.utime(gone, (0, time.time() - 7200))
-    view({"c": tmp_path / "file"})
+    make_link_folder({"c": tmp_path / "file"})
     assert not gone.exists() and lately.exists()

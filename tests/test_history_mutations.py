@@ -109,7 +109,7 @@ def _apply(connection: Connection, after: list[Row]) -> None:
 def test_every_mutation_is_named(catalog: StoredCatalog, catalog_url: str, part: int) -> None:
     """Rows put in front, behind or between, deleted, swapped, edited, with hashes that fit or do not, and each head."""
     anchor = catalog.check_history()[:2]
-    rounds = 150 if catalog_url.startswith("sqlite") else 30
+    rounds = 60 if catalog_url.startswith("sqlite") else 20
     with catalog.database.writer().database.reading() as connection:
         found = connection.execute(text("SELECT seq, at, name, record, hash FROM catalog_history ORDER BY seq"))
         before: list[Row] = [dict(row._mapping) for row in found]

@@ -154,7 +154,7 @@ def test_without_any_limit_a_safe_one_is_taken_and_said(
     runner = ModelRunner(folder, registry=registry)
     assert runner.embed(["fever " * 200]).coverage[0].windows > 1 and runner.embed(["fever"])
     assert registry.load_tokenizer(folder).model_max_length == 512
-    said = [record.getMessage() for record in caplog.records if "512 are assumed" in record.getMessage()]
+    said = [record.getMessage() for record in caplog.records if "512 tokens are assumed" in record.getMessage()]
     assert len(said) == 1 and "register(…, max_length=…)" in said[0]
     caplog.clear()
     registry.register("m", "clinical", model_path=str(folder), max_length=2048)

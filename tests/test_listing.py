@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import constants
 
 from medvllm.cli.completion import model_names, stored_names
-from medvllm.cli.table import cut, draw
+from medvllm.cli.table import draw, shorten
 from medvllm.engine.model_runner import registry
 from medvllm.local_files import hub_cache, local_files
 from medvllm.metadata import ModelMetadata
@@ -66,7 +66,7 @@ def test_tables_wrap_between_words_and_cut_long_ones(monkeypatch: pytest.MonkeyP
         text = draw(("NAME", "WHY", "Z"), [rows[:1], rows[1:]])
         assert {"some", "words", "sentence", "短い"} <= set(text.split())
         assert max(len(line) for line in re.sub(r"\x1b\[\d*m", "", text).splitlines()) <= columns
-    assert cut("abcdefghij", 5) == "ab…ij" and cut("abc", 5) == "abc"
+    assert shorten("abcdefghij", 5) == "ab…ij" and shorten("abc", 5) == "abc"
 
 
 def test_a_size_and_its_unit_stay_together(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +201,7 @@ def test_listing_looks_at_names_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_show_is_one_table(screen: Any, tmp_path: Path) -> None:
     """Its groups share their columns, blank lines part them, and what is not known is said."""
     lines = screen(80, "show", "SapBERT")
-    assert max(map(len, lines)) <= 80 and "" in lines and lines[0].split() == ["FACT", "VALUE", "EVIDENCE"]
+    assert max(map(len, lines)) <= 80 and "" in lines and lines[0].split() == ["FACT", "VALUE", "PROVENANCE"]
     column = lines[0].index("VALUE")
     assert all(line[column - 2 : column].strip() == "" for line in lines)
     text = "\n".join(lines)
@@ -209,7 +209,7 @@ def test_show_is_one_table(screen: Any, tmp_path: Path) -> None:
     assert "090663c3ae57bf35ffc7c1ac7ac1a7f8"[:8] in text or re.search(r"revision +[0-9a-f]{40}", text)
     unpinned = next(m for m in registry.list_models(revision=None).values() if m.source.revision is None)
     shown = " ".join(" ".join(screen(120, "show", unpinned.name)).split())
-    assert "main, which is not pinned" in shown
+    assert "main (not pinned" in shown
     unlicensed = next(iter(registry.list_models(license=None)))
     assert re.search(r"license +not known", "\n".join(screen(120, "show", unlicensed)))
 
@@ -225,8 +225,8 @@ def test_show_tells_versions_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     rows = [line.split("\t") for line in command(monkeypatch, "show", "versions").out.splitlines()]
     first, second = (next(row for row in rows if row[0] == f"version {number}") for number in (1, 2))
     assert "by " in first[1] and first[1].endswith(": first") and re.match(r"\d{4}-\d\d-\d\d", first[1])
-    assert first[2] == "aliases: production; locked; not accepted"
-    assert second[2] == "what the name means; not locked; not accepted"
+    assert first[2] == "aliases: production; locked; no baseline"
+    assert second[2] == "default version; not locked; no baseline"
     told = json.loads(command(monkeypatch, "show", "versions", "--json").out)
     assert told["versions"] == [1, 2] and told["version_aliases"] == {"production": 1}
     assert [record["reason"] for record in told["version_log"]] == ["first", "longer notes"]

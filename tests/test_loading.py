@@ -51,7 +51,7 @@ def test_a_folder_loads_as_the_class_it_names(
     model = registry.load_model(make(tmp_path / "m"))
     assert type(model).__name__ == class_name
     assert not model.training
-    assert [r.source for r in registry.loaded_models()] == ["direct"]
+    assert [r.origin for r in registry.loaded_models()] == ["direct"]
 
 
 @pytest.mark.parametrize("weights", ["safetensors", "sharded", "bin", "sharded_bin", "legacy_bin"])
@@ -152,7 +152,7 @@ def test_a_config_may_be_given_as_an_object_or_a_dict(registry: ModelRegistry, m
         ({"model_class": 3}, "'model_class' must be a class"),
         ({"model_class": dict}, "'dict' cannot load a model"),
         ({"config": 3}, "Option 'config' must be a config or a dict, not int"),
-        ({"config": {"model_type": ["bert"]}}, "Option 'config' is of the model_type .*, which does not fit"),
+        ({"config": {"model_type": ["bert"]}}, "Option 'config' has the model_type .*, which does not fit"),
         ({"config": {"model_type": "bert", "hidden_size": "wide"}}, "option 'config' cannot be used"),
         ({"hidden_size": "wide"}, "Option 'hidden_size' cannot be"),
         ({"to_dict": 1}, "Unknown option 'to_dict'"),
@@ -188,7 +188,7 @@ def test_a_device_that_is_not_here_is_a_clear_error(registry: ModelRegistry) -> 
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(
-        LoadError, match=r"Device 'cuda:0' is not available here \(torch .* without CUDA\). There is: cpu"
+        LoadError, match=r"Device 'cuda:0' is not available here \(torch .* without CUDA\). Available: cpu"
     ):
         registry.load_model("biobert-base-cased-v1.2", device="cuda")
 
@@ -321,7 +321,7 @@ def _empty(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_truncated, r"is cut short: [\d,]+ bytes, where its header describes"),
+        (_truncated, r"is cut short: it has [\d,]+ bytes, but its header describes"),
         (_longer, r"is too long"),
         (_empty, "header cannot be read"),
         (_huge_header, "header cannot be read"),
@@ -331,7 +331,7 @@ def _empty(folder: Path) -> None:
         (_header(b'{"a":{"dtype":"F32","shape":[-1],"data_offsets":[4,0]}}'), "header cannot be read"),
         (_header(b"[" * 5000), "header cannot be read"),
         (lambda folder: (folder / "config.json").write_text("{"), "cannot be read as JSON"),
-        (lambda folder: (folder / "config.json").write_text("[]"), "holds no JSON object"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "must hold an object"),
         (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
     ],

@@ -15,7 +15,7 @@ import pytest
 
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import CatalogError, DigestMismatchError, SourceError
-from medvllm.sources.digest_cache import _digest_cache
+from medvllm.sources.digest_cache import open_digest_cache
 from tests.support import tiny
 from tests.support.console import command
 from tests.support.conversions import convert
@@ -103,10 +103,10 @@ def test_a_locked_model_keeps_its_commit(
     other = ModelRegistry()
     with other.lease("acme/bert") as lease:
         assert lease.receipt.snapshot == f"acme/bert@{locked}"
-    with pytest.raises(DigestMismatchError, match=f"locked to acme/bert at {locked and locked[:7]}, and acme/bert at"):
+    with pytest.raises(DigestMismatchError, match=f"locked to acme/bert at {locked and locked[:7]}, but acme/bert at"):
         other.load_model("acme/bert", revision=moved)
     other.register("acme/bert", "generic", model_path="acme/bin")
-    with pytest.raises(DigestMismatchError, match="acme/bin at .* was asked for.\nTo approve the other: medvllm lock"):
+    with pytest.raises(DigestMismatchError, match="acme/bin at .* was asked for.\nTo approve .*: medvllm lock"):
         other.load_model("acme/bert")
 
 
@@ -200,11 +200,11 @@ def test_a_folder_beside_the_lock_travels_with_it(
         ("version = 1\nmodels = 3\n", "'models' is not a table"),
         ("nonsense", "nonsense|Expected|Invalid"),
         ('version = 1\n[models.m]\nsource = "a/b"\n', "a repository without one"),
-        ('version = 1\n[models.m]\nsource = "a/b"\ncommit = "main"\n', "a commit that is none"),
-        (f'version = 1\n[models.m]\nsource = "a/b@v1"\ncommit = "{40 * "0"}"\n', "which is no repository"),
+        ('version = 1\n[models.m]\nsource = "a/b"\ncommit = "main"\n', "its commit is not valid"),
+        (f'version = 1\n[models.m]\nsource = "a/b@v1"\ncommit = "{40 * "0"}"\n', "which is not a repository"),
         ('version = 1\n[models.m]\nsource = "folder"\n[models.m.files]\n', "has no files"),
         ('version = 1\n[models.m]\nsource = "folder"\nfiles = {a = {size = 1, sha256 = "x"}}\n', "size and SHA-256"),
-        ('version = 1\n[models.m]\nsource = "folder"\nsha = 1\n', "keys that are not known"),
+        ('version = 1\n[models.m]\nsource = "folder"\nsha = 1\n', "unknown keys"),
     ],
 )
 def test_a_lock_that_cannot_be_read_stops_every_load(
@@ -238,7 +238,7 @@ def test_a_check_of_nothing_does_not_pass(home: Path, monkeypatch: pytest.Monkey
 
 def test_verify_names_what_is_not_locked(registry: ModelRegistry, tmp_path: Path) -> None:
     """And says how to approve it."""
-    with pytest.raises(CatalogError, match="is not in .*medvllm.lock. It has: nothing.\nTo approve it: medvllm lock"):
+    with pytest.raises(CatalogError, match="is not in .*medvllm.lock. It has: no models.\nTo approve it: medvllm lock"):
         registry.verify(tiny.bert_encoder(tmp_path / "m"))
 
 
@@ -253,7 +253,7 @@ def test_an_unchanged_file_is_hashed_once(registry: ModelRegistry, tmp_path: Pat
         registry.lock(folder)
         assert ledger.execute("SELECT count(*) FROM digests").fetchone() == (4,)
         ledger.execute("UPDATE digests SET sha256 = ?", ("0" * 64,))
-    _digest_cache.cache_clear()  # as in a process of its own
+    open_digest_cache.cache_clear()  # as in a process of its own
     with pytest.raises(DigestMismatchError, match="SHA-256 000000000000"):
         registry.load_model(folder)
     assert registry.verify(folder) == {str(folder): {}}

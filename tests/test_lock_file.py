@@ -13,9 +13,9 @@ import pytest
 
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import DigestMismatchError, MedVLLMError, RequestError, SourceError
-from medvllm.sources import Digest, Lock, LockedModel
-from medvllm.sources.lock import _held
-from medvllm.sources.lock_text import Approval, parsed, to_toml
+from medvllm.sources import Approval, Digest, Lock, LockedModel
+from medvllm.sources.lock_text import parse_lock, to_toml
+from medvllm.sources.lock_writer import lock_file_itself
 from tests.support import tiny
 
 
@@ -32,7 +32,7 @@ def _model(number: int = 0) -> LockedModel:
 _WRITER = """
 import sys
 from pathlib import Path
-from medvllm.sources import Digest, Lock, LockedModel
+from medvllm.sources import Approval, Digest, Lock, LockedModel
 who, file = sys.argv[1:]
 for number in range({times}):
     model = LockedModel("folder", None, {{"config.json": Digest(number, f"{{number:064x}}")}})
@@ -133,7 +133,7 @@ def test_any_text_survives_the_file() -> None:
         )
         for number, reason in enumerate(reasons)
     }
-    back = parsed(to_toml(models))
+    back = parse_lock(to_toml(models))
     assert back == models and [model.approval for model in back.values()] == [m.approval for m in models.values()]
 
 
@@ -152,7 +152,7 @@ def test_a_child_that_was_forked_meanwhile_keeps_no_lock(file: Path) -> None:
     """Who writes a lock file next waits for its writer, and not for the writer's children."""
     file.write_text("")
     reading, writing = os.pipe()
-    with _held(file):
+    with lock_file_itself(file):
         child = os.fork()
         if not child:
             os.close(writing)
@@ -182,7 +182,7 @@ def test_what_is_no_file_is_no_lock(file: Path) -> None:
     """A pipe in its place is not waited for."""
     os.mkfifo(file)
     for call in (Lock.current, lambda: Lock(file, {}).approve({"m": _model()})):
-        with pytest.raises(SourceError, match="it is not a file"):
+        with pytest.raises(SourceError, match="it is not a plain file"):
             call()
     file.unlink()
     file.mkdir()
@@ -258,7 +258,7 @@ def test_a_lock_whose_folder_is_not_there_is_no_empty_lock(
     else:
         monkeypatch.setenv("MEDVLLM_LOCK_FILE", str(home / path))
     for ask in (registry.load_model, registry.lock, registry.verify):
-        with pytest.raises(SourceError, match=r"Lock .* is not there: there is no folder .*share\.\n.*mkdir -p"):
+        with pytest.raises(SourceError, match=r"Lock .* does not exist.*folder .*share\.\n.*mkdir -p"):
             ask(str(folder))
     (home / "share").mkdir()
     registry.lock(str(folder))

@@ -60,7 +60,7 @@ from medvllm.processes import RecordFolder, publisher
 
 class Holder:
     def describe_models(self, *, will_publish=True):
-        return [{"name": "ward", "version": 1, "source": "stored", "snapshot": "s", "device": "cpu", "dtype": "float32",
+        return [{"name": "ward", "version": 1, "origin": "stored", "snapshot": "s", "device": "cpu", "dtype": "float32",
                  "model_class": "a:B", "size_bytes": 1, "mapped_bytes": 0, "leases": 1, "hits": 0, "load_s": 0.1,
                  "loaded_at": 1.0, "last_used": 1.0, "keep_alive": None, "evicted": False,
                  "offloaded": False}]
@@ -186,7 +186,7 @@ def _sound(**changes: Any) -> dict[str, Any]:
     model = {
         **dict.fromkeys(("snapshot", "device", "dtype", "model_class"), "x"),
         "name": "ward",
-        "source": "stored",
+        "origin": "stored",
         "version": 1,
         "size_bytes": 1,
         "mapped_bytes": 0,
@@ -197,6 +197,7 @@ def _sound(**changes: Any) -> dict[str, Any]:
         "last_used": 1.0,
         "keep_alive": None,
         "evicted": False,
+        "offloaded": False,
     }
     own = changes.pop("model", {})
     model = {key: value for key, value in (model | own).items() if value != "absent"}

@@ -24,7 +24,7 @@ def test_a_receipt_has_stable_keys(registry: ModelRegistry, hub: LoopbackHub, tm
     commit = hub.add("acme/bert", tiny.bert_masked_lm(tmp_path / "m"))
     receipt = _receipt(registry, "acme/bert")
     assert list(receipt) == [
-        *("format", "name", "version", "source", "snapshot", "verified", "declared", "options", "libraries")
+        *("format", "name", "version", "origin", "snapshot", "verified", "declared", "options", "libraries")
     ]
     assert list(receipt["verified"]) == [
         *("digest", "commit", "files", "converted", "locked", "changed", "architecture", "size_bytes"),

@@ -100,8 +100,8 @@ def test_other_models_fetch_no_code(registry: ModelRegistry, hub: LoopbackHub, t
         ({"revision": "main"}, {}, r"'own' trusts the code of 'acme/own' at the branch or tag 'main', .*\nPin"),
         ({"revision": None}, {}, r"at the main branch, which can move\.\nPin .* revision='…', trust_remote_code=True"),
         ({"revision": "3f2a91c"}, {}, "'3f2a91c', which can move"),
-        ({}, {"revision": "main"}, r"at [0-9a-f]{40}, and 'main' was asked for\.\nGive .*model_path='acme/own'"),
-        ({}, {"revision": "0" * 40}, "and '0{40}' was asked for"),
+        ({}, {"revision": "main"}, r"at [0-9a-f]{40}, but 'main' was asked for\.\nRegister .*model_path='acme/own'"),
+        ({}, {"revision": "0" * 40}, "but '0{40}' was asked for"),
         ({"model_path": "hf://acme/own@v1"}, {}, "the branch or tag 'v1'"),
         ({"model_path": "./own", "revision": None}, {}, r"the code of a folder, which no commit pins\.\nGive a class"),
         ({"trust_remote_code": None}, {}, r"'own' wants to run .*AutoModel.*\nIf you .*revision='[0-9a-f]{40}', trust"),
@@ -137,7 +137,7 @@ def test_names_without_an_entry_run_no_code(
         UnsafeWeightsError, match=rf"model_path='acme/own', revision='{own}', trust_remote_code=True\)$"
     ):
         registry.load_model(f"acme/own@{own}")
-    with pytest.raises(UnsafeWeightsError, match=r"No commit pins a folder's code"):
+    with pytest.raises(UnsafeWeightsError, match=r"No commit pins the code of a folder"):
         registry.load_model(tmp_path / "own")
 
 
@@ -145,12 +145,12 @@ def test_the_operator_is_asked_for_when_only_the_entry_agrees(
     registry: ModelRegistry, hub: LoopbackHub, own: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before anything is fetched; and an entry without the fact names both where both are missing."""
-    with pytest.raises(UnsafeWeightsError, match=r"runs code of its own.*\n.*export MEDVLLM_TRUST_REMOTE_CODE=on$"):
+    with pytest.raises(UnsafeWeightsError, match=r"runs its own code.*\n.*export MEDVLLM_TRUST_REMOTE_CODE=on$"):
         registry.load_model("own")
     assert hub.log == []
     registry.register("plain", "custom", model_path="acme/own", revision=own)
     with pytest.raises(
-        UnsafeWeightsError, match=r"trust_remote_code=True\)\nand: export MEDVLLM_TRUST_REMOTE_CODE=on$"
+        UnsafeWeightsError, match=r"trust_remote_code=True\)\nThen allow it: export MEDVLLM_TRUST_REMOTE_CODE=on$"
     ):
         registry.load_model("plain")
     monkeypatch.setenv("MEDVLLM_TRUST_REMOTE_CODE", "on")
@@ -231,7 +231,7 @@ def test_classes_are_chosen_as_the_checkpoint_says(
     assert type(other).__name__ == "OwnOther" and hasattr(other, "generate")
     assert type(registry.load_model("own", model_class=AutoModel)).__name__ == "OwnModel"
     assert registry.load_model("own", model_class=AutoModelForMaskedLM) is other
-    with pytest.raises(LoadError, match="for which there is no AutoModelForTokenClassification"):
+    with pytest.raises(LoadError, match="AutoModelForTokenClassification has no class for it"):
         registry.load_model("own", model_class="transformers:AutoModelForTokenClassification")
     registry.register(
         "plain", "custom", model_path="acme/own", revision=commit, model_class=BertModel, architecture="bert"
@@ -335,7 +335,7 @@ def test_a_file_that_changes_after_it_was_verified_is_not_run(
     from medvllm.loading import remote_code
 
     metadata = registry.get_metadata("own")
-    snapshot = sources.resolve(metadata)
+    snapshot = sources.resolve_snapshot(metadata)
     (snapshot.path / "words_own.py").resolve().write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nSAYS = 1\n")
     with pytest.raises(UnsafeWeightsError, match="does not allow"):
         remote_code.import_model_class(metadata, snapshot)
@@ -455,11 +455,11 @@ def test_a_class_of_transformers_in_place_of_the_own_one_is_said(
     folder = tiny.llama_causal_lm(tmp_path / "m")
     tiny.edit_config(folder, auto_map={"AutoModel": "modeling_own.Own", "AutoModelForCausalLM": "modeling_own.OwnLM"})
     registry.load_model(folder)
-    assert "code of its own" in caplog.text and "model_class='transformers:LlamaForCausalLM'" in caplog.text
+    assert "its own model code" in caplog.text and "model_class='transformers:LlamaForCausalLM'" in caplog.text
     caplog.clear()
     registry.register("m", "custom", model_path=str(folder), model_class="transformers:LlamaForCausalLM")
     registry.load_model("m")
-    assert "code of its own" not in caplog.text
+    assert "its own model code" not in caplog.text
 
 
 def test_nothing_is_ever_asked_on_standard_input(

@@ -11,8 +11,6 @@ import re
 import resource
 import shutil
 import struct
-import subprocess
-import sys
 import tempfile
 import threading
 import warnings
@@ -50,7 +48,7 @@ from medvllm.loading.replay.mapping import map_file
 from medvllm.loading.replay.store import TemplateStore
 from medvllm.names import parse
 from medvllm.options import Identity, LoadOptions
-from tests.support import tiny
+from tests.support import tiny, warm
 from tests.support.conversions import convert
 from tests.support.standins import STANDINS
 
@@ -157,7 +155,9 @@ def test_every_built_in_model_is_rebuilt_as_it_was_loaded(
     assert_same(first.model, third.model)
     # The truth of the first load: what the class itself makes of the folder.
     snapshot = registry.session.resolver.resolve("m", LoadOptions()).snapshot
-    plain = type(first.model).from_pretrained(snapshot.folder, config=first.model.config, dtype=first.model.dtype)
+    plain = type(first.model).from_pretrained(
+        snapshot.loader_folder, config=first.model.config, dtype=first.model.dtype
+    )
     if getattr(first.model.base_model, "pooler", None) is None and getattr(plain.base_model, "pooler", None):
         plain.base_model.pooler = None
     for key, tensor in tensors(plain).items():
@@ -335,7 +335,7 @@ def test_a_class_of_ones_own_is_rebuilt_without_running_its_code(load: Load, tmp
     [
         (HookedModel, "its BertModel has hooks"),
         (LambdaModel, "it cannot be pickled: .*lambda.*"),
-        (LockedModel, "LockedModel is pickled in a way of its own"),
+        (LockedModel, "LockedModel defines how it is pickled"),
         (WritingModel, "its class has written to the weights of model.safetensors"),
         (OwnWayModel, "OwnWayModel has a from_pretrained of its own"),
         (BigModel, "20,00.,... bytes of its tensors are in no file"),
@@ -710,7 +710,7 @@ def test_a_copy_that_would_load_as_another_model_is_not_kept(
     for _ in range(2):
         templates.clear()
         loaded = load(folder, dtype="bfloat16")
-        assert "is not what transformers makes: " in str(loaded.reload_fallback_reason) and prepared() == []
+        assert "differs from what transformers makes: " in str(loaded.reload_fallback_reason) and prepared() == []
         plain = BertForMaskedLM.from_pretrained(folder, dtype=torch.bfloat16)
         assert all(equal(tensor, tensors(loaded.model)[name]) for name, tensor in tensors(plain).items())
     assert written == 1
@@ -737,10 +737,9 @@ def test_processes_and_threads_that_convert_at_once_make_one_copy(tmp_path: Path
         "models = list(Pool(4).map(load, range(4)))\n"
         "print(*{m.bert.embeddings.word_embeddings.weight.double().sum().item() for m in models})"
     )
-    runs = [
-        subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True) for _ in range(2)
-    ]
-    printed = {run.communicate(timeout=120)[0] for run in runs}
+    with ThreadPoolExecutor(2) as pool:
+        runs = list(pool.map(lambda _: warm.run("-c", code, str(folder)), range(2)))
+    printed = {run.stdout for run in runs}
     (copy,) = prepared()
     assert [run.returncode for run in runs] == [0, 0] and len(printed) == 1
     assert [file.name for file in copy.parent.parent.iterdir() if file.is_dir()] == [copy.parent.name]
@@ -772,7 +771,7 @@ def test_a_folder_can_be_taken_where_nobody_writes(registry: ModelRegistry, tmp_
     ("method", "number", "dtype"),
     [
         ("fork", 8, "float32"),
-        ("spawn", 3, "bfloat16"),
+        ("fork", 3, "bfloat16"),
         pytest.param("spawn", 8, "float32", marks=pytest.mark.slow),
         pytest.param("spawn", 8, "bfloat16", marks=pytest.mark.slow),
     ],
@@ -789,8 +788,7 @@ def test_processes_hold_one_copy(load: Load, tmp_path: Path, method: str, number
     size_bytes = (folder / "model.safetensors").stat().st_size // (2 if dtype == "bfloat16" else 1)
     if dtype == "bfloat16":
         load(folder, dtype=dtype)  # converted once; the others find the copy
-    command = [sys.executable, "-m", "benchmarks.sharing", method, str(number), str(folder), dtype]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    run = warm.run("-m", "benchmarks.sharing", method, str(number), str(folder), dtype)
     assert run.returncode == 0, run.stderr
     held = json.loads(run.stdout)
     assert 0.9 * size_bytes < held["shared"] < 1.5 * size_bytes  # pages of libraries are in it

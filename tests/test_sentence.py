@@ -79,11 +79,14 @@ def test_a_role_chooses_its_prompt(registry: ModelRegistry, tmp_path: Path, case
     assert same(named, expected[:3])
 
 
-def test_a_declaration_changed_at_random_is_honoured_or_refused(registry: ModelRegistry, tmp_path: Path) -> None:
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_declaration_changed_at_random_is_honoured_or_refused(
+    registry: ModelRegistry, tmp_path: Path, every: int
+) -> None:
     """Whatever is changed in a declaration, the vectors are those of sentence-transformers, or there are none."""
     changes: list[dict[str, Any]] = json.loads((sentence.DATA / "changes.json").read_text())
     outcomes = {"equal": 0, "refused by both": 0, "refused here": 0}
-    for i, change in enumerate(changes):
+    for i, change in list(enumerate(changes))[::every]:
         folder = sentence.assembled(change["case"], tmp_path / str(i))
         (folder / change["file"]).write_text(json.dumps(change["content"]))
         theirs = VECTORS.get(f"changes/{i}")
@@ -96,7 +99,7 @@ def test_a_declaration_changed_at_random_is_honoured_or_refused(registry: ModelR
             theirs = VECTORS[f"{change['case']}/encode"][:2]
         assert same(ours, theirs), change
         outcomes["equal"] += 1
-    assert min(outcomes["equal"], outcomes["refused by both"]) > 15, outcomes
+    assert min(outcomes["equal"], outcomes["refused by both"]) > 15 // every, outcomes
 
 
 @pytest.mark.parametrize(
@@ -108,7 +111,7 @@ def test_what_makes_no_vector_a_text_is_refused_by_name(
     """SPLADE, ColBERT and routed folders are refused when vectors are asked for; their transformer still loads."""
     folder = sentence.assembled(f"refused-{kind}", tmp_path / "m")
     assert registry.load_model(folder).config.model_type == "bert"
-    with pytest.raises(LoadError, match=rf"gives no vectors: its folder has the module '[\w.]*\.{what}'.*") as caught:
+    with pytest.raises(LoadError, match=rf"cannot be used for vectors: its folder has the module '.*{what}'") as caught:
         ModelRunner(folder, registry=registry).embed(["fever"])
     assert (
         str(caught.value).splitlines()[-1] == f"Its transformer alone loads with: registry.load_model({str(folder)!r})"
@@ -121,8 +124,7 @@ UNKNOWN += [f"{OLD}.{kind}" for kind in ("WordWeights", "WeightedLayerPooling", 
 UNKNOWN += ["sentence_transformers.sparse_encoder.modules.Transformer", "own.Pooling", "own.modules.Dense", "Dense", ""]
 
 
-@pytest.mark.parametrize("kind", UNKNOWN)
-@pytest.mark.parametrize("place", [0, 1, 3])
+@pytest.mark.parametrize(("kind", "place"), [*((kind, 1) for kind in UNKNOWN), (UNKNOWN[0], 0), (UNKNOWN[0], 3)])
 def test_a_module_that_is_not_known_is_refused_by_name(
     registry: ModelRegistry, tmp_path: Path, kind: str, place: int
 ) -> None:
@@ -131,7 +133,7 @@ def test_a_module_that_is_not_known_is_refused_by_name(
     modules = json.loads((folder / "modules.json").read_text())
     modules.insert(place, {"idx": 9, "name": "9", "path": "9_Own", "type": kind})
     (folder / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(LoadError, match=rf"its folder has the module '{kind}', which medvllm does not run"):
+    with pytest.raises(LoadError, match=rf"its folder has the module '{kind}', which medvllm does not support"):
         ModelRunner(folder, registry=registry).embed(["fever"])
 
 
@@ -169,7 +171,7 @@ def test_a_module_that_is_not_known_is_refused_by_name(
         ("sentence_bert_config.json", {"model_args": {"num_labels": 3}}, "has model_args"),
         ("config_sentence_transformers.json", {"model_type": "CrossEncoder"}, 'has model_type "CrossEncoder"'),
         ("config_sentence_transformers.json", {"truncate_dim": -1}, "has truncate_dim -1"),
-        ("config_sentence_transformers.json", {"prompts": {"secret": 3}}, "has prompts that are no texts by name"),
+        ("config_sentence_transformers.json", {"prompts": {"secret": 3}}, "has prompts that are not texts"),
         ("config_sentence_transformers.json", {"default_prompt_name": "s2p"}, "has the default prompt 's2p'"),
         ("config_sentence_transformers.json", {"requirements": {"torch": ">99"}}, "requires 'torch' \">99\""),
         ("config_sentence_transformers.json", {"requirements": {"sentence-transformers": ">=7"}}, "requires 'sent"),
@@ -181,7 +183,7 @@ def test_a_declaration_that_is_not_understood_is_refused(
 ) -> None:
     """The error names the file, the key and its value."""
     folder = edit(sentence.assembled("dense", tmp_path / "m"), file, **changes)
-    with pytest.raises(LoadError, match=f"gives no vectors: its folder {message}"):
+    with pytest.raises(LoadError, match=f"cannot be used for vectors: its folder {message}"):
         ModelRunner(folder, registry=registry).embed(["fever"])
 
 
@@ -211,7 +213,7 @@ def test_modules_in_another_order_are_refused(
     folder = sentence.assembled("dense", tmp_path / "m")
     listed = {module["name"]: module for module in json.loads((folder / "modules.json").read_text())}
     (folder / "modules.json").write_text(json.dumps([listed[name] for name in modules]))
-    with pytest.raises(LoadError, match=f"gives no vectors: its folder (has )?{message}"):
+    with pytest.raises(LoadError, match=f"cannot be used for vectors: its folder (has )?{message}"):
         ModelRunner(folder, registry=registry).embed(["fever"])
 
 
@@ -230,7 +232,7 @@ def test_a_list_of_modules_that_names_none_is_refused(
     folder = sentence.assembled("dense", tmp_path / "m")
     (folder / "modules.json").write_text(listed)
     assert registry.load_model(folder)
-    with pytest.raises(LoadError, match=f"gives no vectors: its folder {message}"):
+    with pytest.raises(LoadError, match=f"cannot be used for vectors: its folder {message}"):
         ModelRunner(folder, registry=registry).embed(["fever"])
 
 
@@ -260,7 +262,7 @@ def test_the_weights_of_a_module_are_checked(registry: ModelRegistry, tmp_path: 
     bias, weight = weights["linear.bias"], weights["linear.weight"]
     for changed, message in (
         ({"linear.weight": weight}, "Module '2_Dense' of model .* lacks 'linear.bias'"),
-        (weights | {"linear.scale": bias.clone()}, "has 'linear.scale', which it does not take"),
+        (weights | {"linear.scale": bias.clone()}, "has 'linear.scale', which it does not use"),
         (
             weights | {"linear.weight": weight.T.contiguous()},
             r"\[16, 8\], where its config says floats \[8, 16\]",
@@ -284,7 +286,7 @@ def test_the_weights_of_a_module_are_checked(registry: ModelRegistry, tmp_path: 
 def test_a_pooling_that_a_module_was_not_made_for_is_refused(registry: ModelRegistry, tmp_path: Path) -> None:
     """An entry may say another pooling, but not one whose vectors the next module cannot take."""
     folder = sentence.assembled("dense", tmp_path / "m")
-    with pytest.raises(LoadError, match="Module '2_Dense' of model 'm' takes vectors of 16 numbers, and gets 32"):
+    with pytest.raises(LoadError, match="Module '2_Dense' of model 'm' takes vectors of 16 numbers, but gets 32"):
         vectors(registry, folder, ["fever"], pooling=["mean", "max"])
 
 

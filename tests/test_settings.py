@@ -143,7 +143,7 @@ def test_the_air_gapped_profile_holds(system: Path, registry: ModelRegistry, tmp
     """Two lines in the machine's file: nothing loads that is neither locked nor registered."""
     folder = tiny.bert_masked_lm(tmp_path / "m")
     assert registry.load_model(str(folder))
-    system.write_text("require_lock = true\ndirect = false\n")
+    system.write_text("require_lock = true\nallow_unregistered = false\n")
     settings.ALLOW_UNREGISTERED()  # whoever asks for a setting first notices
     with pytest.raises(MedVLLMError, match="switched off"):
         registry.load_model(str(folder))
@@ -195,7 +195,7 @@ else:
 def test_a_variable_that_is_no_setting_is_named(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """ValueCache, by a command and by the library, with the nearest that is one."""
+    """Once, by a command and by the library, with the nearest that is one."""
     settings.warn_of_unknown.cache_clear()
     monkeypatch.setenv("MEDVLLM_REQUIRELOCK", "1")
     words = "MEDVLLM_REQUIRELOCK is not a setting of medvllm, and has no effect. Did you mean: 'MEDVLLM_REQUIRE_LOCK'?"

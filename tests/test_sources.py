@@ -22,11 +22,12 @@ from medvllm.errors import (
     SourceError,
 )
 from tests.support import tiny, warm
+from tests.support.clock import HurriedClock
 from tests.support.loopback import LoopbackHub
 
 
 @pytest.fixture
-def acme(hub: LoopbackHub, tmp_path: Path) -> LoopbackHub:
+def acme(hub: LoopbackHub, hurried: HurriedClock, tmp_path: Path) -> LoopbackHub:
     """A Hub with one tiny model, acme/bert."""
     hub.add("acme/bert", tiny.bert_masked_lm(tmp_path / "acme"))
     return hub
@@ -37,9 +38,9 @@ def test_an_unregistered_repository_loads_directly_and_says_so(
 ) -> None:
     """The specification's fallback: in the log, in the receipt, in resident(); the name is not registered by it."""
     with registry.lease("acme/bert") as lease:
-        assert lease.receipt.source == "direct"
+        assert lease.receipt.origin == "direct"
     assert "'acme/bert' is not registered: loaded directly, from acme/bert@" in caplog.text
-    assert [(r.name, r.source) for r in registry.loaded_models()] == [("acme/bert", "direct")]
+    assert [(r.name, r.origin) for r in registry.loaded_models()] == [("acme/bert", "direct")]
     assert "acme/bert" in registry._model_cache and "acme/bert" not in registry.list_models()
     assert registry.load_model("hf://acme/bert") is registry.load_model("acme/bert@main")
 
@@ -250,7 +251,7 @@ def test_an_unreachable_hub_fails_in_seconds_with_the_way_out(tmp_path: Path) ->
     )
     assert text.startswith("HubUnreachableError Model 'dmis-lab/biobert-base-cased-v1.2' at '67c9c25")
     assert "medvllm pull dmis-lab/biobert-base-cased-v1.2" in text
-    assert "medvllm export and medvllm import; or give a folder instead" in text
+    assert "medvllm export and medvllm import, or give a folder instead" in text
     assert tried == 1
 
 

@@ -401,10 +401,10 @@ def test_loads_are_in_the_history_when_that_is_asked(
     (event,) = (event for event in registry.catalog.history("m") if event.action == "loaded")
     with registry.lease("m") as lease:
         assert event.detail["receipt"] == lease.receipt.digest
-    assert (event.version, event.detail["source"]) == (1, "stored")
+    assert (event.version, event.detail["origin"]) == (1, "stored")
     assert event.detail["snapshot"] and event.detail["options"]["dtype"]
     registry.load_model(folder)
-    assert registry.catalog.history()[-1].detail["source"] == "direct"
+    assert registry.catalog.history()[-1].detail["origin"] == "direct"
     assert "denies" not in "".join(str(event.to_dict()) for event in registry.catalog.history())
     assert _sound(registry)
 

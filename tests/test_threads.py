@@ -45,7 +45,7 @@ def _fault(model: Any, dtype: str, tied: bool) -> str | None:
 
 
 @pytest.mark.parametrize(
-    "rounds", [100, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])], ids=str
+    "rounds", [40, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])], ids=str
 )
 def test_eight_threads_many_rounds(registry: ModelRegistry, tmp_path: Path, rounds: int) -> None:
     """Mixed models, dtypes, heads, loads and forwards: each model is as it is when loaded alone."""
@@ -86,7 +86,7 @@ def test_private_models_load_soundly_in_parallel(registry: ModelRegistry, tmp_pa
         return _fault(registry.load_model(folder, dtype=dtype, use_cache=False), dtype, tied=True)
 
     with ThreadPoolExecutor(8) as pool:
-        assert set(pool.map(load, DTYPES * 16)) == {None}
+        assert set(pool.map(load, DTYPES * 8)) == {None}
 
 
 def test_a_load_beside_ours_is_noticed_and_put_right(
@@ -105,7 +105,7 @@ def test_a_load_beside_ours_is_noticed_and_put_right(
         model: Any = registry.load_model(tiny.bert_masked_lm(tmp_path / "m"))
         assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
         assert PreTrainedModel.tie_weights is genuine
-        assert "put right" in caplog.text
+        assert "has been restored" in caplog.text
     finally:
         PreTrainedModel.tie_weights = genuine  # type: ignore[method-assign]
 

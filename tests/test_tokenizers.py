@@ -196,7 +196,7 @@ def test_accents_that_the_tokenizer_strips_anyway_are_an_error(registry: ModelRe
         backend.pre_tokenizer = pre_tokenizers.Whitespace()
         fast(tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(folder)
         registry.register(f"m{number}", "clinical", model_path=str(folder), strip_accents=False)
-        with pytest.raises(LoadError, match="strips accents, and the entry says that it must not"):
+        with pytest.raises(LoadError, match="strips accents, but the entry says strip_accents=False"):
             registry.load_tokenizer(f"m{number}")
 
 
@@ -225,7 +225,7 @@ def test_ids_beyond_the_embeddings_are_refused(registry: ModelRegistry, tmp_path
     folder = tiny.bert_encoder(tmp_path / "m")
     spoil(folder)
     rows = json.loads((folder / "config.json").read_text())["vocab_size"]
-    with pytest.raises(WeightsMismatchError, match=f"ids up to [0-9]+, and its config says {rows} embeddings"):
+    with pytest.raises(WeightsMismatchError, match=f"ids up to [0-9]+, but .*{rows} embeddings"):
         registry.load_tokenizer(folder)
 
 

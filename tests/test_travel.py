@@ -127,8 +127,8 @@ def test_the_history_tells_where_a_version_came_from(
     assert [event.action for event in (registered, aliased, imported)] == ["registered", "aliased", "imported"]
     assert {event.reason for event in (registered, aliased, imported)} == {"ticket 12"}
     assert imported.version == 2 and imported.detail["bundle"] == exported.sha256
-    assert imported.detail["exported"] == exported.provenance.to_dict()
-    assert (exported.provenance.events, exported.provenance.last_hash) == (events, last_hash)
+    assert imported.detail["exported"] == exported.export_record.to_dict()
+    assert (exported.export_record.events, exported.export_record.last_hash) == (events, last_hash)
     assert imported.detail["approved"]["reason"] == "reviewed"
     with pytest.raises(RequestError, match="A reason must have 1 to 2,000"):
         other.import_bundle(tmp_path / "b.tar", reason="x" * 2001)
@@ -261,7 +261,7 @@ def test_importing_is_no_approval(
     build.export(tmp_path / "b.tar", "m@2")
     other = site("hospital")
     other.import_bundle(tmp_path / "b.tar")
-    assert not Lock.place().exists()
+    assert not Lock.current_path().exists()
     monkeypatch.setenv("MEDVLLM_REQUIRE_LOCK", "1")
     with pytest.raises(DigestMismatchError, match="To approve it: medvllm lock m@2$"):
         other.load_model("m")
@@ -277,7 +277,7 @@ def test_a_bundle_is_held_against_what_came_another_way(
     """A lock file, or a digest that was read aloud: anything else is refused, and nothing of it is taken."""
     exported = build.export(tmp_path / "b.tar", "m@2")
     other_lock = tmp_path / "other.lock"
-    shutil.copy(Lock.place(), tmp_path / "approved.lock")
+    shutil.copy(Lock.current_path(), tmp_path / "approved.lock")
     Lock(other_lock, {}).approve({"m@2": Lock.current().models["m@1"]})
     other = site("hospital")
     with pytest.raises(DigestMismatchError, match="The files of model 'm@2' are not the locked ones"):
@@ -385,12 +385,12 @@ def test_export_and_import_as_typed(
         "  m@2  would be new",
         "  + m@2",
         "  + m@production -> 2",
-        "Nothing was changed: this was a dry run.",
+        "Nothing changed: this was a dry run.",
     ]
     done = command(monkeypatch, "import", bundle, "--reason", "ticket 12").out.splitlines()
-    assert done[2] == "  m@2  new" and done[-1] == "Not approved by this. After a review: medvllm lock m@2"
+    assert done[2] == "  m@2  new" and done[-1].endswith("After a review, run: medvllm lock m@2")
     again = command(monkeypatch, "import", bundle).out.splitlines()
-    assert again[2:] == ["  m@2  already here", "Nothing has changed: all of it was here already."]
+    assert again[2:] == ["  m@2  already here", "Nothing changed: everything was here already."]
     history = command(monkeypatch, "history", "m").out
     assert f"imported m@2: bundle {digest[:12]}" in history and "ticket 12" in history
     locked = command(monkeypatch, "lock", "m@2", "--reason", "read by two").out

@@ -10,7 +10,7 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from medvllm.sources.layout import _FURTHER_WEIGHTS
-from medvllm.sources.vocabulary import _SLOW_CLASSES, _SLOW_TYPES, tokenizer_files
+from medvllm.sources.tokenizer_files import _SLOW_CLASSES, _SLOW_TYPES, tokenizer_files
 
 # Their modules need packages that are not here: what they read was seen in their source.
 _UNSEEN = {"Cpm", "M2M100", "Marian", "Siglip", "Speech2Text", "Pop2Piano"}

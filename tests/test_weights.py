@@ -59,12 +59,12 @@ def advised(error: Exception) -> dict[str, Any]:
         (["bert.encoder.layer.1.output.adapters.ner.adapter_down.0.weight"], "adapter"),
         (["bert.encoder.layer.0.attention.self.distance_embedding.weight"], "relative positions"),
         (["bert.encoder.relative_attention_bias.weight"], "relative positions"),
-        (["bert.encoder.layer.0.attention.self.query.weight_scale"], "scales of quantised"),
-        (["bert.encoder.layer.0.attention.self.query.weight_scale_inv"], "scales of quantised"),
-        (["bert.encoder.layer.0.attention.self.query.scale_weight"], "scales of quantised"),
-        (["bert.encoder.layer.0.attention.self.query.input_scale"], "scales of quantised"),
-        (["bert.encoder.layer.0.attention.self.query.weight_zero_point"], "scales of quantised"),
-        (["bert.encoder.layer.0.attention.self.query.SCB"], "scales of quantised"),
+        (["bert.encoder.layer.0.attention.self.query.weight_scale"], "scales of quantized"),
+        (["bert.encoder.layer.0.attention.self.query.weight_scale_inv"], "scales of quantized"),
+        (["bert.encoder.layer.0.attention.self.query.scale_weight"], "scales of quantized"),
+        (["bert.encoder.layer.0.attention.self.query.input_scale"], "scales of quantized"),
+        (["bert.encoder.layer.0.attention.self.query.weight_zero_point"], "scales of quantized"),
+        (["bert.encoder.layer.0.attention.self.query.SCB"], "scales of quantized"),
         (["bert.encoder.layer.0.attention.self.query_norm.weight"], r"query_norm.weight \[2, 2\]"),
         (["projection.weight"], r"projection.weight \[2, 2\]"),
         (["lstm.weight_ih_l0"], "lstm.weight_ih_l0"),
@@ -174,9 +174,7 @@ def test_a_prefix_is_named(registry: ModelRegistry, tmp_path: Path, prefix: str)
         folder = change(
             make(tmp_path / make.__name__), lambda state: {f"{prefix}{name}": t for name, t in state.items()}
         )
-        with pytest.raises(
-            WeightsMismatchError, match=f"have '{re.escape(prefix)}(bert.)?' before their names"
-        ) as caught:
+        with pytest.raises(WeightsMismatchError, match=f"begin with '{re.escape(prefix)}(bert.)?'") as caught:
             registry.load_model(folder)
         assert "expected_missing_keys" not in str(caught.value)
         change(folder, lambda state: {name.removeprefix(prefix): t for name, t in state.items()})
@@ -194,7 +192,7 @@ def test_a_missing_body_is_never_allowed_by_advice(registry: ModelRegistry, tmp_
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"vocab_size": 50}, r"word_embeddings.weight is \[\d+, 32\], and the config asks for \[50, 32\]"),
+        ({"vocab_size": 50}, r"word_embeddings.weight is \[\d+, 32\], but .* \[50, 32\]"),
         ({"max_position_embeddings": 32}, r"position_embeddings.weight is \[64, 32\].*\[32, 32\]"),
         ({"num_labels": 5, "id2label": None, "label2id": None}, r"classifier.bias is \[3\].*\[5\]"),
         ({"intermediate_size": 65}, r"intermediate.dense.bias is \[64\].*\[65\].* and 3 more"),
@@ -215,7 +213,7 @@ def test_an_empty_tensor_is_named(registry: ModelRegistry, tmp_path: Path) -> No
     """As a run under ZeRO-3 leaves them behind."""
     key = "encoder.layer.0.output.dense.weight"
     folder = change(tiny.bert_encoder(tmp_path / "m"), lambda state: state | {key: torch.zeros(0)})
-    with pytest.raises(WeightsMismatchError, match=rf"{key} is \[0\], and the config asks for \[32, 64\]"):
+    with pytest.raises(WeightsMismatchError, match=rf"{key} is \[0\], but .* \[32, 64\]"):
         registry.load_model(folder)
 
 
@@ -223,12 +221,12 @@ def test_the_number_of_an_entrys_labels_is_said(registry: ModelRegistry, tmp_pat
     """Both numbers, at registration and when a folder that has changed is loaded; with as many names, it loads."""
     labels = [*LABELS, "B-Y", "I-Y"]
     folder = tiny.bert_token_classifier(tmp_path / "m", labels)
-    with pytest.raises(WeightsMismatchError, match="2 names for 5 labels"):
+    with pytest.raises(WeightsMismatchError, match="has 2 names .* 5 labels"):
         registry.register("m", "clinical", model_path=str(folder), id2label=["O", "B-X"])
     registry.register("m", "clinical", model_path=str(folder), id2label=labels)
     assert registry.load_model("m")
     tiny.bert_token_classifier(folder, LABELS)
-    with pytest.raises(WeightsMismatchError, match="5 names for 3 labels"):
+    with pytest.raises(WeightsMismatchError, match="has 5 names .* 3 labels"):
         registry.load_model("m")
 
 
@@ -239,7 +237,7 @@ def test_weights_that_cannot_be_put_together_are_named(registry: ModelRegistry, 
     assert registry.load_model(tmp_path / "m")
     expert = "model.layers.0.block_sparse_moe.experts.0.w1.weight"
     change(tmp_path / "m", lambda state: state | {expert: torch.zeros(3, 3)})
-    with pytest.raises(WeightsMismatchError, match=r"layers.0.*experts.* cannot be made of it") as caught:
+    with pytest.raises(WeightsMismatchError, match=r"layers.0.*experts.* cannot be built") as caught:
         registry.load_model(tmp_path / "m")
     assert "report" not in str(caught.value)
 
@@ -273,7 +271,7 @@ def test_a_quantisation_that_nobody_reads_is_refused(
         lambda state: {name: t.to(dtype) if name.endswith("dense.weight") else t for name, t in state.items()},
     )
     tiny.edit_config(folder, **declared)
-    with pytest.raises(LoadError, match="is quantised") as caught:
+    with pytest.raises(LoadError, match="is quantized") as caught:
         registry.load_model(folder)
     method = re.search(r'"quant_method": "(.*?)"', json.dumps(declared))
     assert (method[1] if method else "quantization_config") in str(caught.value)

@@ -174,7 +174,7 @@ def test_a_model_that_a_worker_has_used_before_does_not_answer_either(
             assert pickle.loads(sent) is registry
 
     received(during)
-    with pytest.raises(ModelNotFoundError, match="is another one \\(stored, version 1\\) in this process"):
+    with pytest.raises(ModelNotFoundError, match="is another model in this process \\(stored, version 1\\)"):
         registry.load_model("ward-shared")
     assert registry.load_model("ward-shared@1") is stored
     received(after)

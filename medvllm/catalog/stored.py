@@ -366,7 +366,7 @@ class StoredCatalog:
                 "loaded",
                 metadata.name,
                 metadata.version,
-                detail={"source": metadata.origin, **_package(metadata), **detail},
+                detail={"origin": metadata.origin, **_package(metadata), **detail},
             )
 
     def note_locked(

@@ -54,7 +54,7 @@ class DatabaseHandle:
             where = self.location()
             return str(where) if isinstance(where, Path) else Address.of(where).shown
         except SettingError as error:
-            return str(getattr(error, "value", settings.CATALOG.name))  # an error in a settings file has no value
+            return str(error.value or settings.CATALOG.name)  # an error in a settings file has no value
 
     def change_token(self) -> Hashable:
         """Return a value that changes whenever any process changes the catalogue, or None if there is no catalogue."""

@@ -1,4 +1,4 @@
-"""The command line: one file a noun. Errors become exit codes here and nowhere else."""
+"""The command line, one file for each command. Errors become exit codes here and nowhere else."""
 
 import logging
 import os
@@ -11,24 +11,24 @@ from medvllm.errors import MedVLLMError
 
 
 def main() -> None:
-    """Run the command line: exit code 0, 1 for an error of ours, 2 for wrong usage, 130 for Ctrl-C."""
+    """Run the command line: exit code 0, 1 for an error, 2 for wrong usage, 130 for Ctrl-C."""
     streams.prepare()
-    # A log line that cannot be written is not worth a traceback.
+    # Do not print a traceback for a log line that cannot be written.
     logging.raiseExceptions = False
-    # A shell that completes a line shows what it gets on standard error in the middle of it.
+    # While a shell completes a line, anything on standard error would appear in the middle of it.
     level = logging.CRITICAL if "_MEDVLLM_COMPLETE" in os.environ else logging.WARNING
     logging.basicConfig(format="%(message)s", level=level, stream=sys.stderr)
     settings.warn_of_unknown()
     try:
-        from medvllm.cli.app import app
+        from medvllm.cli.app import make_app
 
-        code = app(standalone_mode=False)
+        code = make_app(sys.argv[1:])(standalone_mode=False)
         streams.flush()
     except KeyboardInterrupt:
         code = 130
     except SystemExit:
         raise
-    except BaseException as error:  # also the panic of a native library, which is no Exception
+    except BaseException as error:  # including a panic of a native library, which is not an Exception
         if _shows_tracebacks():
             raise
         code = report(error, sys.argv[1:])

@@ -1,39 +1,64 @@
-"""The program `medvllm` and its commands."""
+"""The program `medvllm` with its commands."""
 
+from collections.abc import Iterable, Sequence
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
 from medvllm import __version__
-from medvllm.cli import (
-    alias,
-    baseline,
-    bundle,
-    cache,
-    catalog,
-    deprecate,
-    diff,
-    doctor,
-    history,
-    listing,
-    lock,
-    plan,
-    ps,
-    pull,
-    register,
-    run,
-    show,
-    tag,
-    unregister,
-    verify,
-)
 
-app = typer.Typer(
-    help="Say a model's name and get that model.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+# Each command, in the order of the help text, and where it is: a module of this package, and the function or the group.
+_COMMANDS = {
+    "list": "listing:list_",
+    "show": "show:show",
+    "diff": "diff:diff",
+    "pull": "pull:pull",
+    "cache": "cache:app",
+    "run": "run:run",
+    "plan": "plan:plan",
+    "ps": "ps:ps",
+    "register": "register:register",
+    "unregister": "unregister:unregister",
+    "tag": "tag:tag",
+    "deprecate": "deprecate:deprecate",
+    "alias": "alias:app",
+    "history": "history:app",
+    "catalog": "catalog:app",
+    "lock": "lock:lock",
+    "verify": "verify:verify",
+    "baseline": "baseline:app",
+    "export": "bundle:export",
+    "import": "bundle:import_",
+    "doctor": "doctor:doctor",
+}
+
+
+def make_app(arguments: Sequence[str] = ()) -> typer.Typer:
+    """Return the program for the arguments of a command line.
+
+    If they begin with a command, only that command is imported, so that it starts sooner. Otherwise the program has
+    every command: for the help text, for completion, and to offer the right name for a misspelt one.
+    """
+    return _make(arguments[:1] if arguments and arguments[0] in _COMMANDS else _COMMANDS)
+
+
+def _make(names: Iterable[str]) -> typer.Typer:
+    app = typer.Typer(
+        help="A model registry for biomedical and clinical language models.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_program)
+    for name in names:
+        module, _, attribute = _COMMANDS[name].partition(":")
+        command = getattr(import_module(f"medvllm.cli.{module}"), attribute)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
+    return app
 
 
 def _print_version(wanted: bool) -> None:
@@ -42,33 +67,9 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _program(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     pass
-
-
-app.command("list")(listing.list_)
-app.command("show")(show.show)
-app.command("diff")(diff.diff)
-app.command("pull")(pull.pull)
-app.add_typer(cache.app, name="cache")
-app.command("run")(run.run)
-app.command("plan")(plan.plan)
-app.command("ps")(ps.ps)
-app.command("register")(register.register)
-app.command("unregister")(unregister.unregister)
-app.command("tag")(tag.tag)
-app.command("deprecate")(deprecate.deprecate)
-app.add_typer(alias.app, name="alias")
-app.add_typer(history.app, name="history")
-app.add_typer(catalog.app, name="catalog")
-app.command("lock")(lock.lock)
-app.command("verify")(verify.verify)
-app.add_typer(baseline.app, name="baseline")
-app.command("export")(bundle.export)
-app.command("import")(bundle.import_)
-app.command("doctor")(doctor.doctor)

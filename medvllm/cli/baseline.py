@@ -17,7 +17,7 @@ app = typer.Typer(help="Record how a model behaves, and check it after an upgrad
 def record(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="NAME...", autocompletion=model_names, help="Registered models, such as ner@2."),
+        typer.Argument(metavar="NAME", autocompletion=model_names, help="Registered models, such as ner@2."),
     ],
     reason: Annotated[str | None, typer.Option(help="Why; the history of a stored entry keeps it.")] = None,
 ) -> None:
@@ -38,7 +38,7 @@ def check(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="NAME...", autocompletion=model_names, help="Models; all that have a baseline when left out."
+            metavar="NAME", autocompletion=model_names, help="Models; all that have a baseline when left out."
         ),
     ] = None,
     as_json: Json = False,

@@ -1,4 +1,4 @@
-"""`medvllm cache list` and `medvllm cache prune`: what is kept on the disk, who uses it, and freeing the rest."""
+"""`medvllm cache`: what medvllm keeps on the disk, who uses it, and how to free the rest."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -12,49 +12,50 @@ from medvllm.model_registry import registry
 from medvllm.quantities import shown_size
 
 if TYPE_CHECKING:
-    from medvllm.sources.store import Kept, Users
+    from medvllm.sources.disk_usage import DiskItem
+    from medvllm.sources.disk_users import Users
 
-app = typer.Typer(help="See and free the disk that models take.", no_args_is_help=True)
+app = typer.Typer(help="Show and free the disk space of models.", no_args_is_help=True)
 
 
 @app.command("list")
 def list_(as_json: Json = False) -> None:
-    """List what is kept in MEDVLLM_HOME and in the Hub's cache: its size, its last use, and who uses it.
+    """List what MEDVLLM_HOME and the Hub's cache contain, with the size, the last use and the users.
 
-    Models taken or imported, converted pickles, copies in another dtype, and what dead processes have left.
+    These are copied and imported models, converted pickles, copies in another dtype, and leftovers of dead processes.
     """
-    from medvllm.sources import store
+    from medvllm.sources import disk_usage
 
-    found = store.kept(_users())
+    found = disk_usage.list_items(_users())
     if as_json:
         print_json([each.to_dict() | {"is_removable": each.is_removable} for each in found])
         return
     print_table(("KIND", "NAME", "SIZE", "LAST USE", "USED BY"), [_row(each) for each in found])
     free = sum(each.size_bytes for each in found if each.is_removable)
-    typer.echo(f"In all: {_sum(found)}. Unused: {shown_size(free)}.", err=True)
+    typer.echo(f"Total: {_total(found)}. Unused: {shown_size(free)}.", err=True)
 
 
 @app.command()
 def prune(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be removed.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove from MEDVLLM_HOME what no entry of the catalogue, no lock and no running process uses.
+    """Remove from MEDVLLM_HOME what no entry in the catalogue, no lock and no running process uses.
 
-    The Hub's cache is other programs' too, and stays: see hf cache prune.
+    The Hub's cache stays, because other programs use it, too. To prune it, run: hf cache prune
     """
-    from medvllm.sources import store
+    from medvllm.sources import disk_usage
 
-    removed = store.prune(_users(), dry_run=dry_run)
+    removed = disk_usage.prune(_users(), dry_run=dry_run)
     if as_json:
         print_json([each.to_dict() for each in removed])
         return
     print_table(("KIND", "NAME", "SIZE", "LAST USE"), [_row(each)[:-1] for each in removed])
-    typer.echo(f"{'Would free' if dry_run else 'Freed'} {_sum(removed)}.", err=True)
+    typer.echo(f"{'Would free' if dry_run else 'Freed'} {_total(removed)}.", err=True)
 
 
 def _users() -> "Users":
-    from medvllm.sources.store import Users
+    from medvllm.sources.disk_users import Users
 
     entries = {entry.reference: entry for entry in registry.list_models().values()}
     for name in registry.catalog.names():
@@ -63,11 +64,11 @@ def _users() -> "Users":
     return Users(entries, running)
 
 
-def _row(each: "Kept") -> tuple[Any, ...]:
+def _row(each: "DiskItem") -> tuple[Any, ...]:
     used = datetime.fromtimestamp(each.last_used, UTC).strftime("%Y-%m-%d") if each.last_used else "-"
     users = ", ".join(each.used_by[:3]) + (f" and {len(each.used_by) - 3} more" if len(each.used_by) > 3 else "")
-    return each.kind, each.name, shown_size(each.size_bytes), used, users or "nobody"
+    return each.kind, each.name, shown_size(each.size_bytes), used, users or "nothing"
 
 
-def _sum(found: "Iterable[Kept]") -> str:
+def _total(found: "Iterable[DiskItem]") -> str:
     return shown_size(sum(each.size_bytes for each in found))

@@ -1,4 +1,4 @@
-"""`medvllm doctor`: what is installed, what is in force and from where, what there is room for, what can be reached."""
+"""`medvllm doctor`: checks of the installation, the settings, memory, disk and network."""
 
 import os
 import platform
@@ -25,13 +25,13 @@ from medvllm.options import LoadOptions
 from medvllm.quantities import shown_size
 from medvllm.receipt import library_versions
 
-_MOST_NAMES = 8  # of a lock's models
+_MAX_NAMES = 8  # of a lock's models
 _THE = {"environment": "the environment"}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. What is `wrong` makes the command fail."""
+    """The result of one check. A finding that is `wrong` makes the command fail."""
 
     what: str
     name: str
@@ -40,8 +40,8 @@ class Finding:
 
 
 def doctor(as_json: Json = False) -> None:
-    """Check versions, devices, room, lock, catalogue, Hub and settings. Exit code 1 when something is wrong."""
-    found = [finding for what, look in _LOOKS.items() for finding in _looked(what, look)]
+    """Check versions, devices, memory, disk, lock, catalogue, Hub and settings. Exit code 1 if something is wrong."""
+    found = [finding for what, check in _CHECKS.items() for finding in _run_check(what, check)]
     is_well = all(finding.state == "ok" for finding in found)
     if as_json:
         print_json({"ok": is_well, "checks": [vars(finding) for finding in found]})
@@ -54,14 +54,14 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def _looked(what: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]:
-    """Return what a look finds; that it failed is a finding, too."""
+def _run_check(what: str, check: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    """Return what a check finds. Its failure is a finding, too."""
     found: list[Finding] = []
     try:
-        found.extend(look())
+        found.extend(check())
     except MedVLLMError as error:
         found.append(Finding(what, "error", str(error), "wrong"))
-    except Exception as error:  # a report has no use for a traceback
+    except Exception as error:  # a report is more useful than a traceback
         found.append(Finding(what, "error", f"{type(error).__name__}: {error}", "wrong"))
     return found
 
@@ -87,12 +87,10 @@ def _memory() -> Iterator[Finding]:
     for device in sorted({"cpu", *stated, *_gpus()}):
         budget = stated.get(device)
         if budget is not None:
-            yield Finding(
-                "memory", f"budget of {device}", f"{shown_size(budget)}, as {settings.MEMORY_BUDGET.name} says"
-            )
+            yield Finding("memory", f"budget of {device}", f"{shown_size(budget)}, from {settings.MEMORY_BUDGET.name}")
         elif device == "cpu":
             yield Finding(
-                "memory", "budget of cpu", f"{shown_size(default_cpu_budget())}, three quarters of the memory"
+                "memory", "budget of cpu", f"{shown_size(default_cpu_budget())}, three quarters of the machine's memory"
             )
         else:
             from medvllm.loading.device import default_budget
@@ -123,19 +121,23 @@ def _folders() -> Iterator[Finding]:
 
 
 def _folder(name: str, path: Path, *, parts: bool) -> Iterator[Finding]:
-    """Give where a folder is, who may write to it, how much room its disk has, and what it holds."""
+    """Yield where a folder is, who can write to it, what it contains, and how much space its disk has."""
     if os.path.exists(path) and not os.path.isdir(path):
         yield Finding("disk", name, f"{path} is a file, not a folder", "wrong")
         return
     there = next(folder for folder in (path, *path.parents) if os.path.exists(folder))
     if path != there:
         is_writable = os.access(there, os.W_OK)
-        value = f"{path} is not there yet" if is_writable else f"{path} cannot be made: {there} is read-only"
+        value = f"{path} does not exist yet" if is_writable else f"{path} cannot be created: {there} is read-only"
         yield Finding("disk", name, value, "ok" if is_writable else "wrong")
     else:
         mode = stat.S_IMODE(path.stat().st_mode)
         writers = (
-            "others may write" if mode & 0o002 else "its group may write" if mode & 0o020 else "its user may write"
+            "everybody can write"
+            if mode & 0o002
+            else "its group can write"
+            if mode & 0o020
+            else "only its user can write"
         )
         own = "" if os.access(path, os.W_OK) else ", read-only here"
         yield Finding("disk", name, f"{path} ({writers}{own})", "wrong" if mode & 0o002 else "ok")
@@ -144,12 +146,12 @@ def _folder(name: str, path: Path, *, parts: bool) -> Iterator[Finding]:
         )
         for part, size in held.items():
             if size:
-                yield Finding("disk", f"{name} {part}".strip() + " holds", shown_size(size))
+                yield Finding("disk", f"{name} {part}".strip() + " contains", shown_size(size))
     yield Finding("disk", f"{name} free", shown_size(shutil.disk_usage(there).free))
 
 
 def _size(folder: Path) -> int:
-    """Return the bytes of a folder's files; links are counted where they lead from, not what they lead to."""
+    """Return the bytes of a folder's files. The targets of links do not count."""
     total = 0
     for root, _, files in os.walk(folder):
         for file in files:
@@ -164,24 +166,26 @@ def _lock() -> Iterator[Finding]:
     from medvllm.sources import Lock
 
     origin = settings.LOCK_FILE.stated()[1]
-    where = "the default place" if origin == "default" else f"{settings.LOCK_FILE.name} in {_THE.get(origin, origin)}"
+    where = "the default path" if origin == "default" else f"{settings.LOCK_FILE.name} in {_THE.get(origin, origin)}"
     is_required = settings.REQUIRE_LOCK()
     lock = Lock.current()
-    if not os.path.isfile(lock.file):  # pathlib's own fails where the folder may not be searched
+    if not os.path.isfile(lock.file):  # Path.is_file fails if the folder is not searchable
         state: Literal["ok", "wrong"] = "wrong" if is_required or origin != "default" else "ok"
         yield Finding("lock", "file", f"none at {lock.file} ({where})", state)
     else:
         yield Finding("lock", "file", f"{lock.file} ({where})")
         names = sorted(lock.models)
-        more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-        yield Finding("lock", "covers", f"{', '.join(names[:_MOST_NAMES])}{more}" if names else "no model")
-    rule = "nothing else is loaded" if is_required else "models that it does not have are loaded, too"
+        more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+        yield Finding("lock", "covers", f"{', '.join(names[:_MAX_NAMES])}{more}" if names else "no model")
+    rule = "only locked models load" if is_required else "models that are not locked load, too"
     yield Finding("lock", "is required", f"{'yes' if is_required else 'no'}: {rule}")
 
 
 def _catalogue() -> Iterator[Finding]:
     try:
-        count = f"{len(registry.catalog.names()):,} stored names" if registry.catalog.is_there() else "none yet"
+        count = (
+            f"stored names: {len(registry.catalog.names()):,}" if registry.catalog.is_there() else "does not exist yet"
+        )
         yield Finding("catalogue", registry.catalog.where, count)
     except MedVLLMError as error:
         yield Finding("catalogue", registry.catalog.where, str(error), "wrong")
@@ -196,25 +200,25 @@ def _network() -> Iterator[Finding]:
 
     where = hub.endpoint()
     if constants.HF_HUB_OFFLINE:
-        yield Finding("network", "Hub", f"{where} is not asked: HF_HUB_OFFLINE is set")
+        yield Finding("network", "Hub", f"offline: HF_HUB_OFFLINE is set, so {where} is not used")
         return
     try:
         yield Finding("network", "Hub", f"{where} answers in {hub.check_reachable() * 1000:.0f} ms")
-    except MedVLLMError as error:  # also a wrong MEDVLLM_HUB_TIMEOUT
+    except MedVLLMError as error:  # including a wrong MEDVLLM_HUB_TIMEOUT
         is_away = isinstance(error, HubUnreachableError)
-        advice = "\nOn a machine without a network: export HF_HUB_OFFLINE=1" if is_away else ""
+        advice = "\nOn a machine without a network, set: export HF_HUB_OFFLINE=1" if is_away else ""
         yield Finding("network", "Hub", f"{settings.without_password(str(error))}{advice}", "wrong")
 
 
 def _settings() -> Iterator[Finding]:
     try:
         for file in settings.files():
-            yield Finding("setting", "file", f"{file}{'' if os.path.exists(file) else ' (not there)'}")
+            yield Finding("setting", "file", f"{file}{'' if os.path.exists(file) else ' (does not exist)'}")
     except (MedVLLMError, OSError):
-        pass  # what is wrong with it is said of each setting
+        pass  # each setting reports the error
     found = [_setting(setting) for setting in settings.SETTINGS]
     times = Counter(each.value for each in found if each.state == "wrong")
-    shared = {value for value in times if times[value] > 1}  # of a settings file, or of the home that it lies in
+    shared = {value for value in times if times[value] > 1}  # an error of a settings file or of its folder
     yield from (Finding("setting", "file", value, "wrong") for value in sorted(shared - {found[0].value}))
     yield from (each for each in found if each.value not in shared or each is found[0])
     for name, near in settings.unknown().items():
@@ -233,7 +237,7 @@ def _setting(setting: settings.Setting[Any]) -> Finding:
         return Finding("setting", setting.name, str(error), "wrong")
 
 
-_LOOKS: dict[str, Callable[[], Iterator[Finding]]] = {
+_CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
     "version": _versions,
     "device": _devices,
     "memory": _memory,

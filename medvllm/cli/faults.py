@@ -1,4 +1,4 @@
-"""What a command prints when it fails, and its exit code."""
+"""Prints the error of a command, and chooses the exit code."""
 
 import errno
 import os
@@ -11,8 +11,9 @@ from typer.exceptions import Abort, TyperException
 from medvllm.cli.streams import say
 from medvllm.errors import MedVLLMError, ModelNameError, RequestError
 
-USAGE = 2  # what was typed cannot be done, whatever the machine
-_LONGEST = 100  # characters of an argument that a message may show
+USAGE = 2  # the command is wrong on any machine
+_MAX_CHARACTERS = 100  # a longer argument may be a note in the wrong place
+# Commands of similar tools -> ours.
 _OTHER_TOOLS = {
     "search": "list",
     "find": "list",
@@ -29,7 +30,7 @@ _OTHER_TOOLS = {
     "check": "doctor",
     "log": "history",
 }
-_WORDS = 2  # an argument of more words may be a note in the wrong place
+_MAX_WORDS = 2  # an argument of more words may be a note, too
 
 
 def report(error: BaseException, arguments: Sequence[str]) -> int:
@@ -40,7 +41,7 @@ def report(error: BaseException, arguments: Sequence[str]) -> int:
     if isinstance(error, Abort):
         return 1
     if isinstance(error, BrokenPipeError) or (isinstance(error, OSError) and error.errno == errno.EPIPE):
-        return 1  # whoever read the output has seen enough
+        return 1  # the reader of the pipe has closed it
     if isinstance(error, MedVLLMError):
         say(f"Error: {without_notes(str(error), arguments)}")
         return USAGE if isinstance(error, RequestError | ModelNameError) else 1
@@ -49,17 +50,17 @@ def report(error: BaseException, arguments: Sequence[str]) -> int:
         say(f"Error: {without_notes(f'{file}{error.strerror or error}', arguments)}.")
         is_typed = isinstance(error, FileNotFoundError) and str(error.filename) in arguments
         return USAGE if is_typed else 1
-    # Its message may hold any text, also that of a note.
+    # Do not print the message: it may contain the text of a note.
     where = traceback.extract_tb(error.__traceback__)
     place = f" in {Path(where[-1].filename).name}, line {where[-1].lineno}" if where else ""
-    say(f"Error: {type(error).__name__}{place}.\nSee where it comes from: set MEDVLLM_DEBUG=1 and run it again.")
+    say(f"Error: {type(error).__name__}{place}.\nFor the traceback, run it again with: MEDVLLM_DEBUG=1")
     return 1
 
 
 def without_notes(message: str, arguments: Sequence[str]) -> str:
-    """Return a message without arguments that may be the text of a note: an argument of several words, or a long one.
+    """Return a message without arguments that may be notes: those of more than two words, and long ones.
 
-    The beginning of one is enough to be left out, as messages cut what they show.
+    Messages shorten what they show, so the beginning of such an argument is removed as well.
     """
     for argument in arguments:
         for text in (argument, argument.partition("=")[2]):
@@ -69,13 +70,13 @@ def without_notes(message: str, arguments: Sequence[str]) -> str:
 
 
 def _may_be_a_note(text: str) -> bool:
-    if len(text.split()) <= _WORDS and len(text) <= _LONGEST:
+    if len(text.split()) <= _MAX_WORDS and len(text) <= _MAX_CHARACTERS:
         return False
     return not (text.startswith(("/", "./", "../", "~/", "file://")) or os.path.lexists(text[:4096]))
 
 
 def _without(message: str, text: str) -> str:
-    """Return a message with as much of a text as it holds replaced by the text's length."""
+    """Return a message in which the text, or its beginning, is replaced by its length."""
     shown, start = f"… ({len(text)} characters)", message.find(text[:12])
     while start >= 0:
         end = start + _shared(message[start:], text)
@@ -85,7 +86,7 @@ def _without(message: str, text: str) -> str:
 
 
 def _shared(first: str, second: str) -> int:
-    """Return how many characters two texts begin with alike."""
+    """Return the length of the common beginning of two texts."""
     pairs = zip(first, second, strict=False)
     return next((i for i, (one, other) in enumerate(pairs) if one != other), min(len(first), len(second)))
 
@@ -93,12 +94,12 @@ def _shared(first: str, second: str) -> int:
 def _say_usage(error: TyperException, arguments: Sequence[str]) -> None:
     context = getattr(error, "ctx", None)
     message = error.format_message()
-    if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
+    if type(error).__name__ == "NoArgsIsHelpError":  # the message is the help text
         say(message)
         return
     option = getattr(error, "option_name", None)
     if option is not None and " " in option:
-        message = "A text that begins with '-' reads as an option. Write -- before it: medvllm run NAME -- '- TEXT'"
+        message = "A text that begins with '-' looks like an option. Write -- before it: medvllm run NAME -- '- TEXT'"
     is_first = context is not None and context.parent is None
     if is_first and message.startswith("No such command") and "Did you mean" not in message:
         known = _OTHER_TOOLS.get(next((word for word in arguments if not word.startswith("-")), ""))

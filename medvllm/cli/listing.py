@@ -1,4 +1,4 @@
-"""`medvllm list`: what is registered, one line a model. It imports no torch."""
+"""`medvllm list`: the registered models, one line each. It imports no torch."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -24,19 +24,20 @@ def list_(
         str | None,
         typer.Argument(
             metavar="TEXT",
-            help="Text that a name or the description has, such as biobert; or a glob on the name: 'bio*'.",
+            help="Text in the name or the description, such as biobert, or a glob on the name: 'bio*'.",
             autocompletion=model_names,
         ),
     ] = None,
     model_type: Annotated[
         str | None, typer.Option("--type", help=f"Only models of this type: {', '.join(ModelType)}.")
     ] = None,
-    task: Annotated[str | None, typer.Option(help="Only models that are ready for this task.")] = None,
+    task: Annotated[str | None, typer.Option(help="Only models for this task.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="Only models with this tag; may be repeated.")] = None,
     where: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="FACT=VALUE", help="Only models with this fact, a glob: license=apache*; may be repeated."
+            metavar="FACT=VALUE",
+            help="Only models with this fact, as a glob: license=apache*; may be repeated.",
         ),
     ] = None,
     mine: Annotated[bool, typer.Option("--mine", help="Only models that are not built in.")] = False,
@@ -44,7 +45,7 @@ def list_(
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many.")] = None,
     after: Annotated[str | None, typer.Option(metavar="NAME", help="Only names after this one: the next page.")] = None,
     wide: Annotated[
-        bool, typer.Option("--wide", help="Also version, origin, licence, commit and description.")
+        bool, typer.Option("--wide", help="Also show version, origin, licence, commit and description.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -72,7 +73,7 @@ def list_(
         print_json([metadata.to_dict() for metadata in entries.values()])
         return
     if not entries and mine and not (pattern or model_type or task or tag or where or here or after):
-        say("You have registered no model yet. Register one: medvllm register NAME --path ./folder --type TYPE")
+        say("You have not registered a model yet.\nRegister one with: medvllm register NAME --path FOLDER --type TYPE")
     elif not entries:
         _say_none(pattern, is_filtered=bool(model_type or task or tag or facts or here or after))
     columns = ("NAME", "TYPE", "TASKS", "HERE", "SIZE")
@@ -92,20 +93,20 @@ def _more(entry: ModelMetadata) -> tuple[object, ...]:
 
 
 def _say_none(pattern: str | None, *, is_filtered: bool) -> None:
-    """Say that nothing is listed, and what to try."""
+    """Say that no model matches, and what to try."""
     if pattern is None:
         say("No registered model matches these filters.\nList all with: medvllm list")
         return
     near = near_names(pattern.strip("*?"), registry.list_models(), 3)
     also = " and these filters" if is_filtered else ""
     say(f"No registered model matches {printable(pattern)!r}{also}.{did_you_mean(near)}")
-    say("A text is looked for in names and descriptions, such as: medvllm list biobert\nList all with: medvllm list")
+    say("A text searches names and descriptions, for example: medvllm list biobert\nList all with: medvllm list")
 
 
 def _fact(text: str) -> tuple[str, str]:
     fact, equals, value = text.partition("=")
     if not equals:
-        raise typer.BadParameter(f"{text!r} is not written as FACT=VALUE, such as gated=false", param_hint="--where")
+        raise typer.BadParameter(f"{text!r} is not FACT=VALUE, for example gated=false", param_hint="--where")
     if option := {"task": "--task", "tags": "--tag", "model_type": "--type"}.get(fact):
-        raise typer.BadParameter(f"{fact} has an option of its own: {option} {value}", param_hint="--where")
+        raise typer.BadParameter(f"use the option {option} {value} to filter by {fact}", param_hint="--where")
     return fact.replace("-", "_"), value

@@ -12,9 +12,7 @@ from medvllm.sources import Lock
 
 
 def lock(
-    names: Annotated[
-        list[str], typer.Argument(metavar="NAME...", autocompletion=model_names, help="Models to approve.")
-    ],
+    names: Annotated[list[str], typer.Argument(metavar="NAME", autocompletion=model_names, help="Models to approve.")],
     reason: Annotated[str | None, typer.Option(help="Why; the lock file and the history keep it.")] = None,
 ) -> None:
     """Approve models as they are: write the commit, and the size and SHA-256 of every file, to the lock file.
@@ -23,7 +21,7 @@ def lock(
     """
     before = Lock.current()
     for name, model in registry.lock(*names, reason=reason).items():
-        known = before.models.get(before.key(name))
+        known = before.models.get(before.key_of(name))
         is_news = known is None or known != model or known.approval != model.approval
         what = "Locked" if is_news else "Already locked:"
         size = shown_size(sum(digest.size for digest in model.files.values()))

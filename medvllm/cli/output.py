@@ -1,4 +1,4 @@
-"""What a command prints: tables on a terminal, tab-separated lines in a pipe, or JSON. Data goes to stdout."""
+"""Prints results to standard output: a table on a terminal, tab-separated lines in a pipe, or JSON."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from medvllm.progress import is_terminal
 
 
 def print_json(content: Any) -> None:
-    """Print `content` as JSON, indented; what a terminal would not show is escaped."""
+    """Print `content` as indented JSON. Invisible characters are escaped."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     if encodes(text):
         text = _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1] if _hides(found[0]) else found[0], text)
@@ -23,9 +23,12 @@ def print_json(content: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, in_lines: bool = False) -> None:
-    """Print rows under their columns; in a pipe, one line a row with tabs between and no heading.
+    """Print rows as a table, or in a pipe as lines with tabs and without headings.
 
-    `in_lines`: on a terminal, too, each row is one line; the first column gives way.
+    Args:
+        columns: The headings.
+        rows: The rows, of any values.
+        in_lines: Whether a row may take only one line on a terminal; the first column is then shortened.
     """
     print_groups(columns, [rows], in_lines=in_lines)
 
@@ -33,7 +36,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, in_
 def print_groups(
     columns: Sequence[str], groups: Iterable[Iterable[Sequence[object]]], *, in_lines: bool = False
 ) -> None:
-    """Print groups of rows as one table, with blank lines between them; without rows there is no table."""
+    """Print groups of rows as one table, with a blank line between groups. Prints nothing without rows."""
     shown = [[[printable(cell) for cell in row] for row in rows] for rows in groups]
     shown = [rows for rows in shown if rows]
     if not is_terminal(sys.stdout):
@@ -45,13 +48,13 @@ def print_groups(
 
 
 def one_line(value: object, separator: str) -> object:
-    """Return a list or a dict as the text of its items; another value as it is."""
+    """Return a list or a dict as text in one line, and any other value unchanged."""
     items = [f"{key}={text}" for key, text in value.items()] if isinstance(value, dict) else value
     return separator.join(map(str, items)) if isinstance(items, list) else items
 
 
 def printable(value: object) -> str:
-    """Return a value as text that cannot move the cursor or turn the line around."""
+    """Return a value as text, with control characters and other invisible characters escaped."""
     text = "-" if value is None or value == () or value == [] else str(value)
     return "".join(c if not _hides(c) else f"\\u{ord(c):04x}" if ord(c) < 0x10000 else f"\\U{ord(c):08x}" for c in text)
 
@@ -60,5 +63,5 @@ _NOT_ASCII = re.compile(r"[^\x00-\x7e]")
 
 
 def _hides(character: str) -> bool:
-    """Return whether a character moves the cursor, ends a line or has no shape of its own."""
+    """Return whether a character moves the cursor, ends a line or is invisible."""
     return unicodedata.category(character) in ("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp")

@@ -26,10 +26,11 @@ def load_options(device: str | None, dtype: str | None) -> dict[str, Any]:
 
 
 def split_pair(text: str, option: Literal["--fact", "--tag"]) -> tuple[str, str]:
-    """Return the two sides of KEY=VALUE, or raise a usage error."""
+    """Return the two sides of FACT=VALUE or KEY=VALUE, or raise a usage error."""
     key, equals, value = text.partition("=")
     if not equals or not key or not value:
-        raise typer.BadParameter(f"{text!r} is not written as KEY=VALUE", param_hint=option)
+        form = "FACT=VALUE, for example license=mit" if option == "--fact" else "KEY=VALUE, for example owner=radiology"
+        raise typer.BadParameter(f"{text!r} is not {form}", param_hint=option)
     return key, value
 
 

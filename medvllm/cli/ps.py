@@ -12,11 +12,11 @@ from medvllm.quantities import shown_size
 
 
 def ps(as_json: Json = False) -> None:
-    """List the models in memory of the processes that share this catalogue, also in containers and on other hosts.
+    """List the models that processes sharing this catalogue have in memory, also in containers and on other hosts.
 
-    SHARED is what of SIZE is a file's, in memory once for all who map it; STAYS is how long a model stays unused.
+    SHARED is the part of SIZE that is a mapped file, which processes share. STAYS is how long an idle model stays.
     """
-    registry.catalog.is_there()  # where others have their notes, or an error
+    registry.catalog.is_there()  # raises an error if the catalogue, where processes leave their notes, is missing
     notes = registry.list_processes()
     models = [
         {"pid": note.process.pid, "host": note.process.host, "is_near": note.process.is_near, **model}
@@ -38,11 +38,11 @@ def _row(model: dict[str, Any]) -> tuple[object, ...]:
     pid = model["pid"] if model["is_near"] else f"{model['pid']} on {model['host']}"
     idle = f"{max(time.time() - model['last_used'], 0):,.0f} s"
     where = model["device"], model["dtype"], shown_size(model["size_bytes"]), shown_size(model["mapped_bytes"])
-    name = f"{model['name']}@{model['version']}" if model["source"] == "stored" else model["name"]
+    name = f"{model['name']}@{model['version']}" if model["origin"] == "stored" else model["name"]
     return pid, name, *where, model["leases"], idle, stays
 
 
 def _stays(keep_alive: float | None) -> str:
     if keep_alive is None:
-        return "if room"
+        return "while it fits"
     return "pinned" if keep_alive < 0 else f"{keep_alive:,.0f} s"

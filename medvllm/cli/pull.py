@@ -12,9 +12,7 @@ from medvllm.quantities import shown_size
 
 
 def pull(
-    names: Annotated[
-        list[str], typer.Argument(metavar="NAME...", help="Models to download.", autocompletion=model_names)
-    ],
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Models to download.", autocompletion=model_names)],
     refresh: Annotated[
         bool, typer.Option("--refresh", help="Ask the Hub again which commit a branch or tag points to.")
     ] = False,

@@ -18,7 +18,7 @@ from medvllm.progress import is_terminal
 def run(
     name: ModelName,
     texts: Annotated[
-        list[str] | None, typer.Argument(metavar="TEXT...", help="Texts; read from standard input when left out.")
+        list[str] | None, typer.Argument(metavar="TEXT", help="Texts; read from standard input when left out.")
     ] = None,
     task: Annotated[
         str | None, typer.Option(help="embed, fill-mask, ner or deid; the model's own task when left out.")
@@ -71,7 +71,8 @@ def _read_texts(texts: list[str] | None, file: Path | None) -> list[str]:
     except OSError as error:
         raise RequestError(f"Texts cannot be read from {str(file)!r}: {error.strerror}.") from error
     if not any(line.strip() for line in lines):
-        raise RequestError("The input contains no text.")
+        where = "Standard input" if file is None or str(file) == "-" else f"File {str(file)!r}"
+        raise RequestError(f"{where} contains no text.\nPass texts as arguments: medvllm run NAME 'TEXT'")
     return lines  # with empty ones, so that the number of a result is the number of its line
 
 

@@ -1,4 +1,4 @@
-"""`medvllm show`: what is known of a model, how it is known, and how its versions came to be."""
+"""`medvllm show`: the facts of a model with their provenance, and its versions."""
 
 from collections.abc import Iterator
 from typing import Annotated
@@ -25,7 +25,10 @@ def show(
     ],
     as_json: Json = False,
 ) -> None:
-    """Show what is known of a model, and how: S seen in a primary source, V verified by experiment, L likely."""
+    """Show the facts of a model, where each was found, and its versions.
+
+    Provenance: `seen` in a primary source, `verified` by experiment, or `likely`.
+    """
     metadata = registry.get_metadata(name)
     versions = registry.catalog.version_log(metadata.name) if metadata.origin == "stored" else []
     if as_json:
@@ -34,52 +37,50 @@ def show(
         numbers = [record.version for record in versions] or [metadata.version]
         print_json(metadata.to_dict() | {"versions": numbers, "version_aliases": aliases, "version_log": log})
         return
-    print_groups(("FACT", "VALUE", "EVIDENCE"), [*_facts(metadata), map(_version, versions)])
+    print_groups(("FACT", "VALUE", "PROVENANCE"), [*_facts(metadata), map(_version, versions)])
 
 
 def _facts(metadata: ModelMetadata) -> Iterator[list[_Row]]:
-    """Give the facts that are known in their groups; of a few, that they are not."""
+    """Yield the known facts in their groups. The licence has a row even if it is not known."""
     facts = metadata.to_dict()
-    provenance, accepted = facts.pop("provenance"), facts.pop("baseline")
-    facts["baseline_cases"] = len(accepted) or None
+    provenance, baseline = facts.pop("provenance"), facts.pop("baseline")
+    facts["baseline_cases"] = len(baseline) or None
     for group in ("", *GROUPS):
-        said = _said(metadata) if group == "source" else {}
+        state = _source_state(metadata) if group == "source" else {}
         rows: list[_Row] = []
         for fact, value in facts.items():
             if (known_facts()[fact].group if fact in known_facts() else "") != group:
                 continue
             if fact == "license" and value is None:
                 rows.append((fact, "not known", ""))
-            elif fact not in said and value not in (None, "", [], {}):
-                # Not the aliases that point to versions.
-                label = fact
-                rows.append((label, one_line(value, "; "), provenance.get(fact, "")))
-        yield rows + [(fact, value, provenance.get(fact, "")) for fact, value in said.items()]
+            elif fact not in state and value not in (None, "", [], {}):
+                rows.append((fact, one_line(value, "; "), provenance.get(fact, "")))
+        yield rows + [(fact, value, provenance.get(fact, "")) for fact, value in state.items()]
 
 
-def _said(metadata: ModelMetadata) -> dict[str, str]:
-    """Return what an entry's source means: which commit a load takes, and whether the files are here."""
-    said = {}
+def _source_state(metadata: ModelMetadata) -> dict[str, str]:
+    """Return which commit a load takes, and whether the files are on this machine."""
+    state = {}
     location = parse(metadata.location)
     if location.kind != "folder" and not is_commit(location.suffix or metadata.source.revision):
         branch = location.suffix or metadata.source.revision or "main"
-        said["revision"] = f"{branch}, which is not pinned: it means the commit of the first pull"
+        state["revision"] = f"{branch} (not pinned: the commit of the first pull)"
     found = local_files(metadata)
     size = f"yes, {shown_size(found.size_bytes)}" if found else ""
-    said["here"] = size or ("no: the folder has no model" if location.kind == "folder" else "no")
-    return said
+    state["here"] = size or ("no: the folder contains no model" if location.kind == "folder" else "no")
+    return state
 
 
 def _version(record: VersionRecord) -> _Row:
-    """Return a version's line: when, by whom and why it was made; what was decided of it."""
+    """Return the row of a version: when, by whom and why it was created, and its state."""
     made = " ".join(text for text in ((record.at or "")[:10], f"by {record.who}" if record.who else "") if text)
     why = f"{made}: {record.reason}" if record.reason else made
     aliases = [f"{alias} (protected)" if record.protected else alias for alias in record.aliases]
     states = [
-        "what the name means" if record.is_meant else "",
+        "default version" if record.is_meant else "",
         f"aliases: {', '.join(aliases)}" if aliases else "",
         "locked" if record.locked else "not locked",
-        f"accepted {(record.baseline_at or '')[:10]}".strip() if record.baseline_digest else "not accepted",
+        f"baseline {(record.baseline_at or '')[:10]}".strip() if record.baseline_digest else "no baseline",
         f"deprecated: {record.deprecated}" if record.deprecated else "",
     ]
     return f"version {record.version}", why or None, "; ".join(state for state in states if state)

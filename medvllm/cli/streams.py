@@ -1,4 +1,4 @@
-"""The standard streams: whatever they are, they cost no result and show no traceback."""
+"""Makes standard streams safe: a closed or limited stream must not lose a result or print a traceback."""
 
 import contextlib
 import os
@@ -6,7 +6,7 @@ import sys
 
 
 def prepare() -> None:
-    """Open streams that are closed onto nothing, and let those of a small encoding escape what they lack."""
+    """Replace closed streams by the null device, and escape characters that a stream cannot encode."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:
@@ -17,12 +17,12 @@ def prepare() -> None:
 
 
 def flush() -> None:
-    """Write out what was printed, so that a full disk is an error of this command."""
+    """Write out what was printed, so that a full disk is an error of the command."""
     sys.stdout.flush()
 
 
 def close() -> None:
-    """Leave nothing for the interpreter to write at its end, where an error could only be a traceback."""
+    """Flush the streams now: an error at the end of the interpreter would print a traceback."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -32,7 +32,7 @@ def close() -> None:
 
 
 def encodes(text: str) -> bool:
-    """Return whether standard output can write a text as it is."""
+    """Return whether standard output can encode a text."""
     try:
         text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except (UnicodeError, LookupError):
@@ -41,7 +41,7 @@ def encodes(text: str) -> bool:
 
 
 def write_utf8(text: str) -> None:
-    """Print a file whose format is UTF-8, whatever the encoding of the terminal."""
+    """Print the content of a UTF-8 file, whatever the encoding of the terminal."""
     buffer = getattr(sys.stdout, "buffer", None)
     if buffer is None:
         sys.stdout.write(text)
@@ -51,6 +51,6 @@ def write_utf8(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Print a line to standard error, if it can be written."""
+    """Print a line to standard error, if possible."""
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(f"{text}\n")

@@ -12,7 +12,7 @@ from medvllm.model_registry import registry
 
 def tag(
     name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", autocompletion=stored_names, help="A stored entry.")],
-    tags: Annotated[list[str] | None, typer.Argument(metavar="TAG...", help="A tag to add, or KEY=VALUE.")] = None,
+    tags: Annotated[list[str] | None, typer.Argument(metavar="TAG", help="A tag to add, or KEY=VALUE.")] = None,
     remove: Annotated[
         list[str] | None, typer.Option(metavar="TAG", help="A tag or key to remove; may be repeated.")
     ] = None,

@@ -15,7 +15,7 @@ from medvllm.sources import Lock
 def verify(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME...", autocompletion=model_names, help="Locked models; all when left out."),
+        typer.Argument(metavar="NAME", autocompletion=model_names, help="Locked models; all when left out."),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Config of a model: from the entry, then from the checkpoint."""
+"""The config of a model: the one that the caller gives, or the checkpoint's, with the facts of the entry."""
 
 import json
 from typing import Any
@@ -18,9 +18,17 @@ from medvllm.sources import Snapshot
 def read_config(
     metadata: ModelMetadata, options: LoadOptions, snapshot: Snapshot, cls: type[Any] | None
 ) -> PreTrainedConfig:
-    """Return the model's config: the one that `options` give, else the checkpoint's.
+    """Return the model's config: the one in `options`, or the checkpoint's.
 
-    `cls` may bring a config class of its own.
+    Args:
+        metadata: The entry.
+        options: The options of the load.
+        snapshot: The model's files.
+        cls: The class of the model, which may have a config class.
+
+    Raises:
+        LoadError: The checkpoint's config cannot be used.
+        RequestError: The given config cannot be used.
     """
     given = options.config
     try:
@@ -31,7 +39,7 @@ def read_config(
             config.label2id = {label: i for i, label in enumerate(labels)}
     except MedVLLMError:
         raise
-    except Exception as error:  # transformers raises whatever a strange value leads to
+    except Exception as error:  # for a strange value, transformers may raise anything
         what = "option 'config'" if given else f"config of model {metadata.name!r}"
         kind = RequestError if given else LoadError
         raise kind(
@@ -43,7 +51,8 @@ def read_config(
 def apply_overrides(config: PreTrainedConfig, options: LoadOptions) -> tuple[tuple[str, str], ...]:
     """Apply the overrides of `options` to the config, and return those that changed it.
 
-    RequestError names one that is no field of the config, or that cannot have that value.
+    Raises:
+        RequestError: An override is not a field of the config, or cannot have that value.
     """
     if not options.overrides:
         return ()
@@ -67,11 +76,11 @@ def _from_snapshot(metadata: ModelMetadata, snapshot: Snapshot, cls: type[Any] |
         return _read(its_own, snapshot)
     own = metadata.config_class or getattr(cls, "config_class", None)
     declared, stated = metadata.behaviour.architecture, snapshot.config.get("model_type")
-    # An architecture of the repository's own may be declared to be one that transformers has.
+    # An entry may declare that a repository's own architecture is one that transformers has.
     if declared and declared != stated and isinstance(stated, str) and stated in CONFIG_MAPPING:
         raise LoadError(
-            f"Model {metadata.name!r} is a {stated!r} by its config, and a {declared!r} by its entry.\n"
-            f"If the files are the right ones, register it with: architecture={stated!r}",
+            f"Model {metadata.name!r} is a {stated!r} according to its config, but its entry says {declared!r}.\n"
+            f"If the files are right, register it with: architecture={stated!r}",
             model=metadata.name,
         )
     model_type = declared or stated
@@ -80,14 +89,14 @@ def _from_snapshot(metadata: ModelMetadata, snapshot: Snapshot, cls: type[Any] |
             remote_code.refuse_untrusted_code(metadata, snapshot)
             own_class = auto_class_name(getattr(cls, "__name__", ""), model_type)
             raise LoadError(
-                f"Model {metadata.name!r} is a {model_type[:80]!r}, not a {own.model_type!r} as {own.__name__} says.\n"
-                f"Load it with the class of its own architecture: model_class='transformers:{own_class}'",
+                f"Model {metadata.name!r} is a {model_type[:80]!r}, but {own.__name__} is for a {own.model_type!r}.\n"
+                f"Load it with a class for its architecture: model_class='transformers:{own_class}'",
                 model=metadata.name,
             )
         return _read(own, snapshot)
     if model_type is None:
         raise LoadError(
-            f"The config of model {metadata.name!r} has no model_type, so its architecture is not known.\n"
+            f"The config of model {metadata.name!r} has no model_type, so its architecture is unknown.\n"
             "Register it with the architecture: register(…, architecture='bert')",
             model=metadata.name,
             path=str(snapshot.path),
@@ -104,8 +113,8 @@ def _from_snapshot(metadata: ModelMetadata, snapshot: Snapshot, cls: type[Any] |
 
 
 def _read(cls: type[Any], snapshot: Snapshot) -> PreTrainedConfig:
-    config = _checked(cls.from_pretrained(snapshot.folder, local_files_only=True, trust_remote_code=False))
-    # transformers goes by a repository's name where its files name the wrong tokenizer.
+    config = _checked(cls.from_pretrained(snapshot.loader_folder, local_files_only=True, trust_remote_code=False))
+    # transformers looks at a repository's name when its files name the wrong tokenizer.
     config._name_or_path = snapshot.repo or str(snapshot.path)
     return config
 
@@ -116,7 +125,9 @@ def _from_dict(metadata: ModelMetadata, content: dict[str, Any], cls: type[Any] 
     if own is not None and model_type == own.model_type:
         return _checked(own.from_dict(content))
     if own is not None or not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        raise RequestError(f"Option 'config' is of the model_type {str(model_type)[:80]!r}, which does not fit.")
+        raise RequestError(
+            f"Option 'config' has the model_type {str(model_type)[:80]!r}, which does not fit the model."
+        )
     return _checked(CONFIG_MAPPING[model_type].from_dict(content))
 
 

@@ -1,14 +1,14 @@
-"""Which device a load goes to."""
+"""The devices of this machine, and the one that a load uses."""
 
 import torch
 
 from medvllm.errors import LoadError
 
-_SHARE = 0.9  # the rest is for what models compute
+_SHARE = 0.9  # of a GPU's memory; the rest is for activations
 
 
 def list_devices() -> dict[str, str]:
-    """Return the devices that torch can use here -> their names."""
+    """Return the devices that torch can use here, each with its name."""
     devices = {"cpu": f"{torch.get_num_threads()} threads"}
     devices |= {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
     if torch.backends.mps.is_available():
@@ -19,14 +19,21 @@ def list_devices() -> dict[str, str]:
 
 
 def default_budget(device: str) -> int | None:
-    """Return the bytes of models that a device other than the CPU should hold: a share of its memory, or None."""
+    """Return the bytes of models that an accelerator should hold: a share of its memory; None if that is not known."""
     if device.startswith("cuda"):
         return int(_SHARE * torch.cuda.get_device_properties(device).total_memory)
     return None
 
 
 def resolve_device(device: str) -> str:
-    """Return the device that is meant ("auto" is the first accelerator there is), or raise LoadError."""
+    """Return the device to use.
+
+    Args:
+        device: A device, or "auto" for the first accelerator, or the CPU if there is none.
+
+    Raises:
+        LoadError: The device is not available.
+    """
     devices = list(list_devices())
     if device == "auto":
         return devices[1] if len(devices) > 1 else "cpu"
@@ -39,8 +46,8 @@ def resolve_device(device: str) -> str:
         else f" (torch {torch.__version__} is built without CUDA)"
     )
     raise LoadError(
-        f"Device {device!r} is not available here{built}. There is: {', '.join(devices)}.\n"
-        "Leave device= out, or say device='auto' to take an accelerator where there is one.",
+        f"Device {device!r} is not available here{built}. Available: {', '.join(devices)}.\n"
+        "Leave out device=, or use device='auto' for an accelerator if there is one.",
         device=device,
         available=tuple(devices),
     )

@@ -1,4 +1,4 @@
-"""The effective options of a load: what the caller left open, filled in before two loads are compared."""
+"""The effective options of a load, and its identity: options are completed before two loads are compared."""
 
 import json
 from dataclasses import replace
@@ -12,15 +12,17 @@ from medvllm.metadata import ModelMetadata
 from medvllm.options import Identity, LoadOptions
 from medvllm.sources import Snapshot
 
-# Fields of a config that say where it was, not what the model is.
+# Fields of a config that do not change the model.
 _INCIDENTAL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
 
 
 def with_defaults(metadata: ModelMetadata, stated: LoadOptions) -> LoadOptions:
-    """Return `stated` with the rest from the entry, then from the settings.
+    """Return the caller's options, completed from the entry and then from the settings.
 
-    MissingDependencyError: a package that the model needs is not here. LoadError: the device is not, or the code of
-    the entry is not allowed.
+    Raises:
+        MissingDependencyError: A package that the entry requires is not installed.
+        UnsafeWeightsError: The entry runs its own code, which is not allowed here.
+        LoadError: The device is not available.
     """
     check_requirements(metadata)
     remote_code.check_allowed(metadata)
@@ -29,7 +31,7 @@ def with_defaults(metadata: ModelMetadata, stated: LoadOptions) -> LoadOptions:
 
 
 def check_requirements(metadata: ModelMetadata) -> None:
-    """Raise MissingDependencyError when a package that the entry requires is not installed."""
+    """Raise MissingDependencyError unless the packages that the entry requires are installed."""
     for package in metadata.source.requires:
         try:
             packages.version(package)
@@ -43,15 +45,20 @@ def check_requirements(metadata: ModelMetadata) -> None:
 
 
 def identify(metadata: ModelMetadata, options: LoadOptions, snapshot: Snapshot) -> tuple[Identity, PreTrainedConfig]:
-    """Return the identity of a load, and its config: what `options` leave open is the checkpoint's own.
+    """Return the identity of a load, and the model's config.
 
-    What says aloud what holds anyway is left out, so that it makes no difference.
+    Options that are still open are taken from the checkpoint. Options that only repeat a default are removed, so that
+    both spellings share one cached model.
+
+    Raises:
+        LoadError: The config cannot be used.
+        RequestError: An option is not a field of the config.
     """
     try:
         return _identify(metadata, options, snapshot)
     except MedVLLMError:
         raise
-    except Exception as error:  # whatever strange values of a config lead to
+    except Exception as error:  # a strange value in a config may raise anything
         raise LoadError(
             f"The config of model {metadata.name!r} cannot be used: {type(error).__name__}: {str(error)[:300]}",
             model=metadata.name,
@@ -82,7 +89,7 @@ def _identify(metadata: ModelMetadata, options: LoadOptions, snapshot: Snapshot)
             config=given,
             overrides=overrides,
         ),
-        snapshot.on_disk,
+        snapshot.disk_identity,
     )
     return identity, base
 

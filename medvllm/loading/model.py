@@ -165,13 +165,13 @@ def _load_first(
 
     # Use the converted copy of an earlier process, if there is one and it can be proven.
     copy = prepared.find_place(snapshot, cls, arguments, metadata.behaviour.unused_weights)
-    if copy is not None and (ready := copy.find()) is not None and prepared.is_proven(ready, snapshot):
+    if copy is not None and (ready := copy.to_snapshot()) is not None and prepared.is_proven(ready, snapshot):
         try:
             model, _, template = load(ready)
             return model, template
         except Exception as error:  # the copy may be the cause: the source decides
             logger.warning("%s, a copy of the weights of %r, is dropped: %s", copy.folder, metadata.name, error)
-            copy.drop()
+            copy.remove()
     # Load the source.
     model, missing, template = load(snapshot)
     if not template.is_converted:

@@ -1,4 +1,4 @@
-"""Class of a model: the caller's, the entry's, or the one that the checkpoint's config means."""
+"""The class of a model: the caller's, the entry's, or the one that the checkpoint's config names."""
 
 import re
 from typing import Any
@@ -15,9 +15,9 @@ from medvllm.metadata import ModelMetadata
 from medvllm.options import LoadOptions
 from medvllm.sources import Snapshot
 
-# One network under several names: checkpoints have the config of one and the architecture of another.
+# One network under several names: some checkpoints have the config of one and the architecture of another.
 _SISTERS = {"roberta": "Roberta", "xlm-roberta": "XLMRoberta", "camembert": "Camembert"}
-# A config without an architecture is of the encoder alone, unless the entry's task needs a head.
+# Without an architecture in the config, the model is an encoder, unless the entry's task needs a head.
 _HEADS = {
     "ner": "AutoModelForTokenClassification",
     "deid": "AutoModelForTokenClassification",
@@ -25,7 +25,7 @@ _HEADS = {
     "rerank": "AutoModelForSequenceClassification",
     "fill-mask": "AutoModelForMaskedLM",
 }
-# An unknown name that says one of these computes something on top of the encoder, which nothing here can.
+# An unknown class with one of these in its name has a head on top of the encoder, which cannot be loaded here.
 _HEAD = re.compile(
     r"For[A-Z0-9]|LMHead|Ner(?![a-z])|NER|(?i:classif|crf|tagg|rerank|cross.?encoder|scor|regress|reward|splade|detect)"
     r"|(?i:generat|decoder|lstm)"
@@ -36,7 +36,12 @@ _ENCODER = re.compile(r"sentence|encoder|embed|colbert|adapter", re.IGNORECASE)
 def find_model_class(metadata: ModelMetadata, options: LoadOptions, snapshot: Snapshot) -> type[Any]:
     """Return the class to load with: the caller's, the entry's, or the one that the checkpoint names.
 
-    Where the repository's own code may run, its class comes before the one of transformers.
+    If the repository's own code is trusted and allowed, its class is preferred to that of transformers.
+
+    Raises:
+        RequestError: The given class cannot load a model.
+        UnsafeWeightsError: The checkpoint needs code that is not trusted or not allowed.
+        LoadError: transformers does not have the class that the checkpoint names.
     """
     chosen = import_class(options.model_class) or metadata.model_class
     if chosen is None:
@@ -54,25 +59,29 @@ def find_model_class(metadata: ModelMetadata, options: LoadOptions, snapshot: Sn
     if not callable(getattr(chosen, "from_pretrained", None)):
         raise RequestError(
             f"Class {chosen.__name__!r} cannot load a model: it has no from_pretrained.\n"
-            "Give a subclass of transformers.PreTrainedModel or an Auto class.",
+            "Use a subclass of transformers.PreTrainedModel, or an Auto class.",
             model=metadata.name,
         )
     return chosen
 
 
 def resolve_auto_class(metadata: ModelMetadata, cls: type[Any], config: PreTrainedConfig) -> type[Any]:
-    """Return the class that an Auto class stands for with this config; any other class stands for itself."""
+    """Return the class that an Auto class means for this config. Any other class is returned as it is.
+
+    Raises:
+        LoadError: The Auto class has none for this config.
+    """
     mapping = getattr(cls, "_model_mapping", None)
     if mapping is None:
         return cls
     if type(config) not in mapping:
         raise LoadError(
-            f"Model {metadata.name!r} is a {config.model_type!r}, for which there is no {cls.__name__}.\n"
-            "Load it with a class that there is, such as: model_class='transformers:AutoModel'",
+            f"Model {metadata.name!r} is a {config.model_type!r}, and {cls.__name__} has no class for it.\n"
+            "Load it with another class, such as: model_class='transformers:AutoModel'",
             model=metadata.name,
         )
     found = mapping[type(config)]
-    if isinstance(found, (tuple, list)):  # some architectures have several: the checkpoint says which
+    if isinstance(found, (tuple, list)):  # some architectures have several; the checkpoint names one
         named = config.architectures or []
         found = next((kind for kind in found if kind.__name__ in named), found[0])
     chosen: type[Any] = found
@@ -80,7 +89,7 @@ def resolve_auto_class(metadata: ModelMetadata, cls: type[Any], config: PreTrain
 
 
 def auto_class_name(name: str, model_type: object) -> str:
-    """Return the name of the Auto class that has, for `model_type`, what the class `name` is elsewhere."""
+    """Return the name of the Auto class that does, for a `model_type`, what the class `name` does for its own."""
     task = re.search(r"For[A-Z0-9]\w*|LMHeadModel", name)
     for auto, cls in vars(modeling_auto).items():
         if not auto.startswith("AutoModel") or auto in ("AutoModelForPreTraining", "AutoModelWithLMHead"):
@@ -100,7 +109,7 @@ def _named_class(metadata: ModelMetadata, snapshot: Snapshot) -> type[Any]:
         found: type[Any] = getattr(transformers, _HEADS.get(metadata.behaviour.task or "", "AutoModel"))
         return found
     model_type = metadata.behaviour.architecture or snapshot.config.get("model_type")
-    for known in (name, name.removeprefix("TF"), name.removeprefix("Flax")):  # the same network in other frameworks
+    for known in (name, name.removeprefix("TF"), name.removeprefix("Flax")):  # the same network of another framework
         cls: Any = getattr(transformers, known, None)
         if isinstance(cls, type) and (hasattr(cls, "_model_mapping") or issubclass(cls, PreTrainedModel)):
             return _sister(cls, model_type)
@@ -109,7 +118,7 @@ def _named_class(metadata: ModelMetadata, snapshot: Snapshot) -> type[Any]:
         return transformers.AutoModel
     advice = "'module:Class'"
     if isinstance(model_type, str) and model_type in CONFIG_MAPPING:
-        advice = f"'transformers:{auto_class_name(name, model_type)}', or, of yours, 'module:Class'"
+        advice = f"'transformers:{auto_class_name(name, model_type)}', or your own 'module:Class'"
     raise LoadError(
         f"Model {metadata.name!r} is a {name!r}, which transformers {transformers.__version__} does not have.\n"
         f"Register it with the class to use: model_class={advice}",
@@ -124,8 +133,7 @@ def _architecture(config: dict[str, Any]) -> str | None:
 
 
 def _sister(found: type[Any], model_type: object) -> type[Any]:
-    """Return the class of the config's own architecture where the checkpoint names that of a sister; AutoModel for the
-    abstract classes."""
+    """Return the class of the config's architecture if the checkpoint names a sister's; AutoModel for base classes."""
     if found.__name__.endswith("PreTrainedModel"):
         return transformers.AutoModel
     of = getattr(getattr(found, "config_class", None), "model_type", None)
@@ -135,9 +143,9 @@ def _sister(found: type[Any], model_type: object) -> type[Any]:
 
 
 def _is_encoder(name: str, model_type: object) -> bool:
-    """Return whether an unknown class can only be what AutoModel loads: its name has the architecture, and no head.
+    """Return whether an unknown class is surely an encoder: its name has the architecture, and no head.
 
-    Weights of its own on top are then found, and refused by name.
+    If it has more weights than the encoder, the load refuses them by name.
     """
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING or _HEAD.search(name):
         return False

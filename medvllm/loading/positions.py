@@ -1,4 +1,4 @@
-"""Positions of a model: how many tokens it can read at once, and whether this transformers computes them."""
+"""The positions of a model: how many tokens it can read at once, and whether transformers supports their kind."""
 
 import re
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from medvllm.errors import LoadError
 from medvllm.loading.meta_model import build_meta_model
 from medvllm.metadata import ModelMetadata
 
-UNLIMITED = 10**9  # transformers says 1e30 when no length is known
-# Fields of a config for the length that a model was trained for, the surest first.
+UNLIMITED = 10**9  # transformers uses 1e30 if no length is known
+# Fields of a config for the length that a model was trained for, the most reliable first.
 _FIELDS = (
     "max_position_embeddings",
     "max_encoder_position_embeddings",
@@ -30,14 +30,19 @@ _NO_TEXT = re.compile(r"vision|visual|image|audio|speech|entity")
 
 @dataclass(frozen=True)
 class Positions:
-    """How many tokens a model can read, None where nothing says so. `is_firm`: it has a table of that many, no more."""
+    """How many tokens a model can read.
+
+    Attributes:
+        count: The number of tokens; None if it is not known.
+        is_firm: Whether the model has a table of so many positions, so that it cannot read more.
+    """
 
     count: int | None
     is_firm: bool = False
 
 
 def find_positions(config: PreTrainedConfig) -> Positions:
-    """Return the positions that a config gives its model, for the text that it reads."""
+    """Return how many tokens of text a model with this config can read."""
     text = text_config(config)
     stated = next((count for field in _FIELDS if (count := _count(getattr(text, field, None))) is not None), None)
     if (rows := _rows(text)) is not None:
@@ -46,20 +51,20 @@ def find_positions(config: PreTrainedConfig) -> Positions:
 
 
 def check_kind(metadata: ModelMetadata, config: PreTrainedConfig) -> None:
-    """Raise LoadError for positions that older versions of transformers computed, and this one silently does not."""
+    """Raise LoadError for a kind of positions that older versions of transformers had, and this one ignores."""
     kind = getattr(config, "position_embedding_type", None)
     known = type(config).__module__.startswith("transformers.")
     if known and kind not in (None, "absolute") and not hasattr(type(config), "position_embedding_type"):
         raise LoadError(
-            f"Model {metadata.name!r} has position_embedding_type {str(kind)[:80]!r}, and a {config.model_type!r} of "
-            f"transformers {transformers.__version__} has absolute positions only: its outputs would be others.\n"
-            "Give a class of yours that computes them: register(…, model_class='module:Class')",
+            f"Model {metadata.name!r} has position_embedding_type {str(kind)[:80]!r}, but a {config.model_type!r} of "
+            f"transformers {transformers.__version__} has absolute positions only: its outputs would be wrong.\n"
+            "Use your own class that computes them: register(…, model_class='module:Class')",
             model=metadata.name,
         )
 
 
 def text_config(config: Any) -> Any:
-    """Return the part of a composite config that is for the text that a model reads."""
+    """Return the part of a composite config that describes the text encoder."""
     encoder = getattr(config, "encoder", None)
     if isinstance(encoder, PreTrainedConfig):
         return encoder
@@ -70,13 +75,13 @@ def text_config(config: Any) -> Any:
 
 
 def _count(value: object) -> int | None:
-    """Return a number of positions; nothing for -1, None, 1e30 and whatever else says that there is no limit."""
+    """Return a number of positions; None for -1, None, 1e30 and other values that mean no limit."""
     fits = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < UNLIMITED
-    return int(value) if fits else None  # type: ignore[call-overload]  # a number by now
+    return int(value) if fits else None  # type: ignore[call-overload]  # it is a number here
 
 
 def _rows(config: Any) -> int | None:
-    """Return how many tokens the table of positions of a config's encoder has rows for; None where it has none."""
+    """Return for how many tokens the encoder's position table has rows; None if there is no table."""
     if type(config) not in MODEL_MAPPING or not type(config).__module__.startswith("transformers."):
         return None
     cls = MODEL_MAPPING[type(config)]
@@ -91,7 +96,7 @@ def _rows(config: Any) -> int | None:
 
 
 def _offset(module: Any) -> int:
-    """Return how many rows of a table stand before the first token's."""
+    """Return how many rows of a table come before that of the first token."""
     if type(offset := getattr(module, "offset", None)) is int:
         return offset
     padding = getattr(module, "padding_idx", None)

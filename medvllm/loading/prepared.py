@@ -1,4 +1,4 @@
-"""Weights that a load converts: kept as a file, checked against what transformers makes, and mapped from then on."""
+"""Weights that a load converts to another dtype: kept as a file, checked against transformers, and mapped later."""
 
 import logging
 from collections.abc import Callable
@@ -13,26 +13,30 @@ from medvllm.loading import from_pretrained_lock
 from medvllm.loading.replay.aligned import save_aligned
 from medvllm.loading.replay.mapping import ALIGNED, map_file
 from medvllm.sources import Snapshot
-from medvllm.sources.prepared import Prepared, copies_of
+from medvllm.sources.dtype_copies import DtypeCopy, list_copies
 
 logger = logging.getLogger(__name__)
 
-# Whose code a version or a digest tells: a class of the user's own may make something else of the same names tomorrow.
+# Modules whose code is fixed by a version or a digest. A user's own class may change while its name stays.
 _FIXED = ("transformers.", "medvllm_code_")
 
 
 def find_place(
     snapshot: Snapshot, cls: type[Any], arguments: dict[str, Any], unused: tuple[str, ...] = ()
-) -> Prepared | None:
-    """Return the place for the converted weights of a load, or None when its class allows none.
+) -> DtypeCopy | None:
+    """Return the place of a load's converted weights; None if its class gets no copy.
 
-    A copy no longer has the weights that the model does not take: another entry may not allow what `unused` does.
+    Args:
+        snapshot: The model's files.
+        cls: The class of the model.
+        arguments: The arguments of its `from_pretrained`.
+        unused: The unused weights that the entry allows. A copy lacks them, so only such entries share it.
     """
     if not cls.__module__.startswith(_FIXED):
         return None
     config = {field: value for field, value in arguments["config"].to_dict().items() if field != "_name_or_path"}
     libraries = [torch.__version__, transformers.__version__]
-    return Prepared.of(
+    return DtypeCopy.of(
         snapshot,
         dtype=str(arguments["dtype"]),
         model_class=class_path(cls),
@@ -44,44 +48,56 @@ def find_place(
 
 
 def keep_copy(
-    place: Prepared | None, model: Any, missing: set[str], load: Callable[[Snapshot], torch.nn.Module]
+    place: DtypeCopy | None, model: Any, missing: set[str], load: Callable[[Snapshot], torch.nn.Module]
 ) -> Snapshot:
-    """Keep the weights of a model that was just converted, and return the snapshot that holds them.
+    """Keep the weights of a model that was just converted, and return a snapshot that holds them.
 
-    `missing` are those that the checkpoint lacks. A copy stays only if what `load` makes of it is bit-equal to the
-    model, also one that is there already. OSError: why it does not.
+    A copy is kept only if the model that is loaded from it is bit-equal. This is also checked for an existing copy.
+
+    Args:
+        place: The place of the copy.
+        model: The converted model.
+        missing: The names of weights that the checkpoint lacks.
+        load: Loads a model from a snapshot.
+
+    Raises:
+        OSError: There is no copy; the message says why.
     """
     if place is None:
-        raise OSError("a class of the user's own gets no converted copy")
+        raise OSError("a user's own class gets no converted copy")
     if from_pretrained_lock.is_held():
         raise OSError("it was converted inside another load")
-    if (ready := place.find()) is not None and _difference(model, load(ready), missing):
-        logger.warning("%s is not what the weights become in %s: it is made anew", place.folder, model.dtype)
-        place.drop()
-    if place.find() is None and not place.unfit():
+    if (ready := place.to_snapshot()) is not None and _difference(model, load(ready), missing):
+        logger.warning("%s differs from the weights converted to %s, so it is made again", place.folder, model.dtype)
+        place.remove()
+    if place.to_snapshot() is None and not place.rejection():
         state = _distinct({name: t for name, t in model.state_dict().items() if name not in missing})
 
         def fill(folder: Path) -> str | None:
             try:
                 save_aligned(state, folder / "model.safetensors")
-                difference = _difference(model, load(place.snapshot.prepared(folder)), missing)
-            except (OSError, MemoryError, torch.OutOfMemoryError) as error:  # of this moment, not of the model
+                difference = _difference(model, load(place.snapshot.with_weights(folder)), missing)
+            except (
+                OSError,
+                MemoryError,
+                torch.OutOfMemoryError,
+            ) as error:  # a problem of this moment, not of the model
                 raise OSError(f"its copy could not be made or checked: {error}") from error
-            except Exception as error:  # also a dtype that safetensors does not have
+            except Exception as error:  # for example, safetensors lacks the dtype
                 difference = f"{type(error).__name__}: {str(error)[:200]}"
-            return difference and f"a copy in {model.dtype} is not what transformers makes: {difference}"
+            return difference and f"a copy in {model.dtype} differs from what transformers makes: {difference}"
 
-        place.keep(sum(tensor.nbytes for tensor in state.values()), fill)
-    if reason := place.unfit():
+        place.write(sum(tensor.nbytes for tensor in state.values()), fill)
+    if reason := place.rejection():
         raise OSError(reason)
-    return place.snapshot.prepared(place.folder)
+    return place.snapshot.with_weights(place.folder)
 
 
 def is_proven(ready: Snapshot, source: Snapshot) -> bool:
-    """Return whether each weight of a copy is, to the bit, the source's in the copy's dtype.
+    """Return whether each weight of a copy is bit-equal to the source's weight in the copy's dtype.
 
-    A record beside a file proves nothing: who can write the one can write the other. Where transformers names the
-    weights otherwise than the source does, this cannot tell.
+    A stored digest would prove nothing, as whoever can change the copy can change the digest. If transformers gives the
+    weights other names than the source, the answer is False.
     """
     weights, copies = _tensors(source), _tensors(ready)
     prefixes = {"", *(f"{name.partition('.')[0]}." for name in (*weights, *copies))}
@@ -95,17 +111,17 @@ def is_proven(ready: Snapshot, source: Snapshot) -> bool:
 
 
 def check_prepared_copies(snapshot: Snapshot) -> dict[str, str]:
-    """Return for each copy of a snapshot's weights in another dtype that is not what they become what is wrong."""
+    """Return what is wrong with the converted copies of a snapshot's weights, by folder."""
     found = {}
-    for copy in copies_of(snapshot):
-        ready = copy.find()
-        if not copy.unfit() and (ready is None or not is_proven(ready, snapshot)):
-            found[str(copy.folder)] = "is not what the weights become; remove it, and it is made anew"
+    for copy in list_copies(snapshot):
+        ready = copy.to_snapshot()
+        if not copy.rejection() and (ready is None or not is_proven(ready, snapshot)):
+            found[str(copy.folder)] = "differs from the converted weights. Remove it, and it is made again"
     return found
 
 
 def _tensors(snapshot: Snapshot) -> dict[str, torch.Tensor]:
-    """Return the tensors of a snapshot's weights, as views of their files; none when torch lacks a dtype."""
+    """Return the tensors of a snapshot's weights as views of their files; none of a file if torch lacks a dtype."""
     found: dict[str, torch.Tensor] = {}
     for file, header in zip(snapshot.weights, snapshot.headers, strict=True):
         found |= map_file(file).tensors(header) or {}
@@ -113,7 +129,7 @@ def _tensors(snapshot: Snapshot) -> dict[str, torch.Tensor]:
 
 
 def _distinct(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the tensors without the second names of tied ones, which safetensors does not write."""
+    """Return the tensors without the second names of tied ones, which safetensors does not store."""
     found: dict[Any, tuple[str, torch.Tensor]] = {}
     for name, tensor in state.items():
         memory = (tensor.data_ptr(), tensor.shape) if tensor.nbytes else name  # an empty one has none

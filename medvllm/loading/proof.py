@@ -1,4 +1,4 @@
-"""What a loaded model and its files prove, for the receipt."""
+"""The verified part of a receipt: what a loaded model and its files prove."""
 
 import hashlib
 import json
@@ -20,8 +20,15 @@ _digests: WeakKeyDictionary[PreTrainedTokenizerBase, str] = WeakKeyDictionary() 
 def make_proof(
     snapshot: Snapshot, model: Any, size_bytes: int, tokenizer: Callable[[], PreTrainedTokenizerBase]
 ) -> Proof:
-    """Return the proof of a loaded model; `tokenizer` loads its tokenizer, which it may lack."""
-    changed = [_name(snapshot, file) for file in snapshot.taken.changed()]
+    """Return the proof of a loaded model.
+
+    Args:
+        snapshot: The files that it was loaded from.
+        model: The model.
+        size_bytes: Its size in memory.
+        tokenizer: Loads its tokenizer. The model may have none.
+    """
+    changed = [_name(snapshot, file) for file in snapshot.file_stamps.changed_paths()]
     architecture, labels = snapshot.config.get("model_type"), label_map(getattr(model, "config", None))
     return Proof(
         commit=snapshot.commit if snapshot.is_listed else None,
@@ -37,19 +44,19 @@ def make_proof(
 
 
 def _name(snapshot: Snapshot, file: Path) -> str:
-    """Return a file's path in its snapshot; that of a copy of the weights is shown whole."""
+    """Return a file's path within its snapshot, or the whole path of a converted copy."""
     return file.relative_to(snapshot.path).as_posix() if file.is_relative_to(snapshot.path) else str(file)
 
 
 def _tokenizer_digest(load: Callable[[], PreTrainedTokenizerBase]) -> str | None:
     try:
         tokenizer: Any = load()
-    except MedVLLMError:  # a model may be used without one
+    except MedVLLMError:  # a model can be used without a tokenizer
         return None
     if tokenizer not in _digests:
         if tokenizer.is_fast:
             content = json.loads(tokenizer.backend_tokenizer.to_str())
-            # What the last call left behind.
+            # State of the last call.
             content |= {"truncation": None, "padding": None}
         else:
             content = sorted(tokenizer.get_vocab().items())

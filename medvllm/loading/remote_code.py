@@ -1,8 +1,7 @@
-"""A repository's own code: run from the verified bytes of a snapshot, where an entry pins it and an operator allows it.
+"""Remote code: a repository's own modules, run from verified bytes if an entry pins them and an operator allows it.
 
-transformers would copy it into a cache of its own and run what it finds there: a copy of the same size and time, a
-package's `__init__.py` or bytecode, changed by whoever can write there. Here the file that was hashed is the one that
-runs, and nothing else does.
+transformers would copy them into a cache and run what it finds there. Whoever can write to that cache can change a copy
+without changing its size and time, or add an `__init__.py` or bytecode. Here, only the files that were hashed run.
 """
 
 import hashlib
@@ -26,68 +25,69 @@ from medvllm.errors import DigestMismatchError, LoadError, MedVLLMError, Missing
 from medvllm.forking import Lock
 from medvllm.metadata import ModelMetadata
 from medvllm.sources import Snapshot
-from medvllm.sources.snapshot import read_json
+from medvllm.sources.json_files import read_json
 
 logger = logging.getLogger(__name__)
 
-# Whatever class a load goes through, nothing asks on standard input whether code may run: transformers then refuses.
+# No load asks on standard input whether code may run: with 0 seconds to answer, transformers refuses.
 dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 
 _REFERENCE = re.compile(r"([A-Za-z_]\w*)\.([A-Za-z_]\w*)", re.ASCII)  # module.Class
-_LOCK = Lock()  # guards _CLASSES, and that a package is made once
-_CLASSES: dict[tuple[type, str], type[Any]] = {}  # a class and the Auto class it stands for -> the class to use
+_LOCK = Lock()  # guards _CLASSES, and the creation of packages
+_CLASSES: dict[tuple[type, str], type[Any]] = {}  # (a class, its Auto class) -> the class to use
 
 
 def check_allowed(metadata: ModelMetadata) -> None:
-    """Raise UnsafeWeightsError when an entry trusts its repository's code and no operator does."""
+    """Raise UnsafeWeightsError if an entry trusts its repository's code and the operator does not allow that."""
     setting = settings.TRUST_REMOTE_CODE
     if metadata.source.trust_remote_code and not setting():
         raise UnsafeWeightsError(
-            f"Model {metadata.name!r} runs code of its own, which this installation does not allow ({setting.name}).\n"
+            f"Model {metadata.name!r} runs its own code, which this installation does not allow ({setting.name}).\n"
             f"If you trust that code: export {setting.name}=on",
             model=metadata.name,
         )
 
 
 def untrusted_code_error(metadata: ModelMetadata, snapshot: Snapshot, auto_map: object) -> UnsafeWeightsError:
-    """Return the error for a model whose entry does not trust the code that its `auto_map` asks for."""
+    """Return the error for a model whose `auto_map` names code that its entry does not trust."""
     setting = settings.TRUST_REMOTE_CODE
-    advice = "No commit pins a folder's code. Give a class of yours: register(…, model_class='module:Class')"
+    advice = "No commit pins the code of a folder. Use your own class: register(…, model_class='module:Class')"
     if snapshot.repo:
         advice = (
-            "If you trust that code, say so in an entry: "
+            "If you trust that code, register the model with: "
             f"register(…, model_path={snapshot.repo!r}, revision={snapshot.commit!r}, trust_remote_code=True)"
         )
-        advice += "" if setting() else f"\nand: export {setting.name}=on"
+        advice += "" if setting() else f"\nThen allow it: export {setting.name}=on"
     return UnsafeWeightsError(
-        f"Model {metadata.name!r} wants to run code of its own (auto_map: {str(auto_map)[:200]}), "
-        f"and no entry trusts it.\n{advice}",
+        f"Model {metadata.name!r} needs its own code (auto_map: {str(auto_map)[:200]}), "
+        f"which no entry trusts.\n{advice}",
         model=metadata.name,
     )
 
 
 def refuse_untrusted_code(metadata: ModelMetadata, snapshot: Snapshot) -> None:
-    """Raise UnsafeWeightsError when the checkpoint asks for code of its own that the entry does not trust."""
+    """Raise UnsafeWeightsError if the checkpoint names code of its own that the entry does not trust."""
     if (named := snapshot.config.get("auto_map")) and not metadata.source.trust_remote_code:
         raise untrusted_code_error(metadata, snapshot, named)
 
 
 def warn_of_untrusted_code(metadata: ModelMetadata, snapshot: Snapshot, cls: type[Any]) -> None:
-    """Say so where the class of transformers takes the place of the checkpoint's own, and the entry does not choose it.
+    """Log a warning if a class of transformers replaces the checkpoint's own and the entry does not choose it.
 
-    They share a name, and often weights; they may compute otherwise, such as with attention to both sides.
+    Both classes share a name, and often weights. They may still compute something else, for example with bidirectional
+    attention.
     """
     named = [ref for auto, ref in auto_map(snapshot).items() if auto.startswith("AutoModel")]
     if named and not metadata.source.trust_remote_code and metadata.model_class is None:
         logger.warning(
-            "%r has code of its own for its model (auto_map: %s), which no entry trusts: %s of transformers is used. "
-            "If it computes the same, say so: register(…, model_class='transformers:%s')",
+            "%r has its own model code (auto_map: %s), which no entry trusts; %s of transformers is used. "
+            "If that computes the same, register it with: model_class='transformers:%s'",
             *(metadata.name, str(named[0])[:100], cls.__name__, cls.__name__),
         )
 
 
 def import_model_class(metadata: ModelMetadata, snapshot: Snapshot) -> type[Any] | None:
-    """Return the repository's own class of the checkpoint: the one that its architecture names, else its AutoModel."""
+    """Return the repository's own class for the checkpoint's architecture, or for AutoModel; None if it has none."""
     named = snapshot.config.get("architectures")
     architecture = named[0] if isinstance(named, list) and named else None
     autos = {auto: ref for auto, ref in auto_map(snapshot).items() if auto.startswith("AutoModel")}
@@ -96,14 +96,22 @@ def import_model_class(metadata: ModelMetadata, snapshot: Snapshot) -> type[Any]
 
 
 def import_own_class(metadata: ModelMetadata, snapshot: Snapshot, auto: str) -> type[Any] | None:
-    """Return the class that the repository has in place of an Auto class; None when it has none, or is not trusted.
+    """Return the repository's own class for an Auto class; None if it has none, or is not trusted.
 
-    UnsafeWeightsError: no operator allows it, or the code is another repository's. LoadError: it cannot be imported.
+    Args:
+        metadata: The entry.
+        snapshot: The model's files.
+        auto: The name of the Auto class.
+
+    Raises:
+        UnsafeWeightsError: The operator does not allow it, or the code belongs to another repository.
+        MissingDependencyError: The code needs a package that is not installed.
+        LoadError: The code cannot be imported.
     """
     if not metadata.source.trust_remote_code:
         return None
     reference = auto_map(snapshot, auto).get(auto)
-    if isinstance(reference, list):  # of tokenizers: the slow one, then the fast one
+    if isinstance(reference, list):  # for tokenizers: the slow one, then the fast one
         reference = next((ref for ref in reversed(reference) if ref is not None), None)
     if reference is None:
         return None
@@ -111,14 +119,15 @@ def import_own_class(metadata: ModelMetadata, snapshot: Snapshot, auto: str) -> 
     repo, foreign, _ = str(reference).rpartition("--")
     if foreign:
         raise UnsafeWeightsError(
-            f"The code of model {metadata.name!r} is another repository's, {repo[:100]!r}: nothing pins its commit.\n"
-            "Give a class of yours: register(…, model_class='module:Class', config_class='module:Class')",
+            f"The code of model {metadata.name!r} belongs to another repository, {repo[:100]!r}, "
+            "whose commit is not pinned.\n"
+            "Use your own class: register(…, model_class='module:Class', config_class='module:Class')",
             model=metadata.name,
         )
     match = _REFERENCE.fullmatch(str(reference))
     if match is None or f"{snapshot.root}{match[1]}.py" not in snapshot.files:
         raise LoadError(
-            f"The code of model {metadata.name!r} lacks {auto}: there is no {str(reference)[:200]!r} at the top of "
+            f"The code of model {metadata.name!r} lacks {auto}: {str(reference)[:200]!r} is not at the top of "
             f"{snapshot.identity}.",
             model=metadata.name,
         )
@@ -126,12 +135,12 @@ def import_own_class(metadata: ModelMetadata, snapshot: Snapshot, auto: str) -> 
         found = getattr(importlib.import_module(f"{_package(snapshot)}.{match[1]}"), match[2])
         with _LOCK:
             if (found, auto) not in _CLASSES:
-                found.register_for_auto_class(auto)  # it takes its code along when it is saved
+                found.register_for_auto_class(auto)  # save_pretrained then saves its code, too
                 _CLASSES[found, auto] = add_generation_mixin_to_remote_model(found)  # type: ignore[no-untyped-call]
             return _CLASSES[found, auto]
     except MedVLLMError:
         raise
-    except Exception as error:  # whatever the code does when it is imported
+    except Exception as error:  # the code may raise anything when it is imported
         kind = MissingDependencyError if isinstance(error, ImportError) else LoadError
         raise kind(
             f"The code of model {metadata.name!r} cannot be used: {type(error).__name__}: {str(error)[:300]}",
@@ -140,19 +149,19 @@ def import_own_class(metadata: ModelMetadata, snapshot: Snapshot, auto: str) -> 
 
 
 def auto_map(snapshot: Snapshot, auto: str = "AutoModel") -> dict[str, Any]:
-    """Return what the checkpoint names for the Auto classes; the tokenizer's stands in a file of its own."""
+    """Return the checkpoint's `auto_map`: its own classes by Auto class. The tokenizer has its own file."""
     content = snapshot.config
     if auto == "AutoTokenizer":
         name = f"{snapshot.root}tokenizer_config.json"
         content = read_json(snapshot.file(name)) if name in snapshot.files else {}
     named = content.get("auto_map")
-    if auto == "AutoTokenizer" and isinstance(named, list):  # as older repositories have it
+    if auto == "AutoTokenizer" and isinstance(named, list):  # older repositories have a list
         named = {auto: named}
     return named if isinstance(named, dict) else {}
 
 
 class _Modules(MetaPathFinder, Loader):
-    """Finds and runs the modules of one snapshot; bytecode is neither read nor written."""
+    """Finds and runs the modules of one snapshot. Bytecode is neither read nor written."""
 
     def __init__(self, package: str, snapshot: Snapshot) -> None:
         self._package, self._snapshot = package, snapshot
@@ -171,19 +180,19 @@ class _Modules(MetaPathFinder, Loader):
         content = file.read_bytes()
         if hashlib.sha256(content).hexdigest() != self._snapshot.files[self._snapshot.root + file.name].sha256:
             raise DigestMismatchError(
-                f"{file} has changed since it was verified: it is not run.", path=str(file), files=(file.name,)
+                f"{file} has changed since it was verified, so it is not run.", path=str(file), files=(file.name,)
             )
         exec(compile(content, file, "exec", dont_inherit=True), vars(module))
 
 
 def _package(snapshot: Snapshot) -> str:
-    """Return the name of the package that the snapshot's modules make up: another commit's is another's."""
+    """Return the name of the package of the snapshot's modules. Each commit has its own."""
     modules = sorted((name, digest.sha256) for name, digest in snapshot.files.items() if name.endswith(".py"))
     key = hashlib.sha256(repr((snapshot.identity, modules)).encode()).hexdigest()
     name = f"medvllm_code_{key[:40]}"
     with _LOCK:
         if name not in sys.modules:
             sys.meta_path.append(_Modules(name, snapshot))
-            # It has no folder of its own, so that no other finder sees its modules.
+            # The package has no folder, so no other finder can find its modules.
             sys.modules[name] = module_from_spec(ModuleSpec(name, None, is_package=True))
     return name

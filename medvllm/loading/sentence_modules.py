@@ -1,4 +1,4 @@
-"""Snapshot -> what follows the pooling in a sentence-transformers folder, with its weights."""
+"""Snapshot -> the modules that follow the pooling in a sentence-transformers folder, with their weights."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -16,13 +16,13 @@ from medvllm.metadata import ModelMetadata
 from medvllm.sources import Snapshot, sentence
 
 _ACTIVATION = re.compile(r"torch\.nn\.(?:modules\.(?:activation\.|linear\.)?)?(\w+)")
-# They mix the numbers of a vector, or take arguments, which no folder gives.
+# These mix the numbers of a vector, or need arguments that no folder gives.
 _NO_ACTIVATION = {"GLU", "MultiheadAttention", "Softmin", "Softmax", "Softmax2d", "LogSoftmax", "Threshold"}
 
 
 @dataclass(frozen=True)
 class Step:
-    """One module: vectors of `size` numbers in (any number when None), vectors out."""
+    """One module: it takes vectors of `size` numbers, or of any size if that is None, and returns vectors."""
 
     name: str
     size: int | None
@@ -31,21 +31,32 @@ class Step:
 
 @dataclass(frozen=True)
 class Modules:
-    """What becomes of pooled vectors. `is_declared`: a sentence-transformers folder says so; else nothing does."""
+    """The modules that pooled vectors go through.
+
+    Attributes:
+        steps: The modules, in order.
+        is_declared: Whether a sentence-transformers folder declares them.
+    """
 
     steps: tuple[Step, ...] = ()
     is_declared: bool = False
 
     def run(self, model: str, vectors: Tensor, *, normalize: bool | None) -> Tensor:
-        """Return pooled vectors, of `model`, as the modules make them.
+        """Return the output of the modules for pooled vectors.
 
-        `normalize` False leaves out a scaling to unit length that comes last. LoadError: a module takes other vectors.
+        Args:
+            model: The entry's name, for errors.
+            vectors: Pooled vectors, of shape (texts, numbers).
+            normalize: False leaves out a last module that scales to unit length.
+
+        Raises:
+            LoadError: A module takes vectors of another size.
         """
         for step in self._chosen(normalize):
             if step.size not in (None, vectors.shape[1]):
                 raise LoadError(
-                    f"Module {step.name!r} of model {model!r} takes vectors of {step.size:,} numbers, and gets "
-                    f"{vectors.shape[1]:,}.\nSee which pooling it was made for: {step.name}/config.json",
+                    f"Module {step.name!r} of model {model!r} takes vectors of {step.size:,} numbers, but gets "
+                    f"{vectors.shape[1]:,}.\nSee which pooling it was made for in {step.name}/config.json.",
                     model=model,
                 )
             vectors = step.run(vectors)
@@ -57,16 +68,18 @@ class Modules:
 
 
 def load_modules(metadata: ModelMetadata, snapshot: Snapshot) -> Modules:
-    """Return what a folder puts behind its pooling, in float32 on the CPU; nothing for a plain model's.
+    """Return the modules that follow the pooling, in float32 on the CPU. A plain model has none.
 
-    LoadError: the folder declares what cannot be done. WeightsMismatchError: weights are missing, misshapen or left
-    over. SourceError: their file is damaged.
+    Raises:
+        LoadError: The folder declares something that is not supported.
+        WeightsMismatchError: Weights are missing, have other shapes, or are not used.
+        SourceError: A weight file is damaged or missing.
     """
     declared = snapshot.declaration
     if declared is None:
         return Modules()
     if declared.refusal is not None:
-        raise _refusal(metadata, declared.refusal)
+        raise _unsupported_error(metadata, declared.refusal)
     return Modules(tuple(_step(metadata, snapshot, module) for module in declared.modules), is_declared=True)
 
 
@@ -108,27 +121,27 @@ def _dense(metadata: ModelMetadata, snapshot: Snapshot, declared: sentence.Dense
 
 
 def _activation(metadata: ModelMetadata, declared: sentence.Dense) -> nn.Module:
-    """Return an activation of torch's; no other code is ever imported."""
+    """Return an activation of torch. No other code is ever imported."""
     named = _ACTIVATION.fullmatch(declared.activation)
     cls: Any = getattr(nn, named[1], None) if named and named[1] not in _NO_ACTIVATION else None
     if cls is not nn.Identity and getattr(cls, "__module__", None) != "torch.nn.modules.activation":
         file = f"{declared.path}/config.json"
-        raise _refusal(
-            metadata, f"has the activation {declared.activation[:80]!r} in {file}, which medvllm does not run"
+        raise _unsupported_error(
+            metadata, f"has the activation {declared.activation[:80]!r} in {file}, which medvllm does not support"
         )
     activation: nn.Module = cls()
-    # Said aloud: a load in another thread changes torch's default dtype for the whole process.
+    # Explicitly float32: a load in another thread changes torch's default dtype for the whole process.
     return activation.to(torch.float32).eval().requires_grad_(False)
 
 
 def _weights(
     metadata: ModelMetadata, snapshot: Snapshot, folder: str, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Tensor]:
-    """Return the weights of a module, as float32; WeightsMismatchError unless they are those of these shapes."""
+    """Return the weights of a module in float32. Raises WeightsMismatchError unless they have exactly these shapes."""
     name = f"{folder}/model.safetensors"
     if name not in snapshot.files and name not in snapshot.converted:
         raise IncompleteSnapshotError(
-            f"{snapshot.path} has no {name}, which its modules.json asks for.\nFetch it from where the folder is from.",
+            f"{snapshot.path} has no {name}, which its modules.json requires.\nGet it from where the folder is from.",
             path=str(snapshot.path),
             missing=(name,),
         )
@@ -137,31 +150,31 @@ def _weights(
         weights = load_file(file)
     except (SafetensorError, OSError) as error:
         raise SourceError(f"{file} cannot be read as safetensors: {error}.", path=str(file)) from error
-    if (flaw := _flaw(weights, shapes)) is not None:
+    if (flaw := _find_flaw(weights, shapes)) is not None:
         raise WeightsMismatchError(
             f"Module {folder!r} of model {metadata.name!r} {flaw}.\n"
-            "Config and weights do not belong together: fetch both from one commit.",
+            "The config and the weights do not belong together. Fetch both from the same commit.",
             model=metadata.name,
         )
     return {key: weight.to(torch.float32, copy=True) for key, weight in weights.items()}
 
 
-def _flaw(weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """Return how weights differ from what a module takes, or None."""
+def _find_flaw(weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """Return how weights differ from those of a module, or None."""
     if lacking := sorted(shapes.keys() - weights.keys()):
         return f"lacks {lacking[0]!r}"
     if surplus := sorted(weights.keys() - shapes.keys()):
-        return f"has {surplus[0][:200]!r}, which it does not take"
+        return f"has {surplus[0][:200]!r}, which it does not use"
     for key, weight in weights.items():
         if weight.shape != shapes[key] or not weight.is_floating_point():
             kind = str(weight.dtype).removeprefix("torch.")
-            return f"has {key!r} as {kind} {list(weight.shape)}, where its config says floats {list(shapes[key])}"
+            return f"has {key!r} as {kind} {list(weight.shape)}, but its config requires floats {list(shapes[key])}"
     return None
 
 
-def _refusal(metadata: ModelMetadata, what: str) -> LoadError:
+def _unsupported_error(metadata: ModelMetadata, what: str) -> LoadError:
     return LoadError(
-        f"Model {metadata.name!r} gives no vectors: its folder {what}.\n"
-        f"Its transformer alone loads with: registry.load_model({metadata.name!r})",
+        f"Model {metadata.name!r} cannot be used for vectors: its folder {what}.\n"
+        f"You can load its transformer alone with: registry.load_model({metadata.name!r})",
         model=metadata.name,
     )

@@ -1,4 +1,4 @@
-"""Torch's threads after a fork: a child has none of them, and would wait for them for ever."""
+"""The threads of torch after a fork. A child process has none of them, but would wait for them."""
 
 import logging
 
@@ -11,10 +11,10 @@ logger = logging.getLogger(__name__)
 
 class _TorchThreads(Forked):
     def after_fork(self, *, is_child: bool) -> None:
-        """Compute with one thread in a child: OpenMP takes those of its parent for its own."""
+        """Use one thread in a child, because OpenMP there still counts on the threads of the parent."""
         if is_child and torch.get_num_threads() > 1:
             torch.set_num_threads(1)
-            logger.info("torch computes with one thread in this process, which was forked from one with several")
+            logger.info("torch uses one thread in this process, because it was forked from a process that uses several")
 
 
 torch_threads = _TorchThreads()

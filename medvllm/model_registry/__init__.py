@@ -4,9 +4,26 @@ The object `registry` is the one that all of a process uses. No module here may 
 would hide the object.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from medvllm.metadata import ModelMetadata, ModelType
 from medvllm.model_registry.api import ModelRegistry, registry
-from medvllm.model_registry.lease import Lease
-from medvllm.model_registry.loaded_models import LoadedModel
+
+if TYPE_CHECKING:
+    from medvllm.model_registry.lease import Lease
+    from medvllm.model_registry.loaded_models import LoadedModel
 
 __all__ = ["Lease", "LoadedModel", "ModelMetadata", "ModelRegistry", "ModelType", "registry"]
+
+
+# Imported when they are first used: a listing needs neither.
+def __getattr__(name: str) -> Any:
+    if name == "Lease":
+        from medvllm.model_registry.lease import Lease
+
+        return Lease
+    if name == "LoadedModel":
+        from medvllm.model_registry.loaded_models import LoadedModel
+
+        return LoadedModel
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

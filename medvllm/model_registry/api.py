@@ -10,27 +10,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
-from medvllm import processes, settings
+from medvllm import settings
 from medvllm.catalog import Catalog, Difference, StoredCatalog, check_reason, differences, find_entry
 from medvllm.catalog.announcements import Announcement, announce, forget_name, make_announcement, receive
 from medvllm.errors import CatalogError, ModelNameError, ModelNotFoundError, RequestError
 from medvllm.lazy import lazy
 from medvllm.metadata import ModelMetadata, ModelType
-from medvllm.model_cache import Plan, Statistics
-from medvllm.model_registry.lease import Lease, Leasing
-from medvllm.model_registry.loaded_models import LoadedModel, LoadedModels
 from medvllm.model_registry.protection import AliasProtection
-from medvllm.model_registry.registration import prepare_facts
 from medvllm.names import parse
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from medvllm.model_cache import ModelCache, Plan, Statistics
     from medvllm.model_registry.bundle_export import Exported
     from medvllm.model_registry.bundle_import import Imported
+    from medvllm.model_registry.lease import Lease
+    from medvllm.model_registry.loaded_models import LoadedModel, LoadedModels
     from medvllm.model_registry.session import Session
     from medvllm.model_registry.snapshots import Snapshots
+    from medvllm.options import Identity
+    from medvllm.processes import ProcessRecord
     from medvllm.sources import LockedModel
     from medvllm.typed_facts import Facts
 
@@ -61,8 +62,16 @@ class ModelRegistry:
         settings.warn_of_unknown()
         self._protection = AliasProtection()
         self._catalog = catalog or Catalog(StoredCatalog(approval=self._protection))
-        self._loaded = LoadedModels(self._catalog)
-        self._model_cache = self._loaded.cache  # `name in registry._model_cache` is part of the specification
+
+    @lazy
+    def _loaded(self) -> "LoadedModels":
+        from medvllm.model_registry.loaded_models import LoadedModels
+
+        return LoadedModels(self._catalog)
+
+    @lazy
+    def _model_cache(self) -> "ModelCache[Identity]":
+        return self._loaded.cache  # `name in registry._model_cache` is part of the specification
 
     @lazy
     def _snapshots(self) -> "Snapshots":
@@ -124,6 +133,8 @@ class ModelRegistry:
             registry.register("my-tagger", "clinical", model_path="./my-tagger", tags=["ner"], persist=True)
             ```
         """
+        from medvllm.model_registry.registration import prepare_facts
+
         prepared = prepare_facts(name, model_type, facts, copy=copy)
         metadata = self._catalog.add(name, model_type, prepared, replace=replace, persist=persist, reason=reason)
         if replace and not persist:
@@ -310,7 +321,7 @@ class ModelRegistry:
 
     def lease(
         self, name: Name, *, keep_alive: str | float | None = None, **options: Any
-    ) -> contextlib.AbstractContextManager[Lease]:
+    ) -> "contextlib.AbstractContextManager[Lease]":
         """Return a context manager whose model stays in memory for the duration of the `with` block.
 
         Args:
@@ -324,6 +335,8 @@ class ModelRegistry:
                 lease.model, lease.tokenizer, lease.receipt
             ```
         """
+        from medvllm.model_registry.lease import Leasing
+
         text = name if isinstance(name, str) else parse(name).text
         return Leasing(text, self.session.lease(name, options, keep_alive))
 
@@ -336,7 +349,7 @@ class ModelRegistry:
         """
         return self.session.load_tokenizer(name, revision)
 
-    def plan(self, name: Name, **options: Any) -> Plan:
+    def plan(self, name: Name, **options: Any) -> "Plan":
         """Return how much memory `load_model` would need and which models it would evict. Nothing is loaded.
 
         The files are fetched if they are not on this machine: their headers tell the size, until a load was measured.
@@ -362,17 +375,19 @@ class ModelRegistry:
 
     # Memory
 
-    def loaded_models(self) -> list[LoadedModel]:
+    def loaded_models(self) -> "list[LoadedModel]":
         """Return the models in memory in the order of loading, with the evicted ones that a caller still holds."""
         return self._loaded.list_models()
 
-    def statistics(self) -> Statistics:
+    def statistics(self) -> "Statistics":
         """Return what this registry has counted: requests, loads, evictions by reason, and bytes by device."""
         return self._model_cache.statistics()
 
-    def list_processes(self) -> list[processes.ProcessRecord]:
+    def list_processes(self) -> "list[ProcessRecord]":
         """Return the processes that have models in memory, as far as they share this catalogue or MEDVLLM_HOME."""
-        return processes.list_processes(self._loaded.record_stores())
+        from medvllm.processes import list_processes
+
+        return list_processes(self._loaded.record_stores())
 
     def offload(self, name: Name, **options: Any) -> bool:
         """Move a model from its accelerator to host memory, so that the next call needs no load.

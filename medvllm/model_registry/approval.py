@@ -27,25 +27,25 @@ def lock_models(
         # A stored version that was asked for by its number or alias is locked beside the others of its name.
         is_version = parse(name).suffix is not None and revision is None
         key = metadata.reference if is_version else lock.name_of(metadata)
-        locked[key] = sources.to_lock(sources.resolve(metadata, revision))
+        locked[key] = sources.LockedModel.from_snapshot(sources.resolve_snapshot(metadata, revision))
         entries[key] = metadata
     lock, news = lock.approve(locked, reason)
     catalog.note_locked([(entries[key], locked[key].facts) for key in sorted(news)], lock.file, reason)
-    return {key: lock.models[lock.key(key)] for key in locked}
+    return {key: lock.models[lock.key_of(key)] for key in locked}
 
 
 def verify_models(snapshots: Snapshots, names: Sequence["str | os.PathLike[str]"]) -> dict[str, dict[str, str]]:
     """Hash the files of locked models, of all without names, and return for each what differs, by file."""
     lock = sources.Lock.current()
     entries = [snapshots.find(name).entry for name in names]
-    locked = lock.selected(tuple(map(lock.name_of, entries)))
+    locked = lock.select(tuple(map(lock.name_of, entries)))
     asked: list[tuple[str, ModelMetadata | None]]
     asked = [(lock.name_of(entry), entry) for entry in entries] if names else [(name, None) for name in locked]
     differences: dict[str, dict[str, str]] = {}
     for name, known in asked:
         try:
             entry = known or snapshots.find(name).entry
-            found = sources.verify(entry, locked[name], _check_prepared)
+            found = sources.verify_files(entry, locked[name], _check_prepared)
         except ModelNotFoundError:
             found = {"entry": "is not registered any more: remove its table from the lock file"}
         differences[name] = differences.get(name, {}) | found
@@ -66,7 +66,7 @@ def record_baseline(
     found = find_entry(catalog, ref)
     if found is None:
         raise catalog.not_found(ref.name)
-    entry, digest = found.entry, sources.to_lock(snapshots.fetch(name)[1]).digest
+    entry, digest = found.entry, sources.LockedModel.from_snapshot(snapshots.fetch(name)[1]).digest
     if entry.origin == "stored":
         return catalog.stored.mark(entry.reference, baseline=kept, baseline_digest=digest, reason=reason)[0]
     entry = catalog.put(entry.with_facts(baseline=kept, baseline_digest=digest))

@@ -14,8 +14,8 @@ from medvllm.errors import DigestMismatchError, OutputError, RequestError
 from medvllm.metadata import ModelMetadata
 from medvllm.model_registry.snapshots import Snapshots
 from medvllm.names import valid_name
-from medvllm.sources import Lock, LockedModel, Snapshot, branch, bundle, signing, to_lock
-from medvllm.sources.provenance import Provenance
+from medvllm.sources import Lock, LockedModel, Snapshot, bundle, followed_branch
+from medvllm.sources.bundle import ExportRecord, signing
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Exported:
     size_bytes: int
     sha256: str  # of the file
     contents: str  # a digest of the models alone, whoever exports them and when
-    provenance: Provenance
+    export_record: ExportRecord
     signature: str | None = None  # the path of the signature
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON has them."""
-        return vars(self) | {"provenance": self.provenance.to_dict()}
+        return vars(self) | {"export_record": self.export_record.to_dict()}
 
 
 def export_bundle(
@@ -62,10 +62,10 @@ def export_bundle(
     # Write entries, files and lock.
     aliases = contents.find_aliases(catalog)
     events, last_hash = catalog.stored.position() if catalog.has_stored else (0, "")
-    provenance = Provenance(who(), socket.gethostname(), now(), f"medvllm {__version__}", events, last_hash)
+    export_record = ExportRecord(who(), socket.gethostname(), now(), f"medvllm {__version__}", events, last_hash)
     entries = to_toml(contents.entries.values(), aliases)
-    written = bundle.write(target, entries, contents.models, contents.branches, provenance)
-    signature = None if sign is None else str(signing.sign(target, sign))
+    written = bundle.write_bundle(target, entries, contents.models, contents.branches, export_record)
+    signature = None if sign is None else str(signing.sign_bundle(target, sign))
     return Exported(
         path=str(target),
         models=tuple(contents.models),
@@ -73,7 +73,7 @@ def export_bundle(
         size_bytes=written.size_bytes,
         sha256=written.sha256,
         contents=written.contents,
-        provenance=provenance,
+        export_record=export_record,
         signature=signature,
     )
 
@@ -100,7 +100,7 @@ class _Contents:
                 files=(),
             )
         entry = _as_it_travels(metadata, snapshot)
-        key, approved = entry.reference, self.lock.known(metadata)
+        key, approved = entry.reference, self.lock.get(metadata)
         before = self.models.get(key, (snapshot,))[0], self.entries.get(key, entry)
         if before != (snapshot, entry):
             raise RequestError(
@@ -110,9 +110,12 @@ class _Contents:
             self.entries[key] = entry
         if metadata.origin == "stored":
             self.versions.setdefault(metadata.name, set()).add(metadata.version)
-        if (follows := branch(metadata)) and snapshot.repo:
+        if (follows := followed_branch(metadata)) and snapshot.repo:
             self.branches[key] = follows if found.revision is None else found.revision
-        self.models[key] = snapshot, replace(to_lock(snapshot), approval=approved.approval if approved else None)
+        self.models[key] = (
+            snapshot,
+            replace(LockedModel.from_snapshot(snapshot), approval=approved.approval if approved else None),
+        )
 
     def find_aliases(self, catalog: Catalog) -> list[Alias]:
         """Return the aliases that point to the stored versions."""
@@ -138,7 +141,7 @@ def _check_target(target: Path, *, replace: bool, key: Path | None) -> None:
     if key is not None:
         if str(target) == "-" or (os.path.exists(target) and not os.path.isfile(target)):
             raise RequestError(f"Only a file can be signed, not '{target}'.\nName a file: -o bundle.tar")
-        signing.check_key(key)
+        signing.check_signing_key(key)
     if not replace and str(target) != "-" and os.path.isfile(target):
         raise OutputError(f"'{target}' exists already.\nTo overwrite it: --replace", path=str(target))
     destination.check(target)

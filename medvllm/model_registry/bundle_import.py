@@ -16,11 +16,9 @@ from medvllm.errors import CatalogError, DigestMismatchError, SourceError
 from medvllm.local_files import repository_folder
 from medvllm.metadata import ModelMetadata
 from medvllm.names import parse, source_path
-from medvllm.sources import Lock, LockedModel, bundle, folder, hub, signing
-from medvllm.sources.bundle import Bundle, State
+from medvllm.sources import FOLDER, Lock, LockedModel, bundle, folder, home_models, hub
+from medvllm.sources.bundle import Bundle, ExportRecord, State, signing
 from medvllm.sources.digest_cache import digest_cache
-from medvllm.sources.lock_text import FOLDER
-from medvllm.sources.provenance import Provenance
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +48,7 @@ class Imported:
     locked: tuple[str, ...]  # models that the same call approved
     sha256: str
     contents: str
-    provenance: Provenance
+    export_record: ExportRecord
 
     @property
     def is_new(self) -> bool:
@@ -60,7 +58,7 @@ class Imported:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON has them."""
         changes = [event.to_dict() for event in self.changes]
-        return vars(self) | {"changes": changes, "provenance": self.provenance.to_dict(), "changed": self.is_new}
+        return vars(self) | {"changes": changes, "export_record": self.export_record.to_dict(), "changed": self.is_new}
 
 
 def import_bundle(catalog: Catalog, file: Path, terms: Terms) -> Imported:
@@ -72,8 +70,8 @@ def import_bundle(catalog: Catalog, file: Path, terms: Terms) -> Imported:
             locked.
         CatalogError: The bundle would change what exists, and may not.
     """
-    signed = None if terms.verify_key is None else signing.verify(file, terms.verify_key)
-    with bundle.opened(file) as opened:
+    signed = None if terms.verify_key is None else signing.verify_signature(file, terms.verify_key)
+    with bundle.open_bundle(file) as opened:
         for stated in (signed, terms.sha256):
             _check_digest(opened, file, stated)
         return _Import(catalog, opened, terms).run()
@@ -88,7 +86,7 @@ class _Import:
         self._brought = parse_entries(opened.entries, "stored")
         self._entries = {_key(entry): _without_code(entry) for entry in self._brought.models}
         # Branches that this machine knows at another commit, with that commit.
-        self._moved = {key: commit for key in opened.locked if (commit := opened.moved(key))}
+        self._moved = {key: commit for key in opened.locked if (commit := opened.conflicting_commit(key))}
 
     def run(self) -> Imported:
         """Check everything, then add files, entries and, if wanted, locks."""
@@ -110,7 +108,7 @@ class _Import:
         locked: set[str] = set()
         if not terms.dry_run:
             for key in due:
-                bundle.land(opened, key)
+                bundle.install_model(opened, key)
             if due or changes:
                 self._store(wanted)
             if terms.lock:
@@ -124,12 +122,12 @@ class _Import:
             locked=tuple(sorted(locked)),
             sha256=opened.sha256,
             contents=opened.contents,
-            provenance=opened.provenance,
+            export_record=opened.export_record,
         )
 
     def _states(self, wanted: Wanted) -> dict[str, State]:
         """Return by name whether this machine has a model's files."""
-        states: dict[str, State] = {key: self._opened.state(key) for key in self._opened.locked}
+        states: dict[str, State] = {key: self._opened.state_of(key) for key in self._opened.locked}
         for key, entry in self._entries.items():
             known = self._catalog.find(entry.name, str(entry.version)) if states[key] == "new" else None
             if known is not None and wanted.same_files(known, entry):  # in a folder of the user's own
@@ -159,7 +157,7 @@ class _Import:
         """Return an entry that leads to where its files will be on this machine."""
         if self._opened.locked[key].source != FOLDER:
             return entry
-        path = source_path(str(folder.kept(self._opened.locked[key].files)))
+        path = source_path(str(home_models.folder_of(self._opened.locked[key].files)))
         return entry.with_facts(model_path=path)
 
     def _has_same_files(self, known: ModelMetadata, entry: ModelMetadata) -> bool:
@@ -168,8 +166,8 @@ class _Import:
         if location.kind != "folder" or model.source != FOLDER:
             return False
         try:
-            path = folder.located(Path(location.name))
-            return folder.resolve(path, None, extra=known.source.extra_files).files == model.files
+            path = home_models.locate(Path(location.name))
+            return folder.resolve_snapshot(path, None, extra=known.source.extra_files).files == model.files
         except SourceError:
             return False
 
@@ -186,7 +184,7 @@ class _Import:
     def _store(self, wanted: Wanted) -> None:
         """Add the entries to the catalogue and, to its history, that they were imported and from where."""
         opened = self._opened
-        origin = {"bundle": opened.sha256, "contents": opened.contents, "exported": opened.provenance.to_dict()}
+        origin = {"bundle": opened.sha256, "contents": opened.contents, "exported": opened.export_record.to_dict()}
         versions = {entry.reference: entry for entry in wanted.models if entry.version}
         noted = []
         for key, model in opened.locked.items():
@@ -206,7 +204,7 @@ class _Import:
         """Write the models into the lock file; return those that it did not have so."""
         reason = self._terms.reason or f"imported from the bundle {self._opened.sha256}"
         locked, lock = self._opened.locked, self._lock
-        due = {key: model for key, model in locked.items() if lock.models.get(lock.key(key)) != model}
+        due = {key: model for key, model in locked.items() if lock.models.get(lock.key_of(key)) != model}
         _, news = lock.approve(due, reason)
         approved = [
             (self._entries.get(key) or ModelMetadata.build(key, "generic", {}, origin="direct"), locked[key].facts)

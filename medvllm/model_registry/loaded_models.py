@@ -21,7 +21,7 @@ class LoadedModel:
 
     name: str
     version: int
-    source: str  # where the entry comes from: "process", "stored", "built-in" or "direct"
+    origin: str  # where the entry comes from: "process", "stored", "built-in" or "direct"
     snapshot: str  # "repo@commit", or the folder with the digest of its files
     device: str
     dtype: str
@@ -109,7 +109,7 @@ class LoadedModels:
             LoadedModel(
                 name=cached.identity.name,
                 version=cached.identity.version,
-                source=cached.identity.origin,
+                origin=cached.identity.origin,
                 snapshot=cached.identity.snapshot,
                 device=cached.device,
                 dtype=str(cached.identity.options.dtype),

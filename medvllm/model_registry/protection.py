@@ -42,14 +42,14 @@ class AliasProtection:
 
     def missing_requirements(self, entry: ModelMetadata) -> list[str]:
         """Return what a version lacks, each with the command that gives it; its files are hashed."""
-        from medvllm.sources import Lock, verify
+        from medvllm.sources import Lock, verify_files
 
         lock, name = Lock.current(), entry.reference
-        locked = lock.known(entry)
+        locked = lock.get(entry)
         lacking = []
         if locked is None:
             lacking.append(f"a lock in {lock.file}: medvllm lock {name}")
-        elif verify(entry, locked):
+        elif verify_files(entry, locked):
             lacking.append(f"files that are the locked ones; see: medvllm verify {name}")
         if not entry.baseline:
             lacking.append(f"a baseline: medvllm baseline record {name}")
@@ -62,7 +62,7 @@ class AliasProtection:
 
         Folders are looked at; of a repository, what the lock file has.
         """
-        from medvllm.sources import resolve, to_lock
+        from medvllm.sources import LockedModel, resolve_snapshot
 
         accepted = entry.lifecycle.baseline_digest
         if not entry.baseline or accepted is None:
@@ -71,7 +71,7 @@ class AliasProtection:
         found = None if locked is None else locked.digest
         if parse(entry.location).kind == "folder":
             try:
-                found = to_lock(resolve(entry)).digest
+                found = LockedModel.from_snapshot(resolve_snapshot(entry)).digest
             except SourceError as error:
                 return [f"its files: {str(error).splitlines()[0]}"]
         return ["the files of its baseline"] if found not in (None, accepted) else []
@@ -80,7 +80,7 @@ class AliasProtection:
         """Return what the lock file has of a version, or None."""
         from medvllm.sources import Lock
 
-        found = Lock.current().known(entry)
+        found = Lock.current().get(entry)
         if found is None:
             return None
         files = {**found.files, **found.converted}

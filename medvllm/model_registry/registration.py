@@ -32,11 +32,11 @@ def prepare_facts(name: str, model_type: ModelType | str, given: Mapping[str, An
     if copy:
         from medvllm import sources
 
-        kept = sources.take(facts.get("model_path"), facts.get("extra_files") or ())
+        kept = sources.copy_to_home(facts.get("model_path"), facts.get("extra_files") or ())
         facts["model_path"] = source_path(str(kept))
     # A folder says for which task it is, which labels it has, how it pools: listings show that without a load.
     if facts.get("model_path") is not None and parse(facts["model_path"]).kind == "folder":
         from medvllm import sources
 
-        facts |= sources.read(ModelMetadata.build(name, model_type, facts))
+        facts |= sources.read_folder_facts(ModelMetadata.build(name, model_type, facts))
     return facts

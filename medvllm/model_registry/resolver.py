@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoadTarget:
-    """What a call means, for as long as `Resolver.is_current` and `fingerprint.holds()` say so."""
+    """What a call means, for as long as `Resolver.is_current` and `fingerprint.is_current()` say so."""
 
     metadata: ModelMetadata
     snapshot: sources.Snapshot
@@ -51,7 +51,7 @@ class Resolver:
         """
         ref = parse(name)
         # First the state of catalogue and lock, then the look-up: a change in between outdates the target.
-        generation, lock = self._catalog.generation(stored=ref.kind == "name"), sources.in_force()
+        generation, lock = self._catalog.generation(stored=ref.kind == "name"), sources.lock_fingerprint()
         metadata, revision = find_model(self._catalog, ref)
         metadata = metadata.stated()
         self._warn_of_deprecated(metadata)
@@ -63,9 +63,9 @@ class Resolver:
             level = logging.INFO if snapshot.repo is None else logging.WARNING
             logger.log(level, "%r is not registered: loaded directly, from %s", metadata.name, snapshot.identity)
         # What the files say completes entry and options.
-        metadata = metadata.completed(snapshot.sentence_transformer)
+        metadata = metadata.completed(snapshot.declared_facts)
         identity, config = loading.identify(metadata, options, snapshot)
-        fingerprint = sources.seen(snapshot, lock)
+        fingerprint = snapshot.fingerprint + lock
         return LoadTarget(metadata, snapshot, identity, config, generation, fingerprint, ref.kind != "folder")
 
     def is_current(self, target: LoadTarget) -> bool:

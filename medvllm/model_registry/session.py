@@ -26,6 +26,7 @@ from medvllm.model_registry.snapshots import Snapshots
 from medvllm.model_registry.tokenizers import Tokenizers
 from medvllm.options import Identity, LoadOptions, parse_keep_alive
 from medvllm.receipt import Receipt
+from medvllm.sources.digest_cache import digest_cache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -77,7 +78,7 @@ class Session:
         target, find_cached = self._calls.get(call, _UNKNOWN) if isinstance(name, str) else _UNKNOWN
         if target is not None and not self.resolver.is_current(target):
             target = None
-        if target is not None and target.is_lasting and target.fingerprint.holds():
+        if target is not None and target.is_lasting and target.fingerprint.is_current():
             if keep_alive_s is None and (known := find_cached()) is not None and self._cache.hit(known, lease=lease):
                 return target, known
             known = None  # a model that has left must not keep its memory from the load
@@ -140,7 +141,7 @@ class Session:
     def load_tokenizer(self, name: "str | os.PathLike[str]", revision: str | None) -> "PreTrainedTokenizerBase":
         """Return the tokenizer of a name; the model is not loaded."""
         metadata, snapshot = self._snapshots.fetch(name, revision)
-        return self.tokenizers.get(metadata.stated().completed(snapshot.sentence_transformer), snapshot)
+        return self.tokenizers.get(metadata.stated().completed(snapshot.declared_facts), snapshot)
 
     def offload(self, name: "str | os.PathLike[str]", options: Mapping[str, Any]) -> bool:
         """Move a model's weights from its accelerator to host memory; return whether it left its device."""
@@ -176,13 +177,13 @@ class Session:
             DigestMismatchError: A file has changed since the target was resolved.
         """
         offloaded = self._cache.pop(replace(target.identity, is_offloaded=True), "restored")
-        if offloaded is not None and target.snapshot.taken.holds():
+        if offloaded is not None and target.snapshot.file_stamps.is_current():
             return loading.restore_offloaded(offloaded, target.metadata.name, str(target.identity.options.device))
         del offloaded
         with self._nesting.enter():
             loaded = loading.load_model(target.metadata, target.identity, target.config, target.snapshot)
         target.snapshot.check_unchanged()
-        sources.keep_memory_estimate(_memory_key(target.identity), loaded.size_bytes, loaded.load_s)
+        digest_cache().keep_memory_estimate(_memory_key(target.identity), loaded.size_bytes, loaded.load_s)
         if settings.AUDIT_LOADS():
             self._note_load(target, loaded)
         return loaded
@@ -209,7 +210,7 @@ class Session:
             narrow, own = map(target.snapshot.size_bytes, ("bfloat16", str(options.dtype)))
             return narrow if narrow < own else None
 
-        measured = sources.memory_estimate(_memory_key(target.identity))
+        measured = digest_cache().memory_estimate(_memory_key(target.identity))
         if measured is not None:
             return Need(device, measured[0], "measured", measured[1], keep_alive_s, bytes_in_bfloat16)
         size_bytes = target.snapshot.size_bytes(str(options.dtype))
@@ -228,7 +229,7 @@ class Session:
 
     def _receipt(self, target: LoadTarget, model: Any, size_bytes: int) -> Receipt:
         snapshot = target.snapshot
-        if snapshot.locked and not target.fingerprint.holds():
+        if snapshot.locked and not target.fingerprint.is_current():
             snapshot = replace(snapshot, locked=sources.is_locked(target.metadata, snapshot))
         proof = loading.make_proof(snapshot, model, size_bytes, partial(self._tokenizer, target))
         return Receipt.of(target.metadata, target.identity, snapshot.commit, proof, snapshot.bundle)

@@ -29,16 +29,20 @@ class Snapshots:
 
     def refresh(self, name: "str | os.PathLike[str]", revision: str | None = None) -> None:
         """Ask the Hub which commit the branch or tag of a name has today, and keep the answer."""
-        sources.refresh(self.find(name).entry, revision)
+        sources.refresh_revision(self.find(name).entry, revision)
 
     def get(self, metadata: ModelMetadata, revision: str | None) -> sources.Snapshot:
         """Return an entry's files, checked against the lock and, for a protected version, against its baseline."""
         try:
-            snapshot = sources.resolve(metadata, revision, locked=sources.Lock.current().find(metadata))
+            snapshot = sources.resolve_snapshot(
+                metadata, revision, locked=sources.Lock.current().get_approved(metadata)
+            )
         except (ModelNotFoundError, HubUnreachableError) as error:
             if metadata.origin == "direct" and metadata.location.startswith("hf://"):
                 raise explain_missing_repository(self._catalog, metadata.name, error) from error.__cause__
             raise
         if metadata.origin == "stored" and (alias := self._catalog.stored.protected_by(metadata)) is not None:
-            check_baseline(metadata, alias, None if revision is not None else sources.to_lock(snapshot).digest)
+            check_baseline(
+                metadata, alias, None if revision is not None else sources.LockedModel.from_snapshot(snapshot).digest
+            )
         return snapshot

@@ -25,7 +25,7 @@ class Tokenizers:
     ) -> "PreTrainedTokenizerBase":
         """Return an entry's tokenizer; `model_class` is the class that the caller loads the model with."""
         # The behaviour too: another catalogue, or a backup of this one, may have another entry of this version.
-        files = snapshot.identity, snapshot.content
+        files = snapshot.identity, snapshot.content_digest
         key = (metadata.name, metadata.version, metadata.origin, files, metadata.behaviour)
         loading.check_allowed(metadata)
 

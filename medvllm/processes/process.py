@@ -1,7 +1,6 @@
-"""A process among all those that may share a catalogue: on this machine, in containers, and elsewhere."""
+"""A process that shares a catalogue: on this machine, in a container, or on another machine."""
 
 import os
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,7 +12,7 @@ _PROC = Path("/proc")
 
 @dataclass(frozen=True)
 class Process:
-    """One process. An id says nothing without the namespace that it is of, and without the boot of its machine."""
+    """One process. A process id means something only within its pid namespace and one boot of its machine."""
 
     host: str
     boot: str
@@ -24,63 +23,66 @@ class Process:
     @classmethod
     def current(cls) -> "Process":
         """Return this process."""
-        return cls(*_here(), os.getpid(), _started(os.getpid()) or "")
+        return cls(*_machine(), os.getpid(), _start_time(os.getpid()) or "")
 
     @property
     def is_near(self) -> bool:
-        """Return whether its id means here what it means there, so that the system can be asked about it."""
-        host, *here = _here()
+        """Whether its id is valid here, so that the system can be asked about it."""
+        host, *here = _machine()
         return [self.boot, self.namespace] == here and (self.boot != "" or self.host == host)
 
     def state(self, owner: int | None) -> State:
-        """Return whether it lives.
+        """Return whether the process is alive.
 
         Args:
-            owner: The user who says so: nobody but root speaks for another user's process.
+            owner: The user who wrote its record. Only root may write the record of another user's process; any other
+                such record is "forged".
         """
         if not self.is_near:
             return "unknown"
-        started = _started(self.pid)
+        started = _start_time(self.pid)
         if started is None:
-            return _signalled(self.pid)
+            return _state_by_signal(self.pid)
         if started != self.started:
             return "gone"
-        user = _user(self.pid)
+        user = _owner(self.pid)
         return "alive" if owner in (None, 0, user) or user is None else "forged"
 
     def __str__(self) -> str:
         return f"process {self.pid}" + ("" if self.is_near else f" on {self.host}")
 
 
-def _here() -> tuple[str, str, str]:
+def _machine() -> tuple[str, str, str]:
     try:
         boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
         namespace = os.readlink(_PROC / "self/ns/pid")
-    except OSError:  # a system without: its processes are told by the host's name
+    except OSError:  # a system without /proc: the host name must do
         boot = namespace = ""
+    import socket
+
     return socket.gethostname(), boot, namespace
 
 
-def _started(pid: int) -> str | None:
-    """Return what tells a process from a later one of the same id; None when that is not to be seen."""
+def _start_time(pid: int) -> str | None:
+    """Return the start time, which tells a process from a later one with the same id; None if it cannot be read."""
     try:
         return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return None
 
 
-def _user(pid: int) -> int | None:
+def _owner(pid: int) -> int | None:
     try:
         return (_PROC / str(pid)).stat().st_uid
     except OSError:
         return None
 
 
-def _signalled(pid: int) -> State:
-    """Return what a system says that hides other users' processes, or has no /proc."""
+def _state_by_signal(pid: int) -> State:
+    """Return the state on a system that hides other users' processes, or has no /proc."""
     try:
         os.kill(pid, 0)
-    except PermissionError:  # it is there
+    except PermissionError:  # it exists
         return "alive"
     except (OSError, OverflowError):
         return "gone"

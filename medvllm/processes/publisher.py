@@ -2,7 +2,7 @@
 
 import atexit
 import contextlib
-import secrets
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ class _Published:
     """The record of one holder as it was written last."""
 
     holder: ReferenceType[ModelHolder]
-    id: str = field(default_factory=lambda: secrets.token_hex(16))
+    id: str = field(default_factory=lambda: os.urandom(16).hex())
     store: RecordStore | None = None  # where it was written; None: nowhere
     facts: list[tuple[object, ...]] = field(default_factory=list)
     written_at: float = 0.0  # on the monotonic clock

@@ -56,7 +56,7 @@ class ProcessRecord:
 
 def main_facts(models: Sequence[Mapping[str, Any]]) -> list[tuple[object, ...]]:
     """Return the facts that others should learn soon: which models these are, and which of them are leased."""
-    fields = ("name", "version", "source", "snapshot", "device", "dtype", "keep_alive", "evicted", "offloaded")
+    fields = ("name", "version", "origin", "snapshot", "device", "dtype", "keep_alive", "evicted", "offloaded")
     return [(*(model[field] for field in fields), model["leases"] > 0) for model in models]
 
 
@@ -81,7 +81,7 @@ def _is_bool(value: object) -> bool:
 
 
 _FIELDS: dict[str, Callable[[object], bool]] = {
-    **dict.fromkeys(("name", "source", "snapshot", "device", "dtype", "model_class"), _is_text),
+    **dict.fromkeys(("name", "origin", "snapshot", "device", "dtype", "model_class"), _is_text),
     **dict.fromkeys(("version", "size_bytes", "mapped_bytes", "leases", "hits"), _is_count),
     **dict.fromkeys(("load_s", "loaded_at", "last_used"), _is_finite),
     "keep_alive": lambda value: value is None or _is_finite(value),

@@ -1,4 +1,4 @@
-"""Whether files are still those that were hashed: the one notion of it, for a hit, a reload, a tokenizer, a receipt."""
+"""Whether files have changed since they were hashed: one answer for hits, reloads, tokenizers and receipts."""
 
 import os
 from collections.abc import Collection, Iterable, Mapping
@@ -6,36 +6,36 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medvllm.errors import IncompleteSnapshotError
-from medvllm.sources.edge import unusable
+from medvllm.sources.os_errors import to_source_error
 
-__all__ = ["Fingerprint", "Stamp", "stamp"]
+__all__ = ["Fingerprint", "Stamp", "read_stamp"]
 
 Stamp = tuple[int, int, int, int, int]  # device, inode, size, mtime_ns, ctime_ns
 
 
-def stamp(file: Path) -> Stamp:
-    """Return what tells, without reading a file, that it is still the one it was.
+def read_stamp(file: Path) -> Stamp:
+    """Return the stamp of a file. It changes with the file, and costs no read of the content.
 
     Raises:
-        IncompleteSnapshotError: The file is not there.
-        SourceError: The system does not let it be looked at.
+        IncompleteSnapshotError: The file does not exist.
+        SourceError: The operating system denies access.
     """
     try:
         status = os.stat(file)
     except FileNotFoundError as error:
-        why = ": it is a link that leads nowhere" if file.is_symlink() else ""
-        raise IncompleteSnapshotError(f"{file.parent} lacks {file.name}{why}.", path=str(file)) from error
+        why = ": it is a broken link" if file.is_symlink() else ""
+        raise IncompleteSnapshotError(f"{file.parent} has no {file.name}{why}.", path=str(file)) from error
     except OSError as error:
-        raise unusable(error, file) from error
-    return _of(status)
+        raise to_source_error(error, file) from error
+    return _to_stamp(status)
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Files and folders as they were at one moment: path -> stamp, None for one that was not there.
+    """Stamps of files and folders, all taken at one moment. A path that did not exist has None.
 
-    A change of a file's content, owner or time changes its ctime, which nobody can set. A file that was replaced is
-    another inode. A folder's stamp tells that a file was added, removed or renamed.
+    Every change of a file's content, owner or times changes its ctime, which no program can set. A file that was
+    replaced has another inode. The stamp of a folder shows that a file in it was added, removed or renamed.
     """
 
     stamps: tuple[tuple[str, Stamp | None], ...] = ()
@@ -43,19 +43,19 @@ class Fingerprint:
     @classmethod
     def of(cls, paths: Iterable[Path]) -> "Fingerprint":
         """Return the fingerprint of files and folders as they are now."""
-        return cls(tuple((str(path), _now(str(path))) for path in paths))
+        return cls(tuple((str(path), _stamp_or_none(str(path))) for path in paths))
 
     @classmethod
-    def at(cls, folder: Path, stamps: Mapping[str, Stamp]) -> "Fingerprint":
-        """Return the fingerprint of a folder's files, by name, as they were when the stamps were taken."""
+    def from_stamps(cls, folder: Path, stamps: Mapping[str, Stamp]) -> "Fingerprint":
+        """Return the fingerprint of a folder's files from stamps that were taken before, by name."""
         return cls(tuple((str(folder / name), taken) for name, taken in stamps.items()))
 
     def __add__(self, other: "Fingerprint") -> "Fingerprint":
         return Fingerprint(self.stamps + other.stamps)
 
-    def holds(self) -> bool:
-        """Return whether everything is as it was."""
-        # Part of every hit: no call to a function of ours, and the rarest difference is asked for last.
+    def is_current(self) -> bool:
+        """Return whether no path has changed."""
+        # Every cache hit runs this. It calls no function of ours, and compares first what changes most often.
         try:
             for path, taken in self.stamps:
                 if taken is None:
@@ -76,25 +76,25 @@ class Fingerprint:
             return False
         return True
 
-    def only(self, paths: Collection[str]) -> "Fingerprint":
-        """Return the part that is of some of the paths."""
+    def restrict_to(self, paths: Collection[str]) -> "Fingerprint":
+        """Return the fingerprint of some of the paths."""
         return Fingerprint(tuple(row for row in self.stamps if row[0] in paths))
 
-    def of_path(self, path: Path) -> Stamp | None:
-        """Return the stamp that a file had; None for one that was not looked at."""
+    def stamp_of(self, path: Path) -> Stamp | None:
+        """Return the stamp of one path, or None if there is none."""
         return next((taken for known, taken in self.stamps if known == str(path)), None)
 
-    def changed(self) -> list[Path]:
-        """Return what is not as it was."""
-        return [Path(path) for path, taken in self.stamps if _now(path) != taken]
+    def changed_paths(self) -> list[Path]:
+        """Return the paths that have changed."""
+        return [Path(path) for path, taken in self.stamps if _stamp_or_none(path) != taken]
 
 
-def _now(path: str) -> Stamp | None:
+def _stamp_or_none(path: str) -> Stamp | None:
     try:
-        return _of(os.stat(path))
+        return _to_stamp(os.stat(path))
     except OSError:
         return None
 
 
-def _of(status: os.stat_result) -> Stamp:
+def _to_stamp(status: os.stat_result) -> Stamp:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -1,7 +1,6 @@
-"""Which files of a folder or commit are a model's: decided once, from what its loaders read.
+"""Which files of a folder or commit belong to a model. This is decided here and nowhere else, from what loaders read.
 
-What is decided here is hashed, locked, verified, exported, fetched from a Hub, and shown to the loaders. Nothing else
-is.
+These files, and no others, are hashed, locked, verified, exported, fetched from the Hub, and shown to the loaders.
 """
 
 import os
@@ -14,30 +13,36 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from medvllm.errors import IncompleteSnapshotError, SourceError
-from medvllm.sources.vocabulary import tokenizer_files
+from medvllm.sources.tokenizer_files import tokenizer_files
 
-__all__ = ["SENTENCE_CONFIGS", "Layout", "Read", "decide", "is_plain_path", "present"]
+__all__ = ["SENTENCE_CONFIGS", "Layout", "ReadJson", "decide_layout", "is_plain_path", "list_files"]
 
-Read = Callable[[str, type], Any]  # a path in the folder, and what the JSON file holds -> its content
+ReadJson = Callable[[str, type], Any]  # a path in the folder, and `dict` or `list` -> the content of the JSON file
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _INDEX = ".index.json"
-# What sentence-transformers has called the file beside a Transformer's config; the first one with content is read.
+# The names that sentence-transformers has given to the file beside a Transformer's config. The first one with content
+# is read.
 SENTENCE_CONFIGS = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
-# Classes of transformers whose config names further weights; a test holds the table to it.
+# Model types of transformers with further weight files. A test compares the table with transformers.
 _FURTHER_WEIGHTS = {"jev": ("head.safetensors", "readout.safetensors")}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The files of a model, by path. `weights` are the model's own, in order, without their index.
+    """The files of a model, each by its path in the folder or commit.
 
-    `root` is the folder of config.json, with a slash behind it, or "" for the top. `modules` are weights that stand
-    behind the model: those of sentence-transformers' modules. `adapter`: one lies beside whole weights. `names` are all
-    files of the folder or commit, for messages.
+    Attributes:
+        root: The folder of config.json, with a trailing slash, or "" for the top.
+        weights: The weight files of the model, in order, without their index.
+        index: The index of the weight files, if they are sharded.
+        modules: The weight files of sentence-transformers modules, which follow the model.
+        adapter: An adapter's weights beside the weights of a whole model.
+        files: All files of the model, sorted.
+        names: All files of the folder or commit, for messages.
     """
 
     root: str
@@ -50,29 +55,31 @@ class Layout:
 
     @property
     def pickles(self) -> tuple[str, ...]:
-        """Weights that are pickles, with the index of theirs: no loader sees them."""
+        """The weight files that are pickles, with their index. No loader sees them."""
         files = tuple(name for name in (*self.weights, *self.modules) if not name.endswith(".safetensors"))
         return (*files, self.index) if self.index and set(files) & set(self.weights) else files
 
     @property
     def top(self) -> dict[str, str]:
-        """The files by the name under which a loader finds them: config.json lies at the top of what it is shown."""
+        """The files by the names that a loader sees, with config.json at the top."""
         return {name.removeprefix(self.root): name for name in self.files}
 
 
-def decide(where: Path, names: Collection[str], read: Read, *, code: bool = False, extra: Sequence[str] = ()) -> Layout:
-    """Return the layout of a folder or commit.
+def decide_layout(
+    where: Path, names: Collection[str], read: ReadJson, *, code: bool = False, extra: Sequence[str] = ()
+) -> Layout:
+    """Return which files of a folder or commit belong to the model.
 
     Args:
         where: The folder, for messages.
-        names: Its files, by path.
-        read: Gives the content of one of its JSON files.
+        names: The paths of all files in it.
+        read: Returns the content of one of its JSON files.
         code: Whether the Python modules beside the config belong to the model.
-        extra: Globs for files that the entry adds, for a class of the user's own that reads them.
+        extra: Globs for further files, which the entry names because a class of the user's own reads them.
 
     Raises:
-        IncompleteSnapshotError: An index or the config names weights that are not there.
-        SourceError: A file that decides cannot be read, or names a file outside of the folder.
+        IncompleteSnapshotError: An index or the config names weight files that do not exist.
+        SourceError: A JSON file cannot be read, or names a file outside of the folder.
     """
     modules = _modules(where, names, read)
     root = next((path for kind, path in modules if kind == "Transformer"), "")
@@ -94,7 +101,7 @@ def decide(where: Path, names: Collection[str], read: Read, *, code: bool = Fals
         files.update(name for name in own if name.endswith(".py") and "/" not in name)
     whole = {root + name for name in files}
     behind: list[str] = []
-    if "modules.json" in names:  # also one that lists nothing that is understood: vectors are then refused
+    if "modules.json" in names:  # even if nothing in it is supported, as the vectors are then refused
         whole.update(name for name in ("modules.json", "config_sentence_transformers.json") if name in names)
         whole.update(root + name for name in SENTENCE_CONFIGS if name in own)
         for path in (path for kind, path in modules if kind != "Transformer" and path):
@@ -105,7 +112,7 @@ def decide(where: Path, names: Collection[str], read: Read, *, code: bool = Fals
         chosen = [name for name in names if fnmatchcase(name, pattern)]
         if not chosen:
             raise IncompleteSnapshotError(
-                f"{where} has no file {pattern!r}, which the entry lists as one of the model's (extra_files).",
+                f"{where} has no file {pattern!r}, but the entry lists it in extra_files.",
                 path=str(where),
                 missing=(pattern,),
             )
@@ -122,13 +129,17 @@ def decide(where: Path, names: Collection[str], read: Read, *, code: bool = Fals
     )
 
 
-def present(folder: Path) -> list[str]:
-    """Return the files of a folder and of its subfolders, by path; in deeper ones no loader looks.
+def list_files(folder: Path) -> list[str]:
+    """Return the paths of the files in a folder and its subfolders. No loader looks into deeper folders.
 
-    A link that leads nowhere is one of them: a file that is missing is another thing than one that was never there.
+    A broken link counts as a file: the file that it points to is missing, and must not be taken for one that never
+    existed.
+
+    Raises:
+        OSError: The folder may not be read.
     """
     with suppress(FileNotFoundError, NotADirectoryError):
-        os.scandir(folder).close()  # what may not be read is not empty, as a glob has it
+        os.scandir(folder).close()  # glob would give nothing for a folder that may not be read
     files = (file for pattern in ("*", "*/*") for file in folder.glob(pattern))
     return [file.relative_to(folder).as_posix() for file in files if file.is_file() or _is_broken(file)]
 
@@ -138,7 +149,7 @@ def _is_broken(file: Path) -> bool:
 
 
 def is_plain_path(path: object) -> TypeGuard[str]:
-    """Return whether a path stays in the folder that it is joined to, on every system."""
+    """Return whether a path stays inside the folder that it is joined to, on every operating system."""
     if not isinstance(path, str):
         return False
     parts = path.split("/")
@@ -148,7 +159,7 @@ def is_plain_path(path: object) -> TypeGuard[str]:
 def _weights(
     where: Path, own: Collection[str], config: Mapping[str, Any], read: Callable[[str], dict[str, Any]]
 ) -> tuple[tuple[str, ...], str | None]:
-    """Return the weight files, in order, and their index: as transformers looks for them."""
+    """Return the weight files, in order, and their index. They are looked for as transformers does."""
     stated = config.get("transformers_weights")
     if stated is not None and not is_plain_path(stated):
         raise SourceError(f"The config of {where} names weights outside of its folder.", path=str(where))
@@ -185,25 +196,25 @@ def _missing(where: Path, names: Sequence[str]) -> IncompleteSnapshotError:
 
 
 def _versions(where: Path, own: Collection[str], config: Mapping[str, Any], field: str) -> Iterator[str]:
-    """Give the files for other versions of transformers that a config lists: its loader takes one of them."""
+    """Give the files that a config lists for versions of transformers. Its loader reads one of them."""
     listed = config.get(field) or []
     for name in listed if isinstance(listed, list) else (None,):
         if not is_plain_path(name):
-            raise SourceError(f"{where} lists files under {field!r} that are none of the model's.", path=str(where))
+            raise SourceError(f"{where} lists a file outside of its folder under {field!r}.", path=str(where))
         if name in own:
             yield name
 
 
-def _modules(where: Path, names: Collection[str], read: Read) -> list[tuple[str, str]]:
-    """Return the modules of a folder of sentence-transformers: the class's name, and its folder with a slash or ""."""
+def _modules(where: Path, names: Collection[str], read: ReadJson) -> list[tuple[str, str]]:
+    """Return the class name and the folder of each module in modules.json. A folder ends with a slash, or is ""."""
     if "modules.json" not in names:
         return []
     found = []
     for module in read("modules.json", list):
         kind, path = (module.get("type"), module.get("path", "")) if isinstance(module, dict) else (None, None)
-        if not isinstance(kind, str):  # another tool's file, or one that no task can follow
+        if not isinstance(kind, str):  # a file of another tool
             continue
         if path != "" and (not is_plain_path(path) or "/" in path):
-            raise SourceError(f"{where / 'modules.json'} names a folder that is none of the model's.", path=str(where))
+            raise SourceError(f"{where / 'modules.json'} names a folder outside of the model's.", path=str(where))
         found.append((kind.rpartition(".")[2], f"{path}/" if path else ""))
     return found

@@ -1,43 +1,48 @@
-"""A snapshot: a local folder with one commit's files, and what its files say of themselves."""
+"""A snapshot: a local folder with the files of one commit, each hashed, and what the files say about the model."""
 
 import hashlib
-import json
 import math
 import re
-import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from medvllm.errors import DigestMismatchError, IncompleteSnapshotError, SourceError
 from medvllm.lazy import lazy
-from medvllm.sources.digest import Digest, content_of
-from medvllm.sources.edge import unusable
-from medvllm.sources.fingerprint import Fingerprint, Stamp, stamp
+from medvllm.sources.digest import Digest, digest_content
+from medvllm.sources.fingerprint import Fingerprint
+from medvllm.sources.json_files import read_json
 from medvllm.sources.layout import Layout
-from medvllm.sources.view import view
+from medvllm.sources.link_folder import make_link_folder
+from medvllm.sources.safetensors import FLOATS, ITEM_BYTES, Header, cached_header
+from medvllm.sources.sentence import Declaration, read_declaration
 
-if TYPE_CHECKING:
-    from medvllm.sources.sentence import Declaration
+__all__ = ["Snapshot", "check_complete"]
 
-__all__ = ["Snapshot", "check_complete", "read_json"]
-
-MAX_HEADER = 100_000_000  # bytes; the safetensors format allows no more
-_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
-_BYTES |= {"I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
-# Fields of a config by which transformers makes lists before it looks at any weight.
-_COUNTED = re.compile(r"(layers?|labels|_types|dense_replace)$")
+# Fields of a config for which transformers makes lists before it looks at any weight.
+_COUNTS = re.compile(r"(layers?|labels|_types|dense_replace)$")
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A local folder, the repository and commit it holds (None for a folder of the user's own), and its files.
+    """A local folder with the verified files of one model.
 
-    `files` is the set that `layout` decided: what is hashed, locked and exported, and all that a loader sees.
+    Attributes:
+        path: The folder.
+        repo: The repository's id, or None for a folder of the user's own.
+        commit: The commit, or None for a folder.
+        layout: Which files of the folder are the model's.
+        files: Their digests. These files are hashed, locked and exported, and a loader sees no others.
+        file_stamps: The fingerprint of all files at the moment they were hashed.
+        folder_stamps: The fingerprint of the folders of a user's folder, taken before their files were listed.
+        converted: The digests of safetensors that were made of pickles.
+        converted_at: The folder of these.
+        prepared_at: The folder of the weights in another dtype.
+        is_listed: Whether the Hub itself gave this machine the listing of the commit.
+        bundle: The SHA-256 of the bundle that the commit came in.
+        locked: Whether the lock file approves the files.
     """
 
     path: Path
@@ -45,37 +50,51 @@ class Snapshot:
     commit: str | None
     layout: Layout = field(hash=False)
     files: Mapping[str, Digest] = field(hash=False)
-    taken: Fingerprint = field(hash=False, compare=False)  # all files below, as they were when they were hashed
-    places: Fingerprint = field(default=Fingerprint(), hash=False, compare=False)  # a folder's, before it was listed
-    converted: Mapping[str, Digest] = field(default_factory=dict, hash=False)  # safetensors in place of pickles
-    converted_at: Path | None = None  # the folder that holds them
-    prepared_at: Path | None = None  # the folder that holds the weights in another dtype
-    is_listed: bool = False  # whether the Hub itself gave this machine the list of the commit's files
-    bundle: str | None = None  # the SHA-256 of the bundle that says that these are the commit's files
-    locked: bool = False  # whether the lock file approves of the files
+    file_stamps: Fingerprint = field(hash=False, compare=False)
+    folder_stamps: Fingerprint = field(default=Fingerprint(), hash=False, compare=False)
+    converted: Mapping[str, Digest] = field(default_factory=dict, hash=False)
+    converted_at: Path | None = None
+    prepared_at: Path | None = None
+    is_listed: bool = False
+    bundle: str | None = None
+    locked: bool = False
 
     @property
     def root(self) -> str:
-        """The folder in the snapshot that holds the model's config, with a slash behind it; "" for its top."""
+        """The folder of config.json in the snapshot, with a trailing slash, or "" for the top."""
         return self.layout.root
 
-    def file(self, name: str) -> Path:
-        """Return where a file of the set, or of `converted`, lies."""
-        if name in self.converted and self.converted_at is not None:
-            return self.converted_at / name
-        return self.path / name
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """What must stay unchanged for the snapshot to be used again: its files, and the folders of a user's folder."""
+        return self.file_stamps + self.folder_stamps
 
     @lazy
-    def content(self) -> str:
-        """One SHA-256 for its files: a commit in a cache that nothing lists may hold others tomorrow."""
-        return content_of(self.files)
+    def content_digest(self) -> str:
+        """One SHA-256 for all files. A commit without a listing may have other files tomorrow."""
+        return digest_content(self.files)
 
     @lazy
     def identity(self) -> str:
-        """What two loads of the same bytes share: repo@commit, or the folder's real path and its files' digests."""
+        """The text that loads of the same bytes share: repo@commit, or the folder's real path and a digest."""
         if self.repo:
             return f"{self.repo}@{self.commit}"
-        return f"{self.path.resolve()}@{self.content[:12]}"
+        return f"{self.path.resolve()}@{self.content_digest[:12]}"
+
+    @property
+    def disk_identity(self) -> str:
+        """A digest of the content of all files and of the stamps of the weight files.
+
+        A model is mapped from its weight files. A file that was replaced is another one, even with equal bytes.
+        """
+        stamps = [self.file_stamps.stamp_of(file) for file in self.weights]
+        return hashlib.sha256(repr((self.content_digest, stamps)).encode()).hexdigest()[:16]
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file of `files` or `converted`."""
+        if name in self.converted and self.converted_at is not None:
+            return self.converted_at / name
+        return self.path / name
 
     @lazy
     def weights(self) -> tuple[Path, ...]:
@@ -88,33 +107,31 @@ class Snapshot:
         return tuple(self.file(name) for name in self.layout.weights)
 
     @property
-    def on_disk(self) -> str:
-        """What tells the files by content, and those that hold the weights as they were when they were hashed, too."""
-        stamps = [self.taken.of_path(file) for file in self.weights]
-        return hashlib.sha256(repr((self.content, stamps)).encode()).hexdigest()[:16]
-
-    @property
-    def folder(self) -> Path:
-        """A folder that holds what a loader may read, and nothing else: links to the files of the set."""
+    def loader_folder(self) -> Path:
+        """A folder for loaders: it has links to the model's files, and nothing else."""
         shown = {name: self.file(path) for name, path in self.layout.top.items() if path not in self.layout.pickles}
         shown |= {name.removeprefix(self.root): self.file(name) for name in self.converted}
         if self.prepared_at is not None:
             replaced = {*self.layout.weights, self.layout.index, *self.converted}
             shown = {name: file for name, file in shown.items() if f"{self.root}{name}" not in replaced}
             shown["model.safetensors"] = self.prepared_at / "model.safetensors"
-        return view(shown)
+        return make_link_folder(shown)
 
-    def prepared(self, folder: Path) -> "Snapshot":
-        """Return the snapshot with weights of another dtype, which `folder` holds, in place of its own."""
-        taken = Fingerprint.of([folder / "model.safetensors"])
-        return replace(self, prepared_at=folder, taken=self.taken + taken)
+    def with_weights(self, folder: Path) -> "Snapshot":
+        """Return the snapshot with the weights of another dtype, from `folder`, in place of its own."""
+        stamps = Fingerprint.of([folder / "model.safetensors"])
+        return replace(self, prepared_at=folder, file_stamps=self.file_stamps + stamps)
 
     def check_unchanged(self) -> None:
-        """Raise DigestMismatchError when a file is no longer the one that was hashed: what was read may be another."""
-        if changed := self.taken.changed():
+        """Check that the files are still those that were hashed.
+
+        Raises:
+            DigestMismatchError: A file has changed since, so that what was read may be something else.
+        """
+        if changed := self.file_stamps.changed_paths():
             raise DigestMismatchError(
-                f"{changed[0]} changed after it was verified, before it was used.\n"
-                "Load the model again when nothing writes to its files.",
+                f"{changed[0]} changed after it was verified and before it was used.\n"
+                "Load the model again when no program writes to its files.",
                 path=str(changed[0]),
                 files=tuple(file.name for file in changed),
             )
@@ -126,170 +143,100 @@ class Snapshot:
         return config
 
     @lazy
-    def headers(self) -> tuple[dict[str, Any], ...]:
-        """The header of each safetensors file of the model, checked against the file's size."""
-        return tuple(_header_of(file, stamp(file)) for file in self.weights)
+    def headers(self) -> tuple[Header, ...]:
+        """The checked header of each safetensors file of the model."""
+        return tuple(cached_header(file) for file in self.weights)
+
+    @property
+    def dtype(self) -> str | None:
+        """The dtype of the checkpoint, as the config says, or else that of its first floating tensor."""
+        stated = self.config.get("dtype") or self.config.get("torch_dtype")
+        if isinstance(stated, str) and stated in FLOATS.values():
+            return stated
+        tensors = (tensor for header in self.headers for tensor in header.values())
+        return next((FLOATS[tensor["dtype"]] for tensor in tensors if tensor["dtype"] in FLOATS), None)
 
     def size_bytes(self, dtype: str) -> int:
-        """Return the bytes of the weights with floating ones in `dtype`, as their headers tell."""
-        wanted = next((_BYTES[kind] for kind, name in _DTYPES.items() if name == dtype), 4)
+        """Return the size of the weights in bytes, with floating tensors in `dtype`."""
+        item_bytes = next((ITEM_BYTES[kind] for kind, name in FLOATS.items() if name == dtype), 4)
         return sum(
             (tensor["data_offsets"][1] - tensor["data_offsets"][0])
-            if tensor["dtype"] not in _DTYPES
-            else math.prod(tensor["shape"]) * wanted
+            if tensor["dtype"] not in FLOATS
+            else math.prod(tensor["shape"]) * item_bytes
             for header in self.headers
             for tensor in header.values()
         )
 
-    def check(self) -> None:
-        """Raise SourceError when the config or a weight file is damaged: no such byte reaches a parser of tensors.
+    def check_config_and_headers(self) -> None:
+        """Check the config and the safetensors headers before a library parses the files.
 
-        Nor does a tensor that two files hold, or a number of layers or labels that the weights do not account for.
+        Raises:
+            SourceError: A header is damaged, a tensor is in two files, or the config has a number of layers or labels
+                that is larger than the weights account for.
         """
         names = [name for header in self.headers for name in header]
         if twice := next((name for name, times in Counter(names).items() if times > 1), None):
-            raise SourceError(f"{self.path} has two tensors {twice[:200]!r}: one in each of two files.")
+            raise SourceError(f"{self.path} has the tensor {twice[:200]!r} in two files.")
         sizes = (size for header in self.headers for tensor in header.values() for size in tensor["shape"])
         most = max(len(names), *sizes, 1)
-        for what, count in _counts(self.config):
+        for name, count in _find_counts(self.config):
             if count > most:
                 file = self.file(f"{self.root}config.json")
                 raise SourceError(
-                    f"{file} has {count:,} for {what[:80]!r}, and the weights account for {most:,}.", path=str(file)
+                    f"{file} has {count:,} for {name[:80]!r}, but the weights account for {most:,} at most.",
+                    path=str(file),
                 )
 
-    @property
-    def dtype(self) -> str | None:
-        """The checkpoint's own dtype: the config's word, or that of the first floating tensor."""
-        stated = self.config.get("dtype") or self.config.get("torch_dtype")
-        if isinstance(stated, str) and stated in _DTYPES.values():
-            return stated
-        tensors = (tensor for header in self.headers for tensor in header.values())
-        return next((_DTYPES[tensor["dtype"]] for tensor in tensors if tensor["dtype"] in _DTYPES), None)
-
     @lazy
-    def declaration(self) -> "Declaration | None":
-        """What the folder says of its vectors; None unless sentence-transformers wrote it."""
-        from medvllm.sources.sentence import declared  # which reads snapshots
-
-        return declared(self)
+    def declaration(self) -> Declaration | None:
+        """What the folder declares about its vectors, or None if sentence-transformers did not write it."""
+        return read_declaration(self)
 
     @property
-    def sentence_transformer(self) -> dict[str, Any]:
-        """The facts that a folder of sentence-transformers completes an entry with; empty for others."""
+    def declared_facts(self) -> dict[str, Any]:
+        """The facts with which the declaration completes an entry."""
         return {} if self.declaration is None else self.declaration.facts
 
 
-def read_json(file: Path, kind: type = dict) -> Any:
-    """Return a JSON file's content, or SourceError when it is not what it should be."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        why = ": it is a link that leads nowhere" if file.is_symlink() else ""
-        raise IncompleteSnapshotError(f"{file.parent} has no {file.name}{why}.", path=str(file)) from error
-    except OSError as error:
-        raise unusable(error, file) from error
-    except (ValueError, RecursionError) as error:
-        raise SourceError(f"{file} cannot be read as JSON: {error}.", path=str(file)) from error
-    if not isinstance(content, kind):
-        raise SourceError(f"{file} holds no JSON {'object' if kind is dict else 'list'}.", path=str(file))
-    return content
-
-
 def check_complete(snapshot: Snapshot) -> None:
-    """Raise unless the snapshot has a config and weights that can be used."""
-    path, what = snapshot.path, f"Snapshot of {snapshot.repo!r} at {str(snapshot.commit)[:7]}"
-    subject = what if snapshot.repo else str(path)
+    """Check that a snapshot has a config and weights.
+
+    Raises:
+        IncompleteSnapshotError: The config or the weights are missing.
+        SourceError: The folder holds an adapter and no model.
+    """
+    path, layout = snapshot.path, snapshot.layout
+    subject = f"Snapshot of {snapshot.repo!r} at {str(snapshot.commit)[:7]}" if snapshot.repo else str(path)
     facts = {"path": str(path), "repo": snapshot.repo, "commit": snapshot.commit}
-    has_config, held = f"{snapshot.root}config.json" in snapshot.files, _listing(snapshot.layout.names)
-    if not snapshot.layout.weights and "adapter_config.json" in snapshot.layout.names:
+    if not layout.weights and "adapter_config.json" in layout.names:
         raise SourceError(
             f"{subject} holds an adapter, not a model.\nMerge it into its base model and register the result.", **facts
         )
-    if not has_config:
-        raise IncompleteSnapshotError(f"{subject} has no config.json, so it is not a model's folder.\n{held}", **facts)
-    if not snapshot.layout.weights:
+    content = _describe_content(layout.names)
+    if f"{snapshot.root}config.json" not in snapshot.files:
         raise IncompleteSnapshotError(
-            f"{subject} has no weights: neither model.safetensors nor pytorch_model.bin is there.\n{held}",
-            **facts,
+            f"{subject} has no config.json, so it is not the folder of a model.\n{content}", **facts
+        )
+    if not layout.weights:
+        raise IncompleteSnapshotError(
+            f"{subject} has no weights: neither model.safetensors nor pytorch_model.bin exists.\n{content}", **facts
         )
 
 
-def _listing(files: Iterable[str]) -> str:
+def _describe_content(files: Iterable[str]) -> str:
     names = sorted({file.partition("/")[0] for file in files})
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return f"It holds: {', '.join(names[:8])}{more}" if names else "It is empty."
 
 
-@lru_cache(maxsize=128)
-def _header_of(file: Path, stamp: Stamp) -> dict[str, Any]:
-    """Return the header of a file as it stands: a reload need not read it again."""
-    return _header(file)
-
-
-def _header(file: Path) -> dict[str, Any]:
-    """Return a safetensors header without its metadata; SourceError unless it fits the file to the byte."""
-    size = file.stat().st_size
-    if size < 1024 and file.read_bytes().startswith(b"version https://git-lfs"):
-        raise IncompleteSnapshotError(
-            f"{file} is a pointer of Git LFS, not the weights.\nFetch them with: git lfs pull", path=str(file)
-        )
-    try:
-        with file.open("rb") as stream:
-            start = stream.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else MAX_HEADER + 1
-            text = stream.read(length).decode() if length <= min(MAX_HEADER, size - 8) else "null"
-        header: Any = json.loads(text, object_pairs_hook=_once)
-        tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
-        notes = header.get("__metadata__") or {}  # null, as some writers have it
-        if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
-            raise ValueError("the metadata are no texts")
-        end = _end(tensors.values())
-    except OSError as error:
-        raise unusable(error, file) from error
-    except (ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:
-        raise SourceError(
-            f"{file} is not a sound safetensors file: its header cannot be read.", path=str(file)
-        ) from error
-    if 8 + length + end != size:
-        raise IncompleteSnapshotError(
-            f"{file} is {'cut short' if size < 8 + length + end else 'too long'}: "
-            f"{size:,} bytes, where its header describes {8 + length + end:,}.",
-            path=str(file),
-        )
-    return tensors
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key is there twice")
-    return found
-
-
-def _end(tensors: Iterable[Mapping[str, Any]]) -> int:
-    """Return the offset behind the last byte; ValueError when the tensors do not lie one behind the other, each in the
-    bytes that its shape and dtype need."""
-    reached = 0
-    for tensor in sorted(tensors, key=lambda tensor: tensor["data_offsets"]):
-        (begin, end), shape = tensor["data_offsets"], tensor["shape"]
-        if {type(number) for number in (begin, end, *shape)} != {int} or min(shape, default=0) < 0:
-            raise ValueError("offsets or shape are not whole numbers")
-        itemsize = _BYTES.get(tensor["dtype"])  # of a dtype that is not known, only the order is checked
-        if not reached == begin <= end or (itemsize is not None and end - begin != itemsize * math.prod(shape)):
-            raise ValueError("offsets and shape disagree")
-        reached = end
-    return reached
-
-
-def _counts(config: Mapping[str, Any]) -> Iterator[tuple[str, int | float]]:
-    """Give each number in a config that says how many of something there are, with its field."""
+def _find_counts(config: Mapping[str, Any]) -> Iterator[tuple[str, int | float]]:
+    """Give each number in a config that says how many of something there are, with its name."""
     waiting: list[tuple[str, Any]] = [("", config)]
     while waiting:
-        field, value = waiting.pop()
+        name, value = waiting.pop()
         if isinstance(value, dict):
             waiting += value.items()
         elif isinstance(value, list):
-            waiting += ((field, inner) for inner in value)
-        elif type(value) in (int, float) and _COUNTED.search(field):
-            yield field, value
+            waiting += ((name, inner) for inner in value)
+        elif type(value) in (int, float) and _COUNTS.search(name):
+            yield name, value

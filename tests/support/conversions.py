@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from medvllm.sources import conversion, converter, folder
+from medvllm.sources import conversion, folder
+from medvllm.sources.conversion import converter
 
 
 def convert(model: Path) -> Path:
@@ -10,9 +11,9 @@ def convert(model: Path) -> Path:
 
     A load would start a process for it, which imports torch for seconds. `tests/test_conversion.py` tests that process.
     """
-    snapshot = folder.resolve(model, None)
+    snapshot = folder.resolve_snapshot(model, None)
     if pickles := snapshot.layout.pickles:
-        target = conversion.made(snapshot)
+        target = conversion.converted_folder(snapshot)
         target.mkdir(parents=True, exist_ok=True)
         converter.convert(model, target, pickles, "none")
     return model

@@ -17,11 +17,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _ROOT = Path(__file__).parents[2]
-# What libraries do not read at their import. A process that differs in anything else is started afresh.
+# What libraries do not read at their import, or what is set anew in each process, as `child` does. A process that
+# differs in anything else is started afresh.
 _LATE = (
+    "HF_ENDPOINT",
     "HF_HUB_CACHE",
+    "HF_HUB_OFFLINE",
     "HF_TOKEN",
     "MEDVLLM_",
+    "_MEDVLLM_",
     "PG",
     "PYTEST_",
     "HOME",
@@ -37,14 +41,21 @@ _LATE = (
 _PATIENCE_S = 240
 
 _SERVER = """
-import atexit, gc, json, os, signal, socket, sys, runpy, threading, traceback, warnings
+import atexit, gc, importlib, json, os, signal, socket, sys, runpy, threading, traceback, warnings
 import alembic.command, alembic.config, huggingface_hub, psycopg, sqlalchemy, typer, rich.console
 import torch, tokenizers, safetensors.torch
 import medvllm.cli.app, medvllm.engine.model_runner, medvllm.loading, medvllm.sources, medvllm.catalog.sql
+medvllm.cli.app.make_app()
 import pydantic, typing_inspection.introspection, medvllm.engine.model_runner.tasks
 import transformers.models.bert.tokenization_bert
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertForMaskedLM, BertForTokenClassification, BertModel
 import transformers.models.auto.modeling_auto
+import huggingface_hub.hf_api, medvllm.inherited
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+# Tables that are made once in a process.
+medvllm.catalog.builtin_entries()
+get_checkpoint_conversion_mapping("bert")
 
 def child(request):
     os.setsid()
@@ -53,8 +64,12 @@ def child(request):
             del os.environ[key]
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
-    if "HF_HUB_CACHE" in os.environ:
-        huggingface_hub.constants.HF_HUB_CACHE = os.environ["HF_HUB_CACHE"]
+    constants = huggingface_hub.constants
+    constants.HF_HUB_CACHE = os.environ.get("HF_HUB_CACHE", constants.HF_HUB_CACHE)
+    constants.HF_HUB_OFFLINE = os.environ.get("HF_HUB_OFFLINE") == "1"
+    constants.ENDPOINT = huggingface_hub.hf_api.api.endpoint = os.environ["HF_ENDPOINT"]
+    constants.HUGGINGFACE_CO_URL_TEMPLATE = constants.ENDPOINT + "/{repo_id}/resolve/{revision}/{filename}"
+    importlib.reload(medvllm.inherited)
     sys.stdin = open(0, encoding="utf-8", closefd=False)
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False, buffering=1)
@@ -166,13 +181,13 @@ class Server:
         self.address = f"{self._folder.name}/socket"
         self._process = subprocess.Popen(
             [sys.executable, "-c", _SERVER, self.address],
-            env=dict(environment),
+            env={name: value for name, value in environment.items() if not name.startswith(("MEDVLLM_", "_MEDVLLM_"))},
             cwd=_ROOT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
         )
         assert self._process.stdout is not None
-        self._process.stdout.readline()
+        assert self._process.stdout.readline(), "the server has ended"
 
     def start(self, arguments: Sequence[str], environment: Mapping[str, str], streams: Sequence[int]) -> Process:
         """Start what ``python ARGUMENTS`` would; `streams` are descriptors for stdin, stdout and stderr."""
@@ -203,8 +218,8 @@ def stop() -> None:
 def _server(environment: Mapping[str, str]) -> Server | None:
     early = tuple(sorted(item for item in environment.items() if not item[0].startswith(_LATE)))
     own = {key: value for key, value in os.environ.items() if not key.startswith(_LATE)}
-    # One for the tests' own environment and one that is offline: others are seldom asked for twice.
-    if early not in _servers and dict(early) in (own, own | {"HF_HUB_OFFLINE": "1"}):
+    # One for the tests' own environment: others are seldom asked for twice.
+    if early not in _servers and dict(early) == own:
         _servers[early] = Server(environment)
     return _servers.get(early)
 

@@ -1,4 +1,4 @@
-"""Labels of a head: each class has one, and they are what the entry's scheme says."""
+"""The labels of a head: each class has a name, and the names follow the entry's label scheme."""
 
 import re
 from typing import Any
@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig
 
 from medvllm.errors import LoadError, WeightsMismatchError
 from medvllm.metadata import ModelMetadata
-from medvllm.sources.reading import nameless_labels
+from medvllm.sources.folder_facts import nameless_labels
 
 _OUTSIDE = ("O", "0")
 _PLACED = re.compile(r"([BILUES])-.|([BI])$")
@@ -15,23 +15,23 @@ _NAMES = "Register it with the name of each class, in order: register(…, id2la
 
 
 def label_map(config: Any) -> dict[int, str] | None:
-    """Return the label of each class id, or None when a config names none: LABEL_0, LABEL_1 … say nothing."""
+    """Return the label of each class id; None if the config has only LABEL_0, LABEL_1, …, which mean nothing."""
     labels = getattr(config, "id2label", None) or {}
     return None if all(re.fullmatch(r"LABEL_\d+", str(label)) for label in labels.values()) else dict(labels)
 
 
 def check_label_map(metadata: ModelMetadata, cls: type[Any], config: PreTrainedConfig) -> None:
-    """Raise WeightsMismatchError unless each class of a classifying head has a label, and each label is a text."""
+    """Raise WeightsMismatchError unless each class of a classifier has a label, and each label is text."""
     if not _classifies(cls):
         return
     labels: Any = getattr(config, "id2label", None)
     if not isinstance(labels, dict):
-        flaw: str | None = "is none"
+        flaw: str | None = "is missing or not a map"
     elif odd := sorted(map(str, labels.keys() ^ set(range(len(labels))))):
-        flaw = f"of {len(labels)} has gaps or keys that are no class's: {', '.join(odd[:3])}"
+        flaw = f"has {len(labels)} labels with gaps, or with keys that are not class ids: {', '.join(odd[:3])}"
     else:
         wrong = [key for key, label in labels.items() if not isinstance(label, str) or not label.strip()]
-        flaw = f"has no text for class {wrong[0]}, but {labels[wrong[0]]!r:.80}" if wrong else None
+        flaw = f"has {labels[wrong[0]]!r:.80} for class {wrong[0]}, which must be text" if wrong else None
     if flaw:
         raise WeightsMismatchError(
             f"The label map (id2label) of model {metadata.name!r} {flaw}.\n{_NAMES}", model=metadata.name
@@ -39,7 +39,12 @@ def check_label_map(metadata: ModelMetadata, cls: type[Any], config: PreTrainedC
 
 
 def check_label_names(metadata: ModelMetadata, model: Any) -> None:
-    """Raise when the labels of a tagger say nothing (WeightsMismatchError), or are not of the entry's scheme."""
+    """Raise unless the labels of a token classifier have names that follow the entry's scheme.
+
+    Raises:
+        WeightsMismatchError: The labels are only LABEL_0, LABEL_1, …
+        LoadError: The labels do not follow the scheme.
+    """
     if not type(model).__name__.endswith("ForTokenClassification"):
         return
     labels = label_map(model.config)
@@ -48,8 +53,8 @@ def check_label_names(metadata: ModelMetadata, model: Any) -> None:
     scheme = metadata.behaviour.label_scheme
     if scheme is not None and (flaw := _misfit(list(labels.values()), scheme)):
         raise LoadError(
-            f"The labels of model {metadata.name!r} are not written in the entry's label_scheme {scheme!r}: {flaw}.\n"
-            "Leave label_scheme out, or name the labels: register(…, id2label=['O', 'B-DISEASE', 'I-DISEASE'])",
+            f"The labels of model {metadata.name!r} do not follow the entry's label_scheme {scheme!r}: {flaw}.\n"
+            "Leave out label_scheme, or name the labels: register(…, id2label=['O', 'B-DISEASE', 'I-DISEASE'])",
             model=metadata.name,
         )
 
@@ -59,21 +64,21 @@ def _classifies(cls: type[Any]) -> bool:
 
 
 def _misfit(labels: list[str], scheme: str) -> str | None:
-    """Return why labels cannot be of a scheme, or None."""
+    """Return why labels cannot follow a scheme, or None."""
     inside = [label for label in labels if label not in _OUTSIDE]
     if len(inside) == len(labels):
-        return "none of them is 'O', outside"
+        return "none of them is 'O'"
     places = {label: (match[1] or match[2]) for label in inside if (match := _PLACED.match(label))}
     if scheme == "IO":
-        # B-CELL beside T-CELL is a name; B- before every name, or an I- anywhere, is a place.
+        # B-CELL beside T-CELL is a name. A B- before every name, or an I- anywhere, marks a position.
         placed = [label for label, place in places.items() if place in "BI"]
         begins = any(places[label] == "I" for label in placed) or len(placed) == len(inside)
-        return f"{placed[0]!r} says B or I" if placed and begins else None
+        return f"{placed[0]!r} marks a position with B or I" if placed and begins else None
     if inside and not places:
-        return f"{inside[0]!r} says no place such as B or I"
+        return f"{inside[0]!r} has no position mark such as B or I"
     ends = [label for label, place in places.items() if place in "LUES"]
     if scheme == "BIO" and ends:
-        return f"{ends[0]!r} is of BILOU"
+        return f"{ends[0]!r} belongs to BILOU"
     if scheme == "BILOU" and inside and not ends:
         return "none of them begins with L, U, E or S"
     return None

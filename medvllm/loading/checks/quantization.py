@@ -1,4 +1,4 @@
-"""Quantised checkpoints: read by the method that they were written with, or refused."""
+"""Quantized checkpoints: read with the method that wrote them, or refused."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,11 +11,11 @@ from medvllm.loading.bounds import is_floating
 from medvllm.metadata import ModelMetadata
 from medvllm.sources import Snapshot
 
-_FIELDS = ("quantization_config", "compression_config")  # the second is an older name of compressed-tensors
+_FIELDS = ("quantization_config", "compression_config")  # the second is the older name that compressed-tensors used
 
 
 def check_method(metadata: ModelMetadata, config: Any) -> None:
-    """Raise LoadError when a config declares a quantisation that transformers would skip, and read noise."""
+    """Raise LoadError if a config declares a quantization that transformers would ignore, and so read noise."""
     for field, declared in _declared(config.to_dict()):
         method = declared.get("quant_method") if isinstance(declared, Mapping) else declared
         if isinstance(declared, Mapping) and (declared.get("load_in_8bit") or declared.get("load_in_4bit")):
@@ -25,8 +25,12 @@ def check_method(metadata: ModelMetadata, config: Any) -> None:
 
 
 def check_read(metadata: ModelMetadata, model: Any, snapshot: Snapshot) -> None:
-    """Raise unless quantised weights were read as such: LoadError where the config declares them, and
-    WeightsMismatchError for whole or complex numbers that transformers has taken for weights in silence."""
+    """Raise unless quantized weights were read as such.
+
+    Raises:
+        LoadError: The config declares a quantization that was ignored.
+        WeightsMismatchError: transformers has read integers or complex numbers as floating-point weights.
+    """
     if getattr(model, "hf_quantizer", None) is not None:
         return
     for field, declared in _declared(snapshot.config):
@@ -37,16 +41,16 @@ def check_read(metadata: ModelMetadata, model: Any, snapshot: Snapshot) -> None:
     for name, weight in model.named_parameters() if others else ():
         stored = next((key for key in (name, f"{prefix}{name}", name.removeprefix(prefix)) if key in others), None)
         if stored is not None and weight.is_floating_point():
-            kind = "complex" if others[stored].startswith("C") else "whole"
+            kind = "complex numbers" if others[stored].startswith("C") else "integers"
             raise WeightsMismatchError(
-                f"The checkpoint of {metadata.name!r} has {kind} numbers for {name}, and no quantization_config.\n"
-                "Config and weights do not belong together: fetch both from one commit.",
+                f"The checkpoint of {metadata.name!r} has {kind} for {name}, and no quantization_config.\n"
+                "The config and the weights do not belong together. Fetch both from the same commit.",
                 model=metadata.name,
             )
 
 
 def _declared(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Give each quantisation that a config or one of its parts declares, with the field that does."""
+    """Yield each quantization that a config or one of its parts declares, with the field that declares it."""
     for field, value in config.items():
         if field in _FIELDS and value:
             yield field, value
@@ -56,8 +60,8 @@ def _declared(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _refusal(metadata: ModelMetadata, field: str, method: object) -> LoadError:
     return LoadError(
-        f"Model {metadata.name!r} is quantised ({field}: {str(method)[:80]!r}), and transformers "
-        f"{transformers.__version__} does not read that method: its weights would be noise.\n"
-        "Register the checkpoint that it was made from, or one of a method such as: compressed-tensors",
+        f"Model {metadata.name!r} is quantized ({field}: {str(method)[:80]!r}), and transformers "
+        f"{transformers.__version__} does not support that method: its weights would be noise.\n"
+        "Register the checkpoint that it was made from, or one with a supported method, such as compressed-tensors.",
         model=metadata.name,
     )

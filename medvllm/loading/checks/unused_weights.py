@@ -1,4 +1,4 @@
-"""Weights of a checkpoint that its model does not take: harmless ones, those that the entry allows, and the rest."""
+"""Weights of a checkpoint that its model does not use: harmless ones, ones that the entry allows, and the rest."""
 
 import re
 import sys
@@ -14,13 +14,13 @@ from medvllm.loading.meta_model import build_meta_model
 from medvllm.metadata import ModelMetadata
 from medvllm.sources import Snapshot
 
-# Buffers that older versions stored, counters of other tools, and weights of the loss: none makes the outputs.
+# Buffers that older versions stored, counters of other tools, and weights of the loss: none affects the outputs.
 _IDLE = re.compile(
     r"(^|\.)(position_ids|token_type_ids|num_batches_tracked|(original_)?inv_freq|masked_bias|(cos|sin)_cached|version"
     r"|relative_position_index|_float_tensor|total_ops|total_params)$"
     r"|(^|\.)(loss(_?f(n|unc|ct|unction))?|criterion|class_weights?|pos_weight)(\.|$)"
 )
-_MASK = re.compile(r"(^|\.)(attn|attention|crossattention)\.bias$")  # a triangle of four dimensions
+_MASK = re.compile(r"(^|\.)(attn|attention|crossattention)\.bias$")  # a triangular mask of four dimensions
 _OLD_HEADS = re.compile(r"(^|\.)(lm_predictions|mask_predictions|seq_relationship|generator_lm_head)\.")
 _SCALES = re.compile(
     r"(^|[._])(weight|input|output|scale|act|activation|k|v|q|kv|prob)_(scale|zero_point|zeros)(s|_inv|_2)?(\.|$)"
@@ -32,18 +32,18 @@ _KINDS = {
         "relative positions, which this version of transformers does not compute for it"
     ),
     re.compile(r"(^|\.|_)crf|transitions?(_\w+)?$|transition_matrix|(^|\.)trans_m"): (
-        "those of a CRF, with which its authors choose the labels"
+        "part of a CRF, with which its authors choose the labels"
     ),
     re.compile(
         r"lora|adapter|lokr|loha|hada_|oft_|vera_|dora|ia3|prompt_(encoder|embedding)|prefix_|base_layer", re.I
-    ): ("a LoRA or another adapter that was not merged into the weights"),
+    ): ("part of a LoRA or another adapter that was not merged into the weights"),
 }
 
 
 def find_refused(metadata: ModelMetadata, model: Any, unexpected: Iterable[str], snapshot: Snapshot) -> list[str]:
-    """Return those of the `unexpected` weights that the entry does not allow and that are not harmless, in order.
+    """Return the unexpected weights that are neither allowed by the entry nor harmless, sorted.
 
-    Harmless are buffers, and heads that another class of the same architecture has and the model's own has not.
+    Buffers are harmless, and so are heads that another class of the same architecture has and this one does not.
     """
     allowed = metadata.behaviour.unused_weights
     left = [key for key in sorted(unexpected) if not any(fnmatchcase(key, pattern) for pattern in allowed)]
@@ -61,16 +61,16 @@ def find_refused(metadata: ModelMetadata, model: Any, unexpected: Iterable[str],
 
 
 def check_scales(metadata: ModelMetadata, model: Any, unexpected: Iterable[str], snapshot: Snapshot) -> None:
-    """Raise WeightsMismatchError for scales of quantised weights: without them the weights are noise."""
+    """Raise WeightsMismatchError for unused scales of quantized weights: without them the weights are noise."""
     allowed = metadata.behaviour.unused_weights
     scales = [key for key in sorted(unexpected) if not any(fnmatchcase(key, pattern) for pattern in allowed)]
     scales = [key for key in scales if _SCALES.search(key)]
     if scales:
-        raise _error(metadata, model, scales, snapshot, "scales of quantised weights, which are noise without them")
+        raise _error(metadata, model, scales, snapshot, "scales of quantized weights, which are noise without them")
 
 
 def check_unused(metadata: ModelMetadata, model: Any, unexpected: Iterable[str], snapshot: Snapshot) -> None:
-    """Raise WeightsMismatchError for weights without which the model is another than the one that was saved."""
+    """Raise WeightsMismatchError for weights that the saved model needs and this one does not use."""
     left = find_refused(metadata, model, unexpected, snapshot)
     if left:
         what = next((what for kind, what in _KINDS.items() if any(kind.search(key) for key in left)), None)
@@ -78,7 +78,7 @@ def check_unused(metadata: ModelMetadata, model: Any, unexpected: Iterable[str],
 
 
 def shape(key: str, snapshot: Snapshot) -> list[int] | None:
-    """Return the shape of a weight in the checkpoint, where it may have a prefix more or less."""
+    """Return the shape of a weight in the checkpoint, where its name may have one prefix more or less; or None."""
     for header in snapshot.headers:
         for name, tensor in header.items():
             if name == key or name.endswith(f".{key}") or key.endswith(f".{name}"):
@@ -94,9 +94,9 @@ def _error(
     more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
     kind = f". They are {what}" if what else ""
     return WeightsMismatchError(
-        f"The checkpoint of {metadata.name!r} has weights that a {type(model).__name__} does not take: "
+        f"The checkpoint of {metadata.name!r} has weights that a {type(model).__name__} does not use: "
         f"{some}{more}{kind}.\n"
-        "Load it with the class that it was saved from. If the model is right without them, allow that by name: "
+        "Load it with the class that saved it. If the model is right without them, allow them by name: "
         f"register(…, unused_weights={list(dict.fromkeys(_pattern(key, model) for key in keys))})",
         model=metadata.name,
         unused=tuple(keys),
@@ -104,9 +104,9 @@ def _error(
 
 
 def _pattern(key: str, model: Any) -> str:
-    """Return a glob for a weight and its like: for the first part of its name that the model does not have.
+    """Return a glob for a weight and its siblings: up to the first part of its name that the model does not have.
 
-    The encoder's prefix is no such part, or a glob for one weight would allow those of the whole encoder.
+    The encoder's prefix does not count, or the glob for one weight would allow those of the whole encoder.
     """
     parts = key.split(".")
     first = int(parts[0] == model.base_model_prefix and len(parts) > 1)
@@ -124,16 +124,16 @@ def _is_mask(key: str, snapshot: Snapshot) -> bool:
 
 
 def _forms(key: str, model: Any) -> set[str]:
-    """Return the names under which a weight is the same to two classes: numbers and the encoder's prefix apart."""
+    """Return the names of a weight that two classes may use for it, without layer numbers and the encoder's prefix."""
     plain = re.sub(r"(?<=\.)\d+(?=\.|$)", "#", key)
     return {plain, plain.removeprefix(f"{model.base_model_prefix}."), plain.removeprefix("model.")}
 
 
 def _siblings(model: Any) -> Iterator[tuple[type[Any], Any]]:
-    """Give the other classes of a model's architecture, each with a config: those that it was trained with first."""
+    """Yield the other classes of a model's architecture, each with a config. Those in its config come first."""
     own = type(model)
     named = [getattr(transformers, str(name), None) for name in model.config.architectures or ()]
-    home = next((cls.__module__ for cls in own.__mro__ if _is_library(cls)), None)  # none for a class of one's own
+    home = next((cls.__module__ for cls in own.__mro__ if _is_library(cls)), None)  # None for a user's own class
     others = vars(sys.modules[home]).values() if home else ()
     found: list[Any] = [cls for cls in (*named, *others) if _is_model(cls) and cls is not own]
     same = [cls for cls in found if cls.config_class is type(model.config)]

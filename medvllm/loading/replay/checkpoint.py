@@ -35,7 +35,7 @@ class Checkpoint:
         if reason := _needs_folder(model_class, config):
             return cls(snapshot, reason=reason)
         files = tuple(map_file(file) for file in snapshot.weights)
-        if any(file.stamp != snapshot.taken.of_path(file.path) for file in files):
+        if any(file.stamp != snapshot.file_stamps.stamp_of(file.path) for file in files):
             snapshot.check_unchanged()
         tensors: dict[str, torch.Tensor] = {}
         for file, header in zip(files, snapshot.headers, strict=True):
@@ -47,7 +47,7 @@ class Checkpoint:
 
     def load(self, model_class: type[Any], arguments: dict[str, Any]) -> Any:
         """Return the outcome of the class's `from_pretrained`, usually a model and its loading info."""
-        folder = self.snapshot.folder
+        folder = self.snapshot.loader_folder
         if self.tensors is None:
             return model_class.from_pretrained(folder, output_loading_info=True, **arguments)
         outcome = model_class.from_pretrained(None, state_dict=self.tensors, output_loading_info=True, **arguments)

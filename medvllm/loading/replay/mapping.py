@@ -20,7 +20,7 @@ import torch
 
 from medvllm.dtypes import SAFETENSORS
 from medvllm.errors import SourceError
-from medvllm.sources.fingerprint import Stamp, stamp
+from medvllm.sources.fingerprint import Stamp, read_stamp
 
 DTYPES = {kind: getattr(torch, name) for kind, (name, _) in SAFETENSORS.items()}
 ALIGNMENT = 64  # bytes; torch allocates tensors at multiples of it
@@ -118,9 +118,9 @@ class MappedFile:
 
 def map_file(file: Path) -> MappedFile:
     """Map a file. Raises SourceError if it is being replaced."""
-    before = stamp(file)
+    before = read_stamp(file)
     storage: Any = torch.UntypedStorage.from_file(str(file), shared=False, nbytes=before[2])
-    if stamp(file) != before:
+    if read_stamp(file) != before:
         raise SourceError(f"{file} changed while it was read.\nTry again when nothing writes to it.", path=str(file))
     array: Any = (ctypes.c_ubyte * before[2]).from_address(storage.data_ptr())
     array.storage = storage  # keeps the mapping alive as long as any view of it

@@ -1,4 +1,4 @@
-"""Casing of a tokenizer: what it makes of capitals and accents, and whether that is what the entry says."""
+"""The casing of a tokenizer: how it treats capitals and accents, and whether that agrees with the entry."""
 
 from collections.abc import Collection
 from typing import Any
@@ -12,20 +12,21 @@ _ACCENTED, _PLAIN = "é", "e"
 
 
 def lowercases(tokenizer: Any) -> bool:
-    """Return whether capitals come out as small letters."""
+    """Return whether a tokenizer lowercases."""
     return _equates(tokenizer, _CAPITALS, _SMALL)
 
 
 def check_casing(metadata: ModelMetadata, words: Collection[str], tokenizer: Any) -> None:
-    """Raise LoadError unless a tokenizer does with capitals and accents what the entry says, and has the words for it.
+    """Check that a tokenizer treats capitals and accents as the entry says, and has the vocabulary for it.
 
-    An entry's word that has no effect is an error, as one that is broken is.
+    Raises:
+        LoadError: The tokenizer contradicts the entry, or a fact of the entry has no effect on it.
     """
     behaviour = metadata.behaviour
     if behaviour.do_lower_case is False and lacks_capitals(words):
         raise LoadError(
-            f"The vocabulary of model {metadata.name!r} has no capital letter, and the entry says that it is cased.\n"
-            "Every capitalised word would be unknown. Register it with: do_lower_case=True",
+            f"The vocabulary of model {metadata.name!r} has no capital letters, but the entry says that it is cased.\n"
+            "Every capitalized word would be unknown. Register it with: do_lower_case=True",
             model=metadata.name,
         )
     for fact, stated, does, what in (
@@ -36,19 +37,19 @@ def check_casing(metadata: ModelMetadata, words: Collection[str], tokenizer: Any
             raise LoadError(
                 f"The entry of {metadata.name!r} says {fact}=True, which has no effect: "
                 f"its {type(tokenizer).__name__} never {what}.\n"
-                f"Register it without, or with what it does: {fact}=False",
+                f"Register it without {fact}, or with {fact}=False",
                 model=metadata.name,
             )
         if stated is False and does:
             raise LoadError(
-                f"The tokenizer of model {metadata.name!r} {what}, and the entry says that it must not.\n"
-                f"Register it without, or with what it does: {fact}=True",
+                f"The tokenizer of model {metadata.name!r} {what}, but the entry says {fact}=False.\n"
+                f"Register it without {fact}, or with {fact}=True",
                 model=metadata.name,
             )
 
 
 def _equates(tokenizer: Any, one: str, other: str) -> bool:
-    """Return whether two texts are the same to a tokenizer."""
+    """Return whether a tokenizer encodes two texts alike."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None and backend.pre_tokenizer is not None:
         normalizer = backend.normalizer

@@ -1,4 +1,4 @@
-"""Length of the texts that a model reads at once, in tokens, special tokens included."""
+"""The maximum length of a model's input, in tokens, including special tokens."""
 
 import logging
 from typing import Any
@@ -9,14 +9,16 @@ from medvllm.metadata import ModelMetadata
 
 logger = logging.getLogger(__name__)
 
-_SAFE = 512  # what encoders of text were trained for, where nothing says another
+_DEFAULT = 512  # the length that most text encoders were trained for
 
 
 def find_max_length(metadata: ModelMetadata, config: Any, tokenizer: Any) -> int:
-    """Return the entry's length, else the smaller of the tokenizer's own and the model's positions.
+    """Return the entry's maximum length, or the smaller of the tokenizer's own and the model's positions.
 
-    The entry's is at most what the model has positions for. LoadError: the tokenizer's is no number of tokens, or there
-    is no room for a token between the special ones.
+    The entry's length is reduced to the number of positions that the model has.
+
+    Raises:
+        LoadError: The tokenizer's length is not a number, or there is no room besides the special tokens.
     """
     stated, model = metadata.behaviour.max_length, find_positions(config)
     if stated is not None:
@@ -24,28 +26,28 @@ def find_max_length(metadata: ModelMetadata, config: Any, tokenizer: Any) -> int
         found = min(stated, most)
         if found < stated:
             logger.warning(
-                "%r reads at most %d tokens at once, not %d as its max_length says", metadata.name, most, stated
+                "%r reads at most %d tokens at once, fewer than its max_length of %d", metadata.name, most, stated
             )
     else:
         known = [count for count in (_own(metadata, tokenizer), model.count) if count is not None]
-        found = min(known, default=_SAFE)
+        found = min(known, default=_DEFAULT)
         if not known:
             logger.warning(
-                "nothing says how many tokens %r reads at once: %d are assumed. Say another: register(…, max_length=…)",
-                *(metadata.name, _SAFE),
+                "the maximum length of %r is not known; %d tokens are assumed. Register it with: max_length=…",
+                *(metadata.name, _DEFAULT),
             )
     special = tokenizer.num_special_tokens_to_add()
     if found <= special:
         raise LoadError(
-            f"Model {metadata.name!r} reads {found} tokens at once, and {special} of them are special: none is left.\n"
-            "Register it with more: max_length=…",
+            f"Model {metadata.name!r} reads {found} tokens at once, and {special} of them are special tokens: "
+            "none is left for the text.\nRegister it with a larger max_length.",
             model=metadata.name,
         )
     return found
 
 
 def _own(metadata: ModelMetadata, tokenizer: Any) -> int | None:
-    """Return the tokenizer's own length, or None where it says that there is none: -1, 0, 1e30, null."""
+    """Return the tokenizer's own length; None for values that mean no limit: -1, 0, 1e30, null."""
     stated = tokenizer.model_max_length
     try:
         number = float(stated) if isinstance(stated, str) else stated
@@ -60,6 +62,6 @@ def _own(metadata: ModelMetadata, tokenizer: Any) -> int | None:
             return int(number)
     raise LoadError(
         f"The tokenizer of model {metadata.name!r} has the model_max_length {str(stated)[:80]!r}, "
-        "which is no number of tokens.\nSay one: register(…, max_length=512)",
+        "which is not a number of tokens.\nRegister it with the right one, such as: max_length=512",
         model=metadata.name,
     )

@@ -1,4 +1,4 @@
-"""Vocabulary of a tokenizer: it has one, and the model has an embedding for each of its tokens."""
+"""The vocabulary of a tokenizer: it is not empty, and the model has an embedding for each token."""
 
 from collections.abc import Collection
 from typing import Any
@@ -8,11 +8,11 @@ from medvllm.loading.positions import text_config
 from medvllm.metadata import ModelMetadata
 from medvllm.sources import Snapshot
 
-_BERT_SPECIAL = {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}  # also where a tokenizer does not declare them
+_BERT_SPECIAL = {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}  # also if a tokenizer does not declare them
 
 
 def words(metadata: ModelMetadata, snapshot: Snapshot, tokenizer: Any, vocabulary: dict[str, int]) -> set[str]:
-    """Return a vocabulary without its special tokens; WeightsMismatchError when it has none."""
+    """Return the tokens of a vocabulary without the special ones. Raises WeightsMismatchError if there are none."""
     found: set[str] = vocabulary.keys() - set(tokenizer.all_special_tokens)
     if not found:
         raise WeightsMismatchError(
@@ -25,9 +25,9 @@ def words(metadata: ModelMetadata, snapshot: Snapshot, tokenizer: Any, vocabular
 
 
 def check_ids(metadata: ModelMetadata, config: Any, tokenizer: Any, vocabulary: dict[str, int]) -> None:
-    """Raise WeightsMismatchError when a token's id lies beyond the embeddings: a text with it could not be read.
+    """Raise WeightsMismatchError if a token's id is beyond the embeddings: a text with it could not be encoded.
 
-    A pad token may: padding is masked, whatever its id.
+    The id of the pad token may be beyond them, because padding is masked.
     """
     rows = getattr(text_config(config), "vocab_size", None)
     if type(rows) is not int or rows < 1:
@@ -37,18 +37,18 @@ def check_ids(metadata: ModelMetadata, config: Any, tokenizer: Any, vocabulary: 
         some = ", ".join(f"{token!r} is {i}" for i, token in beyond[:3])
         more = f" and {len(beyond) - 3:,} more" if len(beyond) > 3 else ""
         raise WeightsMismatchError(
-            f"The tokenizer of model {metadata.name!r} has ids up to {beyond[-1][0]:,}, and its config says {rows:,} "
-            f"embeddings (vocab_size), ids up to {rows - 1:,}: {some}{more}.\n"
-            "Tokenizer and weights do not belong together: fetch both from one commit.",
+            f"The tokenizer of model {metadata.name!r} has ids up to {beyond[-1][0]:,}, but its config has only "
+            f"{rows:,} embeddings (vocab_size), for ids up to {rows - 1:,}: {some}{more}.\n"
+            "The tokenizer and the weights do not belong together. Fetch both from the same commit.",
             model=metadata.name,
         )
 
 
 def is_cased(found: Collection[str]) -> bool:
-    """Return whether a vocabulary was made of text whose case was kept: then one piece of many has a capital."""
+    """Return whether a vocabulary was built from cased text: then at least one token in a hundred has a capital."""
     return sum(word != word.lower() for word in found) > len(found) / 100
 
 
 def lacks_capitals(found: Collection[str]) -> bool:
-    """Return whether a vocabulary has letters, and no capital among them."""
+    """Return whether a vocabulary has letters, but no capital letter."""
     return any(word != word.upper() for word in found) and not any(word != word.lower() for word in found)
