@@ -1,4 +1,4 @@
-"""Who does something, and when, as records keep it."""
+"""The user and the time, as records keep them."""
 
 import os
 from datetime import UTC, datetime
@@ -7,7 +7,7 @@ from functools import cache
 
 @cache
 def who() -> str:
-    """Return the user by the operating system's word: a variable of the environment could say anything."""
+    """Return the user's name from the operating system, since an environment variable could be set to anything."""
     try:
         import pwd
 
@@ -19,5 +19,5 @@ def who() -> str:
 
 
 def now() -> str:
-    """Return the time in UTC, to the second, as ISO 8601 writes it."""
+    """Return the present time in UTC as ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,5 +1,8 @@
-"""A property that is made once for each object. Before Python 3.12, that of `functools` holds a lock of the whole class
-while it is made: all other objects wait, and a process that is forked meanwhile waits for ever."""
+"""A property that is computed once for each object, without a lock.
+
+Before Python 3.12, `functools.cached_property` holds one lock for the whole class while it computes. All other objects
+wait for it, and a process that is forked meanwhile waits forever.
+"""
 
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar, overload
@@ -8,7 +11,7 @@ T = TypeVar("T")
 
 
 class lazy(Generic[T]):  # used as a decorator
-    """Make a property when it is first asked for, and keep it; threads that ask at once may each make it."""
+    """Compute a property when it is first read, and keep it. Threads that read it at once may each compute it."""
 
     def __init__(self, make: Callable[[Any], T]) -> None:
         self._make = make

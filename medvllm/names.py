@@ -1,4 +1,4 @@
-"""What a caller may type for a model, and what it means."""
+"""What a caller may type for a model, and what it refers to."""
 
 import os
 import re
@@ -15,7 +15,7 @@ __all__ = ["ModelRef", "is_commit", "is_digest", "parse", "source_path", "valid_
 MAX_LENGTH = 200  # characters of a name; a folder's path may be longer
 # As texts: `re` compiles them when they are first used, and keeps them.
 _REPO_ID = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95})?"
-_IN_HOME = "home://"  # a folder below MEDVLLM_HOME, which may be moved
+_IN_HOME = "home://"  # a folder inside MEDVLLM_HOME, wherever that is
 _PATH_STARTS = ("./", "../", "/", "~/", "file://", _IN_HOME)
 _VERSION = r"[vV]?\d+([._-]\d+)*"  # a name or an alias that reads as a version
 _ALIAS = r"[A-Za-z][A-Za-z0-9._-]{0,63}"
@@ -23,9 +23,9 @@ _SHORT_DIGEST = r"[0-9a-f]{40}"
 
 
 class ModelRef(NamedTuple):
-    """What was asked for. A name may turn out to be an entry or, failing that, a repository.
+    """What a text refers to. A "name" is an entry or, if there is none, a repository.
 
-    `suffix` is what followed the ``@``: a version, an alias or a revision, which only the catalogue can tell apart.
+    `suffix` is the part after the @: a version, an alias or a revision. Only the catalogue can tell which.
     """
 
     text: str
@@ -40,23 +40,30 @@ class ModelRef(NamedTuple):
 
 
 def parse(text: object) -> ModelRef:
-    """Return what `text` refers to, or raise ModelNameError.
+    """Return what a text refers to.
 
-    ``name``, ``name@3``, ``name@production`` and ``models:/name/3``, ``models:/name@production`` are names;
-    ``org/repo`` and ``org/repo@rev`` too, until the catalogue does not know them; ``hf://org/repo@rev`` is always a
-    repository;
-    ``./dir``, ``/dir``, ``~/dir`` and ``file:///dir`` are folders, and ``home://dir`` is one below MEDVLLM_HOME.
+    - ``name``, ``name@3``, ``name@production``, ``models:/name/3`` and ``models:/name@production`` are names.
+    - ``org/repo`` and ``org/repo@revision`` are names if the catalogue has them, and otherwise repositories.
+    - ``hf://org/repo@revision`` is always a repository.
+    - ``./folder``, ``/folder``, ``~/folder`` and ``file:///folder`` are folders; ``home://folder`` is one inside
+      MEDVLLM_HOME.
+
+    Args:
+        text: The text, or a path as an object.
+
+    Raises:
+        ModelNameError: The text has none of these forms.
     """
     name = _text(text)
     if name.startswith(_PATH_STARTS) or name in (".", "..", "~"):
         return ModelRef(name, "folder", _folder(name))
-    name = folded(name)  # as a keyboard or a file system writes é, it is one
+    name = folded(name)  # keyboards and file systems write é in two ways
     _check_length(name)
     if name.startswith("hf://"):
         repo, suffix = _split(name.removeprefix("hf://"))
         ref = ModelRef(name, "hub", repo, suffix)
         if not ref.is_repo_id:
-            raise ModelNameError(f"{name!r} is not a repository.\nWrite it as: hf://org/repo or hf://org/repo@revision")
+            raise ModelNameError(f"{name!r} is not a repository.\nUse: hf://org/repo or hf://org/repo@revision")
         return ref
     if name.startswith("models:/"):
         entry, slash, version = name.removeprefix("models:/").strip("/").rpartition("/")
@@ -64,79 +71,91 @@ def parse(text: object) -> ModelRef:
             return ModelRef(name, "name", entry, version)
         entry, suffix = _split(name.removeprefix("models:/").strip("/"))
         if not entry or suffix is None:
-            raise ModelNameError(f"{name!r} names no version.\nWrite it as: models:/name/3 or models:/name@alias")
+            raise ModelNameError(f"{name!r} does not name a version.\nUse: models:/name/3 or models:/name@alias")
         return ModelRef(name, "name", entry, suffix)
     if "://" in name:
-        raise ModelNameError(
-            f"{name!r} has a scheme that is not known.\nUse: hf://org/repo, file:///folder, or models:/name/3"
-        )
+        raise ModelNameError(f"{name!r} has an unknown scheme.\nUse: hf://org/repo, file:///folder, or models:/name/3")
     return ModelRef(name, "name", *_split(name))
 
 
 def source_path(text: object) -> str:
-    """Return a model_path in the form that an entry keeps: a repository as written, a folder by its absolute path, or
-    relative to MEDVLLM_HOME where it is a part of it."""
+    """Return a `model_path` in the form in which an entry keeps it.
+
+    A repository stays as it is written. A folder becomes an absolute path, or a home:// link if it is inside
+    MEDVLLM_HOME.
+
+    Raises:
+        ModelNameError: The text is neither a folder nor the id of a repository.
+    """
     ref = parse(text)
     if ref.kind != "folder" and not ref.is_repo_id:
-        raise ModelNameError(f"{ref.text!r} is no repository's id.\nA folder is written as: ./{ref.text}")
+        raise ModelNameError(f"{ref.text!r} is not the id of a repository.\nFor a folder, use: ./{ref.text}")
     if ref.kind == "name" and "/" not in ref.name and os.path.isdir(ref.name):
         raise ModelNameError(
-            f"{ref.text!r} is a folder here, and reads as a repository's id.\n"
-            f"Write the folder as ./{ref.text}, or the repository as hf://{ref.text}"
+            f"{ref.text!r} is a folder here, but reads as the id of a repository.\n"
+            f"Use ./{ref.text} for the folder, or hf://{ref.text} for the repository"
         )
     return _lasting(ref.name) if ref.kind == "folder" else ref.text
 
 
 def is_digest(name: str) -> bool:
-    """Return whether a folder's name is one that MEDVLLM_HOME/models gives: a digest of the files in it."""
+    """Return whether a name is a digest of files, as the folders in MEDVLLM_HOME/models have."""
     return re.fullmatch(_SHORT_DIGEST, name) is not None
 
 
 def is_commit(revision: object) -> TypeGuard[str]:
-    """Return whether a revision is a commit in full: one that cannot move."""
+    """Return whether a revision is a full commit hash, which cannot move as a branch or tag does."""
     return isinstance(revision, str) and re.fullmatch(_SHORT_DIGEST, revision) is not None
 
 
 def valid_name(text: object) -> str:
-    """Return `text` if an entry may be registered under it, or raise ModelNameError."""
+    """Return a text if it can be the name of an entry.
+
+    Raises:
+        ModelNameError: It cannot.
+    """
     name = _text(text)
     _check_length(name)
     if (why := lookalike(name)) is not None:
         plain = " ".join(unicodedata.normalize("NFKC", name).split())
         again = f"\nUse: {plain!r}" if lookalike(plain) is None else ""
-        raise ModelNameError(f"Model name {name[:80]!r} {why}; it could be taken for another name.{again}")
+        raise ModelNameError(f"Model name {name[:80]!r} {why}. It could be mistaken for another name.{again}")
     if re.fullmatch(_VERSION, name.rpartition("/")[2]):
         raise ModelNameError(
-            f"Model name {name!r} reads as a version: models:/name/3 is version 3 of 'name'.\n"
-            "Use a name with a word in it, such as 'ner-v2'."
+            f"Model name {name!r} looks like a version: models:/name/3 means version 3 of 'name'.\n"
+            "Use a name that contains a word, such as 'ner-v2'."
         )
     if "@" in name or ":/" in name or name.startswith(_PATH_STARTS) or name in (".", "..", "~") or "\\" in name:
         raise ModelNameError(
-            f"{name!r} cannot be registered: it reads as a folder, a link or a version.\n"
-            "Use letters, digits and any of . _ - / : and space, such as 'my-biobert' or 'org/model'."
+            f"{name!r} cannot be a model's name: it looks like a folder, a link or a version.\n"
+            "Use letters, digits, spaces and . _ - / : only, such as 'my-biobert' or 'org/model'."
         )
     return name
 
 
 def valid_alias(alias: object) -> str:
-    """Return `alias` if it may point to a version, or raise ModelNameError."""
+    """Return a text if it can be an alias.
+
+    Raises:
+        ModelNameError: It cannot.
+    """
     if not isinstance(alias, str) or not re.fullmatch(_ALIAS, alias) or is_commit(alias):
         raise ModelNameError(
             f"Alias {str(alias)[:80]!a} cannot be used.\n"
-            "Use a letter, then letters, digits and any of . _ - (64 at most), such as: production"
+            "Start with a letter, then use letters, digits and . _ - (64 characters at most), such as: production"
         )
     if re.fullmatch(_VERSION, alias):
         raise ModelNameError(
-            f"Alias {alias!r} cannot be used: it reads as a version, and could point to another one.\n"
-            f"A version is asked for by its number: name@{alias.lstrip('vV')}"
+            f"Alias {alias!r} cannot be used: it looks like a version, but could point to another one.\n"
+            f"For that version, use its number: name@{alias.lstrip('vV')}"
         )
     if alias.casefold() == "latest":
         raise ModelNameError(
-            f"Alias {alias!r} cannot be used: it would stay where it is when there is a later version.\n"
-            "The bare name means the newest version. For one that was chosen, use: production"
+            f"Alias {alias!r} cannot be used: it would not move when a new version is registered.\n"
+            "The bare name already means the newest version. For a version that you choose, use: production"
         )
     if alias.casefold() == "default" != alias:
-        raise ModelNameError(f"Alias {alias!r} cannot be used beside what the bare name means.\nUse: default")
+        raise ModelNameError(f"Alias {alias!r} differs from 'default' only in case.\nUse: default")
     return alias
 
 
@@ -151,25 +170,25 @@ def _text(text: object) -> str:
         raise ModelNameError("A model's name is empty.\nList the names with: medvllm list")
     if text != text.strip():
         raise ModelNameError(
-            f"Model name {text[:80]!r} begins or ends with a space.\nDid you mean: {text.strip()[:80]!r}?"
+            f"Model name {text[:80]!r} starts or ends with a space.\nDid you mean: {text.strip()[:80]!r}?"
         )
-    if bad := invisible(text):  # two names would look like one
-        raise ModelNameError(f"Model name {text[:80]!a} holds the invisible character U+{ord(bad):04X}.")
+    if bad := invisible(text):  # two names would look the same
+        raise ModelNameError(f"Model name {text[:80]!a} contains the invisible character U+{ord(bad):04X}.")
     return text
 
 
 def _check_length(name: str) -> None:
     if len(name) > MAX_LENGTH:
-        raise ModelNameError(f"Model name '{name[:40]}…' has {len(name):,} characters; {MAX_LENGTH} are allowed.")
+        raise ModelNameError(
+            f"Model name '{name[:40]}…' has {len(name):,} characters. At most {MAX_LENGTH} are allowed."
+        )
 
 
 def _split(name: str) -> tuple[str, str | None]:
     """Split ``name@suffix``."""
     head, at, suffix = name.partition("@")
     if at and (not head or not suffix or "@" in suffix):
-        raise ModelNameError(
-            f"{name!r} is not a name with a version.\nWrite it as: name@3, name@alias or org/repo@revision"
-        )
+        raise ModelNameError(f"{name!r} is not a name with a version.\nUse: name@3, name@alias or org/repo@revision")
     return head, suffix if at else None
 
 
@@ -179,25 +198,25 @@ def _folder(text: str) -> str:
 
         url = urlsplit(text)
         if url.netloc not in ("", "localhost") or not url.path:
-            raise ModelNameError(f"{text[:80]!r} is not a folder of this machine.\nWrite it as: file:///folder")
+            raise ModelNameError(f"{text[:80]!r} is not a folder on this machine.\nUse: file:///folder")
         text = unquote(url.path)
     elif text.startswith(_IN_HOME):
         inner = text.removeprefix(_IN_HOME)
         if {"", ".", ".."} & set(inner.split("/")):
-            raise ModelNameError(f"{text[:80]!r} is not a folder in MEDVLLM_HOME.\nWrite it as: {_IN_HOME}models/NAME")
+            raise ModelNameError(f"{text[:80]!r} is not a folder in MEDVLLM_HOME.\nUse: {_IN_HOME}models/NAME")
         text = str(settings.HOME() / inner)
     if len(text) > 4096:
-        raise ModelNameError(f"Folder '{text[:40]}…' has {len(text):,} characters; 4096 are allowed.")
+        raise ModelNameError(f"Folder '{text[:40]}…' has {len(text):,} characters. At most 4,096 are allowed.")
     try:
         return os.path.abspath(os.path.expanduser(text))
     except FileNotFoundError as error:
-        raise ModelNameError(f"{text[:80]!r} is relative to a working directory that is gone.") from error
+        raise ModelNameError(f"{text[:80]!r} is relative to a working directory that no longer exists.") from error
 
 
 def _lasting(folder: str) -> str:
-    """Return a folder below MEDVLLM_HOME relative to it, and another as it is.
+    """Return a folder inside MEDVLLM_HOME as a home:// link, and any other as it is.
 
-    In a catalogue that other homes share, only a folder that is named after its digest means the same to all.
+    If other homes share the catalogue, only a folder that is named after its digest is the same for all of them.
     """
     path, home = Path(folder), settings.HOME()
     for inside, root in ((path, home), (Path(os.path.realpath(path)), Path(os.path.realpath(home)))):

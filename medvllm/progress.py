@@ -1,4 +1,4 @@
-"""Progress bars: on stderr, on a terminal, and only for what takes a while."""
+"""Progress bars. They are shown on stderr, only on a terminal, and only for long tasks."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -7,11 +7,11 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_WORTH_SHOWING = 200_000_000  # bytes; less is done before a bar is read
+_WORTH_SHOWING = 200_000_000  # bytes; fewer are done before anybody has read the bar
 
 
 def is_terminal(stream: object) -> bool:
-    """Return whether a stream is a terminal; one that is closed, or of another program's making, is none."""
+    """Return whether a stream is an open terminal."""
     try:
         return bool(stream.isatty())  # type: ignore[attr-defined]
     except (AttributeError, OSError, ValueError):
@@ -20,7 +20,12 @@ def is_terminal(stream: object) -> bool:
 
 @contextmanager
 def of_bytes(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Give a function to call with each number of bytes that is done."""
+    """Give a function that advances the bar by a number of bytes.
+
+    Args:
+        description: The text before the bar.
+        total: The number of bytes in all.
+    """
     if total < _WORTH_SHOWING or not is_terminal(sys.stderr):
         yield lambda done: None
         return
@@ -34,7 +39,7 @@ def of_bytes(description: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def of_items(description: str, items: Sequence[T]) -> Iterator[T]:
-    """Give the items, counted on the bar when there is more than one."""
+    """Give the items one by one. The bar counts them if there are at least two."""
     if len(items) < 2 or not is_terminal(sys.stderr):
         yield from items
         return

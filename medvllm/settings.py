@@ -1,6 +1,6 @@
-"""One table of the settings: name, default, parser and help. Each is read when it is used.
+"""The settings: one table with the name, default, parser and help text of each. A setting is read when it is used.
 
-The environment wins over `config.toml` in MEDVLLM_HOME, which wins over /etc/medvllm/config.toml.
+The environment takes precedence over `config.toml` in MEDVLLM_HOME, and that over /etc/medvllm/config.toml.
 """
 
 import logging
@@ -26,9 +26,14 @@ _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
 @dataclass(frozen=True)
 class Setting(Generic[T]):
-    """A setting: a variable of the environment, or a key of a settings file. Calling it gives the value of the moment.
+    """A setting: an environment variable, or a key in a settings file. Calling it returns its present value.
 
-    `only_environment`: the files have no part in it, as it says where they are.
+    Attributes:
+        name: The environment variable. In a settings file, the key is this name in lower case without MEDVLLM_.
+        default: The text that applies when nothing else is set.
+        parse: Turns the text into a value. Raises ValueError with the reason as "not a ...".
+        help: One line for the documentation.
+        only_environment: Whether settings files cannot contain it, because it says where they are.
     """
 
     name: str
@@ -41,7 +46,7 @@ class Setting(Generic[T]):
         return self._parsed(*self.stated())
 
     def stated(self) -> tuple[str, str]:
-        """Return the text that is in force, and where it comes from: the environment, a file, or the default."""
+        """Return the text that applies, and where it comes from: "environment", "default", or the file's path."""
         if text := os.environ.get(self.name, "").strip():
             return text, "environment"
         if not self.only_environment and (found := _stated().get(self.name)) is not None:
@@ -52,7 +57,7 @@ class Setting(Generic[T]):
         try:
             value = self.parse(text)
             if isinstance(value, Path) and origin not in ("environment", "default") and not _is_whole(text):
-                raise ValueError("relative to a working directory: write the whole path")
+                raise ValueError("a relative path; a settings file needs an absolute one")
             return value
         except ValueError as error:
             shown = without_password(text)
@@ -68,19 +73,19 @@ class Setting(Generic[T]):
         return f"Setting {self.name.removeprefix(PREFIX).lower()!r} in {origin!r}"
 
     def _advice(self, origin: str) -> str:
-        if origin == "default" or "~" in self.default:  # the default itself may be what does not work here
-            return f"Say where it is to be: export {self.name}=/path"
+        if origin == "default" or "~" in self.default:  # the default itself may not work here
+            return f"Set it to a path: export {self.name}=/path"
         if origin == "environment":
-            return f"Unset it, or: export {self.name}={self.default}"
-        return f"Mend the file, or: export {self.name}={self.default}"
+            return f"Unset it, or set it to its default: export {self.name}={self.default}"
+        return f"Correct the file, or override it: export {self.name}={self.default}"
 
 
 class Texts:
-    """The texts of a few settings as the environment has them, to tell cheaply whether one has changed.
+    """The texts of a few environment variables, as a key that changes when one of them does.
 
-    It is part of every hit. `os.environ` encodes the name and decodes the value of each variable it is asked for; what
-    it keeps them in needs neither. Settings files are not looked at here: that one has changed is noticed by whatever
-    reads a setting next.
+    Every cache hit computes this key, so it must be cheap. `os.environ` encodes the name and decodes the value at each
+    access, so the mapping behind it is read instead. Settings files are not checked here: the next read of a setting
+    notices a changed file.
     """
 
     def __init__(self, *settings: Setting[Any]) -> None:
@@ -101,12 +106,12 @@ def _stated() -> Mapping[str, Any]:
 
 
 def files() -> tuple[Path, Path]:
-    """Return where settings may stand, the one that wins first; neither need be there."""
+    """Return the paths of the settings files, the one with precedence first. The files need not exist."""
     return HOME() / "config.toml", SYSTEM
 
 
 def unknown() -> dict[str, list[str]]:
-    """Return the MEDVLLM_* variables of the environment that are no settings, with what each is likely meant for."""
+    """Return the MEDVLLM_* environment variables that are not settings, each with the settings of a similar name."""
     known = [setting.name for setting in SETTINGS]
     others = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
     return {name: near_names(name, known) for name in others}
@@ -114,20 +119,20 @@ def unknown() -> dict[str, list[str]]:
 
 @cache
 def warn_of_unknown() -> None:
-    """Log, once, each variable that looks like a setting and is none: a slip may leave a guard off."""
+    """Log each MEDVLLM_* variable that is not a setting, once. A misspelt name could leave a safeguard off."""
     for name, near in unknown().items():
-        logger.warning("%s is not a setting of medvllm, and has no effect.%s", name, did_you_mean(near))
+        logger.warning("%s is not a setting of medvllm and has no effect.%s", name, did_you_mean(near))
 
 
 def is_secret(name: str) -> bool:
-    """Return whether a parameter of a URL is one whose value is never shown, such as password or sslpassword."""
+    """Return whether the value of a URL parameter must not be shown, such as password or sslpassword."""
     from urllib.parse import unquote
 
     return re.search(_SECRET, unquote(name).rstrip("= "), re.IGNORECASE) is not None
 
 
 def without_password(text: str) -> str:
-    """Return a URL, or parameters such as host=x password=y, as they may be shown; another text as it is."""
+    """Return a URL, or parameters such as host=x password=y, with secrets replaced by ***."""
     hidden = re.sub(_PARAMETER, lambda found: found[1] + "***" if is_secret(found[1]) else found[0], text)
     return re.sub(_USER, lambda found: f"{found[1] or ''}***", hidden, flags=re.IGNORECASE)
 
@@ -152,7 +157,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = -1.0
     if not 0 < seconds < 86_400:
-        raise ValueError("not a number of seconds above 0")
+        raise ValueError("not a number of seconds above 0 and below 86400")
     return seconds
 
 
@@ -160,7 +165,7 @@ def _count(text: str) -> int | None:
     if text.lower() == "none":
         return None
     if not text.isdecimal() or int(text) < 1:
-        raise ValueError("not a number of models above 0")
+        raise ValueError("neither none nor a whole number of at least 1")
     return int(text)
 
 
@@ -170,14 +175,14 @@ def _keep_alive(text: str) -> float | None:
 
 def _path(text: str) -> Path:
     if text[0] in "'\"" or text[-1] in "'\"":
-        raise ValueError("in quotes, which would be part of the name")
+        raise ValueError("in quotes, which would become part of the path")
     expanded = os.path.expandvars(text)
     if missing := re.search(r"\$\{?\w+", expanded):
         raise ValueError(f"not a path: the variable {missing[0].strip('${')} is not set")
     try:
         return Path(expanded).expanduser().absolute()
     except (RuntimeError, OSError):
-        raise ValueError("not a path that can be found") from None
+        raise ValueError("not a path that can be resolved") from None
 
 
 def _is_whole(text: str) -> bool:
@@ -188,7 +193,7 @@ def _catalog(text: str) -> Path | str | None:
     if text.lower() == "auto":
         return None
     scheme, separator, rest = text.partition("://")
-    if not separator and text.startswith(("/", "./", "../", "~/", "$")):  # another word is a slip, not a file's name
+    if not separator and text.startswith(("/", "./", "../", "~/", "$")):  # a single word is more likely a mistake
         return _path(text)
     if scheme.lower() in ("postgresql", "postgres", "postgresql+psycopg") and rest:
         return f"postgresql://{rest}"
@@ -205,70 +210,73 @@ HOME = Setting(
     "MEDVLLM_HOME",
     "~/.medvllm",
     _path,
-    "Folder for what medvllm itself keeps, such as converted weights; it is set by the environment alone.",
+    "Folder for medvllm's own files, such as converted weights. Only the environment can set it.",
     only_environment=True,
 )
 CATALOG = Setting(
     "MEDVLLM_CATALOG",
     "auto",
     _catalog,
-    "Database of the stored catalogue: a SQLite file, or postgresql://user@host/database; auto: "
-    "catalog.db in MEDVLLM_HOME.",
+    "Database of the stored catalogue: a SQLite file, or postgresql://user@host/database. auto means catalog.db in "
+    "MEDVLLM_HOME.",
 )
 AUDIT_LOADS = Setting(
-    "MEDVLLM_AUDIT_LOADS", "off", _switch, "Whether the history also keeps which model was loaded, and its receipt."
+    "MEDVLLM_AUDIT_LOADS", "off", _switch, "Whether the history records each load, with the digest of its receipt."
 )
 ALLOW_UNREGISTERED = Setting(
     "MEDVLLM_ALLOW_UNREGISTERED",
     "on",
     _switch,
-    "Whether a name that is not registered may be loaded directly from the Hub or a folder.",
+    "Whether models that are not registered may be loaded, from the Hub or a folder.",
 )
 DEVICE = Setting(
     "MEDVLLM_DEVICE",
     "cpu",
     str,
-    "Device when none is given: cpu, cuda, cuda:1, mps, or auto (the first accelerator there is).",
+    "Default device: cpu, cuda, cuda:1, mps, or auto (the first accelerator, else the CPU).",
 )
 DTYPE = Setting(
     "MEDVLLM_DTYPE",
     "auto",
     str,
-    "Weights' dtype when none is given: float32, bfloat16, float16, or auto (the checkpoint's own).",
+    "Default dtype of the weights: float32, bfloat16, float16, or auto (the checkpoint's own).",
 )
-HUB_TIMEOUT = Setting(
-    "MEDVLLM_HUB_TIMEOUT", "5", _seconds, "Seconds to wait for the Hub to accept a connection before giving up."
-)
+HUB_TIMEOUT = Setting("MEDVLLM_HUB_TIMEOUT", "5", _seconds, "Seconds to wait for a connection to the Hub.")
 LOCK_FILE = Setting(
     "MEDVLLM_LOCK_FILE",
     "auto",
     _lock,
-    "The lock file that loads are checked against, if it is there; auto: medvllm.lock in the working directory, or in "
-    "MEDVLLM_HOME where MEDVLLM_REQUIRE_LOCK is set.",
+    "The lock file that loads are checked against, if it exists. auto means medvllm.lock in the working directory, or "
+    "in MEDVLLM_HOME if MEDVLLM_REQUIRE_LOCK is on.",
 )
-REQUIRE_LOCK = Setting("MEDVLLM_REQUIRE_LOCK", "off", _switch, "Whether only models of the lock file may be loaded.")
+REQUIRE_LOCK = Setting("MEDVLLM_REQUIRE_LOCK", "off", _switch, "Whether only models in the lock file may be loaded.")
 TRUST_REMOTE_CODE = Setting(
     "MEDVLLM_TRUST_REMOTE_CODE",
     "off",
     _switch,
-    "Whether a repository's own code may run, for entries that pin its commit with trust_remote_code.",
+    "Whether a repository's own code may run, for entries that set trust_remote_code and pin its commit.",
 )
 MEMORY_BUDGET = Setting(
     "MEDVLLM_MEMORY_BUDGET",
     "auto",
     parse_budget,
-    "Bytes of models by device, such as cpu=8GB,cuda:0=20GB; auto: three quarters of the machine's or cgroup's memory, "
-    "nine tenths of a GPU's.",
+    "Memory for models on each device, such as cpu=8GB,cuda:0=20GB. auto means three quarters of the memory of the "
+    "machine or cgroup, and nine tenths of a GPU's.",
 )
-MAX_MODELS = Setting("MEDVLLM_MAX_MODELS", "none", _count, "How many models may be in memory, beside their bytes.")
+MAX_MODELS = Setting(
+    "MEDVLLM_MAX_MODELS", "none", _count, "The largest number of models in memory, besides the limit in bytes."
+)
 KEEP_ALIVE = Setting(
     "MEDVLLM_KEEP_ALIVE",
     "none",
     _keep_alive,
-    "How long an idle model stays: 10m, seconds, 0 (until released), negative (pinned), none (while there is room).",
+    "How long an idle model stays in memory: 10m, seconds, 0 (until it is released), -1 (always), or none (until its "
+    "memory is needed).",
 )
-MEMORY_TIMEOUT = Setting("MEDVLLM_MEMORY_TIMEOUT", "30", _seconds, "Seconds that a load waits for room that is in use.")
-DEBUG = Setting("MEDVLLM_DEBUG", "off", _switch, "Whether the command line shows a traceback with an error.")
+MEMORY_TIMEOUT = Setting(
+    "MEDVLLM_MEMORY_TIMEOUT", "30", _seconds, "Seconds that a load waits for memory that other models use."
+)
+DEBUG = Setting("MEDVLLM_DEBUG", "off", _switch, "Whether the command line shows tracebacks.")
 
 SETTINGS: tuple[Setting[Any], ...] = (
     HOME,

@@ -1,4 +1,4 @@
-"""Settings in files: `config.toml` of the machine and of MEDVLLM_HOME, by the variables' names without MEDVLLM_."""
+"""Settings in files: `config.toml` in /etc/medvllm and in MEDVLLM_HOME. Keys are variables' names without MEDVLLM_."""
 
 import errno
 import os
@@ -15,24 +15,28 @@ PREFIX = "MEDVLLM_"
 
 
 class Stated(NamedTuple):
-    """The text of a setting, as its variable would have it, and the file that states it."""
+    """The text of a setting, as the environment would have it, and the file that it was read from."""
 
     text: str
     file: Path
 
 
 class SettingsFiles:
-    """The files in the order of precedence, read again when one of them has changed."""
+    """The contents of the settings files. They are read again when one of them has changed."""
 
     def __init__(self) -> None:
-        self.generation = 0  # changes with what the files say
+        self.generation = 0  # changes with the contents of the files
         self._kept: tuple[object, Mapping[str, Stated]] = (None, {})
 
     def look(self, files: Iterable[Path], known: Iterable[str]) -> Mapping[str, Stated]:
-        """Return what the files state by the variable's name; the first file that states it wins.
+        """Return the settings in the files, by the names of their variables.
+
+        Args:
+            files: The files in the order of precedence.
+            known: The names of all variables.
 
         Raises:
-            SettingError: A file cannot be read, or has a key that is none of the `known` variables.
+            SettingError: A file cannot be read, or has a key that is not a setting.
         """
         stamps = [(file, _stamp(file)) for file in files]
         if stamps != self._kept[0]:
@@ -47,16 +51,16 @@ class SettingsFiles:
 
 
 def _stamp(file: Path) -> object:
-    """Return what changes when a file does; None where there is none."""
+    """Return a value that changes when the file does; None if the file does not exist."""
     try:
         status = os.stat(file)
     except (FileNotFoundError, NotADirectoryError) as error:
-        if os.path.islink(file):  # to a disk that is not mounted
+        if os.path.islink(file):  # perhaps to a disk that is not mounted
             raise _unreadable(file, error) from error
         return None
     except OSError as error:
         raise _unreadable(file, error) from error
-    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait
         reason = os.strerror(errno.EISDIR) if stat.S_ISDIR(status.st_mode) else "it is not a file"
         raise _unreadable(file, OSError(errno.EINVAL, reason))
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
@@ -70,14 +74,14 @@ def _read(file: Path, known: Iterable[str]) -> dict[str, Stated]:
     except OSError as error:
         raise _unreadable(file, error) from error
     except ValueError as error:
-        raise SettingError(f"Settings file {str(file)!r} is not TOML: {error}.", file=str(file)) from error
+        raise SettingError(f"Settings file {str(file)!r} is not valid TOML: {error}.", file=str(file)) from error
     keys = {name.removeprefix(PREFIX).lower(): name for name in known}
     for key in content:
         if key not in keys:
             near = near_names(key.lower().removeprefix(PREFIX.lower()), keys)
             raise SettingError(
-                f"Settings file {str(file)!r} has {key[:80]!r}, which is not a setting.{did_you_mean(near)}\n"
-                f"It takes: {', '.join(sorted(keys))}",
+                f"Settings file {str(file)!r} contains {key[:80]!r}, which is not a setting.{did_you_mean(near)}\n"
+                f"Use one of: {', '.join(sorted(keys))}",
                 file=str(file),
                 setting=key,
                 candidates=tuple(near),
@@ -86,7 +90,7 @@ def _read(file: Path, known: Iterable[str]) -> dict[str, Stated]:
 
 
 def _text(file: Path, key: str, value: Any) -> str:
-    """Return a value as the variable would have it."""
+    """Return a value as the environment variable would have it."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, str | int | float) and str(value).strip():
@@ -97,9 +101,9 @@ def _text(file: Path, key: str, value: Any) -> str:
 
 
 def _unreadable(file: Path, error: OSError) -> SettingError:
-    # It may say that only locked models are to be loaded: not knowing is no permission.
+    # The file may require a lock file, so an unreadable one is an error.
     return SettingError(
         f"Settings file {str(file)!r} cannot be read: {error.strerror}.\n"
-        f"Let its user read it: ls -ld {file.parent} {file}",
+        f"See who may read it: ls -ld {file.parent} {file}",
         file=str(file),
     )

@@ -1,4 +1,4 @@
-"""Words that are said in several ways, and mean one thing here: tasks, label schemes, the labels of a head."""
+"""Other words for tasks and label schemes, and the one word that medvllm uses for each."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -35,15 +35,20 @@ _SCHEMES_ELSEWHERE = {"BIOES": "BILOU", "IOBES": "BILOU", "BIOLU": "BILOU", "BIL
 
 
 def usual_task(word: str) -> str:
-    """Return a task as it is called here; a word that is not known, as it is."""
+    """Return medvllm's word for a task. A word that is not known is returned as it is."""
     folded = word.strip().casefold().replace("_", "-").replace(" ", "-")
     return folded if folded in TASKS else _TASKS_ELSEWHERE.get(folded, word)
 
 
 def known_task(word: str, others: Iterable[str] = ()) -> str:
-    """Return a task as it is called here; RequestError: it is likely a misspelling of one, or of `others`.
+    """Return medvllm's word for a task, or a word of the caller's own.
 
-    A word of one's own is one that is near to none.
+    Args:
+        word: The task.
+        others: Further words that are in use.
+
+    Raises:
+        RequestError: The word is similar to a task or to one of `others`, so it is probably misspelt.
     """
     task = usual_task(word)
     if task in TASKS or task in others:
@@ -54,11 +59,11 @@ def known_task(word: str, others: Iterable[str] = ()) -> str:
 
 
 def unknown_task(word: str, others: Iterable[str] = ()) -> RequestError:
-    """Return the error for a word that is no task, nor one of `others`."""
+    """Return the error for a word that is neither a task nor one of `others`."""
     near = _near(usual_task(word), others)
     return RequestError(
-        f"Task {word[:80]!r} is not known.{did_you_mean([usual_task(each) for each in near])}\n"
-        f"It is one of: {', '.join(TASKS)}; or another word, unless it looks like one of these misspelt",
+        f"Task {word[:80]!r} does not exist.{did_you_mean([usual_task(each) for each in near])}\n"
+        f"Use one of: {', '.join(TASKS)}. A word of your own must not be similar to one of these.",
         task=word,
         candidates=tuple(near),
     )
@@ -69,7 +74,11 @@ def _near(word: str, others: Iterable[str]) -> list[str]:
 
 
 def usual(model: str, keyword: str, value: Any) -> Any:
-    """Return a fact's value in the words that are used here; RequestError: it cannot be meant."""
+    """Return a fact's value in medvllm's own words.
+
+    Raises:
+        RequestError: A task is misspelt, or labels do not number every class.
+    """
     if keyword == "task" and isinstance(value, str):
         return known_task(value)
     if keyword == "label_scheme" and isinstance(value, str):
@@ -81,13 +90,13 @@ def usual(model: str, keyword: str, value: Any) -> Any:
 
 
 def _labels(model: str, labels: Mapping[Any, Any]) -> list[Any]:
-    """Return labels by their ids, as a config.json has them, in their order."""
+    """Return the labels of a mapping such as config.json has it, in the order of their ids."""
     by_id = {int(key): label for key, label in labels.items() if str(key).isdecimal()}
     missing = next((number for number in range(len(labels)) if number not in by_id), None)
     if missing is not None or len(by_id) != len(labels):
         raise RequestError(
-            f"Keyword 'id2label' of model {model!r} must name every class from 0 to {len(labels) - 1}, "
-            f"and {'has other keys' if missing is None else f'{missing} is missing'}.",
+            f"Keyword 'id2label' of model {model!r} must have a label for every class from 0 to {len(labels) - 1}, "
+            f"but {'has other keys' if missing is None else f'{missing} is missing'}.",
             keyword="id2label",
         )
     return [by_id[number] for number in range(len(by_id))]

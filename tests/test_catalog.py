@@ -216,7 +216,7 @@ def test_other_bad_registrations(registry: ModelRegistry) -> None:
         registry.register("./m", "generic")
     with pytest.raises(UnsafeWeightsError):
         registry.register("m", "generic", parameters={"trust_remote_code": True})
-    with pytest.raises(ModelNameError, match=r"no repository's id.\nA folder is written as: ./a/b/c"):
+    with pytest.raises(ModelNameError, match=r"not the id of a repository.\nFor a folder, use: ./a/b/c"):
         registry.register("m", "generic", model_path="a/b/c")
     with pytest.raises(CatalogError, match="no stored catalogue"):
         ModelRegistry(Catalog()).register("m", "generic", persist=True)

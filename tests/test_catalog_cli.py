@@ -90,9 +90,9 @@ def test_register_makes_versions_or_says_that_nothing_is_new(medvllm: Medvllm, n
         (["register", "x", "--type", "clinical", "--path", "./nope"], 2, "there is no folder './nope'"),
         (["register", "x", "--type", "clinical", "--fact", "licens=mit"], 2, "Did you mean: 'license'"),
         (["register", "x", "--type", "clinical", "--fact", "gated=perhaps"], 2, "must be True or False"),
-        (["register", "x", "--type", "clinical", "--fact", "license"], 2, "KEY=VALUE"),
+        (["register", "x", "--type", "clinical", "--fact", "license"], 2, "FACT=VALUE"),
         (["register", "x", "--type", "clinical", "--reason", ""], 2, "A reason must have 1 to 2,000 characters"),
-        (["register", "a@b", "--type", "clinical"], 2, "reads as a folder, a link or a version"),
+        (["register", "a@b", "--type", "clinical"], 2, "looks like a folder, a link or a version"),
         (["register", "biobert-base-cased-v1.2", "--type", "clinical"], 1, "already registered (built-in, version 1)"),
         (["unregister", "ner@7"], 1, "Model 'ner' has no version or alias '7'. It has: 1, 2."),
         (["unregister", "nerr"], 1, "Model 'nerr' is not stored. Did you mean: 'ner'"),
@@ -101,7 +101,7 @@ def test_register_makes_versions_or_says_that_nothing_is_new(medvllm: Medvllm, n
         (["alias", "set", "ner", "a b", "1"], 2, "Alias 'a b' cannot be used"),
         (["alias", "set", "ner", "production", "3"], 1, "no version or alias '3'"),
         (["alias", "remove", "ner", "production"], 1, "Model 'ner' has no alias 'production'"),
-        (["deprecate", "ner"], 2, "--successor, --reason or --off"),
+        (["deprecate", "ner"], 2, "pass --successor, --reason or --off"),
         (["deprecate", "ner", "--successor", "biobret-v1.2"], 1, "Did you mean: 'biobert-base-cased-v1.2'"),
         (["history", "--since", "yesterday"], 2, "'yesterday' is not a date or a time"),
         (["catalog", "apply", "nope.toml"], 2, "nope.toml"),
@@ -150,7 +150,7 @@ def test_a_protected_alias_lists_what_is_missing(medvllm: Medvllm, ner: Path) ->
     file = ner / "model.safetensors"
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    assert "files that are the locked ones; see: medvllm verify ner@2" in medvllm(*move).err
+    assert "files that are locked; see: medvllm verify ner@2" in medvllm(*move).err
     file.write_bytes(content)
     assert medvllm(*move).out == "ner@production is version 2.\n"
     assert medvllm("verify", "ner@2").lines == ["ner@2\teverything\tok"]

@@ -122,7 +122,7 @@ def test_a_lease_that_is_over_gives_no_model(
     with registry.lease("m1"):
         assert [r.name for r in registry.loaded_models()] == ["m1"]
     assert lease.receipt is receipt and lease.metadata.name == "m0" and "over" in repr(lease)
-    with pytest.raises(RequestError, match="The lease of model 'm0' is over"):
+    with pytest.raises(RequestError, match="The lease of model 'm0' has ended"):
         _ = lease.model
 
 

@@ -83,7 +83,7 @@ def test_paths_below_the_home_are_kept_relative_to_it(
     assert source_path(models / "ours") == str(models / "ours")
     assert source_path(models / digest) == f"home://models/{digest}"
     for bad in ("home://", "home:///etc", "home://../x", "home://models/../../x", "home://a//b"):
-        with pytest.raises(ModelNameError, match=r"is not a folder in MEDVLLM_HOME\.\nWrite it as: home://models/NAME"):
+        with pytest.raises(ModelNameError, match=r"is not a folder in MEDVLLM_HOME\.\nUse: home://models/NAME"):
             parse(bad)
 
 

@@ -95,24 +95,24 @@ def test_what_can_be_registered(text: str) -> None:
 
 
 TWINS = [
-    ("cafe\u0301", "holds|is not in the usual form"),
-    ("my  model", "holds two spaces in a row; .*\nUse: 'my model'"),
-    ("my\u00a0model", "holds U\\+00A0, which is a blank.*\nUse: 'my model'"),
-    ("my\u3000model", "holds U\\+3000"),
-    ("m\ufe0fodel", "holds U\\+FE0F"),
-    ("m\u3164odel", "holds U\\+3164"),
-    ("m\u2800odel", "holds U\\+2800"),
-    ("m\u115fodel", "holds U\\+115F"),
-    ("m\u034fodel", "holds U\\+034F"),
-    ("\uff4dodel", "holds U\\+FF4D, which looks like 'm'.*\nUse: 'model'"),
-    ("\ufb01ne", "holds U\\+FB01, which looks like 'fi'"),
-    ("m\u00b2", "holds U\\+00B2, which looks like '2'"),
-    ("m\u043edel", "has Latin and Cyrillic letters in one word, 'm\u043edel'"),
-    ("3", "reads as a version"),
-    ("v2", "reads as a version"),
-    ("V1.0", "reads as a version"),
-    ("acme/3", "reads as a version: models:/name/3 is version 3"),
-    ("\u0663", "reads as a version"),
+    ("cafe\u0301", "contains|composed form"),
+    ("my  model", "contains two spaces in a row.*\nUse: 'my model'"),
+    ("my\u00a0model", "contains U\\+00A0, which is a blank.*\nUse: 'my model'"),
+    ("my\u3000model", "contains U\\+3000"),
+    ("m\ufe0fodel", "contains U\\+FE0F"),
+    ("m\u3164odel", "contains U\\+3164"),
+    ("m\u2800odel", "contains U\\+2800"),
+    ("m\u115fodel", "contains U\\+115F"),
+    ("m\u034fodel", "contains U\\+034F"),
+    ("\uff4dodel", "contains U\\+FF4D, which looks like 'm'.*\nUse: 'model'"),
+    ("\ufb01ne", "contains U\\+FB01, which looks like 'fi'"),
+    ("m\u00b2", "contains U\\+00B2, which looks like '2'"),
+    ("m\u043edel", "mixes Latin and Cyrillic letters in one word, 'm\u043edel'"),
+    ("3", "looks like a version"),
+    ("v2", "looks like a version"),
+    ("V1.0", "looks like a version"),
+    ("acme/3", "looks like a version: models:/name/3 is version 3"),
+    ("\u0663", "looks like a version"),
 ]
 
 
@@ -141,7 +141,7 @@ def test_a_name_is_found_however_its_accents_were_typed(registry: ModelRegistry)
     assert registry.catalog.tag(two, add={"t": None}).tags == ["t"]
     with pytest.raises(ModelExistsError):
         registry.register(two, "generic")
-    with pytest.raises(ModelNameError, match="not in the usual form"):
+    with pytest.raises(ModelNameError, match="composed form"):
         registry.register("other", "generic", also_known_as=[two])
     registry.catalog.remove_alias(two, "production")
     assert len(registry.catalog.history(two)) == 4 and list(registry.catalog.versions(two)) == [1]

@@ -93,7 +93,7 @@ def test_a_package_that_pip_installed_brings_its_entries(installed: Path, monkey
     assert registry["biobert-base-cased-v1.2"].description == "Our copy."
     with registry.lease("ward-bert") as lease:
         receipt = lease.receipt.to_dict()
-    assert (receipt["origin"], receipt["package"]) == ("package", "hospital-models 1.2")
+    assert (receipt["source"], receipt["package"]) == ("package", "hospital-models 1.2")
     assert "hospital_models" not in sys.modules
 
 
@@ -104,11 +104,11 @@ def test_what_is_registered_is_found_before_a_package(place: Place) -> None:
     with pytest.raises(ModelExistsError, match=r"'m' is already registered \(package, version 1\)"):
         registry.register("m", "generic")
     assert registry.register("m", "generic", persist=True, replace=True).version == 2
-    assert registry.list_models(origin="stored").keys() == {"m"}
+    assert registry.get_metadata("m").origin == "stored"
     assert registry.register("m", "generic", replace=True).version == 3
     registry.unregister("m")
     registry.unregister("m", persist=True)
-    assert "m" in registry.list_models(origin="package")
+    assert registry.get_metadata("m").origin == "package"
     registry.unregister("m")
     with pytest.raises(ModelNotFoundError):
         registry.get_metadata("m")

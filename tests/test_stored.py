@@ -210,7 +210,7 @@ def test_a_deprecated_model_says_so_once_at_its_load(
     registry.catalog.mark("m", deprecated="misses names", successor="m2")
     for _ in range(2):
         registry.load_model("m")
-    assert caplog.messages.count("Model 'm@1' is deprecated: misses names. Use 'm2' in its place") == 1
+    assert caplog.messages.count("Model 'm@1' is deprecated: misses names. Use 'm2' instead") == 1
 
 
 def _with_baseline(registry: ModelRegistry, name: str, folder: Path, **facts: Any) -> int:
@@ -264,7 +264,7 @@ def test_a_protected_alias_moves_to_what_is_locked_and_has_a_baseline(registry: 
     assert [(alias.alias, alias.version, alias.protected) for alias in catalog.aliases("m")] == [
         ("production", None, True)
     ]
-    with pytest.raises(CatalogError, match="files that are the locked ones"):
+    with pytest.raises(CatalogError, match="files that are locked"):
         (folders[1] / "vocab.txt").write_text("x")
         catalog.set_alias("m", "production", 2, reason="r")
     assert _sound(registry)

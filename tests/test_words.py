@@ -49,7 +49,7 @@ def test_a_misspelt_task_is_named_with_the_nearest(registry: ModelRegistry, word
 
 def test_a_task_that_no_entry_has_is_no_empty_answer(registry: ModelRegistry) -> None:
     """One of ours is, and one that other filters leave nothing of."""
-    with pytest.raises(RequestError, match="Task 'xyzzy' is not known.\nIt is one of: embed"):
+    with pytest.raises(RequestError, match="Task 'xyzzy' does not exist.\nUse one of: embed"):
         registry.list_models(task="xyzzy")
     assert registry.list_models(task="rerank", match="nothing*") == {}
     registry.register("m", "generic", task="triage")
@@ -68,8 +68,8 @@ def test_labels_and_their_scheme_are_taken_as_elsewhere(registry: ModelRegistry)
         assert entry.behaviour.label_scheme == here
         assert "m" in registry.list_models(label_scheme=scheme)
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"id2label": {0: "O", 2: "B-X"}}, "must name every class from 0 to 1, and 1 is missing"),
-        ({"id2label": {"a": "O", 0: "B"}}, "must name every class from 0 to 1, and 1 is missing"),
+        ({"id2label": {0: "O", 2: "B-X"}}, "every class from 0 to 1, but 1 is missing"),
+        ({"id2label": {"a": "O", 0: "B"}}, "every class from 0 to 1, but 1 is missing"),
         ({"id2label": {0: "O", "00": "B"}}, "must name every class"),
         ({"id2label": {}}, ""),
         ({"id2label": {0: 5}}, "must be a list of texts"),
