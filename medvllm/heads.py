@@ -1,4 +1,4 @@
-"""What the head of a model was trained for, told by the name of its class."""
+"""The task that a model's head is for, by the name of its class: BertForTokenClassification is for "ner"."""
 
 import re
 
@@ -12,8 +12,8 @@ _TASKS = {
 }
 
 
-def task_of(class_name: str) -> str | None:
-    """Return the task that a class's head was made for; None for an encoder alone."""
+def task_of_class(class_name: str) -> str | None:
+    """Return the task that a class's head is for, or None for an encoder without a head."""
     if class_name.endswith("LMHeadModel"):
         return "generate"
     head = re.search(r"For([A-Z]\w*)$", class_name)

@@ -129,8 +129,8 @@ def hub(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
 
 
 @pytest.fixture
-def hurried(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> HurriedClock:
-    """The waits between two tries, ours and huggingface_hub's, take no time."""
+def hurried(monkeypatch: pytest.MonkeyPatch) -> HurriedClock:
+    """The clock of what fetches and hashes files: the waits between two tries take no time."""
     importlib.import_module("huggingface_hub.file_download")
     importlib.import_module("medvllm.sources")
     return hurry(monkeypatch, "huggingface_hub", "medvllm.sources")

@@ -25,6 +25,7 @@ from medvllm.options import LoadOptions
 from medvllm.sources import Lock
 from medvllm.sources.link_folder import make_link_folder
 from tests.support import tiny, warm
+from tests.support.clock import HurriedClock
 from tests.support.conversions import convert
 from tests.support.loopback import LoopbackHub
 from tests.support.watch import opened
@@ -151,18 +152,21 @@ def _cluttered(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of each shape, in `cluttered` and in `plain`; old enough for their digests to be remembered."""
+    """A folder of each shape, in `cluttered` and in `plain`."""
     root = tmp_path_factory.mktemp("shapes")
     for name, make in SHAPES.items():
         make(root / "plain" / name)
         _cluttered(tiny.copy(root / "plain" / name, root / "cluttered" / name))
-    time.sleep(2.1)
     return root
 
 
 @pytest.fixture
-def shapes(root: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    """A folder of each shape, with clutter; each pickle is converted. The tests share a home."""
+def shapes(root: Path, home: Path, monkeypatch: pytest.MonkeyPatch, hurried: HurriedClock) -> dict[str, Path]:
+    """A folder of each shape, with clutter; each pickle is converted. The tests share a home.
+
+    The files are old enough for their digests to be remembered.
+    """
+    hurried.sleep(2.1)
     monkeypatch.setenv("MEDVLLM_HOME", str(root / "home"))
     if not (root / "home").exists():
         for name in SHAPES:
@@ -620,11 +624,13 @@ def test_a_copy_in_another_dtype_is_held_to_the_weights_that_it_was_made_of(tmp_
     assert registry.verify() == {str(folder): {}}
 
 
-def test_what_others_may_write_saves_no_work(registry: ModelRegistry, tmp_path: Path, home: Path) -> None:
+def test_what_others_may_write_saves_no_work(
+    registry: ModelRegistry, tmp_path: Path, home: Path, hurried: HurriedClock
+) -> None:
     """A digest beside other bytes in a home folder of a group: the files are hashed all the same."""
     folder = tiny.bert_masked_lm(tmp_path / "m")
     ledger = home / "medvllm" / "digests.db"
-    time.sleep(2.1)
+    hurried.sleep(2.1)
     registry.pull(folder)
     with sqlite3.connect(ledger) as connection:
         assert connection.execute("UPDATE digests SET sha256 = ?", ("0" * 64,)).rowcount

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import sqlite3
-import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -17,6 +16,7 @@ from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import CatalogError, DigestMismatchError, SourceError
 from medvllm.sources.digest_cache import open_digest_cache
 from tests.support import tiny
+from tests.support.clock import HurriedClock
 from tests.support.console import command
 from tests.support.conversions import convert
 from tests.support.loopback import LoopbackHub
@@ -242,14 +242,16 @@ def test_verify_names_what_is_not_locked(registry: ModelRegistry, tmp_path: Path
         registry.verify(tiny.bert_encoder(tmp_path / "m"))
 
 
-def test_an_unchanged_file_is_hashed_once(registry: ModelRegistry, tmp_path: Path, home: Path) -> None:
+def test_an_unchanged_file_is_hashed_once(
+    registry: ModelRegistry, tmp_path: Path, home: Path, hurried: HurriedClock
+) -> None:
     """Its digest is remembered while device, inode, size and times stay; `verify` hashes again all the same."""
     folder = tiny.bert_encoder(tmp_path / "m")
     registry.lock(folder)
     ledger_file = home / "medvllm" / "digests.db"
     with closing(sqlite3.connect(ledger_file, isolation_level=None)) as ledger:
         assert ledger.execute("SELECT count(*) FROM digests").fetchone() == (0,)  # too fresh to be told from a change
-        time.sleep(2.1)
+        hurried.sleep(2.1)
         registry.lock(folder)
         assert ledger.execute("SELECT count(*) FROM digests").fetchone() == (4,)
         ledger.execute("UPDATE digests SET sha256 = ?", ("0" * 64,))
@@ -283,12 +285,14 @@ def test_a_reload_is_checked_against_the_lock_of_the_moment(
         registry.load_model("m")
 
 
-def test_a_damaged_digest_cache_is_begun_anew(registry: ModelRegistry, tmp_path: Path, home: Path) -> None:
+def test_a_damaged_digest_cache_is_begun_anew(
+    registry: ModelRegistry, tmp_path: Path, home: Path, hurried: HurriedClock
+) -> None:
     """It only saves work."""
     (home / "medvllm").mkdir()
     (home / "medvllm" / "digests.db").write_bytes(b"not a database" * 100)
     folder = tiny.bert_encoder(tmp_path / "m")
-    time.sleep(2.1)
+    hurried.sleep(2.1)
     registry.lock(folder)
     with closing(sqlite3.connect(home / "medvllm" / "digests.db")) as ledger:
         assert ledger.execute("SELECT count(*) FROM digests").fetchone()[0] >= 1

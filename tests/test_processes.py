@@ -92,7 +92,7 @@ def test_ps_shows_what_other_processes_hold(tmp_path: Path, home: Path) -> None:
         f"registry.register('ward-bert', 'clinical', model_path={str(folder)!r})\n"
         "with registry.lease('ward-bert', keep_alive=-1): sys.stdin.read()"
     )
-    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+    holder = warm.Conversation(code)
     try:
         _until(lambda: _noted_by(holder.pid, home))
         (model,) = _shown(holder.pid)
@@ -102,8 +102,7 @@ def test_ps_shows_what_other_processes_hold(tmp_path: Path, home: Path) -> None:
         (row,) = [row for row in rows if row[0] == str(holder.pid)]
         assert row[1:4] == ["ward-bert", "cpu", "float32"] and row[-1] == "pinned"
     finally:
-        holder.send_signal(signal.SIGKILL)
-        holder.communicate(timeout=60)
+        holder.kill()
     assert _shown(holder.pid) == [] and not _noted_by(holder.pid, home)
     empty = _medvllm("ps", "--json", MEDVLLM_HOME=str(tmp_path / "home"))
     assert empty.stdout == "[]\n"

@@ -264,7 +264,7 @@ def test_a_protected_alias_moves_to_what_is_locked_and_has_a_baseline(registry: 
     assert [(alias.alias, alias.version, alias.protected) for alias in catalog.aliases("m")] == [
         ("production", None, True)
     ]
-    with pytest.raises(CatalogError, match="files that are the locked ones"):
+    with pytest.raises(CatalogError, match="files that are locked"):
         (folders[1] / "vocab.txt").write_text("x")
         catalog.set_alias("m", "production", 2, reason="r")
     assert _sound(registry)

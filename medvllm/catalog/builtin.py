@@ -30,7 +30,7 @@ def content_as_json(text: str) -> str:
 
 
 def parse_builtin(text: str) -> dict[str, Any]:
-    """Return the content of builtin.toml: from builtin.json, which is faster to read, if it was made of this text."""
+    """Return the content of builtin.toml, from builtin.json if that was made from this text: it is faster to read."""
     try:
         made = json.loads((_FOLDER / "builtin.json").read_bytes())
         if made["crc32"] == crc32(text.encode()):

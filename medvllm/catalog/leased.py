@@ -14,7 +14,7 @@ def check_not_leased(records: "RecordStore", versions: Collection[tuple[str | No
 
     for record in list_processes([records]):
         for model in record.models:
-            if model["leases"] and model["source"] == "stored" and (model["name"], model["version"]) in versions:
+            if model["leases"] and model["origin"] == "stored" and (model["name"], model["version"]) in versions:
                 raise CatalogError(
                     f"Version {model['version']} of model {model['name']!r} is in use by {record.process}.\n"
                     "See which processes use it: medvllm ps\n"

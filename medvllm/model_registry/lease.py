@@ -1,4 +1,4 @@
-"""Leases: a model that stays in memory for the duration of a `with` block."""
+"""A lease: a model that stays in memory for the duration of a `with` block."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
 
 class Lease:
-    """A loaded model that stays in memory while the lease lasts; afterwards it gives none: its room may be needed."""
+    """A model that stays in memory for the duration of a `with` block, as `registry.lease` gives it.
+
+    After the block, `model` raises RequestError: its memory may be needed for another one.
+
+    Attributes:
+        metadata: The entry, completed with what the files say.
+        size_bytes: The bytes of the model's parameters and buffers.
+    """
 
     def __init__(
         self,
@@ -30,53 +37,54 @@ class Lease:
         receipt: Callable[[Any], Receipt],
     ) -> None:
         self.metadata = metadata
-        self.size_bytes = cached.size_bytes  # of the model's parameters and buffers
+        self.size_bytes = cached.size_bytes
         self._cached: CachedModel[Identity] | None = cached
         self._load_tokenizer, self._load_modules, self._make_receipt = tokenizer, modules, receipt
 
     def __repr__(self) -> str:
-        return f"Lease({self.metadata.name!r}{'' if self._cached else ', over'})"
+        return f"Lease({self.metadata.name!r}{'' if self._cached else ', ended'})"
 
     @property
     def model(self) -> Any:
-        """The model: a PreTrainedModel, typed Any as its methods depend on the class."""
+        """The model, in eval mode. Typed Any: which methods it has depends on its class."""
         if self._cached is None:
             raise RequestError(
-                f"The lease of model {self.metadata.name!r} is over.\nUse the model inside the with block."
+                f"The lease of model {self.metadata.name!r} has ended.\nUse the model inside the with block."
             )
         return self._cached.model
 
     @lazy
     def tokenizer(self) -> "PreTrainedTokenizerBase":
-        """The model's tokenizer, of the same snapshot; loaded on first use, safe to share between threads."""
+        """The tokenizer of the same files, loaded on first use. Threads can share it."""
         return self._load_tokenizer()
 
     @lazy
     def modules(self) -> "Modules":
-        """What a sentence-transformers folder puts behind its pooling; loaded on first use.
+        """The modules that a sentence-transformers folder puts behind its pooling, loaded on first use.
 
-        LoadError: the folder declares vectors that cannot be made.
+        Raises:
+            LoadError: The folder declares vectors that cannot be made.
         """
         return self._load_modules()
 
     @lazy
     def receipt(self) -> Receipt:
-        """What exactly answers, and how each fact of it is known; it loads the tokenizer, to tell which one it is."""
+        """What exactly answers, and how each fact of it is known. The tokenizer is loaded for it."""
         return self._make_receipt(self.model)
 
     def __reduce__(self) -> str:
         raise RequestError(
-            f"A lease keeps model {self.metadata.name!r} in the memory of one process, and cannot be sent or copied.\n"
+            f"A lease of model {self.metadata.name!r} belongs to one process: it cannot be pickled or copied.\n"
             f"Send the name, and lease it there: with registry.lease({self.metadata.name!r}) as lease:"
         )
 
     def end(self) -> None:
-        """Let go of the model."""
+        """End the lease: drop the model."""
         self._cached = None
 
 
 class Leasing(AbstractContextManager[Lease]):
-    """What `registry.lease` returns: the lease itself begins with the `with` block."""
+    """What `registry.lease` returns before the `with` block: entering it starts the lease."""
 
     def __init__(self, name: str, manager: AbstractContextManager[Lease]) -> None:
         self._name, self._manager = name, manager
@@ -95,6 +103,6 @@ class Leasing(AbstractContextManager[Lease]):
             if attribute.startswith("_"):
                 raise AttributeError(attribute)
             raise RequestError(
-                f"A lease of model {self._name!r} begins with a block: it has no {attribute!r} before.\n"
+                f"A lease of model {self._name!r} starts with a `with` block: it has no {attribute!r} before.\n"
                 f"Use: with registry.lease({self._name!r}) as lease:"
             )

@@ -1,4 +1,4 @@
-"""What a version needs before a protected alias may point to it: a lock that its files fit, and a baseline."""
+"""What a version needs before a protected alias may point to it: locked files, and a baseline of these files."""
 
 from medvllm.catalog import Locked
 from medvllm.errors import CatalogError, DigestMismatchError, SourceError
@@ -38,10 +38,13 @@ def check_baseline(entry: ModelMetadata, alias: str, files: str | None) -> None:
 
 
 class AliasProtection:
-    """Approval by the lock file that is in force, and by the baseline of a version."""
+    """Decides by the lock file in force and by the baselines of versions. The stored catalogue asks it."""
 
     def missing_requirements(self, entry: ModelMetadata) -> list[str]:
-        """Return what a version lacks, each with the command that gives it; its files are hashed."""
+        """Return what a version lacks before a protected alias may point to it, each with the command that adds it.
+
+        Its files are hashed.
+        """
         from medvllm.sources import Lock, verify_files
 
         lock, name = Lock.current(), entry.reference
@@ -50,7 +53,7 @@ class AliasProtection:
         if locked is None:
             lacking.append(f"a lock in {lock.file}: medvllm lock {name}")
         elif verify_files(entry, locked):
-            lacking.append(f"files that are the locked ones; see: medvllm verify {name}")
+            lacking.append(f"the files that are locked; see: medvllm verify {name}")
         if not entry.baseline:
             lacking.append(f"a baseline: medvllm baseline record {name}")
         elif locked is not None and entry.lifecycle.baseline_digest != locked.digest:
@@ -58,14 +61,14 @@ class AliasProtection:
         return lacking
 
     def unmet_requirements(self, entry: ModelMetadata) -> list[str]:
-        """Return for what a version that a protected alias points to does not load; nothing is fetched.
+        """Return why a version that a protected alias points to would not load. Nothing is fetched.
 
-        Folders are looked at; of a repository, what the lock file has.
+        The files of a folder are hashed. Of a repository's files, what the lock file says is taken.
         """
         from medvllm.sources import LockedModel, resolve_snapshot
 
-        accepted = entry.lifecycle.baseline_digest
-        if not entry.baseline or accepted is None:
+        recorded = entry.lifecycle.baseline_digest
+        if not entry.baseline or recorded is None:
             return ["a baseline"]
         locked = self.locked(entry)
         found = None if locked is None else locked.digest
@@ -74,7 +77,7 @@ class AliasProtection:
                 found = LockedModel.from_snapshot(resolve_snapshot(entry)).digest
             except SourceError as error:
                 return [f"its files: {str(error).splitlines()[0]}"]
-        return ["the files of its baseline"] if found not in (None, accepted) else []
+        return ["the files of its baseline"] if found not in (None, recorded) else []
 
     def locked(self, entry: ModelMetadata) -> Locked | None:
         """Return what the lock file has of a version, or None."""

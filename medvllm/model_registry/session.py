@@ -73,7 +73,8 @@ class Session:
             keep_alive: How long it stays after its last use, from now on; None leaves that as it is.
         """
         # A hit: the same call was made before, nothing it depends on has changed, and its model is in memory.
-        given, keep_alive_s = LoadOptions.from_kwargs(options), parse_keep_alive(keep_alive)
+        given = LoadOptions.from_kwargs(options)
+        keep_alive_s = None if keep_alive is None else parse_keep_alive(keep_alive)
         call = (name, given, _SETTINGS())
         target, find_cached = self._calls.get(call, _UNKNOWN) if isinstance(name, str) else _UNKNOWN
         if target is not None and not self.resolver.is_current(target):

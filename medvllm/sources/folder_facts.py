@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medvllm.errors import LoadError, SnapshotNotFoundError, SourceError, WeightsMismatchError
-from medvllm.heads import task_of
+from medvllm.heads import task_of_class
 from medvllm.metadata import READ, ModelMetadata
 from medvllm.names import parse
 from medvllm.sources.digest import Digest
@@ -175,7 +175,7 @@ def _facts(snapshot: Snapshot) -> dict[str, Any]:
 def _head(config: dict[str, Any]) -> str | None:
     named = config.get("architectures")
     first = named[0] if isinstance(named, list) and named else named
-    return task_of(first) if isinstance(first, str) else None
+    return task_of_class(first) if isinstance(first, str) else None
 
 
 def _labels(config: dict[str, Any]) -> tuple[str, ...] | None:

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -71,8 +70,6 @@ json.dump(ended, sys.stdout)
 
 def together(codes: Iterable[str]) -> list[tuple[int, str, str]]:
     """Run programs at once, from the same moment on; return exit status, output and errors of each."""
-    run = subprocess.run(
-        [sys.executable, "-c", _TOGETHER], input=json.dumps([*codes]), capture_output=True, text=True, timeout=120
-    )
+    run = warm.run("-c", _TOGETHER, stdin=json.dumps([*codes]))
     assert run.returncode == 0, run.stderr
     return [(status, output, errors) for status, output, errors in json.loads(run.stdout)]

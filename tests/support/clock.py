@@ -21,6 +21,14 @@ class HurriedClock:
         """Return the seconds on this clock."""
         return time.monotonic() + self.slept_s
 
+    def time(self) -> float:
+        """Return the seconds since the epoch on this clock."""
+        return time.time() + self.slept_s
+
+    def time_ns(self) -> int:
+        """Return the nanoseconds since the epoch on this clock."""
+        return time.time_ns() + int(self.slept_s * 1e9)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(time, name)
 

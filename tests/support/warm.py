@@ -50,7 +50,7 @@ import pydantic, typing_inspection.introspection, medvllm.engine.model_runner.ta
 import transformers.models.bert.tokenization_bert
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertForMaskedLM, BertForTokenClassification, BertModel
 import transformers.models.auto.modeling_auto
-import huggingface_hub.hf_api, medvllm.inherited
+import huggingface_hub.hf_api, medvllm.catalog.announcements
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 # Tables that are made once in a process.
@@ -69,7 +69,7 @@ def child(request):
     constants.HF_HUB_OFFLINE = os.environ.get("HF_HUB_OFFLINE") == "1"
     constants.ENDPOINT = huggingface_hub.hf_api.api.endpoint = os.environ["HF_ENDPOINT"]
     constants.HUGGINGFACE_CO_URL_TEMPLATE = constants.ENDPOINT + "/{repo_id}/resolve/{revision}/{filename}"
-    importlib.reload(medvllm.inherited)
+    importlib.reload(medvllm.catalog.announcements)
     sys.stdin = open(0, encoding="utf-8", closefd=False)
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False, buffering=1)

@@ -9,7 +9,7 @@ from medvllm.engine.model_runner.entities import find_entities
 from medvllm.engine.model_runner.fill_mask import fill_mask
 from medvllm.engine.model_runner.results import Result
 from medvllm.errors import RequestError
-from medvllm.heads import task_of
+from medvllm.heads import task_of_class
 from medvllm.model_registry import Lease
 from medvllm.near_names import did_you_mean, near_names
 
@@ -53,4 +53,4 @@ def default_task(lease: Lease, texts: Iterable[Any]) -> str:
         masks = ("[MASK]", str(lease.tokenizer.mask_token or "[MASK]"))
         has_gap = any(mask in text for text in texts if isinstance(text, str) for mask in masks)
         return "fill-mask" if has_gap else "embed"
-    return task_of(kind) or "embed"
+    return task_of_class(kind) or "embed"
