@@ -30,7 +30,7 @@ def content_as_json(text: str) -> str:
 
 
 def parse_builtin(text: str) -> dict[str, Any]:
-    """Return the content of builtin.toml. If builtin.json belongs to this text, it is read: that is faster."""
+    """Return the content of builtin.toml, from builtin.json if that was made from this text: it is faster to read."""
     try:
         made = json.loads((_FOLDER / "builtin.json").read_bytes())
         if made["crc32"] == crc32(text.encode()):
