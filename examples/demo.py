@@ -1,4 +1,4 @@
-"""The main job in one go: register a real model, load it by its name, and embed clinical sentences with it."""
+"""Register a real model, load it by its name, and embed clinical sentences with it."""
 
 import time
 from importlib.resources import files
@@ -25,7 +25,7 @@ SENTENCES = [
 
 
 def main() -> None:
-    """Print what each step took and what came of it."""
+    """Print the result and the time of each step."""
     console = Console()
     registry.register(
         name="minilm",

@@ -114,7 +114,8 @@ def test_what_makes_no_vector_a_text_is_refused_by_name(
     with pytest.raises(LoadError, match=rf"cannot be used for vectors: its folder has the module '.*{what}'") as caught:
         ModelRunner(folder, registry=registry).embed(["fever"])
     assert (
-        str(caught.value).splitlines()[-1] == f"Its transformer alone loads with: registry.load_model({str(folder)!r})"
+        str(caught.value).splitlines()[-1]
+        == f"You can load its transformer alone with: registry.load_model({str(folder)!r})"
     )
 
 
@@ -366,7 +367,7 @@ def test_prompts_are_named_or_given(registry: ModelRegistry, tmp_path: Path) -> 
 def test_facts_that_have_no_effect_are_errors(registry: ModelRegistry, tmp_path: Path) -> None:
     """A default prompt that is none, and a vector shorter than what is to be kept of it, are refused."""
     folder = tiny.bert_encoder(tmp_path / "m")
-    with pytest.raises(RequestError, match="has truncate_dim=64, and its vectors have 32 numbers"):
+    with pytest.raises(RequestError, match="has truncate_dim=64, but its vectors have only 32 numbers"):
         vectors(registry, folder, ["fever"], truncate_dim=64)
     with pytest.raises(RequestError, match="The default prompt of model 'm' is 's2p', but it has no prompts"):
         vectors(registry, folder, ["fever"], default_prompt_name="s2p")

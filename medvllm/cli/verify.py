@@ -20,10 +20,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Hash the files of locked models again and print what differs. Uses no network. Exit code 1 if a file differs."""
-    flaws: dict[str, dict[str, str]] = {}
-    for name in names or ():
-        flaws |= registry.verify(name)
-    flaws = flaws if names else registry.verify()
+    flaws = registry.verify(*(names or ()))
     if not flaws:
         raise _nothing_verified()
     if as_json:
