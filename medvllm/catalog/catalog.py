@@ -1,7 +1,6 @@
 """The entries that a process can see, in the order in which they are looked up."""
 
 import heapq
-import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, count, islice
 from operator import attrgetter
@@ -27,7 +26,6 @@ from medvllm.words import TASKS, unknown_task
 if TYPE_CHECKING:
     from medvllm.processes import RecordStore
 
-logger = logging.getLogger(__name__)
 _NAME: Callable[[Candidate], str] = attrgetter("name")
 
 
@@ -173,7 +171,11 @@ class Catalog:
         try:
             self._stored.note_locked(rows, reason=reason)
         except MedVLLMError as error:
-            logger.warning("The history could not be written: it lacks what was approved in %s: %s", lock, error)
+            import logging
+
+            logging.getLogger(__name__).warning(
+                "The history could not be written: it lacks what was approved in %s: %s", lock, error
+            )
 
     def own(self, name: str) -> ModelMetadata | None:
         """Return what this process has registered for itself under a name, or another name of it, or None."""
