@@ -38,7 +38,7 @@ demo: $(READY) ## Register a real model, load it by name, embed clinical sentenc
 	@$(BIN)/python examples/demo.py
 
 test: $(STAMP) system lint ## Check style and types, then run the tests. Some of them: make test ARGS="-k lock"
-	$(PYTEST) --numprocesses 2 $(ARGS)
+	$(PYTEST) --numprocesses 2 --dist worksteal $(ARGS)
 
 test-slow: $(STAMP) system ## Run the long tests too
 	$(PYTEST) -m "slow or not slow" $(ARGS)

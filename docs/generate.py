@@ -10,11 +10,13 @@ import griffe
 from typer.main import get_command
 
 from medvllm import facts
+from medvllm.catalog.builtin import content_as_json
 from medvllm.cli.app import make_app
 from medvllm.metadata import ModelType
 from medvllm.settings import SETTINGS
 
 DOCS = Path(__file__).parent
+BUILTIN = DOCS.parent / "medvllm" / "catalog" / "builtin.toml"
 
 
 def pages() -> dict[str, str]:
@@ -25,6 +27,7 @@ def pages() -> dict[str, str]:
         "cli.md": cli_page(),
         "settings.md": settings_page(),
         "../medvllm/catalog/entries.schema.json": schema,
+        "../medvllm/catalog/builtin.json": content_as_json(BUILTIN.read_text(encoding="utf-8")),
         "../medvllm/typed_facts.py": typed_facts(),
     }
 

@@ -38,7 +38,7 @@ def write_whole(file: Path, content: bytes, *, private: bool = False) -> None:
     sync_folder(file.parent)
 
 
-def place(file: Path, target: Path, *, link: bool = True) -> None:
+def link_or_copy(file: Path, target: Path, *, link: bool = True) -> None:
     """Give a file a second name, by a `link` where the disk has them, or a copy; `target` is whole at every moment."""
     if link and _linked(file, target):
         return
@@ -54,7 +54,7 @@ def place(file: Path, target: Path, *, link: bool = True) -> None:
     sync_folder(target.parent)
 
 
-def point(target: Path, to: str) -> bool:
+def replace_with_symlink(target: Path, to: str) -> bool:
     """Make `target` a symbolic link, in place of what is there; False where the disk has no links."""
     with _spare(target) as path:
         try:

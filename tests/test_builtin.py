@@ -11,6 +11,8 @@ import pytest
 import torch
 from jsonschema import Draft202012Validator
 
+from medvllm.catalog import builtin
+from medvllm.catalog.builtin import parse_builtin
 from medvllm.engine.model_runner import ModelMetadata, ModelRegistry, ModelRunner
 from medvllm.errors import WeightsMismatchError
 from tests.support import standins
@@ -150,3 +152,11 @@ def test_an_encoder_fills_no_masks(registry: ModelRegistry, hub: LoopbackHub, tm
     _served(hub, tmp_path / "m", name)
     with pytest.raises(WeightsMismatchError, match="lacks cls.predictions"):
         registry.load_model(name, model_class="transformers:AutoModelForMaskedLM")
+
+
+def test_an_edited_table_is_read_itself() -> None:
+    """The faster form of it, which `make docs` writes, holds for that text alone."""
+    text = Path(builtin.__file__).with_name("builtin.toml").read_text(encoding="utf-8")
+    assert parse_builtin(text) == tomllib.loads(text)
+    edited = text + '\n[models.added]\nmodel_type = "generic"\n'
+    assert parse_builtin(edited)["models"]["added"] == {"model_type": "generic"}

@@ -98,6 +98,7 @@ def test_the_same_models_give_the_same_contents(
     os.utime(registry.pull("acme/bert") / "vocab.txt", (1, 1))
     second = registry.export(tmp_path / "b.tar", "acme/bin", "acme/bert", unlocked=True)
     site("other")
+    convert(tmp_path / "bin")
     third = ModelRegistry().export(tmp_path / "c.tar", "acme/bert", "acme/bin", unlocked=True)
     assert first.contents == second.contents == third.contents
     members = []

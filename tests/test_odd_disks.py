@@ -59,7 +59,7 @@ for calls in ("fsync_folder", "fsync_all", "symlink", "link_hard", "chmod", "no_
     for content in (b"old", b"new"):
         destination.write(room / "result", content)
         files.write_whole(room / "own", content, private=True)
-    files.place(room / "own", room / "second")
+    files.link_or_copy(room / "own", room / "second")
     assert files.point(room / "pointer", "own") is ("symlink" not in calls)
     for name in ("result", "own", "second"):
         assert (room / name).read_bytes() == b"new", (calls, name)

@@ -114,7 +114,8 @@ def test_what_makes_no_vector_a_text_is_refused_by_name(
     with pytest.raises(LoadError, match=rf"cannot be used for vectors: its folder has the module '.*{what}'") as caught:
         ModelRunner(folder, registry=registry).embed(["fever"])
     assert (
-        str(caught.value).splitlines()[-1] == f"Its transformer alone loads with: registry.load_model({str(folder)!r})"
+        str(caught.value).splitlines()[-1]
+        == f"You can load its transformer alone with: registry.load_model({str(folder)!r})"
     )
 
 

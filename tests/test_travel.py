@@ -282,9 +282,9 @@ def test_a_bundle_is_held_against_what_came_another_way(
     other = site("hospital")
     with pytest.raises(DigestMismatchError, match="The files of model 'm@2' are not the locked ones"):
         other.import_bundle(tmp_path / "b.tar", against=other_lock)
-    with pytest.raises(SourceError, match="Nothing was imported: there is no lock file '.*none.lock'"):
+    with pytest.raises(SourceError, match="no lock file '.*none.lock'"):
         other.import_bundle(tmp_path / "b.tar", against=tmp_path / "none.lock")
-    with pytest.raises(DigestMismatchError, match=f"is not the expected one: it has the SHA-256 {exported.sha256}"):
+    with pytest.raises(DigestMismatchError, match=f"is not the expected one: .*SHA-256 is {exported.sha256}"):
         other.import_bundle(tmp_path / "b.tar", sha256="0" * 64)
     assert not (tmp_path / "hospital" / "medvllm" / "models").exists() and not other.catalog.is_there()
     for digest in (exported.sha256, exported.contents.upper()):
@@ -335,7 +335,7 @@ def test_what_nobody_locked_is_not_exported(
     build = site("build")
     folder = tiny.bert_encoder(tmp_path / "m")
     build.register("m", "clinical", model_path=folder, persist=True)
-    with pytest.raises(DigestMismatchError, match=r"nobody has approved its files.\nTo approve it: medvllm lock m@1\n"):
+    with pytest.raises(DigestMismatchError, match=r"nobody has approved its files.\n.*medvllm lock m@1\n.*--unlocked"):
         build.export(tmp_path / "b.tar", "m")
     assert not (tmp_path / "b.tar").exists()
     build.export(tmp_path / "b.tar", "m", unlocked=True)
@@ -353,7 +353,7 @@ def test_a_bundle_replaces_no_file_unasked(
     """Nor is a folder made, a terminal filled, or a model looked for before the place is known to be good."""
     target = tmp_path / "b.tar"
     target.write_text("another bundle")
-    with pytest.raises(OutputError, match=r"b.tar' is there already.\nTo put the bundle in its place: --replace"):
+    with pytest.raises(OutputError, match=r"b.tar' exists already.\n.*--replace"):
         build.export(target, "not-a-model")
     assert target.read_text() == "another bundle"
     with pytest.raises(OutputError, match="File name too long"):
@@ -366,7 +366,7 @@ def test_a_bundle_replaces_no_file_unasked(
     build.export(Path("/dev/null"), "m@2")
     assert Path("/dev/null").is_char_device()
     on_screen = command(monkeypatch, "export", "m@2", "-o", "-", stdout=Screen())
-    assert on_screen.code == 2 and "not written to a terminal" in on_screen.err
+    assert on_screen.code == 2 and "a bundle is not text" in on_screen.err
 
 
 def test_export_and_import_as_typed(
@@ -437,7 +437,7 @@ def test_a_signed_bundle_is_told_from_any_other(
             build.export(tmp_path / "c.tar", "m@2", sign=bad)
     assert not (tmp_path / "c.tar").exists()
     other = site("hospital")
-    with pytest.raises(DigestMismatchError, match="is not by the key"):
+    with pytest.raises(DigestMismatchError, match="was not made by the key"):
         other.import_bundle(tmp_path / "b.tar", verify_key=another)
     with pytest.raises(DigestMismatchError, match="has no signature"):
         other.import_bundle(tmp_path / "none.tar", verify_key=public)

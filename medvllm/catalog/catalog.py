@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from itertools import chain, count, islice
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from medvllm.catalog.announcements import Meaning
 from medvllm.catalog.builtin import builtin_entries
@@ -21,9 +21,11 @@ from medvllm.errors import CatalogError, MedVLLMError, ModelNotFoundError
 from medvllm.metadata import ModelMetadata, ModelType
 from medvllm.names import valid_name
 from medvllm.near_names import did_you_mean, near_names
-from medvllm.processes import RecordStore
 from medvllm.spelling import folded
 from medvllm.words import TASKS, unknown_task
+
+if TYPE_CHECKING:
+    from medvllm.processes import RecordStore
 
 logger = logging.getLogger(__name__)
 _NAME: Callable[[Candidate], str] = attrgetter("name")
@@ -61,7 +63,7 @@ class Catalog:
         """Whether there is a stored catalogue."""
         return self._stored is not None
 
-    def record_store(self) -> RecordStore | None:
+    def record_store(self) -> "RecordStore | None":
         """Return where the processes that share the stored entries record what they hold, or None without any."""
         return None if self._stored is None else self._stored.record_store()
 

@@ -1,9 +1,7 @@
 """Entries as TOML: a table for each entry with the keywords of `registry.register`, and the aliases of each name."""
 
-import tomllib
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 from medvllm.catalog.events import Alias
 from medvllm.errors import CatalogError, MedVLLMError
@@ -11,27 +9,29 @@ from medvllm.metadata import ModelMetadata, Origin
 from medvllm.names import valid_name
 
 
-@dataclass(frozen=True)
-class Entries:
+class Entries(NamedTuple):
     """What a file says. A table ``[models.name]`` has version 0, and ``[models."name@2"]`` has version 2."""
 
     models: tuple[ModelMetadata, ...]
     aliases: tuple[Alias, ...] | None  # None: the file has no table of aliases
 
 
-def parse_entries(text: str, origin: Origin, file: str = "The entries") -> Entries:
+def parse_entries(
+    text: str, origin: Origin, file: str = "The entries", loads: Callable[[str], dict[str, Any]] | None = None
+) -> Entries:
     """Return what a file says, in its order.
 
     Args:
         text: The file as TOML.
         origin: The origin that the entries get.
         file: What to call the file in messages.
+        loads: Parses the text; by default `tomllib.loads`.
 
     Raises:
         CatalogError: The text is not TOML, or an entry is not valid; the message says which one.
     """
     try:
-        content = tomllib.loads(text)
+        content = loads(text) if loads else _parse_toml(text)
         if unknown := content.keys() - {"models", "aliases"}:
             raise CatalogError(f"it has an unknown table {min(unknown)[:80]!r}; use 'models' and 'aliases'")
         if "models" not in content:
@@ -48,14 +48,22 @@ def parse_entries(text: str, origin: Origin, file: str = "The entries") -> Entri
         raise CatalogError(f"{file} cannot be read: {type(error).__name__}: {str(error)[:200]}") from error
 
 
-def from_toml(text: str, origin: Origin, file: str = "The entries") -> dict[str, ModelMetadata]:
+def _parse_toml(text: str) -> dict[str, Any]:
+    import tomllib  # here, as a listing does without it
+
+    return tomllib.loads(text)
+
+
+def from_toml(
+    text: str, origin: Origin, file: str = "The entries", loads: Callable[[str], dict[str, Any]] | None = None
+) -> dict[str, ModelMetadata]:
     """Return the entries of a file by name. Each name may occur once; an entry without a version gets version 1.
 
     Raises:
         CatalogError: An entry is not valid, or a name occurs twice.
     """
     found: dict[str, ModelMetadata] = {}
-    content = parse_entries(text, origin, file)
+    content = parse_entries(text, origin, file, loads)
     if content.aliases:
         raise CatalogError(f"{file} cannot be read: it has aliases, which only stored models have.")
     for entry in content.models:

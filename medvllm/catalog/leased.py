@@ -1,14 +1,18 @@
 """Whether a running process uses a stored version that is about to be removed."""
 
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
-from medvllm import processes
+if TYPE_CHECKING:
+    from medvllm.processes import RecordStore
 from medvllm.errors import CatalogError
 
 
-def check_not_leased(records: processes.RecordStore, versions: Collection[tuple[str | None, int | None]]) -> None:
+def check_not_leased(records: "RecordStore", versions: Collection[tuple[str | None, int | None]]) -> None:
     """Raise CatalogError if a process that shares the catalogue has leased one of the versions (name and number)."""
-    for record in processes.list_processes([records]):
+    from medvllm.processes import list_processes
+
+    for record in list_processes([records]):
         for model in record.models:
             if model["leases"] and model["origin"] == "stored" and (model["name"], model["version"]) in versions:
                 raise CatalogError(

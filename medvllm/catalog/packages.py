@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 GROUP = "medvllm.catalogs"
 FILE = "catalog.toml"
-_TABLE = re.compile(r"""^\s*\[models\.(?:"([^"\n]+)"|'([^'\n]+)'|([\w-]+))""", re.MULTILINE | re.ASCII)
+_TABLE = r"""^\s*\[models\.(?:"([^"\n]+)"|'([^'\n]+)'|([A-Za-z0-9_-]+))"""
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ def _find_file(point: "EntryPoint") -> Path:
 
 def _names_in(text: str) -> list[str]:
     """Return the names that a file with an error in it seems to have."""
-    return [next(filter(None, found.groups())).partition("@")[0] for found in _TABLE.finditer(text)]
+    return [next(filter(None, found.groups())).partition("@")[0] for found in re.finditer(_TABLE, text, re.MULTILINE)]
 
 
 def _combine(shipments: Iterable[tuple[str, Shipment]]) -> Shipment:

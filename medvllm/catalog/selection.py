@@ -2,9 +2,8 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from fnmatch import translate
-from typing import Any
+from typing import Any, NamedTuple
 
 from medvllm.catalog.record import StoredRow
 from medvllm.errors import RequestError
@@ -15,8 +14,7 @@ from medvllm.words import usual_task
 Candidate = ModelMetadata | StoredRow  # what a name means, made into metadata or not yet
 
 
-@dataclass(frozen=True)
-class Selection:
+class Selection(NamedTuple):
     """Filters that were checked. An entry is selected when it fits every filter that was given."""
 
     model_type: ModelType | None

@@ -9,8 +9,6 @@ from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medvllm import processes
-from medvllm.catalog import exchange, intake
 from medvllm.catalog.entries import to_toml
 from medvllm.catalog.events import Alias, Event
 from medvllm.catalog.leased import check_not_leased
@@ -28,7 +26,9 @@ from medvllm.near_names import did_you_mean, near_names
 from medvllm.spelling import folded
 
 if TYPE_CHECKING:
+    from medvllm.catalog import intake
     from medvllm.catalog.sql import SqlStore
+    from medvllm.processes import RecordStore
 
 
 class StoredCatalog:
@@ -398,6 +398,8 @@ class StoredCatalog:
         Raises:
             CatalogError: The file is not valid, or a change is not allowed.
         """
+        from medvllm.catalog import exchange
+
         wanted = exchange.read_entries(text, file)
         with self.database.begin(reason) as transaction:
             moves = exchange.apply(transaction, wanted, reason)
@@ -428,6 +430,8 @@ class StoredCatalog:
         Raises:
             CatalogError: The file is not valid, or a change is impossible.
         """
+        from medvllm.catalog import exchange
+
         wanted = exchange.read_entries(text, file)
         with self.database.begin_trial(reason) as transaction:
             transaction.is_plan = True
@@ -447,13 +451,13 @@ class StoredCatalog:
 
     def add_bundle(
         self,
-        wanted: intake.Wanted,
+        wanted: "intake.Wanted",
         *,
         replace: bool,
         dry_run: bool = False,
         reason: str | None = None,
         noted: Iterable[tuple[str, int | None, Mapping[str, Any]]] = (),
-    ) -> tuple[intake.Intake, list[Event]]:
+    ) -> "tuple[intake.Intake, list[Event]]":
         """Add the entries and aliases of a bundle in one transaction.
 
         Args:
@@ -469,6 +473,8 @@ class StoredCatalog:
         Raises:
             CatalogError: The bundle clashes with the catalogue, or would change it and `replace` is not set.
         """
+        from medvllm.catalog import intake
+
         for stated in wanted.aliases:
             valid_alias(stated.alias)
         begin = self.database.begin_trial if dry_run else self.database.begin
@@ -480,7 +486,7 @@ class StoredCatalog:
                 transaction.note("imported", name, version or result.numbers.get(name), reason=reason, detail=detail)
         return result, changes
 
-    def record_store(self) -> processes.RecordStore:
+    def record_store(self) -> "RecordStore":
         """Return where the processes that share this catalogue record which models they hold."""
         return self.database.record_store()
 

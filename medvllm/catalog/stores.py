@@ -4,11 +4,9 @@ import os
 from collections.abc import Hashable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from medvllm import processes, settings
-from medvllm.catalog.address import Address
+from medvllm import settings
 from medvllm.catalog.events import check_reason
 from medvllm.catalog.location import TEXTS, has_content, is_named, is_there, location
 from medvllm.errors import SettingError
@@ -16,6 +14,7 @@ from medvllm.errors import SettingError
 if TYPE_CHECKING:
     from medvllm.catalog.sql import SqlStore
     from medvllm.catalog.sql.transaction import Transaction
+    from medvllm.processes import RecordStore
 
 _stores: "dict[Path | str, SqlStore]" = {}  # by location, each opened once
 
@@ -50,6 +49,8 @@ class DatabaseHandle:
     @property
     def shown(self) -> str:
         """The file, or the URL without its password; the setting as it is written if that is not valid."""
+        from medvllm.catalog.address import Address
+
         try:
             where = self.location()
             return str(where) if isinstance(where, Path) else Address.of(where).shown
@@ -100,23 +101,27 @@ class DatabaseHandle:
                 transaction.is_kept = False
                 yield transaction
             return
-        with TemporaryDirectory() as folder:
-            from medvllm.catalog.sql import SqlStore
+        from tempfile import TemporaryDirectory
 
+        from medvllm.catalog.sql import SqlStore
+
+        with TemporaryDirectory() as folder:
             empty = SqlStore(Path(folder) / "catalog.db")
             with closing(empty.database) as database:
                 database.create()
                 with empty.transaction() as transaction:
                     yield transaction
 
-    def record_store(self) -> processes.RecordStore:
+    def record_store(self) -> "RecordStore":
         """Return where the processes that share the catalogue record what they hold: beside its file, or in it."""
         where = self.location()
         if isinstance(where, Path):
             # A link in each of two homes may lead to the same file; and nothing is created on a share that is missing.
             home, file = settings.HOME(), Path(os.path.realpath(where))
             is_elsewhere = file.parent != Path(os.path.realpath(home)) and os.path.isfile(file)
-            return processes.RecordFolder((file.parent if is_elsewhere else home) / "run", is_shared=is_elsewhere)
+            from medvllm.processes import RecordFolder
+
+            return RecordFolder((file.parent if is_elsewhere else home) / "run", is_shared=is_elsewhere)
         from medvllm.catalog.sql import Processes
 
         return Processes(open_store(where))

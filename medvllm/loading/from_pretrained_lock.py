@@ -22,19 +22,29 @@ from medvllm.loading.transformers_output import hide_output
 
 logger = logging.getLogger(__name__)
 
-_IMPORT_WAIT_S = 60.0  # for a model that another thread constructs while this module is imported
+_IMPORT_WAIT_S = 60.0  # for a construction in another thread, while this module is imported
+_LOAD_WAIT_S = 1.0  # for the same, before a load of ours
+
+
+def _is_replaced() -> bool:
+    return PreTrainedModel.tie_weights.__qualname__ != "PreTrainedModel.tie_weights"
+
+
+def _wait_for_constructions(timeout_s: float) -> None:
+    """Wait until no other thread constructs a model: while one does, `tie_weights` is replaced."""
+    deadline = time.monotonic() + timeout_s
+    while _is_replaced() and time.monotonic() < deadline:
+        time.sleep(0.005)
 
 
 def _find_tie_weights() -> Any:
-    """Return the original `tie_weights`, waiting while a load in another thread has replaced it."""
-    deadline = time.monotonic() + _IMPORT_WAIT_S
-    while PreTrainedModel.tie_weights.__qualname__ != "PreTrainedModel.tie_weights":
-        if time.monotonic() >= deadline:
-            raise ImportError(
-                "PreTrainedModel.tie_weights is still replaced by loads that overlapped in other threads.\n"
-                "Restart the process, and load models with registry.load_model."
-            )
-        time.sleep(0.005)
+    """Return the original `tie_weights`."""
+    _wait_for_constructions(_IMPORT_WAIT_S)
+    if _is_replaced():
+        raise ImportError(
+            "PreTrainedModel.tie_weights is still replaced by loads that overlapped in other threads.\n"
+            "Restart the process, and load models with registry.load_model."
+        )
     return PreTrainedModel.tie_weights
 
 
@@ -49,13 +59,13 @@ def tie_weights(model: PreTrainedModel, missing_keys: set[str]) -> None:
 def restore_tie_weights() -> None:
     """Restore the original `tie_weights` if loads outside the registry have left it replaced.
 
-    A load that is in progress in another thread has replaced it, too. Restoring it early does that load no harm: it
-    ties its weights in the constructor, as older versions of transformers did, and again at its end.
+    A construction that takes longer than the wait before it loses its replacement. That does it no harm: it ties its
+    weights in the constructor, as older versions of transformers did, and again at its end.
     """
-    if PreTrainedModel.tie_weights is not _TIE_WEIGHTS:
+    if _is_replaced():
         PreTrainedModel.tie_weights = _TIE_WEIGHTS  # type: ignore[method-assign]
         logger.warning(
-            "PreTrainedModel.tie_weights was replaced by a load outside the registry and has been restored. "
+            "PreTrainedModel.tie_weights was left replaced by loads outside the registry and has been restored. "
             "from_pretrained is not thread-safe: load models with registry.load_model"
         )
 
@@ -74,6 +84,8 @@ class _FromPretrainedLock(Forked):
         with self._lock:
             is_outermost = self._default_dtype is None
             if is_outermost:
+                _wait_for_constructions(_LOAD_WAIT_S)
+                restore_tie_weights()
                 self._default_dtype = torch.get_default_dtype()
             try:
                 yield
@@ -101,13 +113,8 @@ _LOCK = _FromPretrainedLock()
 @contextmanager
 def exclusive_load() -> Iterator[None]:
     """Run one load of ours at a time, without transformers' report on stderr."""
-    with _LOCK.acquire():
-        restore_tie_weights()
-        try:
-            with hide_output():
-                yield
-        finally:
-            restore_tie_weights()
+    with _LOCK.acquire(), hide_output():
+        yield
 
 
 def is_held() -> bool:

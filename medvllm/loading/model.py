@@ -28,9 +28,9 @@ from medvllm.sources import Snapshot
 logger = logging.getLogger(__name__)
 
 _REPLAY_S = 0.005  # assumed for a reload until one is measured
-# Another thread that calls from_pretrained may spoil a load of ours. One that does so now and then is no reason to
-# refuse a model, so the load is repeated.
-_ATTEMPTS = 3
+# Another thread that calls from_pretrained can spoil a load of ours. With one that does so all the time, every third
+# load here came out wrong. Refusing the model would not help its user, so the load is repeated.
+_ATTEMPTS = 10
 
 
 def load_model(metadata: ModelMetadata, identity: Identity, config: PreTrainedConfig, snapshot: Snapshot) -> LoadResult:

@@ -60,6 +60,11 @@ def hash_files(folder: Path, names: Iterable[str], *, fresh: bool = False) -> tu
     return found, Fingerprint.from_stamps(folder, stamps)
 
 
+def prefetch_digests(folder: Path, names: Iterable[str]) -> None:
+    """Read what is remembered about a folder's files at once. Later calls then find it in memory."""
+    digest_cache().digests([read_stamp(folder / name) for name in names if (folder / name).is_file()])
+
+
 def git_oid(file: Path) -> str:
     """Return the SHA-1 by which git names a file's content. The Hub lists it for files that are not in LFS."""
     content = file.read_bytes()

@@ -6,7 +6,7 @@ from pathlib import Path
 from medvllm import settings
 from medvllm.atomic_folder import atomic_folder
 from medvllm.errors import DigestMismatchError, SourceError
-from medvllm.files import make_own, place
+from medvllm.files import link_or_copy, make_own
 from medvllm.names import is_digest
 from medvllm.sources.digest import Digest, describe_flaws, digest_files, find_differences, folder_key
 from medvllm.sources.layout import list_files
@@ -49,7 +49,7 @@ def add_folder(files: Mapping[str, Path], wanted: Mapping[str, Digest], *, link:
     def fill(work: Path) -> None:
         for name, file in files.items():
             make_own((work / name).parent)
-            place(file, work / name, link=link)
+            link_or_copy(file, work / name, link=link)
         if not link and (flaws := find_differences(wanted, digest_files(work, files))):
             raise SourceError(f"The files changed while they were copied: {describe_flaws(flaws)}.")
 

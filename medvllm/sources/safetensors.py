@@ -8,15 +8,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from medvllm.dtypes import SAFETENSORS
 from medvllm.errors import IncompleteSnapshotError, SourceError
 from medvllm.sources.fingerprint import Stamp, read_stamp
 from medvllm.sources.os_errors import to_source_error
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format
-# The names of the format for dtypes. The first table holds the floating ones that a load can convert.
-FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
-ITEM_BYTES |= {"I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 
 Header = Mapping[str, Any]  # tensor name -> {"dtype": "F32", "shape": [2, 3], "data_offsets": [begin, end]}
 
@@ -97,7 +94,7 @@ def _check_offsets(tensors: Iterable[Mapping[str, Any]]) -> int:
         (begin, end), shape = tensor["data_offsets"], tensor["shape"]
         if {type(number) for number in (begin, end, *shape)} != {int} or min(shape, default=0) < 0:
             raise ValueError("offsets or shape are not whole numbers")
-        item_bytes = ITEM_BYTES.get(tensor["dtype"])  # of an unknown dtype, only the order is checked
+        _, item_bytes = SAFETENSORS.get(tensor["dtype"], (None, None))  # of an unknown dtype, only the order is checked
         if not reached == begin <= end or (item_bytes is not None and end - begin != item_bytes * math.prod(shape)):
             raise ValueError("offsets and shape disagree")
         reached = end

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from medvllm.dtypes import FLOATING, SIZE_BYTES
 from medvllm.errors import DigestMismatchError, IncompleteSnapshotError, SourceError
 from medvllm.lazy import lazy
 from medvllm.sources.digest import Digest, digest_content
@@ -16,7 +17,7 @@ from medvllm.sources.fingerprint import Fingerprint
 from medvllm.sources.json_files import read_json
 from medvllm.sources.layout import Layout
 from medvllm.sources.link_folder import make_link_folder
-from medvllm.sources.safetensors import FLOATS, ITEM_BYTES, Header, cached_header
+from medvllm.sources.safetensors import Header, cached_header
 from medvllm.sources.sentence import Declaration, read_declaration
 
 __all__ = ["Snapshot", "check_complete"]
@@ -151,17 +152,17 @@ class Snapshot:
     def dtype(self) -> str | None:
         """The dtype of the checkpoint, as the config says, or else that of its first floating tensor."""
         stated = self.config.get("dtype") or self.config.get("torch_dtype")
-        if isinstance(stated, str) and stated in FLOATS.values():
+        if isinstance(stated, str) and stated in FLOATING.values():
             return stated
         tensors = (tensor for header in self.headers for tensor in header.values())
-        return next((FLOATS[tensor["dtype"]] for tensor in tensors if tensor["dtype"] in FLOATS), None)
+        return next((FLOATING[tensor["dtype"]] for tensor in tensors if tensor["dtype"] in FLOATING), None)
 
     def size_bytes(self, dtype: str) -> int:
-        """Return the size of the weights in bytes, with floating tensors in `dtype`."""
-        item_bytes = next((ITEM_BYTES[kind] for kind, name in FLOATS.items() if name == dtype), 4)
+        """Return the size of the weights in bytes, with floating tensors in `dtype` (an unknown one: 4 bytes each)."""
+        item_bytes = SIZE_BYTES.get(dtype, 4)
         return sum(
             (tensor["data_offsets"][1] - tensor["data_offsets"][0])
-            if tensor["dtype"] not in FLOATS
+            if tensor["dtype"] not in FLOATING
             else math.prod(tensor["shape"]) * item_bytes
             for header in self.headers
             for tensor in header.values()

@@ -1,4 +1,7 @@
-"""What a process takes from itself, for good, before it opens a file that nobody vouches for."""
+"""Confinement of the converter: a process gives up the network, other programs and most files before it opens a pickle.
+
+None of this can be undone.
+"""
 
 import contextlib
 import ctypes
@@ -16,10 +19,10 @@ Network = Literal["namespace", "audit hook"]
 
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
-_SPARE_BYTES = 1 << 30  # memory beside what is loaded already and what the weights account for
+_SPARE_BYTES = 1 << 30  # of memory, in addition to what is loaded already and what the weights account for
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
-# Events of Python's audit, by how they begin: those that are never due, and those once everything is imported.
+# Prefixes of Python's audit events: those that are never allowed, and those that are not once everything is imported.
 _NEVER = ("socket.", "subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "pty.spawn")
 _SEALED = (
     *("ctypes.dlopen", "shutil.", "os.kill", "os.putenv", "os.chmod", "os.chown", "os.mkdir", "os.rmdir"),
@@ -28,9 +31,9 @@ _SEALED = (
 
 
 def isolate() -> Network:
-    """Take the network and other programs from this process; return what keeps the network away.
+    """Give up the network and other programs. Return what blocks the network.
 
-    Called before another thread starts, so before torch is imported: a process of several enters no user namespace.
+    Call it before torch is imported, because a process with several threads cannot enter a user namespace.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     network: Network = "namespace" if sys.platform == "linux" and _enter_namespaces() else "audit hook"
@@ -39,10 +42,18 @@ def isolate() -> Network:
 
 
 def seal(target: Path, weight_bytes: int, reads: Sequence[Path] = ()) -> list[str]:
-    """Bound memory, time and files by the bytes of the weights, and refuse every change outside of `target`.
+    """Limit memory, time and file sizes, and forbid every change outside of one folder.
 
-    Where the kernel can, it refuses native code the same, and all reading but of `reads` and of libraries. Called once
-    everything that is needed is imported. Returns what of the kernel's is in force.
+    Call it once everything is imported. A kernel with Landlock and seccomp also stops native code, and forbids to read
+    anything but `reads` and the libraries.
+
+    Args:
+        target: The only folder that may be written.
+        weight_bytes: The size of the weights, from which the limits follow.
+        reads: The files that may be read.
+
+    Returns:
+        The names of the kernel's mechanisms that are active.
     """
     kernel = _confine(target, reads) if sys.platform == "linux" else []
     if sys.platform == "linux":
@@ -66,7 +77,7 @@ def seal(target: Path, weight_bytes: int, reads: Sequence[Path] = ()) -> list[st
 
 
 def _confine(target: Path, reads: Sequence[Path]) -> list[str]:
-    """Have the kernel confine this process's files and calls; return the names of what it has for that."""
+    """Let the kernel confine files and system calls. Return the names of its mechanisms that are active."""
     own = Path(__file__).resolve().parents[2]  # the package medvllm
     libraries = {Path(os.path.realpath(sys.prefix)), Path(os.path.realpath(sys.base_prefix)), own}
     libraries |= {Path(os.path.realpath(path)) for path in sys.path if Path(path).name.endswith("-packages")}
@@ -78,18 +89,18 @@ def _confine(target: Path, reads: Sequence[Path]) -> list[str]:
 
 
 def cpu_seconds(weight_bytes: int) -> int:
-    """Return the seconds that weights of that size may take: many times what they do."""
+    """Return the seconds that weights of this size may take, which is many times what they need."""
     return 60 + weight_bytes // 4_000_000
 
 
 def converted_bytes(weight_bytes: int) -> int:
-    """Return the bytes that weights of that size may become: tied tensors are written once for each name."""
+    """Return the size that weights of this size may grow to. Tied tensors are written once for each name."""
     return (64 << 20) + 4 * weight_bytes
 
 
 def _enter_namespaces() -> bool:
-    """Enter a network of this process's own, without as much as a loopback; return whether the kernel permits it."""
-    # Should memory run out, this process goes, and not the one that waits for it.
+    """Enter a network namespace without any interface. Return whether the kernel permits it."""
+    # If memory runs out, the kernel should end this process, not the one that waits for it.
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
     libc = ctypes.CDLL(None)
@@ -100,7 +111,7 @@ def _enter_namespaces() -> bool:
 
 
 def _limit(kind: int, value: int, *, more: int = 0) -> None:
-    """Lower a limit, never beyond the one that is set already; `more` may be used after the first warning."""
+    """Lower a limit, unless it is lower already. The hard limit is `more` above the soft one."""
     hard = resource.getrlimit(kind)[1]
     soft, last = (x if hard == resource.RLIM_INFINITY else min(x, hard) for x in (value, value + more))
     resource.setrlimit(kind, (soft, last))

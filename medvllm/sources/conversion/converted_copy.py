@@ -1,4 +1,4 @@
-"""Pickled weights -> safetensors: once, in a process of its own that can reach nothing."""
+"""The converted copy of pickled weights: safetensors in `MEDVLLM_HOME/converted`, made once by a confined process."""
 
 import json
 import logging
@@ -25,30 +25,36 @@ _REPORTED = {kind.__name__: kind for kind in (SourceError, IncompleteSnapshotErr
 
 
 def as_safetensors(snapshot: Snapshot) -> Snapshot:
-    """Return the snapshot with safetensors in place of its pickles, each converted once."""
+    """Return the snapshot with safetensors in place of its pickles. Each pickle is converted once.
+
+    Raises:
+        UnsafeWeightsError: A pickle holds more than tensors, or asks for too much memory.
+        IncompleteSnapshotError: A pickle is damaged.
+        SourceError: A pickle could not be converted.
+    """
     if not snapshot.layout.pickles:
         return snapshot
     target = converted_folder(snapshot)
     originals = _originals(snapshot)
-    # Without a lock only the record tells what was converted: nobody else is to have written it.
+    # Without a lock, only the record says what was converted, so that no other user may have written it.
     if not (_is_whole(target, originals) and (snapshot.locked or _is_own(target))):
         _convert(snapshot, target, originals)
     try:
         converted, taken = hash_files(target, _recorded(target))
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise _failed(snapshot, "what it became went away meanwhile") from error
+        raise _failed(snapshot, "the converted files were removed meanwhile") from error
     return replace(snapshot, converted=converted, converted_at=target, file_stamps=snapshot.file_stamps + taken)
 
 
 def converted_folder(snapshot: Snapshot) -> Path:
-    """Return the folder for the converted weights of a snapshot: named after the digests of its pickles."""
+    """Return the folder for the converted weights of a snapshot. It is named after the digests of the pickles."""
     return settings.HOME() / "converted" / folder_key(_originals(snapshot))
 
 
 def find_flaws(snapshot: Snapshot, expected: Mapping[str, Digest]) -> dict[str, str]:
-    """Return for each converted file that is there and not as expected what is wrong with it; all are hashed again.
+    """Return what is wrong with each converted file that exists and is not as expected. All are hashed again.
 
-    What is not there is made again of the original at the next load, and then compared.
+    The next load converts a missing file again, and compares it then.
     """
     target = converted_folder(snapshot)
     there = [name for name in expected if (target / name).is_file()]
@@ -60,7 +66,7 @@ def _originals(snapshot: Snapshot) -> dict[str, Digest]:
 
 
 def _is_own(target: Path) -> bool:
-    """Return whether nobody else can have put a converted copy there, or changed it."""
+    """Return whether no other user can have written or changed a converted copy."""
     return is_trusted(target / RECORD) and is_trusted(target)
 
 
@@ -69,7 +75,7 @@ def _recorded(target: Path) -> list[str]:
 
 
 def _is_whole(target: Path, originals: Mapping[str, Digest]) -> bool:
-    """Return whether a converted copy is there with every byte that was recorded when it was made of these pickles."""
+    """Return whether a converted copy of these pickles exists, with every byte as it was recorded."""
     try:
         record = json.loads((target / RECORD).read_text())
         of, made = (
@@ -77,7 +83,7 @@ def _is_whole(target: Path, originals: Mapping[str, Digest]) -> bool:
             for group in ("originals", "converted")
         )
         return of == originals and not find_differences(made, digest_files(target, made))
-    except (OSError, ValueError, KeyError, TypeError):  # also what `digests` says of a file that is missing
+    except (OSError, ValueError, KeyError, TypeError):  # SourceError, for a missing file, is an OSError
         return False
 
 
@@ -110,7 +116,7 @@ def _run_converter(snapshot: Snapshot, work: Path) -> None:
                 str(work),
                 *pickles,
             ],
-            # No token, no proxy, not the user's home; one thread, whose memory is bounded.
+            # No token, no proxy, and another home. One thread only, as each needs memory, which is limited.
             env=own
             | {"HOME": str(work), "TMPDIR": str(work), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
             | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
@@ -129,7 +135,7 @@ def _run_converter(snapshot: Snapshot, work: Path) -> None:
         return
     if run.returncode < 0:
         name = signal.Signals(-run.returncode).name
-        why = {"SIGKILL": ", likely for want of memory", "SIGXCPU": " for taking too long"}.get(name, "")
+        why = {"SIGKILL": ", probably because memory ran out", "SIGXCPU": " for taking too long"}.get(name, "")
         raise _failed(snapshot, f"its process was ended by {name}{why}")
     last = (run.stderr.strip().splitlines() or [f"it ended with status {run.returncode}"])[-1]
     try:

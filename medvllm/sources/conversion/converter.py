@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 def main(source: Path, target: Path, names: Sequence[str]) -> None:
-    """Confine this process, then convert."""
+    """Confine this process, then convert the pickles."""
     network = isolate()
-    import safetensors.torch  # noqa: F401  # with torch and numpy: nothing is imported once the process is sealed
+    import safetensors.torch  # noqa: F401  # and numpy with it: nothing can be imported once the process is sealed
     import torch
 
     torch.set_num_threads(1)
@@ -36,14 +36,19 @@ def main(source: Path, target: Path, names: Sequence[str]) -> None:
 
 
 def convert(source: Path, target: Path, names: Sequence[str], confinement: str) -> None:
-    """Write pickled weights, given by their paths in `source`, as safetensors into `target`, each tensor compared.
+    """Write pickled weights as safetensors, and compare each tensor with the original.
 
-    Those of one folder are the shards of one checkpoint, and an index among the names is theirs.
+    Args:
+        source: The folder of the pickles.
+        target: The folder for the safetensors.
+        names: The pickles by their path in `source`. Those of one folder are the shards of one checkpoint. An index
+            among the names is that of the shards.
+        confinement: What confines this process, for the record.
 
     Raises:
-        SourceError: One cannot be read or written.
-        IncompleteSnapshotError: One is damaged.
-        UnsafeWeightsError: One holds more than tensors, or asks for more memory than its size accounts for.
+        SourceError: A file cannot be read or written.
+        IncompleteSnapshotError: A pickle is damaged.
+        UnsafeWeightsError: A pickle holds more than tensors, or asks for more memory than its size accounts for.
     """
     pickles = [name for name in names if not name.endswith(".json")]
     converted: list[Path] = []
@@ -58,7 +63,7 @@ def convert(source: Path, target: Path, names: Sequence[str], confinement: str) 
             except MedVLLMError:
                 raise
             except Exception as error:
-                raise _translated(file, error) from error
+                raise _to_medvllm_error(file, error) from error
             converted.append(written)
         if len(group) > 1:
             index = target / folder.relative_to(source) / "model.safetensors.index.json"
@@ -73,31 +78,31 @@ def convert(source: Path, target: Path, names: Sequence[str], confinement: str) 
 
 
 def _convert_file(file: Path, written: Path) -> list[str]:
-    """Write one pickle's tensors, read them back, and return their names."""
+    """Write the tensors of one pickle, read them back to compare, and return their names."""
     from safetensors import safe_open
     from safetensors.torch import save_file
 
     tensors = _state_dict(file)
     try:
-        save_file(_apart(tensors), written, metadata={"format": "pt"})
+        save_file(_separate(tensors), written, metadata={"format": "pt"})
     except KeyError as error:
         raise _unfit(file, f"safetensors has no dtype for {error}") from error
     with safe_open(written, framework="pt") as stored:
         for name, tensor in tensors.items():
-            if not _same(stored.get_tensor(name), tensor):
+            if not _is_equal(stored.get_tensor(name), tensor):
                 raise SourceError(f"Tensor {name!r} of {file} changed in the conversion.", path=str(file))
     return list(tensors)
 
 
 def _state_dict(file: Path) -> dict[str, "torch.Tensor"]:
-    """Return a pickle's tensors by name, dense and on the CPU; those of a zip archive stay in the file."""
+    """Return the tensors of a pickle by name, dense and on the CPU. Those in a zip archive are mapped from the file."""
     import torch
 
     is_archive = _check_archive(file)
     state = torch.load(file, map_location="cpu", weights_only=True, mmap=is_archive)
     if not isinstance(state, Mapping):
         raise _unfit(file, f"it holds a {type(state).__name__}")
-    # A step count, or a bias that is not there, is no weight.
+    # Checkpoints also hold step counts, and None for a missing bias.
     state = {name: value for name, value in state.items() if not isinstance(value, (NoneType, bool, int, float, str))}
     if not state:
         raise _unfit(file, "it holds an empty dict")
@@ -118,11 +123,11 @@ def _state_dict(file: Path) -> dict[str, "torch.Tensor"]:
 
 
 def _check_archive(file: Path) -> bool:
-    """Return whether the file is a zip archive, as newer checkpoints are, and refuse one with a damaged entry."""
+    """Return whether a file is a zip archive, as newer checkpoints are. Raise an error for a damaged archive."""
     with file.open("rb") as stream:
         if stream.read(4) != b"PK\x03\x04":
             return False
-    # torch.load compares no checksum of what it maps, and takes packed entries for plain ones.
+    # torch.load checks no checksum of a mapped archive, and would read compressed entries as plain ones.
     with zipfile.ZipFile(file) as archive:
         if packed := next((e.filename for e in archive.infolist() if e.compress_type != zipfile.ZIP_STORED), None):
             raise UnsafeWeightsError(
@@ -134,10 +139,10 @@ def _check_archive(file: Path) -> bool:
     return True
 
 
-def _apart(tensors: Mapping[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
-    """Return the tensors contiguous and with memory of their own, copying only where that is not so yet.
+def _separate(tensors: Mapping[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
+    """Return the tensors contiguous, each with memory of its own. Only tensors that are not so yet are copied.
 
-    safetensors holds no ties: each name of a tied tensor gets its bytes, and loading ties them again.
+    safetensors stores no ties: each name of a tied tensor gets a copy of its bytes, and loading ties them again.
     """
     seen: set[int] = set()
     apart = {}
@@ -148,13 +153,13 @@ def _apart(tensors: Mapping[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
     return apart
 
 
-def _same(stored: "torch.Tensor", original: "torch.Tensor") -> bool:
-    """Return whether two tensors have the same dtype, shape and bytes; a NaN's bits count."""
+def _is_equal(stored: "torch.Tensor", original: "torch.Tensor") -> bool:
+    """Return whether two tensors have the same dtype, shape and bytes, also where they are NaN."""
     import torch
 
     if stored.dtype != original.dtype or stored.shape != original.shape:
         return False
-    # A single number may be contiguous with any stride, which a view as bytes does not take.
+    # A tensor of one element may be contiguous with any stride, but a view as bytes needs stride 1.
     flat = (tensor.contiguous().as_strided((tensor.numel(),), (1,)) for tensor in (stored, original))
     return torch.equal(*(tensor.view(torch.uint8) for tensor in flat))
 
@@ -165,12 +170,12 @@ def _digest(folder: Path, file: Path) -> dict[str, Any]:
     return {"name": file.relative_to(folder).as_posix(), "size": file.stat().st_size, "sha256": digest}
 
 
-def _translated(file: Path, error: Exception) -> MedVLLMError:
-    """Return our error for one of torch, zipfile, safetensors or the file system."""
+def _to_medvllm_error(file: Path, error: Exception) -> MedVLLMError:
+    """Return the medvllm error for one of torch, zipfile, safetensors or the file system."""
     reason = (str(error).strip().splitlines() or [""])[0][:200]
     if isinstance(error, pickle.UnpicklingError):
         return UnsafeWeightsError(
-            f"{file} is not opened: a pickle that is damaged or holds more than tensors, and so could run code.\n"
+            f"{file} is not opened. The pickle is damaged, or it holds more than tensors and could run code.\n"
             "Ask its authors for model.safetensors.",
             path=str(file),
         )
@@ -179,7 +184,7 @@ def _translated(file: Path, error: Exception) -> MedVLLMError:
             f"{file} is not converted: it asks for more memory than its {file.stat().st_size:,} bytes account for.",
             path=str(file),
         )
-    if isinstance(error, OSError) or "os error" in reason:  # the latter is what safetensors says
+    if isinstance(error, OSError) or "os error" in reason:  # safetensors says the latter
         return SourceError(f"{file} could not be converted to safetensors: {reason}.", path=str(file))
     return _damaged(file, f"{type(error).__name__}: {reason}")
 

@@ -1,6 +1,6 @@
-"""What the kernel itself refuses to a process, native code included: Landlock for files, seccomp for system calls.
+"""Confinement by the kernel, which holds for native code too: Landlock for files, and seccomp for system calls.
 
-Both are for good. A kernel without them refuses less; what else confines a process does not depend on them.
+Neither can be undone. The rest of the confinement does not depend on them, as some kernels have neither.
 """
 
 import ctypes
@@ -13,16 +13,16 @@ from pathlib import Path
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on every architecture
 _READ_FILE, _READ_DIR = 1 << 2, 1 << 3
-# Write, remove a folder or file, make a folder or file.
+# Write, remove a folder or file, create a folder or file.
 _CHANGE = (1 << 1) | (1 << 4) | (1 << 5) | (1 << 7) | (1 << 8)
-_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # how many rights of files a version of Landlock knows
+_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # version of Landlock -> the number of its rights for files
 _TRUNCATE = 1 << 14
 _TCP = 0b11  # bind and connect
 _SCOPES = 0b11  # abstract Unix sockets and signals of other processes
 
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _SECCOMP, _SET_FILTER, _ALL_THREADS = {"x86_64": 317, "aarch64": 277}, 1, 1
-# By name only where both have it: sockets, programs, other processes, permissions, mounts, keys, shared memory.
+# The numbers of system calls for sockets, programs, other processes, permissions, mounts, keys and shared memory.
 _REFUSED = {
     "x86_64": (
         *(41, 42, 43, 44, 46, 49, 50, 53, 288),  # sockets
@@ -45,18 +45,25 @@ _REFUSED = {
         *(140, 118, 119, 122, 30, 238, 239, 274),
     ),
 }
-# io_uring, pidfd, the newer ways to mount, and fchmodat2: their numbers are the same everywhere.
+# io_uring, pidfd, the newer calls for mounts, and fchmodat2. Their numbers are the same on all architectures.
 _REFUSED_EVERYWHERE = (424, 425, 428, 429, 430, 432, 434, 438, 440, 442, 452)
-_OWN_PROCESS = {"x86_64": (62, 234), "aarch64": (129, 131)}  # kill and tgkill: to itself alone, as abort() does
+_OWN_PROCESS = {"x86_64": (62, 234), "aarch64": (129, 131)}  # kill and tgkill: only to itself, as abort() does
 _LIMITS, _CLONE, _CLONE3, _CLONE_THREAD = {"x86_64": 302, "aarch64": 261}, {"x86_64": 56, "aarch64": 220}, 435, 0x10000
-_X32 = 0x40000000  # another set of numbers on x86_64
+_X32 = 0x40000000  # a second set of numbers on x86_64
 
 
 def confine_files(reads: Iterable[Path], libraries: Iterable[Path], writes: Path) -> bool:
-    """Leave a process some files to read, its libraries, and one folder to write to; return whether the kernel does.
+    """Restrict this process to some files to read, its libraries, and one folder to write to.
 
-    It can then open no connection of TCP, no abstract Unix socket, and signal no process outside, where the kernel
-    knows how.
+    Newer kernels also forbid TCP connections, abstract Unix sockets, and signals to other processes.
+
+    Args:
+        reads: The files that may be read.
+        libraries: The files and folders of the libraries.
+        writes: The folder that may be written.
+
+    Returns:
+        Whether the kernel supports it.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     version = libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), 1)
@@ -92,7 +99,11 @@ def confine_files(reads: Iterable[Path], libraries: Iterable[Path], writes: Path
 
 
 def confine_calls() -> bool:
-    """Refuse sockets, programs, forks, signals to others and the like, in all threads; return whether it is done."""
+    """Forbid system calls for sockets, programs, forks, signals to others and the like, in all threads.
+
+    Returns:
+        Whether the kernel supports it.
+    """
     machine = platform.machine()
     if machine not in _ARCHITECTURES:
         return False
@@ -104,16 +115,19 @@ def confine_calls() -> bool:
 
 
 def _program(machine: str) -> list[tuple[int, int, int, int]]:
-    """Return a filter in the language of seccomp; each step is code, jumps if true and if false, and a value."""
+    """Return a seccomp filter. Each step has a code, the jumps if true and if false, and a value."""
     load, equal, at_least, any_bit, end = 0x20, 0x15, 0x35, 0x45, 0x06
     allow, refuse, absent = 0x7FFF0000, 0x50000 | errno.EPERM, 0x50000 | errno.ENOSYS
-    argument = 16  # where the low half of the first argument lies
+    argument = 16  # the offset of the low half of the first argument
     steps = [(load, 0, 0, 4), (equal, 1, 0, _ARCHITECTURES[machine]), (end, 0, 0, refuse), (load, 0, 0, 0)]
     if machine == "x86_64":
         steps += [(at_least, 0, 1, _X32), (end, 0, 0, refuse)]
     for number in (*_REFUSED[machine], *_REFUSED_EVERYWHERE):
         steps += [(equal, 0, 1, number), (end, 0, 0, refuse)]
-    steps += [(equal, 0, 1, _CLONE3), (end, 0, 0, absent)]  # the C library then uses clone, whose flags can be seen
+    steps += [
+        (equal, 0, 1, _CLONE3),
+        (end, 0, 0, absent),
+    ]  # the C library then uses clone, whose flags a filter can read
     for number in _OWN_PROCESS[machine]:
         steps += [(equal, 0, 4, number), (load, 0, 0, argument), (equal, 1, 0, os.getpid())]
         steps += [(end, 0, 0, refuse), (end, 0, 0, allow)]

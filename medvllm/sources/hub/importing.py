@@ -7,7 +7,7 @@ from typing import Any
 
 from medvllm.errors import DigestMismatchError
 from medvllm.file_lock import file_lock
-from medvllm.files import place, point
+from medvllm.files import link_or_copy, replace_with_symlink
 from medvllm.sources.digest import describe_flaws
 from medvllm.sources.digest_cache import digest_cache
 from medvllm.sources.hub.inspection import MissingFile
@@ -39,12 +39,12 @@ def add_to_cache(repo: str, commit: str, branch: str | None, files: Mapping[str,
     with file_lock(locks_folder(repo) / LOCK_NAME, setting="HF_HOME", private=False):
         # The listing comes first: it shows that files are missing if the import is interrupted.
         if read_listing(repo, commit) is None:
-            place(listing_file, listing_paths(repo, commit)[0])
+            link_or_copy(listing_file, listing_paths(repo, commit)[0])
         for name, file in files.items():
             blob, target = blobs / listing[name].oid, path / name
-            place(file, blob)
+            link_or_copy(file, blob)
             target.parent.mkdir(parents=True, exist_ok=True)
-            if not point(target, os.path.relpath(blob, target.parent)):
+            if not replace_with_symlink(target, os.path.relpath(blob, target.parent)):
                 blob.replace(target)  # huggingface_hub does the same on a disk without links
     if branch is not None:
         digest_cache().keep_commit(endpoint(), repo, branch, commit)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from medvllm.errors import DigestMismatchError, SourceError
-from medvllm.sources.digest import Digest, describe_flaws, digest_files, hash_files
+from medvllm.sources.digest import Digest, describe_flaws, digest_files, hash_files, prefetch_digests
 from medvllm.sources.digest_cache import digest_cache
 from medvllm.sources.fingerprint import Fingerprint
 from medvllm.sources.hub.errors import not_on_this_machine
@@ -111,6 +111,8 @@ def inspect_cache(request: Request, *, fresh: bool = False) -> CachedCommit:
     path, listing = snapshot_folder(repo, commit), read_listing(repo, commit)
     folder_stamps = Fingerprint() if listing is not None else Fingerprint.of([path])
     names = list_files(path) if listing is None else list(listing)
+    if not fresh:
+        prefetch_digests(path, names)
 
     def flaw_of(name: str, digest: Digest) -> str | None:
         listed = (listing or {}).get(name) or ListedFile(digest.size, _blob_name(repo, path / name))
