@@ -105,7 +105,7 @@ def test_register_makes_versions_or_says_that_nothing_is_new(medvllm: Medvllm, n
         (["deprecate", "ner", "--successor", "biobret-v1.2"], 1, "Did you mean: 'biobert-base-cased-v1.2'"),
         (["history", "--since", "yesterday"], 2, "'yesterday' is not a date or a time"),
         (["catalog", "apply", "nope.toml"], 2, "nope.toml"),
-        (["catalog", "migrate", "--to", "0007"], 1, "There is no schema '0007': it is one of 0001, 0002, 0003."),
+        (["catalog", "migrate", "--to", "0007"], 1, "'0007' is not known. Known are: 0001, 0002, 0003."),
     ],
 )
 def test_what_is_refused_says_why(medvllm: Medvllm, ner: Path, arguments: list[str], code: int, words: str) -> None:
@@ -382,7 +382,7 @@ def test_versions_are_told_apart(medvllm: Medvllm, ner: Path) -> None:
         "before": 64,
         "after": 32,
     }
-    assert medvllm("diff", "ner@1", "ner@1").err == "Nothing differs.\n"
+    assert medvllm("diff", "ner@1", "ner@1").err == "There are no differences.\n"
     assert medvllm("diff", "ner@1", "ner@9").code == 1
     tiny.bert_token_classifier(ner, ["O", "B-X"], seed=1)
     medvllm("lock", "ner@3")

@@ -91,8 +91,11 @@ CHANGES = [
     ("UPDATE catalog_head SET length = 7", "the history ends with event 8"),
     ("UPDATE catalog_head SET length = 9", "event 9 is missing"),
     ("UPDATE catalog_head SET hash = 'x'", "the history ends with event 8"),
-    ("UPDATE catalog_head SET revision = revision - 1", "the catalogue is at revision 8, and its events lead to 9"),
-    ("UPDATE catalog_head SET revision = 10", "the catalogue is at revision 10, and its events lead to 9"),
+    (
+        "UPDATE catalog_head SET revision = revision - 1",
+        "the change number of the catalogue is 8",
+    ),
+    ("UPDATE catalog_head SET revision = 10", "the change number of the catalogue is 10"),
     ("DELETE FROM catalog_head", "the catalogue has no rows that say where the history ends"),
     (
         "INSERT INTO catalog_head SELECT 2, revision, length, hash FROM catalog_head",

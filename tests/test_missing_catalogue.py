@@ -62,13 +62,13 @@ PLACES = {
     "file": (_set("MEDVLLM_CATALOG", Path("catalog.db")), "there is no file.\nIf it is on a disk or share"),
     "folder-above": (_set("MEDVLLM_CATALOG", Path("share/x/catalog.db")), "there is no folder .*share.\nIf"),
     "url": (_url, "there is no folder .*nowhere.\nIf"),
-    "link": (_linked, "catalog.db is a link to .*share/catalog.db, which is not there.\n.*: medvllm catalog init$"),
-    "link-home": (_linked_home, "medvllm is a link to .*share, which is not there.\n.*: medvllm catalog init$"),
-    "file-home": (_file_home, "medvllm is a file, not a folder.\nName a file in a folder: export MEDVLLM_HOME="),
-    "file-above": (_file_above, "plain is a file, not a folder.\nName a file in a folder: export MEDVLLM_CATALOG="),
+    "link": (_linked, "catalog.db is a link to .*share/catalog.db, which does not exist.\n.*: medvllm catalog init$"),
+    "link-home": (_linked_home, "medvllm is a link to .*share, which does not exist.\n.*: medvllm catalog init$"),
+    "file-home": (_file_home, "medvllm is a file, not a folder.\nSet a file in a folder: export MEDVLLM_HOME="),
+    "file-above": (_file_above, "plain is a file, not a folder.\nSet a file in a folder: export MEDVLLM_CATALOG="),
     "empty": (_empty, "the file is empty.\n.*: medvllm catalog init$"),
-    "folder": (_folder, "it is a folder.\nName a SQLite file"),
-    "fifo": (_fifo, "it is no regular file.\nName a SQLite file"),
+    "folder": (_folder, "it is a folder.\nSet a SQLite file"),
+    "fifo": (_fifo, "it is not a regular file.\nSet a SQLite file"),
 }
 
 
@@ -102,7 +102,7 @@ def test_nothing_answers_in_its_place(
         registry.catalog.migrate,
     )
     for look in looks:
-        with pytest.raises(CatalogError, match=f"(?s)Catalogue .* (is not there|cannot be read): .*{match}"):
+        with pytest.raises(CatalogError, match=f"(?s)Catalogue .* (does not exist|cannot be read): .*{match}"):
             look()
     assert [*doctor._catalogue()]  # a report, not an error
     assert sorted(home.rglob("*")) == before
@@ -133,10 +133,10 @@ def test_one_that_goes_while_a_process_runs_is_missed(
     share.rename(home / "unmounted")
     share.mkdir()
     for look in (lambda: registry.get_metadata(BUILTIN), lambda: registry.load_tokenizer(BUILTIN)):
-        with pytest.raises(CatalogError, match="is not there: there is no file"):
+        with pytest.raises(CatalogError, match="does not exist: there is no file"):
             look()
     assert registry.get_metadata("own").origin == "process"
-    with pytest.raises(CatalogError, match="is not there"):
+    with pytest.raises(CatalogError, match="does not exist"):
         registry.register("n", "generic", persist=True)
     assert list(share.iterdir()) == []
     shutil.rmtree(share)

@@ -93,7 +93,7 @@ def test_a_package_that_pip_installed_brings_its_entries(installed: Path, monkey
     assert registry["biobert-base-cased-v1.2"].description == "Our copy."
     with registry.lease("ward-bert") as lease:
         receipt = lease.receipt.to_dict()
-    assert (receipt["source"], receipt["package"]) == ("package", "hospital-models 1.2")
+    assert (receipt["origin"], receipt["package"]) == ("package", "hospital-models 1.2")
     assert "hospital_models" not in sys.modules
 
 

@@ -216,7 +216,9 @@ def test_a_read_only_disk_can_be_read(registry: ModelRegistry, small_disk: Path,
         lambda: registry.catalog.set_alias("m", "production", 1),
         lambda: registry.unregister("m", persist=True),
     ):
-        with pytest.raises(CatalogError, match="cannot be written: .*readonly database.\nSee who may do so: ls -ld"):
+        with pytest.raises(
+            CatalogError, match="cannot be written: .*readonly database.\nCheck the permissions: ls -ld"
+        ):
             write()
     stores.close_all()
     subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
@@ -290,7 +292,7 @@ def test_a_server_that_stops_is_waited_for(
             for _ in range(3):
                 assert registry.get_metadata("m").description == registry.get_metadata("acme/m").description == "a"
                 assert registry.get_metadata("biobert-base-cased-v1.2").origin == "built-in"
-            assert caplog.text.count("does not answer; what was read last stands meanwhile") == 1
+            assert caplog.text.count("does not answer. What was read before is still used") == 1
             for act in (
                 lambda: registry.get_metadata("m@1"),
                 lambda: other.get_metadata("m"),

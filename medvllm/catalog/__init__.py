@@ -1,4 +1,4 @@
-"""Which entries exist: this process's registrations, the stored catalogue, and the built-in medical models."""
+"""The entries: those of this process, the stored catalogue, installed packages, and the built-in medical models."""
 
 from medvllm.catalog.builtin import builtin_entries
 from medvllm.catalog.catalog import Catalog

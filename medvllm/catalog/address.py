@@ -1,4 +1,4 @@
-"""The URL of a PostgreSQL database: several hosts, any parameter of libpq, and no secret of it ever shown."""
+"""The URL of a PostgreSQL database: several hosts, any libpq parameter, and its secrets are never shown."""
 
 import re
 from collections.abc import Iterator
@@ -14,31 +14,31 @@ _HOST = r"(?:\[([^\[\]]*)\]|([^\[\]:]*))(?::(\d*))?"
 
 @dataclass(frozen=True)
 class Address:
-    """What a URL says, decoded."""
+    """The decoded parts of a URL."""
 
     user: str | None
     password: str | None = field(repr=False)
-    hosts: tuple[tuple[str, str], ...]  # each with its port, "" for the usual one
+    hosts: tuple[tuple[str, str], ...]  # each with its port, "" for the default
     database: str | None
     parameters: dict[str, str] = field(repr=False, hash=False)
 
     @classmethod
     def of(cls, url: str) -> "Address":
-        """Return what a URL says; SettingError: it is none."""
+        """Return the parts of a URL, or raise SettingError if it is not valid."""
         rest, _, query = url.partition("://")[2].partition("?")
         place, _, database = rest.partition("/")
         credentials, at, hosts = place.rpartition("@")
         if not at and "@" in database + query.partition("=")[0]:
-            raise wrong(url, "has a password with characters of another meaning")
+            raise wrong(url, "has special characters in its password that are not escaped")
         if query and not all("=" in pair for pair in query.split("&")):
             raise wrong(url, "has a parameter without a value")
         user, colon, password = credentials.partition(":")
         try:
             parameters = dict(_parameters(query))
             places = tuple(_host(url, text) for text in hosts.split(",")) if hosts else ()
-            for name in ("host", "port"):  # as parameters, both lists are taken as they are
+            for name in ("host", "port"):  # the parameters may have both lists
                 if places and name in parameters:
-                    raise wrong(url, f"has a {name} before and after its question mark")
+                    raise wrong(url, f"has a {name} both before and after the question mark")
             return cls(
                 unquote(user, errors="strict") or None,
                 unquote(password, errors="strict") if colon else None,
@@ -47,7 +47,7 @@ class Address:
                 parameters,
             )
         except UnicodeError:
-            raise wrong(url, "has bytes that are no UTF-8") from None
+            raise wrong(url, "has bytes that are not UTF-8") from None
 
     @property
     def shown(self) -> str:
@@ -67,7 +67,7 @@ class Address:
         )
 
     def arguments(self) -> dict[str, str]:
-        """Return the same as libpq's keywords."""
+        """Return the parts by the keywords of libpq."""
         stated = {"user": self.user, "password": self.password, "dbname": self.database}
         if self.hosts:
             stated["host"] = ",".join(host for host, _ in self.hosts)
@@ -76,16 +76,16 @@ class Address:
         return {**{name: value for name, value in stated.items() if value is not None}, **self.parameters}
 
     def without_secrets(self, text: str) -> str:
-        """Return a text, such as an error of libpq, without this URL's secrets in it."""
+        """Return a text, such as an error of libpq, with the secrets of this URL replaced."""
         secrets = [self.password, *(value for name, value in self.parameters.items() if settings.is_secret(name))]
         for secret in filter(None, secrets):
             for form in (secret, quote(secret, safe="")):
-                text = text.replace(form, "***") if len(form) > 2 else text  # a shorter one is in every word
+                text = text.replace(form, "***") if len(form) > 2 else text  # not each one or two letters
         return text
 
 
 def wrong(url: str, why: str) -> SettingError:
-    """Return the error for a URL that cannot be used."""
+    """Return the error for a URL that is not valid; `why` completes the sentence."""
     return SettingError(
         f"The catalogue's URL ({settings.CATALOG.name}) {why}.\n{_FORM}",
         setting=settings.CATALOG.name,
@@ -96,7 +96,7 @@ def wrong(url: str, why: str) -> SettingError:
 def _parameters(query: str) -> Iterator[tuple[str, str]]:
     hosts, ports = [], []
     for name, value in parse_qsl(query, keep_blank_values=True, errors="strict"):
-        if name == "host" and not value.startswith("/") and value.count(":") == 1:  # as SQLAlchemy has several
+        if name == "host" and not value.startswith("/") and value.count(":") == 1:  # SQLAlchemy writes several hosts so
             value, _, port = value.partition(":")
             ports.append(port)
         if name == "host":
@@ -112,5 +112,5 @@ def _parameters(query: str) -> Iterator[tuple[str, str]]:
 def _host(url: str, text: str) -> tuple[str, str]:
     found = re.fullmatch(_HOST, text)
     if found is None or not 0 < int(found[3] or 1) < 2**16:
-        raise wrong(url, "has a host or a port that is none")
+        raise wrong(url, "has an invalid host or port")
     return unquote(found[1] or found[2] or "", errors="strict"), found[3] or ""

@@ -1,4 +1,7 @@
-"""Where the stored catalogue is, and whether it is there: one that was named and is missing is not an empty one."""
+"""Where the stored catalogue is, and whether its file exists.
+
+A file that MEDVLLM_CATALOG names and that does not exist is an error, and not an empty catalogue.
+"""
 
 import os
 import stat
@@ -10,25 +13,25 @@ from medvllm import settings
 from medvllm.errors import CatalogError
 
 TEXTS = settings.Texts(settings.HOME, settings.CATALOG)
-_MAKE = "To make a new, empty one: medvllm catalog init"
+_CREATE = "To create a new, empty catalogue: medvllm catalog init"
 
 
 @cache
 def location(texts: tuple[Any, ...]) -> Path | str:
-    """Return the database that the settings name, for their texts of the moment.
+    """Return the SQLite file or the URL that the settings name.
 
-    By these texts: parsing a path anew would cost a hit more than all the rest of it.
+    It is cached by the texts of the settings, because parsing a path would take longer than the rest of a cache hit.
     """
     return settings.CATALOG() or settings.HOME() / "catalog.db"
 
 
 def is_named() -> bool:
-    """Return whether MEDVLLM_CATALOG says where the catalogue is; else it is made where it is first needed."""
+    """Return whether MEDVLLM_CATALOG is set. The default file is created when it is first needed."""
     return settings.CATALOG() is not None
 
 
 def has_content(file: Path) -> bool:
-    """Return whether there is something in a file, without a word on why not."""
+    """Return whether a file exists and is not empty, without raising an error."""
     try:
         status = os.stat(file)
     except OSError:
@@ -37,15 +40,21 @@ def has_content(file: Path) -> bool:
 
 
 def is_there(file: Path, *, named: bool) -> bool:
-    """Return whether there is a file to read; CatalogError: there should be, or something is in its place.
+    """Return whether there is a file to read.
 
-    A file that was `named` must be there: else a disk that is not mounted, or a slip, would make other models answer.
+    Args:
+        file: The file.
+        named: Whether a user named the file. Then it must exist: otherwise an unmounted disk or a typing error would
+            make other models answer.
+
+    Raises:
+        CatalogError: A named file does not exist, or the path is not a regular file.
     """
     try:
         status = os.stat(file)
     except FileNotFoundError:
         if (link := _dangling(file)) is not None:
-            raise _missing(file, f"{link} is a link to {os.readlink(link)}, which is not there") from None
+            raise _missing(file, f"{link} is a link to {os.readlink(link)}, which does not exist") from None
         if named:
             folder = next((path for path in reversed(file.parents) if not path.exists()), None)
             raise _missing(file, f"there is no {'file' if folder is None else f'folder {folder}'}") from None
@@ -54,7 +63,7 @@ def is_there(file: Path, *, named: bool) -> bool:
         wrong = next((path for path in reversed(file.parents) if path.exists() and not path.is_dir()), file.parent)
         raise CatalogError(
             f"Catalogue {file} cannot be read: {wrong} is a file, not a folder.\n"
-            "Name a file in a folder: export "
+            "Set a file in a folder: export "
             + (f"{settings.CATALOG.name}=/srv/catalog.db" if named else f"{settings.HOME.name}=~/.medvllm"),
             path=str(file),
         ) from None
@@ -62,10 +71,10 @@ def is_there(file: Path, *, named: bool) -> bool:
         raise CatalogError(f"Catalogue {file} cannot be read: {error}.", path=str(file)) from error
     if not stat.S_ISREG(status.st_mode):
         is_folder = stat.S_ISDIR(status.st_mode)
-        what, other = ("a folder", file / "catalog.db") if is_folder else ("no regular file", "/srv/catalog.db")
+        what, other = ("a folder", file / "catalog.db") if is_folder else ("not a regular file", "/srv/catalog.db")
         raise CatalogError(
             f"Catalogue {file} cannot be read: it is {what}.\n"
-            f"Name a SQLite file: export {settings.CATALOG.name}={other}",
+            f"Set a SQLite file: export {settings.CATALOG.name}={other}",
             path=str(file),
         )
     if named and not status.st_size:
@@ -74,11 +83,12 @@ def is_there(file: Path, *, named: bool) -> bool:
 
 
 def _dangling(file: Path) -> Path | None:
-    """Return the link, among a file and the folders above it, whose target is not there."""
+    """Return the link, among a file and the folders above it, whose target does not exist."""
     return next((path for path in reversed((file, *file.parents)) if path.is_symlink() and not path.exists()), None)
 
 
 def _missing(file: Path, why: str) -> CatalogError:
     return CatalogError(
-        f"Catalogue {file} is not there: {why}.\nIf it is on a disk or share, mount that first. {_MAKE}", path=str(file)
+        f"Catalogue {file} does not exist: {why}.\nIf it is on a disk or share, mount it first. {_CREATE}",
+        path=str(file),
     )

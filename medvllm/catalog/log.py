@@ -1,4 +1,4 @@
-"""The versions of a name, each with how it came to be and what was decided of it since."""
+"""The log of a name: each version with its origin and its state."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from medvllm.metadata import ModelMetadata
 
 
 class Locked(NamedTuple):
-    """What a lock file has of a version: one digest over all of its files, and the SHA-256 of each."""
+    """What a lock file has of a version: a digest over all files, and the SHA-256 of each."""
 
     digest: str
     files: Mapping[str, str]
@@ -20,11 +20,11 @@ class VersionRecord:
     """One stored version. `accepted` and `locked` are digests over files: equal ones are the same files."""
 
     version: int
-    at: str | None  # UTC, ISO 8601; None: the history does not say
+    at: str | None  # UTC, ISO 8601; None if the history does not say
     who: str | None
     machine: str | None
     reason: str | None
-    aliases: tuple[str, ...]  # that point to it
+    aliases: tuple[str, ...]  # the aliases that point to it
     protected: bool  # whether one of them is protected
     is_meant: bool  # whether the bare name means it
     deprecated: str | None
@@ -35,7 +35,7 @@ class VersionRecord:
     locked: str | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record as JSON has it."""
+        """Return the record in the form that is printed as JSON."""
         return vars(self) | {"aliases": list(self.aliases)}
 
 
@@ -46,7 +46,7 @@ def records(
     meant: int | None,
     locked: Mapping[int, Locked],
 ) -> list[VersionRecord]:
-    """Return the records of a name's versions; `meant` is the version of the bare name."""
+    """Return the records of a name's versions; `meant` is the version that the bare name means."""
     made: dict[int | None, Event] = {}
     accepted: dict[int | None, Event] = {}
     for event in events:

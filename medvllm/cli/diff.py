@@ -1,4 +1,4 @@
-"""`medvllm diff`: what differs between two entries, or two versions of one."""
+"""`medvllm diff`: the differences between two entries, or between two versions of one."""
 
 import hashlib
 import json
@@ -16,21 +16,21 @@ def diff(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME@VERSION", help="An entry, with a version or an alias.", autocompletion=model_names
+            metavar="NAME@VERSION",
+            help="The first entry, for example ner@1.",
+            autocompletion=model_names,
         ),
     ],
-    other: Annotated[
-        str, typer.Argument(metavar="NAME@VERSION", help="The one to compare it with.", autocompletion=model_names)
-    ],
+    other: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="The second entry.", autocompletion=model_names)],
     as_json: Json = False,
 ) -> None:
-    """Show what differs between two versions, fact by fact; files too, where the lock has both."""
+    """Show the facts that differ between two versions, and the files if the lock file has both versions."""
     found = registry.diff(name, other)
     if as_json:
         print_json([difference.to_dict() for difference in found])
         return
     if not found:
-        typer.echo("Nothing differs.", err=True)
+        typer.echo("There are no differences.", err=True)
     rows = ((each.what, _shown(each.what, each.before), _shown(each.what, each.after)) for each in found)
     print_table(("FACT", name, other), rows)
 
@@ -38,7 +38,7 @@ def diff(
 def _shown(what: str, value: Any) -> object:
     """Return a value in a few words."""
     if what == "baseline" and value:
-        # Their inputs and outputs are long, and two sets of equal number are to look different.
+        # The cases are too long to print; a digest tells two sets of equal size apart.
         digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
         return f"{len(value)} test{'' if len(value) == 1 else 's'} ({digest[:7]})"
     return one_line(value, "; ")

@@ -99,7 +99,7 @@ def describe(event: Event) -> str:
         "imported": f"imported {version}: bundle {str(event.detail.get('bundle'))[:12]}",
         "protected": f"~ {alias} protected",
         "unprotected": f"~ {alias} no longer protected",
-        "loaded": f"loaded {event.name if event.detail.get('source') == 'direct' else version}",
+        "loaded": f"loaded {event.name if event.detail.get('origin') == 'direct' else version}",
     }
     return words.get(event.action, event.action)
 

@@ -1,4 +1,4 @@
-"""The stored catalogue in SQL: SQLite or PostgreSQL, by SQLAlchemy. Imported once there is a database to open."""
+"""The stored catalogue in SQLite or PostgreSQL, through SQLAlchemy. Imported only when there is a database to open."""
 
 from medvllm.catalog.sql.processes import Processes
 from medvllm.catalog.sql.store import SqlStore

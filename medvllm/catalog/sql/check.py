@@ -1,4 +1,4 @@
-"""The check of the history: everything that it prints is computed, from the first row to the head."""
+"""The check of the history. Everything that it reports is computed from the rows."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from medvllm.catalog.sql.tables import head, history
 
 @dataclass(frozen=True)
 class Checked:
-    """How many rows the history has, a hash over all of them, and what is wrong."""
+    """The number of rows of the history, a hash over all of them, and what is wrong."""
 
     length: int
     hash: str
@@ -22,7 +22,7 @@ class Checked:
 
 
 def check(connection: Connection) -> Checked:
-    """Read all of the history, and compare it with itself, with the head, and with entries and aliases."""
+    """Read the whole history, and compare it with its hashes, with the head, and with entries and aliases."""
     chain = _Chain()
     flaws: list[str] = []
     for row in connection.execute(select(history).order_by(history.c.seq).execution_options(yield_per=1000)):
@@ -33,14 +33,14 @@ def check(connection: Connection) -> Checked:
 
 
 class _Chain:
-    """The rows so far. `add` gives what is wrong with the next one."""
+    """The rows so far. `add` yields what is wrong with the next one."""
 
     def __init__(self) -> None:
         self.length, self.hash, self.replay = 0, FIRST, Replay()
-        self._before: object = FIRST  # the hash that the row before has: a wrong one is named once, not from there on
+        self._before: object = FIRST  # the hash in the row before, so that a wrong one is reported once
         self._expected = 1
         self._last_at = ""
-        self._revision = 1
+        self._change_number = 1
 
     def add(self, row: Row[Any]) -> Iterator[str]:
         self.length += 1
@@ -62,7 +62,7 @@ class _Chain:
         if event.action not in ACTIONS:
             yield f"event {event.seq} has an unknown action: {event.action[:40]!r}"
         elif event.action != "loaded":
-            self._revision = event.seq + 1
+            self._change_number = event.seq + 1
         if not is_moment(event.at):
             yield f"event {event.seq} has no time"
             return
@@ -71,7 +71,7 @@ class _Chain:
         self._last_at = event.at
 
     def ends(self, connection: Connection) -> Iterator[str]:
-        """Give what is wrong with the end of the history, which stands in a row of its own: the head."""
+        """Yield what is wrong with the head, the row that says where the history ends."""
         heads = connection.execute(select(head)).all()
         if len(heads) != 1:
             yield f"the catalogue has {len(heads) or 'no'} rows that say where the history ends; there must be one"
@@ -83,10 +83,10 @@ class _Chain:
             yield from _missing(self._expected, end.length)
             if last > end.length or self.hash != end.hash:
                 yield f"the history ends with event {last}, and the catalogue was last changed by another"
-            if end.revision != self._revision:
+            if end.change_number != self._change_number:
                 yield (
-                    f"the catalogue is at revision {str(end.revision)[:40]}, and its events lead to {self._revision}: "
-                    "running processes may not see changes"
+                    f"the change number of the catalogue is {str(end.change_number)[:40]}, and its events lead to "
+                    f"{self._change_number}: running processes may not see changes"
                 )
 
 

@@ -1,4 +1,4 @@
-"""What a database of either kind does: transactions, the schema, and errors in one form."""
+"""What SQLite and PostgreSQL have in common here: transactions, the schema, and errors."""
 
 import logging
 import sqlite3
@@ -21,110 +21,110 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-WAIT_S = 15  # for another process's turn
+WAIT_S = 15  # for another process that is writing
 
 
 class Database(Forked, ABC):
-    """A catalogue's database. Threads may share it, and forks."""
+    """The database of a stored catalogue. Threads may share it, and a forked process may go on using it."""
 
     def __init__(self, where: str) -> None:
-        self.where = where  # as it may be shown
-        self._lock = threading.Lock()  # guards all below
-        self._connected: tuple[Engine, Hashable] | None = None  # to what has the schema of this program
-        self._watch: Any = None  # a connection of its own, to ask whether something has changed
+        self.where = where  # for messages, without a password
+        self._lock = threading.Lock()  # guards everything below
+        self._connected: tuple[Engine, Hashable] | None = None  # and what identified the database when it was opened
+        self._watch: Any = None  # a connection that is only used to ask whether something has changed
         register(self)
 
     @abstractmethod
     def change_token(self) -> Hashable:
-        """Return a value that changes with the catalogue, in whichever process."""
+        """Return a value that changes whenever any process changes the catalogue."""
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """Give a connection that sees one moment of the catalogue; CatalogError: it cannot be read."""
+        """Give a connection that sees one moment of the catalogue."""
         with self._translated("read"), self._engine().connect() as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """Give a connection for one change: all of it is kept, or nothing. Processes take turns."""
+        """Give a connection for one transaction. Only one process writes at a time; others wait."""
         with self._translated("written"):
             self._prepare()
         with self._translated("written"), self._transaction(self._engine()) as connection:
             yield connection
 
     @contextmanager
-    def noting(self) -> Iterator[Connection]:
-        """Give a connection for what is no part of the catalogue: nobody's turn is waited for."""
+    def writing_beside(self) -> Iterator[Connection]:
+        """Give a connection to write what is not part of the catalogue. It does not wait for other writers."""
         with self._translated("written"), self._engine().begin() as connection:
             yield connection
 
-    def migrate(self, revision: str = schema.HEAD) -> tuple[str | None, Path | None]:
-        """Bring the database to a schema; return the one it had, and the backup that was made of a file."""
-        schema.check_known(revision)
+    def migrate(self, target: str = schema.HEAD) -> tuple[str | None, Path | None]:
+        """Migrate the database to a schema; return the schema before, and the backup of a SQLite file."""
+        schema.check_known(target)
         backup = None
         with self._translated("written"):
             self._prepare()
         with self._translated("migrated"), self._connect() as engine, self._transaction(engine) as connection:
             before = schema.version(connection, self.where)
-            if before != revision:
+            if before != target:
                 if before is not None:
-                    schema.check_kept(connection, before, revision)
+                    schema.check_kept(connection, before, target)
                     backup = self._back_up(before)
-                schema.migrate(connection, before, revision)
-                if before is not None or revision == schema.HEAD:
+                schema.migrate(connection, before, target)
+                if before is not None or target == schema.HEAD:
                     journal = Journal(connection)
-                    journal.note("migrated" if before else "created", detail={"from": before, "to": revision})
-                    journal.close()
-        self.close()  # the next one looks which schema there is
+                    journal.note("migrated" if before else "created", detail={"from": before, "to": target})
+                    journal.write()
+        self.close()  # the next connection checks the schema
         return before, backup
 
     def create(self) -> bool:
-        """Make an empty catalogue where there is none, and return whether one was made."""
+        """Create an empty catalogue if there is none, and return whether one was created."""
         with self._translated("written"):
             self._prepare()
         with self._translated("read"), self._connect() as engine, engine.connect() as connection:
             found = schema.version(connection, self.where)
         if found is None:
             return self.migrate()[0] is None
-        self._engine()  # also of this program's schema
+        self._engine()  # raises an error if the schema is another
         return False
 
     def read(self, look: Callable[[Connection], T]) -> T:
-        """Return what a look at one moment of the catalogue gives; CatalogError: it cannot be read."""
+        """Return what `look` returns for a connection that sees one moment of the catalogue."""
         with self.reading() as connection:
             return look(connection)
 
     def close(self) -> None:
-        """Close all connections; what is asked next opens others."""
+        """Close all connections. A later call opens others."""
         with self._lock:
             self._close()
 
     @abstractmethod
     def _new_engine(self) -> Engine:
-        """Return an engine, whatever the database holds."""
+        """Return an engine, whatever schema the database has."""
 
     @abstractmethod
     def _adopt(self, found: str | None) -> None:
-        """Bring a database of another schema to this program's, or raise MigrationError."""
+        """Migrate a database that has another schema, or raise MigrationError."""
 
     def _prepare(self) -> None:
-        """See to it that there is something to connect to, before a change."""
+        """Create what a connection needs, before the first change."""
         return
 
     def _identity(self) -> Hashable:
-        """Return what tells the database from another in its place."""
+        """Return a value that differs if another database is put in its place."""
         return None
 
     def _back_up(self, before: str) -> Path | None:
         return None
 
     def _engine(self) -> Engine:
-        """Return the engine of a database that has the schema of this program."""
+        """Return an engine for a database that has the schema of this program."""
         with self._lock:
             if self._connected is not None:
                 if self._connected[1] == self._identity():
                     return self._connected[0]
-                self._close()  # another file is in its place, such as a backup
+                self._close()  # the file was replaced, for example by a backup
         with self._translated("read"), self._connect() as engine, engine.connect() as connection:
             found = schema.version(connection, self.where)
         if found != schema.HEAD:
@@ -136,7 +136,7 @@ class Database(Forked, ABC):
 
     @contextmanager
     def _connect(self) -> Iterator[Engine]:
-        """Give an engine whose database may have any schema."""
+        """Give an engine for a database that may have any schema."""
         engine = self._new_engine()
         try:
             yield engine
@@ -145,12 +145,12 @@ class Database(Forked, ABC):
 
     @contextmanager
     def _transaction(self, engine: Engine) -> Iterator[Connection]:
-        """Give a connection in a transaction of which there is one at a time."""
+        """Give a connection in a transaction that excludes every other writer."""
         with engine.connect().execution_options(writes=True) as connection, connection.begin():
             yield connection
 
     def after_fork(self, *, is_child: bool) -> None:
-        """Go on; a child with connections of its own, and a lock that no thread of its parent holds."""
+        """Continue. A child process gets connections of its own, and a lock that no thread of its parent holds."""
         if is_child:
             _inherited.append((self._connected, self._watch))
             self._lock, self._connected, self._watch = threading.Lock(), None, None
@@ -182,12 +182,12 @@ class Database(Forked, ABC):
     def _reason(self, error: Exception) -> str:
         return reason_of(error)
 
-    def _token_of(self, row: "tuple[Any, ...] | None") -> int:
-        """Return the catalogue's number, as its head has it; CatalogError: there is none."""
+    def _change_number(self, row: "tuple[Any, ...] | None") -> int:
+        """Return the change number in a row of the head, or raise CatalogError if there is none."""
         if row is None or type(row[0]) is not int:
             raise CatalogError(
-                f"Catalogue {self.where} is damaged: it does not say what state it is in.\n"
-                "See what is wrong: medvllm history verify",
+                f"Catalogue {self.where} is damaged: it has no valid change number.\n"
+                "To see what is wrong: medvllm history verify",
                 path=self.where,
             )
         return int(row[0])
@@ -196,11 +196,11 @@ class Database(Forked, ABC):
         return ""
 
 
-_inherited: list[object] = []  # a parent's connections: closing them here could end the parent's
+_inherited: list[object] = []  # the parent's connections, which must not be closed here
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the database's own words, without the statement and its values."""
+    """Return the database's own message, without the statement and its values."""
     own = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
     with suppress(IndexError):
         return str(own).strip().splitlines()[0].rstrip(".")

@@ -1,4 +1,4 @@
-"""The history: rows that are only added, each with a hash over itself and the row before."""
+"""The history. Rows are only added, and each has a hash over itself and the row before it."""
 
 import hashlib
 import json
@@ -20,29 +20,29 @@ _MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00", re.ASCII)
 
 
 def to_json(content: Any) -> str:
-    """Return `content` in the one form that is stored and hashed: sorted, and in ASCII, which every database keeps."""
+    """Return `content` as JSON, as it is stored and hashed: sorted, and in ASCII, which every database keeps."""
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def sha256(text: object) -> str:
-    """Return the SHA-256 of a text, or of what somebody put in its place."""
+    """Return the SHA-256 of a text, or of another value that somebody put in its place."""
     return hashlib.sha256(str(text).encode()).hexdigest()
 
 
 def is_moment(at: object) -> TypeGuard[str]:
-    """Return whether a time is in the form that events have, in which later ones are greater."""
+    """Return whether a value is a time as events have it: later times compare greater."""
     return isinstance(at, str) and _MOMENT.fullmatch(at) is not None
 
 
 class Journal:
-    """The changes of one transaction. `close` adds their rows, and moves on the catalogue's revision."""
+    """The events of one transaction. `write` adds them to the history and changes the catalogue's change number."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._length, self._hash = end_of(connection)
         last = connection.execute(select(history.c.at).where(history.c.seq == self._length)).scalar()
         self._last_at = last if is_moment(last) else ""
-        self._revision: int | None = None
+        self._change_number: int | None = None
         self._rows: list[dict[str, Any]] = []
         self.events: list[Event] = []
 
@@ -62,60 +62,73 @@ class Journal:
         self._length += 1
         clock = datetime.now(UTC).isoformat(timespec="microseconds")
         told = dict(detail or {})
-        if clock < self._last_at:  # events stand in the order of their times; a clock that is behind is noted
+        if clock < self._last_at:  # times must not decrease; if a clock is behind, its own time is kept too
             told["clock"], clock = clock, self._last_at
         self._last_at = clock
-        number = version or None  # what is not an entry has none
+        number = version or None  # a model without an entry has version 0
         event = Event(self._length, clock, who(), socket.gethostname(), action, name, number, alias, reason, told)
         self.events.append(event)
-        if action != "loaded":  # what was looked up stands after a load
-            self._revision = self._length + 1
+        if action != "loaded":  # a load does not make look-ups outdated
+            self._change_number = self._length + 1
         record = to_json(event.to_dict())
         self._hash = sha256(self._hash + record)
         self._rows.append({"seq": self._length, "at": clock, "name": name, "record": record, "hash": self._hash})
         return event
 
-    def close(self) -> None:
-        """Write what was noted; without it, nothing changes."""
+    def write(self) -> None:
+        """Write the events to the database."""
         if self._rows:
             self.connection.execute(insert(history), self._rows)
             values: dict[str, Any] = {"length": self._length, "hash": self._hash}
-            if self._revision is not None:
-                values["revision"] = self._revision
+            if self._change_number is not None:
+                values["change_number"] = self._change_number
             self.connection.execute(update(head).values(values))
 
 
 def end_of(connection: Connection) -> tuple[int, str]:
-    """Return the number and the hash of the last event; CatalogError: the catalogue does not say."""
+    """Return number and hash of the last event.
+
+    Raises:
+        CatalogError: The catalogue does not say where its history ends.
+    """
     found = connection.execute(select(head.c.length, head.c.hash)).all()
     if len(found) != 1 or type(found[0].length) is not int or not isinstance(found[0].hash, str):
         raise CatalogError(
             "The catalogue is damaged: it does not say where its history ends.\n"
-            "See what is wrong: medvllm history verify"
+            "To see what is wrong: medvllm history verify"
         )
     return found[0].length, found[0].hash
 
 
 def events(connection: Connection, name: str | None, since: str | None) -> Iterator[Event]:
-    """Give the events in their order: those of a model, those since a moment (UTC, ISO 8601), or all."""
+    """Iterate over the events in their order.
+
+    Args:
+        connection: A connection in a transaction.
+        name: Only events of this name.
+        since: Only events from this moment on (UTC, ISO 8601).
+
+    Raises:
+        CatalogError: An event is not what was written.
+    """
     query = select(history.c.seq, history.c.at, history.c.name, history.c.record).order_by(history.c.seq)
     if name is not None:
         query = query.where(history.c.name == name)
     if since is not None:
         query = query.where(history.c.at >= since)
-    with connection.execute(query.execution_options(yield_per=1000)) as rows:  # closed, read to its end or not
+    with connection.execute(query.execution_options(yield_per=1000)) as rows:  # closed even if the caller stops early
         for row in rows:
             event = event_of(row)
             if event is None:
                 raise CatalogError(
                     f"The history is damaged: event {row.seq} is not what was written.\n"
-                    "What else is wrong: medvllm history verify"
+                    "To see what else is wrong: medvllm history verify"
                 )
             yield event
 
 
 def event_of(row: Row[*tuple[Any, ...]]) -> Event | None:
-    """Return the event of a row, or None where it is none that was written there."""
+    """Return the event of a row, or None if the row is not what was written."""
     try:
         event = Event(**json.loads(row.record))
         is_written = to_json(event.to_dict()) == row.record and _is_sound(event)
@@ -125,7 +138,7 @@ def event_of(row: Row[*tuple[Any, ...]]) -> Event | None:
 
 
 def _is_sound(event: Event) -> bool:
-    """Return whether each field is of its kind."""
+    """Return whether each field has the right type."""
     texts = event.at, event.who, event.machine, event.action
     others = event.name, event.alias, event.reason
     return (

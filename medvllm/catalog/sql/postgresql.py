@@ -1,4 +1,4 @@
-"""The catalogue on a PostgreSQL server, for a team. A server that does not answer stops no model that is known."""
+"""The catalogue on a PostgreSQL server. If the server does not answer, models that were looked up before still load."""
 
 import re
 import time
@@ -16,35 +16,35 @@ from medvllm.errors import CatalogError, MedVLLMError, MigrationError, MissingDe
 from medvllm.near_names import near_names
 
 _CONNECT_S = 5
-_ASK_AGAIN_S = 5  # a server that did not answer is not asked more often than this
+_ASK_AGAIN_S = 5  # how long to wait before asking a server again that did not answer
 
 
 class PostgresServer(Database):
-    """A database by its URL. It waits for `medvllm catalog migrate`: the team chooses the moment."""
+    """A database on a server. It is only migrated by `medvllm catalog migrate`, when the team decides."""
 
     def __init__(self, url: str) -> None:
         self._url, self._address = url, Address.of(url)
         super().__init__(self._address.shown)
         self._seen: int | None = None
-        self._ask_at = 0.0  # 0: the server answers
+        self._ask_at = 0.0  # when to ask the server again; 0: it answers
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         with super().reading() as connection:
-            self._ask_at = 0.0  # it answers
+            self._ask_at = 0.0  # the server answers
             yield connection.execution_options(isolation_level="REPEATABLE READ")
 
     def read(self, look: Callable[[Connection], T]) -> T:
         try:
             return super().read(look)
         except CatalogError as error:
-            # Once more: the connection has ended between two looks. A look changes nothing.
+            # Try again if the connection ended while it was idle. Reading twice does no harm.
             if not getattr(error.__cause__, "connection_invalidated", False):
                 raise
         return super().read(look)
 
     def change_token(self) -> Hashable:
-        """Return the catalogue's number, for a round trip. While the server does not answer, the last one stands."""
+        """Return the change number, by one round trip. If the server does not answer, return the last one."""
         with self._lock:
             if time.monotonic() < self._ask_at:
                 return self._seen
@@ -59,12 +59,12 @@ class PostgresServer(Database):
                 if self._seen is None or not is_lost(error):
                     raise self._cannot("read", error) from error
                 if not self._ask_at:
-                    logger.warning("Catalogue %s does not answer; what was read last stands meanwhile.", self.where)
+                    logger.warning("Catalogue %s does not answer. What was read before is still used.", self.where)
                 self._ask_at = time.monotonic() + _ASK_AGAIN_S
             return self._seen
 
     def _asked(self, engine: Engine) -> int:
-        """Return the catalogue's number; by another connection, when the one that was idle has been ended."""
+        """Return the change number. If the idle connection was ended, ask again with a new one."""
         if self._watch is not None:
             import psycopg
 
@@ -83,7 +83,7 @@ class PostgresServer(Database):
             pooled.detach()
             connection.autocommit = True
             self._watch = connection
-        return self._token_of(self._watch.execute("SELECT revision FROM catalog_head").fetchone())
+        return self._change_number(self._watch.execute("SELECT revision FROM catalog_head").fetchone())
 
     def _new_engine(self) -> Engine:
         arguments = {"connect_timeout": _CONNECT_S, "tcp_user_timeout": WAIT_S * 1000, **self._address.arguments()}
@@ -93,9 +93,9 @@ class PostgresServer(Database):
                 "postgresql+psycopg://",
                 pool_pre_ping=True,
                 hide_parameters=True,
-                isolation_level="READ COMMITTED",  # whoever had the turn before is seen
-                use_native_hstore=False,  # there is none, and looking for it is a round trip
-                # Prepared statements belong to a connection, and a pooler may give each transaction another.
+                isolation_level="READ COMMITTED",  # after waiting for the lock, see what the process before has written
+                use_native_hstore=False,  # looking for the type would cost a round trip
+                # A prepared statement belongs to one connection, but a pooler may give each transaction another one.
                 connect_args={**arguments, "prepare_threshold": None},
             )
         except (ModuleNotFoundError, NoSuchModuleError) as error:
@@ -105,7 +105,7 @@ class PostgresServer(Database):
             ) from error
 
     def _check(self, arguments: Iterable[str]) -> None:
-        """Raise SettingError unless libpq knows each parameter of the URL."""
+        """Raise SettingError if libpq does not know a parameter of the URL."""
         from psycopg.pq import Conninfo
 
         known = [option.keyword.decode() for option in Conninfo.get_defaults()]
@@ -115,7 +115,7 @@ class PostgresServer(Database):
                 raise wrong(
                     self._url,
                     f"has the parameter {name[:40]!r}, which PostgreSQL does not know"
-                    + (f"; the nearest is {near[0]!r}" if near else ""),
+                    + (f" (did you mean {near[0]!r}?)" if near else ""),
                 )
 
     def _cannot(self, what: str, error: Exception) -> MedVLLMError:
@@ -130,8 +130,8 @@ class PostgresServer(Database):
     def _adopt(self, found: str | None) -> None:
         state = f"has the schema {found!r}" if found else "is empty"
         raise MigrationError(
-            f"Catalogue {self.where} {state}, and this program needs {schema.HEAD!r}.\n"
-            f"Make it so: medvllm catalog {'migrate' if found else 'init'}",
+            f"Catalogue {self.where} {state}, but this program needs {schema.HEAD!r}.\n"
+            f"Run: medvllm catalog {'migrate' if found else 'init'}",
             schema=found,
         )
 
@@ -140,13 +140,13 @@ class PostgresServer(Database):
         with super()._transaction(engine) as connection:
             self._ask_at = 0.0
             connection.execute(select(func.set_config("lock_timeout", f"{WAIT_S}s", True)))
-            # Not a row's: before a migration there are no tables.
+            # An advisory lock, because before the first migration there is no table to lock.
             connection.execute(select(func.pg_advisory_xact_lock(func.hashtext("medvllm catalog"))))
             yield connection
 
 
 def is_lost(error: BaseException) -> bool:
-    """Return whether a server could not be reached, or has ended the connection; another error is an answer of it."""
+    """Return whether a server could not be reached or ended the connection. Any other error is an answer."""
     import psycopg
 
     own = error.orig if isinstance(error, DBAPIError) else error
@@ -155,15 +155,15 @@ def is_lost(error: BaseException) -> bool:
         return state.startswith("08") or state in _ENDED
     if not isinstance(own, psycopg.OperationalError | psycopg.InterfaceError):
         return False
-    # Without a state of its own, it is of a connection. A server that refuses to make one gives a reason.
+    # An error without a state concerns the connection. If the server refused it, the message has its reason.
     refusals = [line for line in str(own).splitlines() if "FATAL:" in line]
     return not refusals or any(word in line for line in refusals for word in _PASSING)
 
 
-_ENDED = ("57P01", "57P02", "57P03", "57P05", "25P03")  # by an operator, a crash, a start, or for being idle
+_ENDED = ("57P01", "57P02", "57P03", "57P05", "25P03")  # by an administrator, a crash, a start, or for being idle
 _PASSING = (
     *("starting up", "shutting down", "in recovery mode", "not yet accepting", "not accepting", "terminating"),
     *("too many", "connection slots", "cannot connect to server", "server login", "login failed", "wait_timeout"),
 )
-# What libpq and psycopg say of a parameter's value.
+# Messages of libpq and psycopg about the value of a parameter.
 _WRONG_VALUE = re.compile(r"invalid .*(value|port number)|bad value for|could not match .* to|definition of service")

@@ -29,20 +29,20 @@ class Processes:
         """Write a record in place of the one with that id, and remove those of processes that are long gone."""
         row = insert(processes).values(id=id, seen=func.now(), note=text)
         row = row.on_conflict_do_update(index_elements=["id"], set_={"seen": func.now(), "note": text})
-        with self._store.database.noting() as connection:
+        with self._store.database.writing_beside() as connection:
             connection.execute(row)
             old = processes.c.seen < func.now() - timedelta(seconds=GONE_S)
             connection.execute(delete(processes).where(old))
 
     def remove(self, id: str) -> None:
         """Remove a record, if it exists."""
-        with self._store.database.noting() as connection:
+        with self._store.database.writing_beside() as connection:
             connection.execute(delete(processes).where(processes.c.id == id))
 
     def read_all(self) -> Iterator[StoredRecord]:
         """Yield every record."""
         age = func.extract("epoch", func.now() - processes.c.seen)
-        with self._store.database.noting() as connection:
+        with self._store.database.writing_beside() as connection:
             rows = connection.execute(
                 select(processes.c.id, processes.c.note, age.label("age")).limit(_MAX_RECORDS)
             ).all()

@@ -48,7 +48,7 @@ def list_names(connection: Connection) -> list[str]:
 
 
 def list_aliases(connection: Connection, name: str | None) -> list[Alias]:
-    """Return the aliases of a name, or all, sorted."""
+    """Return the aliases of a name, or of all names, sorted."""
     query = select(aliases).order_by(aliases.c.name, aliases.c.alias)
     if name is not None:
         query = query.where(aliases.c.name == name)

@@ -1,4 +1,4 @@
-"""The catalogue in a SQLite file, with a log beside it (WAL): readers never wait, writers take turns."""
+"""The catalogue in a SQLite file in WAL mode: readers never wait, and one process writes at a time."""
 
 import os
 import sqlite3
@@ -15,33 +15,33 @@ from medvllm.catalog.sql import schema
 from medvllm.catalog.sql.database import WAIT_S, Database, logger
 from medvllm.files import make_own, make_own_file
 
-_MODE = 0o664  # less what the umask takes
+_MODE = 0o664  # the umask takes bits away
 
 
 class SqliteFile(Database):
-    """A file, made by the first change. It is migrated by itself, after a backup."""
+    """A file, created by the first change. An older schema is migrated when the file is opened, after a backup."""
 
     def __init__(self, file: Path) -> None:
         super().__init__(str(file))
         self._file = file
-        self._as_it_stands = False  # whether it is read as one that this process cannot write to and nobody has open
-        self._watched: Hashable = None  # the file that is watched
-        self._version: int | None = None  # SQLite's number of the file's state
-        self._number = 0  # the catalogue's own number of it
+        self._as_it_stands = False  # whether it is opened as immutable: read-only, and nobody writes
+        self._watched: Hashable = None  # the file that _watch has open
+        self._version: int | None = None  # SQLite's data_version when the change number was read
+        self._number = 0  # the change number of the catalogue
 
     def change_token(self) -> Hashable:
-        """Return the file and the catalogue's number, or None while there is no file. It costs microseconds."""
+        """Return the file and its change number, or None while there is no file. This takes microseconds."""
         with self._lock:
             identity = self._identity()
             if identity is None:
                 return None
             try:
                 if self._watch is not None and self._watched != identity:
-                    self._close()  # all of it: SQLite may hold one file open, and another of the same name not yet
+                    self._close()  # also the engine: it may still have the old file open
                 if self._watch is None:
                     self._look()
                     self._watch, self._watched, self._version = _open(self._file, self._as_it_stands), identity, None
-                # It changes with the commits of others; this connection commits nothing itself.
+                # It changes when another connection commits. This one never commits.
                 (version,) = self._watch.execute("PRAGMA data_version").fetchone()
                 if version != self._version:
                     self._number, self._version = self._ask(), version
@@ -50,14 +50,14 @@ class SqliteFile(Database):
             return identity, self._number
 
     def before_fork(self) -> None:
-        """Close all: SQLite keeps one record of a file's locks for a process, and in a child none of them would hold.
+        """Close all connections, because SQLite's locks belong to a process and would not hold in the child.
 
-        Another process could then remove the log that the child writes to, and with it what the child has written.
+        Another process could then delete the write-ahead log that the child writes to, with what the child wrote.
         """
         self._lock.acquire()
         deadline = time.monotonic() + WAIT_S
         while self._connected and cast(QueuePool, self._connected[0].pool).checkedout() and time.monotonic() < deadline:
-            time.sleep(0.001)  # another thread is reading or writing
+            time.sleep(0.001)  # another thread still reads or writes
         self._close()
 
     def after_fork(self, *, is_child: bool) -> None:
@@ -66,9 +66,9 @@ class SqliteFile(Database):
     def _ask(self) -> int:
         try:
             found = self._watch.execute("SELECT revision FROM catalog_head").fetchone()
-        except sqlite3.OperationalError:  # no catalogue yet, or none at all: whoever reads it says so
+        except sqlite3.OperationalError:  # not a catalogue, or not yet one: reading it raises the error
             return 0
-        return self._token_of(found)
+        return self._change_number(found)
 
     def _new_engine(self) -> Engine:
         self._look()
@@ -79,32 +79,32 @@ class SqliteFile(Database):
         return engine
 
     def _prepare(self) -> None:
-        # Reading makes no file: one that has just gone, with its disk perhaps, would be an empty one then.
+        # Only a change creates the file. If reading did, a file on a disk that was just unmounted would become empty.
         if self._identity() is None:
             make_own(self._file.parent)
-            if self._file.parent == settings.HOME():  # private, whatever the umask; elsewhere it may be for others
+            if self._file.parent == settings.HOME():  # private whatever the umask; a file elsewhere may be shared
                 make_own_file(self._file)
             os.close(os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _MODE))
 
     def _adopt(self, found: str | None) -> None:
         before, backup = self.migrate()
         if backup:
-            logger.warning("Catalogue %s was migrated from schema %s; before: %s", self.where, before, backup)
+            logger.warning("Catalogue %s was migrated from schema %s. The backup is %s", self.where, before, backup)
 
     def _look(self) -> None:
-        """See how the file is to be opened: all connections to it are alike."""
+        """Decide how to open the file. All connections to it are opened alike."""
         if self._connected is None and self._watch is None:
             self._as_it_stands = _stands(self._file)
 
     def _identity(self) -> Hashable:
-        """Return which file it is; None while there is none."""
+        """Return what identifies the file, or None while there is none."""
         try:
             status = os.stat(self._file)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise self._cannot("read", error) from error
-        if self._as_it_stands:  # it is another as soon as somebody begins to write to it
+        if self._as_it_stands:  # it must be reopened as soon as somebody writes to it
             return status.st_dev, status.st_ino, status.st_mtime_ns, _stands(self._file)
         return status.st_dev, status.st_ino
 
@@ -117,26 +117,26 @@ class SqliteFile(Database):
 
     def _advice(self, reason: str) -> str:
         if any(word in reason for word in ("readonly", "unable to open", "denied")):
-            return f"\nSee who may do so: ls -ld {self._file.parent} {self._file}"
+            return f"\nCheck the permissions: ls -ld {self._file.parent} {self._file}"
         if "not a database" in reason or "malformed" in reason:
-            return f"\nPut a backup in its place, such as one of: ls {self._file}.*.backup"
+            return f"\nReplace it by a backup. To list the backups: ls {self._file}.*.backup"
         return ""
 
 
 def _stands(file: Path) -> bool:
-    """Return whether a file can only be read, and has all that was written: whoever writes has a log beside it."""
+    """Return whether a file is read-only and complete: while anybody writes, there is a log beside it."""
     writable = os.access(file, os.W_OK) and os.access(file.parent, os.W_OK)
     return file.exists() and not writable and not file.with_name(f"{file.name}-wal").exists()
 
 
 def _open(file: Path, as_it_stands: bool) -> sqlite3.Connection:
-    """Return a connection that begins no transaction by itself."""
+    """Return a connection that does not begin transactions implicitly."""
     uri = file.absolute().as_uri()
     if as_it_stands:
         uri += "?mode=ro&immutable=1"
     else:
         uri += "?mode=rw" if os.access(file, os.W_OK) else "?mode=ro"
-    new = not file.stat().st_size  # one that is not, may be somebody else's
+    new = not file.stat().st_size  # a file with content may belong to another program
     connection = sqlite3.connect(uri, uri=True, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
     try:
         if new:
@@ -150,6 +150,6 @@ def _open(file: Path, as_it_stands: bool) -> sqlite3.Connection:
 
 
 def _begin(connection: Connection) -> None:
-    # A plain BEGIN that comes to write fails at once when another has written meanwhile, without waiting.
+    # A plain BEGIN would fail at its first write, without waiting, if another process has written meanwhile.
     writes = connection.get_execution_options().get("writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

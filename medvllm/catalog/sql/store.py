@@ -1,4 +1,4 @@
-"""Entries, versions and aliases in a database. Each change is one transaction with its row in the history."""
+"""Reads entries, versions and aliases from a database, and begins transactions."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from medvllm.catalog.sql.sqlite import SqliteFile
 from medvllm.catalog.sql.tables import aliases, names, other_names, versions
 from medvllm.catalog.sql.transaction import Transaction
 
-# What a name means, alone, with a number or with an alias; made once, as making one takes longer than asking it.
+# What a name means: alone, with a number, or with an alias. Made once: making a query takes longer than running it.
 _NAMED = select(versions).where(versions.c.name == bindparam("name"))
 _MEANT = and_(names.c.name == versions.c.name, names.c.current == versions.c.number)
 _CURRENT = _NAMED.join(names, _MEANT)
@@ -41,18 +41,18 @@ class SqlStore:
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
-        """Give the catalogue for one change; all of it is kept, or, after an error or without `is_kept`, nothing."""
+        """Give a transaction. It is rolled back after an error, or if `is_kept` is not set at its end."""
         with self.database.writing() as connection:
             journal = Journal(connection)
             transaction = Transaction(journal)
             yield transaction
             if transaction.is_kept:
-                journal.close()
+                journal.write()
             else:
                 connection.rollback()
 
     def find(self, name: str, suffix: str | None = None) -> tuple[int, dict[str, Any]] | None:
-        """Return number and facts of the version that a name, a number or an alias means, or None."""
+        """Return number and facts of the version that a name means, alone or with a number or an alias, or None."""
         number = None if suffix is None else number_of(suffix)
         query = _CURRENT if suffix is None else _POINTED_TO if number is None else _NUMBERED
         wanted = {"name": name, "number": number, "alias": suffix}
@@ -60,7 +60,7 @@ class SqlStore:
         return None if row is None else (row.number, facts_of(row))
 
     def owners(self, other: str) -> list[str]:
-        """Return the names of the entries of which some version is known by another name too."""
+        """Return the names of the entries of which a version is also known as `other`."""
         query = select(other_names.c.name).where(other_names.c.other == other).distinct().order_by(other_names.c.name)
         return self.database.read(lambda connection: list(connection.execute(query).scalars()))
 
@@ -74,17 +74,20 @@ class SqlStore:
         return self.database.read(lambda connection: list(connection.execute(query).scalars()))
 
     def was_removed(self, name: str) -> bool:
-        """Return whether a name had versions, and has none any more."""
+        """Return whether a name had versions and has none now."""
         query = select(names.c.newest).where(names.c.name == name, names.c.current.is_(None))
         return self.database.read(lambda connection: connection.execute(query).scalar()) is not None
 
     def rows(self, after: str | None) -> Iterator[tuple[str, str, Callable[[], tuple[int, dict[str, Any]]]]]:
-        """Give what each name means, sorted by name: name, type, and a call for number and facts."""
+        """Iterate over what each name means, sorted: the name, the type, and a function that reads number and facts."""
         query = select(versions).join(names, _MEANT).order_by(versions.c.name)
         if after is not None:
             query = query.where(versions.c.name > after)
         query = query.execution_options(stream_results=True, max_row_buffer=500)
-        with self.database.reading() as connection, connection.execute(query) as found:  # read to its end or not
+        with (
+            self.database.reading() as connection,
+            connection.execute(query) as found,
+        ):  # closed even if the caller stops early
             for row in found:
                 yield row.name, row.model_type, partial(_content, row)
 
@@ -100,27 +103,27 @@ class SqlStore:
         return [(row.name, row.number, facts_of(row)) for row in found]
 
     def content(self) -> tuple[list[tuple[str, int, dict[str, Any]]], list[Alias]]:
-        """Return every version and every alias, of one moment."""
+        """Return every version and every alias, read in one transaction."""
         rows, found = self.database.read(
             lambda connection: (connection.execute(select(versions)).all(), list_aliases(connection, None))
         )
         return [(row.name, row.number, facts_of(row)) for row in rows], found
 
     def aliases(self, name: str | None = None) -> list[Alias]:
-        """Return the aliases of a name, or all, sorted."""
+        """Return the aliases of a name, or of all names, sorted."""
         return self.database.read(lambda connection: list_aliases(connection, name))
 
     def events(self, name: str | None, since: str | None) -> Iterator[Event]:
-        """Give the events in their order."""
+        """Iterate over the events in their order."""
         with self.database.reading() as connection:
             yield from history.events(connection, name, since)
 
     def position(self) -> tuple[int, str]:
-        """Return the number of events, and the hash of the last, as the catalogue keeps them."""
+        """Return the number of events and the hash of the last one, as the catalogue keeps them."""
         return self.database.read(history.end_of)
 
     def check(self) -> tuple[int, str, list[str]]:
-        """Return how many events there are, a hash over all of them, and what is wrong with them."""
+        """Check the history: return the number of events, a hash over all of them, and what is wrong."""
         found = self.database.read(check)
         return found.length, found.hash, found.flaws
 

@@ -1,4 +1,4 @@
-"""The tables as this program knows them; the migrations make them."""
+"""The tables of this program's schema. The migrations create them."""
 
 from sqlalchemy import (
     BigInteger,
@@ -16,15 +16,15 @@ from sqlalchemy import (
 MAX_NUMBER = 2**31 - 1  # of an INTEGER
 
 metadata = MetaData()
-# Compared and sorted by code point on both databases, as Python does; PostgreSQL would follow the server's language.
+# Both databases compare and sort names by code point, as Python does. PostgreSQL would use the server's language.
 NAME = Text().with_variant(Text(collation="C"), "postgresql")
 
-# One row: the number that changes with the catalogue, and where the history ends.
+# One row: a number that grows with every change of the catalogue, and where the history ends.
 head = Table(
     "catalog_head",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("revision", BigInteger, nullable=False),
+    Column("revision", BigInteger, key="change_number", nullable=False),
     Column("length", BigInteger, nullable=False),
     Column("hash", Text, nullable=False),
 )
@@ -32,8 +32,8 @@ names = Table(
     "catalog_names",
     metadata,
     Column("name", NAME, primary_key=True),
-    Column("newest", Integer, nullable=False),  # the newest version ever given: never given again
-    Column("current", Integer),  # the version that the bare name means; none is left: NULL
+    Column("newest", Integer, nullable=False),  # the highest version ever given; no number is given twice
+    Column("current", Integer),  # the version that the bare name means; NULL without versions
 )
 versions = Table(
     "catalog_versions",
@@ -58,7 +58,7 @@ aliases = Table(
     metadata,
     Column("name", NAME, primary_key=True),
     Column("alias", NAME, primary_key=True),
-    Column("number", Integer),  # NULL: protected before it was set
+    Column("number", Integer),  # NULL: the alias is protected but not set
     Column("guarded", Boolean, key="protected", nullable=False),
     ForeignKeyConstraint(["name"], ["catalog_names.name"]),
     ForeignKeyConstraint(["name", "number"], ["catalog_versions.name", "catalog_versions.number"]),
@@ -69,12 +69,12 @@ history = Table(
     Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
     Column("at", Text, nullable=False),  # UTC, ISO 8601
     Column("name", NAME),
-    Column("record", Text, nullable=False),  # JSON in ASCII: all of the event
+    Column("record", Text, nullable=False),  # the whole event, as JSON in ASCII
     Column("hash", Text, nullable=False),  # SHA-256 of the hash before and the record
     Index("catalog_history_by_name", "name", "seq"),
     Index("catalog_history_by_time", "at"),
 )
-# What processes hold. It stays empty in a SQLite file: there they note it in files beside it.
+# Records of the processes that hold models. With SQLite they are files beside the database, and this table is empty.
 processes = Table(
     "catalog_processes",
     metadata,

@@ -1,4 +1,7 @@
-"""One change of the stored catalogue, in one database transaction. Every step adds an event to the history."""
+"""One change of the stored catalogue, in one database transaction. Every step adds an event to the history.
+
+It is long because each step checks what it may do, and says what to do instead.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace as with_fields
