@@ -117,9 +117,9 @@ def unknown() -> dict[str, list[str]]:
 @cache
 def warn_of_unknown() -> None:
     """Log each MEDVLLM_* variable that is not a setting, once. A misspelt name could leave a safeguard off."""
-    import logging
-
     for name, near in unknown().items():
+        import logging  # here, as there is hardly ever one to warn of
+
         logging.getLogger(__name__).warning(
             "%s is not a setting of medvllm and has no effect.%s", name, did_you_mean(near)
         )
