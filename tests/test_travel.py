@@ -154,7 +154,7 @@ def test_a_bundle_changes_no_name_without_leave(
         "  m@2 would have another tags",
         "  alias 'production' of 'm' points to 2, and would to 3",
         "  'm' means m@2, and would mean m@3",
-        "If that is meant: medvllm import BUNDLE --replace",
+        "To make these changes: medvllm import BUNDLE --replace",
     ]
     assert _tables() == before
     plan = other.import_bundle(tmp_path / "2.tar", replace=True, dry_run=True)

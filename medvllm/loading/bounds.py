@@ -14,7 +14,7 @@ from torch.nn.modules.module import (
 from transformers import PreTrainedModel
 
 from medvllm.errors import WeightsMismatchError
-from medvllm.sources import Snapshot
+from medvllm.sources.snapshot import Snapshot
 
 _FROM_PRETRAINED = PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
 _COPIES = 4  # a tied weight is created once for each of its names

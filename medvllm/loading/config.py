@@ -12,7 +12,7 @@ from medvllm.loading import remote_code
 from medvllm.loading.model_class import auto_class_name
 from medvllm.metadata import ModelMetadata
 from medvllm.options import LoadOptions, unknown_option
-from medvllm.sources import Snapshot
+from medvllm.sources.snapshot import Snapshot
 
 
 def read_config(

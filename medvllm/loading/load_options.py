@@ -10,7 +10,7 @@ from medvllm.errors import LoadError, MedVLLMError, MissingDependencyError
 from medvllm.loading import config, device, model_class, remote_code
 from medvllm.metadata import ModelMetadata
 from medvllm.options import Identity, LoadOptions
-from medvllm.sources import Snapshot
+from medvllm.sources.snapshot import Snapshot
 
 # Fields of a config that do not change the model.
 _INCIDENTAL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}

@@ -23,7 +23,7 @@ from medvllm.loading.rust_panics import raise_as_errors
 from medvllm.loading.stateless import make_stateless
 from medvllm.metadata import ModelMetadata
 from medvllm.options import Identity
-from medvllm.sources import Snapshot
+from medvllm.sources.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
 

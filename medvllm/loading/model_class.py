@@ -13,7 +13,7 @@ from medvllm.errors import LoadError, RequestError
 from medvllm.loading import remote_code
 from medvllm.metadata import ModelMetadata
 from medvllm.options import LoadOptions
-from medvllm.sources import Snapshot
+from medvllm.sources.snapshot import Snapshot
 
 # One network under several names: some checkpoints have the config of one and the architecture of another.
 _SISTERS = {"roberta": "Roberta", "xlm-roberta": "XLMRoberta", "camembert": "Camembert"}

@@ -12,8 +12,8 @@ from medvllm.classes import class_path
 from medvllm.loading import from_pretrained_lock
 from medvllm.loading.replay.aligned import save_aligned
 from medvllm.loading.replay.mapping import ALIGNED, map_file
-from medvllm.sources import Snapshot
 from medvllm.sources.dtype_copies import DtypeCopy, list_copies
+from medvllm.sources.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from medvllm.errors import MedVLLMError
 from medvllm.loading.checks.labels import label_map
 from medvllm.receipt import Proof
-from medvllm.sources import Snapshot
+from medvllm.sources.snapshot import Snapshot
 
 _digests: WeakKeyDictionary[PreTrainedTokenizerBase, str] = WeakKeyDictionary()  # a large vocabulary takes 0.1 s
 

@@ -24,8 +24,8 @@ from medvllm import settings
 from medvllm.errors import DigestMismatchError, LoadError, MedVLLMError, MissingDependencyError, UnsafeWeightsError
 from medvllm.forking import Lock
 from medvllm.metadata import ModelMetadata
-from medvllm.sources import Snapshot
 from medvllm.sources.json_files import read_json
+from medvllm.sources.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
 

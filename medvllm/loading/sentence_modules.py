@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from medvllm.errors import IncompleteSnapshotError, LoadError, SourceError, WeightsMismatchError
 from medvllm.metadata import ModelMetadata
-from medvllm.sources import Snapshot, sentence
+from medvllm.sources import sentence
+from medvllm.sources.snapshot import Snapshot
 
 _ACTIVATION = re.compile(r"torch\.nn\.(?:modules\.(?:activation\.|linear\.)?)?(\w+)")
 # These mix the numbers of a vector, or need arguments that no folder gives.

@@ -9,7 +9,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from medvllm.errors import LoadError, WeightsMismatchError
 from medvllm.loading.bounds import is_floating
 from medvllm.metadata import ModelMetadata
-from medvllm.sources import Snapshot
+from medvllm.sources.snapshot import Snapshot
 
 _FIELDS = ("quantization_config", "compression_config")  # the second is the older name that compressed-tensors used
 

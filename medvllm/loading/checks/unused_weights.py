@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from medvllm.errors import WeightsMismatchError
 from medvllm.loading.meta_model import build_meta_model
 from medvllm.metadata import ModelMetadata
-from medvllm.sources import Snapshot
+from medvllm.sources.snapshot import Snapshot
 
 # Buffers that older versions stored, counters of other tools, and weights of the loss: none affects the outputs.
 _IDLE = re.compile(

@@ -12,7 +12,7 @@ import torch
 from medvllm.errors import WeightsMismatchError
 from medvllm.loading.checks import unused_weights
 from medvllm.metadata import ModelMetadata
-from medvllm.sources import Snapshot
+from medvllm.sources.snapshot import Snapshot
 
 
 def check_weights(metadata: ModelMetadata, model: Any, info: Any, snapshot: Snapshot) -> None:

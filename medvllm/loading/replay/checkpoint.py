@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from medvllm.loading.replay.mapping import MappedFile, map_file
-from medvllm.sources import Snapshot
+from medvllm.sources.snapshot import Snapshot
 
 _FROM_PRETRAINED = PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
 

@@ -8,7 +8,7 @@ from medvllm.forking import Lock
 from medvllm.loading.replay.template import NoTemplate, Template
 from medvllm.metadata import ModelMetadata
 from medvllm.options import Identity
-from medvllm.sources import Snapshot
+from medvllm.sources.snapshot import Snapshot
 
 SourceFacts = tuple[Any, ...]
 

@@ -16,8 +16,8 @@ from medvllm.loading.tokenizer.max_length import find_max_length
 from medvllm.loading.tokenizer.thread_safe import make_thread_safe
 from medvllm.metadata import ModelMetadata
 from medvllm.options import LoadOptions
-from medvllm.sources import Snapshot
 from medvllm.sources.json_files import read_json
+from medvllm.sources.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
 

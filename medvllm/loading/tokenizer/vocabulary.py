@@ -6,7 +6,7 @@ from typing import Any
 from medvllm.errors import WeightsMismatchError
 from medvllm.loading.positions import text_config
 from medvllm.metadata import ModelMetadata
-from medvllm.sources import Snapshot
+from medvllm.sources.snapshot import Snapshot
 
 _BERT_SPECIAL = {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}  # also if a tokenizer does not declare them
 
