@@ -594,7 +594,7 @@ def test_what_was_taken_into_the_home_folder_stays_what_it_was(
         backup = shutil.copytree(kept, tmp_path / "backup", dirs_exist_ok=True)
         change()
         for asked in (registry, ModelRegistry()):
-            with pytest.raises(DigestMismatchError, match="no longer holds the files that were taken into it"):
+            with pytest.raises(DigestMismatchError, match="no longer holds the files that were copied into it"):
                 asked.load_model("m" if asked is registry else str(kept))
         shutil.rmtree(kept)
         shutil.copytree(backup, kept)
@@ -669,7 +669,7 @@ def test_no_file_leads_out_of_the_folder(
     folder = tiny.bert_masked_lm(tmp_path / "m")
     content = json.loads((folder / file).read_text()) | {field: [link] if many else link}
     (folder / file).write_text(json.dumps(content))
-    with pytest.raises(SourceError, match="outside of its folder|none of the model's"):
+    with pytest.raises(SourceError, match="outside of"):
         registry.load_model(folder)
 
 

@@ -360,7 +360,7 @@ def test_a_missing_shard_is_named(registry: ModelRegistry, tmp_path: Path) -> No
 
 def test_folders_that_are_none(registry: ModelRegistry, tmp_path: Path) -> None:
     """Not there, a file, empty, an adapter."""
-    with pytest.raises(SnapshotNotFoundError, match="is not there"):
+    with pytest.raises(SnapshotNotFoundError, match="does not exist"):
         registry.load_model(tmp_path / "nowhere")
     (tmp_path / "file").write_text("")
     with pytest.raises(SnapshotNotFoundError, match="is a file, not a folder"):

@@ -339,7 +339,7 @@ def test_modules_are_folders_of_the_model(registry: ModelRegistry, tmp_path: Pat
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "config.json").write_text('{"pooling_mode_cls_token": true}')
     (folder / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Pooling", "path": path}]))
-    with pytest.raises(SourceError, match="modules.json names a folder that is none of the model's"):
+    with pytest.raises(SourceError, match="modules.json names a folder outside of the model's"):
         registry.load_model(folder)
 
 
