@@ -273,7 +273,7 @@ def test_migrate_and_doctor(medvllm: Medvllm, ner: Path, monkeypatch: pytest.Mon
 def test_a_slip_is_noticed_when_it_is_typed(medvllm: Medvllm, ner: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not when the model is loaded: a folder without ./, a task, a relative folder in a file, a database's URL."""
     said = medvllm("register", "ner", "--type", "clinical", "--path", "ner")
-    assert said.code == 2 and "Write the folder as ./ner" in said.err
+    assert said.code == 2 and "Use ./ner for the folder" in said.err
     said = medvllm("register", "ner", "--type", "clinical", "--path", "./ner", "--task", "nre")
     assert said.code == 2 and "'ner'" in said.err
     assert medvllm("register", "ner", "--type", "clinical", "--path", "./ner", "--fact", "task=nre").code == 2

@@ -188,9 +188,7 @@ class Catalog:
     def find(self, name: str, suffix: str | None = None) -> ModelMetadata | None:
         """Return the entry of that name, or the first that is also known by it, or None.
 
-        Args:
-            name: A name, or another name of an entry.
-            suffix: The number of a version, or an alias. None means the entry's own choice.
+        `suffix` is the number of a version, or an alias.
         """
         owners = (self._find(owner, suffix) for owner in self._owners(name))
         return self._find(name, suffix) or next((entry for entry in owners if entry is not None), None)
