@@ -155,7 +155,7 @@ def valid_alias(alias: object) -> str:
             "The bare name already means the newest version. For a version that you choose, use: production"
         )
     if alias.casefold() == "default" != alias:
-        raise ModelNameError(f"Alias {alias!r} differs from 'default' only in case.\nUse: default")
+        raise ModelNameError(f"Alias {alias!r} cannot be used: it differs from 'default' only in case.\nUse: default")
     return alias
 
 

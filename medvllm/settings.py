@@ -3,7 +3,6 @@
 The environment takes precedence over `config.toml` in MEDVLLM_HOME, and that over /etc/medvllm/config.toml.
 """
 
-import logging
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -18,8 +17,6 @@ from medvllm.quantities import parse_budget, parse_duration
 from medvllm.settings_files import PREFIX, SYSTEM, SettingsFiles
 
 T = TypeVar("T")
-
-logger = logging.getLogger(__name__)
 
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
@@ -120,8 +117,12 @@ def unknown() -> dict[str, list[str]]:
 @cache
 def warn_of_unknown() -> None:
     """Log each MEDVLLM_* variable that is not a setting, once. A misspelt name could leave a safeguard off."""
+    import logging
+
     for name, near in unknown().items():
-        logger.warning("%s is not a setting of medvllm and has no effect.%s", name, did_you_mean(near))
+        logging.getLogger(__name__).warning(
+            "%s is not a setting of medvllm and has no effect.%s", name, did_you_mean(near)
+        )
 
 
 def is_secret(name: str) -> bool:

@@ -210,7 +210,13 @@ def _model(registry: ModelRegistry, folder: Path | str) -> tuple[str, list[int]]
         return weights.hexdigest(), lease.tokenizer("the patient ab c")["input_ids"]
 
 
-@pytest.mark.parametrize("name", SHAPES)
+# One of each kind that a lock tells apart; the others are tried in the slow run.
+IN_EVERY_RUN = ("bert", "shards", "pickle", "pickled shards", "stated weights", "byte-level", "0_Transformer")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in IN_EVERY_RUN else pytest.mark.slow) for name in SHAPES]
+)
 def test_a_file_that_changes_under_a_lock_is_refused_or_changes_nothing(
     shapes: dict[str, Path], name: str, tmp_path: Path
 ) -> None:

@@ -70,7 +70,7 @@ def test_labels_and_their_scheme_are_taken_as_elsewhere(registry: ModelRegistry)
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"id2label": {0: "O", 2: "B-X"}}, "every class from 0 to 1, but 1 is missing"),
         ({"id2label": {"a": "O", 0: "B"}}, "every class from 0 to 1, but 1 is missing"),
-        ({"id2label": {0: "O", "00": "B"}}, "must name every class"),
+        ({"id2label": {0: "O", "00": "B"}}, "for every class"),
         ({"id2label": {}}, ""),
         ({"id2label": {0: 5}}, "must be a list of texts"),
         ({"id2label": "O"}, "must be a list of texts"),

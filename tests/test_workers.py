@@ -77,7 +77,7 @@ def test_no_other_model_answers_for_one_that_was_sent(tmp_path: Path, ward: Any)
     sent = pickle.dumps(ModelRunner("ward-tagger"))
     other = tiny.bert_token_classifier(tmp_path / "other", labels=["O", "B-DRUG"], seed=9)
     registry.register("ward-tagger", "clinical", model_path=str(other), replace=True)
-    with pytest.raises(ModelExistsError, match="has registered that name for something else"):
+    with pytest.raises(ModelExistsError, match="has registered that name for another model"):
         pickle.loads(sent).entities(["aspirin"])
     later = pickle.dumps(ModelRunner("ward-tagger"))
     registry.unregister("ward-tagger")

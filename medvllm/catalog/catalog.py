@@ -1,7 +1,6 @@
 """The entries that a process can see, in the order in which they are looked up."""
 
 import heapq
-import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, count, islice
 from operator import attrgetter
@@ -12,7 +11,7 @@ from medvllm.catalog.announcements import Meaning
 from medvllm.catalog.builtin import builtin_entries
 from medvllm.catalog.packages import Shipment, package_entries
 from medvllm.catalog.process_entries import ProcessEntries
-from medvllm.catalog.record import StoredRow
+from medvllm.catalog.record import StoredRow, package_detail
 from medvllm.catalog.selection import Candidate, Selection, check_text
 from medvllm.catalog.shipped import ShippedEntries
 from medvllm.catalog.stored import StoredCatalog
@@ -27,7 +26,6 @@ from medvllm.words import TASKS, unknown_task
 if TYPE_CHECKING:
     from medvllm.processes import RecordStore
 
-logger = logging.getLogger(__name__)
 _NAME: Callable[[Candidate], str] = attrgetter("name")
 
 
@@ -92,8 +90,6 @@ class Catalog:
         """Add an entry and return it.
 
         Args:
-            name: The name.
-            model_type: The type.
             facts: The facts, by the keywords of `register`.
             replace: Whether the name may be registered already.
             persist: Whether to store the entry, so that other processes see it too.
@@ -162,23 +158,24 @@ class Catalog:
         self._own.discard(name)
 
     def note_locked(
-        self, models: Sequence[tuple[ModelMetadata, Mapping[str, Any]]], lock: Path, reason: str | None
+        self, models: Sequence[tuple[ModelMetadata, dict[str, Any]]], lock: Path, reason: str | None
     ) -> None:
         """Add to the history which models were approved in a lock file. A failure is logged: the lock file counts."""
         if self._stored is None or not models:
             return
+        where = {"lock": str(lock)}
         rows = (
-            (
-                m.name,
-                m.version if m.origin == "stored" or m.is_shipped else None,
-                {**facts, "lock": str(lock), **({} if m.package is None else {"package": m.package})},
-            )
+            (m.name, m.version if m.origin == "stored" or m.is_shipped else None, facts | package_detail(m) | where)
             for m, facts in models
         )
         try:
             self._stored.note_locked(rows, reason=reason)
         except MedVLLMError as error:
-            logger.warning("The history could not be written: it lacks what was approved in %s: %s", lock, error)
+            import logging
+
+            logging.getLogger(__name__).warning(
+                "The history could not be written: it lacks what was approved in %s: %s", lock, error
+            )
 
     def own(self, name: str) -> ModelMetadata | None:
         """Return what this process has registered for itself under a name, or another name of it, or None."""
@@ -238,7 +235,6 @@ class Catalog:
         """Return the entries that fit every filter, by name, sorted.
 
         Args:
-            model_type: The type.
             task: A task that the model is ready for.
             tags: Tags that the entry must all have.
             match: A glob for the name, in any case.

@@ -4,7 +4,6 @@ An entry point names a Python package that has a file `catalog.toml`, in the for
 file is read: no code of the package runs.
 """
 
-import logging
 import os
 import re
 import sys
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 GROUP = "medvllm.catalogs"
 FILE = "catalog.toml"
 _TABLE = r"""^\s*\[models\.(?:"([^"\n]+)"|'([^'\n]+)'|([A-Za-z0-9_-]+))"""
-
-logger = logging.getLogger(__name__)
 
 
 class Shipment(NamedTuple):
@@ -83,7 +80,7 @@ def _read(point: "EntryPoint") -> Shipment:
             to_record(entry)  # raises an error if the entry depends on the working directory or on one process
         return Shipment({name: entry.changed(package=package) for name, entry in entries.items()}, {})
     except (MedVLLMError, OSError, ImportError, ValueError, AttributeError) as error:
-        logger.warning("The entries of package %s cannot be used: %s", package, error)
+        _warn("The entries of package %s cannot be used: %s", package, error)
         why = f"The entries of package {package} cannot be used: {error}\nCorrect or uninstall the package."
         return Shipment({}, dict.fromkeys(_names_in(text), why))
 
@@ -120,6 +117,12 @@ def _combine(shipments: Iterable[tuple[str, Shipment]]) -> Shipment:
                     broken[name] = (
                         f"Model {name!r} is in two packages: {claims[name]} and {package}.\nUninstall one of them."
                     )
-                    logger.warning("%s", broken[name].partition("\n")[0])
+                    _warn("%s", broken[name].partition("\n")[0])
             entries[entry.name] = entry
     return Shipment({name: entry for name, entry in entries.items() if name not in broken}, broken)
+
+
+def _warn(message: str, *values: object) -> None:
+    import logging  # here, as most listings have nothing to warn of
+
+    logging.getLogger(__name__).warning(message, *values)

@@ -76,6 +76,11 @@ def from_record(name: str, number: int, facts: Facts) -> ModelMetadata:
         raise CatalogError(f"Version {number} of model {name!r} in the catalogue cannot be used: {error}") from error
 
 
+def package_detail(entry: ModelMetadata) -> dict[str, str]:
+    """Return what the history says of the package that an entry comes from; nothing for another entry."""
+    return {} if entry.package is None else {"package": entry.package}
+
+
 def content(facts: Facts) -> dict[str, Any]:
     """Return the facts that make a version: those that never change in it."""
     return {fact: value for fact, value in facts.items() if fact not in MUTABLE_FIELDS}

@@ -15,7 +15,7 @@ from medvllm.catalog.leased import check_not_leased
 from medvllm.catalog.log import VersionRecord, records
 from medvllm.catalog.memo import LookupMemo
 from medvllm.catalog.protection import Approval, check_move, check_protect, missing_requirements
-from medvllm.catalog.record import StoredRow, from_record, to_record
+from medvllm.catalog.record import StoredRow, from_record, package_detail, to_record
 from medvllm.catalog.stores import DatabaseHandle
 from medvllm.errors import CatalogError, ModelNameError, ModelNotFoundError, RequestError
 from medvllm.fact_values import check_fact
@@ -366,7 +366,7 @@ class StoredCatalog:
                 "loaded",
                 metadata.name,
                 metadata.version,
-                detail={"origin": metadata.origin, **_package(metadata), **detail},
+                detail={"origin": metadata.origin, **package_detail(metadata), **detail},
             )
 
     def note_locked(
@@ -498,10 +498,6 @@ def _split(model: str) -> tuple[str, str | None]:
             f"{model!r} is not the name of a stored model.\nList the stored models: medvllm list --mine"
         )
     return ref.name, ref.suffix
-
-
-def _package(metadata: ModelMetadata) -> dict[str, str]:
-    return {} if metadata.package is None else {"package": metadata.package}
 
 
 def _moment(since: date | str) -> str:

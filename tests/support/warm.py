@@ -34,6 +34,8 @@ _LATE = (
     "TERM",
     "NO_COLOR",
     "FORCE_COLOR",
+    "DISABLE_SAFETENSORS_CONVERSION",
+    "TORCHINDUCTOR_",
     "PWD",
     "PATH",
     "USER",

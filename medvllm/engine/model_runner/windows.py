@@ -102,7 +102,8 @@ def split_into_windows(
     return windows, coverage
 
 
-def _count_unknown(windows: Sequence[Window], unknown_id: int | None) -> int:
+def _count_unknown(windows: Sequence[Window], unknown_id: object) -> int:
+    """Return how many counted tokens are the unknown token."""
     return sum(
         token == unknown_id
         for window in windows

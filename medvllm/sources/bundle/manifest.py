@@ -10,7 +10,7 @@ from medvllm.sources.digest import Digest
 MANIFEST, ENTRIES, LOCK, EXPORT_RECORD = "manifest.json", "entries.toml", "medvllm.lock", "export.json"
 MAX_TEXT_BYTES = 64 << 20  # of the manifest, the entries or the lock
 
-_VERSION = 2
+_VERSION = 3
 _BLOB = re.compile(r"blobs/[0-9a-f]{64}")
 
 
