@@ -1,4 +1,7 @@
-"""Write the generated pages: the command line, the settings, the schema of entries. `python docs/generate.py`"""
+"""Write the generated pages: the command line, the settings, the schema of entries.
+
+Run it with `make docs`.
+"""
 
 import json
 from collections.abc import Iterator, Mapping

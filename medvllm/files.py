@@ -235,8 +235,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def is_trusted(path: Path) -> bool:
-    """Return whether nobody else could have written a file or folder: its owner is this user, root or its folder's
-    owner, and neither it nor its folder is writable for others."""
+    """Return whether nobody else could have written a file or folder.
+
+    Its owner is this user, root or the owner of its folder, and others can write neither to it nor to its folder.
+    """
     try:
         own, folder = path.stat(), path.parent.stat()
     except OSError:

@@ -150,7 +150,7 @@ def test_a_broken_settings_file_is_reported_once(doctor: Doctor, home: Path, mon
     (home / "config.toml").write_text("allow_unregistered = maybe\n")
     monkeypatch.setattr(settings, "SYSTEM", home / "config.toml")
     code, found = doctor()
-    assert code == 1 and "is not TOML" in found["setting", "file"]["value"]
+    assert code == 1 and "not valid TOML" in found["setting", "file"]["value"]
     assert not [name for what, name in found if what == "setting" and name.startswith("MEDVLLM_DEVICE")]
     assert "AttributeError" not in json.dumps(list(found.values()))
     assert "HF_HUB_OFFLINE" not in found["network", "Hub"]["value"]

@@ -48,7 +48,7 @@ def read_folder_facts(entry: ModelMetadata) -> dict[str, Any]:
 
 
 def nameless_labels(name: str, last: int) -> WeightsMismatchError:
-    """Return the error for an entity model whose labels are LABEL_0, LABEL_1 …"""
+    """Return the error for an entity model whose labels are LABEL_0, LABEL_1 and so on."""
     return WeightsMismatchError(
         f"Model {name!r} names its labels LABEL_0 to LABEL_{last}, which do not tell what they stand for.\n"
         'Register it with their names, in order: --fact \'id2label=["O", "B-DISEASE"]\', '
