@@ -204,7 +204,7 @@ def test_requirements_that_are_met_are_no_obstacle(registry: ModelRegistry, tmp_
         (["1", "0"], "begins with Pooling and Transformer"),
         (["0", "2", "1"], "begins with Transformer and Dense"),
         (["0", "3"], "begins with Transformer and Normalize"),
-        (["0", "1", "2", "1"], "two modules of one name"),
+        (["0", "1", "2", "1"], "two modules with the same name"),
     ],
 )
 def test_modules_in_another_order_are_refused(
