@@ -84,5 +84,5 @@ def parse_duration(value: object) -> float:
             except ValueError:
                 raise ValueError(f"not a duration such as 10m: {text[:40]!r}") from None
     if math.isnan(seconds):
-        raise ValueError("not a number")
+        raise ValueError("not a duration: nan is not a number of seconds")
     return PINNED if seconds < 0 else seconds

@@ -58,7 +58,7 @@ def test_an_absolute_path_into_a_former_home_is_found(registry: ModelRegistry, m
     found = registry.pull("old")
     assert found != path and registry.load_model("old") is not None
     (found / "config.json").write_text((found / "config.json").read_text() + " ")
-    with pytest.raises(DigestMismatchError, match="no longer holds the files that were taken into it"):
+    with pytest.raises(DigestMismatchError, match="no longer holds the files that were copied into it"):
         ModelRegistry().load_model("old")
     for file in found.iterdir():
         file.unlink()
