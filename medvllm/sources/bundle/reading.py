@@ -108,7 +108,7 @@ def _unpack(file: Path, tar: tarfile.TarFile, target: Path) -> Bundle:
     manifest = Manifest.from_json(content)
     free_bytes = shutil.disk_usage(target).free
     if manifest.total_bytes > free_bytes:
-        raise OSError(f"it unpacks to {manifest.total_bytes:,} bytes, and {target} has {free_bytes:,} free")
+        raise OSError(f"it unpacks to {manifest.total_bytes:,} bytes, and {target} has room for {free_bytes:,}")
     # Then exactly the members that the manifest lists.
     (target / "blobs").mkdir()
     with progress.of_bytes("Checking the bundle", manifest.total_bytes) as advance:
