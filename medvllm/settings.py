@@ -31,8 +31,6 @@ class Setting(Generic[T]):
         parse: Turns the text into a value. Raises ValueError with the reason as "not a ...".
         help: One line for the documentation.
         only_environment: Whether settings files cannot contain it, because it says where they are.
-        former_name: The name that it had before. Reading the setting fails while only the former name is set, because
-            the setting may be a safeguard.
     """
 
     name: str
@@ -40,26 +38,14 @@ class Setting(Generic[T]):
     parse: Callable[[str], T]
     help: str
     only_environment: bool = False
-    former_name: str = ""
 
     def __call__(self) -> T:
         return self._parsed(*self.stated())
 
     def stated(self) -> tuple[str, str]:
-        """Return the text that applies, and where it comes from: "environment", "default", or the file's path.
-
-        Raises:
-            SettingError: Only the former name is set, or a settings file cannot be read.
-        """
+        """Return the text that applies, and where it comes from: "environment", "default", or the file's path."""
         if text := os.environ.get(self.name, "").strip():
             return text, "environment"
-        if self.former_name and os.environ.get(self.former_name, "").strip():
-            raise SettingError(
-                f"{self.former_name} is not a setting any more: it is now called {self.name}.\n"
-                f'Rename it: unset {self.former_name}; export {self.name}="…"',
-                setting=self.former_name,
-                candidates=(self.name,),
-            )
         if not self.only_environment and (found := _stated().get(self.name)) is not None:
             return found.text, str(found.file)
         return self.default, "default"
@@ -113,8 +99,7 @@ _files = SettingsFiles()
 
 
 def _stated() -> Mapping[str, Any]:
-    known = (setting.name for setting in SETTINGS if not setting.only_environment)
-    return _files.look(files(), known, _renamed)
+    return _files.look(files(), (setting.name for setting in SETTINGS if not setting.only_environment))
 
 
 def files() -> tuple[Path, Path]:
@@ -126,21 +111,15 @@ def unknown() -> dict[str, list[str]]:
     """Return the MEDVLLM_* environment variables that are not settings, each with the settings of a similar name."""
     known = [setting.name for setting in SETTINGS]
     others = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
-    renamed = _renamed()
-    return {name: [renamed[name]] if name in renamed else near_names(name, known) for name in others}
-
-
-def _renamed() -> dict[str, str]:
-    """Return the present name of each setting that has a former one, by the former."""
-    return {setting.former_name: setting.name for setting in SETTINGS if setting.former_name}
+    return {name: near_names(name, known) for name in others}
 
 
 @cache
 def warn_of_unknown() -> None:
     """Log each MEDVLLM_* variable that is not a setting, once. A misspelt name could leave a safeguard off."""
-    for name, near in unknown().items():
-        import logging  # here, as there is hardly ever one to warn of
+    import logging
 
+    for name, near in unknown().items():
         logging.getLogger(__name__).warning(
             "%s is not a setting of medvllm and has no effect.%s", name, did_you_mean(near)
         )
@@ -243,18 +222,13 @@ CATALOG = Setting(
     "MEDVLLM_HOME.",
 )
 AUDIT_LOADS = Setting(
-    "MEDVLLM_AUDIT_LOADS",
-    "off",
-    _switch,
-    "Whether the history records each load, with the digest of its receipt.",
-    former_name="MEDVLLM_HISTORY_LOADS",
+    "MEDVLLM_AUDIT_LOADS", "off", _switch, "Whether the history records each load, with the digest of its receipt."
 )
 ALLOW_UNREGISTERED = Setting(
     "MEDVLLM_ALLOW_UNREGISTERED",
     "on",
     _switch,
     "Whether models that are not registered may be loaded, from the Hub or a folder.",
-    former_name="MEDVLLM_DIRECT",
 )
 DEVICE = Setting(
     "MEDVLLM_DEVICE",
@@ -275,7 +249,6 @@ LOCK_FILE = Setting(
     _lock,
     "The lock file that loads are checked against, if it exists. auto means medvllm.lock in the working directory, or "
     "in MEDVLLM_HOME if MEDVLLM_REQUIRE_LOCK is on.",
-    former_name="MEDVLLM_LOCK",
 )
 REQUIRE_LOCK = Setting("MEDVLLM_REQUIRE_LOCK", "off", _switch, "Whether only models in the lock file may be loaded.")
 TRUST_REMOTE_CODE = Setting(
@@ -290,7 +263,6 @@ MEMORY_BUDGET = Setting(
     parse_budget,
     "Memory for models on each device, such as cpu=8GB,cuda:0=20GB. auto means three quarters of the memory of the "
     "machine or cgroup, and nine tenths of a GPU's.",
-    former_name="MEDVLLM_BUDGET",
 )
 MAX_MODELS = Setting(
     "MEDVLLM_MAX_MODELS", "none", _count, "The largest number of models in memory, besides the limit in bytes."
@@ -303,11 +275,7 @@ KEEP_ALIVE = Setting(
     "memory is needed).",
 )
 MEMORY_TIMEOUT = Setting(
-    "MEDVLLM_MEMORY_TIMEOUT",
-    "30",
-    _seconds,
-    "Seconds that a load waits for memory that other models use.",
-    former_name="MEDVLLM_ROOM_TIMEOUT",
+    "MEDVLLM_MEMORY_TIMEOUT", "30", _seconds, "Seconds that a load waits for memory that other models use."
 )
 DEBUG = Setting("MEDVLLM_DEBUG", "off", _switch, "Whether the command line shows tracebacks.")
 

@@ -3,7 +3,7 @@
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,15 +28,12 @@ class SettingsFiles:
         self.generation = 0  # changes with the contents of the files
         self._kept: tuple[object, Mapping[str, Stated]] = (None, {})
 
-    def look(
-        self, files: Iterable[Path], known: Iterable[str], renamed: Callable[[], Mapping[str, str]]
-    ) -> Mapping[str, Stated]:
+    def look(self, files: Iterable[Path], known: Iterable[str]) -> Mapping[str, Stated]:
         """Return the settings in the files, by the names of their variables.
 
         Args:
             files: The files in the order of precedence.
             known: The names of all variables.
-            renamed: Returns the present names of renamed variables, by the former ones.
 
         Raises:
             SettingError: A file cannot be read, or has a key that is not a setting.
@@ -47,7 +44,7 @@ class SettingsFiles:
             found: dict[str, Stated] = {}
             for file, stamp in stamps:
                 if stamp is not None:
-                    found = {**_read(file, names, renamed()), **found}
+                    found = {**_read(file, names), **found}
             self._kept = stamps, found
             self.generation += 1
         return self._kept[1]
@@ -69,7 +66,7 @@ def _stamp(file: Path) -> object:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _read(file: Path, known: Iterable[str], renamed: Mapping[str, str]) -> dict[str, Stated]:
+def _read(file: Path, known: Iterable[str]) -> dict[str, Stated]:
     import tomllib
 
     try:
@@ -81,9 +78,7 @@ def _read(file: Path, known: Iterable[str], renamed: Mapping[str, str]) -> dict[
     keys = {name.removeprefix(PREFIX).lower(): name for name in known}
     for key in content:
         if key not in keys:
-            short = key.lower().removeprefix(PREFIX.lower())
-            present = renamed.get(PREFIX + short.upper())
-            near = [present.removeprefix(PREFIX).lower()] if present else near_names(short, keys)
+            near = near_names(key.lower().removeprefix(PREFIX.lower()), keys)
             raise SettingError(
                 f"Settings file {str(file)!r} contains {key[:80]!r}, which is not a setting.{did_you_mean(near)}\n"
                 f"Use one of: {', '.join(sorted(keys))}",
