@@ -247,7 +247,7 @@ class ModelRegistry:
         """
         before, after = self.get_metadata(name), self.get_metadata(other)
         locked = self._protection.locked(before), self._protection.locked(after)
-        return differences(before.stated(), after.stated(), locked)
+        return differences(before.without_folder_facts(), after.without_folder_facts(), locked)
 
     # Models
 

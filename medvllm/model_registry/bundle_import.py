@@ -96,7 +96,7 @@ class _Import:
         if terms.against is not None:
             _check_against(opened, terms.against)
         if terms.lock:
-            destination.check(self._lock.file)
+            destination.check_output(self._lock.file)
         if not terms.replace:
             _check_locked(opened, self._lock)
         # Plan: what is new here, and what the catalogue would become.
