@@ -56,18 +56,18 @@ def open_output(target: Path) -> Iterator[IO[bytes]]:
         OutputError: The result cannot be written. The methods of the stream raise it too.
     """
     with _translate_errors(target):
-        place = _place(target)
-        before = _status(place)
+        place = _resolve_place(target)
+        before = _read_status(place)
     with ExitStack() as stack:
         made = None
         if isinstance(place, Path) and (before is None or stat.S_ISREG(before.st_mode)):
             with _translate_errors(target):
-                made = _partial(stack, place, is_there=before is not None)
+                made = _try_partial(stack, place, is_there=before is not None)
         if made is None or isinstance(place, int):
-            yield stack.enter_context(_through(place, before, target))
+            yield stack.enter_context(_open_in_place(place, before, target))
             return
         handle, path = made
-        with _stream(os.dup(handle), target) as stream:
+        with _open_stream(os.dup(handle), target) as stream:
             yield stream
             with _translate_errors(target):
                 stream.flush()
@@ -86,10 +86,10 @@ def check_output(target: Path) -> None:
         OutputError: The result could not be written.
     """
     with _translate_errors(target):
-        place = _place(target)
-        status = _status(place)
+        place = _resolve_place(target)
+        status = _read_status(place)
         if isinstance(place, int):
-            if not _takes(place):
+            if not _is_writable(place):
                 raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         elif status is not None and stat.S_ISREG(status.st_mode):
             os.close(os.open(target, os.O_WRONLY))
@@ -97,7 +97,7 @@ def check_output(target: Path) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
-def _place(target: Path) -> Path | int:
+def _resolve_place(target: Path) -> Path | int:
     """Return what a path leads to: a file, which need not exist, or a descriptor of this process."""
     if str(target) == "-":
         if sys.stdout is None:  # the process was started without a standard output
@@ -128,7 +128,7 @@ def _check_link(path: str, folder: str) -> None:
         raise PermissionError(errno.EACCES, "it is another user's link in a folder that everybody can write to")
 
 
-def _status(place: Path | int) -> os.stat_result | None:
+def _read_status(place: Path | int) -> os.stat_result | None:
     """Return the status of a place, or None if nothing is there.
 
     Raises:
@@ -152,7 +152,7 @@ def _may_write(path: Path) -> bool:
     return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
-def _takes(descriptor: int) -> bool:
+def _is_writable(descriptor: int) -> bool:
     if sys.platform == "win32":
         return True
     import fcntl
@@ -160,7 +160,7 @@ def _takes(descriptor: int) -> bool:
     return fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
 
 
-def _partial(stack: ExitStack, place: Path, *, is_there: bool) -> tuple[int, Path] | None:
+def _try_partial(stack: ExitStack, place: Path, *, is_there: bool) -> tuple[int, Path] | None:
     """Return a new file beside a place, or None if the folder allows none and the existing file must be overwritten."""
     try:
         return stack.enter_context(open_partial(place))
@@ -171,7 +171,7 @@ def _partial(stack: ExitStack, place: Path, *, is_there: bool) -> tuple[int, Pat
 
 
 @contextmanager
-def _through(place: Path | int, before: os.stat_result | None, target: Path) -> Iterator[IO[bytes]]:
+def _open_in_place(place: Path | int, before: os.stat_result | None, target: Path) -> Iterator[IO[bytes]]:
     """Yield a stream that writes to an existing file, a device, a pipe or a descriptor."""
     with _translate_errors(target):
         if isinstance(place, int):
@@ -179,7 +179,7 @@ def _through(place: Path | int, before: os.stat_result | None, target: Path) -> 
                 with suppress(AttributeError, OSError, ValueError):
                     shown.flush()
         handle = os.dup(place) if isinstance(place, int) else os.open(place, os.O_WRONLY | os.O_NOCTTY)
-    with _stream(handle, target) as stream:
+    with _open_stream(handle, target) as stream:
         yield stream
         with _translate_errors(target):
             stream.flush()
@@ -209,7 +209,10 @@ def _publish(handle: int, path: Path, place: Path, before: os.stat_result | None
 
 
 def _copy_attributes(handle: int, place: Path, before: os.stat_result) -> bool:
-    """Give a file the owner, attributes and mode of the file that it replaces. Return False if that fails."""
+    """Give a file the owner, attributes and mode of the file that it replaces.
+
+    Return False if the owner cannot be set.
+    """
     if not _may_write(place):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     own = os.fstat(handle)
@@ -243,7 +246,7 @@ class _Raw(io.FileIO):
             return super().write(content)
 
 
-def _stream(handle: int, target: Path) -> IO[bytes]:
+def _open_stream(handle: int, target: Path) -> IO[bytes]:
     return io.BufferedWriter(_Raw(handle, target), 1 << 20)
 
 

@@ -46,7 +46,7 @@ def link_or_copy(file: Path, target: Path, *, link: bool = True) -> None:
     Args:
         file: The file.
         target: The path of the link or copy.
-        link: Whether to try a hard link first. It fails across disks.
+        link: Whether to try a hard link first. If that fails, for example across disks, the file is copied.
     """
     if link and _try_link(file, target):
         return

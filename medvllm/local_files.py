@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medvllm.metadata import ModelMetadata
-from medvllm.names import is_commit, parse
+from medvllm.names import is_commit, parse_name
 
 _WEIGHTS = re.compile(r"(?:model|pytorch_model)(?:-\d+-of-(\d+))?\.(?:safetensors|bin)")
 
@@ -26,7 +26,7 @@ def local_files(entry: ModelMetadata) -> LocalFiles | None:
 
     This only checks names and sizes. Loading a model verifies every byte.
     """
-    location = parse(entry.location)
+    location = parse_name(entry.location)
     if location.kind == "folder":
         return _find_weights(Path(location.name))
     if "/" not in location.name and not location.is_repo_id:

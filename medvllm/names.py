@@ -10,7 +10,7 @@ from medvllm import settings
 from medvllm.errors import ModelNameError
 from medvllm.spelling import find_invisible, find_lookalike, normalize_text
 
-__all__ = ["ModelRef", "is_commit", "is_digest", "parse", "source_path", "valid_alias", "valid_name"]
+__all__ = ["ModelRef", "is_commit", "is_digest", "parse_name", "source_path", "valid_alias", "valid_name"]
 
 MAX_LENGTH = 200  # characters of a name; a folder's path may be longer
 # Patterns are texts, not compiled, so that importing this module is fast. `re` compiles and caches them.
@@ -39,7 +39,7 @@ class ModelRef(NamedTuple):
         return self.kind != "folder" and re.fullmatch(_REPO_ID, self.name) is not None
 
 
-def parse(text: object) -> ModelRef:
+def parse_name(text: object) -> ModelRef:
     """Return what a text refers to.
 
     - ``name``, ``name@3``, ``name@production``, ``models:/name/3`` and ``models:/name@production`` are names.
@@ -87,7 +87,7 @@ def source_path(text: object) -> str:
     Raises:
         ModelNameError: The text is neither a folder nor the id of a repository.
     """
-    ref = parse(text)
+    ref = parse_name(text)
     if ref.kind != "folder" and not ref.is_repo_id:
         raise ModelNameError(f"{ref.text!r} is not the id of a repository.\nFor a folder, use: ./{ref.text}")
     if ref.kind == "name" and "/" not in ref.name and os.path.isdir(ref.name):

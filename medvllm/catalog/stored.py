@@ -21,7 +21,7 @@ from medvllm.errors import CatalogError, ModelNameError, ModelNotFoundError, Req
 from medvllm.fact_values import check_fact
 from medvllm.facts import MUTABLE_FIELDS
 from medvllm.metadata import ModelMetadata
-from medvllm.names import parse, valid_alias
+from medvllm.names import parse_name, valid_alias
 from medvllm.near_names import did_you_mean, near_names
 from medvllm.spelling import normalize_text
 
@@ -492,7 +492,7 @@ class StoredCatalog:
 
 
 def _split(model: str) -> tuple[str, str | None]:
-    ref = parse(model)
+    ref = parse_name(model)
     if ref.kind != "name":
         raise ModelNameError(
             f"{model!r} is not the name of a stored model.\nList the stored models: medvllm list --mine"

@@ -10,7 +10,7 @@ from medvllm import loading, settings, sources
 from medvllm.catalog import Catalog, find_model
 from medvllm.metadata import ModelMetadata
 from medvllm.model_registry.snapshots import Snapshots
-from medvllm.names import parse
+from medvllm.names import parse_name
 from medvllm.options import Identity, LoadOptions
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Resolver:
             SourceError: The files cannot be had, or are not what they should be.
             LoadError: The device is not here, or the config cannot be used.
         """
-        ref = parse(name)
+        ref = parse_name(name)
         # First the state of catalogue and lock, then the look-up: a change in between outdates the target.
         generation, lock = self._catalog.generation(stored=ref.kind == "name"), sources.lock_fingerprint()
         metadata, revision = find_model(self._catalog, ref)
