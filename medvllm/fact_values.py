@@ -8,7 +8,7 @@ from medvllm.classes import is_reference
 from medvllm.errors import RequestError
 from medvllm.facts import Class, Texts, accepted_types, known_facts
 from medvllm.near_names import did_you_mean, near_names
-from medvllm.words import usual
+from medvllm.words import normalize_value
 
 
 def check_fact(model: str, keyword: str, value: Any) -> tuple[str, Any]:
@@ -25,7 +25,7 @@ def check_fact(model: str, keyword: str, value: Any) -> tuple[str, Any]:
     if keyword not in known_facts():
         raise unknown_fact(keyword, f"keyword {keyword!r} for model {model!r}", known_facts())
     fact = known_facts()[keyword]
-    types, value = accepted_types(fact.hint), usual(model, keyword, value)
+    types, value = accepted_types(fact.hint), normalize_value(model, keyword, value)
     for accepted in types:
         fits, kept = _converted(accepted, value)
         if fits and not (fact.hint is Class and isinstance(value, str) and not is_reference(value)):

@@ -15,7 +15,7 @@ _UNITS = {
     "gib": 2**30,
     "tib": 2**40,
 }
-# As texts: `re` compiles them when they are first used, and keeps them.
+# Patterns are texts, not compiled, so that importing this module is fast. `re` compiles and caches them.
 _SIZE = r"(\d+(?:\.\d+)?)\s*([kmgt]?i?b?)"
 _TIME = r"(\d+(?:\.\d+)?)(ms|s|m|h)"
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -57,8 +57,12 @@ def parse_budget(text: str) -> dict[str, int]:
         device, equals, size = (piece.strip().lower() for piece in part.partition("="))
         kind, _, index = device.partition(":")
         if not equals or kind not in ("cpu", "cuda", "mps", "xpu") or not (index.isdecimal() or device == kind):
-            raise ValueError(f"not written as cpu=8GB,cuda:0=20GB: {part.strip()[:40]!r}")
-        budgets[f"{kind}:0" if device in ("cuda", "xpu") else device] = parse_size(size)
+            which = f": {part.strip()[:40]!r}" if "," in text else ""  # the caller shows the whole text
+            raise ValueError(f"not in the form cpu=8GB,cuda:0=20GB{which}")
+        try:
+            budgets[f"{kind}:0" if device in ("cuda", "xpu") else device] = parse_size(size)
+        except ValueError:
+            raise ValueError(f"without a size such as 8GB for {device}") from None
     return budgets
 
 
@@ -82,7 +86,7 @@ def parse_duration(value: object) -> float:
             try:
                 seconds = float(text)
             except ValueError:
-                raise ValueError(f"not a duration such as 10m: {text[:40]!r}") from None
+                raise ValueError("not a duration such as 10m") from None
     if math.isnan(seconds):
-        raise ValueError("not a duration: nan is not a number of seconds")
+        raise ValueError("not a duration such as 10m")
     return PINNED if seconds < 0 else seconds

@@ -1,6 +1,7 @@
-"""The settings: one table with the name, default, parser and help text of each. A setting is read when it is used.
+"""The settings of medvllm: name, default, parser and help text of each. A setting is read whenever it is used.
 
-The environment takes precedence over `config.toml` in MEDVLLM_HOME, and that over /etc/medvllm/config.toml.
+The environment takes precedence over `config.toml` in MEDVLLM_HOME, which takes precedence over
+/etc/medvllm/config.toml.
 """
 
 import os
@@ -23,14 +24,14 @@ _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
 @dataclass(frozen=True)
 class Setting(Generic[T]):
-    """A setting: an environment variable, or a key in a settings file. Calling it returns its present value.
+    """A setting: an environment variable, or a key in a settings file. Calling it returns its current value.
 
     Attributes:
         name: The environment variable. In a settings file, the key is this name in lower case without MEDVLLM_.
         default: The text that applies when nothing else is set.
-        parse: Turns the text into a value. Raises ValueError with the reason as "not a ...".
-        help: One line for the documentation.
-        only_environment: Whether settings files cannot contain it, because it says where they are.
+        parse: Turns the text into a value. Raises ValueError with the reason, such as "not a number".
+        help: One or two sentences for the documentation.
+        only_environment: Whether settings files cannot contain it, because it determines where they are.
     """
 
     name: str
@@ -40,20 +41,20 @@ class Setting(Generic[T]):
     only_environment: bool = False
 
     def __call__(self) -> T:
-        return self._parsed(*self.stated())
+        return self._parse(*self.read_text())
 
-    def stated(self) -> tuple[str, str]:
-        """Return the text that applies, and where it comes from: "environment", "default", or the file's path."""
+    def read_text(self) -> tuple[str, str]:
+        """Return the text that applies, and its origin: "environment", "default", or the path of a settings file."""
         if text := os.environ.get(self.name, "").strip():
             return text, "environment"
-        if not self.only_environment and (found := _stated().get(self.name)) is not None:
+        if not self.only_environment and (found := _read_files().get(self.name)) is not None:
             return found.text, str(found.file)
         return self.default, "default"
 
-    def _parsed(self, text: str, origin: str) -> T:
+    def _parse(self, text: str, origin: str) -> T:
         try:
             value = self.parse(text)
-            if isinstance(value, Path) and origin not in ("environment", "default") and not _is_whole(text):
+            if isinstance(value, Path) and origin not in ("environment", "default") and not _is_absolute(text):
                 raise ValueError("a relative path; a settings file needs an absolute one")
             return value
         except ValueError as error:
@@ -78,11 +79,11 @@ class Setting(Generic[T]):
 
 
 class Texts:
-    """The texts of a few environment variables, as a key that changes when one of them does.
+    """A key that changes when one of a few environment variables changes. Calling it returns the key.
 
     Every cache hit computes this key, so it must be cheap. `os.environ` encodes the name and decodes the value at each
-    access, so the mapping behind it is read instead. Settings files are not checked here: the next read of a setting
-    notices a changed file.
+    access, so the mapping behind it is read instead. Settings files are not checked here: a changed file is noticed
+    when a setting is next read.
     """
 
     def __init__(self, *settings: Setting[Any]) -> None:
@@ -98,8 +99,8 @@ class Texts:
 _files = SettingsFiles()
 
 
-def _stated() -> Mapping[str, Any]:
-    return _files.look(files(), (setting.name for setting in SETTINGS if not setting.only_environment))
+def _read_files() -> Mapping[str, Any]:
+    return _files.read(files(), (setting.name for setting in SETTINGS if not setting.only_environment))
 
 
 def files() -> tuple[Path, Path]:
@@ -107,8 +108,8 @@ def files() -> tuple[Path, Path]:
     return HOME() / "config.toml", SYSTEM
 
 
-def unknown() -> dict[str, list[str]]:
-    """Return the MEDVLLM_* environment variables that are not settings, each with the settings of a similar name."""
+def find_unknown() -> dict[str, list[str]]:
+    """Return the MEDVLLM_* environment variables that are not settings, each with settings of a similar name."""
     known = [setting.name for setting in SETTINGS]
     others = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
     return {name: near_names(name, known) for name in others}
@@ -117,9 +118,9 @@ def unknown() -> dict[str, list[str]]:
 @cache
 def warn_of_unknown() -> None:
     """Log each MEDVLLM_* variable that is not a setting, once. A misspelt name could leave a safeguard off."""
-    import logging
+    for name, near in find_unknown().items():
+        import logging  # imported here, because a warning is rare
 
-    for name, near in unknown().items():
         logging.getLogger(__name__).warning(
             "%s is not a setting of medvllm and has no effect.%s", name, did_you_mean(near)
         )
@@ -138,11 +139,11 @@ def without_password(text: str) -> str:
     return re.sub(_USER, lambda found: f"{found[1] or ''}***", hidden, flags=re.IGNORECASE)
 
 
-# As texts: `re` compiles them when they are first used, and keeps them.
+# Patterns are texts, not compiled, so that importing this module is fast. `re` compiles and caches them.
 _SECRET = "pass(?!file)|pwd|secret|token|scram|credential|signature|api_?key|^sig$|^key$"
 # A value in quotes, or up to the next parameter. A part without "=" still belongs to the value before it.
 _PARAMETER = r"((?:^|(?<=[?&;\s]))[^=?&;:/@\s]+\s*=\s*)('(?:[^'\\]|\\.)*'?|[^&\s]*(?:&[^=&\s]*(?=&|\s|$))*)"
-# A password before the host, or a token alone before it, as proxies of the Hub take it.
+# A password before the host, or only a token before it, as proxies of the Hub accept it.
 _USER = r"(?<=://)([^/?#@:\s]*:).*(?=@)|(?<=http://)[^/?#@:\s]+(?=@)|(?<=https://)[^/?#@:\s]+(?=@)"
 
 
@@ -158,7 +159,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = -1.0
     if not 0 < seconds < 86_400:
-        raise ValueError("not a number of seconds above 0 and below 86400")
+        raise ValueError("not a number of seconds between 0 and 86400")
     return seconds
 
 
@@ -166,7 +167,7 @@ def _count(text: str) -> int | None:
     if text.lower() == "none":
         return None
     if not text.isdecimal() or int(text) < 1:
-        raise ValueError("neither none nor a whole number of at least 1")
+        raise ValueError("neither none nor a whole number of 1 or more")
     return int(text)
 
 
@@ -176,7 +177,7 @@ def _keep_alive(text: str) -> float | None:
 
 def _path(text: str) -> Path:
     if text[0] in "'\"" or text[-1] in "'\"":
-        raise ValueError("in quotes, which would become part of the path")
+        raise ValueError("in quotes; they would become part of the path")
     expanded = os.path.expandvars(text)
     if missing := re.search(r"\$\{?\w+", expanded):
         raise ValueError(f"not a path: the variable {missing[0].strip('${')} is not set")
@@ -186,7 +187,7 @@ def _path(text: str) -> Path:
         raise ValueError("not a path that can be resolved") from None
 
 
-def _is_whole(text: str) -> bool:
+def _is_absolute(text: str) -> bool:
     return os.path.isabs(os.path.expanduser(os.path.expandvars(text.removeprefix("sqlite:///"))))
 
 
@@ -279,6 +280,7 @@ MEMORY_TIMEOUT = Setting(
 )
 DEBUG = Setting("MEDVLLM_DEBUG", "off", _switch, "Whether the command line shows tracebacks.")
 
+# Any, because each setting has a type of its own.
 SETTINGS: tuple[Setting[Any], ...] = (
     HOME,
     CATALOG,
@@ -295,4 +297,4 @@ SETTINGS: tuple[Setting[Any], ...] = (
     MEMORY_TIMEOUT,
     TRUST_REMOTE_CODE,
     DEBUG,
-)  # each has its own type
+)

@@ -73,7 +73,7 @@ def _near(word: str, others: Iterable[str]) -> list[str]:
     return near_names(word, [*TASKS, *_TASKS_ELSEWHERE, *others])
 
 
-def usual(model: str, keyword: str, value: Any) -> Any:
+def normalize_value(model: str, keyword: str, value: Any) -> Any:
     """Return a fact's value in medvllm's own words.
 
     Raises:

@@ -57,7 +57,7 @@ for calls in ("fsync_folder", "fsync_all", "symlink", "link_hard", "chmod", "no_
     room = where / calls.replace(" ", "-")
     files.make_own(room / "deep")
     for content in (b"old", b"new"):
-        destination.write(room / "result", content)
+        destination.write_output(room / "result", content)
         files.write_whole(room / "own", content, private=True)
     files.link_or_copy(room / "own", room / "second")
     assert files.replace_with_symlink(room / "pointer", "own") is ("symlink" not in calls)

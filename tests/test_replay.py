@@ -46,7 +46,7 @@ from medvllm.loading.placement import copy_to_device
 from medvllm.loading.replay import NoTemplate, Template, aligned, templates
 from medvllm.loading.replay.mapping import map_file
 from medvllm.loading.replay.store import TemplateStore
-from medvllm.names import parse
+from medvllm.names import parse_name
 from medvllm.options import Identity, LoadOptions
 from tests.support import tiny, warm
 from tests.support.conversions import convert
@@ -752,7 +752,7 @@ def test_a_folder_can_be_taken_where_nobody_writes(registry: ModelRegistry, tmp_
     """A copy, not a link: cutting a file of the folder short reaches no mapping of the model."""
     folder = tiny.bert_encoder(tmp_path / "m")
     entry = registry.register("m", "generic", model_path=str(folder), copy=True)
-    taken = Path(parse(entry.location).name)
+    taken = Path(parse_name(entry.location).name)
     assert taken.parent == Path(os.environ["MEDVLLM_HOME"]) / "models"
     model: Any = registry.load_model("m")
     expected = outcome(model)

@@ -20,7 +20,7 @@ from medvllm.errors import CatalogError, MedVLLMError, ModelNotFoundError
 from medvllm.metadata import ModelMetadata, ModelType
 from medvllm.names import valid_name
 from medvllm.near_names import did_you_mean, near_names
-from medvllm.spelling import folded
+from medvllm.spelling import normalize_text
 from medvllm.words import TASKS, unknown_task
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Catalog:
             ModelExistsError: The name is registered, and `replace` is not set.
             RequestError, ModelNameError: A fact or a name is not valid.
         """
-        name = valid_name(folded(name) if isinstance(name, str) else name)
+        name = valid_name(normalize_text(name) if isinstance(name, str) else name)
         entry = ModelMetadata.build(name, model_type, facts)  # checked before anything changes
         for other in entry.source.also_known_as:
             valid_name(other)

@@ -8,7 +8,7 @@ from medvllm.errors import CatalogError, MedVLLMError, RequestError
 from medvllm.facts import IDENTIFYING, MUTABLE_FIELDS
 from medvllm.lazy import lazy
 from medvllm.metadata import ModelMetadata
-from medvllm.names import parse, valid_name
+from medvllm.names import parse_name, valid_name
 
 Facts = Mapping[str, Any]
 
@@ -45,7 +45,7 @@ def to_record(entry: ModelMetadata) -> dict[str, Any]:
     """
     for name in (entry.name, *entry.source.also_known_as):
         valid_name(name)
-    location = parse(entry.location)
+    location = parse_name(entry.location)
     if location.kind == "folder" and not location.text.startswith(("/", "file://", "home://")):
         raise RequestError(
             f"Model {entry.name!r} uses the relative path {location.text[:80]!r}, which depends on the working "

@@ -21,9 +21,9 @@ from medvllm.errors import CatalogError, ModelNameError, ModelNotFoundError, Req
 from medvllm.fact_values import check_fact
 from medvllm.facts import MUTABLE_FIELDS
 from medvllm.metadata import ModelMetadata
-from medvllm.names import parse, valid_alias
+from medvllm.names import parse_name, valid_alias
 from medvllm.near_names import did_you_mean, near_names
-from medvllm.spelling import folded
+from medvllm.spelling import normalize_text
 
 if TYPE_CHECKING:
     from medvllm.catalog import intake
@@ -119,17 +119,17 @@ class StoredCatalog:
     def numbers(self, name: str) -> list[int]:
         """Return the numbers of a name's versions, the newest last."""
         store = self.database.reader()
-        return [] if store is None else store.numbers(folded(name))
+        return [] if store is None else store.numbers(normalize_text(name))
 
     def versions(self, name: str) -> dict[int, ModelMetadata]:
         """Return every stored version of a name by its number, the newest last."""
         store = self.database.reader()
-        rows = [] if store is None else store.versions(folded(name))
+        rows = [] if store is None else store.versions(normalize_text(name))
         return {number: from_record(of, number, facts) for of, number, facts in rows}
 
     def version_log(self, name: str) -> list[VersionRecord]:
         """Return each stored version of a name, the newest last: when it was made, by whom and why, and its state."""
-        name = folded(name)
+        name = normalize_text(name)
         store, entries = self.database.reader(), list(self.versions(name).values())
         if store is None or not entries:
             return []
@@ -146,7 +146,7 @@ class StoredCatalog:
     def aliases(self, name: str | None = None) -> list[Alias]:
         """Return the aliases of a name, or of all names, sorted."""
         store = self.database.reader()
-        return [] if store is None else store.aliases(None if name is None else folded(name))
+        return [] if store is None else store.aliases(None if name is None else normalize_text(name))
 
     def was_removed(self, name: str) -> bool:
         """Return whether a name had versions, and all of them were unregistered."""
@@ -154,7 +154,7 @@ class StoredCatalog:
 
     def check_known(self, name: str) -> None:
         """Raise ModelNotFoundError, with similar names, if a name never had a stored version and has no event."""
-        name, store = folded(name), self.database.reader()
+        name, store = normalize_text(name), self.database.reader()
         known = [] if store is None else store.names_ever()
         if name in known or self.history(name):
             return
@@ -186,7 +186,7 @@ class StoredCatalog:
         """
         moment = None if since is None else _moment(since)
         store = self.database.reader()
-        return [] if store is None else list(store.events(None if name is None else folded(name), moment))
+        return [] if store is None else list(store.events(None if name is None else normalize_text(name), moment))
 
     def check_history(self) -> tuple[int, str, list[str]]:
         """Check the whole history, and compare it with the entries and aliases.
@@ -322,7 +322,7 @@ class StoredCatalog:
             CatalogError: The alias is protected, and the version is not locked, has no baseline of the locked files,
                 or no reason was given.
         """
-        name, alias = folded(name), valid_alias(alias)
+        name, alias = normalize_text(name), valid_alias(alias)
         protected = any(known.protected for known in self.aliases(name) if known.alias == alias)
         approved = self.find(name, str(version)) if protected else None
         if approved is not None:
@@ -341,7 +341,7 @@ class StoredCatalog:
             ModelNotFoundError: The name has no such alias.
         """
         with self.database.begin(reason) as transaction:
-            transaction.remove_alias(folded(name), alias, reason=reason)
+            transaction.remove_alias(normalize_text(name), alias, reason=reason)
 
     def protect(self, name: str, alias: str, protected: bool = True, *, reason: str | None = None) -> None:
         """Protect an alias, or end its protection. The alias need not be set yet.
@@ -351,7 +351,7 @@ class StoredCatalog:
         Raises:
             CatalogError: The version that the alias points to lacks something, or protection ends without a reason.
         """
-        name, alias = folded(name), valid_alias(alias)
+        name, alias = normalize_text(name), valid_alias(alias)
         is_set = any(known.alias == alias and not known.protected for known in self.aliases(name))
         entry = self.find(name, alias) if protected and is_set else None
         if entry is not None:
@@ -492,7 +492,7 @@ class StoredCatalog:
 
 
 def _split(model: str) -> tuple[str, str | None]:
-    ref = parse(model)
+    ref = parse_name(model)
     if ref.kind != "name":
         raise ModelNameError(
             f"{model!r} is not the name of a stored model.\nList the stored models: medvllm list --mine"

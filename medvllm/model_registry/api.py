@@ -17,7 +17,7 @@ from medvllm.errors import CatalogError, ModelNameError, ModelNotFoundError, Req
 from medvllm.lazy import lazy
 from medvllm.metadata import ModelMetadata, ModelType
 from medvllm.model_registry.protection import AliasProtection
-from medvllm.names import parse
+from medvllm.names import parse_name
 
 if TYPE_CHECKING:
     import torch
@@ -155,7 +155,7 @@ class ModelRegistry:
             ModelNotFoundError: No entry has the name.
             CatalogError: The entry is stored, and `persist` is not set; or it is in use, and `force` is not set.
         """
-        ref = parse(name)
+        ref = parse_name(name)
         if not persist and (ref.suffix is not None or self._catalog.is_stored(ref.name)):
             raise CatalogError(
                 f"Model {name!r} is stored: removing it removes it for all processes.\n"
@@ -210,7 +210,7 @@ class ModelRegistry:
         Raises:
             ModelNotFoundError: No entry has the name. The error offers names that are close to it.
         """
-        ref = parse(name)
+        ref = parse_name(name)
         found = find_entry(self._catalog, ref)
         if found is None:
             is_folder = ref.kind == "folder"
@@ -224,7 +224,7 @@ class ModelRegistry:
     def __contains__(self, name: object) -> bool:
         """Return whether an entry has the name. Names that would only load directly are not entries."""
         try:
-            return find_entry(self._catalog, parse(name)) is not None
+            return find_entry(self._catalog, parse_name(name)) is not None
         except (ModelNameError, ModelNotFoundError):
             return False
 
@@ -247,7 +247,7 @@ class ModelRegistry:
         """
         before, after = self.get_metadata(name), self.get_metadata(other)
         locked = self._protection.locked(before), self._protection.locked(after)
-        return differences(before.stated(), after.stated(), locked)
+        return differences(before.without_folder_facts(), after.without_folder_facts(), locked)
 
     # Models
 
@@ -337,7 +337,7 @@ class ModelRegistry:
         """
         from medvllm.model_registry.lease import Leasing
 
-        text = name if isinstance(name, str) else parse(name).text
+        text = name if isinstance(name, str) else parse_name(name).text
         return Leasing(text, self.session.lease(name, options, keep_alive))
 
     def load_tokenizer(self, name: Name, *, revision: str | None = None) -> "PreTrainedTokenizerBase":
@@ -410,7 +410,7 @@ class ModelRegistry:
 
         The memory is free once no caller holds the model. A name that is not in memory is not an error.
         """
-        ref = parse(name)
+        ref = parse_name(name)
         found = find_entry(self._catalog, ref)
         return self._loaded.evict(ref.name if found is None else found.entry.name)
 
@@ -551,7 +551,7 @@ class ModelRegistry:
 
     def process_entry(self, name: Name) -> ModelMetadata | None:
         """Return the entry that a name means in this process alone: registered here, and not stored. Or None."""
-        ref = parse(name)
+        ref = parse_name(name)
         return self._catalog.own(ref.name) if ref.kind == "name" else None
 
     def adopt_entry(self, entry: ModelMetadata) -> None:

@@ -11,7 +11,7 @@ from medvllm.fact_values import check_fact
 from medvllm.metadata import ModelMetadata
 from medvllm.model_registry.loaded_models import LoadedModels
 from medvllm.model_registry.snapshots import Snapshots
-from medvllm.names import parse
+from medvllm.names import parse_name
 
 
 def lock_models(
@@ -25,7 +25,7 @@ def lock_models(
     for name in names:
         metadata, revision = snapshots.find(name)
         # A stored version that was asked for by its number or alias is locked beside the others of its name.
-        is_version = parse(name).suffix is not None and revision is None
+        is_version = parse_name(name).suffix is not None and revision is None
         key = metadata.reference if is_version else lock.name_of(metadata)
         locked[key] = sources.LockedModel.from_snapshot(sources.resolve_snapshot(metadata, revision))
         entries[key] = metadata
@@ -62,7 +62,7 @@ def record_baseline(
 ) -> ModelMetadata:
     """Keep a baseline in an entry, with the digest of the files that it holds for, and return the entry."""
     _, kept = check_fact(str(name), "baseline", list(cases))
-    ref = parse(name)
+    ref = parse_name(name)
     found = find_entry(catalog, ref)
     if found is None:
         raise catalog.not_found(ref.name)

@@ -15,7 +15,7 @@ from medvllm.catalog.intake import Intake, Wanted
 from medvllm.errors import CatalogError, DigestMismatchError, SourceError
 from medvllm.local_files import repository_folder
 from medvllm.metadata import ModelMetadata
-from medvllm.names import parse, source_path
+from medvllm.names import parse_name, source_path
 from medvllm.sources import FOLDER, Lock, LockedModel, bundle, folder, home_models, hub
 from medvllm.sources.bundle import Bundle, ExportRecord, State, signing
 from medvllm.sources.digest_cache import digest_cache
@@ -96,7 +96,7 @@ class _Import:
         if terms.against is not None:
             _check_against(opened, terms.against)
         if terms.lock:
-            destination.check(self._lock.file)
+            destination.check_output(self._lock.file)
         if not terms.replace:
             _check_locked(opened, self._lock)
         # Plan: what is new here, and what the catalogue would become.
@@ -149,7 +149,7 @@ class _Import:
             f"{name!r} is the repository of that name, and would be {entry.location!r}"
             for entry in models
             for name in (entry.name, *entry.source.also_known_as)
-            if meant[name] is None and parse(entry.location).name != name and _is_known_repository(name)
+            if meant[name] is None and parse_name(entry.location).name != name and _is_known_repository(name)
         ]
         return Wanted(models, self._brought.aliases or (), meant, self._has_same_files, changes)
 
@@ -162,7 +162,7 @@ class _Import:
 
     def _has_same_files(self, known: ModelMetadata, entry: ModelMetadata) -> bool:
         """Return whether an entry of this machine leads to a folder with the files of one of the bundle."""
-        location, model = parse(known.location), self._opened.locked[_key(entry)]
+        location, model = parse_name(known.location), self._opened.locked[_key(entry)]
         if location.kind != "folder" or model.source != FOLDER:
             return False
         try:
@@ -233,7 +233,7 @@ def _without_code(entry: ModelMetadata) -> ModelMetadata:
 
 def _is_known_repository(name: str) -> bool:
     """Return whether a name is that of a repository that this machine has, or has loaded, in any revision."""
-    ref = parse(name)
+    ref = parse_name(name)
     if not ref.is_repo_id:
         return False
     kept = repository_folder(ref.name) / "snapshots"
@@ -277,7 +277,7 @@ def _check_locked(opened: Bundle, lock: Lock) -> None:
 
 def _locked_as(lock: Lock, key: str) -> LockedModel | None:
     """Return what a lock has of a model of the bundle: of this version, or else of its name."""
-    return lock.models.get(key) or lock.models.get(parse(key).name)
+    return lock.models.get(key) or lock.models.get(parse_name(key).name)
 
 
 def _check_same(key: str, approved: LockedModel, model: LockedModel) -> None:

@@ -3,7 +3,7 @@
 from medvllm.catalog import Locked
 from medvllm.errors import CatalogError, DigestMismatchError, SourceError
 from medvllm.metadata import ModelMetadata
-from medvllm.names import parse
+from medvllm.names import parse_name
 
 
 def check_baseline(entry: ModelMetadata, alias: str, files: str | None) -> None:
@@ -72,7 +72,7 @@ class AliasProtection:
             return ["a baseline"]
         locked = self.locked(entry)
         found = None if locked is None else locked.digest
-        if parse(entry.location).kind == "folder":
+        if parse_name(entry.location).kind == "folder":
             try:
                 found = LockedModel.from_snapshot(resolve_snapshot(entry)).digest
             except SourceError as error:

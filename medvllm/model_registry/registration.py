@@ -7,7 +7,7 @@ from typing import Any
 from medvllm.errors import RequestError
 from medvllm.fact_values import wrap_single_texts
 from medvllm.metadata import ModelMetadata, ModelType
-from medvllm.names import parse, source_path
+from medvllm.names import parse_name, source_path
 from medvllm.options import LoadOptions, parse_keep_alive
 
 
@@ -35,7 +35,7 @@ def prepare_facts(name: str, model_type: ModelType | str, given: Mapping[str, An
         kept = sources.copy_to_home(facts.get("model_path"), facts.get("extra_files") or ())
         facts["model_path"] = source_path(str(kept))
     # A folder says for which task it is, which labels it has, how it pools: listings show that without a load.
-    if facts.get("model_path") is not None and parse(facts["model_path"]).kind == "folder":
+    if facts.get("model_path") is not None and parse_name(facts["model_path"]).kind == "folder":
         from medvllm import sources
 
         facts |= sources.read_folder_facts(ModelMetadata.build(name, model_type, facts))

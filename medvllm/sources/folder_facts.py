@@ -12,7 +12,7 @@ from typing import Any
 from medvllm.errors import LoadError, SnapshotNotFoundError, SourceError, WeightsMismatchError
 from medvllm.heads import task_of_class
 from medvllm.metadata import READ, ModelMetadata
-from medvllm.names import parse
+from medvllm.names import parse_name
 from medvllm.sources.digest import Digest
 from medvllm.sources.fingerprint import Fingerprint
 from medvllm.sources.json_files import read_json
@@ -36,7 +36,7 @@ def read_folder_facts(entry: ModelMetadata) -> dict[str, Any]:
         LoadError: The installed transformers does not know the model's architecture.
         WeightsMismatchError: The labels of the entry do not fit the model.
     """
-    folder = Path(parse(entry.location).name)
+    folder = Path(parse_name(entry.location).name)
     snapshot = _snapshot(entry, folder)
     _check_architecture(entry, snapshot.config)
     _check_labels(entry, snapshot)

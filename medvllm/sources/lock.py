@@ -9,7 +9,7 @@ from pathlib import Path
 
 from medvllm import settings
 from medvllm.author import now, who
-from medvllm.destination import write
+from medvllm.destination import write_output
 from medvllm.errors import CatalogError, DigestMismatchError, MedVLLMError, SourceError
 from medvllm.metadata import ModelMetadata
 from medvllm.sources.lock_text import parse_lock, to_toml
@@ -163,7 +163,7 @@ class Lock:
                         lock.models[self.key_of(name)] = replace(model, approval=approval)
                         changed.add(name)
                 if changed:
-                    write(self.file, to_toml(lock.models).encode())
+                    write_output(self.file, to_toml(lock.models).encode())
         except MedVLLMError:
             raise
         except (OSError, UnicodeError) as error:

@@ -111,7 +111,7 @@ def _unpack(file: Path, tar: tarfile.TarFile, target: Path) -> Bundle:
         raise OSError(f"it unpacks to {manifest.total_bytes:,} bytes, and {target} has room for {free_bytes:,}")
     # Then exactly the members that the manifest lists.
     (target / "blobs").mkdir()
-    with progress.of_bytes("Checking the bundle", manifest.total_bytes) as advance:
+    with progress.track_bytes("Checking the bundle", manifest.total_bytes) as advance:
         for name, digest in manifest.members.items():
             member = next(members, None)
             if member is None:
