@@ -72,8 +72,8 @@ class LoadOptions:
             raise RequestError(f"dtype={dtype} and torch_dtype={older} disagree.\nGive one of them.")
         if options.pop("trust_remote_code", False):
             raise UnsafeWeightsError(
-                "trust_remote_code is no option of a load: an entry pins the code, and an operator allows it.\n"
-                "register(…, revision='…', trust_remote_code=True), with all 40 digits of the commit, "
+                "A load does not take trust_remote_code: an entry pins the code, and an operator allows it.\n"
+                "Use: register(…, revision='…', trust_remote_code=True), with all 40 digits of the commit, "
                 f"and: export {settings.TRUST_REMOTE_CODE.name}=on"
             )
         if options.pop("use_safetensors", True) is False or options.pop("weights_only", True) is False:
