@@ -34,35 +34,35 @@ def write(target: Path, content: bytes) -> None:
         OutputError: It cannot be written there. A file that was there is as it was, unless the disk is full or broken
             under one that has to be written in place.
     """
-    with written(target) as stream:
+    with open_output(target) as stream:
         stream.write(content)
 
 
 @contextmanager
-def written(target: Path) -> Iterator[IO[bytes]]:
+def open_output(target: Path) -> Iterator[IO[bytes]]:
     """Give a stream for a result; it is at its place, whole, when the block is left, and not there if by an exception.
 
     Raises:
         OutputError: It cannot be written there; also from the stream's own methods.
     """
-    with _translated(target):
-        place = _place(target)
+    with _translate_errors(target):
+        place = _resolve_target(target)
         before = _status(place)
     with ExitStack() as stack:
         made = None
         if isinstance(place, Path) and (before is None or stat.S_ISREG(before.st_mode)):
-            with _translated(target):
-                made = _partial(stack, place, is_there=before is not None)
+            with _translate_errors(target):
+                made = _try_partial(stack, place, is_there=before is not None)
         if made is None or isinstance(place, int):
-            yield stack.enter_context(_through(place, before, target))
+            yield stack.enter_context(_open_existing(place, before, target))
             return
         handle, path = made
         with _stream(os.dup(handle), target) as stream:
             yield stream
-            with _translated(target):
+            with _translate_errors(target):
                 stream.flush()
                 sync(handle)
-        with _translated(target):
+        with _translate_errors(target):
             _publish(handle, path, place, before)
 
 
@@ -71,11 +71,11 @@ def check(target: Path) -> None:
 
     Nothing is made or changed, and a pipe's reader sees nothing of it.
     """
-    with _translated(target):
-        place = _place(target)
+    with _translate_errors(target):
+        place = _resolve_target(target)
         status = _status(place)
         if isinstance(place, int):
-            if not _takes(place):
+            if not _is_writable(place):
                 raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         elif status is not None and stat.S_ISREG(status.st_mode):
             os.close(os.open(target, os.O_WRONLY))
@@ -83,7 +83,7 @@ def check(target: Path) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
-def _place(target: Path) -> Path | int:
+def _resolve_target(target: Path) -> Path | int:
     """Return what a path leads to: a file that need not be there yet, or a descriptor of this process."""
     if str(target) == "-":
         if sys.stdout is None:  # the process was started without one
@@ -134,7 +134,7 @@ def _may_write(path: Path) -> bool:
     return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
-def _takes(descriptor: int) -> bool:
+def _is_writable(descriptor: int) -> bool:
     if sys.platform == "win32":
         return True
     import fcntl
@@ -142,7 +142,7 @@ def _takes(descriptor: int) -> bool:
     return fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
 
 
-def _partial(stack: ExitStack, place: Path, *, is_there: bool) -> tuple[int, Path] | None:
+def _try_partial(stack: ExitStack, place: Path, *, is_there: bool) -> tuple[int, Path] | None:
     """Return a new file beside a place, or None where only the file that is there can be written."""
     try:
         return stack.enter_context(partial(place))
@@ -153,9 +153,9 @@ def _partial(stack: ExitStack, place: Path, *, is_there: bool) -> tuple[int, Pat
 
 
 @contextmanager
-def _through(place: Path | int, before: os.stat_result | None, target: Path) -> Iterator[IO[bytes]]:
+def _open_existing(place: Path | int, before: os.stat_result | None, target: Path) -> Iterator[IO[bytes]]:
     """Give a stream into what is there."""
-    with _translated(target):
+    with _translate_errors(target):
         if isinstance(place, int):
             for shown in (sys.stdout, sys.stderr):  # what was printed before comes first
                 with suppress(AttributeError, OSError, ValueError):
@@ -163,7 +163,7 @@ def _through(place: Path | int, before: os.stat_result | None, target: Path) -> 
         handle = os.dup(place) if isinstance(place, int) else os.open(place, os.O_WRONLY | os.O_NOCTTY)
     with _stream(handle, target) as stream:
         yield stream
-        with _translated(target):
+        with _translate_errors(target):
             stream.flush()
             if isinstance(place, Path) and before is not None and stat.S_ISREG(before.st_mode):
                 os.ftruncate(handle, stream.tell())
@@ -221,7 +221,7 @@ class _Raw(io.FileIO):
         self._target = target
 
     def write(self, content: Any) -> int:
-        with _translated(self._target):
+        with _translate_errors(self._target):
             return super().write(content)
 
 
@@ -230,7 +230,7 @@ def _stream(handle: int, target: Path) -> IO[bytes]:
 
 
 @contextmanager
-def _translated(target: Path) -> Iterator[None]:
+def _translate_errors(target: Path) -> Iterator[None]:
     """Give faults of the system as OutputError, with a way out."""
     try:
         yield

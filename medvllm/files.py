@@ -40,7 +40,7 @@ def write_whole(file: Path, content: bytes, *, private: bool = False) -> None:
 
 def link_or_copy(file: Path, target: Path, *, link: bool = True) -> None:
     """Give a file a second name, by a `link` where the disk has them, or a copy; `target` is whole at every moment."""
-    if link and _linked(file, target):
+    if link and _try_link(file, target):
         return
     import shutil
 
@@ -67,7 +67,7 @@ def replace_with_symlink(target: Path, to: str) -> bool:
     return True
 
 
-def _linked(file: Path, target: Path) -> bool:
+def _try_link(file: Path, target: Path) -> bool:
     with _spare(target) as path:
         try:
             os.link(file, path)
@@ -85,7 +85,7 @@ def partial(target: Path) -> Iterator[tuple[int, Path]]:
     Nobody else can open it, or have put something in its place.
     """
     sweep(target)
-    handle, path = _created(target)
+    handle, path = _create_partial(target)
     try:
         yield handle, path
     finally:
@@ -94,10 +94,10 @@ def partial(target: Path) -> Iterator[tuple[int, Path]]:
             path.unlink()
 
 
-def _created(target: Path) -> tuple[int, Path]:
+def _create_partial(target: Path) -> tuple[int, Path]:
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
     while True:
-        path = _name(target)
+        path = _choose_name(target)
         handle = os.open(path, flags, 0o600)
         if sys.platform != "win32":
             with suppress(OSError):  # no such locks here: then its age tells
@@ -111,7 +111,7 @@ def _created(target: Path) -> tuple[int, Path]:
 def _spare(target: Path) -> Iterator[Path]:
     """Give a free name beside `target`, and take away what is left under it."""
     sweep(target)
-    path = _name(target)
+    path = _choose_name(target)
     try:
         yield path
     finally:
@@ -119,7 +119,7 @@ def _spare(target: Path) -> Iterator[Path]:
             path.unlink()
 
 
-def _name(target: Path) -> Path:
+def _choose_name(target: Path) -> Path:
     return target.with_name(f"{_stem(target)}{os.urandom(8).hex()}.partial")
 
 

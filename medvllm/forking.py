@@ -65,13 +65,13 @@ def register(part: Forked) -> None:
 
 def _before() -> None:
     _forks.acquire()
-    _forking.extend(_registered())
+    _forking.extend(_list_parts())
     for part in _forking:
         with suppress(Exception):  # a part that cannot rest keeps no process from its fork
             part.before_fork()
 
 
-def _registered() -> list[Forked]:
+def _list_parts() -> list[Forked]:
     while True:
         with suppress(RuntimeError):  # another thread has registered a part meanwhile
             return list(_parts)

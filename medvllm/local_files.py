@@ -28,13 +28,13 @@ def local_files(entry: ModelMetadata) -> LocalFiles | None:
     """
     location = parse(entry.location)
     if location.kind == "folder":
-        return _held(Path(location.name))
+        return _find_weights(Path(location.name))
     if "/" not in location.name and not location.is_repo_id:
         return None
     repository = repository_folder(location.name)
     revision = location.suffix or entry.source.revision or "main"
     for commit in _commits(repository, revision):
-        if found := _held(repository / "snapshots" / commit):
+        if found := _find_weights(repository / "snapshots" / commit):
             return found
     return None
 
@@ -67,7 +67,7 @@ def _commits(repository: Path, revision: str) -> list[str]:
         return _names(repository / "snapshots")
 
 
-def _held(folder: Path) -> LocalFiles | None:
+def _find_weights(folder: Path) -> LocalFiles | None:
     names = _names(folder)
     if "modules.json" in names and "config.json" not in names and (folder / "0_Transformer").is_dir():
         folder = folder / "0_Transformer"

@@ -176,7 +176,7 @@ class ModelMetadata:
         groups: dict[str, Any] = {group: GROUPS[group](**kept) for group, kept in grouped.items() if kept}
         return cls(name, ModelType.of(model_type), version=version, origin=origin, **plain, **groups)
 
-    def completed(self, facts: Mapping[str, Any]) -> "ModelMetadata":
+    def complete_with(self, facts: Mapping[str, Any]) -> "ModelMetadata":
         """Return the metadata with `facts` of its behaviour added where the entry says nothing.
 
         Prompts are added name by name.
@@ -188,7 +188,7 @@ class ModelMetadata:
             unknown.pop("normalize", None)  # a vector that is cut after scaling no longer has unit length
         return self.with_facts(**unknown) if unknown else self
 
-    def stated(self) -> "ModelMetadata":
+    def without_read_facts(self) -> "ModelMetadata":
         """Return the metadata without the facts that were read from the folder: each load reads them again."""
         provenance = self.__dict__["_provenance"]
         read = [fact for fact, how in provenance.items() if how == READ]
@@ -205,9 +205,9 @@ class ModelMetadata:
                 attributes[group] = attributes.get(group, getattr(self, group))._replace(**{keyword: value})
             else:
                 attributes[keyword] = value
-        return self.changed(**attributes)
+        return self.with_attributes(**attributes)
 
-    def changed(self, **attributes: Any) -> "ModelMetadata":
+    def with_attributes(self, **attributes: Any) -> "ModelMetadata":
         """Return a copy with other attributes; unlike `dataclasses.replace`, it imports no class."""
         other = copy.copy(self)
         for name, value in attributes.items():

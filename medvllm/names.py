@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, TypeGuard
 
 from medvllm import settings
 from medvllm.errors import ModelNameError
-from medvllm.spelling import folded, invisible, lookalike
+from medvllm.spelling import find_invisible, find_lookalike, to_nfc
 
 __all__ = ["ModelRef", "is_commit", "is_digest", "parse", "source_path", "valid_alias", "valid_name"]
 
@@ -57,7 +57,7 @@ def parse(text: object) -> ModelRef:
     name = _text(text)
     if name.startswith(_PATH_STARTS) or name in (".", "..", "~"):
         return ModelRef(name, "folder", _folder(name))
-    name = folded(name)  # keyboards and file systems write é in two ways
+    name = to_nfc(name)  # keyboards and file systems write é in two ways
     _check_length(name)
     if name.startswith("hf://"):
         repo, suffix = _split(name.removeprefix("hf://"))
@@ -95,7 +95,7 @@ def source_path(text: object) -> str:
             f"{ref.text!r} is a folder here, but reads as the id of a repository.\n"
             f"Use ./{ref.text} for the folder, or hf://{ref.text} for the repository"
         )
-    return _lasting(ref.name) if ref.kind == "folder" else ref.text
+    return _make_lasting(ref.name) if ref.kind == "folder" else ref.text
 
 
 def is_digest(name: str) -> bool:
@@ -116,9 +116,9 @@ def valid_name(text: object) -> str:
     """
     name = _text(text)
     _check_length(name)
-    if (why := lookalike(name)) is not None:
+    if (why := find_lookalike(name)) is not None:
         plain = " ".join(unicodedata.normalize("NFKC", name).split())
-        again = f"\nUse: {plain!r}" if lookalike(plain) is None else ""
+        again = f"\nUse: {plain!r}" if find_lookalike(plain) is None else ""
         raise ModelNameError(f"Model name {name[:80]!r} {why}. It could be mistaken for another name.{again}")
     if re.fullmatch(_VERSION, name.rpartition("/")[2]):
         raise ModelNameError(
@@ -172,7 +172,7 @@ def _text(text: object) -> str:
         raise ModelNameError(
             f"Model name {text[:80]!r} starts or ends with a space.\nDid you mean: {text.strip()[:80]!r}?"
         )
-    if bad := invisible(text):  # two names would look the same
+    if bad := find_invisible(text):  # two names would look the same
         raise ModelNameError(f"Model name {text[:80]!a} contains the invisible character U+{ord(bad):04X}.")
     return text
 
@@ -213,7 +213,7 @@ def _folder(text: str) -> str:
         raise ModelNameError(f"{text[:80]!r} is relative to a working directory that no longer exists.") from error
 
 
-def _lasting(folder: str) -> str:
+def _make_lasting(folder: str) -> str:
     """Return a folder inside MEDVLLM_HOME as a home:// link, and any other as it is.
 
     If other homes share the catalogue, only a folder that is named after its digest is the same for all of them.

@@ -40,39 +40,39 @@ class Setting(Generic[T]):
     only_environment: bool = False
 
     def __call__(self) -> T:
-        return self._parsed(*self.stated())
+        return self._parse(*self.read_text())
 
-    def stated(self) -> tuple[str, str]:
+    def read_text(self) -> tuple[str, str]:
         """Return the text that applies, and where it comes from: "environment", "default", or the file's path."""
         if text := os.environ.get(self.name, "").strip():
             return text, "environment"
-        if not self.only_environment and (found := _stated().get(self.name)) is not None:
+        if not self.only_environment and (found := _read_files().get(self.name)) is not None:
             return found.text, str(found.file)
         return self.default, "default"
 
-    def _parsed(self, text: str, origin: str) -> T:
+    def _parse(self, text: str, where: str) -> T:
         try:
             value = self.parse(text)
-            if isinstance(value, Path) and origin not in ("environment", "default") and not _is_whole(text):
+            if isinstance(value, Path) and where not in ("environment", "default") and not _is_whole(text):
                 raise ValueError("a relative path; a settings file needs an absolute one")
             return value
         except ValueError as error:
             shown = without_password(text)
             raise SettingError(
-                f"{self._where(origin)} is {shown!r}, which is {error}.\n{self._advice(origin)}",
+                f"{self._describe(where)} is {shown!r}, which is {error}.\n{self._advice(where)}",
                 setting=self.name,
                 value=shown,
             ) from error
 
-    def _where(self, origin: str) -> str:
-        if origin in ("environment", "default"):
+    def _describe(self, where: str) -> str:
+        if where in ("environment", "default"):
             return f"Setting {self.name}"
-        return f"Setting {self.name.removeprefix(PREFIX).lower()!r} in {origin!r}"
+        return f"Setting {self.name.removeprefix(PREFIX).lower()!r} in {where!r}"
 
-    def _advice(self, origin: str) -> str:
-        if origin == "default" or "~" in self.default:  # the default itself may not work here
+    def _advice(self, where: str) -> str:
+        if where == "default" or "~" in self.default:  # the default itself may not work here
             return f"Set it to a path: export {self.name}=/path"
-        if origin == "environment":
+        if where == "environment":
             return f"Unset it, or set it to its default: export {self.name}={self.default}"
         return f"Correct the file, or override it: export {self.name}={self.default}"
 
@@ -98,7 +98,7 @@ class Texts:
 _files = SettingsFiles()
 
 
-def _stated() -> Mapping[str, Any]:
+def _read_files() -> Mapping[str, Any]:
     return _files.look(files(), (setting.name for setting in SETTINGS if not setting.only_environment))
 
 

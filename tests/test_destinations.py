@@ -248,7 +248,7 @@ def test_a_result_that_is_not_finished_is_not_there(folder: Path) -> None:
     """What was there stays, when the writing block fails."""
     file = folder / "b.tar"
     file.write_bytes(b"old")
-    with pytest.raises(ZeroDivisionError), destination.written(file) as stream:
+    with pytest.raises(ZeroDivisionError), destination.open_output(file) as stream:
         stream.write(NEW)
         raise ZeroDivisionError
     assert file.read_bytes() == b"old" and os.listdir(folder) == ["b.tar"]
@@ -259,7 +259,7 @@ def test_writers_of_one_file_do_not_remove_each_others_work(folder: Path) -> Non
     file = folder / "r.json"
     dead = folder / ".r.json.0123456789abcdef.partial"
     dead.write_bytes(b"half")
-    with destination.written(file) as first:
+    with destination.open_output(file) as first:
         first.write(b"first")
         destination.write(file, b"second")
         assert file.read_bytes() == b"second" and not dead.exists()

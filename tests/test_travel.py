@@ -55,7 +55,7 @@ def build(site: Callable[[str], ModelRegistry], tmp_path: Path) -> ModelRegistry
         folder = tiny.bert_encoder(tmp_path / f"m{seed}", seed=seed)
         registry.register("m", "clinical", model_path=folder, persist=True, replace=True, reason=f"training {seed}")
         registry.lock(f"m@{seed + 1}", reason="reviewed")
-    registry.catalog.mark("m@1", deprecated="misses abbreviations", successor="m@2", tags=["old"])
+    registry.catalog.update("m@1", deprecated="misses abbreviations", successor="m@2", tags=["old"])
     registry.catalog.set_alias("m", "production", 2)
     return registry
 
@@ -143,7 +143,7 @@ def test_a_bundle_changes_no_name_without_leave(
     other.import_bundle(tmp_path / "1.tar")
     site("build")
     build.catalog.set_alias("m", "production", 3)
-    build.catalog.mark("m@2", tags=["checked"])
+    build.catalog.update("m@2", tags=["checked"])
     build.export(tmp_path / "2.tar", "m@2", "m@3")
     site("hospital")
     before = _tables()
@@ -231,7 +231,7 @@ def test_a_protected_alias_stays_until_it_is_moved(
 ) -> None:
     """The import says how to move it, which asks for approval and a reason; the protection itself travels."""
     for name in ("m@2", "m@3"):
-        build.catalog.mark(name, baseline=[{"task": "embed"}], baseline_digest=Lock.current().models[name].digest)
+        build.catalog.update(name, baseline=[{"task": "embed"}], baseline_digest=Lock.current().models[name].digest)
     build.export(tmp_path / "1.tar", "m@1", "m@2")
     other = site("hospital")
     other.import_bundle(tmp_path / "1.tar", lock=True)

@@ -78,7 +78,7 @@ def _read(point: "EntryPoint") -> Shipment:
         entries = from_toml(text, "package", f"File {FILE}")
         for entry in entries.values():
             to_record(entry)  # raises an error if the entry depends on the working directory or on one process
-        return Shipment({name: entry.changed(package=package) for name, entry in entries.items()}, {})
+        return Shipment({name: entry.with_attributes(package=package) for name, entry in entries.items()}, {})
     except (MedVLLMError, OSError, ImportError, ValueError, AttributeError) as error:
         _warn("The entries of package %s cannot be used: %s", package, error)
         why = f"The entries of package {package} cannot be used: {error}\nCorrect or uninstall the package."

@@ -165,12 +165,12 @@ def _size(folder: Path) -> int:
 def _lock() -> Iterator[Finding]:
     from medvllm.sources import Lock
 
-    origin = settings.LOCK_FILE.stated()[1]
-    where = "the default path" if origin == "default" else f"{settings.LOCK_FILE.name} in {_THE.get(origin, origin)}"
+    set_in = settings.LOCK_FILE.read_text()[1]
+    where = "the default path" if set_in == "default" else f"{settings.LOCK_FILE.name} in {_THE.get(set_in, set_in)}"
     is_required = settings.REQUIRE_LOCK()
     lock = Lock.current()
     if not os.path.isfile(lock.file):  # Path.is_file fails if the folder is not searchable
-        state: Literal["ok", "wrong"] = "wrong" if is_required or origin != "default" else "ok"
+        state: Literal["ok", "wrong"] = "wrong" if is_required or set_in != "default" else "ok"
         yield Finding("lock", "file", f"none at {lock.file} ({where})", state)
     else:
         yield Finding("lock", "file", f"{lock.file} ({where})")
@@ -227,12 +227,12 @@ def _settings() -> Iterator[Finding]:
 
 def _setting(setting: settings.Setting[Any]) -> Finding:
     try:
-        text, origin = setting.stated()
+        text, set_in = setting.read_text()
         value = setting()
         if setting is settings.DEVICE or setting is settings.DTYPE:
             LoadOptions.from_kwargs({"device" if setting is settings.DEVICE else "dtype": text})
         shown = str(value) if isinstance(value, Path) else settings.without_password(text)
-        return Finding("setting", setting.name, f"{shown} ({origin})")
+        return Finding("setting", setting.name, f"{shown} ({set_in})")
     except MedVLLMError as error:
         return Finding("setting", setting.name, str(error), "wrong")
 

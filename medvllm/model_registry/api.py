@@ -61,7 +61,7 @@ class ModelRegistry:
         """
         settings.warn_of_unknown()
         self._protection = AliasProtection()
-        self._catalog = catalog or Catalog(StoredCatalog(approval=self._protection))
+        self._catalog = catalog or Catalog(StoredCatalog(protection=self._protection))
 
     @lazy
     def _loaded(self) -> "LoadedModels":
@@ -246,8 +246,8 @@ class ModelRegistry:
             ModelNotFoundError: One of them is not registered.
         """
         before, after = self.get_metadata(name), self.get_metadata(other)
-        locked = self._protection.locked(before), self._protection.locked(after)
-        return differences(before.stated(), after.stated(), locked)
+        locked = self._protection.get_locked(before), self._protection.get_locked(after)
+        return differences(before.without_read_facts(), after.without_read_facts(), locked)
 
     # Models
 

@@ -68,7 +68,7 @@ def record_baseline(
         raise catalog.not_found(ref.name)
     entry, digest = found.entry, sources.LockedModel.from_snapshot(snapshots.fetch(name)[1]).digest
     if entry.origin == "stored":
-        return catalog.stored.mark(entry.reference, baseline=kept, baseline_digest=digest, reason=reason)[0]
+        return catalog.stored.update(entry.reference, baseline=kept, baseline_digest=digest, reason=reason)[0]
     entry = catalog.put(entry.with_facts(baseline=kept, baseline_digest=digest))
     loaded.evict(entry.name, "replaced")  # the entry is a new version
     return entry

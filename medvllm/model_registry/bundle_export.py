@@ -132,8 +132,8 @@ def _as_it_travels(metadata: ModelMetadata, snapshot: Snapshot) -> ModelMetadata
     if snapshot.repo is None:
         metadata = metadata.with_facts(model_path=None)
         if metadata.origin == "direct":
-            metadata = metadata.changed(name=valid_name(snapshot.path.name))
-    return metadata.changed(origin="stored") if metadata.origin == "process" else metadata
+            metadata = metadata.with_attributes(name=valid_name(snapshot.path.name))
+    return metadata.with_attributes(origin="stored") if metadata.origin == "process" else metadata
 
 
 def _check_target(target: Path, *, replace: bool, key: Path | None) -> None:

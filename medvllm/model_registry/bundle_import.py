@@ -100,10 +100,10 @@ class _Import:
         if not terms.replace:
             _check_locked(opened, self._lock)
         # Plan: what is new here, and what the catalogue would become.
-        wanted = self._wanted()
-        states = self._states(wanted)
+        wanted = self._collect_wanted()
+        states = self._compare_files(wanted)
         due = [key for key, state in states.items() if state != "here" or key in self._moved]
-        intake, changes = self._planned(wanted)
+        intake, changes = self._plan_changes(wanted)
         # Do it: first the files, so that no entry leads to files that are missing.
         locked: set[str] = set()
         if not terms.dry_run:
@@ -118,14 +118,14 @@ class _Import:
         return Imported(
             models={key: _STATES[state] for key, state in states.items()},
             changes=tuple(changes),
-            notes=(*self._notes(), *intake.stays),
+            notes=(*self._collect_notes(), *intake.stays),
             locked=tuple(sorted(locked)),
             sha256=opened.sha256,
             contents=opened.contents,
             export_record=opened.export_record,
         )
 
-    def _states(self, wanted: Wanted) -> dict[str, State]:
+    def _compare_files(self, wanted: Wanted) -> dict[str, State]:
         """Return by name whether this machine has a model's files."""
         states: dict[str, State] = {key: self._opened.state_of(key) for key in self._opened.locked}
         for key, entry in self._entries.items():
@@ -134,7 +134,7 @@ class _Import:
                 states[key] = "here"
         return states
 
-    def _wanted(self) -> Wanted:
+    def _collect_wanted(self) -> Wanted:
         """Return what the bundle brings into the catalogue, and what it would change beside it."""
         models = [self._with_path(key, entry) for key, entry in self._entries.items()]
         names = {name for entry in models for name in (entry.name, *entry.source.also_known_as)}
@@ -171,7 +171,7 @@ class _Import:
         except SourceError:
             return False
 
-    def _planned(self, wanted: Wanted) -> tuple[Intake, list[Event]]:
+    def _plan_changes(self, wanted: Wanted) -> tuple[Intake, list[Event]]:
         """Return what the catalogue would become. CatalogError: that is not allowed."""
         if wanted.models:
             return self._catalog.stored.add_bundle(
@@ -184,12 +184,12 @@ class _Import:
     def _store(self, wanted: Wanted) -> None:
         """Add the entries to the catalogue and, to its history, that they were imported and from where."""
         opened = self._opened
-        origin = {"bundle": opened.sha256, "contents": opened.contents, "exported": opened.export_record.to_dict()}
+        exported = {"bundle": opened.sha256, "contents": opened.contents, "exported": opened.export_record.to_dict()}
         versions = {entry.reference: entry for entry in wanted.models if entry.version}
         noted = []
         for key, model in opened.locked.items():
             entry = versions.get(key)
-            detail = {**origin, **model.facts}
+            detail = {**exported, **model.facts}
             if model.approval is not None:
                 detail["approved"] = {fact: text for fact, text in vars(model.approval).items() if text is not None}
             noted.append((entry.name if entry else key, entry.version if entry else None, detail))
@@ -213,7 +213,7 @@ class _Import:
         self._catalog.note_locked(approved, lock.file, reason)
         return news
 
-    def _notes(self) -> Sequence[str]:
+    def _collect_notes(self) -> Sequence[str]:
         return [
             f"{_key(entry)} may not run its repository's code here: a bundle does not bring that permission"
             for entry in self._brought.models

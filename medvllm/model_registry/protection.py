@@ -70,7 +70,7 @@ class AliasProtection:
         recorded = entry.lifecycle.baseline_digest
         if not entry.baseline or recorded is None:
             return ["a baseline"]
-        locked = self.locked(entry)
+        locked = self.get_locked(entry)
         found = None if locked is None else locked.digest
         if parse(entry.location).kind == "folder":
             try:
@@ -79,7 +79,7 @@ class AliasProtection:
                 return [f"its files: {str(error).splitlines()[0]}"]
         return ["the files of its baseline"] if found not in (None, recorded) else []
 
-    def locked(self, entry: ModelMetadata) -> Locked | None:
+    def get_locked(self, entry: ModelMetadata) -> Locked | None:
         """Return what the lock file has of a version, or None."""
         from medvllm.sources import Lock
 

@@ -53,7 +53,7 @@ class Resolver:
         # First the state of catalogue and lock, then the look-up: a change in between outdates the target.
         generation, lock = self._catalog.generation(stored=ref.kind == "name"), sources.lock_fingerprint()
         metadata, revision = find_model(self._catalog, ref)
-        metadata = metadata.stated()
+        metadata = metadata.without_read_facts()
         self._warn_of_deprecated(metadata)
         # Options before files: a device that is not here must not cost a download.
         options = loading.with_defaults(metadata, given)
@@ -63,7 +63,7 @@ class Resolver:
             level = logging.INFO if snapshot.repo is None else logging.WARNING
             logger.log(level, "%r is not registered: loaded directly, from %s", metadata.name, snapshot.identity)
         # What the files say completes entry and options.
-        metadata = metadata.completed(snapshot.declared_facts)
+        metadata = metadata.complete_with(snapshot.declared_facts)
         identity, config = loading.identify(metadata, options, snapshot)
         fingerprint = snapshot.fingerprint + lock
         return LoadTarget(metadata, snapshot, identity, config, generation, fingerprint, ref.kind != "folder")

@@ -42,10 +42,10 @@ class Users:
         """The folders of models in use, each with its user."""
         found = [(name, folder) for name, entry in self.entries.items() for folder in _folders(parse(entry.location))]
         for name, snapshot in self.running:
-            source, _, told = snapshot.rpartition("@")
-            is_folder = os.path.isabs(source)
-            folders = _folders(parse(source if is_folder else f"hf://{source}"))
-            found += [(name, folder) for folder in folders if is_folder or folder.name == told]
+            place, _, commit = snapshot.rpartition("@")
+            is_folder = os.path.isabs(place)
+            folders = _folders(parse(place if is_folder else f"hf://{place}"))
+            found += [(name, folder) for folder in folders if is_folder or folder.name == commit]
         return found
 
     @lazy
