@@ -1,8 +1,7 @@
-"""Where a result goes that a user asked for: a file, a link to one, a device, a pipe, or standard output as `-`.
+"""Writes results to the path that a user gives: a file, a link to a file, a device, a pipe, or `-` for standard output.
 
-What is there is respected. A file is replaced whole, and keeps its mode, owner and access list; links are followed;
-what is no plain file is written through; and a file that cannot be replaced, as one that is mounted by itself or has
-other names, is written in place.
+A file is replaced as a whole, and keeps its mode, owner and access list. Links are followed. Devices and pipes are
+written to. A file that cannot be replaced, because it is a mount point or has other names, is written in place.
 """
 
 import errno
@@ -22,17 +21,21 @@ from medvllm.errors import OutputError
 from medvllm.files import UNSUPPORTED, chmod, common_mode, partial, sync, sync_folder
 
 _DESCRIPTORS = re.compile(r"/dev/fd|/proc/(?:self|thread-self|(\d+))(?:/task/\d+)?/fd")
-_HOPS = 40  # from link to link, as Linux has it
-_NO_PARTIAL = {errno.EACCES, errno.EPERM, errno.EROFS}  # the folder takes no new file
+_HOPS = 40  # the most links to follow, as on Linux
+_NO_PARTIAL = {errno.EACCES, errno.EPERM, errno.EROFS}  # no file can be created in the folder
 _NOT_REPLACED = {errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EPERM, errno.EROFS, *UNSUPPORTED}
 
 
 def write(target: Path, content: bytes) -> None:
-    """Write a result to where a user asked for it.
+    """Write a result to a path.
+
+    Args:
+        target: The path, or "-" for standard output.
+        content: The result.
 
     Raises:
-        OutputError: It cannot be written there. A file that was there is as it was, unless the disk is full or broken
-            under one that has to be written in place.
+        OutputError: It cannot be written. An existing file is unchanged, unless it has to be written in place and the
+            disk is full or broken.
     """
     with open_output(target) as stream:
         stream.write(content)
@@ -40,10 +43,15 @@ def write(target: Path, content: bytes) -> None:
 
 @contextmanager
 def open_output(target: Path) -> Iterator[IO[bytes]]:
-    """Give a stream for a result; it is at its place, whole, when the block is left, and not there if by an exception.
+    """Give a stream that writes a result to a path. After the block, the whole result is there.
+
+    If the block raises, an existing file is unchanged, and no new file appears.
+
+    Args:
+        target: The path, or "-" for standard output.
 
     Raises:
-        OutputError: It cannot be written there; also from the stream's own methods.
+        OutputError: The result cannot be written. The methods of the stream raise it, too.
     """
     with _translate_errors(target):
         place = _resolve_target(target)
@@ -67,9 +75,9 @@ def open_output(target: Path) -> Iterator[IO[bytes]]:
 
 
 def check(target: Path) -> None:
-    """Raise OutputError when a result could not be written to `target`: before the work that makes one.
+    """Raise OutputError if a result could not be written to a path. Call it before the work that makes the result.
 
-    Nothing is made or changed, and a pipe's reader sees nothing of it.
+    It changes nothing, and the reader of a pipe does not notice it.
     """
     with _translate_errors(target):
         place = _resolve_target(target)
@@ -84,7 +92,7 @@ def check(target: Path) -> None:
 
 
 def _resolve_target(target: Path) -> Path | int:
-    """Return what a path leads to: a file that need not be there yet, or a descriptor of this process."""
+    """Return what a path leads to: a file, which need not exist yet, or a descriptor of this process."""
     if str(target) == "-":
         if sys.stdout is None:  # the process was started without one
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
@@ -97,7 +105,7 @@ def _resolve_target(target: Path) -> Path | int:
             found = _DESCRIPTORS.fullmatch(parent)
             if found and name.isdecimal() and found[1] in (None, str(os.getpid())):
                 return int(name)
-        if _DESCRIPTORS.fullmatch(real):  # another process's
+        if _DESCRIPTORS.fullmatch(real):  # of another process
             return Path(path)
         path = os.path.join(real, name)
         if not os.path.islink(path):
@@ -108,14 +116,14 @@ def _resolve_target(target: Path) -> Path | int:
 
 
 def _check_link(path: str, folder: str) -> None:
-    """Refuse a link that a stranger has put where everybody may: it leads where the stranger wants."""
+    """Raise PermissionError for another user's link in a folder that everybody may write to, such as /tmp."""
     link, around = os.lstat(path), os.stat(folder)
     if around.st_mode & stat.S_ISVTX and around.st_mode & 0o002 and link.st_uid not in (os.geteuid(), around.st_uid):
         raise PermissionError(errno.EACCES, "it is another user's link in a folder that everybody may write to")
 
 
 def _status(place: Path | int) -> os.stat_result | None:
-    """Return what is there, or None; OSError when it is nothing that takes bytes, or has no folder to be in."""
+    """Return the status of a file, or None if it does not exist. Raises OSError if nothing can be written there."""
     try:
         status = os.stat(place)
     except FileNotFoundError:
@@ -143,7 +151,7 @@ def _is_writable(descriptor: int) -> bool:
 
 
 def _try_partial(stack: ExitStack, place: Path, *, is_there: bool) -> tuple[int, Path] | None:
-    """Return a new file beside a place, or None where only the file that is there can be written."""
+    """Return a new file beside a file, or None if only the existing file can be written."""
     try:
         return stack.enter_context(partial(place))
     except OSError as error:
@@ -154,10 +162,10 @@ def _try_partial(stack: ExitStack, place: Path, *, is_there: bool) -> tuple[int,
 
 @contextmanager
 def _open_existing(place: Path | int, before: os.stat_result | None, target: Path) -> Iterator[IO[bytes]]:
-    """Give a stream into what is there."""
+    """Give a stream that writes to an existing file, device, pipe or descriptor."""
     with _translate_errors(target):
         if isinstance(place, int):
-            for shown in (sys.stdout, sys.stderr):  # what was printed before comes first
+            for shown in (sys.stdout, sys.stderr):  # earlier output comes first
                 with suppress(AttributeError, OSError, ValueError):
                     shown.flush()
         handle = os.dup(place) if isinstance(place, int) else os.open(place, os.O_WRONLY | os.O_NOCTTY)
@@ -171,10 +179,10 @@ def _open_existing(place: Path | int, before: os.stat_result | None, target: Pat
 
 
 def _publish(handle: int, path: Path, place: Path, before: os.stat_result | None) -> None:
-    """Put a finished file in the place of the one that was there."""
+    """Replace the existing file by the finished one, or write its content into the existing one."""
     if before is None:
         chmod(handle, common_mode())
-    if before is None or (before.st_nlink == 1 and _is_kept(handle, place, before)):
+    if before is None or (before.st_nlink == 1 and _copy_owner(handle, place, before)):
         try:
             path.replace(place)
         except OSError as error:
@@ -190,8 +198,8 @@ def _publish(handle: int, path: Path, place: Path, before: os.stat_result | None
         sync(out.fileno())
 
 
-def _is_kept(handle: int, place: Path, before: os.stat_result) -> bool:
-    """Give a file the owner, attributes and mode of the one that was there; False when its owner cannot be kept."""
+def _copy_owner(handle: int, place: Path, before: os.stat_result) -> bool:
+    """Copy owner, attributes and mode of the existing file to the new one. Return False if the owner cannot be."""
     if not _may_write(place):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     own = os.fstat(handle)
@@ -203,7 +211,7 @@ def _is_kept(handle: int, place: Path, before: os.stat_result) -> bool:
     if sys.platform == "linux":
         with suppress(OSError):
             names = os.listxattr(place)
-            for name in {*os.listxattr(handle), *names}:  # of the folder's default access list too
+            for name in {*os.listxattr(handle), *names}:  # the folder's default access list may have added some
                 with suppress(OSError):
                     if name in names:
                         os.setxattr(handle, name, os.getxattr(place, name))
@@ -214,7 +222,7 @@ def _is_kept(handle: int, place: Path, before: os.stat_result) -> bool:
 
 
 class _Raw(io.FileIO):
-    """A descriptor whose faults are ours."""
+    """A descriptor whose errors are OutputErrors."""
 
     def __init__(self, handle: int, target: Path) -> None:
         super().__init__(handle, "wb")
@@ -231,7 +239,7 @@ def _stream(handle: int, target: Path) -> IO[bytes]:
 
 @contextmanager
 def _translate_errors(target: Path) -> Iterator[None]:
-    """Give faults of the system as OutputError, with a way out."""
+    """Raise errors of the operating system as OutputError, with advice."""
     try:
         yield
     except OutputError:
@@ -245,7 +253,7 @@ def _translate_errors(target: Path) -> Iterator[None]:
 
 def _advice(target: Path, error: Exception) -> str:
     if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return f"\nMake its folder first: mkdir -p {shlex.quote(str(error.filename or target.parent))}"
+        return f"\nCreate the folder first: mkdir -p {shlex.quote(str(error.filename or target.parent))}"
     if isinstance(error, IsADirectoryError):
         return "\nGive the name of a file."
     if isinstance(error, PermissionError):

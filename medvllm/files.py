@@ -1,4 +1,4 @@
-"""Files and folders that medvllm keeps for itself: written whole or not at all, and private to their user."""
+"""medvllm's own files and folders: each is written as a whole or not at all, and private to its user."""
 
 import errno
 import glob
@@ -13,20 +13,20 @@ from pathlib import Path
 if sys.platform != "win32":
     import fcntl
 
-# What a system answers that has no such operation, or not on this file system.
+# Errors of an operation that the operating system or the file system does not have.
 UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.ENOTTY})
-_LEFT_S = 3_600.0  # after which a partial file that cannot be asked for its writer is nobody's
+_LEFT_S = 3_600.0  # a partial file without a lock that is older belongs to no running process
 
 
 def write_whole(file: Path, content: bytes, *, private: bool = False) -> None:
-    """Write a file so that a reader, or the next process after a crash, sees the old content or all of the new.
+    """Write a file so that readers see the old content or all of the new, even after a crash.
 
-    The caller sees to it that nobody else writes the same file at this moment.
+    The caller ensures that nobody else writes the file at the same time.
 
     Args:
-        file: The file. A link in its place is replaced; for what a user names, there is `medvllm.destination`.
+        file: The file. An existing link is replaced. For a path that a user gives, use `medvllm.destination`.
         content: All of its bytes.
-        private: Whether only its user may read it, whatever the umask; in a group's folder, its group too.
+        private: Whether only its user may read it, whatever the umask is. In a folder of a group, the group may, too.
     """
     with partial(file) as (handle, path):
         with os.fdopen(os.dup(handle), "wb") as stream:
@@ -39,7 +39,10 @@ def write_whole(file: Path, content: bytes, *, private: bool = False) -> None:
 
 
 def link_or_copy(file: Path, target: Path, *, link: bool = True) -> None:
-    """Give a file a second name, by a `link` where the disk has them, or a copy; `target` is whole at every moment."""
+    """Give a file a second name: a hard link if `link` is set and the disk has links, or else a copy.
+
+    `target` is replaced as a whole.
+    """
     if link and _try_link(file, target):
         return
     import shutil
@@ -55,7 +58,7 @@ def link_or_copy(file: Path, target: Path, *, link: bool = True) -> None:
 
 
 def replace_with_symlink(target: Path, to: str) -> bool:
-    """Make `target` a symbolic link, in place of what is there; False where the disk has no links."""
+    """Replace `target` by a symbolic link. Return False if the disk has no links."""
     with _spare(target) as path:
         try:
             path.symlink_to(to)
@@ -80,9 +83,9 @@ def _try_link(file: Path, target: Path) -> bool:
 
 @contextmanager
 def partial(target: Path) -> Iterator[tuple[int, Path]]:
-    """Give a new file, open for writing, that is to become `target`, and remove what dead writers have left of theirs.
+    """Give a new file beside `target`, open for writing, which the caller renames to `target`.
 
-    Nobody else can open it, or have put something in its place.
+    Nobody else can open or replace it. Partial files of killed processes are removed first.
     """
     sweep(target)
     handle, path = _create_partial(target)
@@ -100,16 +103,16 @@ def _create_partial(target: Path) -> tuple[int, Path]:
         path = _choose_name(target)
         handle = os.open(path, flags, 0o600)
         if sys.platform != "win32":
-            with suppress(OSError):  # no such locks here: then its age tells
+            with suppress(OSError):  # the file system has no locks: the age of the file decides
                 fcntl.flock(handle, fcntl.LOCK_EX)
         if os.fstat(handle).st_nlink:
             return handle, path
-        os.close(handle)  # swept before it was locked
+        os.close(handle)  # another process removed it before it was locked
 
 
 @contextmanager
 def _spare(target: Path) -> Iterator[Path]:
-    """Give a free name beside `target`, and take away what is left under it."""
+    """Give a free name beside `target`. A file of that name is removed afterwards."""
     sweep(target)
     path = _choose_name(target)
     try:
@@ -124,11 +127,11 @@ def _choose_name(target: Path) -> Path:
 
 
 def _stem(target: Path) -> str:
-    return f".{target.name[:48]}."  # of a name that is as long as a name may be, a part
+    return f".{target.name[:48]}."  # shortened, as the longest allowed name leaves no room
 
 
 def sweep(target: Path) -> None:
-    """Remove the partial files of `target` whose writers have died."""
+    """Remove the partial files of `target` that killed processes left."""
     with suppress(OSError):
         for left in target.parent.glob(f"{glob.escape(_stem(target))}????????????????.partial"):
             with suppress(OSError):
@@ -137,7 +140,7 @@ def sweep(target: Path) -> None:
 
 
 def _is_left(path: Path) -> bool:
-    """Return whether no living process writes a partial file: one that does holds its lock."""
+    """Return whether no running process writes a partial file. One that does holds its lock."""
     status = path.lstat()
     if sys.platform != "win32" and stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -154,9 +157,9 @@ def _is_left(path: Path) -> bool:
 
 
 def make_own(folder: Path) -> None:
-    """Make a folder, and those above it that are not there, so that only this user may enter, whatever the umask.
+    """Make a folder and its missing parents, so that only this user may enter them, whatever the umask is.
 
-    Below a folder that a group shares (its setgid bit is set), the group keeps the rights that it has there.
+    Inside a folder that a group shares (its setgid bit is set), the group has the same rights as there.
     """
     missing = []
     for path in (folder, *folder.parents):
@@ -168,20 +171,20 @@ def make_own(folder: Path) -> None:
         try:
             path.mkdir(mode=mode)
         except FileExistsError:
-            if not path.is_dir():  # else another process was first
+            if not path.is_dir():  # another process was first
                 raise
         else:
-            chmod(path, mode)  # the umask took from it
+            chmod(path, mode)  # the umask may have removed bits
 
 
 def own_mode(folder: Path) -> int:
-    """Return the mode of what medvllm makes in a folder: its user's alone, or also that of the group that shares it."""
+    """Return the mode for a new folder inside `folder`: for the user alone, or also for the group that shares it."""
     mode = folder.stat().st_mode
     return 0o700 | (mode & 0o2070 if mode & stat.S_ISGID else 0)
 
 
 def make_own_file(file: Path) -> None:
-    """Make an empty file that only its user may read; in a group's folder, its group too. One that is there stays."""
+    """Make an empty file that only its user may read, and in a folder of a group, the group. An existing file stays."""
     try:
         handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
@@ -193,13 +196,13 @@ def make_own_file(file: Path) -> None:
 
 
 def chmod(file: int | Path, mode: int) -> None:
-    """Set a file's mode, where the file system has modes."""
+    """Set a file's mode, if the file system has modes."""
     with suppress(OSError):
         os.chmod(file, mode)
 
 
 def common_mode() -> int:
-    """Return the mode that the umask leaves a new file."""
+    """Return the mode of a new file under the present umask."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
         mask = int(next(line for line in status.splitlines() if line.startswith("Umask:")).split()[1], 8)
@@ -210,7 +213,7 @@ def common_mode() -> int:
 
 
 def sync(handle: int) -> None:
-    """Have a file's bytes on the disk, where the file system can tell that they are."""
+    """Wait until a file's bytes are on the disk, if the file system supports that."""
     try:
         os.fsync(handle)
     except OSError as error:
@@ -219,12 +222,12 @@ def sync(handle: int) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in a folder last through a power cut, where the system can. What was done is done in any case."""
+    """Wait until renames in a folder are on the disk, as far as the system supports that."""
     if os.name == "nt":  # a folder cannot be opened there
         return
     try:
         handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # one that may be written to and not read
+    except OSError:  # the folder may be written but not read
         return
     try:
         sync(handle)
@@ -235,7 +238,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def is_trusted(path: Path) -> bool:
-    """Return whether nobody else could have written a file or folder.
+    """Return whether no other user could have written a file or folder.
 
     Its owner is this user, root or the owner of its folder, and others can write neither to it nor to its folder.
     """

@@ -1,7 +1,7 @@
-"""Forks beside threads: a child's locks are free, and it has no work under way that only a thread of its parent ends.
+"""Makes forks safe beside threads: in a child, all locks are free, and no state is half changed.
 
-What holds a lock registers here. Before a fork each part comes to rest, as long as that takes no time, so that a child
-gets no half-changed state; after it, a child's parts take new locks.
+Every object that holds a lock registers here. Before a fork, it waits a moment for its lock, so that no other thread is
+in the middle of a change. After the fork, the child's objects have new locks.
 """
 
 import os
@@ -12,29 +12,38 @@ from functools import partial
 from types import TracebackType
 from weakref import WeakSet
 
-_REST_S = 1.0  # for sections of a few steps; a thread that is longer in one is not waited for
+_REST_S = 1.0  # how long a fork waits for a lock; the sections under a lock are short
 
 
 class Forked:
-    """A part of this process that a fork must not copy as it is. `register` it once it is made."""
+    """An object that must prepare for a fork. Call `register` once it is made."""
 
     def before_fork(self) -> None:
-        """Come to rest, in the thread that forks. It must not wait for long."""
+        """Prepare for a fork. The forking thread calls it, and it must not wait for long."""
 
     def after_fork(self, *, is_child: bool) -> None:
-        """Go on; in a child, with locks that nobody holds."""
+        """Continue after a fork. In a child, make new locks."""
 
 
 class Lock(Forked):
-    """A lock that a child finds free, and that no thread holds while another one forks, but for `rest_s` at most."""
+    """A lock that is free in a forked child.
+
+    Args:
+        reentrant: Whether a thread may take the lock again while it holds it.
+        rest_s: How many seconds a fork waits for a thread that holds the lock.
+        forked: Called in a child.
+
+    Attributes:
+        was_busy: In a child: whether another thread of the parent held the lock during the fork.
+    """
 
     def __init__(
         self, *, reentrant: bool = False, rest_s: float = _REST_S, forked: Callable[[], None] = lambda: None
     ) -> None:
         self._make = threading.RLock if reentrant else threading.Lock
-        self._rest_s, self._forked = rest_s, forked  # the latter is called in a child
+        self._rest_s, self._forked = rest_s, forked
         self._lock = self._make()
-        self.was_busy = False  # in a child: a thread of the parent was inside when it forked
+        self.was_busy = False
         self._rests = False
         register(self)
 
@@ -49,7 +58,7 @@ class Lock(Forked):
         self._rests = self._lock.acquire(timeout=self._rest_s)
 
     def after_fork(self, *, is_child: bool) -> None:
-        """Let go of it; in a child it is another one."""
+        """Release the lock. A child gets a new one."""
         if is_child:
             self.was_busy = not self._rests
             self._lock = self._make()
@@ -59,7 +68,7 @@ class Lock(Forked):
 
 
 def register(part: Forked) -> None:
-    """Have a part told of forks for as long as anybody holds it."""
+    """Call the methods of an object at each fork, as long as the object exists."""
     _parts.add(part)
 
 
@@ -67,13 +76,13 @@ def _before() -> None:
     _forks.acquire()
     _forking.extend(_list_parts())
     for part in _forking:
-        with suppress(Exception):  # a part that cannot rest keeps no process from its fork
+        with suppress(Exception):  # an object that fails must not prevent the fork
             part.before_fork()
 
 
 def _list_parts() -> list[Forked]:
     while True:
-        with suppress(RuntimeError):  # another thread has registered a part meanwhile
+        with suppress(RuntimeError):  # another thread has registered an object meanwhile
             return list(_parts)
 
 

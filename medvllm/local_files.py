@@ -1,4 +1,4 @@
-"""Whether a model's weights are on this machine, told from names and sizes alone: a listing opens no file of them."""
+"""Whether a model's weights are on this machine, judged by names and sizes: a listing opens no weight file."""
 
 import json
 import os
@@ -22,9 +22,9 @@ class LocalFiles:
 
 
 def local_files(entry: ModelMetadata) -> LocalFiles | None:
-    """Return where an entry's files are on this machine, or None where they are not, or not whole.
+    """Return where an entry's files are on this machine, or None if they are missing or incomplete.
 
-    Nothing is verified: a load hashes every byte, this asks for names and sizes.
+    Only names and sizes are checked. A load hashes every byte.
     """
     location = parse(entry.location)
     if location.kind == "folder":
@@ -40,11 +40,11 @@ def local_files(entry: ModelMetadata) -> LocalFiles | None:
 
 
 def hub_cache() -> Path:
-    """Return the folder of the Hub's cache, without importing huggingface_hub for it."""
+    """Return the folder of the Hub's cache, without importing huggingface_hub."""
     constants = sys.modules.get("huggingface_hub.constants")
     if constants is not None:
         return Path(constants.HF_HUB_CACHE)
-    read = os.environ.get  # as the library does: a variable that is empty counts
+    read = os.environ.get  # as huggingface_hub does: an empty variable counts
     home = os.path.expandvars(
         os.path.expanduser(read("HF_HOME", os.path.join(read("XDG_CACHE_HOME", "~/.cache"), "huggingface")))
     )
@@ -53,12 +53,12 @@ def hub_cache() -> Path:
 
 
 def repository_folder(repo: str) -> Path:
-    """Return where the Hub's cache has, or would have, a repository."""
+    """Return the folder of a repository in the Hub's cache, whether it exists or not."""
     return hub_cache() / f"models--{repo.replace('/', '--')}"
 
 
 def _commits(repository: Path, revision: str) -> list[str]:
-    """Return the commits that a revision may be: itself, what the cache has noted, else whatever is there."""
+    """Return the commits that a revision may mean: itself, the one that the cache records, or else all in the cache."""
     if is_commit(revision):
         return [revision]
     try:
@@ -77,7 +77,7 @@ def _find_weights(folder: Path) -> LocalFiles | None:
         return None
     try:
         return LocalFiles(folder, sum(os.stat(folder / name).st_size for name in weights))
-    except (OSError, ValueError):  # a shard that is missing, a link that leads nowhere, or no path at all
+    except (OSError, ValueError):  # a missing shard, a broken link, or a name that is not a path
         return None
 
 

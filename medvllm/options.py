@@ -16,7 +16,7 @@ __all__ = ["Identity", "LoadOptions", "dtype_name", "parse_keep_alive", "unknown
 
 # Arguments of `from_pretrained` that a registry must not pass on, and what to do instead.
 _REFUSED = {
-    "device_map": "say device='cuda:1', or device='auto'",
+    "device_map": "use device='cuda:1', or device='auto'",
     "cache_dir": "set HF_HUB_CACHE",
     "token": "set HF_TOKEN",
     "use_auth_token": "set HF_TOKEN",
@@ -27,13 +27,13 @@ _REFUSED = {
     "quantization_config": "call the class's from_pretrained yourself",
     "id2label": "register the entry with id2label=['O', …]",
     "label2id": "register the entry with id2label=['O', …]",
-    "ignore_mismatched_sizes": "a head of another size is no head of the model. "
-    "Take it out of the checkpoint, and register the entry with expected_missing_keys=[…]",
-    "output_loading_info": "the registry checks it for you",
+    "ignore_mismatched_sizes": "a head of another size does not belong to the model. "
+    "Remove it from the checkpoint, and register the entry with expected_missing_keys=[…]",
+    "output_loading_info": "the registry checks the weights for you",
     "subfolder": "give the folder as the name",
     "variant": "register the folder that holds it",
-    "use_cache": "a copy of your own comes from load_model(…, use_cache=False)",
-    "low_cpu_mem_usage": "leave it out: weights are mapped, not copied",
+    "use_cache": "for a copy of your own, call load_model(…, use_cache=False)",
+    "low_cpu_mem_usage": "omit it, as weights are mapped and not copied",
 }
 _KNOWN = (
     *("device", "dtype", "torch_dtype", "revision", "use_cache", "keep_alive"),
@@ -43,9 +43,16 @@ _KNOWN = (
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """What a caller stated: None is "not given". Hashable, so that a hit is one look-up.
+    """The options of a call, hashable so that a hit is one look-up. None means "not given".
 
-    `overrides` are fields of the model's config as JSON texts, sorted by name; `config` is a whole config's JSON.
+    Attributes:
+        device: The device, such as "cuda:0".
+        dtype: The dtype of the weights, such as "float32", or "auto".
+        revision: A branch, tag or commit on the Hub.
+        model_class: The class to load, or "module:Class".
+        attn_implementation: The attention that transformers uses.
+        config: A whole config as JSON text.
+        overrides: Fields of the model's config as JSON texts, sorted by name.
     """
 
     device: str | None = None
@@ -58,29 +65,33 @@ class LoadOptions:
 
     @classmethod
     def from_kwargs(cls, given: Mapping[str, Any]) -> "LoadOptions":
-        """Return the options among the keywords of a call; RequestError names one that cannot be used.
+        """Return the options of a call's keywords.
 
-        Whether an override is a field of the config is known only once the config is read.
+        Whether an override is a field of the config is checked once the config is read.
+
+        Raises:
+            RequestError: An option cannot be used.
+            UnsafeWeightsError: An option would run code, or open a pickle.
         """
         if not given:
             return _NOTHING
         options = dict(given)
         if unnamed := next((name for name in options if not isinstance(name, str)), None):
-            raise RequestError(f"Option {unnamed!r} must be named by text.", option=unnamed)
+            raise RequestError(f"The name of option {unnamed!r} must be text.", option=unnamed)
         dtype, older = options.pop("dtype", None), options.pop("torch_dtype", None)
         if dtype is not None and older is not None and dtype_name(dtype) != dtype_name(older):
-            raise RequestError(f"dtype={dtype} and torch_dtype={older} disagree.\nGive one of them.")
+            raise RequestError(f"dtype={dtype} and torch_dtype={older} are different.\nPass one of them.")
         if options.pop("trust_remote_code", False):
             raise UnsafeWeightsError(
-                "trust_remote_code is no option of a load: an entry pins the code, and an operator allows it.\n"
-                "register(…, revision='…', trust_remote_code=True), with all 40 digits of the commit, "
+                "trust_remote_code is not an option of a load: an entry pins the code, and an operator allows it.\n"
+                "Use register(…, revision='…', trust_remote_code=True), with all 40 digits of the commit, "
                 f"and: export {settings.TRUST_REMOTE_CODE.name}=on"
             )
         if options.pop("use_safetensors", True) is False or options.pop("weights_only", True) is False:
             raise UnsafeWeightsError("Pickled weights are not read: a pickle can run code when it is opened.")
         for name in options:
             if name in _REFUSED:
-                raise RequestError(f"Option {name!r} is not taken: {_REFUSED[name]}.", option=name)
+                raise RequestError(f"Option {name!r} is not accepted: {_REFUSED[name]}.", option=name)
         return cls(
             device=_device(options.pop("device", None)),
             dtype=dtype_name(dtype if dtype is not None else older),
@@ -92,7 +103,7 @@ class LoadOptions:
         )
 
     def with_defaults(self, entry: "LoadOptions") -> "LoadOptions":
-        """Return these options with what was not stated taken from the entry's own, then from the settings."""
+        """Return these options, completed from the entry's and then from the settings."""
         return replace(
             self,
             device=self.device or entry.device or _device(settings.DEVICE()),
@@ -109,7 +120,7 @@ class LoadOptions:
         return {name: json.loads(text) for name, text in self.overrides}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the options as JSON has them."""
+        """Return the options as JSON values."""
         facts = vars(self) | {"model_class": class_path(self.model_class), "overrides": self.config_overrides()}
         return facts | {"config": json.loads(self.config) if self.config else None}
 
@@ -119,19 +130,25 @@ _NOTHING = LoadOptions()
 
 @dataclass(frozen=True)
 class Identity:
-    """What two loads must share to be one object: entry version, bytes, and options with nothing left open.
+    """What two loads must have in common to share one model.
 
-    `snapshot` is "repo@commit", or a folder with the digest of its files; in `options`, device, dtype and class are the
-    ones in effect.
+    Attributes:
+        name: The entry's name.
+        version: The entry's version.
+        origin: Where the entry comes from; "direct" without an entry.
+        snapshot: "repo@commit", or a folder with the digest of its files.
+        options: The options in effect: device, dtype and class are never None.
+        files: A digest of the weight files on the disk. A model is mapped from them, so it changes when they do.
+        is_offloaded: Whether its weights are in host memory instead of on its device.
     """
 
     name: str
     version: int
-    origin: str  # where the entry comes from; "direct" when there is none
+    origin: str
     snapshot: str
     options: LoadOptions
-    files: str = ""  # the files on disk that hold these bytes: a model that is mapped changes with its own
-    is_offloaded: bool = False  # its weights wait in host memory, not on its device
+    files: str = ""
+    is_offloaded: bool = False
 
 
 def unknown_option(name: str, fields: Mapping[str, Any]) -> RequestError:
@@ -146,13 +163,17 @@ def unknown_option(name: str, fields: Mapping[str, Any]) -> RequestError:
 
 
 def dtype_name(value: object) -> str | None:
-    """Return a dtype's name ("float32") for a torch.dtype or text; "auto" means the checkpoint's own."""
+    """Return the name of a dtype, such as "float32", for a torch.dtype or text. "auto" is the checkpoint's own.
+
+    Raises:
+        RequestError: The value is not a dtype that a model can be loaded in.
+    """
     if value is None:
         return None
-    text = str(value)  # "torch.float16" for torch.float16, which reads without an import of torch
+    text = str(value)  # torch.float16 prints as "torch.float16", so torch need not be imported
     name = "auto" if text.lower() == "auto" else loadable_dtype(text)
     if name is None:
-        raise RequestError(f"dtype {text[:80]!r} is not one of: {', '.join(LOADABLE)}, auto.", option="dtype")
+        raise RequestError(f"dtype must be one of {', '.join(LOADABLE)} or auto, not {text[:80]!r}.", option="dtype")
     return name
 
 
@@ -169,7 +190,7 @@ def parse_keep_alive(value: str | float | None) -> float | None:
         return None if value is None else parse_duration(value)
     except ValueError as error:
         raise RequestError(
-            f"keep_alive is {error}.\nGive a duration such as '10m', seconds, 0 (until it is released) or -1 (pinned).",
+            f"keep_alive is {error}.\nUse a duration such as '10m', seconds, 0 (until it is released) or -1 (pinned).",
             option="keep_alive",
         ) from error
 
@@ -182,7 +203,9 @@ def _device(value: object) -> str | None:
     text = str(value).lower()  # a torch.device prints as "cuda:0"
     kind, _, index = text.partition(":")
     if kind not in ("cpu", "cuda", "mps", "xpu", "auto") or not (index.isdecimal() or text == kind):
-        raise RequestError(f"Device {str(value)[:80]!r} is not one of: cpu, cuda, cuda:N, mps, auto.", option="device")
+        raise RequestError(
+            f"device must be cpu, cuda, cuda:N, mps, xpu or auto, not {str(value)[:80]!r}.", option="device"
+        )
     return "cpu" if kind == "cpu" else "cuda:0" if text == "cuda" else text
 
 
@@ -212,5 +235,5 @@ def _json(option: str, value: object) -> str:
         return json.dumps(value, sort_keys=True)
     except (TypeError, ValueError):
         raise RequestError(
-            f"Option {option!r} must be what JSON can hold, not {type(value).__name__}.", option=option
+            f"Option {option!r} must be a value that JSON can hold, not {type(value).__name__}.", option=option
         ) from None

@@ -209,7 +209,7 @@ def test_what_takes_no_result_is_refused_before_any_work(folder: Path) -> None:
     os.mknod(folder / "socket", stat.S_IFSOCK | 0o600)
     cases = {
         "": "Give the name of a file",
-        "nowhere/file": f"there is no folder '{folder}/nowhere'.\nMake its folder first: mkdir -p {folder}/nowhere",
+        "nowhere/file": f"there is no folder '{folder}/nowhere'.\nCreate the folder first: mkdir -p {folder}/nowhere",
         "into": f"mkdir -p {folder}/nowhere",
         "file/x": f"{folder}/file",
         "a": "symbolic links",

@@ -109,7 +109,7 @@ def test_keep_alive_of_a_call_an_entry_and_the_installation(
     with registry.lease("plain", keep_alive=0) as lease:
         assert lease.model is registry.load_model("plain")
     assert "plain" not in registry._model_cache
-    with pytest.raises(RequestError, match="keep_alive is not a duration such as 10m: 'soon'.\nGive a duration"):
+    with pytest.raises(RequestError, match="keep_alive is not a duration such as 10m: 'soon'.\nUse a duration"):
         registry.load_model("plain", keep_alive="soon")
     with pytest.raises(RequestError, match="keep_alive is not a duration"):
         registry.register("m", "clinical", keep_alive="soon")

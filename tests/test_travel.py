@@ -358,7 +358,7 @@ def test_a_bundle_replaces_no_file_unasked(
     assert target.read_text() == "another bundle"
     with pytest.raises(OutputError, match="File name too long"):
         build.export(tmp_path / ("b" * 300), "not-a-model")
-    with pytest.raises(OutputError, match="Make its folder first: mkdir -p"):
+    with pytest.raises(OutputError, match="Create the folder first: mkdir -p"):
         build.export(tmp_path / "absent" / "b.tar", "not-a-model")
     (tmp_path / "link.tar").symlink_to("b.tar")
     exported = build.export(tmp_path / "link.tar", "m@2", replace=True)
