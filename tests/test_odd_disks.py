@@ -60,7 +60,7 @@ for calls in ("fsync_folder", "fsync_all", "symlink", "link_hard", "chmod", "no_
         destination.write(room / "result", content)
         files.write_whole(room / "own", content, private=True)
     files.link_or_copy(room / "own", room / "second")
-    assert files.point(room / "pointer", "own") is ("symlink" not in calls)
+    assert files.replace_with_symlink(room / "pointer", "own") is ("symlink" not in calls)
     for name in ("result", "own", "second"):
         assert (room / name).read_bytes() == b"new", (calls, name)
     assert not list(room.glob("*.partial")) and not list(room.glob(".*.partial")), calls

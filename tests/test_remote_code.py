@@ -316,7 +316,7 @@ def test_a_bundle_carries_the_code(
     site = ModelRegistry()
     for state in ("new", "here"):
         imported = site.import_bundle(tmp_path / "b.tar")
-        assert imported.models == {"own@1": state} and "permission does not come with a bundle" in imported.notes[0]
+        assert imported.models == {"own@1": state} and "a bundle does not bring that permission" in imported.notes[0]
     monkeypatch.setenv("MEDVLLM_TRUST_REMOTE_CODE", "on")
     entry = site.get_metadata("own")
     assert entry.source.trust_remote_code is None
