@@ -306,8 +306,8 @@ def mentions(fact: Callable[[str], Any], text: str) -> bool:
         fact: Returns a fact of the model by its keyword.
         text: The text, in lower case.
     """
-    said = (fact("name"), *(fact("also_known_as") or ()), fact("description") or "")
-    return any(text in str(each).casefold() for each in said)
+    texts = (fact("name"), *(fact("also_known_as") or ()), fact("description") or "")
+    return any(text in str(each).casefold() for each in texts)
 
 
 def fits(fact: Callable[[str], Any], task: str | None, tags: Sequence[str], globs: Mapping[str, str]) -> bool:

@@ -1,4 +1,4 @@
-"""What exactly answered: which of it the bytes prove, and which of it somebody declared."""
+"""Receipts: what exactly answered. Facts that the bytes prove are kept apart from facts that somebody declared."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -10,12 +10,12 @@ from medvllm.metadata import ModelMetadata
 from medvllm.options import Identity
 
 LIBRARIES = ("medvllm", "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub")
-_FORMAT = 1  # changes when a key of `to_dict` changes its meaning or goes; keys may be added
+_FORMAT = 1  # a key of `to_dict` that changes its meaning or is removed needs a new number; new keys do not
 
 
 @cache
 def library_versions() -> Mapping[str, str]:
-    """Return the installed version of each library that takes part in an answer; nothing is imported."""
+    """Return the installed version of each library that takes part in an answer, without importing it."""
     from importlib import metadata as packages
 
     found = {}
@@ -28,7 +28,11 @@ def library_versions() -> Mapping[str, str]:
 
 
 def digest_of(rows: Iterable[tuple[str, str, int]]) -> str:
-    """Return one SHA-256 for files given as path, SHA-256 and size: of a line "SHA-256  size  path" each, sorted."""
+    """Return one SHA-256 for several files.
+
+    Args:
+        rows: Path, SHA-256 and size of each file. The hash is that of the lines "SHA-256  size  path", sorted by path.
+    """
     from hashlib import sha256
 
     lines = "".join(f"{sha256}  {size}  {path}\n" for path, sha256, size in sorted(rows))
@@ -37,21 +41,29 @@ def digest_of(rows: Iterable[tuple[str, str, int]]) -> str:
 
 @dataclass(frozen=True)
 class Proof:
-    """What the bytes of a loaded model say: `files` and `converted` give size and SHA-256 by path.
+    """What the bytes of a loaded model prove.
 
-    They are those that were read. `changed` names what is no longer the same on disk: a model that is mapped from such
-    a file may have changed with it.
+    Attributes:
+        commit: The commit; None for a folder, and for a commit whose listing the Hub did not give to this machine.
+        files: Size and SHA-256 of each file as it was read, by path.
+        converted: The same for safetensors that were made of a pickle.
+        locked: Whether the lock file approves the files, and they are unchanged when the receipt is made.
+        changed: Files that have changed on the disk since. A model that is mapped from one may have changed with it.
+        architecture: The `model_type` of the config.
+        size_bytes: Bytes in memory.
+        tokenizer_sha256: Digest of the tokenizer as it works: vocabulary, casing, length; None without a tokenizer.
+        labels_sha256: Digest of the label map; None without named labels.
     """
 
-    commit: str | None  # None for a folder, and for a commit that the Hub itself did not show to this machine
+    commit: str | None
     files: dict[str, dict[str, Any]]
-    converted: dict[str, dict[str, Any]]  # safetensors that were made of a pickle among `files`
-    locked: bool  # whether the lock file approves them, and they are unchanged, at the time of the receipt
+    converted: dict[str, dict[str, Any]]
+    locked: bool
     changed: list[str]
-    architecture: str | None  # the config's own model_type
-    size_bytes: int  # in memory
-    tokenizer_sha256: str | None  # of the tokenizer as it works: vocabulary, casing, length; None without one
-    labels_sha256: str | None  # of the label map; None for a model without named labels
+    architecture: str | None
+    size_bytes: int
+    tokenizer_sha256: str | None
+    labels_sha256: str | None
 
     @property
     def digest(self) -> str:
@@ -62,27 +74,43 @@ class Proof:
 
 @dataclass(frozen=True)
 class Receipt:
-    """The facts of one loaded model. `origin` is "direct" for a name that no entry answers to.
+    """The facts of one loaded model.
 
-    `proof` is verified, as it comes from the bytes; `declared` is what the entry says of them, each fact with where it
-    was seen.
+    Attributes:
+        name: The entry's name.
+        version: The entry's version.
+        origin: Where the entry comes from; "direct" without an entry.
+        snapshot: "repo@commit", or the folder.
+        options: The load options in effect.
+        proof: What the bytes prove.
+        declared: What the entry says, with the provenance of each fact.
+        libraries: The installed versions of the libraries.
+        package: Name and version of the package that the entry comes from.
     """
 
     name: str
     version: int
     origin: str
-    snapshot: str  # "repo@commit", or the folder
-    options: dict[str, Any]  # those in effect
+    snapshot: str
+    options: dict[str, Any]
     proof: Proof
     declared: dict[str, dict[str, Any]]
     libraries: dict[str, str] = field(default_factory=lambda: dict(library_versions()))
-    package: str | None = None  # name and version of the package that the entry comes from
+    package: str | None = None
 
     @classmethod
     def of(
         cls, metadata: ModelMetadata, identity: Identity, commit: str | None, proof: Proof, bundle: str | None = None
     ) -> "Receipt":
-        """Return the receipt of a load; `commit` is the one that the files are said to be of, by a `bundle` or not."""
+        """Return the receipt of a load.
+
+        Args:
+            metadata: The entry.
+            identity: The identity of the load.
+            commit: The commit that the files are said to belong to.
+            proof: What the bytes prove.
+            bundle: The SHA-256 of the bundle that says so, if the files came in one.
+        """
         provenance = metadata.provenance
         facts = metadata.facts()
         declared = {
@@ -107,13 +135,13 @@ class Receipt:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the receipt as JSON, with sorted keys: what the history keeps of a load."""
+        """SHA-256 of the receipt as JSON with sorted keys. The history keeps it for each load."""
         from hashlib import sha256
 
         return sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the receipt as JSON has it, under keys that stay."""
+        """Return the receipt as JSON values. The keys do not change."""
         return {
             "format": _FORMAT,
             "name": self.name,

@@ -1,4 +1,4 @@
-"""Models of a bundle made this machine's: all or none, with nothing changed and nothing approved in passing."""
+"""Imports the models of a bundle: all of them or none. Nothing is replaced or approved unless asked for."""
 
 import logging
 import os
@@ -27,7 +27,7 @@ _STATES: dict[State, str] = {"new": "new", "damaged": "repaired", "here": "here"
 
 @dataclass(frozen=True)
 class Terms:
-    """On which terms a bundle is imported. `ModelRegistry.import_bundle` describes them."""
+    """The options of an import, as `ModelRegistry.import_bundle` describes them."""
 
     replace: bool = False
     dry_run: bool = False
@@ -40,11 +40,11 @@ class Terms:
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import did or, as a dry run, would do."""
+    """What an import did or, for a dry run, would do."""
 
     models: dict[str, str]  # "new", "repaired" or "here", by name
     changes: tuple[Event, ...]  # of the catalogue
-    notes: tuple[str, ...]  # what did not come with the bundle, or was left as it was
+    notes: tuple[str, ...]  # what the bundle does not bring, or the import leaves as it is
     locked: tuple[str, ...]  # models that the same call approved
     sha256: str
     contents: str
@@ -56,7 +56,7 @@ class Imported:
         return bool(self.changes or self.locked) or any(state != "here" for state in self.models.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON has them."""
+        """Return the fields as JSON values."""
         changes = [event.to_dict() for event in self.changes]
         return vars(self) | {"changes": changes, "export_record": self.export_record.to_dict(), "changed": self.is_new}
 
@@ -66,8 +66,7 @@ def import_bundle(catalog: Catalog, file: Path, terms: Terms) -> Imported:
 
     Raises:
         SourceError: The file is not a sound bundle.
-        DigestMismatchError: The bundle is damaged, is not the one of `terms`, or has a model otherwise than it is
-            locked.
+        DigestMismatchError: The bundle is damaged, is not the expected one, or differs from a lock.
         CatalogError: The bundle would change what exists, and may not.
     """
     signed = None if terms.verify_key is None else signing.verify_signature(file, terms.verify_key)
@@ -92,7 +91,7 @@ class _Import:
         """Check everything, then add files, entries and, if wanted, locks."""
         opened, terms = self._opened, self._terms
         opened.check(self._entries)
-        # Compare with the locks: one that came another way, and the one of this machine.
+        # Compare with the locks: the one that the caller got separately, and the one of this machine.
         if terms.against is not None:
             _check_against(opened, terms.against)
         if terms.lock:
@@ -172,7 +171,7 @@ class _Import:
             return False
 
     def _plan_changes(self, wanted: Wanted) -> tuple[Intake, list[Event]]:
-        """Return what the catalogue would become. CatalogError: that is not allowed."""
+        """Return how the catalogue would change. Raises CatalogError if that is not allowed."""
         if wanted.models:
             return self._catalog.stored.add_bundle(
                 wanted, replace=self._terms.replace, reason=self._terms.reason, dry_run=True
@@ -182,7 +181,7 @@ class _Import:
         return intake, []
 
     def _store(self, wanted: Wanted) -> None:
-        """Add the entries to the catalogue and, to its history, that they were imported and from where."""
+        """Add the entries to the catalogue, and the import to its history."""
         opened = self._opened
         exported = {"bundle": opened.sha256, "contents": opened.contents, "exported": opened.export_record.to_dict()}
         versions = {entry.reference: entry for entry in wanted.models if entry.version}
@@ -201,7 +200,7 @@ class _Import:
             logger.warning("the history lacks the import of %s: %s", ", ".join(opened.locked), error)
 
     def _approve(self) -> set[str]:
-        """Write the models into the lock file; return those that it did not have so."""
+        """Write the models into the lock file, and return the names of those that changed in it."""
         reason = self._terms.reason or f"imported from the bundle {self._opened.sha256}"
         locked, lock = self._opened.locked, self._lock
         due = {key: model for key, model in locked.items() if lock.models.get(lock.key_of(key)) != model}
@@ -232,7 +231,7 @@ def _without_code(entry: ModelMetadata) -> ModelMetadata:
 
 
 def _is_known_repository(name: str) -> bool:
-    """Return whether a name is that of a repository that this machine has, or has loaded, in any revision."""
+    """Return whether a name is the id of a repository that this machine has files or a commit of."""
     ref = parse(name)
     if not ref.is_repo_id:
         return False
@@ -241,7 +240,7 @@ def _is_known_repository(name: str) -> bool:
 
 
 def _check_digest(opened: Bundle, file: Path, stated: str | None) -> None:
-    """Raise DigestMismatchError unless a digest that came another way is the bundle's, or that of its contents."""
+    """Raise DigestMismatchError unless the expected digest is that of the bundle or of its contents."""
     if stated is not None and stated.lower() not in (opened.sha256, opened.contents):
         raise DigestMismatchError(
             f"Bundle {file} is not the expected one: its SHA-256 is {opened.sha256}, and that of its contents "
@@ -252,10 +251,10 @@ def _check_digest(opened: Bundle, file: Path, stated: str | None) -> None:
 
 
 def _check_against(opened: Bundle, file: Path) -> None:
-    """Raise DigestMismatchError unless a lock file that came another way has every model as the bundle has it."""
+    """Raise DigestMismatchError unless another lock file has every model exactly as the bundle has it."""
     known = Lock.read(file)
     if not Path(known.file).exists():
-        raise SourceError(f"There is no lock file '{known.file}'. Nothing was imported.", path=str(known.file))
+        raise SourceError(f"Lock file '{known.file}' does not exist. Nothing was imported.", path=str(known.file))
     for key, model in opened.locked.items():
         approved = _locked_as(known, key)
         if approved is None:
@@ -269,7 +268,7 @@ def _check_against(opened: Bundle, file: Path) -> None:
 
 
 def _check_locked(opened: Bundle, lock: Lock) -> None:
-    """Raise DigestMismatchError when a model is locked here otherwise than the bundle has it."""
+    """Raise DigestMismatchError if this machine's lock has other files for a model of the bundle."""
     for key, model in opened.locked.items():
         if (approved := _locked_as(lock, key)) is not None:
             _check_same(key, approved, model)

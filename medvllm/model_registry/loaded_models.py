@@ -38,7 +38,7 @@ class LoadedModel:
     offloaded: bool  # whether its weights wait in host memory, to go back to their accelerator
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON has them: `keep_alive` of a pinned model is -1."""
+        """Return the fields as JSON values. `keep_alive` of a pinned model is -1."""
         return vars(self) | {"keep_alive": -1 if self.keep_alive == PINNED else self.keep_alive}
 
 

@@ -63,7 +63,7 @@ class AliasProtection:
     def unmet_requirements(self, entry: ModelMetadata) -> list[str]:
         """Return why a version that a protected alias points to would not load. Nothing is fetched.
 
-        The files of a folder are hashed. Of a repository's files, what the lock file says is taken.
+        The files of a folder are hashed. A repository's files are taken from the lock file.
         """
         from medvllm.sources import LockedModel, resolve_snapshot
 
@@ -80,7 +80,7 @@ class AliasProtection:
         return ["the files of its baseline"] if found not in (None, recorded) else []
 
     def get_locked(self, entry: ModelMetadata) -> Locked | None:
-        """Return what the lock file has of a version, or None."""
+        """Return the lock file's content for a version, or None."""
         from medvllm.sources import Lock
 
         found = Lock.current().get(entry)
