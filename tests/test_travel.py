@@ -282,7 +282,7 @@ def test_a_bundle_is_held_against_what_came_another_way(
     other = site("hospital")
     with pytest.raises(DigestMismatchError, match="The files of model 'm@2' are not the locked ones"):
         other.import_bundle(tmp_path / "b.tar", against=other_lock)
-        with pytest.raises(SourceError, match="Lock file .*none.lock. does not exist"):
+    with pytest.raises(SourceError, match="Lock file .*none.lock. does not exist"):
         other.import_bundle(tmp_path / "b.tar", against=tmp_path / "none.lock")
     with pytest.raises(DigestMismatchError, match=f"is not the expected one: .*SHA-256 is {exported.sha256}"):
         other.import_bundle(tmp_path / "b.tar", sha256="0" * 64)
