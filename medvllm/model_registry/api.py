@@ -335,10 +335,7 @@ class ModelRegistry:
                 lease.model, lease.tokenizer, lease.receipt
             ```
         """
-        from medvllm.model_registry.lease import Leasing
-
-        text = name if isinstance(name, str) else parse_name(name).text
-        return Leasing(text, self.session.lease(name, options, keep_alive))
+        return self.session.lease(name, options, keep_alive)
 
     def load_tokenizer(self, name: Name, *, revision: str | None = None) -> "PreTrainedTokenizerBase":
         """Return the tokenizer of a model, with the entry's casing and maximum length. Threads can share it.

@@ -18,12 +18,13 @@ from medvllm.classes import class_path
 from medvllm.errors import BudgetError, DeviceMemoryError
 from medvllm.load_result import LoadResult
 from medvllm.model_cache import CachedModel, Need, Plan
-from medvllm.model_registry.lease import Lease
+from medvllm.model_registry.lease import Lease, Leasing
 from medvllm.model_registry.loaded_models import LoadedModels
 from medvllm.model_registry.nesting import Nesting
 from medvllm.model_registry.resolver import LoadTarget, Resolver
 from medvllm.model_registry.snapshots import Snapshots
 from medvllm.model_registry.tokenizers import Tokenizers
+from medvllm.names import parse_name
 from medvllm.options import Identity, LoadOptions, parse_keep_alive
 from medvllm.receipt import Receipt
 from medvllm.sources.digest_cache import digest_cache
@@ -115,11 +116,17 @@ class Session:
         )
         return own.model
 
-    @contextlib.contextmanager
     def lease(
         self, name: "str | os.PathLike[str]", options: Mapping[str, Any], keep_alive: str | float | None
+    ) -> Leasing:
+        """Return what leases a model for the duration of a `with` block."""
+        text = name if isinstance(name, str) else parse_name(name).text
+        return Leasing(text, self._lease(name, options, keep_alive))
+
+    @contextlib.contextmanager
+    def _lease(
+        self, name: "str | os.PathLike[str]", options: Mapping[str, Any], keep_alive: str | float | None
     ) -> Iterator[Lease]:
-        """Give a lease of a model, which ends with the block."""
         target, cached = self.acquire(name, options, lease=True, keep_alive=keep_alive)
         lease = Lease(
             target.metadata,
