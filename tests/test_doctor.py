@@ -81,7 +81,7 @@ def test_the_lock_that_is_in_force(doctor: Doctor, home: Path, tmp_path: Path, m
         ({"MEDVLLM_MEMORY_BUDGET": "lots"}, ("memory", "error"), "MEDVLLM_MEMORY_BUDGET is 'lots'"),
         ({"MEDVLLM_REQUIRELOCK": "1"}, ("setting", "MEDVLLM_REQUIRELOCK"), "Did you mean: 'MEDVLLM_REQUIRE_LOCK'"),
         ({"MEDVLLM_CATALOG": "nonsense"}, ("setting", "MEDVLLM_CATALOG"), "nonsense"),
-        ({"MEDVLLM_CATALOG": "/nothing/such.db"}, ("catalogue", "/nothing/such.db"), "is not there"),
+        ({"MEDVLLM_CATALOG": "/nothing/such.db"}, ("catalogue", "/nothing/such.db"), "does not exist"),
         ({"MEDVLLM_CATALOG": "postgresql://me:secret@127.0.0.1:9/x"}, None, ""),
         ({"MEDVLLM_HOME": "/etc/passwd"}, ("disk", "MEDVLLM_HOME"), "is a file, not a folder"),
         ({"MEDVLLM_HOME": "/dev/null/x"}, ("disk", "error"), ""),

@@ -148,7 +148,7 @@ def test_a_config_may_be_given_as_an_object_or_a_dict(registry: ModelRegistry, m
         ({"device": ["cpu"]}, "Device .* is not one of"),
         ({"device_map": "auto"}, "'device_map' is not supported: use device="),
         ({"revision": 3}, "'revision' must be text, not 3"),
-        ({"revision": "main"}, "a folder has only what is in it"),
+        ({"revision": "main"}, "has no revisions"),
         ({"model_class": 3}, "'model_class' must be a class"),
         ({"model_class": dict}, "'dict' cannot load a model"),
         ({"config": 3}, "Option 'config' must be a config or a dict, not int"),

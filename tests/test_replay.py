@@ -763,7 +763,7 @@ def test_a_folder_can_be_taken_where_nobody_writes(registry: ModelRegistry, tmp_
     assert registry.load_model("again") is not model
     with pytest.raises(RequestError, match="copy=True needs a folder on this machine"):
         registry.register("hub", "generic", model_path="acme/model", copy=True)
-    with pytest.raises(SourceError, match="is not there"):
+    with pytest.raises(SourceError, match="does not exist"):
         registry.register("none", "generic", model_path=str(tmp_path / "nowhere"), copy=True)
 
 
