@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 from medvllm.classes import is_reference
 from medvllm.errors import RequestError
 from medvllm.facts import Class, Texts, accepted_types, known_facts
-from medvllm.near_names import did_you_mean, near_names
+from medvllm.near_names import did_you_mean, near_keys
 from medvllm.words import normalize_value
 
 
@@ -51,7 +51,7 @@ def wrap_single_texts(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def unknown_fact(keyword: str, what: str, known: Iterable[str]) -> RequestError:
     """Return the error for a fact that does not exist; `what` is how the message calls it."""
-    near = near_names(keyword, known)
+    near = near_keys(keyword, known)
     return RequestError(
         f"Unknown {what}.{did_you_mean(near)}\nIt takes: {', '.join(sorted(known))}",
         keyword=keyword,

@@ -30,7 +30,7 @@ def parse_size(text: str) -> int:
     """
     match = re.fullmatch(_SIZE, text.strip().lower(), re.ASCII)
     if match is None or (match[2] not in _UNITS and f"{match[2]}b" not in _UNITS):
-        raise ValueError(f"not a size such as 8GB: {text.strip()[:40]!r}")
+        raise ValueError("not a size such as 8GB")
     unit = match[2] if match[2] in _UNITS else f"{match[2]}b"
     return int(float(match[1]) * _UNITS[unit])
 
@@ -53,16 +53,19 @@ def parse_budget(text: str) -> dict[str, int]:
         ValueError: The text does not have this form.
     """
     budgets: dict[str, int] = {}
+    form = "not a budget such as cpu=8GB,cuda:0=20GB"
     for part in text.split(",") if text.strip().lower() != "auto" else ():
-        device, equals, size = (piece.strip().lower() for piece in part.partition("="))
+        typed, equals, size = (piece.strip() for piece in part.partition("="))
+        device = typed.lower()
         kind, _, index = device.partition(":")
-        if not equals or kind not in ("cpu", "cuda", "mps", "xpu") or not (index.isdecimal() or device == kind):
-            which = f": {part.strip()[:40]!r}" if "," in text else ""  # the caller shows the whole text
-            raise ValueError(f"not in the form cpu=8GB,cuda:0=20GB{which}")
+        if not equals:
+            raise ValueError(f"{form}: {typed[:40]!r} is not DEVICE=SIZE")
+        if kind not in ("cpu", "cuda", "mps", "xpu") or not (index.isdecimal() or device == kind):
+            raise ValueError(f"{form}: {typed[:40]!r} is not a device")
         try:
             budgets[f"{kind}:0" if device in ("cuda", "xpu") else device] = parse_size(size)
         except ValueError:
-            raise ValueError(f"without a size such as 8GB for {device}") from None
+            raise ValueError(f"{form}: {size[:40]!r} is not a size") from None
     return budgets
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from medvllm.errors import SettingError
-from medvllm.near_names import did_you_mean, near_names
+from medvllm.near_names import did_you_mean, near_keys
 from medvllm.quantities import parse_budget, parse_duration
 from medvllm.settings_files import PREFIX, SYSTEM, SettingsFiles
 
@@ -29,7 +29,7 @@ class Setting(Generic[T]):
     Attributes:
         name: The environment variable. In a settings file, the key is this name in lower case without MEDVLLM_.
         default: The text that applies when nothing else is set.
-        parse: Turns the text into a value. Raises ValueError with the reason, such as "not a number".
+        parse: Turns the text into a value. Raises ValueError with the reason, which the message puts after "which is".
         help: One or two sentences for the documentation.
         only_environment: Whether settings files cannot contain it, because it determines where they are.
     """
@@ -112,7 +112,7 @@ def find_unknown() -> dict[str, list[str]]:
     """Return the MEDVLLM_* environment variables that are not settings, each with settings of a similar name."""
     known = [setting.name for setting in SETTINGS]
     others = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
-    return {name: near_names(name, known) for name in others}
+    return {name: near_keys(name, known) for name in others}
 
 
 @cache

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from medvllm.errors import SettingError
-from medvllm.near_names import did_you_mean, near_names
+from medvllm.near_names import did_you_mean, near_keys
 
 SYSTEM = Path("/etc/medvllm/config.toml")
 PREFIX = "MEDVLLM_"
@@ -81,7 +81,7 @@ def _read(file: Path, known: Iterable[str]) -> dict[str, SettingText]:
     keys = {name.removeprefix(PREFIX).lower(): name for name in known}
     for key in content:
         if key not in keys:
-            near = near_names(key.lower().removeprefix(PREFIX.lower()), keys)
+            near = near_keys(key.lower().removeprefix(PREFIX.lower()), keys)
             raise SettingError(
                 f"Settings file {str(file)!r} contains {key[:80]!r}, which is not a setting.{did_you_mean(near)}\n"
                 f"Use one of: {', '.join(sorted(keys))}",

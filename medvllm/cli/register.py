@@ -64,7 +64,12 @@ def register(
     for keyword, text in (split_pair(text, "--fact") for text in fact or ()):
         facts[keyword.replace("-", "_")] = _value(name, keyword.replace("-", "_"), text)
     if path is not None and parse_name(path).kind == "folder" and not Path(parse_name(path).name).is_dir():
-        raise typer.BadParameter(f"there is no folder {path!r}", param_hint="--path")
+        wrong = (
+            f"{path!r} is a file; pass its folder"
+            if Path(parse_name(path).name).exists()
+            else f"there is no folder {path!r}"
+        )
+        raise typer.BadParameter(wrong, param_hint="--path")
     before = registry.catalog.versions(name)
     # Only a built-in name needs --replace: a stored name gets its next version.
     replace = replace or bool(before) or name not in builtin_entries()

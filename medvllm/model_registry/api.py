@@ -532,7 +532,7 @@ class ModelRegistry:
             verify_key: The public key by which the bundle must be signed.
 
         Raises:
-            SourceError: The file is not a sound bundle.
+            SourceError: The file is not a valid bundle.
             DigestMismatchError: The bundle is damaged, is another one, or has a model otherwise than it is locked.
             CatalogError: It would change what exists, and `replace` is not set; or it conflicts with the catalogue.
         """

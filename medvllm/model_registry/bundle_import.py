@@ -65,7 +65,7 @@ def import_bundle(catalog: Catalog, file: Path, terms: Terms) -> Imported:
     """Add the models of a bundle to this machine and its catalogue, all of them or none.
 
     Raises:
-        SourceError: The file is not a sound bundle.
+        SourceError: The file is not a valid bundle.
         DigestMismatchError: The bundle is damaged, is not the one of `terms`, or has a model otherwise than it is
             locked.
         CatalogError: The bundle would change what exists, and may not.

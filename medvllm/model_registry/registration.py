@@ -29,13 +29,20 @@ def prepare_facts(name: str, model_type: ModelType | str, given: Mapping[str, An
     # A path is kept in a form that means the same in every working directory.
     if isinstance(facts.get("model_path"), str | os.PathLike):
         facts["model_path"] = source_path(facts["model_path"])
+    is_folder = facts.get("model_path") is not None and parse_name(facts["model_path"]).kind == "folder"
+    if is_folder and facts.get("revision") is not None:
+        raise RequestError(
+            f"Model {name!r} is a folder, so it has no revision {str(facts['revision'])[:80]!r}.\n"
+            "Leave out the revision. Only a repository on the Hub has one.",
+            keyword="revision",
+        )
     if copy:
         from medvllm import sources
 
         kept = sources.copy_to_home(facts.get("model_path"), facts.get("extra_files") or ())
         facts["model_path"] = source_path(str(kept))
     # A folder says for which task it is, which labels it has, how it pools: listings show that without a load.
-    if facts.get("model_path") is not None and parse_name(facts["model_path"]).kind == "folder":
+    if is_folder:
         from medvllm import sources
 
         facts |= sources.read_folder_facts(ModelMetadata.build(name, model_type, facts))
