@@ -27,7 +27,7 @@ def check_fact(model: str, keyword: str, value: Any) -> tuple[str, Any]:
     fact = known_facts()[keyword]
     types, value = accepted_types(fact.hint), normalize_value(model, keyword, value)
     for accepted in types:
-        fits, kept = _converted(accepted, value)
+        fits, kept = _convert(accepted, value)
         if fits and not (fact.hint is Class and isinstance(value, str) and not is_reference(value)):
             return fact.group, kept
     wanted = "a class or 'module:Class'" if fact.hint is Class else " or ".join(map(_type_in_words, types))
@@ -59,7 +59,7 @@ def unknown_fact(keyword: str, what: str, known: Iterable[str]) -> RequestError:
     )
 
 
-def _converted(accepted: Any, value: Any) -> tuple[bool, Any]:
+def _convert(accepted: Any, value: Any) -> tuple[bool, Any]:
     """Return whether a value has the type, and the form in which it is kept."""
     origin = get_origin(accepted) or accepted
     if origin is Literal:
@@ -67,7 +67,7 @@ def _converted(accepted: Any, value: Any) -> tuple[bool, Any]:
     if origin in (tuple, list):
         item = get_args(accepted)[0]
         if get_origin(item) is Literal:
-            fits = isinstance(value, (tuple, list)) and bool(value) and all(_converted(item, each)[0] for each in value)
+            fits = isinstance(value, (tuple, list)) and bool(value) and all(_convert(item, each)[0] for each in value)
             kept = tuple(value) if fits else ()
             return fits, kept[0] if len(kept) == 1 else kept
         kind = get_origin(item) or str

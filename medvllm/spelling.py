@@ -7,12 +7,18 @@ from medvllm.errors import ModelNameError
 
 # Blank characters of other Unicode categories: fillers, joiners, variation selectors.
 _BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
+_SURROGATE = "[\ud800-\udfff]"  # as text: `re` compiles it when it is first used, and keeps it
 _INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format (right-to-left marks), lone surrogates, line separators
 
 
 def find_invisible(text: str) -> str | None:
     """Return the first invisible character of a text, or None."""
     return next((c for c in text if unicodedata.category(c) in _INVISIBLE), None)
+
+
+def has_lone_surrogate(text: str) -> bool:
+    """Return whether a text contains half of a surrogate pair, so that it is not valid Unicode."""
+    return not text.isascii() and re.search(_SURROGATE, text) is not None
 
 
 def normalize_text(text: str) -> str:

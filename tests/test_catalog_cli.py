@@ -322,7 +322,7 @@ def test_what_a_protected_alias_stands_for_stays(medvllm: Medvllm, ner: Path, mo
     assert medvllm("alias", "protect", "ner", "production").code == 0
     assert medvllm("alias", "list", "ner").lines == ["ner\tproduction\t2\tprotected"]
     with pytest.raises(CatalogError, match="is protected; changing it requires a reason.\n.*--reason 'why'"):
-        ModelRegistry().catalog.mark("ner@2", baseline_digest=None)
+        ModelRegistry().catalog.update("ner@2", baseline_digest=None)
     assert medvllm("history", "ner").lines[-2].split("\t")[3:] == ["~ ner@2: baseline; baseline_digest", "first tests"]
     assert medvllm("run", "ner@production", "Seen.").code == 0
     tiny.bert_token_classifier(ner, ["O", "B-Y"], seed=2)

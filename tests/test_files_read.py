@@ -635,10 +635,10 @@ def test_what_others_may_write_saves_no_work(
 ) -> None:
     """A digest beside other bytes in a home folder of a group: the files are hashed all the same."""
     folder = tiny.bert_masked_lm(tmp_path / "m")
-    ledger = home / "medvllm" / "digests.db"
+    digests = home / "medvllm" / "digests.db"
     hurried.sleep(2.1)
     registry.pull(folder)
-    with sqlite3.connect(ledger) as connection:
+    with sqlite3.connect(digests) as connection:
         assert connection.execute("UPDATE digests SET sha256 = ?", ("0" * 64,)).rowcount
     code = "import sys; from medvllm.engine.model_runner import registry; print(registry.lock(sys.argv[1]))"
 
@@ -646,7 +646,7 @@ def test_what_others_may_write_saves_no_work(
         return warm.run("-c", code, str(folder)).stdout
 
     assert "0" * 64 in locked()  # its owner is believed
-    for path, mode in ((ledger, 0o660), (ledger.parent, 0o770)):
+    for path, mode in ((digests, 0o660), (digests.parent, 0o770)):
         before = path.stat().st_mode
         path.chmod(mode)
         assert "0" * 64 not in locked()

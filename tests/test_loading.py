@@ -70,7 +70,7 @@ def test_every_form_of_weights_gives_the_same_outputs(
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
-def test_saying_a_default_aloud_is_the_same_object(registry: ModelRegistry, mlm: Path) -> None:
+def test_stating_a_default_gives_the_same_object(registry: ModelRegistry, mlm: Path) -> None:
     """Identity is by effective arguments."""
     registry.register("m", ModelType.GENERIC, model_path=str(mlm))
     model = registry.load_model("m")
@@ -107,7 +107,7 @@ def test_a_model_of_ones_own(registry: ModelRegistry, mlm: Path) -> None:
     shared, own = registry.load_model(mlm), registry.load_model(mlm, use_cache=False)
     assert own is not shared
     assert registry.load_model(mlm) is shared
-    assert [resident.evicted for resident in registry.loaded_models()] == [False, True]  # it counts while it is held
+    assert [loaded.evicted for loaded in registry.loaded_models()] == [False, True]  # it counts while it is held
 
 
 def test_what_is_not_stated_comes_from_the_entry_then_the_settings(
@@ -552,7 +552,7 @@ class PartsModel(PreTrainedModel):  # type: ignore[no-untyped-call]
 
 
 def test_a_load_inside_a_load_waits_for_nobody(registry: ModelRegistry, tmp_path: Path) -> None:
-    """Thread 1 holds the gate and asks for the part that thread 2 is about to load: both end."""
+    """Thread 1 holds the lock of loads and asks for the part that thread 2 is about to load: both end."""
     registry.register("part", "generic", model_path=str(tiny.bert_encoder(tmp_path / "part")))
     registry.register("whole", "generic", model_path=str(tiny.bert_encoder(tmp_path / "whole")))
     PartsModel.registry, PartsModel.part = registry, "part"

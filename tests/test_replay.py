@@ -476,7 +476,7 @@ class SlowModel(PlainModel):  # type: ignore[no-untyped-call]
 def test_rebuilding_waits_for_no_load_and_takes_nothing_from_it(
     load: Load, registry: ModelRegistry, tmp_path: Path
 ) -> None:
-    """Another thread holds the gate, with float16 as default dtype, weights on meta and tie_weights swapped."""
+    """Another thread holds the lock of loads, with float16 as default dtype, and tie_weights swapped."""
     folder, slow = tiny.bert_masked_lm(tmp_path / "m"), plain(tmp_path / "slow")
     first = load(folder)
     with ThreadPoolExecutor(1) as pool:

@@ -195,7 +195,7 @@ else:
 def test_a_variable_that_is_no_setting_is_named(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Once, by a command and by the library, with the nearest that is one."""
+    """Once, by a command and by the library, with the setting that is most similar."""
     settings.warn_of_unknown.cache_clear()
     monkeypatch.setenv("MEDVLLM_REQUIRELOCK", "1")
     words = "MEDVLLM_REQUIRELOCK is not a setting of medvllm and has no effect. Did you mean: 'MEDVLLM_REQUIRE_LOCK'?"

@@ -39,10 +39,10 @@ class Catalog:
         self._stored = stored
         self._changes = count(1)
         self._generation = 0
-        self._own = ProcessEntries(self._changed)
+        self._own = ProcessEntries(self._count_change)
         self._shipped = (  # in the order in which they are looked up
-            ShippedEntries(package_entries, self._changed),
-            ShippedEntries(lambda: Shipment(builtin_entries(), {}), self._changed),
+            ShippedEntries(package_entries, self._count_change),
+            ShippedEntries(lambda: Shipment(builtin_entries(), {}), self._count_change),
         )
 
     @property
@@ -75,7 +75,7 @@ class Catalog:
 
     def outdate(self) -> None:
         """Let every name be looked up again, because it may mean something else although no entry has changed."""
-        self._changed()
+        self._count_change()
 
     def add(
         self,
@@ -346,5 +346,5 @@ class Catalog:
         if asked not in known:
             raise unknown_task(asked, known)
 
-    def _changed(self) -> None:
+    def _count_change(self) -> None:
         self._generation = next(self._changes)

@@ -96,7 +96,7 @@ def is_same(fact: Any, stored: Any) -> bool:
     return fact == stored and json.dumps(fact, sort_keys=True, default=repr) == json.dumps(stored, sort_keys=True)
 
 
-def differing(facts: Facts, stored: Facts) -> list[str]:
+def find_differing(facts: Facts, stored: Facts) -> list[str]:
     """Return the names of the facts that differ, sorted. An empty fact equals a missing one."""
     return sorted(
         fact for fact in {**facts, **stored} if not is_same(facts.get(fact) or None, stored.get(fact) or None)

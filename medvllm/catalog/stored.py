@@ -14,7 +14,7 @@ from medvllm.catalog.events import Alias, Event
 from medvllm.catalog.leased import check_not_leased
 from medvllm.catalog.log import VersionRecord, records
 from medvllm.catalog.memo import LookupMemo
-from medvllm.catalog.protection import Approval, check_move, check_protect, missing_requirements
+from medvllm.catalog.protection import Protection, check_move, check_protect, missing_requirements
 from medvllm.catalog.record import StoredRow, from_record, package_detail, to_record
 from medvllm.catalog.stores import DatabaseHandle
 from medvllm.errors import CatalogError, ModelNameError, ModelNotFoundError, RequestError
@@ -39,12 +39,12 @@ class StoredCatalog:
 
     Args:
         location: A SQLite file as a Path, or a postgresql:// URL. None follows MEDVLLM_CATALOG.
-        approval: Decides which versions a protected alias may point to.
+        protection: Decides which versions a protected alias may point to.
     """
 
-    def __init__(self, location: Path | str | None = None, *, approval: Approval | None = None) -> None:
+    def __init__(self, location: Path | str | None = None, *, protection: Protection | None = None) -> None:
         self.database = DatabaseHandle(location)
-        self.approval = approval
+        self.protection = protection
         self._memo = LookupMemo(self.database)
 
     def __repr__(self) -> str:
@@ -133,7 +133,7 @@ class StoredCatalog:
         store, entries = self.database.reader(), list(self.versions(name).values())
         if store is None or not entries:
             return []
-        locked = {entry.version: self.approval.locked(entry) for entry in entries} if self.approval else {}
+        locked = {entry.version: self.protection.get_locked(entry) for entry in entries} if self.protection else {}
         meant = self.find(name)
         return records(
             entries,
@@ -172,10 +172,10 @@ class StoredCatalog:
 
     def unmet_requirements(self, alias: Alias) -> list[str]:
         """Return why the version that a protected alias points to would not load; nothing if it would."""
-        if not alias.protected or alias.version is None or self.approval is None:
+        if not alias.protected or alias.version is None or self.protection is None:
             return []
         entry = self.find(alias.name, str(alias.version))
-        return [] if entry is None else self.approval.unmet_requirements(entry)
+        return [] if entry is None else self.protection.unmet_requirements(entry)
 
     def history(self, name: str | None = None, *, since: date | str | None = None) -> list[Event]:
         """Return the events, the first one first.
@@ -225,7 +225,7 @@ class StoredCatalog:
             number = transaction.register(entry.name, facts, replace=replace, above=above, reason=reason)
             return from_record(entry.name, number, transaction.facts(entry.name, number))
 
-    def mark(self, model: str, *, reason: str | None = None, **facts: Any) -> list[ModelMetadata]:
+    def update(self, model: str, *, reason: str | None = None, **facts: Any) -> list[ModelMetadata]:
         """Change facts of a version, or of all versions of a name, and return these versions.
 
         Args:
@@ -326,7 +326,7 @@ class StoredCatalog:
         protected = any(known.protected for known in self.aliases(name) if known.alias == alias)
         approved = self.find(name, str(version)) if protected else None
         if approved is not None:
-            check_move(self.approval, name, alias, approved, reason)
+            check_move(self.protection, name, alias, approved, reason)
             version = approved.version  # wherever another alias points to by now
         with self.database.begin(reason) as transaction:
             number = transaction.resolve(name, str(version))
@@ -355,7 +355,7 @@ class StoredCatalog:
         is_set = any(known.alias == alias and not known.protected for known in self.aliases(name))
         entry = self.find(name, alias) if protected and is_set else None
         if entry is not None:
-            check_protect(self.approval, name, alias, entry)
+            check_protect(self.protection, name, alias, entry)
         with self.database.begin(reason) as transaction:
             transaction.protect(name, alias, protected, reason=reason)
 
@@ -410,7 +410,7 @@ class StoredCatalog:
             return changes
         check_not_leased(self.database.record_store(), exchange.removed_versions(changes))
         for name, alias, entry in moves:
-            check_move(self.approval, name, alias, entry, reason)
+            check_move(self.protection, name, alias, entry, reason)
         approved = {(name, alias, entry.version): entry.facts() for name, alias, entry in moves}
         with self.database.begin(reason) as transaction:
             exchange.apply(transaction, wanted, reason, approved=approved)
@@ -439,7 +439,7 @@ class StoredCatalog:
         obstacles = [
             f"{name}@{alias} -> {entry.version} lacks {each}"
             for name, alias, entry in moves
-            for each in missing_requirements(self.approval, entry)
+            for each in missing_requirements(self.protection, entry)
         ]
         if not reason and (moves or transaction.needs_reason):
             obstacles.append("changing a protected alias requires a reason: --reason 'why'")

@@ -63,14 +63,14 @@ class AliasProtection:
     def unmet_requirements(self, entry: ModelMetadata) -> list[str]:
         """Return why a version that a protected alias points to would not load. Nothing is fetched.
 
-        The files of a folder are hashed. Of a repository's files, what the lock file says is taken.
+        The files of a folder are hashed. A repository's files are taken from the lock file.
         """
         from medvllm.sources import LockedModel, resolve_snapshot
 
         recorded = entry.lifecycle.baseline_digest
         if not entry.baseline or recorded is None:
             return ["a baseline"]
-        locked = self.locked(entry)
+        locked = self.get_locked(entry)
         found = None if locked is None else locked.digest
         if parse_name(entry.location).kind == "folder":
             try:
@@ -79,8 +79,8 @@ class AliasProtection:
                 return [f"its files: {str(error).splitlines()[0]}"]
         return ["the files of its baseline"] if found not in (None, recorded) else []
 
-    def locked(self, entry: ModelMetadata) -> Locked | None:
-        """Return what the lock file has of a version, or None."""
+    def get_locked(self, entry: ModelMetadata) -> Locked | None:
+        """Return the lock file's content for a version, or None."""
         from medvllm.sources import Lock
 
         found = Lock.current().get(entry)

@@ -1,4 +1,4 @@
-"""What a caller gives to `register`, made into the facts of an entry."""
+"""Turns the arguments of `register` into the facts of an entry."""
 
 import os
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from medvllm.options import LoadOptions, parse_keep_alive
 
 
 def prepare_facts(name: str, model_type: ModelType | str, given: Mapping[str, Any], *, copy: bool) -> dict[str, Any]:
-    """Return the facts of an entry: those given, checked, with what the model's folder says of itself.
+    """Return the facts of an entry: those given, checked, with those that the model's folder states.
 
     Args:
         name: The entry's name.

@@ -47,7 +47,7 @@ def read_folder_facts(entry: ModelMetadata) -> dict[str, Any]:
     return found | {"provenance": dict.fromkeys(found, READ) | entry.provenance}
 
 
-def nameless_labels(name: str, last: int) -> WeightsMismatchError:
+def nameless_labels_error(name: str, last: int) -> WeightsMismatchError:
     """Return the error for an entity model whose labels are LABEL_0, LABEL_1 and so on."""
     return WeightsMismatchError(
         f"Model {name!r} names its labels LABEL_0 to LABEL_{last}, which do not tell what they stand for.\n"
@@ -140,7 +140,7 @@ def _check_labels(entry: ModelMetadata, snapshot: Snapshot) -> None:
     labels = snapshot.config.get("id2label")
     named = list(labels.values()) if isinstance(labels, dict) else []
     if stated is None and task == "ner" and all(re.fullmatch(r"LABEL_\d+", str(label)) for label in named):
-        raise nameless_labels(entry.name, (classes or len(named) or 2) - 1)
+        raise nameless_labels_error(entry.name, (classes or len(named) or 2) - 1)
 
 
 def _classes(snapshot: Snapshot) -> int | None:
