@@ -29,7 +29,7 @@ class Setting(Generic[T]):
     Attributes:
         name: The environment variable. In a settings file, the key is this name in lower case without MEDVLLM_.
         default: The text that applies when nothing else is set.
-        parse: Turns the text into a value. Raises ValueError with the reason, that follows "which is".
+        parse: Turns the text into a value. Raises ValueError with the reason, which the message puts after "which is".
         help: One or two sentences for the documentation.
         only_environment: Whether settings files cannot contain it, because it determines where they are.
     """
@@ -60,8 +60,7 @@ class Setting(Generic[T]):
         except ValueError as error:
             shown = without_password(text)
             raise SettingError(
-                f"{self._where(origin)} is {shown!r}, which is {str(error).removesuffix(f': {shown!r}')}.\n"
-                f"{self._advice(origin)}",
+                f"{self._where(origin)} is {shown!r}, which is {error}.\n{self._advice(origin)}",
                 setting=self.name,
                 value=shown,
             ) from error
