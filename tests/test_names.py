@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from medvllm.engine.model_runner import ModelRegistry
-from medvllm.errors import CatalogError, ModelExistsError, ModelNameError, ModelNotFoundError
+from medvllm.errors import CatalogError, ModelExistsError, ModelNameError, ModelNotFoundError, RequestError
+from medvllm.facts import known_facts
 from medvllm.names import parse_name, valid_name
+from medvllm.near_names import near_keys
 from tests.support.loopback import LoopbackHub
 
 
@@ -190,3 +192,30 @@ def test_a_name_that_was_this_processes_is_no_repository(registry: ModelRegistry
     assert hub.log == []
     registry.register("n4", "generic", description="again")
     assert registry.get_metadata("n4").description == "again"
+
+
+def test_a_folder_has_no_revision(registry: ModelRegistry, tmp_path: Path) -> None:
+    """It would be ignored. Only a repository has revisions."""
+    with pytest.raises(RequestError, match=r"'ner'.* no revision 'main'"):
+        registry.register("ner", "clinical", model_path=tmp_path, revision="main")
+    assert "ner" not in registry
+
+
+def test_a_misspelt_name_may_be_a_folder_here(
+    registry: ModelRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error offers the folder, even if a registered name is similar."""
+    registry.register("ner1", "clinical")
+    monkeypatch.chdir(tmp_path)
+    Path("ner").mkdir()
+    with pytest.raises(ModelNotFoundError, match=r"Did you mean: 'ner1'\?(?s:.*)\./ner"):
+        registry.load_model("ner")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("path", ["model_path"]), ("class", ["model_class", "config_class"]), ("licence", ["license"]), ("xyz", [])],
+)
+def test_part_of_a_keyword_finds_it(typed: str, meant: list[str]) -> None:
+    """Keywords that have all the words come before those that are written alike."""
+    assert near_keys(typed, known_facts()) == meant

@@ -220,3 +220,18 @@ def test_a_settings_file_that_cannot_be_read_is_not_passed_over(own: Path, kind:
     own.symlink_to(own.parent / "share" / "config.toml") if kind == "link" else os.mkfifo(own)
     with pytest.raises(SettingError, match=rf"{own}' cannot be read: (No such file|it is not a file)"):
         settings.REQUIRE_LOCK()
+
+
+@pytest.mark.parametrize(
+    ("budget", "wrong"),
+    [
+        ("8GB", "'8GB' is not DEVICE=SIZE"),
+        ("gpu=8GB", "'gpu' is not a device"),
+        ("cpu=1GB,mps=8XB", "'8XB' is not a size"),
+    ],
+)
+def test_a_wrong_budget_names_the_wrong_part(monkeypatch: pytest.MonkeyPatch, budget: str, wrong: str) -> None:
+    """As it was typed."""
+    monkeypatch.setenv("MEDVLLM_MEMORY_BUDGET", budget)
+    with pytest.raises(SettingError, match=f"is '{budget}', which is not a budget such as .*: {wrong}\\.\n"):
+        settings.MEMORY_BUDGET()

@@ -190,6 +190,7 @@ def _load_soundly(
     metadata: ModelMetadata, cls: type[Any], snapshot: Snapshot, arguments: dict[str, Any], dtype: torch.dtype
 ) -> tuple[Any, set[str], Checkpoint]:
     """Return a checked model, the weights that its checkpoint lacks, and the checkpoint."""
+    flaw: str | None = None
     for attempt in range(1, _ATTEMPTS + 1):
         checkpoint = Checkpoint.open(cls, snapshot, arguments["config"])
         with exclusive_load(), limit_new_weights(metadata.name, cls, snapshot):

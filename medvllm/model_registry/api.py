@@ -114,7 +114,7 @@ class ModelRegistry:
             model_type: "generic", "biomedical", "clinical" or "custom", or a `ModelType`.
             replace: Whether the entry may take the place of one that has the name already.
             persist: Whether to store the entry. Other processes see it from their next look-up on, and earlier
-                versions stay. If the newest version is equal, no other is made.
+                versions stay. No version is added if the newest one has the same facts.
             copy: Whether to copy the folder of `model_path` into MEDVLLM_HOME, and register the copy.
             reason: Why. The history keeps it, with a stored entry.
             **facts: `model_path` (a repository or folder; by default the name is the repository), `revision`,
@@ -301,7 +301,8 @@ class ModelRegistry:
             **options: `config`, `attn_implementation`, and fields of the model's config.
 
         Raises:
-            ModelNameError, ModelNotFoundError: The name means no model.
+            ModelNameError: The name is not valid.
+            ModelNotFoundError: No model has the name.
             RequestError: An option cannot be used.
             SourceError: The files cannot be fetched or read, or are not the expected ones.
             BudgetError: There is not enough memory for the model. `plan` shows why.
@@ -329,6 +330,9 @@ class ModelRegistry:
             keep_alive: As for `load_model`.
             **options: The options of `load_model`.
 
+        Raises:
+            MedVLLMError: As for `load_model`.
+
         Example:
             ```python
             with registry.lease("biobert-base-cased-v1.2") as lease:
@@ -343,6 +347,9 @@ class ModelRegistry:
         Args:
             name: As for `load_model`. The model itself is not loaded.
             revision: A branch, tag or commit on the Hub, in place of the entry's.
+
+        Raises:
+            MedVLLMError: As for `load_model`.
         """
         return self.session.load_tokenizer(name, revision)
 
@@ -354,6 +361,9 @@ class ModelRegistry:
         Args:
             name: As for `load_model`.
             **options: The options of `load_model`.
+
+        Raises:
+            MedVLLMError: The name or the files cannot be used, as for `load_model`.
         """
         return self.session.plan(name, options)
 
@@ -365,6 +375,9 @@ class ModelRegistry:
             revision: A branch, tag or commit on the Hub, in place of the entry's.
             refresh: Whether to ask the Hub which commit a branch or tag has today. Without it, a branch stays at the
                 commit that it had when it was first asked for.
+
+        Raises:
+            MedVLLMError: The name or the files cannot be used, as for `load_model`.
         """
         if refresh:
             self._snapshots.refresh(name, revision)
@@ -399,6 +412,9 @@ class ModelRegistry:
 
         Returns:
             Whether the model left its device.
+
+        Raises:
+            MedVLLMError: As for `load_model`.
         """
         return self.session.offload(name, options)
 
@@ -430,6 +446,10 @@ class ModelRegistry:
 
         Returns:
             What the lock file has of the models, by entry name.
+
+        Raises:
+            MedVLLMError: The name or the files cannot be used, as for `load_model`.
+            SourceError: The lock file cannot be read.
         """
         from medvllm.model_registry.approval import lock_models
 
@@ -443,6 +463,10 @@ class ModelRegistry:
 
         Returns:
             Differences by file for each model. An empty dict for a model means that every byte is as approved.
+
+        Raises:
+            CatalogError: A named model is not in the lock file.
+            SourceError: The lock file cannot be read.
         """
         from medvllm.model_registry.approval import verify_models
 
