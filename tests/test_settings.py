@@ -206,6 +206,22 @@ def test_a_variable_that_is_no_setting_is_named(
     assert caplog.messages == [words, words]
 
 
+def test_a_former_name_is_an_error_that_says_the_present_one(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be a safeguard: ignored with a warning, it would be off."""
+    for setting in (settings.LOCK_FILE, settings.ALLOW_UNREGISTERED):
+        monkeypatch.delenv(setting.name, raising=False)
+        monkeypatch.setenv(setting.former_name, "off")
+        with pytest.raises(SettingError, match=f"{setting.former_name} .* now called {setting.name}"):
+            setting()
+        assert settings.unknown()[setting.former_name] == [setting.name]
+        monkeypatch.setenv(setting.name, "off" if setting is settings.ALLOW_UNREGISTERED else "/srv/a.lock")
+        setting()
+        monkeypatch.delenv(setting.former_name)
+    own.write_text("direct = false\n")
+    with pytest.raises(SettingError, match="Did you mean: 'allow_unregistered'"):
+        settings.REQUIRE_LOCK()
+
+
 def test_commands_say_what_is_wrong_with_a_file(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All but help, the version and doctor, which reports it."""
     own.write_text("requirelock = true")
