@@ -122,14 +122,15 @@ def _folders(package: str) -> list[str]:
     folders: list[str] | None = None
     for part in package.split("."):
         name = f"{name}.{part}" if name else part
-        specs = (finder.find_spec(name, folders) for finder in sys.meta_path)
-        spec = next((spec for spec in specs if spec is not None), None)
-        if spec is None or spec.submodule_search_locations is None:
-            return []
         try:
-            folders = list(spec.submodule_search_locations)
+            specs = (finder.find_spec(name, folders) for finder in sys.meta_path)
+            spec = next((spec for spec in specs if spec is not None), None)
         except KeyError:  # a package without __init__.py asks sys.modules for the one around it
             folders = [os.path.join(folder, part) for folder in folders or ()]
+            continue
+        if spec is None or spec.submodule_search_locations is None:
+            return []
+        folders = list(spec.submodule_search_locations)
     return folders or []
 
 
