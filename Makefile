@@ -71,7 +71,7 @@ fix: $(STAMP) ## Correct what ruff can correct, and format
 bench: $(STAMP) ## Run the benchmarks and write docs/benchmarks.md
 	$(BIN)/python -m benchmarks
 
-docs: $(STAMP) ## Write the generated pages: the command line, the settings
+docs: $(STAMP) ## Write the generated pages: Python API, command line, settings
 	$(BIN)/python docs/generate.py
 
 release-notes: $(STAMP) ## Move the fragments of changelog.d/ into CHANGELOG.md. To look first: ARGS=--draft

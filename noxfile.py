@@ -1,4 +1,7 @@
-"""The tests on each supported Python that this machine has. One of them: .venv/bin/nox -s tests-3.13 -- -k lock"""
+"""The tests on each supported Python that this machine has.
+
+One Python, some tests: .venv/bin/nox -s tests-3.13 -- -k lock
+"""
 
 import nox
 

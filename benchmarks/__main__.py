@@ -9,7 +9,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import digests, entries, hits, imports, loads, reload, residency, stored
+from benchmarks import digests, entries, evictions, hits, imports, loads, reload, stored
 from benchmarks.measure import Table
 from medvllm import __version__
 from medvllm.settings import SETTINGS
@@ -19,7 +19,7 @@ GROUPS = {
     "hits": hits.tables,
     "loads": loads.tables,
     "reload": reload.tables,
-    "residency": residency.tables,
+    "evictions": evictions.tables,
     "digests": digests.tables,
     "entries": entries.tables,
     "stored": stored.tables,

@@ -75,12 +75,12 @@ def _facts(i: int) -> dict[str, Any]:
 def _build(file: Path) -> None:
     from medvllm.catalog.sql import SqlStore
 
-    with SqlStore(file).transaction() as turn:
+    with SqlStore(file).transaction() as transaction:
         for i, name in enumerate(_NAMES):
-            turn.register(name, ModelMetadata.build(name, _TYPES[i % 4], _facts(i)).facts())
+            transaction.register(name, ModelMetadata.build(name, _TYPES[i % 4], _facts(i)).facts())
         for name in (*_LOOKED_UP, _CHANGED):
-            turn.register(name, ModelMetadata.build(name, "custom", {**_facts(0), "revision": "v2"}).facts())
-            turn.set_alias(name, "production", 1)
+            transaction.register(name, ModelMetadata.build(name, "custom", {**_facts(0), "revision": "v2"}).facts())
+            transaction.set_alias(name, "production", 1)
 
 
 def _registry(file: Path) -> ModelRegistry:

@@ -12,11 +12,11 @@ from medvllm.files import chmod, make_own, own_mode, sync, sync_folder
 
 
 def atomic_folder(target: Path, *, is_complete: Callable[[Path], bool], fill: Callable[[Path], None]) -> None:
-    """Make a folder, unless it is there and complete. Other processes that want to make it wait.
+    """Make a folder unless it exists and is complete. Other processes that want to make it wait.
 
     Args:
-        target: The folder. The lock file `<target>.lock` lies beside it.
-        is_complete: Whether a folder has what it should; asked of `target`.
+        target: The folder. The lock file `<target>.lock` is beside it.
+        is_complete: Returns whether an existing folder is complete.
         fill: Writes the files into an empty folder, which is renamed to `target` afterwards.
     """
     with file_lock(target.with_name(f"{target.name}.lock")):
@@ -30,9 +30,9 @@ def atomic_folder(target: Path, *, is_complete: Callable[[Path], bool], fill: Ca
 
 @contextmanager
 def work_folder(target: Path) -> Iterator[Path]:
-    """Give an empty private folder beside `target`. It is removed afterwards, unless it has been renamed.
+    """Give an empty private folder beside `target`. It is removed afterwards, unless it was renamed.
 
-    The caller holds the lock of `target`: what an earlier process left when it died is removed first.
+    The caller holds the lock of `target`. Folders that a killed process left are removed first.
     """
     for left in target.parent.glob(f"{glob.escape(target.name)}.*"):
         if left.is_dir():
@@ -46,7 +46,7 @@ def work_folder(target: Path) -> Iterator[Path]:
 
 
 def _publish(work: Path, target: Path) -> None:
-    """Rename a finished folder, after its bytes and names are on the disk: a power cut loses neither."""
+    """Rename a finished folder once its files are on the disk, so that a power failure loses nothing."""
     mode = own_mode(target.parent)
     for folder, _, files in os.walk(work, topdown=False):
         for name in files:
@@ -59,7 +59,7 @@ def _publish(work: Path, target: Path) -> None:
 
 
 def _sync_file(file: Path) -> None:
-    handle = os.open(file, os.O_RDWR)  # some systems sync no file that is open only for reading
+    handle = os.open(file, os.O_RDWR)  # some systems cannot sync a file that is open for reading only
     try:
         sync(handle)
     finally:

@@ -1,4 +1,4 @@
-"""The user and the time, as records keep them."""
+"""The user and the time, for records such as the history."""
 
 import os
 from datetime import UTC, datetime
@@ -12,12 +12,12 @@ def who() -> str:
         import pwd
 
         return pwd.getpwuid(os.getuid()).pw_name
-    except (ImportError, KeyError, AttributeError):  # another system, or an id without a name, as in containers
+    except (ImportError, KeyError, AttributeError):  # Windows, or a user id without a name, as in containers
         import getpass
 
         return str(os.getuid()) if hasattr(os, "getuid") else getpass.getuser()
 
 
 def now() -> str:
-    """Return the present time in UTC as ISO 8601, to the second."""
+    """Return the current time in UTC as ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""A class, or its name as "module:Class", which is imported when it is first needed."""
+"""References to classes, such as "module:Class". A class is imported when it is first needed."""
 
 import functools
 import importlib
@@ -46,7 +46,7 @@ def class_path(reference: "type | str | None") -> str | None:
 
 
 class LazyClass:
-    """A dataclass field that keeps a class or its reference. Each access returns the class, imported if need be."""
+    """A dataclass field for a class or its reference. Reading it returns the class, and imports it if needed."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._key = f"_{name}"

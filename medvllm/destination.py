@@ -1,8 +1,9 @@
-"""Where a result goes that a user asked for: a file, a link to one, a device, a pipe, or standard output as `-`.
+"""Writes a result to the path that a user gave: a file, a link, a device, a pipe, or `-` for standard output.
 
-What is there is respected. A file is replaced whole, and keeps its mode, owner and access list; links are followed;
-what is no plain file is written through; and a file that cannot be replaced, as one that is mounted by itself or has
-other names, is written in place.
+- A file is replaced atomically, and keeps its mode, owner and access list.
+- A file that cannot be replaced, such as a mounted file or one with several hard links, is overwritten in place.
+- A link is followed.
+- A device or a pipe is written to.
 """
 
 import errno
@@ -19,63 +20,76 @@ from pathlib import Path
 from typing import IO, Any
 
 from medvllm.errors import OutputError
-from medvllm.files import UNSUPPORTED, chmod, common_mode, partial, sync, sync_folder
+from medvllm.files import UNSUPPORTED, chmod, common_mode, open_partial, sync, sync_folder
 
 _DESCRIPTORS = re.compile(r"/dev/fd|/proc/(?:self|thread-self|(\d+))(?:/task/\d+)?/fd")
-_HOPS = 40  # from link to link, as Linux has it
-_NO_PARTIAL = {errno.EACCES, errno.EPERM, errno.EROFS}  # the folder takes no new file
+_HOPS = 40  # how many links are followed, as in Linux
+_NO_PARTIAL = {errno.EACCES, errno.EPERM, errno.EROFS}  # no new file can be created in the folder
 _NOT_REPLACED = {errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EPERM, errno.EROFS, *UNSUPPORTED}
 
 
-def write(target: Path, content: bytes) -> None:
-    """Write a result to where a user asked for it.
+def write_output(target: Path, content: bytes) -> None:
+    """Write a result to the path that a user gave.
+
+    Args:
+        target: The path, or `-` for standard output.
+        content: The whole result.
 
     Raises:
-        OutputError: It cannot be written there. A file that was there is as it was, unless the disk is full or broken
-            under one that has to be written in place.
+        OutputError: The result cannot be written. An existing file keeps its content, unless it had to be overwritten
+            in place and the disk is full or broken.
     """
-    with written(target) as stream:
+    with open_output(target) as stream:
         stream.write(content)
 
 
 @contextmanager
-def written(target: Path) -> Iterator[IO[bytes]]:
-    """Give a stream for a result; it is at its place, whole, when the block is left, and not there if by an exception.
+def open_output(target: Path) -> Iterator[IO[bytes]]:
+    """Yield a stream for a result.
+
+    The file appears at its path when the block ends. If the block raises an exception, an existing file stays.
+
+    Args:
+        target: The path, or `-` for standard output.
 
     Raises:
-        OutputError: It cannot be written there; also from the stream's own methods.
+        OutputError: The result cannot be written. The methods of the stream raise it too.
     """
-    with _translated(target):
-        place = _place(target)
-        before = _status(place)
+    with _translate_errors(target):
+        place = _resolve_place(target)
+        before = _read_status(place)
     with ExitStack() as stack:
         made = None
         if isinstance(place, Path) and (before is None or stat.S_ISREG(before.st_mode)):
-            with _translated(target):
-                made = _partial(stack, place, is_there=before is not None)
+            with _translate_errors(target):
+                made = _try_partial(stack, place, is_there=before is not None)
         if made is None or isinstance(place, int):
-            yield stack.enter_context(_through(place, before, target))
+            yield stack.enter_context(_open_in_place(place, before, target))
             return
         handle, path = made
-        with _stream(os.dup(handle), target) as stream:
+        with _open_stream(os.dup(handle), target) as stream:
             yield stream
-            with _translated(target):
+            with _translate_errors(target):
                 stream.flush()
                 sync(handle)
-        with _translated(target):
+        with _translate_errors(target):
             _publish(handle, path, place, before)
 
 
-def check(target: Path) -> None:
-    """Raise OutputError when a result could not be written to `target`: before the work that makes one.
+def check_output(target: Path) -> None:
+    """Check whether a result could be written, before the work that computes it. This changes nothing.
 
-    Nothing is made or changed, and a pipe's reader sees nothing of it.
+    Args:
+        target: The path, or `-` for standard output.
+
+    Raises:
+        OutputError: The result could not be written.
     """
-    with _translated(target):
-        place = _place(target)
-        status = _status(place)
+    with _translate_errors(target):
+        place = _resolve_place(target)
+        status = _read_status(place)
         if isinstance(place, int):
-            if not _takes(place):
+            if not _is_writable(place):
                 raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         elif status is not None and stat.S_ISREG(status.st_mode):
             os.close(os.open(target, os.O_WRONLY))
@@ -83,10 +97,10 @@ def check(target: Path) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
-def _place(target: Path) -> Path | int:
-    """Return what a path leads to: a file that need not be there yet, or a descriptor of this process."""
+def _resolve_place(target: Path) -> Path | int:
+    """Return what a path leads to: a file, which need not exist, or a descriptor of this process."""
     if str(target) == "-":
-        if sys.stdout is None:  # the process was started without one
+        if sys.stdout is None:  # the process was started without a standard output
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return sys.stdout.fileno()
     path = os.path.abspath(target)
@@ -97,7 +111,7 @@ def _place(target: Path) -> Path | int:
             found = _DESCRIPTORS.fullmatch(parent)
             if found and name.isdecimal() and found[1] in (None, str(os.getpid())):
                 return int(name)
-        if _DESCRIPTORS.fullmatch(real):  # another process's
+        if _DESCRIPTORS.fullmatch(real):  # a descriptor of another process
             return Path(path)
         path = os.path.join(real, name)
         if not os.path.islink(path):
@@ -108,14 +122,18 @@ def _place(target: Path) -> Path | int:
 
 
 def _check_link(path: str, folder: str) -> None:
-    """Refuse a link that a stranger has put where everybody may: it leads where the stranger wants."""
+    """Refuse another user's link in a folder such as /tmp: it could make this user overwrite any file."""
     link, around = os.lstat(path), os.stat(folder)
     if around.st_mode & stat.S_ISVTX and around.st_mode & 0o002 and link.st_uid not in (os.geteuid(), around.st_uid):
-        raise PermissionError(errno.EACCES, "it is another user's link in a folder that everybody may write to")
+        raise PermissionError(errno.EACCES, "it is another user's link in a folder that everybody can write to")
 
 
-def _status(place: Path | int) -> os.stat_result | None:
-    """Return what is there, or None; OSError when it is nothing that takes bytes, or has no folder to be in."""
+def _read_status(place: Path | int) -> os.stat_result | None:
+    """Return the status of a place, or None if nothing is there.
+
+    Raises:
+        OSError: It is a folder or a socket, or its folder does not exist.
+    """
     try:
         status = os.stat(place)
     except FileNotFoundError:
@@ -134,7 +152,7 @@ def _may_write(path: Path) -> bool:
     return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
-def _takes(descriptor: int) -> bool:
+def _is_writable(descriptor: int) -> bool:
     if sys.platform == "win32":
         return True
     import fcntl
@@ -142,10 +160,10 @@ def _takes(descriptor: int) -> bool:
     return fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
 
 
-def _partial(stack: ExitStack, place: Path, *, is_there: bool) -> tuple[int, Path] | None:
-    """Return a new file beside a place, or None where only the file that is there can be written."""
+def _try_partial(stack: ExitStack, place: Path, *, is_there: bool) -> tuple[int, Path] | None:
+    """Return a new file beside a place, or None if the folder allows none and the existing file must be overwritten."""
     try:
-        return stack.enter_context(partial(place))
+        return stack.enter_context(open_partial(place))
     except OSError as error:
         if not (is_there and error.errno in _NO_PARTIAL):
             raise
@@ -153,17 +171,17 @@ def _partial(stack: ExitStack, place: Path, *, is_there: bool) -> tuple[int, Pat
 
 
 @contextmanager
-def _through(place: Path | int, before: os.stat_result | None, target: Path) -> Iterator[IO[bytes]]:
-    """Give a stream into what is there."""
-    with _translated(target):
+def _open_in_place(place: Path | int, before: os.stat_result | None, target: Path) -> Iterator[IO[bytes]]:
+    """Yield a stream that writes to an existing file, a device, a pipe or a descriptor."""
+    with _translate_errors(target):
         if isinstance(place, int):
-            for shown in (sys.stdout, sys.stderr):  # what was printed before comes first
+            for shown in (sys.stdout, sys.stderr):  # keep the order of what was printed before
                 with suppress(AttributeError, OSError, ValueError):
                     shown.flush()
         handle = os.dup(place) if isinstance(place, int) else os.open(place, os.O_WRONLY | os.O_NOCTTY)
-    with _stream(handle, target) as stream:
+    with _open_stream(handle, target) as stream:
         yield stream
-        with _translated(target):
+        with _translate_errors(target):
             stream.flush()
             if isinstance(place, Path) and before is not None and stat.S_ISREG(before.st_mode):
                 os.ftruncate(handle, stream.tell())
@@ -171,10 +189,10 @@ def _through(place: Path | int, before: os.stat_result | None, target: Path) -> 
 
 
 def _publish(handle: int, path: Path, place: Path, before: os.stat_result | None) -> None:
-    """Put a finished file in the place of the one that was there."""
+    """Move a complete file to its place, or copy it over a file that cannot be replaced."""
     if before is None:
         chmod(handle, common_mode())
-    if before is None or (before.st_nlink == 1 and _is_kept(handle, place, before)):
+    if before is None or (before.st_nlink == 1 and _copy_attributes(handle, place, before)):
         try:
             path.replace(place)
         except OSError as error:
@@ -190,8 +208,11 @@ def _publish(handle: int, path: Path, place: Path, before: os.stat_result | None
         sync(out.fileno())
 
 
-def _is_kept(handle: int, place: Path, before: os.stat_result) -> bool:
-    """Give a file the owner, attributes and mode of the one that was there; False when its owner cannot be kept."""
+def _copy_attributes(handle: int, place: Path, before: os.stat_result) -> bool:
+    """Give a file the owner, attributes and mode of the file that it replaces.
+
+    Return False if the owner cannot be set.
+    """
     if not _may_write(place):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     own = os.fstat(handle)
@@ -203,7 +224,7 @@ def _is_kept(handle: int, place: Path, before: os.stat_result) -> bool:
     if sys.platform == "linux":
         with suppress(OSError):
             names = os.listxattr(place)
-            for name in {*os.listxattr(handle), *names}:  # of the folder's default access list too
+            for name in {*os.listxattr(handle), *names}:  # also those that the folder's default access list added
                 with suppress(OSError):
                     if name in names:
                         os.setxattr(handle, name, os.getxattr(place, name))
@@ -214,24 +235,24 @@ def _is_kept(handle: int, place: Path, before: os.stat_result) -> bool:
 
 
 class _Raw(io.FileIO):
-    """A descriptor whose faults are ours."""
+    """A descriptor whose errors are raised as OutputError."""
 
     def __init__(self, handle: int, target: Path) -> None:
         super().__init__(handle, "wb")
         self._target = target
 
     def write(self, content: Any) -> int:
-        with _translated(self._target):
+        with _translate_errors(self._target):
             return super().write(content)
 
 
-def _stream(handle: int, target: Path) -> IO[bytes]:
+def _open_stream(handle: int, target: Path) -> IO[bytes]:
     return io.BufferedWriter(_Raw(handle, target), 1 << 20)
 
 
 @contextmanager
-def _translated(target: Path) -> Iterator[None]:
-    """Give faults of the system as OutputError, with a way out."""
+def _translate_errors(target: Path) -> Iterator[None]:
+    """Raise errors of the system as OutputError, with the next step."""
     try:
         yield
     except OutputError:
@@ -245,9 +266,9 @@ def _translated(target: Path) -> Iterator[None]:
 
 def _advice(target: Path, error: Exception) -> str:
     if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return f"\nMake its folder first: mkdir -p {shlex.quote(str(error.filename or target.parent))}"
+        return f"\nCreate its folder first: mkdir -p {shlex.quote(str(error.filename or target.parent))}"
     if isinstance(error, IsADirectoryError):
-        return "\nGive the name of a file."
+        return "\nUse the path of a file."
     if isinstance(error, PermissionError):
-        return f"\nSee who may write there: ls -ld {shlex.quote(str(target.parent))} {shlex.quote(str(target))}"
+        return f"\nCheck the permissions: ls -ld {shlex.quote(str(target.parent))} {shlex.quote(str(target))}"
     return ""

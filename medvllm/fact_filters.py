@@ -9,7 +9,7 @@ from medvllm.errors import RequestError
 from medvllm.fact_values import unknown_fact
 from medvllm.facts import IDENTIFYING, accepted_types, known_facts
 from medvllm.near_names import did_you_mean, near_names
-from medvllm.words import usual
+from medvllm.words import normalize_value
 
 _MAX_GLOB = 1000
 _WILD = frozenset("*?[")
@@ -85,7 +85,7 @@ def _filterable() -> tuple[str, ...]:
 
 def _known_word(keyword: str, text: str) -> str:
     """Return a filter's word in the form that entries use. Raises RequestError for one that no entry can have."""
-    text = str(usual("", keyword, text)) if keyword == "label_scheme" else text
+    text = str(normalize_value("", keyword, text)) if keyword == "label_scheme" else text
     words = _words(keyword)
     if words and text.casefold() not in map(str.casefold, words):
         near = near_names(text, words)

@@ -7,8 +7,8 @@ from typing import Any, Literal, get_args, get_origin
 from medvllm.classes import is_reference
 from medvllm.errors import RequestError
 from medvllm.facts import Class, Texts, accepted_types, known_facts
-from medvllm.near_names import did_you_mean, near_names
-from medvllm.words import usual
+from medvllm.near_names import did_you_mean, near_keys
+from medvllm.words import normalize_value
 
 
 def check_fact(model: str, keyword: str, value: Any) -> tuple[str, Any]:
@@ -25,9 +25,9 @@ def check_fact(model: str, keyword: str, value: Any) -> tuple[str, Any]:
     if keyword not in known_facts():
         raise unknown_fact(keyword, f"keyword {keyword!r} for model {model!r}", known_facts())
     fact = known_facts()[keyword]
-    types, value = accepted_types(fact.hint), usual(model, keyword, value)
+    types, value = accepted_types(fact.hint), normalize_value(model, keyword, value)
     for accepted in types:
-        fits, kept = _converted(accepted, value)
+        fits, kept = _convert(accepted, value)
         if fits and not (fact.hint is Class and isinstance(value, str) and not is_reference(value)):
             return fact.group, kept
     wanted = "a class or 'module:Class'" if fact.hint is Class else " or ".join(map(_type_in_words, types))
@@ -51,7 +51,7 @@ def wrap_single_texts(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def unknown_fact(keyword: str, what: str, known: Iterable[str]) -> RequestError:
     """Return the error for a fact that does not exist; `what` is how the message calls it."""
-    near = near_names(keyword, known)
+    near = near_keys(keyword, known)
     return RequestError(
         f"Unknown {what}.{did_you_mean(near)}\nIt takes: {', '.join(sorted(known))}",
         keyword=keyword,
@@ -59,7 +59,7 @@ def unknown_fact(keyword: str, what: str, known: Iterable[str]) -> RequestError:
     )
 
 
-def _converted(accepted: Any, value: Any) -> tuple[bool, Any]:
+def _convert(accepted: Any, value: Any) -> tuple[bool, Any]:
     """Return whether a value has the type, and the form in which it is kept."""
     origin = get_origin(accepted) or accepted
     if origin is Literal:
@@ -67,7 +67,7 @@ def _converted(accepted: Any, value: Any) -> tuple[bool, Any]:
     if origin in (tuple, list):
         item = get_args(accepted)[0]
         if get_origin(item) is Literal:
-            fits = isinstance(value, (tuple, list)) and bool(value) and all(_converted(item, each)[0] for each in value)
+            fits = isinstance(value, (tuple, list)) and bool(value) and all(_convert(item, each)[0] for each in value)
             kept = tuple(value) if fits else ()
             return fits, kept[0] if len(kept) == 1 else kept
         kind = get_origin(item) or str

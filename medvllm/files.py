@@ -1,4 +1,4 @@
-"""Files and folders that medvllm keeps for itself: written whole or not at all, and private to their user."""
+"""Writes medvllm's own files and folders: atomically, and with access for their user only."""
 
 import errno
 import glob
@@ -13,22 +13,24 @@ from pathlib import Path
 if sys.platform != "win32":
     import fcntl
 
-# What a system answers that has no such operation, or not on this file system.
+# The error codes of an operation that the system, or this file system, does not have.
 UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.ENOTTY})
-_LEFT_S = 3_600.0  # after which a partial file that cannot be asked for its writer is nobody's
+_LEFT_S = 3_600.0  # age at which a partial file is removed where file locks do not work
 
 
 def write_whole(file: Path, content: bytes, *, private: bool = False) -> None:
-    """Write a file so that a reader, or the next process after a crash, sees the old content or all of the new.
+    """Write a file atomically. A reader, also one after a crash, sees either the old content or the new one.
 
-    The caller sees to it that nobody else writes the same file at this moment.
+    The caller must make sure that nobody else writes the same file at the same time. For a path that a user gave, use
+    `medvllm.destination`, which follows links.
 
     Args:
-        file: The file. A link in its place is replaced; for what a user names, there is `medvllm.destination`.
-        content: All of its bytes.
-        private: Whether only its user may read it, whatever the umask; in a group's folder, its group too.
+        file: The file. If it is a symbolic link, the link is replaced.
+        content: The whole content.
+        private: Whether only the user may read the file, whatever the umask. In a folder that a group shares, the group
+            may read it too.
     """
-    with partial(file) as (handle, path):
+    with open_partial(file) as (handle, path):
         with os.fdopen(os.dup(handle), "wb") as stream:
             stream.write(content)
             stream.flush()
@@ -39,12 +41,18 @@ def write_whole(file: Path, content: bytes, *, private: bool = False) -> None:
 
 
 def link_or_copy(file: Path, target: Path, *, link: bool = True) -> None:
-    """Give a file a second name, by a `link` where the disk has them, or a copy; `target` is whole at every moment."""
-    if link and _linked(file, target):
+    """Make `target` a hard link to a file, or a copy of it. `target` is replaced atomically.
+
+    Args:
+        file: The file.
+        target: The path of the link or copy.
+        link: Whether to try a hard link first. If that fails, for example across disks, the file is copied.
+    """
+    if link and _try_link(file, target):
         return
     import shutil
 
-    with partial(target) as (handle, path):
+    with open_partial(target) as (handle, path):
         with file.open("rb") as source, os.fdopen(os.dup(handle), "wb") as out:
             shutil.copyfileobj(source, out, 1 << 20)
             out.flush()
@@ -55,8 +63,13 @@ def link_or_copy(file: Path, target: Path, *, link: bool = True) -> None:
 
 
 def replace_with_symlink(target: Path, to: str) -> bool:
-    """Make `target` a symbolic link, in place of what is there; False where the disk has no links."""
-    with _spare(target) as path:
+    """Replace `target` by a symbolic link. Return False if the file system has no symbolic links.
+
+    Args:
+        target: The path of the link.
+        to: What the link contains.
+    """
+    with _spare_name(target) as path:
         try:
             path.symlink_to(to)
         except OSError as error:
@@ -67,8 +80,8 @@ def replace_with_symlink(target: Path, to: str) -> bool:
     return True
 
 
-def _linked(file: Path, target: Path) -> bool:
-    with _spare(target) as path:
+def _try_link(file: Path, target: Path) -> bool:
+    with _spare_name(target) as path:
         try:
             os.link(file, path)
         except OSError:  # another disk, or one without links
@@ -79,13 +92,16 @@ def _linked(file: Path, target: Path) -> bool:
 
 
 @contextmanager
-def partial(target: Path) -> Iterator[tuple[int, Path]]:
-    """Give a new file, open for writing, that is to become `target`, and remove what dead writers have left of theirs.
+def open_partial(target: Path) -> Iterator[tuple[int, Path]]:
+    """Create a temporary file beside `target`, and remove it at the end unless it was renamed.
 
-    Nobody else can open it, or have put something in its place.
+    Only this user can open the file. Partial files of writers that have died are removed first.
+
+    Yields:
+        The descriptor, open for writing, and the path. The caller renames the path to `target` when it is complete.
     """
-    sweep(target)
-    handle, path = _created(target)
+    remove_partial_files(target)
+    handle, path = _create_partial(target)
     try:
         yield handle, path
     finally:
@@ -94,24 +110,24 @@ def partial(target: Path) -> Iterator[tuple[int, Path]]:
             path.unlink()
 
 
-def _created(target: Path) -> tuple[int, Path]:
+def _create_partial(target: Path) -> tuple[int, Path]:
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
     while True:
-        path = _name(target)
+        path = _partial_name(target)
         handle = os.open(path, flags, 0o600)
         if sys.platform != "win32":
-            with suppress(OSError):  # no such locks here: then its age tells
+            with suppress(OSError):  # without file locks here, the age of the file decides
                 fcntl.flock(handle, fcntl.LOCK_EX)
         if os.fstat(handle).st_nlink:
             return handle, path
-        os.close(handle)  # swept before it was locked
+        os.close(handle)  # another process removed it before it was locked
 
 
 @contextmanager
-def _spare(target: Path) -> Iterator[Path]:
-    """Give a free name beside `target`, and take away what is left under it."""
-    sweep(target)
-    path = _name(target)
+def _spare_name(target: Path) -> Iterator[Path]:
+    """Yield an unused path beside `target`. Whatever is still there at the end is removed."""
+    remove_partial_files(target)
+    path = _partial_name(target)
     try:
         yield path
     finally:
@@ -119,15 +135,15 @@ def _spare(target: Path) -> Iterator[Path]:
             path.unlink()
 
 
-def _name(target: Path) -> Path:
+def _partial_name(target: Path) -> Path:
     return target.with_name(f"{_stem(target)}{os.urandom(8).hex()}.partial")
 
 
 def _stem(target: Path) -> str:
-    return f".{target.name[:48]}."  # of a name that is as long as a name may be, a part
+    return f".{target.name[:48]}."  # shortened, because file systems limit the length of a name
 
 
-def sweep(target: Path) -> None:
+def remove_partial_files(target: Path) -> None:
     """Remove the partial files of `target` whose writers have died."""
     with suppress(OSError):
         for left in target.parent.glob(f"{glob.escape(_stem(target))}????????????????.partial"):
@@ -137,7 +153,7 @@ def sweep(target: Path) -> None:
 
 
 def _is_left(path: Path) -> bool:
-    """Return whether no living process writes a partial file: one that does holds its lock."""
+    """Return whether the writer of a partial file has died. A living writer holds a lock on the file."""
     status = path.lstat()
     if sys.platform != "win32" and stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -154,9 +170,9 @@ def _is_left(path: Path) -> bool:
 
 
 def make_own(folder: Path) -> None:
-    """Make a folder, and those above it that are not there, so that only this user may enter, whatever the umask.
+    """Create a folder and its missing parents, with access for this user only, whatever the umask.
 
-    Below a folder that a group shares (its setgid bit is set), the group keeps the rights that it has there.
+    Inside a folder that a group shares, that is, one with its setgid bit set, the group gets the same access.
     """
     missing = []
     for path in (folder, *folder.parents):
@@ -168,20 +184,20 @@ def make_own(folder: Path) -> None:
         try:
             path.mkdir(mode=mode)
         except FileExistsError:
-            if not path.is_dir():  # else another process was first
+            if not path.is_dir():  # if it is one, another process created it first
                 raise
         else:
-            chmod(path, mode)  # the umask took from it
+            chmod(path, mode)  # the umask may have removed some bits
 
 
 def own_mode(folder: Path) -> int:
-    """Return the mode of what medvllm makes in a folder: its user's alone, or also that of the group that shares it."""
+    """Return the mode for a new folder inside another one: access for the user, and for a group that shares it."""
     mode = folder.stat().st_mode
     return 0o700 | (mode & 0o2070 if mode & stat.S_ISGID else 0)
 
 
 def make_own_file(file: Path) -> None:
-    """Make an empty file that only its user may read; in a group's folder, its group too. One that is there stays."""
+    """Create an empty file, with access for its user and for a group that shares the folder. Keep an existing file."""
     try:
         handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
@@ -193,14 +209,14 @@ def make_own_file(file: Path) -> None:
 
 
 def chmod(file: int | Path, mode: int) -> None:
-    """Set a file's mode, where the file system has modes."""
+    """Set the mode of a file, if the file system has modes."""
     with suppress(OSError):
         os.chmod(file, mode)
 
 
 def common_mode() -> int:
-    """Return the mode that the umask leaves a new file."""
-    try:
+    """Return the mode of a new file under the present umask."""
+    try:  # reading the umask with os.umask would change it for a moment, also for other threads
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
         mask = int(next(line for line in status.splitlines() if line.startswith("Umask:")).split()[1], 8)
     except (OSError, StopIteration, ValueError, IndexError):
@@ -210,7 +226,7 @@ def common_mode() -> int:
 
 
 def sync(handle: int) -> None:
-    """Have a file's bytes on the disk, where the file system can tell that they are."""
+    """Wait until the bytes of a file are on the disk, if the file system supports it."""
     try:
         os.fsync(handle)
     except OSError as error:
@@ -219,12 +235,12 @@ def sync(handle: int) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in a folder last through a power cut, where the system can. What was done is done in any case."""
-    if os.name == "nt":  # a folder cannot be opened there
+    """Make renames in a folder survive a power cut, if the system supports it."""
+    if os.name == "nt":  # Windows cannot open a folder
         return
     try:
         handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # one that may be written to and not read
+    except OSError:  # the user may write to the folder but not read it
         return
     try:
         sync(handle)
@@ -235,8 +251,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def is_trusted(path: Path) -> bool:
-    """Return whether nobody else could have written a file or folder: its owner is this user, root or its folder's
-    owner, and neither it nor its folder is writable for others."""
+    """Return whether no other user could have written a file or folder.
+
+    Its owner must be this user, root or the owner of its folder. Others must not be able to write to it or its folder.
+    """
     try:
         own, folder = path.stat(), path.parent.stat()
     except OSError:

@@ -1,7 +1,8 @@
-"""Forks beside threads: a child's locks are free, and it has no work under way that only a thread of its parent ends.
+"""Makes a fork safe while other threads run.
 
-What holds a lock registers here. Before a fork each part comes to rest, as long as that takes no time, so that a child
-gets no half-changed state; after it, a child's parts take new locks.
+A fork copies only the thread that calls it. If another thread holds a lock at that moment, the child would wait for the
+lock forever. So each object with a lock registers here. Before a fork, each one finishes what it is doing if that takes
+little time, so the child does not copy half-changed state. After the fork, the child's objects get new locks.
 """
 
 import os
@@ -12,29 +13,38 @@ from functools import partial
 from types import TracebackType
 from weakref import WeakSet
 
-_REST_S = 1.0  # for sections of a few steps; a thread that is longer in one is not waited for
+_REST_S = 1.0  # how long a fork waits for a lock; most sections under a lock are much shorter
 
 
 class Forked:
-    """A part of this process that a fork must not copy as it is. `register` it once it is made."""
+    """An object that must prepare for a fork. Pass it to `register` after it is created."""
 
     def before_fork(self) -> None:
-        """Come to rest, in the thread that forks. It must not wait for long."""
+        """Prepare for the fork, in the thread that calls it. This must not take long."""
 
     def after_fork(self, *, is_child: bool) -> None:
-        """Go on; in a child, with locks that nobody holds."""
+        """Continue after the fork. In the child, replace the locks by new ones."""
 
 
 class Lock(Forked):
-    """A lock that a child finds free, and that no thread holds while another one forks, but for `rest_s` at most."""
+    """A lock that is free in a forked child. A fork waits until no thread holds the lock, for at most `rest_s` seconds.
+
+    Args:
+        reentrant: Whether a thread that holds the lock may take it again.
+        rest_s: How long a fork waits for the lock.
+        forked: Called in the child after the fork.
+
+    Attributes:
+        was_busy: In a child, whether a thread of the parent still held the lock at the fork.
+    """
 
     def __init__(
         self, *, reentrant: bool = False, rest_s: float = _REST_S, forked: Callable[[], None] = lambda: None
     ) -> None:
         self._make = threading.RLock if reentrant else threading.Lock
-        self._rest_s, self._forked = rest_s, forked  # the latter is called in a child
+        self._rest_s, self._forked = rest_s, forked
         self._lock = self._make()
-        self.was_busy = False  # in a child: a thread of the parent was inside when it forked
+        self.was_busy = False
         self._rests = False
         register(self)
 
@@ -45,11 +55,11 @@ class Lock(Forked):
         self._lock.release()
 
     def before_fork(self) -> None:
-        """Take the lock."""
+        """Take the lock, if it becomes free in time."""
         self._rests = self._lock.acquire(timeout=self._rest_s)
 
     def after_fork(self, *, is_child: bool) -> None:
-        """Let go of it; in a child it is another one."""
+        """Release the lock. In a child, replace it."""
         if is_child:
             self.was_busy = not self._rests
             self._lock = self._make()
@@ -59,7 +69,7 @@ class Lock(Forked):
 
 
 def register(part: Forked) -> None:
-    """Have a part told of forks for as long as anybody holds it."""
+    """Call the methods of an object at each fork. Only a weak reference to it is kept."""
     _parts.add(part)
 
 
@@ -67,13 +77,13 @@ def _before() -> None:
     _forks.acquire()
     _forking.extend(_registered())
     for part in _forking:
-        with suppress(Exception):  # a part that cannot rest keeps no process from its fork
+        with suppress(Exception):  # an object that fails must not prevent the fork
             part.before_fork()
 
 
 def _registered() -> list[Forked]:
     while True:
-        with suppress(RuntimeError):  # another thread has registered a part meanwhile
+        with suppress(RuntimeError):  # another thread registered an object while the set was read
             return list(_parts)
 
 
@@ -85,7 +95,7 @@ def _after(*, is_child: bool) -> None:
 
 
 _parts: "WeakSet[Forked]" = WeakSet()
-_forks = threading.Lock()  # held during a fork: one at a time
+_forks = threading.Lock()  # held during a fork, so that there is one at a time
 _forking: list[Forked] = []
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(

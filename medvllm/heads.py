@@ -1,4 +1,4 @@
-"""The task that a model's head is for, by the name of its class: BertForTokenClassification is for "ner"."""
+"""The task of a model's head, found by the name of its class. For example, BertForTokenClassification does "ner"."""
 
 import re
 
@@ -13,7 +13,7 @@ _TASKS = {
 
 
 def task_of_class(class_name: str) -> str | None:
-    """Return the task that a class's head is for, or None for an encoder without a head."""
+    """Return the task for the name of a class, or None for an encoder without a head."""
     if class_name.endswith("LMHeadModel"):
         return "generate"
     head = re.search(r"For([A-Z]\w*)$", class_name)

@@ -1,7 +1,7 @@
 """A property that is computed once for each object, without a lock.
 
-Before Python 3.12, `functools.cached_property` holds one lock for the whole class while it computes. All other objects
-wait for it, and a process that is forked meanwhile waits forever.
+Before Python 3.12, `functools.cached_property` holds one lock for the whole class while it computes a value. All other
+objects of the class wait for it, and a process that is forked at that time waits forever.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class lazy(Generic[T]):  # used as a decorator
-    """Compute a property when it is first read, and keep it. Threads that read it at once may each compute it."""
+    """Computes a property when it is first read, and keeps it. Threads that read it at once may each compute it."""
 
     def __init__(self, make: Callable[[Any], T]) -> None:
         self._make = make

@@ -1,4 +1,4 @@
-"""Whether a model's weights are on this machine, told from names and sizes alone: a listing opens no file of them."""
+"""Finds a model's weights on this machine. It looks at names and sizes only, so that listing is fast."""
 
 import json
 import os
@@ -8,43 +8,43 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medvllm.metadata import ModelMetadata
-from medvllm.names import is_commit, parse
+from medvllm.names import is_commit, parse_name
 
 _WEIGHTS = re.compile(r"(?:model|pytorch_model)(?:-\d+-of-(\d+))?\.(?:safetensors|bin)")
 
 
 @dataclass(frozen=True)
 class LocalFiles:
-    """A folder that holds a model, and the bytes of its weights."""
+    """A folder that contains a model, and the total size of its weights."""
 
     folder: Path
     size_bytes: int
 
 
 def local_files(entry: ModelMetadata) -> LocalFiles | None:
-    """Return where an entry's files are on this machine, or None where they are not, or not whole.
+    """Return where an entry's files are on this machine, or None if they are missing or incomplete.
 
-    Nothing is verified: a load hashes every byte, this asks for names and sizes.
+    This only checks names and sizes. Loading a model verifies every byte.
     """
-    location = parse(entry.location)
+    location = parse_name(entry.location)
     if location.kind == "folder":
-        return _held(Path(location.name))
+        return _find_weights(Path(location.name))
     if "/" not in location.name and not location.is_repo_id:
         return None
     repository = repository_folder(location.name)
     revision = location.suffix or entry.source.revision or "main"
     for commit in _commits(repository, revision):
-        if found := _held(repository / "snapshots" / commit):
+        if found := _find_weights(repository / "snapshots" / commit):
             return found
     return None
 
 
 def hub_cache() -> Path:
-    """Return the folder of the Hub's cache, without importing huggingface_hub for it."""
+    """Return the folder of the Hub's cache, without importing huggingface_hub."""
     constants = sys.modules.get("huggingface_hub.constants")
     if constants is not None:
         return Path(constants.HF_HUB_CACHE)
-    read = os.environ.get  # as the library does: a variable that is empty counts
+    read = os.environ.get  # as in huggingface_hub, a variable that is set but empty counts
     home = os.path.expandvars(
         os.path.expanduser(read("HF_HOME", os.path.join(read("XDG_CACHE_HOME", "~/.cache"), "huggingface")))
     )
@@ -53,12 +53,12 @@ def hub_cache() -> Path:
 
 
 def repository_folder(repo: str) -> Path:
-    """Return where the Hub's cache has, or would have, a repository."""
+    """Return the folder of a repository in the Hub's cache. It need not exist."""
     return hub_cache() / f"models--{repo.replace('/', '--')}"
 
 
 def _commits(repository: Path, revision: str) -> list[str]:
-    """Return the commits that a revision may be: itself, what the cache has noted, else whatever is there."""
+    """Return the commits that a revision may mean: itself, or what the cache recorded, or else all in the cache."""
     if is_commit(revision):
         return [revision]
     try:
@@ -67,8 +67,10 @@ def _commits(repository: Path, revision: str) -> list[str]:
         return _names(repository / "snapshots")
 
 
-def _held(folder: Path) -> LocalFiles | None:
+def _find_weights(folder: Path) -> LocalFiles | None:
+    """Return the model in a folder, or None if a file that it needs is missing."""
     names = _names(folder)
+    # Old sentence-transformers models keep the transformer in a subfolder.
     if "modules.json" in names and "config.json" not in names and (folder / "0_Transformer").is_dir():
         folder = folder / "0_Transformer"
         names = _names(folder)
@@ -77,12 +79,12 @@ def _held(folder: Path) -> LocalFiles | None:
         return None
     try:
         return LocalFiles(folder, sum(os.stat(folder / name).st_size for name in weights))
-    except (OSError, ValueError):  # a shard that is missing, a link that leads nowhere, or no path at all
+    except (OSError, ValueError):  # a missing shard, a broken link, or a name that cannot be a path
         return None
 
 
 def _weights(folder: Path, names: list[str]) -> list[str]:
-    """Return the names of a checkpoint's weights, safetensors before pickles; shards as its index lists them."""
+    """Return the names of the weight files. Safetensors take precedence over pickles, and an index over names."""
     for kind, index in ((".safetensors", "model.safetensors"), (".bin", "pytorch_model.bin")):
         if index in names:
             return [index]
@@ -94,6 +96,7 @@ def _weights(folder: Path, names: list[str]) -> list[str]:
 
 
 def _shards(index: Path) -> list[str]:
+    """Return the files that an index lists, or nothing if the index cannot be read."""
     try:
         listed = set(json.loads(index.read_bytes())["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -102,6 +105,7 @@ def _shards(index: Path) -> list[str]:
 
 
 def _names(folder: Path) -> list[str]:
+    """Return the names in a folder, or nothing if the folder cannot be read."""
     try:
         return os.listdir(folder)
     except OSError:

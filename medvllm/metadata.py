@@ -1,4 +1,4 @@
-"""What is known about a model: its type and its metadata."""
+"""The type of a model, and its metadata: everything that is known about it."""
 
 import copy
 import json
@@ -36,7 +36,7 @@ __all__ = [
     "ModelType",
     "Origin",
     "Source",
-    "fits",
+    "matches_filters",
 ]
 
 Origin = Literal["process", "stored", "package", "built-in", "direct"]
@@ -70,20 +70,20 @@ class ModelType(StrEnum):
             ) from None
 
 
-READ = "read from the folder"  # the provenance of facts that the folder itself gives
+READ = "read from the folder"  # the provenance of facts from the files of a folder
 
 
 class Copied(Generic[T]):
     """A dataclass field of a mutable type. Each access returns a copy, so a caller's changes do not reach the entry."""
 
     def __init__(self, copied: Callable[..., T]) -> None:
-        self._copied = copied  # called with the value, or with nothing for an empty one
+        self._copied = copied  # called with a value, or without one for an empty value
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._key = f"_{name}"
 
     def __get__(self, instance: object, owner: type | None = None) -> T:
-        if instance is None:  # a dataclass asks the class for the default: None stands for an empty value
+        if instance is None:  # a dataclass reads the default from the class; None means an empty value
             return None  # type: ignore[return-value]
         return self._copied(instance.__dict__[self._key])
 
@@ -101,23 +101,23 @@ def _dicts(value: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ModelMetadata:
-    """The facts of one entry. They are frozen: changing what was read from them does not change the registry.
+    """The facts of one entry. It is immutable: lists and dicts are returned as copies.
 
     Attributes:
         name: The name under which the model is registered.
         model_type: The domain that it was made for.
         model_class: Its class, imported when it is read. None when the checkpoint decides.
-        config_class: The class of its config, in the same way.
+        config_class: The class of its config. It works in the same way.
         description: What the model is, in one sentence.
         tags: Words to filter by.
-        values: The team's own keys, each with a text.
+        values: The team's own keys and their texts.
         parameters: Options that every load of this entry uses.
         source: Where the bytes come from.
         behaviour: How the model must be used.
         license: Who may use it.
         intended_use: What it is for, and what it was trained on.
         memory: How it is kept in memory.
-        lifecycle: What has been decided about it since.
+        lifecycle: Whether it is deprecated, and other decisions about its use.
         provenance: For each fact, how certain it is and where it was seen.
         baseline: Inputs with their recorded outputs.
         version: The entry's version, from 1.
@@ -176,20 +176,23 @@ class ModelMetadata:
         groups: dict[str, Any] = {group: GROUPS[group](**kept) for group, kept in grouped.items() if kept}
         return cls(name, ModelType.of(model_type), version=version, origin=origin, **plain, **groups)
 
-    def completed(self, facts: Mapping[str, Any]) -> "ModelMetadata":
-        """Return the metadata with `facts` of its behaviour added where the entry says nothing.
+    def with_missing_facts(self, facts: Mapping[str, Any]) -> "ModelMetadata":
+        """Return a copy that adds facts about the behaviour which the entry does not have.
 
-        Prompts are added name by name.
+        Prompts are added one by one: the entry's own prompt of a name is kept.
+
+        Args:
+            facts: Facts of `behaviour` by their keywords.
         """
         unknown = {fact: value for fact, value in facts.items() if getattr(self.behaviour, fact) is None}
         if self.behaviour.prompts is not None and "prompts" in facts:
             unknown["prompts"] = Texts({**facts["prompts"], **self.behaviour.prompts})
         if self.behaviour.truncate_dim is not None:
-            unknown.pop("normalize", None)  # a vector that is cut after scaling no longer has unit length
+            unknown.pop("normalize", None)  # a vector that is truncated after scaling no longer has unit length
         return self.with_facts(**unknown) if unknown else self
 
-    def stated(self) -> "ModelMetadata":
-        """Return the metadata without the facts that were read from the folder: each load reads them again."""
+    def without_folder_facts(self) -> "ModelMetadata":
+        """Return a copy without the facts that were read from the folder. Each load reads them again."""
         provenance = self.__dict__["_provenance"]
         read = [fact for fact, how in provenance.items() if how == READ]
         if not read:
@@ -205,10 +208,10 @@ class ModelMetadata:
                 attributes[group] = attributes.get(group, getattr(self, group))._replace(**{keyword: value})
             else:
                 attributes[keyword] = value
-        return self.changed(**attributes)
+        return self.with_attributes(**attributes)
 
-    def changed(self, **attributes: Any) -> "ModelMetadata":
-        """Return a copy with other attributes; unlike `dataclasses.replace`, it imports no class."""
+    def with_attributes(self, **attributes: Any) -> "ModelMetadata":
+        """Return a copy with other attributes. Unlike `dataclasses.replace`, this imports no class."""
         other = copy.copy(self)
         for name, value in attributes.items():
             object.__setattr__(other, name, value)
@@ -221,7 +224,7 @@ class ModelMetadata:
 
     @property
     def is_shipped(self) -> bool:
-        """Whether the entry was installed with this program or a package, and not registered."""
+        """Whether the entry comes with medvllm or an installed package, and was not registered."""
         return self.origin in ("package", "built-in")
 
     @property
@@ -241,7 +244,7 @@ class ModelMetadata:
         return tuple(task for task in (self.behaviour.task, "embed" if embeds else None) if task)
 
     def fact(self, keyword: str) -> object:
-        """Return a fact by its keyword, without copying it: a listing may read 100,000 entries."""
+        """Return a fact by its keyword. The value is not copied, because a listing may read 100,000 entries."""
         if keyword in IDENTIFYING:
             return getattr(self, keyword)
         group = known_facts()[keyword].group
@@ -258,7 +261,7 @@ class ModelMetadata:
     @property
     def digest(self) -> str:
         """A short hash of every known fact."""
-        from hashlib import sha256  # OpenSSL takes longer to import than a listing takes
+        from hashlib import sha256  # importing OpenSSL takes longer than a whole listing
 
         return sha256(json.dumps(self.facts(), sort_keys=True, default=str).encode()).hexdigest()[:16]
 
@@ -299,7 +302,7 @@ def _to_json(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def mentions(fact: Callable[[str], Any], text: str) -> bool:
+def mentions_text(fact: Callable[[str], Any], text: str) -> bool:
     """Return whether one of a model's names, or its description, contains a text.
 
     Args:
@@ -310,14 +313,16 @@ def mentions(fact: Callable[[str], Any], text: str) -> bool:
     return any(text in str(each).casefold() for each in said)
 
 
-def fits(fact: Callable[[str], Any], task: str | None, tags: Sequence[str], globs: Mapping[str, str]) -> bool:
+def matches_filters(
+    fact: Callable[[str], Any], task: str | None, tags: Sequence[str], globs: Mapping[str, str]
+) -> bool:
     """Return whether a model passes every filter.
 
     Args:
         fact: Returns a fact of the model by its keyword.
         task: A task that the model must be able to do; None for any.
-        tags: Tags that it must all have, or key=value pairs of its own values.
-        globs: For each fact, what it must match, as `to_glob` returned it.
+        tags: Tags that it must have, or key=value pairs that its `values` must contain. All of them must match.
+        globs: The glob that each fact must match, as `to_glob` returns it.
     """
     ready = task is None or task == fact("task") or (task == "embed" and fact("pooling") is not None)
     if ready and tags:

@@ -1,4 +1,4 @@
-"""What a caller may type for a model, and what it refers to."""
+"""Parses what a caller writes for a model: the name of an entry, a repository on the Hub, or a folder."""
 
 import os
 import re
@@ -8,16 +8,16 @@ from typing import Literal, NamedTuple, TypeGuard
 
 from medvllm import settings
 from medvllm.errors import ModelNameError
-from medvllm.spelling import folded, invisible, lookalike
+from medvllm.spelling import find_invisible, find_lookalike, normalize_text
 
-__all__ = ["ModelRef", "is_commit", "is_digest", "parse", "source_path", "valid_alias", "valid_name"]
+__all__ = ["ModelRef", "is_commit", "is_digest", "parse_name", "source_path", "valid_alias", "valid_name"]
 
 MAX_LENGTH = 200  # characters of a name; a folder's path may be longer
-# As texts: `re` compiles them when they are first used, and keeps them.
+# Patterns are texts, not compiled, so that importing this module is fast. `re` compiles and caches them.
 _REPO_ID = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95})?"
-_IN_HOME = "home://"  # a folder inside MEDVLLM_HOME, wherever that is
+_IN_HOME = "home://"  # a folder inside MEDVLLM_HOME, also if that moves
 _PATH_STARTS = ("./", "../", "/", "~/", "file://", _IN_HOME)
-_VERSION = r"[vV]?\d+([._-]\d+)*"  # a name or an alias that reads as a version
+_VERSION = r"[vV]?\d+([._-]\d+)*"  # a name or an alias that looks like a version
 _ALIAS = r"[A-Za-z][A-Za-z0-9._-]{0,63}"
 _SHORT_DIGEST = r"[0-9a-f]{40}"
 
@@ -39,7 +39,7 @@ class ModelRef(NamedTuple):
         return self.kind != "folder" and re.fullmatch(_REPO_ID, self.name) is not None
 
 
-def parse(text: object) -> ModelRef:
+def parse_name(text: object) -> ModelRef:
     """Return what a text refers to.
 
     - ``name``, ``name@3``, ``name@production``, ``models:/name/3`` and ``models:/name@production`` are names.
@@ -57,7 +57,7 @@ def parse(text: object) -> ModelRef:
     name = _text(text)
     if name.startswith(_PATH_STARTS) or name in (".", "..", "~"):
         return ModelRef(name, "folder", _folder(name))
-    name = folded(name)  # keyboards and file systems write é in two ways
+    name = normalize_text(name)  # é can be one character or two, depending on the keyboard or file system
     _check_length(name)
     if name.startswith("hf://"):
         repo, suffix = _split(name.removeprefix("hf://"))
@@ -87,24 +87,24 @@ def source_path(text: object) -> str:
     Raises:
         ModelNameError: The text is neither a folder nor the id of a repository.
     """
-    ref = parse(text)
+    ref = parse_name(text)
     if ref.kind != "folder" and not ref.is_repo_id:
         raise ModelNameError(f"{ref.text!r} is not the id of a repository.\nFor a folder, use: ./{ref.text}")
     if ref.kind == "name" and "/" not in ref.name and os.path.isdir(ref.name):
         raise ModelNameError(
-            f"{ref.text!r} is a folder here, but reads as the id of a repository.\n"
+            f"{ref.text!r} is a folder here, but looks like the id of a repository.\n"
             f"Use ./{ref.text} for the folder, or hf://{ref.text} for the repository"
         )
     return _lasting(ref.name) if ref.kind == "folder" else ref.text
 
 
 def is_digest(name: str) -> bool:
-    """Return whether a name is a digest of files, as the folders in MEDVLLM_HOME/models have."""
+    """Return whether a name is a digest of files. The folders in MEDVLLM_HOME/models have such names."""
     return re.fullmatch(_SHORT_DIGEST, name) is not None
 
 
 def is_commit(revision: object) -> TypeGuard[str]:
-    """Return whether a revision is a full commit hash, which cannot move as a branch or tag does."""
+    """Return whether a revision is a full commit hash. Unlike a branch or tag, it always means the same files."""
     return isinstance(revision, str) and re.fullmatch(_SHORT_DIGEST, revision) is not None
 
 
@@ -116,9 +116,9 @@ def valid_name(text: object) -> str:
     """
     name = _text(text)
     _check_length(name)
-    if (why := lookalike(name)) is not None:
+    if (why := find_lookalike(name)) is not None:
         plain = " ".join(unicodedata.normalize("NFKC", name).split())
-        again = f"\nUse: {plain!r}" if lookalike(plain) is None else ""
+        again = f"\nUse: {plain!r}" if find_lookalike(plain) is None else ""
         raise ModelNameError(f"Model name {name[:80]!r} {why}. It could be mistaken for another name.{again}")
     if re.fullmatch(_VERSION, name.rpartition("/")[2]):
         raise ModelNameError(
@@ -172,7 +172,7 @@ def _text(text: object) -> str:
         raise ModelNameError(
             f"Model name {text[:80]!r} starts or ends with a space.\nDid you mean: {text.strip()[:80]!r}?"
         )
-    if bad := invisible(text):  # two names would look the same
+    if bad := find_invisible(text):  # a name with it would look the same as the name without it
         raise ModelNameError(f"Model name {text[:80]!a} contains the invisible character U+{ord(bad):04X}.")
     return text
 
@@ -216,7 +216,8 @@ def _folder(text: str) -> str:
 def _lasting(folder: str) -> str:
     """Return a folder inside MEDVLLM_HOME as a home:// link, and any other as it is.
 
-    If other homes share the catalogue, only a folder that is named after its digest is the same for all of them.
+    If users with other homes share the catalogue, a folder becomes a link only if it is named after its digest, because
+    only such a folder has the same content in every home.
     """
     path, home = Path(folder), settings.HOME()
     for inside, root in ((path, home), (Path(os.path.realpath(path)), Path(os.path.realpath(home)))):

@@ -39,6 +39,16 @@ def near_names(word: str, candidates: Iterable[str], n: int = 1) -> list[str]:
     return [name for *_, name in found[:n]]
 
 
+def near_keys(word: str, candidates: Iterable[str]) -> list[str]:
+    """Return the candidates that `word` was likely meant for, where names are words joined by underscores.
+
+    A key that has all the words of `word` comes before a similar one: "path" means "model_path".
+    """
+    names = list(candidates)
+    typed = set(word.casefold().split("_"))
+    return [name for name in names if typed <= set(name.casefold().split("_"))][:3] or near_names(word, names)
+
+
 def did_you_mean(near: Sequence[str]) -> str:
     """Return similar names as the end of a sentence in an error, or nothing when there are none."""
     return f" Did you mean: {', '.join(map(repr, near))}?" if near else ""

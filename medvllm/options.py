@@ -1,4 +1,4 @@
-"""The effective arguments of a load, and the identity that two equal loads share."""
+"""The options of a load, and the identity that equal loads share."""
 
 import json
 from collections.abc import Mapping
@@ -14,26 +14,26 @@ from medvllm.quantities import parse_duration
 
 __all__ = ["Identity", "LoadOptions", "dtype_name", "parse_keep_alive", "unknown_option"]
 
-# Arguments of `from_pretrained` that a registry must not pass on, and what to do instead.
+# Arguments of `from_pretrained` that the registry does not pass on, and what to do instead.
 _REFUSED = {
-    "device_map": "say device='cuda:1', or device='auto'",
+    "device_map": "use device='cuda:1' or device='auto'",
     "cache_dir": "set HF_HUB_CACHE",
     "token": "set HF_TOKEN",
     "use_auth_token": "set HF_TOKEN",
     "proxies": "set HTTPS_PROXY",
     "local_files_only": "set HF_HUB_OFFLINE=1",
     "force_download": "remove the snapshot from the Hub's cache",
-    "state_dict": "call the class's from_pretrained yourself",
-    "quantization_config": "call the class's from_pretrained yourself",
+    "state_dict": "call from_pretrained of the class yourself",
+    "quantization_config": "call from_pretrained of the class yourself",
     "id2label": "register the entry with id2label=['O', …]",
     "label2id": "register the entry with id2label=['O', …]",
-    "ignore_mismatched_sizes": "a head of another size is no head of the model. "
-    "Take it out of the checkpoint, and register the entry with expected_missing_keys=[…]",
-    "output_loading_info": "the registry checks it for you",
-    "subfolder": "give the folder as the name",
-    "variant": "register the folder that holds it",
-    "use_cache": "a copy of your own comes from load_model(…, use_cache=False)",
-    "low_cpu_mem_usage": "leave it out: weights are mapped, not copied",
+    "ignore_mismatched_sizes": "a head of the wrong size would be replaced by random weights. "
+    "Remove it from the checkpoint and register the entry with expected_missing_keys=[…]",
+    "output_loading_info": "the registry checks the loading info itself",
+    "subfolder": "load the folder by its path",
+    "variant": "register the folder that contains it",
+    "use_cache": "for a copy of your own, call load_model(…, use_cache=False)",
+    "low_cpu_mem_usage": "leave it out: weights are mapped into memory, not copied",
 }
 _KNOWN = (
     *("device", "dtype", "torch_dtype", "revision", "use_cache", "keep_alive"),
@@ -43,9 +43,16 @@ _KNOWN = (
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """What a caller stated: None is "not given". Hashable, so that a hit is one look-up.
+    """The options that a caller gave. None means "not given". They are hashable, so a cache hit is one look-up.
 
-    `overrides` are fields of the model's config as JSON texts, sorted by name; `config` is a whole config's JSON.
+    Attributes:
+        device: Where the model runs, such as "cpu" or "cuda:0".
+        dtype: The dtype of its weights, such as "float32", or "auto" for the checkpoint's own.
+        revision: A branch, tag or commit on the Hub.
+        model_class: The class to load, or its name as "module:Class".
+        attn_implementation: The attention implementation, as transformers names it.
+        config: A whole config as JSON, in place of the model's own.
+        overrides: Pairs of a field of the model's config and its value as JSON, sorted by field.
     """
 
     device: str | None = None
@@ -58,29 +65,38 @@ class LoadOptions:
 
     @classmethod
     def from_kwargs(cls, given: Mapping[str, Any]) -> "LoadOptions":
-        """Return the options among the keywords of a call; RequestError names one that cannot be used.
+        """Return the options for the keywords of a call.
 
-        Whether an override is a field of the config is known only once the config is read.
+        A keyword that is not an option becomes an override. Whether the config has such a field is checked later, when
+        the config is read.
+
+        Args:
+            given: The keywords and their values.
+
+        Raises:
+            RequestError: A keyword is not supported or has a wrong value.
+            UnsafeWeightsError: The call asks for remote code or for pickled weights.
         """
         if not given:
             return _NOTHING
         options = dict(given)
         if unnamed := next((name for name in options if not isinstance(name, str)), None):
-            raise RequestError(f"Option {unnamed!r} must be named by text.", option=unnamed)
+            raise RequestError(f"The name of an option must be text, not {repr(unnamed)[:80]}.", option=unnamed)
         dtype, older = options.pop("dtype", None), options.pop("torch_dtype", None)
         if dtype is not None and older is not None and dtype_name(dtype) != dtype_name(older):
-            raise RequestError(f"dtype={dtype} and torch_dtype={older} disagree.\nGive one of them.")
+            raise RequestError(f"dtype={dtype} and torch_dtype={older} are different.\nUse only dtype.")
         if options.pop("trust_remote_code", False):
             raise UnsafeWeightsError(
-                "trust_remote_code is no option of a load: an entry pins the code, and an operator allows it.\n"
-                "register(…, revision='…', trust_remote_code=True), with all 40 digits of the commit, "
-                f"and: export {settings.TRUST_REMOTE_CODE.name}=on"
+                "Option 'trust_remote_code' cannot be set for a single load.\n"
+                "Register an entry that pins the code: register(…, revision='…', trust_remote_code=True), where the "
+                "revision is a full commit hash of 40 digits.\n"
+                f"Then allow it on this machine: export {settings.TRUST_REMOTE_CODE.name}=on"
             )
         if options.pop("use_safetensors", True) is False or options.pop("weights_only", True) is False:
-            raise UnsafeWeightsError("Pickled weights are not read: a pickle can run code when it is opened.")
+            raise UnsafeWeightsError("Pickled weights cannot be loaded: a pickle can run code when it is opened.")
         for name in options:
             if name in _REFUSED:
-                raise RequestError(f"Option {name!r} is not taken: {_REFUSED[name]}.", option=name)
+                raise RequestError(f"Option {name!r} is not supported: {_REFUSED[name]}.", option=name)
         return cls(
             device=_device(options.pop("device", None)),
             dtype=dtype_name(dtype if dtype is not None else older),
@@ -92,7 +108,7 @@ class LoadOptions:
         )
 
     def with_defaults(self, entry: "LoadOptions") -> "LoadOptions":
-        """Return these options with what was not stated taken from the entry's own, then from the settings."""
+        """Return the options completed with those of the entry, and then with the settings."""
         return replace(
             self,
             device=self.device or entry.device or _device(settings.DEVICE()),
@@ -105,11 +121,11 @@ class LoadOptions:
         )
 
     def config_overrides(self) -> dict[str, Any]:
-        """Return the overrides as values."""
+        """Return the values of the overrides by field."""
         return {name: json.loads(text) for name, text in self.overrides}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the options as JSON has them."""
+        """Return the options as JSON values."""
         facts = vars(self) | {"model_class": class_path(self.model_class), "overrides": self.config_overrides()}
         return facts | {"config": json.loads(self.config) if self.config else None}
 
@@ -119,23 +135,30 @@ _NOTHING = LoadOptions()
 
 @dataclass(frozen=True)
 class Identity:
-    """What two loads must share to be one object: entry version, bytes, and options with nothing left open.
+    """The key of a loaded model. Two loads with the same identity share one object.
 
-    `snapshot` is "repo@commit", or a folder with the digest of its files; in `options`, device, dtype and class are the
-    ones in effect.
+    Attributes:
+        name: The name of the entry.
+        version: The version of the entry.
+        origin: Where the entry comes from, or "direct" for a model that is loaded without an entry.
+        snapshot: "repo@commit", or a folder with the digest of its files.
+        options: The options in effect. Device, dtype and class are resolved.
+        files: The files on disk that contain the weights. They are part of the key because a change to a mapped file
+            changes the model.
+        is_offloaded: Whether the weights are in host memory and not on the device.
     """
 
     name: str
     version: int
-    origin: str  # where the entry comes from; "direct" when there is none
+    origin: str
     snapshot: str
     options: LoadOptions
-    files: str = ""  # the files on disk that hold these bytes: a model that is mapped changes with its own
-    is_offloaded: bool = False  # its weights wait in host memory, not on its device
+    files: str = ""
+    is_offloaded: bool = False
 
 
 def unknown_option(name: str, fields: Mapping[str, Any]) -> RequestError:
-    """Return the error for an option that is neither ours nor a field of the model's config."""
+    """Return the error for a keyword that is neither an option nor one of the `fields` of the model's config."""
     near = near_names(name, (*_KNOWN, *fields))
     return RequestError(
         f"Unknown option {name!r}.{did_you_mean(near)}\n"
@@ -146,10 +169,17 @@ def unknown_option(name: str, fields: Mapping[str, Any]) -> RequestError:
 
 
 def dtype_name(value: object) -> str | None:
-    """Return a dtype's name ("float32") for a torch.dtype or text; "auto" means the checkpoint's own."""
+    """Return the name of a dtype, such as "float32".
+
+    Args:
+        value: A torch.dtype or a text. "auto" means the checkpoint's own dtype. None stays None.
+
+    Raises:
+        RequestError: A model cannot be loaded in this dtype.
+    """
     if value is None:
         return None
-    text = str(value)  # "torch.float16" for torch.float16, which reads without an import of torch
+    text = str(value)  # torch.float16 becomes "torch.float16", so torch need not be imported here
     name = "auto" if text.lower() == "auto" else loadable_dtype(text)
     if name is None:
         raise RequestError(f"dtype {text[:80]!r} is not one of: {', '.join(LOADABLE)}, auto.", option="dtype")
@@ -157,10 +187,11 @@ def dtype_name(value: object) -> str | None:
 
 
 def parse_keep_alive(value: str | float | None) -> float | None:
-    """Return how many seconds a model stays in memory after its last use: infinite for a negative value.
+    """Return how many seconds a model stays in memory after its last use.
 
     Args:
-        value: Seconds, or a duration such as "10m". None, for "not given", stays None.
+        value: Seconds, or a duration such as "10m". A negative value means forever, and returns infinity. None means
+            "not given" and stays None.
 
     Raises:
         RequestError: The value is not a duration.
@@ -169,7 +200,8 @@ def parse_keep_alive(value: str | float | None) -> float | None:
         return None if value is None else parse_duration(value)
     except ValueError as error:
         raise RequestError(
-            f"keep_alive is {error}.\nGive a duration such as '10m', seconds, 0 (until it is released) or -1 (pinned).",
+            f"keep_alive={repr(value)[:80]} is {error}.\n"
+            "Use seconds, a duration such as '10m', 0 (until the model is released) or -1 (pinned).",
             option="keep_alive",
         ) from error
 
@@ -212,5 +244,5 @@ def _json(option: str, value: object) -> str:
         return json.dumps(value, sort_keys=True)
     except (TypeError, ValueError):
         raise RequestError(
-            f"Option {option!r} must be what JSON can hold, not {type(value).__name__}.", option=option
+            f"Option {option!r} must be a JSON value, not {type(value).__name__}.", option=option
         ) from None

@@ -1,4 +1,4 @@
-"""Progress bars. They are shown on stderr, only on a terminal, and only for long tasks."""
+"""Progress bars for long tasks. They appear on stderr, and only if it is a terminal."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -7,7 +7,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_WORTH_SHOWING = 200_000_000  # bytes; fewer are done before anybody has read the bar
+_WORTH_SHOWING = 200_000_000  # bytes; a smaller task ends before anybody can read the bar
 
 
 def is_terminal(stream: object) -> bool:
@@ -19,12 +19,12 @@ def is_terminal(stream: object) -> bool:
 
 
 @contextmanager
-def of_bytes(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Give a function that advances the bar by a number of bytes.
+def track_bytes(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar, and yield a function that advances it by a number of bytes.
 
     Args:
         description: The text before the bar.
-        total: The number of bytes in all.
+        total: The number of bytes of the whole task.
     """
     if total < _WORTH_SHOWING or not is_terminal(sys.stderr):
         yield lambda done: None
@@ -38,8 +38,8 @@ def of_bytes(description: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda done: bar.advance(task, done)
 
 
-def of_items(description: str, items: Sequence[T]) -> Iterator[T]:
-    """Give the items one by one. The bar counts them if there are at least two."""
+def track_items(description: str, items: Sequence[T]) -> Iterator[T]:
+    """Yield the items one by one, with a progress bar if there are at least two."""
     if len(items) < 2 or not is_terminal(sys.stderr):
         yield from items
         return

@@ -15,7 +15,7 @@ _UNITS = {
     "gib": 2**30,
     "tib": 2**40,
 }
-# As texts: `re` compiles them when they are first used, and keeps them.
+# Patterns are texts, not compiled, so that importing this module is fast. `re` compiles and caches them.
 _SIZE = r"(\d+(?:\.\d+)?)\s*([kmgt]?i?b?)"
 _TIME = r"(\d+(?:\.\d+)?)(ms|s|m|h)"
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -30,7 +30,7 @@ def parse_size(text: str) -> int:
     """
     match = re.fullmatch(_SIZE, text.strip().lower(), re.ASCII)
     if match is None or (match[2] not in _UNITS and f"{match[2]}b" not in _UNITS):
-        raise ValueError(f"not a size such as 8GB: {text.strip()[:40]!r}")
+        raise ValueError("not a size such as 8GB")
     unit = match[2] if match[2] in _UNITS else f"{match[2]}b"
     return int(float(match[1]) * _UNITS[unit])
 
@@ -53,12 +53,19 @@ def parse_budget(text: str) -> dict[str, int]:
         ValueError: The text does not have this form.
     """
     budgets: dict[str, int] = {}
+    form = "not a budget such as cpu=8GB,cuda:0=20GB"
     for part in text.split(",") if text.strip().lower() != "auto" else ():
-        device, equals, size = (piece.strip().lower() for piece in part.partition("="))
+        typed, equals, size = (piece.strip() for piece in part.partition("="))
+        device = typed.lower()
         kind, _, index = device.partition(":")
-        if not equals or kind not in ("cpu", "cuda", "mps", "xpu") or not (index.isdecimal() or device == kind):
-            raise ValueError(f"not written as cpu=8GB,cuda:0=20GB: {part.strip()[:40]!r}")
-        budgets[f"{kind}:0" if device in ("cuda", "xpu") else device] = parse_size(size)
+        if not equals:
+            raise ValueError(f"{form}: {typed[:40]!r} is not DEVICE=SIZE")
+        if kind not in ("cpu", "cuda", "mps", "xpu") or not (index.isdecimal() or device == kind):
+            raise ValueError(f"{form}: {typed[:40]!r} is not a device")
+        try:
+            budgets[f"{kind}:0" if device in ("cuda", "xpu") else device] = parse_size(size)
+        except ValueError:
+            raise ValueError(f"{form}: {size[:40]!r} is not a size") from None
     return budgets
 
 
@@ -82,7 +89,7 @@ def parse_duration(value: object) -> float:
             try:
                 seconds = float(text)
             except ValueError:
-                raise ValueError(f"not a duration such as 10m: {text[:40]!r}") from None
+                raise ValueError("not a duration such as 10m") from None
     if math.isnan(seconds):
-        raise ValueError("not a number")
+        raise ValueError("not a duration such as 10m")
     return PINNED if seconds < 0 else seconds

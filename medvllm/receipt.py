@@ -1,4 +1,4 @@
-"""What exactly answered: which of it the bytes prove, and which of it somebody declared."""
+"""Receipts: which model produced a result. They separate what the bytes prove from what an entry declares."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -10,12 +10,12 @@ from medvllm.metadata import ModelMetadata
 from medvllm.options import Identity
 
 LIBRARIES = ("medvllm", "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub")
-_FORMAT = 1  # changes when a key of `to_dict` changes its meaning or goes; keys may be added
+_FORMAT = 1  # increase it when a key of `to_dict` is removed or gets another meaning; a new key needs no new format
 
 
 @cache
 def library_versions() -> Mapping[str, str]:
-    """Return the installed version of each library that takes part in an answer; nothing is imported."""
+    """Return the installed version of each library that can affect a result, without importing any of them."""
     from importlib import metadata as packages
 
     found = {}
@@ -28,7 +28,13 @@ def library_versions() -> Mapping[str, str]:
 
 
 def digest_of(rows: Iterable[tuple[str, str, int]]) -> str:
-    """Return one SHA-256 for files given as path, SHA-256 and size: of a line "SHA-256  size  path" each, sorted."""
+    """Return one SHA-256 for a set of files.
+
+    It is the SHA-256 of one line "SHA-256  size  path" for each file, sorted by path.
+
+    Args:
+        rows: The path, SHA-256 and size of each file.
+    """
     from hashlib import sha256
 
     lines = "".join(f"{sha256}  {size}  {path}\n" for path, sha256, size in sorted(rows))
@@ -37,52 +43,78 @@ def digest_of(rows: Iterable[tuple[str, str, int]]) -> str:
 
 @dataclass(frozen=True)
 class Proof:
-    """What the bytes of a loaded model say: `files` and `converted` give size and SHA-256 by path.
+    """What the bytes of a loaded model prove.
 
-    They are those that were read. `changed` names what is no longer the same on disk: a model that is mapped from such
-    a file may have changed with it.
+    Attributes:
+        commit: The commit on the Hub. None for a folder, and for a commit that this machine did not get from the Hub.
+        files: The size and SHA-256 of each file that was read, by path.
+        converted: The same for each safetensors file that was converted from a pickle in `files`.
+        locked: Whether the lock file approves the files and they are unchanged, at the time of the receipt.
+        changed: The files that have changed on disk since they were read. A model that is mapped from such a file may
+            have changed too.
+        architecture: The model_type in the config.
+        size_bytes: The size of the model in memory.
+        tokenizer_sha256: A hash of the tokenizer in use: its vocabulary, casing and maximum length. None without one.
+        labels_sha256: A hash of the label map. None for a model without named labels.
     """
 
-    commit: str | None  # None for a folder, and for a commit that the Hub itself did not show to this machine
+    commit: str | None
     files: dict[str, dict[str, Any]]
-    converted: dict[str, dict[str, Any]]  # safetensors that were made of a pickle among `files`
-    locked: bool  # whether the lock file approves them, and they are unchanged, at the time of the receipt
+    converted: dict[str, dict[str, Any]]
+    locked: bool
     changed: list[str]
-    architecture: str | None  # the config's own model_type
-    size_bytes: int  # in memory
-    tokenizer_sha256: str | None  # of the tokenizer as it works: vocabulary, casing, length; None without one
-    labels_sha256: str | None  # of the label map; None for a model without named labels
+    architecture: str | None
+    size_bytes: int
+    tokenizer_sha256: str | None
+    labels_sha256: str | None
 
     @property
     def digest(self) -> str:
-        """One SHA-256 for all files."""
+        """One SHA-256 for `files` and `converted`."""
         rows = (*self.files.items(), *self.converted.items())
         return digest_of((path, row["sha256"], row["size"]) for path, row in rows)
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """The facts of one loaded model. `origin` is "direct" for a name that no entry answers to.
+    """The facts about one loaded model.
 
-    `proof` is verified, as it comes from the bytes; `declared` is what the entry says of them, each fact with where it
-    was seen.
+    Attributes:
+        name: The name of the entry.
+        version: The version of the entry.
+        origin: Where the entry comes from, or "direct" for a model that is loaded without an entry.
+        snapshot: "repo@commit", or the folder.
+        options: The options in effect.
+        proof: What medvllm verified from the bytes.
+        declared: What the entry says about the model. Each fact has its `value` and its `provenance`: where it was
+            seen.
+        libraries: The versions of the installed libraries.
+        package: Name and version of the installed package that the entry comes from.
     """
 
     name: str
     version: int
     origin: str
-    snapshot: str  # "repo@commit", or the folder
-    options: dict[str, Any]  # those in effect
+    snapshot: str
+    options: dict[str, Any]
     proof: Proof
     declared: dict[str, dict[str, Any]]
     libraries: dict[str, str] = field(default_factory=lambda: dict(library_versions()))
-    package: str | None = None  # name and version of the package that the entry comes from
+    package: str | None = None
 
     @classmethod
     def of(
         cls, metadata: ModelMetadata, identity: Identity, commit: str | None, proof: Proof, bundle: str | None = None
     ) -> "Receipt":
-        """Return the receipt of a load; `commit` is the one that the files are said to be of, by a `bundle` or not."""
+        """Return the receipt of a load.
+
+        Args:
+            metadata: The facts of the entry.
+            identity: The key of the loaded model.
+            commit: The commit that the files are said to come from. If the proof has none, it is only declared.
+            proof: What the bytes prove.
+            bundle: The bundle that the files were imported from, if any.
+        """
         provenance = metadata.provenance
         facts = metadata.facts()
         declared = {
@@ -107,13 +139,13 @@ class Receipt:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the receipt as JSON, with sorted keys: what the history keeps of a load."""
+        """The SHA-256 of the receipt as JSON with sorted keys. The history records it for a load."""
         from hashlib import sha256
 
         return sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the receipt as JSON has it, under keys that stay."""
+        """Return the receipt as JSON values. The keys are stable: later releases may only add some."""
         return {
             "format": _FORMAT,
             "name": self.name,

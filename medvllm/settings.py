@@ -1,6 +1,7 @@
-"""The settings: one table with the name, default, parser and help text of each. A setting is read when it is used.
+"""The settings of medvllm: name, default, parser and help text of each. A setting is read whenever it is used.
 
-The environment takes precedence over `config.toml` in MEDVLLM_HOME, and that over /etc/medvllm/config.toml.
+The environment takes precedence over `config.toml` in MEDVLLM_HOME, which takes precedence over
+/etc/medvllm/config.toml.
 """
 
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from medvllm.errors import SettingError
-from medvllm.near_names import did_you_mean, near_names
+from medvllm.near_names import did_you_mean, near_keys
 from medvllm.quantities import parse_budget, parse_duration
 from medvllm.settings_files import PREFIX, SYSTEM, SettingsFiles
 
@@ -23,16 +24,14 @@ _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
 @dataclass(frozen=True)
 class Setting(Generic[T]):
-    """A setting: an environment variable, or a key in a settings file. Calling it returns its present value.
+    """A setting: an environment variable, or a key in a settings file. Calling it returns its current value.
 
     Attributes:
         name: The environment variable. In a settings file, the key is this name in lower case without MEDVLLM_.
         default: The text that applies when nothing else is set.
-        parse: Turns the text into a value. Raises ValueError with the reason as "not a ...".
-        help: One line for the documentation.
-        only_environment: Whether settings files cannot contain it, because it says where they are.
-        former_name: The name that it had before. Reading the setting fails while only the former name is set, because
-            the setting may be a safeguard.
+        parse: Turns the text into a value. Raises ValueError with the reason, that follows "which is".
+        help: One or two sentences for the documentation.
+        only_environment: Whether settings files cannot contain it, because it determines where they are.
     """
 
     name: str
@@ -40,40 +39,29 @@ class Setting(Generic[T]):
     parse: Callable[[str], T]
     help: str
     only_environment: bool = False
-    former_name: str = ""
 
     def __call__(self) -> T:
-        return self._parsed(*self.stated())
+        return self._parse(*self.read_text())
 
-    def stated(self) -> tuple[str, str]:
-        """Return the text that applies, and where it comes from: "environment", "default", or the file's path.
-
-        Raises:
-            SettingError: Only the former name is set, or a settings file cannot be read.
-        """
+    def read_text(self) -> tuple[str, str]:
+        """Return the text that applies, and its origin: "environment", "default", or the path of a settings file."""
         if text := os.environ.get(self.name, "").strip():
             return text, "environment"
-        if self.former_name and os.environ.get(self.former_name, "").strip():
-            raise SettingError(
-                f"{self.former_name} is not a setting any more: it is now called {self.name}.\n"
-                f'Rename it: unset {self.former_name}; export {self.name}="…"',
-                setting=self.former_name,
-                candidates=(self.name,),
-            )
-        if not self.only_environment and (found := _stated().get(self.name)) is not None:
+        if not self.only_environment and (found := _read_files().get(self.name)) is not None:
             return found.text, str(found.file)
         return self.default, "default"
 
-    def _parsed(self, text: str, origin: str) -> T:
+    def _parse(self, text: str, origin: str) -> T:
         try:
             value = self.parse(text)
-            if isinstance(value, Path) and origin not in ("environment", "default") and not _is_whole(text):
+            if isinstance(value, Path) and origin not in ("environment", "default") and not _is_absolute(text):
                 raise ValueError("a relative path; a settings file needs an absolute one")
             return value
         except ValueError as error:
             shown = without_password(text)
             raise SettingError(
-                f"{self._where(origin)} is {shown!r}, which is {error}.\n{self._advice(origin)}",
+                f"{self._where(origin)} is {shown!r}, which is {str(error).removesuffix(f': {shown!r}')}.\n"
+                f"{self._advice(origin)}",
                 setting=self.name,
                 value=shown,
             ) from error
@@ -92,11 +80,11 @@ class Setting(Generic[T]):
 
 
 class Texts:
-    """The texts of a few environment variables, as a key that changes when one of them does.
+    """A key that changes when one of a few environment variables changes. Calling it returns the key.
 
     Every cache hit computes this key, so it must be cheap. `os.environ` encodes the name and decodes the value at each
-    access, so the mapping behind it is read instead. Settings files are not checked here: the next read of a setting
-    notices a changed file.
+    access, so the mapping behind it is read instead. Settings files are not checked here: a changed file is noticed
+    when a setting is next read.
     """
 
     def __init__(self, *settings: Setting[Any]) -> None:
@@ -112,9 +100,8 @@ class Texts:
 _files = SettingsFiles()
 
 
-def _stated() -> Mapping[str, Any]:
-    known = (setting.name for setting in SETTINGS if not setting.only_environment)
-    return _files.look(files(), known, _renamed)
+def _read_files() -> Mapping[str, Any]:
+    return _files.read(files(), (setting.name for setting in SETTINGS if not setting.only_environment))
 
 
 def files() -> tuple[Path, Path]:
@@ -122,25 +109,19 @@ def files() -> tuple[Path, Path]:
     return HOME() / "config.toml", SYSTEM
 
 
-def unknown() -> dict[str, list[str]]:
-    """Return the MEDVLLM_* environment variables that are not settings, each with the settings of a similar name."""
+def find_unknown() -> dict[str, list[str]]:
+    """Return the MEDVLLM_* environment variables that are not settings, each with settings of a similar name."""
     known = [setting.name for setting in SETTINGS]
     others = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
-    renamed = _renamed()
-    return {name: [renamed[name]] if name in renamed else near_names(name, known) for name in others}
-
-
-def _renamed() -> dict[str, str]:
-    """Return the present name of each setting that has a former one, by the former."""
-    return {setting.former_name: setting.name for setting in SETTINGS if setting.former_name}
+    return {name: near_keys(name, known) for name in others}
 
 
 @cache
 def warn_of_unknown() -> None:
     """Log each MEDVLLM_* variable that is not a setting, once. A misspelt name could leave a safeguard off."""
-    import logging
+    for name, near in find_unknown().items():
+        import logging  # imported here, because a warning is rare
 
-    for name, near in unknown().items():
         logging.getLogger(__name__).warning(
             "%s is not a setting of medvllm and has no effect.%s", name, did_you_mean(near)
         )
@@ -159,11 +140,11 @@ def without_password(text: str) -> str:
     return re.sub(_USER, lambda found: f"{found[1] or ''}***", hidden, flags=re.IGNORECASE)
 
 
-# As texts: `re` compiles them when they are first used, and keeps them.
+# Patterns are texts, not compiled, so that importing this module is fast. `re` compiles and caches them.
 _SECRET = "pass(?!file)|pwd|secret|token|scram|credential|signature|api_?key|^sig$|^key$"
 # A value in quotes, or up to the next parameter. A part without "=" still belongs to the value before it.
 _PARAMETER = r"((?:^|(?<=[?&;\s]))[^=?&;:/@\s]+\s*=\s*)('(?:[^'\\]|\\.)*'?|[^&\s]*(?:&[^=&\s]*(?=&|\s|$))*)"
-# A password before the host, or a token alone before it, as proxies of the Hub take it.
+# A password before the host, or only a token before it, as proxies of the Hub accept it.
 _USER = r"(?<=://)([^/?#@:\s]*:).*(?=@)|(?<=http://)[^/?#@:\s]+(?=@)|(?<=https://)[^/?#@:\s]+(?=@)"
 
 
@@ -179,7 +160,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = -1.0
     if not 0 < seconds < 86_400:
-        raise ValueError("not a number of seconds above 0 and below 86400")
+        raise ValueError("not a number of seconds between 0 and 86400")
     return seconds
 
 
@@ -187,7 +168,7 @@ def _count(text: str) -> int | None:
     if text.lower() == "none":
         return None
     if not text.isdecimal() or int(text) < 1:
-        raise ValueError("neither none nor a whole number of at least 1")
+        raise ValueError("neither none nor a whole number of 1 or more")
     return int(text)
 
 
@@ -197,7 +178,7 @@ def _keep_alive(text: str) -> float | None:
 
 def _path(text: str) -> Path:
     if text[0] in "'\"" or text[-1] in "'\"":
-        raise ValueError("in quotes, which would become part of the path")
+        raise ValueError("in quotes; they would become part of the path")
     expanded = os.path.expandvars(text)
     if missing := re.search(r"\$\{?\w+", expanded):
         raise ValueError(f"not a path: the variable {missing[0].strip('${')} is not set")
@@ -207,7 +188,7 @@ def _path(text: str) -> Path:
         raise ValueError("not a path that can be resolved") from None
 
 
-def _is_whole(text: str) -> bool:
+def _is_absolute(text: str) -> bool:
     return os.path.isabs(os.path.expanduser(os.path.expandvars(text.removeprefix("sqlite:///"))))
 
 
@@ -243,18 +224,13 @@ CATALOG = Setting(
     "MEDVLLM_HOME.",
 )
 AUDIT_LOADS = Setting(
-    "MEDVLLM_AUDIT_LOADS",
-    "off",
-    _switch,
-    "Whether the history records each load, with the digest of its receipt.",
-    former_name="MEDVLLM_HISTORY_LOADS",
+    "MEDVLLM_AUDIT_LOADS", "off", _switch, "Whether the history records each load, with the digest of its receipt."
 )
 ALLOW_UNREGISTERED = Setting(
     "MEDVLLM_ALLOW_UNREGISTERED",
     "on",
     _switch,
     "Whether models that are not registered may be loaded, from the Hub or a folder.",
-    former_name="MEDVLLM_DIRECT",
 )
 DEVICE = Setting(
     "MEDVLLM_DEVICE",
@@ -275,7 +251,6 @@ LOCK_FILE = Setting(
     _lock,
     "The lock file that loads are checked against, if it exists. auto means medvllm.lock in the working directory, or "
     "in MEDVLLM_HOME if MEDVLLM_REQUIRE_LOCK is on.",
-    former_name="MEDVLLM_LOCK",
 )
 REQUIRE_LOCK = Setting("MEDVLLM_REQUIRE_LOCK", "off", _switch, "Whether only models in the lock file may be loaded.")
 TRUST_REMOTE_CODE = Setting(
@@ -290,7 +265,6 @@ MEMORY_BUDGET = Setting(
     parse_budget,
     "Memory for models on each device, such as cpu=8GB,cuda:0=20GB. auto means three quarters of the memory of the "
     "machine or cgroup, and nine tenths of a GPU's.",
-    former_name="MEDVLLM_BUDGET",
 )
 MAX_MODELS = Setting(
     "MEDVLLM_MAX_MODELS", "none", _count, "The largest number of models in memory, besides the limit in bytes."
@@ -303,14 +277,11 @@ KEEP_ALIVE = Setting(
     "memory is needed).",
 )
 MEMORY_TIMEOUT = Setting(
-    "MEDVLLM_MEMORY_TIMEOUT",
-    "30",
-    _seconds,
-    "Seconds that a load waits for memory that other models use.",
-    former_name="MEDVLLM_ROOM_TIMEOUT",
+    "MEDVLLM_MEMORY_TIMEOUT", "30", _seconds, "Seconds that a load waits for memory that other models use."
 )
 DEBUG = Setting("MEDVLLM_DEBUG", "off", _switch, "Whether the command line shows tracebacks.")
 
+# Any, because each setting has a type of its own.
 SETTINGS: tuple[Setting[Any], ...] = (
     HOME,
     CATALOG,
@@ -327,4 +298,4 @@ SETTINGS: tuple[Setting[Any], ...] = (
     MEMORY_TIMEOUT,
     TRUST_REMOTE_CODE,
     DEBUG,
-)  # each has its own type
+)

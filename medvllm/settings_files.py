@@ -1,21 +1,24 @@
-"""Settings in files: `config.toml` in /etc/medvllm and in MEDVLLM_HOME. Keys are variables' names without MEDVLLM_."""
+"""Reads settings from `config.toml` in /etc/medvllm and in MEDVLLM_HOME.
+
+A key is the name of an environment variable in lower case, without MEDVLLM_.
+"""
 
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from medvllm.errors import SettingError
-from medvllm.near_names import did_you_mean, near_names
+from medvllm.near_names import did_you_mean, near_keys
 
 SYSTEM = Path("/etc/medvllm/config.toml")
 PREFIX = "MEDVLLM_"
 
 
-class Stated(NamedTuple):
-    """The text of a setting, as the environment would have it, and the file that it was read from."""
+class SettingText(NamedTuple):
+    """The text of a setting, as it would be in an environment variable, and the file that contains it."""
 
     text: str
     file: Path
@@ -26,17 +29,14 @@ class SettingsFiles:
 
     def __init__(self) -> None:
         self.generation = 0  # changes with the contents of the files
-        self._kept: tuple[object, Mapping[str, Stated]] = (None, {})
+        self._kept: tuple[object, Mapping[str, SettingText]] = (None, {})
 
-    def look(
-        self, files: Iterable[Path], known: Iterable[str], renamed: Callable[[], Mapping[str, str]]
-    ) -> Mapping[str, Stated]:
+    def read(self, files: Iterable[Path], known: Iterable[str]) -> Mapping[str, SettingText]:
         """Return the settings in the files, by the names of their variables.
 
         Args:
             files: The files in the order of precedence.
             known: The names of all variables.
-            renamed: Returns the present names of renamed variables, by the former ones.
 
         Raises:
             SettingError: A file cannot be read, or has a key that is not a setting.
@@ -44,10 +44,10 @@ class SettingsFiles:
         stamps = [(file, _stamp(file)) for file in files]
         if stamps != self._kept[0]:
             names = [*known]
-            found: dict[str, Stated] = {}
+            found: dict[str, SettingText] = {}
             for file, stamp in stamps:
                 if stamp is not None:
-                    found = {**_read(file, names, renamed()), **found}
+                    found = {**_read(file, names), **found}
             self._kept = stamps, found
             self.generation += 1
         return self._kept[1]
@@ -58,18 +58,18 @@ def _stamp(file: Path) -> object:
     try:
         status = os.stat(file)
     except (FileNotFoundError, NotADirectoryError) as error:
-        if os.path.islink(file):  # perhaps to a disk that is not mounted
+        if os.path.islink(file):  # for example to a disk that is not mounted
             raise _unreadable(file, error) from error
         return None
     except OSError as error:
         raise _unreadable(file, error) from error
-    if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe could block
         reason = os.strerror(errno.EISDIR) if stat.S_ISDIR(status.st_mode) else "it is not a file"
         raise _unreadable(file, OSError(errno.EINVAL, reason))
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _read(file: Path, known: Iterable[str], renamed: Mapping[str, str]) -> dict[str, Stated]:
+def _read(file: Path, known: Iterable[str]) -> dict[str, SettingText]:
     import tomllib
 
     try:
@@ -81,9 +81,7 @@ def _read(file: Path, known: Iterable[str], renamed: Mapping[str, str]) -> dict[
     keys = {name.removeprefix(PREFIX).lower(): name for name in known}
     for key in content:
         if key not in keys:
-            short = key.lower().removeprefix(PREFIX.lower())
-            present = renamed.get(PREFIX + short.upper())
-            near = [present.removeprefix(PREFIX).lower()] if present else near_names(short, keys)
+            near = near_keys(key.lower().removeprefix(PREFIX.lower()), keys)
             raise SettingError(
                 f"Settings file {str(file)!r} contains {key[:80]!r}, which is not a setting.{did_you_mean(near)}\n"
                 f"Use one of: {', '.join(sorted(keys))}",
@@ -91,11 +89,11 @@ def _read(file: Path, known: Iterable[str], renamed: Mapping[str, str]) -> dict[
                 setting=key,
                 candidates=tuple(near),
             )
-    return {keys[key]: Stated(_text(file, key, value), file) for key, value in content.items()}
+    return {keys[key]: SettingText(_text(file, key, value), file) for key, value in content.items()}
 
 
 def _text(file: Path, key: str, value: Any) -> str:
-    """Return a value as the environment variable would have it."""
+    """Return a value as the text of an environment variable."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, str | int | float) and str(value).strip():
@@ -106,9 +104,9 @@ def _text(file: Path, key: str, value: Any) -> str:
 
 
 def _unreadable(file: Path, error: OSError) -> SettingError:
-    # The file may require a lock file, so an unreadable one is an error.
+    # This is an error and not ignored, because the file may contain a safeguard such as `require_lock`.
     return SettingError(
         f"Settings file {str(file)!r} cannot be read: {error.strerror}.\n"
-        f"See who may read it: ls -ld {file.parent} {file}",
+        f"Check the permissions: ls -ld {file.parent} {file}",
         file=str(file),
     )

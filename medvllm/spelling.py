@@ -1,4 +1,4 @@
-"""Texts that look the same but differ: characters that a name must not contain, so that no two names are confused."""
+"""Characters that a name must not contain, because two different names would then look the same."""
 
 import re
 import unicodedata
@@ -7,15 +7,21 @@ from medvllm.errors import ModelNameError
 
 # Blank characters of other Unicode categories: fillers, joiners, variation selectors.
 _BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
+_SURROGATE = "[\ud800-\udfff]"  # as text: `re` compiles it when it is first used, and keeps it
 _INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format (right-to-left marks), lone surrogates, line separators
 
 
-def invisible(text: str) -> str | None:
+def find_invisible(text: str) -> str | None:
     """Return the first invisible character of a text, or None."""
     return next((c for c in text if unicodedata.category(c) in _INVISIBLE), None)
 
 
-def folded(text: str) -> str:
+def has_lone_surrogate(text: str) -> bool:
+    """Return whether a text contains half of a surrogate pair, so that it is not valid Unicode."""
+    return not text.isascii() and re.search(_SURROGATE, text) is not None
+
+
+def normalize_text(text: str) -> str:
     """Return a text in Unicode's composed form (NFC), in which é is one character, not an e and an accent.
 
     Raises:
@@ -26,7 +32,7 @@ def folded(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def lookalike(text: str) -> str | None:
+def find_lookalike(text: str) -> str | None:
     """Return why a name could be mistaken for another one, as the end of a sentence, or None."""
     for character in text:
         if _BLANK.match(character) or (unicodedata.category(character) == "Zs" and character != " "):
@@ -35,7 +41,7 @@ def lookalike(text: str) -> str | None:
             return f"contains U+{ord(character):04X}, which looks like {unicodedata.normalize('NFKC', character)!r}"
     if "  " in text:
         return "contains two spaces in a row"
-    if text != folded(text):
+    if text != normalize_text(text):
         return "is not in Unicode's composed form (NFC)"
     for word in re.findall(r"[^\W\d_]+", text):
         if {"LATIN", "CYRILLIC"} <= {unicodedata.name(c, "").partition(" ")[0] for c in word}:

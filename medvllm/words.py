@@ -63,7 +63,8 @@ def unknown_task(word: str, others: Iterable[str] = ()) -> RequestError:
     near = _near(usual_task(word), others)
     return RequestError(
         f"Task {word[:80]!r} does not exist.{did_you_mean([usual_task(each) for each in near])}\n"
-        f"Use one of: {', '.join(TASKS)}. A word of your own must not be similar to one of these.",
+        f"Use one of: {', '.join(TASKS)}"
+        f"{'. A word of your own must not be similar to one of these.' if near else ''}",
         task=word,
         candidates=tuple(near),
     )
@@ -73,7 +74,7 @@ def _near(word: str, others: Iterable[str]) -> list[str]:
     return near_names(word, [*TASKS, *_TASKS_ELSEWHERE, *others])
 
 
-def usual(model: str, keyword: str, value: Any) -> Any:
+def normalize_value(model: str, keyword: str, value: Any) -> Any:
     """Return a fact's value in medvllm's own words.
 
     Raises:

@@ -99,15 +99,15 @@ ANSWERS: dict[str, tuple[str, Callable[[ModelRunner], Any]]] = {
 def test_a_config_that_asks_for_tuples_gives_the_same_answers(
     registry: ModelRegistry, tmp_path: Path, kind: str
 ) -> None:
-    """Every task, and acceptance: the form in which a model returns its numbers is no business of the caller's."""
+    """Every task, and the baseline: the form in which a model returns its numbers is no business of the caller's."""
     task, answer = ANSWERS[kind]
     folder = kinds.write(tmp_path / kind, kind)
     registry.register(kind, "generic", model_path=str(folder), task=task)
     runner = ModelRunner(kind, registry=registry)
-    accepted, expected = runner.record_baseline().baseline, answer(runner)
+    baseline, expected = runner.record_baseline().baseline, answer(runner)
     for field in ("return_dict", "torchscript", "output_hidden_states"):
         tiny.edit_config(folder, **{field: field != "return_dict"})
-        registry.register(kind, "generic", model_path=str(folder), task=task, baseline=accepted, replace=True)
+        registry.register(kind, "generic", model_path=str(folder), task=task, baseline=baseline, replace=True)
         assert answer(runner) == expected and runner.check_baseline() == {}
 
 
@@ -320,7 +320,7 @@ ARTICLES = [("Aspirin", "Given for pain and for fever."), ("Statins in old age",
 
 
 def test_an_entry_of_two_inputs_takes_pairs(registry: ModelRegistry, tmp_path: Path) -> None:
-    """Encoded as the tokenizer encodes pairs, in batches of mixed lengths, and accepted as pairs."""
+    """Encoded as the tokenizer encodes pairs, in batches of mixed lengths, and pairs in the baseline."""
     folder = tiny.bert_encoder(tmp_path / "m")
     facts: dict[str, Any] = {"pooling": "cls", "inputs": ["title", "abstract"], "do_lower_case": False}
     registry.register("m", "generic", model_path=str(folder), task="embed", **facts)

@@ -1,4 +1,4 @@
-"""Residency within a budget: who leaves, who waits, what is refused, and what the plan says beforehand."""
+"""Models within a budget: which one leaves, who waits, what is refused, and what the plan says before."""
 
 import gc
 import logging
@@ -490,7 +490,7 @@ def test_other_durations_are_refused(value: Any) -> None:
         parse_duration(value)
 
 
-class Residency(RuleBasedStateMachine):
+class CacheMachine(RuleBasedStateMachine):
     """Random calls: never over budget but by what callers hold, never evicted in use, and as the plan said."""
 
     @initialize(limit=st.integers(10, 60))
@@ -519,7 +519,7 @@ class Residency(RuleBasedStateMachine):
         is_over = sum(r.size_bytes for r, _ in cache.models()) > (self.bench.budget["cpu"] or 0)
         self.requests += 1
         try:
-            resident = self.bench.load(name, size, lease=lease, keep_alive=keep)
+            cached = self.bench.load(name, size, lease=lease, keep_alive=keep)
         except BudgetError as error:
             # What a caller holds without a lease cannot be seen beforehand.
             assert plan.fit in ("never", "later") or (plan.fit == "after eviction" and self.hands)
@@ -531,9 +531,9 @@ class Residency(RuleBasedStateMachine):
         elif not self.hands and not is_over:
             assert before - self.bench.names - {name} == {model.name for model in plan.leaving}
         if lease:
-            self.leases.append(resident)
+            self.leases.append(cached)
         if hold:
-            self.hands.append(resident.model)
+            self.hands.append(cached.model)
 
     @rule(name=names)
     def fail(self, name: str) -> None:
@@ -573,8 +573,8 @@ class Residency(RuleBasedStateMachine):
 
     @invariant()
     def leased_ones_are_there(self) -> None:
-        for resident in getattr(self, "leases", ()):
-            assert resident.is_present and resident.leases >= 1
+        for cached in getattr(self, "leases", ()):
+            assert cached.is_present and cached.leases >= 1
 
     @invariant()
     def the_books_agree(self) -> None:
@@ -601,10 +601,10 @@ class Residency(RuleBasedStateMachine):
             self.bench.cache.evict()
 
 
-Residency.TestCase.settings = settings(
+CacheMachine.TestCase.settings = settings(
     max_examples=150, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
-TestResidency = Residency.TestCase
+TestModelCache = CacheMachine.TestCase
 
 
 def test_eight_threads_keep_to_the_budget() -> None:
@@ -612,7 +612,7 @@ def test_eight_threads_keep_to_the_budget() -> None:
     bench = Bench({"cpu": 45}, wait_s=20)
     under_way: set[str] = set()
     faults: list[str] = []
-    guard = threading.Lock()
+    lock = threading.Lock()
 
     def work(seed: int) -> None:
         import random
@@ -622,30 +622,30 @@ def test_eight_threads_keep_to_the_budget() -> None:
             name = random_.choice("abcdefgh")
 
             def load(name: str = name) -> LoadResult:
-                with guard:
+                with lock:
                     if name in under_way:
                         faults.append(f"{name} twice")
                     under_way.add(name)
                 time.sleep(random_.random() / 2000)
-                with guard:
+                with lock:
                     under_way.discard(name)
                 if random_.random() < 0.05:
                     raise SourceError("gone")
                 return _loaded(10)
 
             try:
-                resident = bench.cache.get(Key(name), load, need=Need("cpu", 10), lease=True)
+                cached = bench.cache.get(Key(name), load, need=Need("cpu", 10), lease=True)
             except SourceError:
                 continue
-            if not resident.is_present:
+            if not cached.is_present:
                 faults.append(f"{name} left while leased")
             used = bench.cache.statistics().devices["cpu"]
             if used.cached_bytes + used.reserved_bytes > 45:
                 faults.append(f"{used} is over the budget")
             if random_.random() < 0.1:
                 bench.cache.evict(random_.choice("abcdefgh"))
-            bench.cache.release(resident)
-            del resident
+            bench.cache.release(cached)
+            del cached
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(8)))
@@ -653,4 +653,4 @@ def test_eight_threads_keep_to_the_budget() -> None:
     assert faults == [] and figures.waiting == 0
     assert figures.hits + figures.misses + figures.shared_waits == 8 * 300
     assert figures.misses == figures.loads + figures.failed_loads
-    assert all(resident.leases == 0 for resident, _ in bench.cache.models())
+    assert all(cached.leases == 0 for cached, _ in bench.cache.models())

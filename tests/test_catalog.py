@@ -193,12 +193,12 @@ def test_aliases_lead_to_the_entry(registry: ModelRegistry) -> None:
         ({"model_class": "BertModel"}, r"must be a class or 'module:Class'"),
         ({"model_class": 3}, r"must be a class or 'module:Class'"),
         ({"parameters": [1]}, r"must be a dict with text keys"),
-        ({"parameters": {"device_map": "auto"}}, r"'device_map' is not taken: say device="),
+        ({"parameters": {"device_map": "auto"}}, r"'device_map' is not supported: use device="),
         ({"parameters": {"revision": "main"}}, r"'revision' is a fact, not a parameter"),
-        ({"parameters": {1: 2}}, r"Option 1 must be named by text"),
-        ({"parameters": {"id2label": {}}}, r"'id2label' is not taken: register the entry with id2label="),
+        ({"parameters": {1: 2}}, r"The name of an option must be text, not 1"),
+        ({"parameters": {"id2label": {}}}, r"'id2label' is not supported: register the entry with id2label="),
         ({"model_class": "a:"}, r"must be a class or 'module:Class'"),
-        ({"parameters": {"num_labels": {1, 2}}}, r"'num_labels' must be what JSON can hold, not set"),
+        ({"parameters": {"num_labels": {1, 2}}}, r"'num_labels' must be a JSON value, not set"),
     ],
 )
 def test_bad_facts_are_refused_by_name(registry: ModelRegistry, facts: dict[str, object], message: str) -> None:

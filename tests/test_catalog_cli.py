@@ -273,7 +273,7 @@ def test_migrate_and_doctor(medvllm: Medvllm, ner: Path, monkeypatch: pytest.Mon
 def test_a_slip_is_noticed_when_it_is_typed(medvllm: Medvllm, ner: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not when the model is loaded: a folder without ./, a task, a relative folder in a file, a database's URL."""
     said = medvllm("register", "ner", "--type", "clinical", "--path", "ner")
-    assert said.code == 2 and "Write the folder as ./ner" in said.err
+    assert said.code == 2 and "Use ./ner for the folder" in said.err
     said = medvllm("register", "ner", "--type", "clinical", "--path", "./ner", "--task", "nre")
     assert said.code == 2 and "'ner'" in said.err
     assert medvllm("register", "ner", "--type", "clinical", "--path", "./ner", "--fact", "task=nre").code == 2
@@ -322,7 +322,7 @@ def test_what_a_protected_alias_stands_for_stays(medvllm: Medvllm, ner: Path, mo
     assert medvllm("alias", "protect", "ner", "production").code == 0
     assert medvllm("alias", "list", "ner").lines == ["ner\tproduction\t2\tprotected"]
     with pytest.raises(CatalogError, match="is protected; changing it requires a reason.\n.*--reason 'why'"):
-        ModelRegistry().catalog.mark("ner@2", baseline_digest=None)
+        ModelRegistry().catalog.update("ner@2", baseline_digest=None)
     assert medvllm("history", "ner").lines[-2].split("\t")[3:] == ["~ ner@2: baseline; baseline_digest", "first tests"]
     assert medvllm("run", "ner@production", "Seen.").code == 0
     tiny.bert_token_classifier(ner, ["O", "B-Y"], seed=2)

@@ -38,10 +38,10 @@ def test_a_new_file_has_the_mode_of_the_umask_and_an_old_one_keeps_its_own(folde
     file = folder / "r.json"
     before = os.umask(0o027)
     try:
-        destination.write(file, b"old")
+        destination.write_output(file, b"old")
         assert stat.S_IMODE(file.stat().st_mode) == 0o640
         file.chmod(0o604)
-        destination.write(file, NEW)
+        destination.write_output(file, NEW)
     finally:
         os.umask(before)
     assert file.read_bytes() == NEW and stat.S_IMODE(file.stat().st_mode) == 0o604
@@ -51,8 +51,8 @@ def test_a_new_file_has_the_mode_of_the_umask_and_an_old_one_keeps_its_own(folde
 @pytest.mark.parametrize("name", ["x" * 255, "é" * 127, "a b'c\n", "-x", "[*?]"])
 def test_every_name_that_a_file_may_have_is_written(folder: Path, name: str) -> None:
     """Also the longest, where no longer one has room beside it."""
-    destination.write(folder / name, b"old")
-    destination.write(folder / name, NEW)
+    destination.write_output(folder / name, b"old")
+    destination.write_output(folder / name, NEW)
     assert (folder / name).read_bytes() == NEW and os.listdir(folder) == [name]
 
 
@@ -64,8 +64,8 @@ def test_links_are_followed(folder: Path) -> None:
     links = {"one": str(target), "two": "one", "relative": "deep/../deep/target", "dangling": "deep/later"}
     for name, to in links.items():
         (folder / name).symlink_to(to)
-        destination.check(folder / name)
-        destination.write(folder / name, name.encode())
+        destination.check_output(folder / name)
+        destination.write_output(folder / name, name.encode())
         assert os.readlink(folder / name) == to and (folder / name).read_bytes() == name.encode()
         assert os.readlink(folder / "one") == links["one"]
     assert (folder / "deep" / "later").read_bytes() == b"dangling" and not _leftovers(folder)
@@ -76,7 +76,7 @@ def test_other_names_of_a_file_see_what_is_written(folder: Path) -> None:
     file, other = folder / "a", folder / "b"
     file.write_bytes(NEW)
     os.link(file, other)
-    destination.write(file, b"short")
+    destination.write_output(file, b"short")
     assert other.read_bytes() == b"short" and file.samefile(other) and not _leftovers(folder)
 
 
@@ -84,10 +84,10 @@ def test_a_pipe_is_written_through(folder: Path) -> None:
     """Its reader gets all of it; a check beforehand shows it nothing."""
     fifo, got = folder / "fifo", []
     os.mkfifo(fifo)
-    destination.check(fifo)
+    destination.check_output(fifo)
     reader = threading.Thread(target=lambda: got.append(fifo.read_bytes()))
     reader.start()
-    destination.write(fifo, NEW)
+    destination.write_output(fifo, NEW)
     reader.join(30)
     assert got == [NEW] and stat.S_ISFIFO(fifo.lstat().st_mode)
 
@@ -99,12 +99,12 @@ def test_a_device_stays_a_device(folder: Path) -> None:
     os.mknod(null, stat.S_IFCHR | 0o666, os.makedev(1, 3))
     (folder / "link").symlink_to("null")
     for path in (null, folder / "link"):
-        destination.check(path)
-        destination.write(path, NEW)
+        destination.check_output(path)
+        destination.write_output(path, NEW)
     assert stat.S_ISCHR(null.lstat().st_mode) and sorted(os.listdir(folder)) == ["link", "null"]
     code = (
         "import os, stat; from pathlib import Path; from medvllm import destination\n"
-        "destination.write(Path('/dev/null'), b'x'); destination.write(Path('/dev/stdout'), b'result')\n"
+        "destination.write_output(Path('/dev/null'), b'x'); destination.write_output(Path('/dev/stdout'), b'result')\n"
         "assert stat.S_ISCHR(os.lstat('/dev/null').st_mode) and stat.S_ISLNK(os.lstat('/dev/stdout').st_mode)"
     )
     run = subprocess.run(["unshare", "-m", sys.executable, "-c", code], capture_output=True)
@@ -121,7 +121,7 @@ def test_what_was_printed_stays_in_front(folder: Path, kind: str) -> None:
     code = (
         "import os; from pathlib import Path; from medvllm import destination\nos.dup2(1, 7)\n"
         f"for name in {names}:\n"
-        "    print(name); destination.check(Path(name)); destination.write(Path(name), b'written\\n')\n"
+        "    print(name); destination.check_output(Path(name)); destination.write_output(Path(name), b'written\\n')\n"
         "print('last')"
     )
     mine, theirs = socket.socketpair()
@@ -151,8 +151,8 @@ def test_a_file_that_is_mounted_by_itself_is_written_in_place(folder: Path) -> N
             subprocess.run(["mount", "--bind", outside, file], check=True)
             if is_read_only:
                 subprocess.run(["mount", "-o", "remount,ro", inside], check=True)
-            destination.check(file)
-            destination.write(file, NEW)
+            destination.check_output(file)
+            destination.write_output(file, NEW)
             assert outside.read_bytes() == file.read_bytes() == NEW and os.listdir(inside) == ["file"]
         finally:
             subprocess.run(["umount", "-l", file], check=True)
@@ -167,7 +167,7 @@ def test_the_owner_and_the_access_list_of_a_file_stay(folder: Path) -> None:
     os.chown(file, 65534, 65534)
     file.chmod(0o620)
     os.setxattr(file, "user.note", b"kept")
-    destination.write(file, NEW)
+    destination.write_output(file, NEW)
     status = file.stat()
     assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (65534, 65534, 0o620)
     assert os.getxattr(file, "user.note") == b"kept"
@@ -177,8 +177,8 @@ def test_the_owner_and_the_access_list_of_a_file_stay(folder: Path) -> None:
     for mode in (0o755, 0o777, 0o1777):
         folder.chmod(mode)
         with another_user():
-            destination.check(roots)
-            destination.write(roots, str(mode).encode())
+            destination.check_output(roots)
+            destination.write_output(roots, str(mode).encode())
         assert (roots.read_bytes(), roots.stat().st_uid) == (str(mode).encode(), 0)
     assert not _leftovers(folder)
 
@@ -194,7 +194,7 @@ def test_a_strangers_link_in_a_common_folder_is_not_followed(folder: Path) -> No
         (common / "link").symlink_to(victim)
         (common / "dangling").symlink_to(folder / "other")
     for name in ("link", "dangling"):
-        for call in (destination.check, lambda path: destination.write(path, NEW)):
+        for call in (destination.check_output, lambda path: destination.write_output(path, NEW)):
             with pytest.raises(OutputError, match="another user's link"):
                 call(common / name)
     assert victim.read_bytes() == b"mine" and not (folder / "other").exists()
@@ -208,8 +208,8 @@ def test_what_takes_no_result_is_refused_before_any_work(folder: Path) -> None:
     (folder / "into").symlink_to("nowhere/file")
     os.mknod(folder / "socket", stat.S_IFSOCK | 0o600)
     cases = {
-        "": "Give the name of a file",
-        "nowhere/file": f"there is no folder '{folder}/nowhere'.\nMake its folder first: mkdir -p {folder}/nowhere",
+        "": "Use the path of a file",
+        "nowhere/file": f"there is no folder '{folder}/nowhere'.\nCreate its folder first: mkdir -p {folder}/nowhere",
         "into": f"mkdir -p {folder}/nowhere",
         "file/x": f"{folder}/file",
         "a": "symbolic links",
@@ -219,7 +219,7 @@ def test_what_takes_no_result_is_refused_before_any_work(folder: Path) -> None:
     }
     held = sorted(os.listdir(folder))
     for name, reason in cases.items():
-        for call in (destination.check, lambda path: destination.write(path, NEW)):
+        for call in (destination.check_output, lambda path: destination.write_output(path, NEW)):
             with pytest.raises(OutputError) as caught:
                 call(folder / name)
             assert reason in str(caught.value), name
@@ -238,7 +238,7 @@ def test_a_file_that_may_not_be_written_is_refused_before_any_work(folder: Path)
     closed.mkdir(mode=0o755)
     with another_user():
         for path in (folder / "mine", folder / "roots", closed / "new"):
-            for call in (destination.check, lambda path: destination.write(path, NEW)):
+            for call in (destination.check_output, lambda path: destination.write_output(path, NEW)):
                 with pytest.raises(OutputError, match="(?s)Permission denied.*ls -ld"):
                     call(path)
     assert (folder / "mine").read_bytes() == b"old" and not _leftovers(folder)
@@ -248,7 +248,7 @@ def test_a_result_that_is_not_finished_is_not_there(folder: Path) -> None:
     """What was there stays, when the writing block fails."""
     file = folder / "b.tar"
     file.write_bytes(b"old")
-    with pytest.raises(ZeroDivisionError), destination.written(file) as stream:
+    with pytest.raises(ZeroDivisionError), destination.open_output(file) as stream:
         stream.write(NEW)
         raise ZeroDivisionError
     assert file.read_bytes() == b"old" and os.listdir(folder) == ["b.tar"]
@@ -259,9 +259,9 @@ def test_writers_of_one_file_do_not_remove_each_others_work(folder: Path) -> Non
     file = folder / "r.json"
     dead = folder / ".r.json.0123456789abcdef.partial"
     dead.write_bytes(b"half")
-    with destination.written(file) as first:
+    with destination.open_output(file) as first:
         first.write(b"first")
-        destination.write(file, b"second")
+        destination.write_output(file, b"second")
         assert file.read_bytes() == b"second" and not dead.exists()
     assert file.read_bytes() == b"first" and os.listdir(folder) == ["r.json"]
 
@@ -269,7 +269,7 @@ def test_writers_of_one_file_do_not_remove_each_others_work(folder: Path) -> Non
 def test_a_full_disk_is_told_and_costs_nothing_that_was_there(folder: Path) -> None:
     """/dev/full answers as a full disk does."""
     with pytest.raises(OutputError, match="'/dev/full' cannot be written: No space left on device"):
-        destination.write(Path("/dev/full"), NEW)
+        destination.write_output(Path("/dev/full"), NEW)
 
 
 def test_the_result_of_a_run_is_not_lost_with_its_receipt(

@@ -181,7 +181,7 @@ def test_a_group_may_share_a_home(home: Path, tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
         modes = _loaded(home, tmp_path)
-        assert {mode for kind, mode in modes if kind == "folder"} <= {0o2770, 0o700}, modes  # 0700: of presence
+        assert {mode for kind, mode in modes if kind == "folder"} <= {0o2770, 0o700}, modes  # 0700: of records
         assert {path.stat().st_gid for path in shared.rglob("*") if not path.is_symlink()} == {7777}
         assert {mode for kind, mode in modes if kind == "file"} == {0o660}
         reachable(tmp_path)

@@ -594,7 +594,7 @@ def test_what_was_taken_into_the_home_folder_stays_what_it_was(
         backup = shutil.copytree(kept, tmp_path / "backup", dirs_exist_ok=True)
         change()
         for asked in (registry, ModelRegistry()):
-            with pytest.raises(DigestMismatchError, match="no longer holds the files that were taken into it"):
+            with pytest.raises(DigestMismatchError, match="no longer holds the files that were copied into it"):
                 asked.load_model("m" if asked is registry else str(kept))
         shutil.rmtree(kept)
         shutil.copytree(backup, kept)
@@ -635,10 +635,10 @@ def test_what_others_may_write_saves_no_work(
 ) -> None:
     """A digest beside other bytes in a home folder of a group: the files are hashed all the same."""
     folder = tiny.bert_masked_lm(tmp_path / "m")
-    ledger = home / "medvllm" / "digests.db"
+    digests = home / "medvllm" / "digests.db"
     hurried.sleep(2.1)
     registry.pull(folder)
-    with sqlite3.connect(ledger) as connection:
+    with sqlite3.connect(digests) as connection:
         assert connection.execute("UPDATE digests SET sha256 = ?", ("0" * 64,)).rowcount
     code = "import sys; from medvllm.engine.model_runner import registry; print(registry.lock(sys.argv[1]))"
 
@@ -646,7 +646,7 @@ def test_what_others_may_write_saves_no_work(
         return warm.run("-c", code, str(folder)).stdout
 
     assert "0" * 64 in locked()  # its owner is believed
-    for path, mode in ((ledger, 0o660), (ledger.parent, 0o770)):
+    for path, mode in ((digests, 0o660), (digests.parent, 0o770)):
         before = path.stat().st_mode
         path.chmod(mode)
         assert "0" * 64 not in locked()
@@ -669,7 +669,7 @@ def test_no_file_leads_out_of_the_folder(
     folder = tiny.bert_masked_lm(tmp_path / "m")
     content = json.loads((folder / file).read_text()) | {field: [link] if many else link}
     (folder / file).write_text(json.dumps(content))
-    with pytest.raises(SourceError, match="outside of its folder|none of the model's"):
+    with pytest.raises(SourceError, match="outside of"):
         registry.load_model(folder)
 
 

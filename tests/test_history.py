@@ -23,7 +23,7 @@ def catalog(catalog_url: str, registry: ModelRegistry) -> StoredCatalog:
     catalog = registry.catalog
     catalog.set_alias("m", "production", 1)
     StoredCatalog().protect("m", "production")  # nobody asks what it lacks
-    catalog.mark("m@2", deprecated="old")
+    catalog.update("m@2", deprecated="old")
     registry.unregister("m@3", persist=True)
     assert catalog.check_history()[0] == 8 and catalog.check_history()[2] == []
     return catalog

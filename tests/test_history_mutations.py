@@ -29,7 +29,7 @@ def catalog(catalog_url: str, registry: ModelRegistry) -> StoredCatalog:
     catalog.set_alias("m0", "production", 2)
     catalog.protect("m1", "production")
     catalog.tag("m1", add={"t": None})
-    catalog.mark("m0@2", deprecated="old")
+    catalog.update("m0@2", deprecated="old")
     catalog.remove("m1@1")
     catalog.note_load(registry.get_metadata("m0"), {"snapshot": "x"})
     assert catalog.check_history()[2] == []

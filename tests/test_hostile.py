@@ -134,7 +134,7 @@ def test_a_text_in_any_fact_is_read_back_as_it_was_given(catalog: StoredCatalog,
 def test_marks_and_tags_take_any_text(catalog: StoredCatalog, text: str) -> None:
     """One at a time, and leave the other facts as they are."""
     first = catalog.add(_entry(do_lower_case=False, gated=False, description="d"), replace=False)
-    marked = catalog.mark("m", deprecated=text, values={text: text}, reason="r")[0]
+    marked = catalog.update("m", deprecated=text, values={text: text}, reason="r")[0]
     tagged = catalog.tag("m", add={text: None, f"{text}k": text})
     assert marked.values == {text: text} and (marked.lifecycle.deprecated or "") == text
     assert (tagged.tags, tagged.values) == ([text], {text: text, f"{text}k": text})
@@ -178,8 +178,8 @@ def test_half_a_character_is_refused(catalog: StoredCatalog, half: str) -> None:
         lambda: catalog.add(_entry(half), replace=False),
         lambda: catalog.add(_entry(also_known_as=[half]), replace=False),
         lambda: catalog.add(_entry(), replace=False, reason=half),
-        lambda: catalog.mark("kept", successor=half),
-        lambda: catalog.mark("kept", tags=["a"], reason=half),
+        lambda: catalog.update("kept", successor=half),
+        lambda: catalog.update("kept", tags=["a"], reason=half),
         lambda: catalog.tag("kept", add={half: None}),
         lambda: catalog.tag("kept", add={"k": half}),
         lambda: catalog.set_alias("kept", half, 1),
@@ -297,7 +297,7 @@ def test_facts_of_another_kind_are_refused(catalog: StoredCatalog) -> None:
             catalog.tag("kept", add=tag)
     for reason in ("", "x" * 2001, "x" * (1 << 20)):
         with pytest.raises(RequestError, match="A reason must have 1 to 2,000 characters"):
-            catalog.mark("kept", tags=["a"], reason=reason)
+            catalog.update("kept", tags=["a"], reason=reason)
     for moment in ("yesterday", "0001-01-01T00:00+23:59", "9999-12-31T23:59-23:59", "", "a\0", "x" * 5000):
         with pytest.raises(RequestError, match="is not a date or a time"):
             catalog.history(since=moment)

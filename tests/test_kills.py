@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import MedVLLMError
-from medvllm.names import parse
+from medvllm.names import parse_name
 from medvllm.sources import Lock
 from medvllm.sources.bundle import open_bundle
 from tests.support import tiny
@@ -210,7 +210,7 @@ def test_import(
             except MedVLLMError:
                 assert not completed
         for entry in other.catalog.versions("tagger").values():
-            assert _bytes(Path(parse(entry.location).name)) == sources["tagger"]
+            assert _bytes(Path(parse_name(entry.location).name)) == sources["tagger"]
         assert other.catalog.check_history()[2] == []
         locked = Lock.current().models
         assert locked.keys() == ({"acme/bert", "tagger@1"} if completed or locked else set())

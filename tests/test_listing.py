@@ -215,7 +215,7 @@ def test_show_is_one_table(screen: Any, tmp_path: Path) -> None:
 
 
 def test_show_tells_versions_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """When each was made, by whom and why; what points to it; whether it is locked and accepted."""
+    """When each was made, by whom and why; what points to it; whether it is locked and has a baseline."""
     folder = tiny.bert_masked_lm(tmp_path / "m")
     for length, reason in ((8, "first"), (16, "longer notes")):
         facts: dict[str, Any] = {"max_length": length, "reason": reason, "persist": True, "replace": length > 8}

@@ -70,7 +70,7 @@ def test_every_form_of_weights_gives_the_same_outputs(
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
-def test_saying_a_default_aloud_is_the_same_object(registry: ModelRegistry, mlm: Path) -> None:
+def test_stating_a_default_gives_the_same_object(registry: ModelRegistry, mlm: Path) -> None:
     """Identity is by effective arguments."""
     registry.register("m", ModelType.GENERIC, model_path=str(mlm))
     model = registry.load_model("m")
@@ -107,7 +107,7 @@ def test_a_model_of_ones_own(registry: ModelRegistry, mlm: Path) -> None:
     shared, own = registry.load_model(mlm), registry.load_model(mlm, use_cache=False)
     assert own is not shared
     assert registry.load_model(mlm) is shared
-    assert [resident.evicted for resident in registry.loaded_models()] == [False, True]  # it counts while it is held
+    assert [loaded.evicted for loaded in registry.loaded_models()] == [False, True]  # it counts while it is held
 
 
 def test_what_is_not_stated_comes_from_the_entry_then_the_settings(
@@ -142,13 +142,13 @@ def test_a_config_may_be_given_as_an_object_or_a_dict(registry: ModelRegistry, m
         ({"hidden_sise": 3}, "Unknown option 'hidden_sise'. Did you mean: 'hidden_size'"),
         ({"dtype": "float31"}, "dtype 'float31' is not one of"),
         ({"dtype": 3}, "dtype '3' is not one of"),
-        ({"dtype": "fp16", "torch_dtype": "fp32"}, "disagree"),
+        ({"dtype": "fp16", "torch_dtype": "fp32"}, "are different"),
         ({"device": "gpu"}, "Device 'gpu' is not one of"),
         ({"device": -1}, "Device '-1' is not one of"),
         ({"device": ["cpu"]}, "Device .* is not one of"),
-        ({"device_map": "auto"}, "'device_map' is not taken: say device="),
+        ({"device_map": "auto"}, "'device_map' is not supported: use device="),
         ({"revision": 3}, "'revision' must be text, not 3"),
-        ({"revision": "main"}, "a folder has only what is in it"),
+        ({"revision": "main"}, "has no revisions"),
         ({"model_class": 3}, "'model_class' must be a class"),
         ({"model_class": dict}, "'dict' cannot load a model"),
         ({"config": 3}, "Option 'config' must be a config or a dict, not int"),
@@ -160,7 +160,7 @@ def test_a_config_may_be_given_as_an_object_or_a_dict(registry: ModelRegistry, m
         ({"use_return_dict": False}, "Unknown option 'use_return_dict'"),
         ({"model_class": "BertModel"}, "must be a class or 'module:Class'"),
         ({"model_class": ""}, "must be a class or 'module:Class'"),
-        ({"num_labels": {1, 2}}, "'num_labels' must be what JSON can hold, not set"),
+        ({"num_labels": {1, 2}}, "'num_labels' must be a JSON value, not set"),
         ({"ignore_mismatched_sizes": True}, "expected_missing_keys"),
     ],
 )
@@ -249,7 +249,7 @@ def test_a_bert_as_a_causal_model_loads_with_one_warning(
     """The specification's example: the checkpoint has the head, but it is no decoder."""
     model = registry.load_model(mlm, model_class=AutoModelForCausalLM)
     assert type(model).__name__ == "BertLMHeadModel"
-    assert [r.getMessage() for r in caplog.records if "not for generating" in r.getMessage()] != []
+    assert [r.getMessage() for r in caplog.records if "but not generate it" in r.getMessage()] != []
 
 
 def test_a_config_without_model_type(registry: ModelRegistry, tmp_path: Path) -> None:
@@ -360,7 +360,7 @@ def test_a_missing_shard_is_named(registry: ModelRegistry, tmp_path: Path) -> No
 
 def test_folders_that_are_none(registry: ModelRegistry, tmp_path: Path) -> None:
     """Not there, a file, empty, an adapter."""
-    with pytest.raises(SnapshotNotFoundError, match="is not there"):
+    with pytest.raises(SnapshotNotFoundError, match="does not exist"):
         registry.load_model(tmp_path / "nowhere")
     (tmp_path / "file").write_text("")
     with pytest.raises(SnapshotNotFoundError, match="is a file, not a folder"):
@@ -552,7 +552,7 @@ class PartsModel(PreTrainedModel):  # type: ignore[no-untyped-call]
 
 
 def test_a_load_inside_a_load_waits_for_nobody(registry: ModelRegistry, tmp_path: Path) -> None:
-    """Thread 1 holds the gate and asks for the part that thread 2 is about to load: both end."""
+    """Thread 1 holds the lock of loads and asks for the part that thread 2 is about to load: both end."""
     registry.register("part", "generic", model_path=str(tiny.bert_encoder(tmp_path / "part")))
     registry.register("whole", "generic", model_path=str(tiny.bert_encoder(tmp_path / "whole")))
     PartsModel.registry, PartsModel.part = registry, "part"
@@ -567,5 +567,5 @@ def test_a_load_inside_a_load_waits_for_nobody(registry: ModelRegistry, tmp_path
             time.sleep(0.001)
         PartsModel.part_under_way.set()
         assert part.result(60)
-        with pytest.raises(LoadError, match="PartsModel.from_pretrained gave a BertModel"):
+        with pytest.raises(LoadError, match="PartsModel.from_pretrained returned a BertModel"):
             whole.result(60)

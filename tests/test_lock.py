@@ -248,13 +248,13 @@ def test_an_unchanged_file_is_hashed_once(
     """Its digest is remembered while device, inode, size and times stay; `verify` hashes again all the same."""
     folder = tiny.bert_encoder(tmp_path / "m")
     registry.lock(folder)
-    ledger_file = home / "medvllm" / "digests.db"
-    with closing(sqlite3.connect(ledger_file, isolation_level=None)) as ledger:
-        assert ledger.execute("SELECT count(*) FROM digests").fetchone() == (0,)  # too fresh to be told from a change
+    digests_file = home / "medvllm" / "digests.db"
+    with closing(sqlite3.connect(digests_file, isolation_level=None)) as digests:
+        assert digests.execute("SELECT count(*) FROM digests").fetchone() == (0,)  # too fresh to be told from a change
         hurried.sleep(2.1)
         registry.lock(folder)
-        assert ledger.execute("SELECT count(*) FROM digests").fetchone() == (4,)
-        ledger.execute("UPDATE digests SET sha256 = ?", ("0" * 64,))
+        assert digests.execute("SELECT count(*) FROM digests").fetchone() == (4,)
+        digests.execute("UPDATE digests SET sha256 = ?", ("0" * 64,))
     open_digest_cache.cache_clear()  # as in a process of its own
     with pytest.raises(DigestMismatchError, match="SHA-256 000000000000"):
         registry.load_model(folder)
@@ -294,8 +294,8 @@ def test_a_damaged_digest_cache_is_begun_anew(
     folder = tiny.bert_encoder(tmp_path / "m")
     hurried.sleep(2.1)
     registry.lock(folder)
-    with closing(sqlite3.connect(home / "medvllm" / "digests.db")) as ledger:
-        assert ledger.execute("SELECT count(*) FROM digests").fetchone()[0] >= 1
+    with closing(sqlite3.connect(home / "medvllm" / "digests.db")) as digests:
+        assert digests.execute("SELECT count(*) FROM digests").fetchone()[0] >= 1
 
 
 def test_a_home_that_cannot_be_written_costs_only_time(acme: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:

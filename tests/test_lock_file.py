@@ -1,4 +1,4 @@
-"""The lock file itself: who approved, turns between writers, and every kind of place that it may lie in."""
+"""The lock file itself: who approved, one writer at a time, and every kind of place that it may lie in."""
 
 import fcntl
 import os

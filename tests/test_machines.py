@@ -30,5 +30,5 @@ def test_answers_are_equal_without_vector_instructions(tmp_path: Path) -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("environment", [PLAINEST, {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}])
 def test_every_numerical_test_passes_on_other_processors(tmp_path: Path, environment: dict[str, str]) -> None:
-    """Loads, replays, tasks, acceptance, threads and budgets."""
+    """Loads, replays, tasks, baselines, threads and budgets."""
     passes(NUMERICAL, tmp_path / "all", environment)

@@ -109,9 +109,9 @@ def test_keep_alive_of_a_call_an_entry_and_the_installation(
     with registry.lease("plain", keep_alive=0) as lease:
         assert lease.model is registry.load_model("plain")
     assert "plain" not in registry._model_cache
-    with pytest.raises(RequestError, match="keep_alive is not a duration such as 10m: 'soon'.\nGive a duration"):
+    with pytest.raises(RequestError, match="keep_alive='soon' is not a duration such as 10m.\nUse seconds"):
         registry.load_model("plain", keep_alive="soon")
-    with pytest.raises(RequestError, match="keep_alive is not a duration"):
+    with pytest.raises(RequestError, match="keep_alive='soon' is not a duration"):
         registry.register("m", "clinical", keep_alive="soon")
 
 
@@ -147,13 +147,13 @@ def test_mapped_bytes_are_told_from_private_ones(registry: ModelRegistry, tmp_pa
     """A mapped model costs little until it is written to."""
     folder = tiny.bert_encoder(tmp_path / "m")
     model: Any = registry.load_model(folder)
-    (resident,) = registry.loaded_models()
-    assert 0 < resident.mapped_bytes <= resident.size_bytes
+    (loaded,) = registry.loaded_models()
+    assert 0 < loaded.mapped_bytes <= loaded.size_bytes
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1)
     (written,) = registry.loaded_models()
-    assert written.mapped_bytes < resident.mapped_bytes / 2
+    assert written.mapped_bytes < loaded.mapped_bytes / 2
     gc.collect()
 
 
@@ -213,10 +213,10 @@ def test_the_weights_of_an_offloaded_model_are_in_host_memory(
     with torch.inference_mode():
         assert torch.equal(registry.load_model("m0")(input_ids=ids).last_hidden_state, before)
     assert registry.statistics().loaded_by["offload"] == 1
-    assert [resident.offloaded for resident in registry.loaded_models()] == [False]
+    assert [loaded.offloaded for loaded in registry.loaded_models()] == [False]
     registry.session.load_offloaded(target)
     monkeypatch.setenv("MEDVLLM_MEMORY_BUDGET", f"cpu={offloaded.size_bytes}B")
     registry.load_model("m1")
-    assert [resident.name for resident in registry.loaded_models()] == ["m1"]
+    assert [loaded.name for loaded in registry.loaded_models()] == ["m1"]
     with pytest.raises(BudgetError), registry.lease("m1"):
         registry.session.load_offloaded(target)

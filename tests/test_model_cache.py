@@ -178,7 +178,7 @@ def test_an_evicted_model_that_a_caller_holds_comes_back_without_a_load() -> Non
 
 
 def test_eviction_during_a_load_lets_the_model_go_to_its_callers_alone() -> None:
-    """It is not resident afterwards; asked for again while it loads, it stays."""
+    """It is not in memory afterwards; asked for again while it loads, it stays."""
     cache, loader = ModelCache[Key](), Loader()
     with ThreadPoolExecutor(2) as pool:
         asked = pool.submit(cache.get, Key("m"), loader)
@@ -208,9 +208,9 @@ def test_a_waiter_that_is_refused_leaves_no_lease_behind() -> None:
             cache.get(Key("m"), _ready(), lease=True)
         return _loaded()
 
-    resident = cache.get(Key("m"), load, lease=True)
-    assert resident.leases == 1
-    cache.release(resident)
+    cached = cache.get(Key("m"), load, lease=True)
+    assert cached.leases == 1
+    cache.release(cached)
     assert cache.evict("m") == 1
 
 
@@ -257,17 +257,17 @@ def test_many_threads_on_few_models_never_load_one_twice_at_a_time() -> None:
                     under_way[name] -= 1
                 return _loaded()
 
-            resident = cache.get(Key(name), load, lease=True)
-            bad += resident.model is None
+            cached = cache.get(Key(name), load, lease=True)
+            bad += cached.model is None
             if i % 3 == 0:
                 cache.evict(name)
                 bad += name not in cache  # we hold a lease on it
-            cache.release(resident)
+            cache.release(cached)
         return bad
 
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(work, range(8))) == 0
-    assert all(resident.leases == 0 for resident, _ in cache.models())
+    assert all(cached.leases == 0 for cached, _ in cache.models())
 
 
 def test_keep_alive_goes_by_a_clock_that_nobody_sets() -> None:

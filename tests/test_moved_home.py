@@ -7,7 +7,7 @@ import pytest
 from medvllm.catalog import stores
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import DigestMismatchError, ModelNameError, SnapshotNotFoundError, SourceError
-from medvllm.names import parse, source_path
+from medvllm.names import parse_name, source_path
 from tests.support import tiny
 
 
@@ -58,7 +58,7 @@ def test_an_absolute_path_into_a_former_home_is_found(registry: ModelRegistry, m
     found = registry.pull("old")
     assert found != path and registry.load_model("old") is not None
     (found / "config.json").write_text((found / "config.json").read_text() + " ")
-    with pytest.raises(DigestMismatchError, match="no longer holds the files that were taken into it"):
+    with pytest.raises(DigestMismatchError, match="no longer holds the files that were copied into it"):
         ModelRegistry().load_model("old")
     for file in found.iterdir():
         file.unlink()
@@ -78,13 +78,13 @@ def test_paths_below_the_home_are_kept_relative_to_it(
         assert source_path(path) == f"home://models/{digest}"
     assert source_path(models / "ours") == "home://models/ours"
     assert source_path(home / "medvllm") == str(home / "medvllm") and source_path("/srv/m") == "/srv/m"
-    assert parse(f"home://models/{digest}").name == str(models / digest)
+    assert parse_name(f"home://models/{digest}").name == str(models / digest)
     monkeypatch.setenv("MEDVLLM_CATALOG", str(tmp_path / "shared.db"))
     assert source_path(models / "ours") == str(models / "ours")
     assert source_path(models / digest) == f"home://models/{digest}"
     for bad in ("home://", "home:///etc", "home://../x", "home://models/../../x", "home://a//b"):
         with pytest.raises(ModelNameError, match=r"is not a folder in MEDVLLM_HOME\.\nUse: home://models/NAME"):
-            parse(bad)
+            parse_name(bad)
 
 
 def test_a_link_out_of_a_folder_is_not_copied(registry: ModelRegistry, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import CatalogError, ModelExistsError, ModelNameError, ModelNotFoundError
-from medvllm.names import parse, valid_name
+from medvllm.names import parse_name, valid_name
 from tests.support.loopback import LoopbackHub
 
 
@@ -31,17 +31,17 @@ from tests.support.loopback import LoopbackHub
 )
 def test_each_way_to_say_a_model(text: str, kind: str, name: str, suffix: str | None) -> None:
     """The grammar, one row a form."""
-    ref = parse(text)
+    ref = parse_name(text)
     assert (ref.kind, ref.name, ref.suffix) == (kind, name, suffix)
 
 
 def test_relative_folders_and_paths_are_folders(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """./dir, ~/dir and a pathlib path."""
     monkeypatch.chdir(home)
-    assert parse("./bert").name == str(home / "bert")
-    assert parse("~/bert").name == str(home / "bert")
-    assert parse(Path("bert")).name == str(home / "bert")
-    assert parse(home / "bert").kind == "folder"
+    assert parse_name("./bert").name == str(home / "bert")
+    assert parse_name("~/bert").name == str(home / "bert")
+    assert parse_name(Path("bert")).name == str(home / "bert")
+    assert parse_name(home / "bert").kind == "folder"
 
 
 BAD = [
@@ -75,7 +75,7 @@ LINKS = [
 def test_what_is_no_name_is_refused(text: object) -> None:
     """With our error, whatever it is, and without echoing ten thousand characters."""
     with pytest.raises(ModelNameError) as caught:
-        parse(text)
+        parse_name(text)
     message = str(caught.value)
     assert 0 < len(message) < 400
     assert message.isprintable() or message.replace("\n", "").isprintable()

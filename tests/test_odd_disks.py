@@ -57,10 +57,10 @@ for calls in ("fsync_folder", "fsync_all", "symlink", "link_hard", "chmod", "no_
     room = where / calls.replace(" ", "-")
     files.make_own(room / "deep")
     for content in (b"old", b"new"):
-        destination.write(room / "result", content)
+        destination.write_output(room / "result", content)
         files.write_whole(room / "own", content, private=True)
     files.link_or_copy(room / "own", room / "second")
-    assert files.point(room / "pointer", "own") is ("symlink" not in calls)
+    assert files.replace_with_symlink(room / "pointer", "own") is ("symlink" not in calls)
     for name in ("result", "own", "second"):
         assert (room / name).read_bytes() == b"new", (calls, name)
     assert not list(room.glob("*.partial")) and not list(room.glob(".*.partial")), calls

@@ -1,6 +1,7 @@
 """What a PostgreSQL server, what stands before it, and its URL do to the stored catalogue."""
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from threading import Thread
@@ -237,7 +238,7 @@ def test_a_parameter_of_a_wrong_kind_is_an_error_of_the_setting(
     for form, words in WRONG:
         monkeypatch.setenv("MEDVLLM_CATALOG", form.format(catalog_url))
         for look in (lambda: registry.get_metadata("m"), registry.catalog.names, registry.catalog.migrate):
-            with pytest.raises(SettingError, match=f"The catalogue's URL \\(MEDVLLM_CATALOG\\) {words}"):
+            with pytest.raises(SettingError, match=re.escape(f"The catalogue's URL (MEDVLLM_CATALOG) {words}")):
                 look()
         assert registry.catalog.where.startswith("postgresql://")
 

@@ -15,7 +15,7 @@ from tests.support import tiny
 
 @pytest.fixture
 def folders(registry: ModelRegistry, tmp_path: Path) -> list[Path]:
-    """Two versions of a model: the first is locked and accepted, and the protected alias points to it."""
+    """Two versions of a model: the first is locked and has a baseline, and the protected alias points to it."""
     found = [tiny.bert_masked_lm(tmp_path / f"m{i}", seed=i) for i in range(2)]
     for folder in found:
         _put(registry, folder)
@@ -36,10 +36,10 @@ def _said(registry: ModelRegistry) -> str | None:
     return _state(alias, registry.catalog.unmet_requirements(alias))
 
 
-def test_what_is_not_accepted_is_said_and_not_loaded(registry: ModelRegistry, folders: list[Path]) -> None:
+def test_a_version_without_a_baseline_is_not_loaded(registry: ModelRegistry, folders: list[Path]) -> None:
     """By any name of the version; the commands of the error lead out."""
     assert _said(registry) == "protected"
-    registry.catalog.mark("m@1", baseline=None, baseline_digest=None, reason="made with the wrong texts")
+    registry.catalog.update("m@1", baseline=None, baseline_digest=None, reason="made with the wrong texts")
     assert _said(registry) == "protected, not met: a baseline"
     for name in ("m@production", "m@1", "models:/m@production"):
         for load in (registry.load_model, registry.load_tokenizer, registry.pull):
@@ -54,7 +54,7 @@ def test_what_is_not_accepted_is_said_and_not_loaded(registry: ModelRegistry, fo
 
 
 def test_files_that_are_others_are_said_and_not_loaded(registry: ModelRegistry, folders: list[Path]) -> None:
-    """Of a folder; also in a version that never was accepted, which a file of entries may point to."""
+    """Of a folder; also in a version that never had a baseline, which a file of entries may point to."""
     text = registry.catalog.export()
     (folders[0] / "vocab.txt").write_text((folders[0] / "vocab.txt").read_text().replace("heart\n", "kidney\n"))
     assert _said(registry) == "protected, not met: the files of its baseline"

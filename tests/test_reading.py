@@ -139,7 +139,7 @@ def _adapter(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "facts", "kind", "words"),
     [
-        (lambda folder: folder, {}, SourceError, "is not there"),
+        (lambda folder: folder, {}, SourceError, "does not exist"),
         (_file, {}, SourceError, "is a file, not a folder"),
         (_empty, {}, SourceError, "It is empty"),
         (_without("config.json"), {}, SourceError, "has no config.json"),

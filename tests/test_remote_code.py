@@ -106,7 +106,7 @@ def test_other_models_fetch_no_code(registry: ModelRegistry, hub: LoopbackHub, t
         ({"model_path": "./own", "revision": None}, {}, r"the code of a folder, which no commit pins\.\nGive a class"),
         ({"trust_remote_code": None}, {}, r"'own' needs its own code .*AutoModel.*\n.*revision='[0-9a-f]{40}', trust"),
         ({"trust_remote_code": False}, {}, "which no entry trusts"),
-        ({}, {"trust_remote_code": True}, r"no option of a load.*\nregister\(…, .*MEDVLLM_TRUST_REMOTE_CODE=on"),
+        ({}, {"trust_remote_code": True}, r"single load\.\n.*register\(…, .*\n.*MEDVLLM_TRUST_REMOTE_CODE=on"),
     ],
 )  # fmt: skip
 def test_anything_else_is_refused_and_says_what_is_missing(
@@ -316,7 +316,7 @@ def test_a_bundle_carries_the_code(
     site = ModelRegistry()
     for state in ("new", "here"):
         imported = site.import_bundle(tmp_path / "b.tar")
-        assert imported.models == {"own@1": state} and "permission does not come with a bundle" in imported.notes[0]
+        assert imported.models == {"own@1": state} and "a bundle does not bring that permission" in imported.notes[0]
     monkeypatch.setenv("MEDVLLM_TRUST_REMOTE_CODE", "on")
     entry = site.get_metadata("own")
     assert entry.source.trust_remote_code is None

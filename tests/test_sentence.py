@@ -204,7 +204,7 @@ def test_requirements_that_are_met_are_no_obstacle(registry: ModelRegistry, tmp_
         (["1", "0"], "begins with Pooling and Transformer"),
         (["0", "2", "1"], "begins with Transformer and Dense"),
         (["0", "3"], "begins with Transformer and Normalize"),
-        (["0", "1", "2", "1"], "two modules of one name"),
+        (["0", "1", "2", "1"], "two modules with the same name"),
     ],
 )
 def test_modules_in_another_order_are_refused(
@@ -266,7 +266,7 @@ def test_the_weights_of_a_module_are_checked(registry: ModelRegistry, tmp_path: 
         (weights | {"linear.scale": bias.clone()}, "has 'linear.scale', which it does not use"),
         (
             weights | {"linear.weight": weight.T.contiguous()},
-            r"\[16, 8\], where its config says floats \[8, 16\]",
+            r"\[16, 8\], but its config requires floats \[8, 16\]",
         ),
         (weights | {"linear.bias": bias.to(torch.int8)}, r"as int8 \[8\]"),
     ):
@@ -371,7 +371,7 @@ def test_facts_that_have_no_effect_are_errors(registry: ModelRegistry, tmp_path:
         vectors(registry, folder, ["fever"], truncate_dim=64)
     with pytest.raises(RequestError, match="The default prompt of model 'm' is 's2p', but it has no prompts"):
         vectors(registry, folder, ["fever"], default_prompt_name="s2p")
-    with pytest.raises(RequestError, match="is 's2p', and it has the prompts 'document', 'query', 's2s'"):
+    with pytest.raises(RequestError, match="is 's2p', but it has the prompts 'document', 'query', 's2s'"):
         vectors(registry, folder, ["fever"], default_prompt_name="s2p", prompts={"s2s": "x"})
 
 

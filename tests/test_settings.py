@@ -61,13 +61,13 @@ def test_the_environment_wins_over_the_homes_file_over_the_machines(
     """Each with its own value, as TOML has it; a variable that is empty is not set."""
     system.write_text('require_lock = true\nhub_timeout = 7\nmax_models = 3\nkeep_alive = "10m"\n')
     own.write_text("\ufeffhub_timeout = 2.5\n", encoding="utf-8")
-    assert settings.REQUIRE_LOCK() is True and settings.REQUIRE_LOCK.stated() == ("on", str(system))
-    assert settings.HUB_TIMEOUT() == 2.5 and settings.HUB_TIMEOUT.stated() == ("2.5", str(own))
+    assert settings.REQUIRE_LOCK() is True and settings.REQUIRE_LOCK.read_text() == ("on", str(system))
+    assert settings.HUB_TIMEOUT() == 2.5 and settings.HUB_TIMEOUT.read_text() == ("2.5", str(own))
     assert settings.MAX_MODELS() == 3 and settings.KEEP_ALIVE() == 600
     monkeypatch.setenv("MEDVLLM_REQUIRE_LOCK", "off")
     monkeypatch.setenv("MEDVLLM_HUB_TIMEOUT", " ")
     assert settings.REQUIRE_LOCK() is False and settings.HUB_TIMEOUT() == 2.5
-    assert settings.ALLOW_UNREGISTERED.stated() == ("on", "default")
+    assert settings.ALLOW_UNREGISTERED.read_text() == ("on", "default")
 
 
 def test_a_file_that_has_changed_is_read_again(own: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +195,7 @@ else:
 def test_a_variable_that_is_no_setting_is_named(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Once, by a command and by the library, with the nearest that is one."""
+    """Once, by a command and by the library, with the setting that is most similar."""
     settings.warn_of_unknown.cache_clear()
     monkeypatch.setenv("MEDVLLM_REQUIRELOCK", "1")
     words = "MEDVLLM_REQUIRELOCK is not a setting of medvllm and has no effect. Did you mean: 'MEDVLLM_REQUIRE_LOCK'?"
@@ -204,22 +204,6 @@ def test_a_variable_that_is_no_setting_is_named(
     settings.warn_of_unknown.cache_clear()
     assert command(monkeypatch, "list").code == 0
     assert caplog.messages == [words, words]
-
-
-def test_a_former_name_is_an_error_that_says_the_present_one(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may be a safeguard: ignored with a warning, it would be off."""
-    for setting in (settings.LOCK_FILE, settings.ALLOW_UNREGISTERED):
-        monkeypatch.delenv(setting.name, raising=False)
-        monkeypatch.setenv(setting.former_name, "off")
-        with pytest.raises(SettingError, match=f"{setting.former_name} .* now called {setting.name}"):
-            setting()
-        assert settings.unknown()[setting.former_name] == [setting.name]
-        monkeypatch.setenv(setting.name, "off" if setting is settings.ALLOW_UNREGISTERED else "/srv/a.lock")
-        setting()
-        monkeypatch.delenv(setting.former_name)
-    own.write_text("direct = false\n")
-    with pytest.raises(SettingError, match="Did you mean: 'allow_unregistered'"):
-        settings.REQUIRE_LOCK()
 
 
 def test_commands_say_what_is_wrong_with_a_file(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ def acme(hub: LoopbackHub, hurried: HurriedClock, tmp_path: Path) -> LoopbackHub
 def test_an_unregistered_repository_loads_directly_and_says_so(
     registry: ModelRegistry, acme: LoopbackHub, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The specification's fallback: in the log, in the receipt, in resident(); the name is not registered by it."""
+    """The specification's fallback: in the log, in the receipt, in loaded_models(); it registers no name."""
     with registry.lease("acme/bert") as lease:
         assert lease.receipt.origin == "direct"
     assert "'acme/bert' is not registered: loaded directly, from acme/bert@" in caplog.text
@@ -158,8 +158,8 @@ def test_ten_threads_fetch_and_load_one_model_once(registry: ModelRegistry, acme
 
 def test_listing_never_waits_for_a_load(registry: ModelRegistry, acme: LoopbackHub) -> None:
     """While a download is held open, everything that only looks answers."""
-    gate = threading.Event()
-    acme.fault("*/model.safetensors", "hold", gate)
+    release = threading.Event()
+    acme.fault("*/model.safetensors", "hold", release)
     with ThreadPoolExecutor(1) as pool:
         loading = pool.submit(registry.load_model, "acme/bert")
         deadline = time.monotonic() + 30
@@ -173,7 +173,7 @@ def test_listing_never_waits_for_a_load(registry: ModelRegistry, acme: LoopbackH
         registry.unregister("other")
         registry.clear_cache()
         assert not loading.done()
-        gate.set()
+        release.set()
         assert loading.result(60) is registry.load_model("acme/bert")
 
 

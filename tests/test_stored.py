@@ -81,19 +81,19 @@ def test_marks_and_tags_change_in_place(registry: ModelRegistry) -> None:
     """Of one version or of all; None takes one away; what is content is refused with what to do."""
     _put(registry, description="a", tags=["x", "y"])
     _put(registry, description="b")
-    both = registry.catalog.mark("m", deprecated="old", reason="r")
+    both = registry.catalog.update("m", deprecated="old", reason="r")
     assert [entry.lifecycle.deprecated for entry in both] == ["old", "old"]
-    assert registry.catalog.mark("m@1", deprecated=None)[0].lifecycle.deprecated is None
+    assert registry.catalog.update("m@1", deprecated=None)[0].lifecycle.deprecated is None
     assert registry.get_metadata("m").lifecycle.deprecated == "old"
     tagged = registry.catalog.tag("m@1", add={"z": None, "team": "icu"}, remove=("x",))
     assert (tagged.tags, tagged.values) == (["y", "z"], {"team": "icu"})
     assert registry.catalog.tag("m@1", add={}, remove=("team",)).values == {}
     with pytest.raises(RequestError, match="'pooling' of a version cannot be changed.\nRegister a new version"):
-        registry.catalog.mark("m", pooling="cls")
+        registry.catalog.update("m", pooling="cls")
     with pytest.raises(ModelNotFoundError, match="'m' has no version or alias '9'. It has: 1, 2"):
-        registry.catalog.mark("m@9", deprecated="x")
+        registry.catalog.update("m@9", deprecated="x")
     with pytest.raises(RequestError, match="A reason must have 1 to 2,000 characters"):
-        registry.catalog.mark("m", deprecated="x", reason="r" * 2001)
+        registry.catalog.update("m", deprecated="x", reason="r" * 2001)
     assert _sound(registry)
 
 
@@ -207,14 +207,14 @@ def test_a_deprecated_model_says_so_once_at_its_load(
     _put(registry, model_path=str(tiny.bert_encoder(tmp_path / "m")))
     registry.load_model("m")
     assert "deprecated" not in caplog.text
-    registry.catalog.mark("m", deprecated="misses names", successor="m2")
+    registry.catalog.update("m", deprecated="misses names", successor="m2")
     for _ in range(2):
         registry.load_model("m")
     assert caplog.messages.count("Model 'm@1' is deprecated: misses names. Use 'm2' instead") == 1
 
 
 def _with_baseline(registry: ModelRegistry, name: str, folder: Path, **facts: Any) -> int:
-    """Store a version that is locked and accepted."""
+    """Store a version that is locked and has a baseline."""
     number = _put(registry, name, model_path=str(folder), task="fill-mask", **facts)
     registry.lock(f"{name}@{number}")
     ModelRunner(f"{name}@{number}", registry=registry).record_baseline()
@@ -270,7 +270,7 @@ def test_a_protected_alias_moves_to_what_is_locked_and_has_a_baseline(registry: 
     assert _sound(registry)
 
 
-@pytest.mark.parametrize("overtaking", ["a version is added", "acceptance is withdrawn"])
+@pytest.mark.parametrize("overtaking", ["a version is added", "the baseline is removed"])
 def test_a_protected_alias_does_not_move_to_what_changed_meanwhile(overtaking: str) -> None:
     """What another process does between approval and move was approved by nobody."""
 
@@ -281,19 +281,19 @@ def test_a_protected_alias_does_not_move_to_what_changed_meanwhile(overtaking: s
                 StoredCatalog().add(_entry(description="c"), replace=True)
             return found
 
-    class Approving:
+    class Overtaking:
         def missing_requirements(self, entry: ModelMetadata) -> list[str]:
-            if overtaking == "acceptance is withdrawn" and entry.version == 2:
-                StoredCatalog().mark("m@2", baseline_digest=None)
+            if overtaking == "the baseline is removed" and entry.version == 2:
+                StoredCatalog().update("m@2", baseline_digest=None)
             return []
 
         def unmet_requirements(self, entry: ModelMetadata) -> list[str]:
             return []
 
-        def locked(self, entry: ModelMetadata) -> None:
+        def get_locked(self, entry: ModelMetadata) -> None:
             return None
 
-    catalog = Overtaken(approval=Approving())
+    catalog = Overtaken(protection=Overtaking())
     catalog.add(_entry(description="a"), replace=True)
     catalog.add(_entry(description="b", baseline_digest="f" * 64), replace=True)
     catalog.set_alias("m", "production", 1)
@@ -553,7 +553,7 @@ def test_a_catalogue_travels_to_the_other_kind_of_database(
     registry.catalog.protect("lost", "production")
     registry.unregister("lost", persist=True)
     registry.catalog.tag("Alpha", add={"key": "value"})
-    registry.catalog.mark("zeta é@1", deprecated="old", successor="Alpha")
+    registry.catalog.update("zeta é@1", deprecated="old", successor="Alpha")
     registry.catalog.set_alias("zeta é", "production", 1)
     StoredCatalog().protect("zeta é", "production")  # nobody asks what it lacks
     registry.catalog.protect("Alpha", "later")
@@ -653,7 +653,7 @@ def test_a_bundle_has_versions_side_by_side(registry: ModelRegistry, tmp_path: P
     for i in range(2):
         _put(registry, model_path=str(tiny.bert_masked_lm(tmp_path / f"m{i}" / "x", seed=i)))
     assert registry.export(tmp_path / "b.tar", "m@2", "m", "m@1", unlocked=True).models == ("m@2", "m@1")
-    with pytest.raises(RequestError, match="A bundle has one model of a name, and two of 'x' are asked for"):
+    with pytest.raises(RequestError, match="A bundle has one model of a name, and you asked for two of 'x'"):
         registry.export(tmp_path / "c.tar", tmp_path / "m0" / "x", tmp_path / "m1" / "x", unlocked=True)
     assert not (tmp_path / "c.tar").exists()
 
@@ -674,7 +674,7 @@ def test_a_protection_that_outlasts_its_name_is_no_version(registry: ModelRegist
         registry.catalog.set_alias("m", "staging", "production")
     registry.unregister("m", persist=True)
     with pytest.raises(ModelNotFoundError, match="Model 'm' is not stored"):
-        registry.catalog.mark("m", tags=["a"])
+        registry.catalog.update("m", tags=["a"])
 
 
 def test_what_a_child_stores_outlives_its_parent(registry: ModelRegistry, catalog_url: str) -> None:

@@ -91,8 +91,8 @@ def test_the_library_works_beside_any_standard_error(tagger: Path, monkeypatch: 
     for stream in (None, object(), Closed()):
         monkeypatch.setattr(sys, "stderr", stream)
         assert ModelRunner(tagger).entities([NOTE] * 40)
-        assert [*progress.of_items("x", [1, 2])] == [1, 2]
-        with progress.of_bytes("x", 10**12) as done:
+        assert [*progress.track_items("x", [1, 2])] == [1, 2]
+        with progress.track_bytes("x", 10**12) as done:
             done(1)
     registry.clear_cache()
 

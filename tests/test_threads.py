@@ -74,12 +74,12 @@ def test_eight_threads_many_rounds(registry: ModelRegistry, tmp_path: Path, roun
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(8)))
     assert faults == []
-    assert sum(resident.leases for resident in registry.loaded_models()) == 0
+    assert sum(loaded.leases for loaded in registry.loaded_models()) == 0
     assert torch.get_default_dtype() is torch.float32
 
 
 def test_private_models_load_soundly_in_parallel(registry: ModelRegistry, tmp_path: Path) -> None:
-    """use_cache=False goes through the same gate."""
+    """use_cache=False takes the same lock."""
     folder = tiny.bert_masked_lm(tmp_path / "m")
 
     def load(dtype: str) -> str | None:
@@ -154,7 +154,7 @@ def _wrong_lengths(tokenizer: Any, rounds: int) -> int:
 
 
 def test_a_registered_tokenizer_gives_right_lengths_to_every_thread(registry: ModelRegistry, tmp_path: Path) -> None:
-    """The guarded one is never wrong; the same files unguarded are, under a short switch interval."""
+    """A locked one is never wrong; the same files without the lock are, under a short switch interval."""
 
     folder = tiny.bert_masked_lm(tmp_path / "m")
     interval = sys.getswitchinterval()

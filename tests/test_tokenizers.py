@@ -58,7 +58,7 @@ def test_a_cased_vocabulary_is_not_lowercased_where_nothing_says_so(
     assert registry.load_tokenizer(uncased).tokenize("Aspirin") == ["aspirin"]
 
 
-def test_files_that_lowercase_a_cased_vocabulary_are_believed_aloud(
+def test_files_that_lowercase_a_cased_vocabulary_are_followed_with_a_warning(
     registry: ModelRegistry, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is what their authors said; the log says what it costs."""

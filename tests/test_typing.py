@@ -39,7 +39,7 @@ def test_what_the_catalogue_returns(registry: ModelRegistry) -> None:
     assert_type(catalog.aliases(), list[Alias])
     assert_type(catalog.versions("m"), dict[int, ModelMetadata])
     assert_type(catalog.tag("m", add={"reviewed": None, "owner": "radiology"}), ModelMetadata)
-    assert_type(catalog.mark("m", deprecated="old"), list[ModelMetadata])
+    assert_type(catalog.update("m", deprecated="old"), list[ModelMetadata])
     assert_type(catalog.history("m", since="2026-01-01"), list[Event])
     assert_type(catalog.check_history(), tuple[int, str, list[str]])
     assert_type(catalog.export(), str)

@@ -1,4 +1,4 @@
-"""Words of filters and facts: understood as other tools say them, and refused with the nearest where none is meant."""
+"""Words of filters and facts: understood as other tools say them, and refused with a suggestion otherwise."""
 
 from typing import Any
 

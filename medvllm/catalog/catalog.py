@@ -20,7 +20,7 @@ from medvllm.errors import CatalogError, MedVLLMError, ModelNotFoundError
 from medvllm.metadata import ModelMetadata, ModelType
 from medvllm.names import valid_name
 from medvllm.near_names import did_you_mean, near_names
-from medvllm.spelling import folded
+from medvllm.spelling import normalize_text
 from medvllm.words import TASKS, unknown_task
 
 if TYPE_CHECKING:
@@ -39,10 +39,10 @@ class Catalog:
         self._stored = stored
         self._changes = count(1)
         self._generation = 0
-        self._own = ProcessEntries(self._changed)
+        self._own = ProcessEntries(self._count_change)
         self._shipped = (  # in the order in which they are looked up
-            ShippedEntries(package_entries, self._changed),
-            ShippedEntries(lambda: Shipment(builtin_entries(), {}), self._changed),
+            ShippedEntries(package_entries, self._count_change),
+            ShippedEntries(lambda: Shipment(builtin_entries(), {}), self._count_change),
         )
 
     @property
@@ -75,7 +75,7 @@ class Catalog:
 
     def outdate(self) -> None:
         """Let every name be looked up again, because it may mean something else although no entry has changed."""
-        self._changed()
+        self._count_change()
 
     def add(
         self,
@@ -99,7 +99,7 @@ class Catalog:
             ModelExistsError: The name is registered, and `replace` is not set.
             RequestError, ModelNameError: A fact or a name is not valid.
         """
-        name = valid_name(folded(name) if isinstance(name, str) else name)
+        name = valid_name(normalize_text(name) if isinstance(name, str) else name)
         entry = ModelMetadata.build(name, model_type, facts)  # checked before anything changes
         for other in entry.source.also_known_as:
             valid_name(other)
@@ -188,9 +188,7 @@ class Catalog:
     def find(self, name: str, suffix: str | None = None) -> ModelMetadata | None:
         """Return the entry of that name, or the first that is also known by it, or None.
 
-        Args:
-            name: A name, or another name of an entry.
-            suffix: The number of a version, or an alias. None means the entry's own choice.
+        `suffix` is the number of a version, or an alias.
         """
         owners = (self._find(owner, suffix) for owner in self._owners(name))
         return self._find(name, suffix) or next((entry for entry in owners if entry is not None), None)
@@ -348,5 +346,5 @@ class Catalog:
         if asked not in known:
             raise unknown_task(asked, known)
 
-    def _changed(self) -> None:
+    def _count_change(self) -> None:
         self._generation = next(self._changes)

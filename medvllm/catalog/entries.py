@@ -69,7 +69,7 @@ def from_toml(
     for entry in content.models:
         if entry.name in found:
             raise CatalogError(f"{file} cannot be read: model {entry.name!r} occurs twice.")
-        found[entry.name] = entry if entry.version else entry.changed(version=1)
+        found[entry.name] = entry if entry.version else entry.with_attributes(version=1)
     return found
 
 

@@ -1,12 +1,11 @@
 """Events of the history, and aliases."""
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
 from medvllm.errors import RequestError
+from medvllm.spelling import has_lone_surrogate
 
-HALVES = re.compile("[\ud800-\udfff]")  # lone surrogates: no file and no terminal takes them
 DEFAULT = "default"  # the alias that sets the version which a bare name means
 _MAX_REASON = 2000  # characters
 ACTIONS = frozenset(
@@ -51,5 +50,5 @@ def check_reason(reason: str | None) -> None:
     """Raise RequestError if the history cannot keep a reason."""
     if reason is not None and not 0 < len(reason) <= _MAX_REASON:
         raise RequestError(f"A reason must have 1 to {_MAX_REASON:,} characters, not {len(reason):,}.")
-    if reason is not None and HALVES.search(reason):
+    if reason is not None and has_lone_surrogate(reason):
         raise RequestError("A reason must not contain half of a surrogate pair: it is not valid Unicode text.")

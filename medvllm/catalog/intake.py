@@ -7,7 +7,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from medvllm.catalog.events import Alias
-from medvllm.catalog.record import content, differing, from_record, to_record
+from medvllm.catalog.record import content, find_differing, from_record, to_record
 from medvllm.errors import CatalogError
 from medvllm.facts import MUTABLE_FIELDS
 from medvllm.metadata import ModelMetadata
@@ -93,7 +93,7 @@ def _add_name(
     for entry in entries:
         if entry.version:
             _add_version(transaction, entry, wanted, intake, reason)
-        elif before is None or set(differing(entry.facts(), before.facts())) - {"trust_remote_code"}:
+        elif before is None or set(find_differing(entry.facts(), before.facts())) - {"trust_remote_code"}:
             above = before.version if before is not None and before.is_shipped else 0
             intake.numbers[name] = transaction.register(name, to_record(entry), above=above, reason=reason)
         for other in entry.source.also_known_as:
@@ -119,9 +119,9 @@ def _add_version(
         intake.clashes.append(f"{name}@{number} is the {before.origin} model on this machine")
         return
     exists = number in transaction.numbers(name)
-    known = transaction.facts(name, number) if exists else transaction.registered(name).get(number)
+    known = transaction.facts(name, number) if exists else transaction.read_registered_facts(name).get(number)
     if known is not None:
-        others = differing(content(facts), content(known))
+        others = find_differing(content(facts), content(known))
         if not facts.get("trust_remote_code"):  # a bundle neither gives nor takes this permission
             others = [fact for fact in others if fact != "trust_remote_code"]
         if others == ["model_path"] and wanted.same_files(from_record(name, number, known), entry):
@@ -136,7 +136,7 @@ def _add_version(
         transaction.register(name, facts, number=number, may_be_lower=True, reason=reason)
         return
     changed = {fact: facts.get(fact) for fact in MUTABLE_FIELDS}
-    if news := differing(changed, {fact: known.get(fact) for fact in MUTABLE_FIELDS} if known else {}):
+    if news := find_differing(changed, {fact: known.get(fact) for fact in MUTABLE_FIELDS} if known else {}):
         intake.changes.append(f"{name}@{number} would have another {', '.join(news)}")
         if any(alias.protected and alias.version == number for alias in transaction.aliases(name)):
             intake.stays.append(f"{name}@{number} keeps its baseline, because a protected alias points to it")

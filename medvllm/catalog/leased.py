@@ -3,9 +3,10 @@
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+from medvllm.errors import CatalogError
+
 if TYPE_CHECKING:
     from medvllm.processes import RecordStore
-from medvllm.errors import CatalogError
 
 
 def check_not_leased(records: "RecordStore", versions: Collection[tuple[str | None, int | None]]) -> None:

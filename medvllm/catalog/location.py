@@ -63,7 +63,7 @@ def is_there(file: Path, *, named: bool) -> bool:
         wrong = next((path for path in reversed(file.parents) if path.exists() and not path.is_dir()), file.parent)
         raise CatalogError(
             f"Catalogue {file} cannot be read: {wrong} is a file, not a folder.\n"
-            "Set a file in a folder: export "
+            f"Use a {'file in a folder' if named else 'folder'}: export "
             + (f"{settings.CATALOG.name}=/srv/catalog.db" if named else f"{settings.HOME.name}=~/.medvllm"),
             path=str(file),
         ) from None

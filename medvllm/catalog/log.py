@@ -17,7 +17,7 @@ class Locked(NamedTuple):
 
 @dataclass(frozen=True)
 class VersionRecord:
-    """One stored version. `accepted` and `locked` are digests over files: equal ones are the same files."""
+    """One stored version. `baseline_digest` and `locked` are digests over files: equal ones are the same files."""
 
     version: int
     at: str | None  # UTC, ISO 8601; None if the history does not say
@@ -48,18 +48,18 @@ def records(
 ) -> list[VersionRecord]:
     """Return the records of a name's versions; `meant` is the version that the bare name means."""
     made: dict[int | None, Event] = {}
-    accepted: dict[int | None, Event] = {}
+    baselines: dict[int | None, Event] = {}
     for event in events:
         if event.action == "registered":
             made[event.version] = event
         if event.action in ("registered", "changed") and "baseline_digest" in event.detail.get("facts", {}):
-            accepted[event.version] = event
+            baselines[event.version] = event
     pointing = [alias for alias in aliases if alias.version is not None]
     found = []
     for entry in entries:
         own = [alias for alias in pointing if alias.version == entry.version]
-        first, standing = made.get(entry.version), entry.lifecycle
-        decided = accepted.get(entry.version) if standing.baseline_digest else None
+        first, lifecycle = made.get(entry.version), entry.lifecycle
+        recorded = baselines.get(entry.version) if lifecycle.baseline_digest else None
         lock = locked.get(entry.version)
         found.append(
             VersionRecord(
@@ -71,11 +71,11 @@ def records(
                 aliases=tuple(alias.alias for alias in own),
                 protected=any(alias.protected for alias in own),
                 is_meant=entry.version == meant,
-                deprecated=standing.deprecated,
-                successor=standing.successor,
-                baseline_digest=standing.baseline_digest,
-                baseline_at=decided.at if decided else None,
-                baseline_by=decided.who if decided else None,
+                deprecated=lifecycle.deprecated,
+                successor=lifecycle.successor,
+                baseline_digest=lifecycle.baseline_digest,
+                baseline_at=recorded.at if recorded else None,
+                baseline_by=recorded.who if recorded else None,
                 locked=lock.digest if lock else None,
             )
         )

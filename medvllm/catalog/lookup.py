@@ -100,6 +100,7 @@ def _check_same_meaning(catalog: Catalog, ref: ModelRef, there: Meaning) -> None
 def _check_may_be_repository(catalog: Catalog, ref: ModelRef) -> None:
     """Raise ModelNotFoundError unless a name without an entry can only mean a repository on the Hub."""
     as_repository = f"\nIf you mean the repository of that name: hf://{ref.text}"
+    as_folder = f"\nIf you mean the folder of that name: ./{ref.text}"
     if (where := catalog.was_removed(ref.name)) is not None:
         if where == "stored":
             why, advice = ": it was unregistered", f"\nSee when, and why: medvllm history {ref.name}"
@@ -107,8 +108,8 @@ def _check_may_be_repository(catalog: Catalog, ref: ModelRef) -> None:
             why, advice = ": it was unregistered in this process", as_repository if ref.is_repo_id else ""
         raise catalog.not_found(ref.text, f" any more{why}", advice=advice, near=[])
     if "/" not in ref.name and (near := catalog.near(ref.name)):
-        raise catalog.not_found(ref.text, advice=as_repository, near=near)
-    as_folder = f"\nIf you mean the folder of that name: ./{ref.text}"
+        advice = as_folder if os.path.isdir(ref.name) else as_repository
+        raise catalog.not_found(ref.text, advice=advice, near=near)
     if "/" not in ref.name and os.path.isdir(ref.name):
         raise catalog.not_found(ref.text, advice=as_folder)
     if not ref.is_repo_id:
@@ -119,7 +120,7 @@ def _no_such_version(catalog: Catalog, ref: ModelRef, entry: ModelMetadata) -> M
     known = catalog.known(ref.name)
     return ModelNotFoundError(
         f"Model {ref.name!r} has no version or alias {ref.suffix!r}. It has: {', '.join(known[-20:])}.\n"
-        f"Load the current one with: {ref.name}@{entry.version}",
+        f"Use the current one: {ref.name}@{entry.version}",
         model=ref.name,
         candidates=tuple(known),
     )

@@ -96,7 +96,7 @@ def _read(point: "EntryPoint") -> Shipment:
         entries = from_toml(content.decode("utf-8-sig"), "package", f"File {FILE}")
         for entry in entries.values():
             to_record(entry)  # raises an error if the entry depends on the working directory or on one process
-        return Shipment({name: entry.changed(package=package) for name, entry in entries.items()}, {})
+        return Shipment({name: entry.with_attributes(package=package) for name, entry in entries.items()}, {})
     except Exception as error:  # an installed package may be wrong in any way
         _warn("The entries of package %s cannot be used: %s", package, error)
         why = f"The entries of package {package} cannot be used: {error}\nCorrect or uninstall the package."

@@ -108,7 +108,7 @@ class ProcessEntries:
 
     def _put(self, entry: ModelMetadata, newest: int) -> ModelMetadata:
         name = entry.name
-        entry = entry.changed(version=max(newest, self._versions.get(name, 0)) + 1)
+        entry = entry.with_attributes(version=max(newest, self._versions.get(name, 0)) + 1)
         self._versions[name] = entry.version
         self._drop_owner(name)
         self._entries[name], self._digests[name] = entry, entry.digest

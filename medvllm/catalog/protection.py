@@ -7,7 +7,7 @@ from medvllm.errors import CatalogError
 from medvllm.metadata import ModelMetadata
 
 
-class Approval(Protocol):
+class Protection(Protocol):
     """Decides which versions a protected alias may point to. A registry provides it."""
 
     def missing_requirements(self, entry: ModelMetadata) -> list[str]:
@@ -18,28 +18,28 @@ class Approval(Protocol):
         """Return why a version that a protected alias points to would not load."""
         ...
 
-    def locked(self, entry: ModelMetadata) -> Locked | None:
+    def get_locked(self, entry: ModelMetadata) -> Locked | None:
         """Return what the lock file has of a version, or None."""
         ...
 
 
-def missing_requirements(approval: Approval | None, entry: ModelMetadata) -> list[str]:
+def missing_requirements(protection: Protection | None, entry: ModelMetadata) -> list[str]:
     """Return what a version needs, besides a reason, before a protected alias may point to it."""
-    if approval is None:
+    if protection is None:
         return ["the check of a registry: use registry.catalog"]
-    return approval.missing_requirements(entry)
+    return protection.missing_requirements(entry)
 
 
-def check_move(approval: Approval | None, name: str, alias: str, entry: ModelMetadata, reason: str | None) -> None:
+def check_move(protection: Protection | None, name: str, alias: str, entry: ModelMetadata, reason: str | None) -> None:
     """Raise CatalogError unless a protected alias may be moved to a version, for a reason."""
-    missing = [*missing_requirements(approval, entry), *([] if reason else ["a reason: --reason 'why'"])]
+    missing = [*missing_requirements(protection, entry), *([] if reason else ["a reason: --reason 'why'"])]
     if missing:
         raise _not_ready(f"Alias {alias!r} of model {name!r} is protected, and version {entry.version}", name, missing)
 
 
-def check_protect(approval: Approval | None, name: str, alias: str, entry: ModelMetadata) -> None:
+def check_protect(protection: Protection | None, name: str, alias: str, entry: ModelMetadata) -> None:
     """Raise CatalogError unless an alias that points to a version may become protected."""
-    missing = [] if approval is None else approval.missing_requirements(entry)
+    missing = [] if protection is None else protection.missing_requirements(entry)
     if missing:
         raise _not_ready(
             f"Alias {alias!r} of model {name!r} cannot be protected: it points to version {entry.version}, which",

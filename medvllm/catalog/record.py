@@ -10,7 +10,7 @@ from medvllm.errors import CatalogError, MedVLLMError, MigrationError, RequestEr
 from medvllm.facts import IDENTIFYING, MUTABLE_FIELDS
 from medvllm.lazy import lazy
 from medvllm.metadata import ModelMetadata
-from medvllm.names import parse, valid_name
+from medvllm.names import parse_name, valid_name
 
 Facts = Mapping[str, Any]
 # Before the first release some facts had other names. The history keeps events with these names.
@@ -54,7 +54,7 @@ def to_record(entry: ModelMetadata) -> dict[str, Any]:
     """
     for name in (entry.name, *entry.source.also_known_as):
         valid_name(name)
-    location = parse(entry.location)
+    location = parse_name(entry.location)
     if location.kind == "folder" and not location.text.startswith(("/", "file://", "home://")):
         raise RequestError(
             f"Model {entry.name!r} uses the relative path {location.text[:80]!r}, which depends on the working "
@@ -126,7 +126,7 @@ def is_same(fact: Any, stored: Any) -> bool:
     return fact == stored and json.dumps(fact, sort_keys=True, default=repr) == json.dumps(stored, sort_keys=True)
 
 
-def differing(facts: Facts, stored: Facts) -> list[str]:
+def find_differing(facts: Facts, stored: Facts) -> list[str]:
     """Return the names of the facts that differ, sorted. An empty fact equals a missing one."""
     return sorted(
         fact for fact in {**facts, **stored} if not is_same(facts.get(fact) or None, stored.get(fact) or None)

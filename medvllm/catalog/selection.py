@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from medvllm.catalog.record import StoredRow
 from medvllm.errors import RequestError
 from medvllm.fact_filters import check_glob, to_glob
-from medvllm.metadata import ModelMetadata, ModelType, fits, mentions
+from medvllm.metadata import ModelMetadata, ModelType, matches_filters, mentions_text
 from medvllm.words import usual_task
 
 Candidate = ModelMetadata | StoredRow  # what a name means, made into metadata or not yet
@@ -57,11 +57,11 @@ class Selection(NamedTuple):
         if (is_named := self.is_named) is not None:
             fitting = (entry for entry in fitting if is_named(entry.name.casefold()))
         if (text := self.text) is not None:
-            fitting = (entry for entry in fitting if mentions(entry.fact, text))
+            fitting = (entry for entry in fitting if mentions_text(entry.fact, text))
         if self.model_type is not None:
             fitting = (entry for entry in fitting if entry.model_type == self.model_type)
         if self.task is not None or self.tags or self.globs:
-            fitting = (entry for entry in fitting if fits(entry.fact, self.task, self.tags, self.globs))
+            fitting = (entry for entry in fitting if matches_filters(entry.fact, self.task, self.tags, self.globs))
         return fitting
 
 

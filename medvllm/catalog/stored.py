@@ -14,16 +14,16 @@ from medvllm.catalog.events import Alias, Event
 from medvllm.catalog.leased import check_not_leased
 from medvllm.catalog.log import VersionRecord, records
 from medvllm.catalog.memo import LookupMemo
-from medvllm.catalog.protection import Approval, check_move, check_protect, missing_requirements
+from medvllm.catalog.protection import Protection, check_move, check_protect, missing_requirements
 from medvllm.catalog.record import StoredRow, from_record, package_detail, to_record, with_present_names
 from medvllm.catalog.stores import DatabaseHandle
 from medvllm.errors import CatalogError, ModelNameError, ModelNotFoundError, RequestError
 from medvllm.fact_values import check_fact
 from medvllm.facts import MUTABLE_FIELDS
 from medvllm.metadata import ModelMetadata
-from medvllm.names import parse, valid_alias
+from medvllm.names import parse_name, valid_alias
 from medvllm.near_names import did_you_mean, near_names
-from medvllm.spelling import folded
+from medvllm.spelling import normalize_text
 
 if TYPE_CHECKING:
     from medvllm.catalog import intake
@@ -39,12 +39,12 @@ class StoredCatalog:
 
     Args:
         location: A SQLite file as a Path, or a postgresql:// URL. None follows MEDVLLM_CATALOG.
-        approval: Decides which versions a protected alias may point to.
+        protection: Decides which versions a protected alias may point to.
     """
 
-    def __init__(self, location: Path | str | None = None, *, approval: Approval | None = None) -> None:
+    def __init__(self, location: Path | str | None = None, *, protection: Protection | None = None) -> None:
         self.database = DatabaseHandle(location)
-        self.approval = approval
+        self.protection = protection
         self._memo = LookupMemo(self.database)
 
     def __repr__(self) -> str:
@@ -119,21 +119,21 @@ class StoredCatalog:
     def numbers(self, name: str) -> list[int]:
         """Return the numbers of a name's versions, the newest last."""
         store = self.database.reader()
-        return [] if store is None else store.numbers(folded(name))
+        return [] if store is None else store.numbers(normalize_text(name))
 
     def versions(self, name: str) -> dict[int, ModelMetadata]:
         """Return every stored version of a name by its number, the newest last."""
         store = self.database.reader()
-        rows = [] if store is None else store.versions(folded(name))
+        rows = [] if store is None else store.versions(normalize_text(name))
         return {number: from_record(of, number, facts) for of, number, facts in rows}
 
     def version_log(self, name: str) -> list[VersionRecord]:
         """Return each stored version of a name, the newest last: when it was made, by whom and why, and its state."""
-        name = folded(name)
+        name = normalize_text(name)
         store, entries = self.database.reader(), list(self.versions(name).values())
         if store is None or not entries:
             return []
-        locked = {entry.version: self.approval.locked(entry) for entry in entries} if self.approval else {}
+        locked = {entry.version: self.protection.get_locked(entry) for entry in entries} if self.protection else {}
         meant = self.find(name)
         return records(
             entries,
@@ -146,7 +146,7 @@ class StoredCatalog:
     def aliases(self, name: str | None = None) -> list[Alias]:
         """Return the aliases of a name, or of all names, sorted."""
         store = self.database.reader()
-        return [] if store is None else store.aliases(None if name is None else folded(name))
+        return [] if store is None else store.aliases(None if name is None else normalize_text(name))
 
     def was_removed(self, name: str) -> bool:
         """Return whether a name had versions, and all of them were unregistered."""
@@ -154,7 +154,7 @@ class StoredCatalog:
 
     def check_known(self, name: str) -> None:
         """Raise ModelNotFoundError, with similar names, if a name never had a stored version and has no event."""
-        name, store = folded(name), self.database.reader()
+        name, store = normalize_text(name), self.database.reader()
         known = [] if store is None else store.names_ever()
         if name in known or self.history(name):
             return
@@ -172,10 +172,10 @@ class StoredCatalog:
 
     def unmet_requirements(self, alias: Alias) -> list[str]:
         """Return why the version that a protected alias points to would not load; nothing if it would."""
-        if not alias.protected or alias.version is None or self.approval is None:
+        if not alias.protected or alias.version is None or self.protection is None:
             return []
         entry = self.find(alias.name, str(alias.version))
-        return [] if entry is None else self.approval.unmet_requirements(entry)
+        return [] if entry is None else self.protection.unmet_requirements(entry)
 
     def history(self, name: str | None = None, *, since: date | str | None = None) -> list[Event]:
         """Return the events, the first one first.
@@ -186,7 +186,7 @@ class StoredCatalog:
         """
         moment = None if since is None else _moment(since)
         store = self.database.reader()
-        return [] if store is None else list(store.events(None if name is None else folded(name), moment))
+        return [] if store is None else list(store.events(None if name is None else normalize_text(name), moment))
 
     def check_history(self) -> tuple[int, str, list[str]]:
         """Check the whole history, and compare it with the entries and aliases.
@@ -225,7 +225,7 @@ class StoredCatalog:
             number = transaction.register(entry.name, facts, replace=replace, above=above, reason=reason)
             return from_record(entry.name, number, transaction.facts(entry.name, number))
 
-    def mark(self, model: str, *, reason: str | None = None, **facts: Any) -> list[ModelMetadata]:
+    def update(self, model: str, *, reason: str | None = None, **facts: Any) -> list[ModelMetadata]:
         """Change facts of a version, or of all versions of a name, and return these versions.
 
         Args:
@@ -322,11 +322,11 @@ class StoredCatalog:
             CatalogError: The alias is protected, and the version is not locked, has no baseline of the locked files,
                 or no reason was given.
         """
-        name, alias = folded(name), valid_alias(alias)
+        name, alias = normalize_text(name), valid_alias(alias)
         protected = any(known.protected for known in self.aliases(name) if known.alias == alias)
         approved = self.find(name, str(version)) if protected else None
         if approved is not None:
-            check_move(self.approval, name, alias, approved, reason)
+            check_move(self.protection, name, alias, approved, reason)
             version = approved.version  # wherever another alias points to by now
         with self.database.begin(reason) as transaction:
             number = transaction.resolve(name, str(version))
@@ -341,7 +341,7 @@ class StoredCatalog:
             ModelNotFoundError: The name has no such alias.
         """
         with self.database.begin(reason) as transaction:
-            transaction.remove_alias(folded(name), alias, reason=reason)
+            transaction.remove_alias(normalize_text(name), alias, reason=reason)
 
     def protect(self, name: str, alias: str, protected: bool = True, *, reason: str | None = None) -> None:
         """Protect an alias, or end its protection. The alias need not be set yet.
@@ -351,11 +351,11 @@ class StoredCatalog:
         Raises:
             CatalogError: The version that the alias points to lacks something, or protection ends without a reason.
         """
-        name, alias = folded(name), valid_alias(alias)
+        name, alias = normalize_text(name), valid_alias(alias)
         is_set = any(known.alias == alias and not known.protected for known in self.aliases(name))
         entry = self.find(name, alias) if protected and is_set else None
         if entry is not None:
-            check_protect(self.approval, name, alias, entry)
+            check_protect(self.protection, name, alias, entry)
         with self.database.begin(reason) as transaction:
             transaction.protect(name, alias, protected, reason=reason)
 
@@ -414,7 +414,7 @@ class StoredCatalog:
             return changes
         check_not_leased(self.database.record_store(), exchange.removed_versions(changes))
         for name, alias, entry in moves:
-            check_move(self.approval, name, alias, entry, reason)
+            check_move(self.protection, name, alias, entry, reason)
         approved = {(name, alias, entry.version): entry.facts() for name, alias, entry in moves}
         with self.database.begin(reason) as transaction:
             exchange.apply(transaction, wanted, reason, approved=approved)
@@ -443,7 +443,7 @@ class StoredCatalog:
         obstacles = [
             f"{name}@{alias} -> {entry.version} lacks {each}"
             for name, alias, entry in moves
-            for each in missing_requirements(self.approval, entry)
+            for each in missing_requirements(self.protection, entry)
         ]
         if not reason and (moves or transaction.needs_reason):
             obstacles.append("changing a protected alias requires a reason: --reason 'why'")
@@ -496,7 +496,7 @@ class StoredCatalog:
 
 
 def _split(model: str) -> tuple[str, str | None]:
-    ref = parse(model)
+    ref = parse_name(model)
     if ref.kind != "name":
         raise ModelNameError(
             f"{model!r} is not the name of a stored model.\nList the stored models: medvllm list --mine"

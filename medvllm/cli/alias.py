@@ -27,7 +27,9 @@ AliasName = Annotated[
 def set_(
     name: Name,
     alias: AliasName,
-    version: Annotated[str, typer.Argument(help="The number of a version, or another alias that points to it.")],
+    version: Annotated[
+        str, typer.Argument(metavar="VERSION", help="The number of a version, or another alias that points to it.")
+    ],
     reason: Reason = None,
 ) -> None:
     """Point an alias to a version. A protected alias requires a locked version with a baseline, and a reason."""

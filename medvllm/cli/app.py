@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from medvllm import __version__
+from medvllm.cli.plain_help import Command, Group
 
 # Each command, in the order of the help text, and where it is: a module of this package, and the function or the group.
 _COMMANDS = {
@@ -45,6 +46,7 @@ def make_app(arguments: Sequence[str] = ()) -> typer.Typer:
 
 def _make(names: Iterable[str]) -> typer.Typer:
     app = typer.Typer(
+        cls=Group,
         help="A model registry for biomedical and clinical language models.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
@@ -55,9 +57,12 @@ def _make(names: Iterable[str]) -> typer.Typer:
         module, _, attribute = _COMMANDS[name].partition(":")
         command = getattr(import_module(f"medvllm.cli.{module}"), attribute)
         if isinstance(command, typer.Typer):
-            app.add_typer(command, name=name)
+            for inner in command.registered_commands:
+                inner.cls = Command
+            own = command.info.cls
+            app.add_typer(command, name=name, cls=own if isinstance(own, type) and issubclass(own, Group) else Group)
         else:
-            app.command(name)(command)
+            app.command(name, cls=Command)(command)
     return app
 
 

@@ -84,12 +84,12 @@ def import_(
     if as_json:
         print_json(imported.to_dict())
         return
-    typer.echo(f"Bundle {file}, SHA-256 {imported.sha256}\n{_origin(imported.export_record)}")
+    typer.echo(f"Bundle {file}, SHA-256 {imported.sha256}\n{_describe_export(imported.export_record)}")
     for line in _lines(imported, dry_run):
         typer.echo(line)
 
 
-def _origin(record: "ExportRecord") -> str:
+def _describe_export(record: "ExportRecord") -> str:
     history = (
         f"; its history had {record.events} events, the last with hash {record.last_hash[:12]}" if record.events else ""
     )

@@ -60,7 +60,7 @@ def _users() -> "Users":
     entries = {entry.reference: entry for entry in registry.list_models().values()}
     for name in registry.catalog.names():
         entries |= {entry.reference: entry for entry in registry.catalog.versions(name).values()}
-    running = [(str(note.process), model["snapshot"]) for note in registry.list_processes() for model in note.models]
+    running = [(str(each.process), model["snapshot"]) for each in registry.list_processes() for model in each.models]
     return Users(entries, running)
 
 

@@ -28,5 +28,5 @@ def deprecate(
     if not (off or successor or reason):
         raise typer.BadParameter("pass --successor, --reason or --off")
     facts = {"deprecated": None if off else reason or "no reason is given", "successor": None if off else successor}
-    for entry in registry.catalog.mark(name, reason=reason, **facts):
+    for entry in registry.catalog.update(name, reason=reason, **facts):
         typer.echo(f"{'No longer deprecated' if off else 'Deprecated'}: {printable(entry.reference)}")

@@ -31,11 +31,11 @@ def diff(
         return
     if not found:
         typer.echo("There are no differences.", err=True)
-    rows = ((each.what, _shown(each.what, each.before), _shown(each.what, each.after)) for each in found)
+    rows = ((each.what, _format_value(each.what, each.before), _format_value(each.what, each.after)) for each in found)
     print_table(("FACT", name, other), rows)
 
 
-def _shown(what: str, value: Any) -> object:
+def _format_value(what: str, value: Any) -> object:
     """Return a value in a few words."""
     if what == "baseline" and value:
         # The cases are too long to print; a digest tells two sets of equal size apart.

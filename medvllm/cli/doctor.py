@@ -165,7 +165,7 @@ def _size(folder: Path) -> int:
 def _lock() -> Iterator[Finding]:
     from medvllm.sources import Lock
 
-    origin = settings.LOCK_FILE.stated()[1]
+    origin = settings.LOCK_FILE.read_text()[1]
     where = "the default path" if origin == "default" else f"{settings.LOCK_FILE.name} in {_THE.get(origin, origin)}"
     is_required = settings.REQUIRE_LOCK()
     lock = Lock.current()
@@ -221,13 +221,13 @@ def _settings() -> Iterator[Finding]:
     shared = {value for value in times if times[value] > 1}  # an error of a settings file or of its folder
     yield from (Finding("setting", "file", value, "wrong") for value in sorted(shared - {found[0].value}))
     yield from (each for each in found if each.value not in shared or each is found[0])
-    for name, near in settings.unknown().items():
+    for name, near in settings.find_unknown().items():
         yield Finding("setting", name, f"is not a setting of medvllm.{did_you_mean(near)}", "wrong")
 
 
 def _setting(setting: settings.Setting[Any]) -> Finding:
     try:
-        text, origin = setting.stated()
+        text, origin = setting.read_text()
         value = setting()
         if setting is settings.DEVICE or setting is settings.DTYPE:
             LoadOptions.from_kwargs({"device" if setting is settings.DEVICE else "dtype": text})

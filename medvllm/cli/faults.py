@@ -30,6 +30,11 @@ _OTHER_TOOLS = {
     "check": "doctor",
     "log": "history",
 }
+# How the library that reads the arguments says it -> how we do.
+_PLAINER = {
+    "Input should be greater than or equal to": "must be at least",
+    "Input should be a valid integer, unable to parse string as an integer": "must be a whole number",
+}
 _MAX_WORDS = 2  # an argument of more words may be a note, too
 
 
@@ -46,7 +51,7 @@ def report(error: BaseException, arguments: Sequence[str]) -> int:
         say(f"Error: {without_notes(str(error), arguments)}")
         return USAGE if isinstance(error, RequestError | ModelNameError) else 1
     if isinstance(error, OSError):
-        file = "" if error.filename is None else f"{os.fsdecode(error.filename)!r}: "
+        file = "" if error.filename is None else f"{os.fsdecode(error.filename)!r} cannot be used: "
         say(f"Error: {without_notes(f'{file}{error.strerror or error}', arguments)}.")
         is_typed = isinstance(error, FileNotFoundError) and str(error.filename) in arguments
         return USAGE if is_typed else 1
@@ -100,6 +105,10 @@ def _say_usage(error: TyperException, arguments: Sequence[str]) -> None:
     option = getattr(error, "option_name", None)
     if option is not None and " " in option:
         message = "A text that begins with '-' looks like an option. Write -- before it: medvllm run NAME -- '- TEXT'"
+    elif near := getattr(error, "possibilities", None):
+        message = f"{getattr(error, 'message', message)}. Did you mean {', '.join(map(repr, near))}?"
+    for theirs, ours in _PLAINER.items():
+        message = message.replace(theirs, ours)
     is_first = context is not None and context.parent is None
     if is_first and message.startswith("No such command") and "Did you mean" not in message:
         known = _OTHER_TOOLS.get(next((word for word in arguments if not word.startswith("-")), ""))

@@ -4,16 +4,16 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from medvllm.catalog import Event
 from medvllm.cli.completion import stored_names
 from medvllm.cli.output import one_line, print_json, print_table
 from medvllm.cli.parameters import Json
+from medvllm.cli.plain_help import Group
 from medvllm.model_registry import registry
 
 
-class _ListByDefault(TyperGroup):
+class _ListByDefault(Group):
     """A group that runs its command `list` if the first word is not one of its commands."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

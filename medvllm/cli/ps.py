@@ -16,12 +16,12 @@ def ps(as_json: Json = False) -> None:
 
     SHARED is the part of SIZE that is a mapped file, which processes share. STAYS is how long an idle model stays.
     """
-    registry.catalog.is_there()  # raises an error if the catalogue, where processes leave their notes, is missing
-    notes = registry.list_processes()
+    registry.catalog.is_there()  # raises an error if the catalogue, where processes keep their records, is missing
+    records = registry.list_processes()
     models = [
-        {"pid": note.process.pid, "host": note.process.host, "is_near": note.process.is_near, **model}
-        for note in notes
-        for model in note.models
+        {"pid": record.process.pid, "host": record.process.host, "is_near": record.process.is_near, **model}
+        for record in records
+        for model in record.models
     ]
     if as_json:
         print_json(models)

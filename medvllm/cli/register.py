@@ -13,7 +13,7 @@ from medvllm.errors import RequestError
 from medvllm.fact_values import check_fact
 from medvllm.metadata import ModelType
 from medvllm.model_registry import registry
-from medvllm.names import parse
+from medvllm.names import parse_name
 from medvllm.words import TASKS
 
 
@@ -63,8 +63,13 @@ def register(
     facts = {keyword: value for keyword, value in stated.items() if value is not None}
     for keyword, text in (split_pair(text, "--fact") for text in fact or ()):
         facts[keyword.replace("-", "_")] = _value(name, keyword.replace("-", "_"), text)
-    if path is not None and parse(path).kind == "folder" and not Path(parse(path).name).is_dir():
-        raise typer.BadParameter(f"there is no folder {path!r}", param_hint="--path")
+    if path is not None and parse_name(path).kind == "folder" and not Path(parse_name(path).name).is_dir():
+        wrong = (
+            f"{path!r} is a file; pass its folder"
+            if Path(parse_name(path).name).exists()
+            else f"there is no folder {path!r}"
+        )
+        raise typer.BadParameter(wrong, param_hint="--path")
     before = registry.catalog.versions(name)
     # Only a built-in name needs --replace: a stored name gets its next version.
     replace = replace or bool(before) or name not in builtin_entries()

@@ -37,7 +37,7 @@ def run(
 ) -> None:
     """Run texts through a model and print the results: vectors, word pieces for each [MASK], or labelled spans."""
     if receipt_file is not None:
-        destination.check(receipt_file)
+        destination.check_output(receipt_file)
     given = _read_texts(texts, file)
     prompts = {key: value for key, value in (("prompt_name", prompt_name), ("prompt", prompt)) if value is not None}
     runner = ModelRunner(name, **load_options(device, dtype))
@@ -50,7 +50,7 @@ def run(
             print_table(answer.result.columns, (tuple(map(_cell, row)) for row in answer.result.rows(given)))
     finally:
         if receipt_file is not None:
-            destination.write(receipt_file, (json.dumps(receipt, indent=2) + "\n").encode())
+            destination.write_output(receipt_file, (json.dumps(receipt, indent=2) + "\n").encode())
 
 
 def _read_texts(texts: list[str] | None, file: Path | None) -> list[str]:

@@ -13,7 +13,7 @@ from medvllm.facts import GROUPS, known_facts
 from medvllm.local_files import local_files
 from medvllm.metadata import ModelMetadata
 from medvllm.model_registry import registry
-from medvllm.names import is_commit, parse
+from medvllm.names import is_commit, parse_name
 from medvllm.quantities import shown_size
 
 _Row = tuple[str, object, object]
@@ -61,7 +61,7 @@ def _facts(metadata: ModelMetadata) -> Iterator[list[_Row]]:
 def _source_state(metadata: ModelMetadata) -> dict[str, str]:
     """Return which commit a load takes, and whether the files are on this machine."""
     state = {}
-    location = parse(metadata.location)
+    location = parse_name(metadata.location)
     if location.kind != "folder" and not is_commit(location.suffix or metadata.source.revision):
         branch = location.suffix or metadata.source.revision or "main"
         state["revision"] = f"{branch} (not pinned: the commit of the first pull)"

@@ -8,7 +8,7 @@ from medvllm.cli.completion import stored_names
 from medvllm.cli.output import printable
 from medvllm.cli.parameters import Reason
 from medvllm.model_registry import registry
-from medvllm.names import parse
+from medvllm.names import parse_name
 
 
 def unregister(
@@ -26,4 +26,4 @@ def unregister(
     """Remove a stored model with all its versions, or one version. A version number is never used again."""
     removed = registry.catalog.remove(name, force=force, reason=reason)
     which = f"version {removed[0]}" if len(removed) == 1 else f"versions {', '.join(map(str, removed))}"
-    typer.echo(f"Unregistered {printable(parse(name).name)!r}, {which}.")
+    typer.echo(f"Unregistered {printable(parse_name(name).name)!r}, {which}.")

@@ -113,7 +113,7 @@ def _from_snapshot(metadata: ModelMetadata, snapshot: Snapshot, cls: type[Any] |
 
 
 def _read(cls: type[Any], snapshot: Snapshot) -> PreTrainedConfig:
-    config = _checked(cls.from_pretrained(snapshot.loader_folder, local_files_only=True, trust_remote_code=False))
+    config = _check_config(cls.from_pretrained(snapshot.loader_folder, local_files_only=True, trust_remote_code=False))
     # transformers looks at a repository's name when its files name the wrong tokenizer.
     config._name_or_path = snapshot.repo or str(snapshot.path)
     return config
@@ -123,15 +123,15 @@ def _from_dict(metadata: ModelMetadata, content: dict[str, Any], cls: type[Any] 
     own = getattr(cls, "config_class", None)
     model_type = content.get("model_type") or metadata.behaviour.architecture or getattr(own, "model_type", None)
     if own is not None and model_type == own.model_type:
-        return _checked(own.from_dict(content))
+        return _check_config(own.from_dict(content))
     if own is not None or not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise RequestError(
             f"Option 'config' has the model_type {str(model_type)[:80]!r}, which does not fit the model."
         )
-    return _checked(CONFIG_MAPPING[model_type].from_dict(content))
+    return _check_config(CONFIG_MAPPING[model_type].from_dict(content))
 
 
-def _checked(config: Any) -> PreTrainedConfig:
+def _check_config(config: Any) -> PreTrainedConfig:
     if not isinstance(config, PreTrainedConfig):
         raise LoadError(f"{type(config).__name__} is not a config of transformers.")
     return config

@@ -47,7 +47,7 @@ def resolve_device(device: str) -> str:
     )
     raise LoadError(
         f"Device {device!r} is not available here{built}. Available: {', '.join(devices)}.\n"
-        "Leave out device=, or use device='auto' for an accelerator if there is one.",
+        "Use one of these, or 'auto': an accelerator if there is one, else the CPU.",
         device=device,
         available=tuple(devices),
     )

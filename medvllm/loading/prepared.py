@@ -71,7 +71,7 @@ def keep_copy(
         logger.warning("%s differs from the weights converted to %s, so it is made again", place.folder, model.dtype)
         place.remove()
     if place.to_snapshot() is None and not place.rejection():
-        state = _distinct({name: t for name, t in model.state_dict().items() if name not in missing})
+        state = _drop_tied({name: t for name, t in model.state_dict().items() if name not in missing})
 
         def fill(folder: Path) -> str | None:
             try:
@@ -128,7 +128,7 @@ def _tensors(snapshot: Snapshot) -> dict[str, torch.Tensor]:
     return found
 
 
-def _distinct(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _drop_tied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the tensors without the second names of tied ones, which safetensors does not store."""
     found: dict[Any, tuple[str, torch.Tensor]] = {}
     for name, tensor in state.items():

@@ -53,7 +53,7 @@ class Modules:
         Raises:
             LoadError: A module takes vectors of another size.
         """
-        for step in self._chosen(normalize):
+        for step in self._choose_steps(normalize):
             if step.size not in (None, vectors.shape[1]):
                 raise LoadError(
                     f"Module {step.name!r} of model {model!r} takes vectors of {step.size:,} numbers, but gets "
@@ -63,8 +63,8 @@ class Modules:
             vectors = step.run(vectors)
         return vectors
 
-    def _chosen(self, normalize: bool | None) -> tuple[Step, ...]:
-        is_last = bool(self.steps) and self.steps[-1].run is _normalized
+    def _choose_steps(self, normalize: bool | None) -> tuple[Step, ...]:
+        is_last = bool(self.steps) and self.steps[-1].run is _normalize
         return self.steps[:-1] if normalize is False and is_last else self.steps
 
 
@@ -86,7 +86,7 @@ def load_modules(metadata: ModelMetadata, snapshot: Snapshot) -> Modules:
 
 def _step(metadata: ModelMetadata, snapshot: Snapshot, declared: sentence.Module) -> Step:
     if isinstance(declared, sentence.Normalize):
-        return Step(declared.path, None, _normalized)
+        return Step(declared.path, None, _normalize)
     if isinstance(declared, sentence.LayerNorm):
         shape = (declared.dimension,)
         weights = _weights(metadata, snapshot, declared.path, {"norm.weight": shape, "norm.bias": shape})
@@ -97,7 +97,7 @@ def _step(metadata: ModelMetadata, snapshot: Snapshot, declared: sentence.Module
     return Step(declared.path, declared.in_features, _dense(metadata, snapshot, declared))
 
 
-def _normalized(vectors: Tensor) -> Tensor:
+def _normalize(vectors: Tensor) -> Tensor:
     return nn.functional.normalize(vectors, dim=1)
 
 

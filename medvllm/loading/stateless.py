@@ -89,14 +89,14 @@ def _stateless_class(base: type[Any]) -> type[Any]:
                 return base.forward(_copy_module(self, base), *args, **kwargs)
 
         def __reduce_ex__(self, protocol: object) -> Any:
-            return _rebuilt, (base,), self.__dict__
+            return _rebuild, (base,), self.__dict__
 
     # save_pretrained writes the class's name, which transformers must know.
     Stateless.__name__, Stateless.__qualname__, Stateless.__module__ = base.__name__, base.__qualname__, base.__module__
     return Stateless
 
 
-def _rebuilt(base: Any) -> Any:
+def _rebuild(base: Any) -> Any:
     return object.__new__(_stateless_class(base))
 
 

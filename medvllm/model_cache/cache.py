@@ -1,4 +1,7 @@
-"""The models in memory: found in a microsecond, loaded once, kept while they are leased, and within a budget."""
+"""The models in memory: found in a microsecond, loaded once, kept while they are leased, and within a budget.
+
+The file is long because all of this changes under one lock. What needs no lock has a file of its own beside it.
+"""
 
 import logging
 import time

@@ -17,7 +17,7 @@ from medvllm.errors import CatalogError, ModelNameError, ModelNotFoundError, Req
 from medvllm.lazy import lazy
 from medvllm.metadata import ModelMetadata, ModelType
 from medvllm.model_registry.protection import AliasProtection
-from medvllm.names import parse
+from medvllm.names import parse_name
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,7 @@ class ModelRegistry:
         """
         settings.warn_of_unknown()
         self._protection = AliasProtection()
-        self._catalog = catalog or Catalog(StoredCatalog(approval=self._protection))
+        self._catalog = catalog or Catalog(StoredCatalog(protection=self._protection))
 
     @lazy
     def _loaded(self) -> "LoadedModels":
@@ -125,7 +125,7 @@ class ModelRegistry:
         Raises:
             RequestError: A keyword is not a fact, or a value cannot be used.
             ModelExistsError: The name is taken, and `replace` is not set.
-            SourceError: The folder is not there, or holds no model that can be loaded.
+            SourceError: The folder does not exist, or holds no model that can be loaded.
             LoadError: The folder's model does not fit the facts, or this version of transformers.
 
         Example:
@@ -155,7 +155,7 @@ class ModelRegistry:
             ModelNotFoundError: No entry has the name.
             CatalogError: The entry is stored, and `persist` is not set; or it is in use, and `force` is not set.
         """
-        ref = parse(name)
+        ref = parse_name(name)
         if not persist and (ref.suffix is not None or self._catalog.is_stored(ref.name)):
             raise CatalogError(
                 f"Model {name!r} is stored: removing it removes it for all processes.\n"
@@ -210,7 +210,7 @@ class ModelRegistry:
         Raises:
             ModelNotFoundError: No entry has the name. The error offers names that are close to it.
         """
-        ref = parse(name)
+        ref = parse_name(name)
         found = find_entry(self._catalog, ref)
         if found is None:
             is_folder = ref.kind == "folder"
@@ -224,7 +224,7 @@ class ModelRegistry:
     def __contains__(self, name: object) -> bool:
         """Return whether an entry has the name. Names that would only load directly are not entries."""
         try:
-            return find_entry(self._catalog, parse(name)) is not None
+            return find_entry(self._catalog, parse_name(name)) is not None
         except (ModelNameError, ModelNotFoundError):
             return False
 
@@ -246,8 +246,8 @@ class ModelRegistry:
             ModelNotFoundError: One of them is not registered.
         """
         before, after = self.get_metadata(name), self.get_metadata(other)
-        locked = self._protection.locked(before), self._protection.locked(after)
-        return differences(before.stated(), after.stated(), locked)
+        locked = self._protection.get_locked(before), self._protection.get_locked(after)
+        return differences(before.without_folder_facts(), after.without_folder_facts(), locked)
 
     # Models
 
@@ -303,9 +303,9 @@ class ModelRegistry:
         Raises:
             ModelNameError, ModelNotFoundError: The name means no model.
             RequestError: An option cannot be used.
-            SourceError: The files cannot be had, or are not what they should be.
-            BudgetError: There is no memory for the model. `plan` shows why.
-            LoadError: The files do not make a sound model.
+            SourceError: The files cannot be fetched or read, or are not the expected ones.
+            BudgetError: There is not enough memory for the model. `plan` shows why.
+            LoadError: The files do not give a model that works.
 
         Example:
             ```python
@@ -337,7 +337,7 @@ class ModelRegistry:
         """
         from medvllm.model_registry.lease import Leasing
 
-        text = name if isinstance(name, str) else parse(name).text
+        text = name if isinstance(name, str) else parse_name(name).text
         return Leasing(text, self.session.lease(name, options, keep_alive))
 
     def load_tokenizer(self, name: Name, *, revision: str | None = None) -> "PreTrainedTokenizerBase":
@@ -380,11 +380,11 @@ class ModelRegistry:
         return self._loaded.list_models()
 
     def statistics(self) -> "Statistics":
-        """Return what this registry has counted: requests, loads, evictions by reason, and bytes by device."""
+        """Return counts of requests, loads and evictions, and the bytes in use by device."""
         return self._model_cache.statistics()
 
     def list_processes(self) -> "list[ProcessRecord]":
-        """Return the processes that have models in memory, as far as they share this catalogue or MEDVLLM_HOME."""
+        """Return the processes that have models in memory and share this catalogue or MEDVLLM_HOME."""
         from medvllm.processes import list_processes
 
         return list_processes(self._loaded.record_stores())
@@ -410,7 +410,7 @@ class ModelRegistry:
 
         The memory is free once no caller holds the model. A name that is not in memory is not an error.
         """
-        ref = parse(name)
+        ref = parse_name(name)
         found = find_entry(self._catalog, ref)
         return self._loaded.evict(ref.name if found is None else found.entry.name)
 
@@ -454,14 +454,14 @@ class ModelRegistry:
     def record_baseline(
         self, name: Name, cases: Sequence[Mapping[str, Any]], *, reason: str | None = None
     ) -> ModelMetadata:
-        """Keep a model's baseline in its entry, with the digest of the files that it holds for.
+        """Store a model's baseline in its entry, with the digest of the files that it was recorded with.
 
         `ModelRunner(name).record_baseline()` makes the cases and calls this. A stored version keeps its number; an
         entry of this process stays in it; a built-in entry is stored as a copy.
 
         Args:
             name: The entry, with `@version` or `@alias` if you like.
-            cases: Inputs and what the model makes of them.
+            cases: Inputs with their recorded outputs.
             reason: Why. Required where a protected alias points to the version.
 
         Raises:
@@ -481,14 +481,14 @@ class ModelRegistry:
         replace: bool = False,
         sign: "Name | None" = None,
     ) -> "Exported":
-        """Write models into one bundle for a site without a network, and return what it has, and its digests.
+        """Write models into one bundle for a site without a network, and return its content and digests.
 
         A bundle has the entries with their versions and aliases, the files, and their lock. The files are fetched if
-        they are not on this machine. A folder that is not registered goes by its own name.
+        they are not on this machine. A folder that is not registered has its own name in the bundle.
 
         Args:
             file: The bundle to write; "-" for standard output.
-            names: Models, as for `load_model`; several versions of one name may go.
+            names: Models, as for `load_model`; several versions of one name are allowed.
             unlocked: Whether to export models that nobody has approved with `lock`.
             replace: Whether to overwrite a file that exists.
             sign: An elliptic-curve private key in PEM that signs the bundle. The signature is written beside it.
@@ -527,12 +527,12 @@ class ModelRegistry:
             dry_run: Whether to change nothing, and only return what would change.
             lock: Whether to approve the models, as `lock` does.
             reason: Why. The history keeps it.
-            against: A lock file that came another way. It must have every model exactly as the bundle has it.
+            against: A lock file that you got separately. It must have every model exactly as the bundle has it.
             sha256: The digest of the bundle, or of its contents, as the export printed it.
             verify_key: The public key by which the bundle must be signed.
 
         Raises:
-            SourceError: The file is not a sound bundle.
+            SourceError: The file is not a valid bundle.
             DigestMismatchError: The bundle is damaged, is another one, or has a model otherwise than it is locked.
             CatalogError: It would change what exists, and `replace` is not set; or it conflicts with the catalogue.
         """
@@ -551,7 +551,7 @@ class ModelRegistry:
 
     def process_entry(self, name: Name) -> ModelMetadata | None:
         """Return the entry that a name means in this process alone: registered here, and not stored. Or None."""
-        ref = parse(name)
+        ref = parse_name(name)
         return self._catalog.own(ref.name) if ref.kind == "name" else None
 
     def adopt_entry(self, entry: ModelMetadata) -> None:

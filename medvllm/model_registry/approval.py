@@ -1,4 +1,4 @@
-"""Approval of models: lock files as they are, check them later, and record a baseline of what a model answers."""
+"""Approval of models: lock their files, verify them later, and record a baseline of their output."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -11,13 +11,13 @@ from medvllm.fact_values import check_fact
 from medvllm.metadata import ModelMetadata
 from medvllm.model_registry.loaded_models import LoadedModels
 from medvllm.model_registry.snapshots import Snapshots
-from medvllm.names import parse
+from medvllm.names import parse_name
 
 
 def lock_models(
     catalog: Catalog, snapshots: Snapshots, names: Sequence["str | os.PathLike[str]"], reason: str | None
 ) -> dict[str, sources.LockedModel]:
-    """Write the commit and files of models into the lock file, and return what it has of them, by entry name."""
+    """Write the commit and files of models into the lock file, and return its content for them, by entry name."""
     check_reason(reason)
     lock = sources.Lock.current()
     locked: dict[str, sources.LockedModel] = {}
@@ -25,7 +25,7 @@ def lock_models(
     for name in names:
         metadata, revision = snapshots.find(name)
         # A stored version that was asked for by its number or alias is locked beside the others of its name.
-        is_version = parse(name).suffix is not None and revision is None
+        is_version = parse_name(name).suffix is not None and revision is None
         key = metadata.reference if is_version else lock.name_of(metadata)
         locked[key] = sources.LockedModel.from_snapshot(sources.resolve_snapshot(metadata, revision))
         entries[key] = metadata
@@ -35,7 +35,7 @@ def lock_models(
 
 
 def verify_models(snapshots: Snapshots, names: Sequence["str | os.PathLike[str]"]) -> dict[str, dict[str, str]]:
-    """Hash the files of locked models, of all without names, and return for each what differs, by file."""
+    """Hash the files of the named or of all locked models, and return the differences of each, by file."""
     lock = sources.Lock.current()
     entries = [snapshots.find(name).entry for name in names]
     locked = lock.select(tuple(map(lock.name_of, entries)))
@@ -62,13 +62,13 @@ def record_baseline(
 ) -> ModelMetadata:
     """Keep a baseline in an entry, with the digest of the files that it holds for, and return the entry."""
     _, kept = check_fact(str(name), "baseline", list(cases))
-    ref = parse(name)
+    ref = parse_name(name)
     found = find_entry(catalog, ref)
     if found is None:
         raise catalog.not_found(ref.name)
     entry, digest = found.entry, sources.LockedModel.from_snapshot(snapshots.fetch(name)[1]).digest
     if entry.origin == "stored":
-        return catalog.stored.mark(entry.reference, baseline=kept, baseline_digest=digest, reason=reason)[0]
+        return catalog.stored.update(entry.reference, baseline=kept, baseline_digest=digest, reason=reason)[0]
     entry = catalog.put(entry.with_facts(baseline=kept, baseline_digest=digest))
     loaded.evict(entry.name, "replaced")  # the entry is a new version
     return entry

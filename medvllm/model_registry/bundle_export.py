@@ -1,4 +1,4 @@
-"""Models written into a bundle: their entries, files and lock in one file, for a site without a network."""
+"""Exports models into a bundle: their entries, files and lock in one file, for a site without a network."""
 
 import os
 import socket
@@ -32,7 +32,7 @@ class Exported:
     signature: str | None = None  # the path of the signature
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON has them."""
+        """Return the fields as JSON values."""
         return vars(self) | {"export_record": self.export_record.to_dict()}
 
 
@@ -104,7 +104,7 @@ class _Contents:
         before = self.models.get(key, (snapshot,))[0], self.entries.get(key, entry)
         if before != (snapshot, entry):
             raise RequestError(
-                f"A bundle has one model of a name, and you asked for two of {key!r}.\nExport each into its own bundle."
+                f"A bundle can hold one model of each name, but {key!r} means two.\nExport each into its own bundle."
             )
         if snapshot.repo is None or metadata.origin != "direct":
             self.entries[key] = entry
@@ -128,20 +128,25 @@ class _Contents:
 
 
 def _as_it_travels(metadata: ModelMetadata, snapshot: Snapshot) -> ModelMetadata:
-    """Return an entry as a bundle has it: without a folder's path, which means nothing elsewhere."""
+    """Return an entry as a bundle has it: without a folder's path, which exists on this machine only."""
     if snapshot.repo is None:
         metadata = metadata.with_facts(model_path=None)
         if metadata.origin == "direct":
-            metadata = metadata.changed(name=valid_name(snapshot.path.name))
-    return metadata.changed(origin="stored") if metadata.origin == "process" else metadata
+            metadata = metadata.with_attributes(name=valid_name(snapshot.path.name))
+    return metadata.with_attributes(origin="stored") if metadata.origin == "process" else metadata
 
 
 def _check_target(target: Path, *, replace: bool, key: Path | None) -> None:
-    """Raise OutputError when a bundle cannot be written, or exists; RequestError when `key` cannot sign it."""
+    """Check that a bundle can be written and signed.
+
+    Raises:
+        OutputError: It cannot be written, or exists and `replace` is not set.
+        RequestError: The key cannot sign it.
+    """
     if key is not None:
         if str(target) == "-" or (os.path.exists(target) and not os.path.isfile(target)):
             raise RequestError(f"Only a file can be signed, not '{target}'.\nName a file: -o bundle.tar")
         signing.check_signing_key(key)
     if not replace and str(target) != "-" and os.path.isfile(target):
         raise OutputError(f"'{target}' exists already.\nTo overwrite it: --replace", path=str(target))
-    destination.check(target)
+    destination.check_output(target)

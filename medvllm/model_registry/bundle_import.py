@@ -1,4 +1,4 @@
-"""Models of a bundle made this machine's: all or none, with nothing changed and nothing approved in passing."""
+"""Imports the models of a bundle: all of them or none. Nothing is replaced or approved unless asked for."""
 
 import logging
 import os
@@ -15,7 +15,7 @@ from medvllm.catalog.intake import Intake, Wanted
 from medvllm.errors import CatalogError, DigestMismatchError, SourceError
 from medvllm.local_files import repository_folder
 from medvllm.metadata import ModelMetadata
-from medvllm.names import parse, source_path
+from medvllm.names import parse_name, source_path
 from medvllm.sources import FOLDER, Lock, LockedModel, bundle, folder, home_models, hub
 from medvllm.sources.bundle import Bundle, ExportRecord, State, signing
 from medvllm.sources.digest_cache import digest_cache
@@ -27,7 +27,7 @@ _STATES: dict[State, str] = {"new": "new", "damaged": "repaired", "here": "here"
 
 @dataclass(frozen=True)
 class Terms:
-    """On which terms a bundle is imported. `ModelRegistry.import_bundle` describes them."""
+    """The options of an import, as `ModelRegistry.import_bundle` describes them."""
 
     replace: bool = False
     dry_run: bool = False
@@ -40,11 +40,11 @@ class Terms:
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import did or, as a dry run, would do."""
+    """What an import did or, for a dry run, would do."""
 
     models: dict[str, str]  # "new", "repaired" or "here", by name
     changes: tuple[Event, ...]  # of the catalogue
-    notes: tuple[str, ...]  # what did not come with the bundle, or was left as it was
+    notes: tuple[str, ...]  # what the bundle does not bring, or the import leaves as it is
     locked: tuple[str, ...]  # models that the same call approved
     sha256: str
     contents: str
@@ -56,7 +56,7 @@ class Imported:
         return bool(self.changes or self.locked) or any(state != "here" for state in self.models.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON has them."""
+        """Return the fields as JSON values."""
         changes = [event.to_dict() for event in self.changes]
         return vars(self) | {"changes": changes, "export_record": self.export_record.to_dict(), "changed": self.is_new}
 
@@ -65,7 +65,7 @@ def import_bundle(catalog: Catalog, file: Path, terms: Terms) -> Imported:
     """Add the models of a bundle to this machine and its catalogue, all of them or none.
 
     Raises:
-        SourceError: The file is not a sound bundle.
+        SourceError: The file is not a valid bundle.
         DigestMismatchError: The bundle is damaged, is not the one of `terms`, or has a model otherwise than it is
             locked.
         CatalogError: The bundle would change what exists, and may not.
@@ -92,18 +92,18 @@ class _Import:
         """Check everything, then add files, entries and, if wanted, locks."""
         opened, terms = self._opened, self._terms
         opened.check(self._entries)
-        # Compare with the locks: one that came another way, and the one of this machine.
+        # Compare with the locks: the one that the caller got separately, and the one of this machine.
         if terms.against is not None:
             _check_against(opened, terms.against)
         if terms.lock:
-            destination.check(self._lock.file)
+            destination.check_output(self._lock.file)
         if not terms.replace:
             _check_locked(opened, self._lock)
         # Plan: what is new here, and what the catalogue would become.
-        wanted = self._wanted()
-        states = self._states(wanted)
+        wanted = self._collect_wanted()
+        states = self._compare_files(wanted)
         due = [key for key, state in states.items() if state != "here" or key in self._moved]
-        intake, changes = self._planned(wanted)
+        intake, changes = self._plan_changes(wanted)
         # Do it: first the files, so that no entry leads to files that are missing.
         locked: set[str] = set()
         if not terms.dry_run:
@@ -118,14 +118,14 @@ class _Import:
         return Imported(
             models={key: _STATES[state] for key, state in states.items()},
             changes=tuple(changes),
-            notes=(*self._notes(), *intake.stays),
+            notes=(*self._collect_notes(), *intake.stays),
             locked=tuple(sorted(locked)),
             sha256=opened.sha256,
             contents=opened.contents,
             export_record=opened.export_record,
         )
 
-    def _states(self, wanted: Wanted) -> dict[str, State]:
+    def _compare_files(self, wanted: Wanted) -> dict[str, State]:
         """Return by name whether this machine has a model's files."""
         states: dict[str, State] = {key: self._opened.state_of(key) for key in self._opened.locked}
         for key, entry in self._entries.items():
@@ -134,7 +134,7 @@ class _Import:
                 states[key] = "here"
         return states
 
-    def _wanted(self) -> Wanted:
+    def _collect_wanted(self) -> Wanted:
         """Return what the bundle brings into the catalogue, and what it would change beside it."""
         models = [self._with_path(key, entry) for key, entry in self._entries.items()]
         names = {name for entry in models for name in (entry.name, *entry.source.also_known_as)}
@@ -149,7 +149,7 @@ class _Import:
             f"{name!r} is the repository of that name, and would be {entry.location!r}"
             for entry in models
             for name in (entry.name, *entry.source.also_known_as)
-            if meant[name] is None and parse(entry.location).name != name and _is_known_repository(name)
+            if meant[name] is None and parse_name(entry.location).name != name and _is_known_repository(name)
         ]
         return Wanted(models, self._brought.aliases or (), meant, self._has_same_files, changes)
 
@@ -162,7 +162,7 @@ class _Import:
 
     def _has_same_files(self, known: ModelMetadata, entry: ModelMetadata) -> bool:
         """Return whether an entry of this machine leads to a folder with the files of one of the bundle."""
-        location, model = parse(known.location), self._opened.locked[_key(entry)]
+        location, model = parse_name(known.location), self._opened.locked[_key(entry)]
         if location.kind != "folder" or model.source != FOLDER:
             return False
         try:
@@ -171,8 +171,8 @@ class _Import:
         except SourceError:
             return False
 
-    def _planned(self, wanted: Wanted) -> tuple[Intake, list[Event]]:
-        """Return what the catalogue would become. CatalogError: that is not allowed."""
+    def _plan_changes(self, wanted: Wanted) -> tuple[Intake, list[Event]]:
+        """Return how the catalogue would change. Raises CatalogError if that is not allowed."""
         if wanted.models:
             return self._catalog.stored.add_bundle(
                 wanted, replace=self._terms.replace, reason=self._terms.reason, dry_run=True
@@ -182,14 +182,14 @@ class _Import:
         return intake, []
 
     def _store(self, wanted: Wanted) -> None:
-        """Add the entries to the catalogue and, to its history, that they were imported and from where."""
+        """Add the entries to the catalogue, and the import to its history."""
         opened = self._opened
-        origin = {"bundle": opened.sha256, "contents": opened.contents, "exported": opened.export_record.to_dict()}
+        exported = {"bundle": opened.sha256, "contents": opened.contents, "exported": opened.export_record.to_dict()}
         versions = {entry.reference: entry for entry in wanted.models if entry.version}
         noted = []
         for key, model in opened.locked.items():
             entry = versions.get(key)
-            detail = {**origin, **model.facts}
+            detail = {**exported, **model.facts}
             if model.approval is not None:
                 detail["approved"] = {fact: text for fact, text in vars(model.approval).items() if text is not None}
             noted.append((entry.name if entry else key, entry.version if entry else None, detail))
@@ -201,7 +201,7 @@ class _Import:
             logger.warning("the history lacks the import of %s: %s", ", ".join(opened.locked), error)
 
     def _approve(self) -> set[str]:
-        """Write the models into the lock file; return those that it did not have so."""
+        """Write the models into the lock file, and return the names of those that changed in it."""
         reason = self._terms.reason or f"imported from the bundle {self._opened.sha256}"
         locked, lock = self._opened.locked, self._lock
         due = {key: model for key, model in locked.items() if lock.models.get(lock.key_of(key)) != model}
@@ -213,7 +213,7 @@ class _Import:
         self._catalog.note_locked(approved, lock.file, reason)
         return news
 
-    def _notes(self) -> Sequence[str]:
+    def _collect_notes(self) -> Sequence[str]:
         return [
             f"{_key(entry)} may not run its repository's code here: a bundle does not bring that permission"
             for entry in self._brought.models
@@ -233,7 +233,7 @@ def _without_code(entry: ModelMetadata) -> ModelMetadata:
 
 def _is_known_repository(name: str) -> bool:
     """Return whether a name is that of a repository that this machine has, or has loaded, in any revision."""
-    ref = parse(name)
+    ref = parse_name(name)
     if not ref.is_repo_id:
         return False
     kept = repository_folder(ref.name) / "snapshots"
@@ -241,7 +241,7 @@ def _is_known_repository(name: str) -> bool:
 
 
 def _check_digest(opened: Bundle, file: Path, stated: str | None) -> None:
-    """Raise DigestMismatchError unless a digest that came another way is the bundle's, or that of its contents."""
+    """Raise DigestMismatchError unless the expected digest is that of the bundle or of its contents."""
     if stated is not None and stated.lower() not in (opened.sha256, opened.contents):
         raise DigestMismatchError(
             f"Bundle {file} is not the expected one: its SHA-256 is {opened.sha256}, and that of its contents "
@@ -252,10 +252,10 @@ def _check_digest(opened: Bundle, file: Path, stated: str | None) -> None:
 
 
 def _check_against(opened: Bundle, file: Path) -> None:
-    """Raise DigestMismatchError unless a lock file that came another way has every model as the bundle has it."""
+    """Raise DigestMismatchError unless another lock file has every model exactly as the bundle has it."""
     known = Lock.read(file)
     if not Path(known.file).exists():
-        raise SourceError(f"There is no lock file '{known.file}'. Nothing was imported.", path=str(known.file))
+        raise SourceError(f"Lock file '{known.file}' does not exist. Nothing was imported.", path=str(known.file))
     for key, model in opened.locked.items():
         approved = _locked_as(known, key)
         if approved is None:
@@ -269,7 +269,7 @@ def _check_against(opened: Bundle, file: Path) -> None:
 
 
 def _check_locked(opened: Bundle, lock: Lock) -> None:
-    """Raise DigestMismatchError when a model is locked here otherwise than the bundle has it."""
+    """Raise DigestMismatchError if this machine's lock has other files for a model of the bundle."""
     for key, model in opened.locked.items():
         if (approved := _locked_as(lock, key)) is not None:
             _check_same(key, approved, model)
@@ -277,7 +277,7 @@ def _check_locked(opened: Bundle, lock: Lock) -> None:
 
 def _locked_as(lock: Lock, key: str) -> LockedModel | None:
     """Return what a lock has of a model of the bundle: of this version, or else of its name."""
-    return lock.models.get(key) or lock.models.get(parse(key).name)
+    return lock.models.get(key) or lock.models.get(parse_name(key).name)
 
 
 def _check_same(key: str, approved: LockedModel, model: LockedModel) -> None:

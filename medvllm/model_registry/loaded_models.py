@@ -38,7 +38,7 @@ class LoadedModel:
     offloaded: bool  # whether its weights wait in host memory, to go back to their accelerator
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON has them: `keep_alive` of a pinned model is -1."""
+        """Return the fields as JSON values. `keep_alive` of a pinned model is -1."""
         return vars(self) | {"keep_alive": -1 if self.keep_alive == PINNED else self.keep_alive}
 
 
@@ -69,7 +69,7 @@ class LoadedModels:
             return []
         from medvllm import loading
 
-        return self._described(found, loading.written_bytes(cached.model for cached, _ in found))
+        return self._describe(found, loading.written_bytes(cached.model for cached, _ in found))
 
     def evict(self, name: str | None, reason: Reason = "asked") -> int:
         """Evict the models of an entry, or all for None, and drop their tokenizers; return how many models left."""
@@ -94,13 +94,13 @@ class LoadedModels:
             will_publish: Whether the answer is written where other processes see it.
         """
         found = self.cache.models_to_list() if will_publish else self.cache.models()
-        models = [model.to_dict() for model in self._described(found, {})]
+        models = [model.to_dict() for model in self._describe(found, {})]
         for model, (cached, _) in zip(models, found, strict=True):
             if will_publish and cached.is_listed_as_leased:
                 model["leases"] = max(cached.leases, 1)
         return models
 
-    def _described(
+    def _describe(
         self, found: list[tuple[CachedModel[Identity], bool]], written: Mapping[int, int]
     ) -> list[LoadedModel]:
         """Describe models of the cache; `written` has the mapped bytes that were written to, by the id of a model."""

@@ -3,7 +3,7 @@
 from medvllm.catalog import Locked
 from medvllm.errors import CatalogError, DigestMismatchError, SourceError
 from medvllm.metadata import ModelMetadata
-from medvllm.names import parse
+from medvllm.names import parse_name
 
 
 def check_baseline(entry: ModelMetadata, alias: str, files: str | None) -> None:
@@ -63,24 +63,24 @@ class AliasProtection:
     def unmet_requirements(self, entry: ModelMetadata) -> list[str]:
         """Return why a version that a protected alias points to would not load. Nothing is fetched.
 
-        The files of a folder are hashed. Of a repository's files, what the lock file says is taken.
+        The files of a folder are hashed. A repository's files are taken from the lock file.
         """
         from medvllm.sources import LockedModel, resolve_snapshot
 
         recorded = entry.lifecycle.baseline_digest
         if not entry.baseline or recorded is None:
             return ["a baseline"]
-        locked = self.locked(entry)
+        locked = self.get_locked(entry)
         found = None if locked is None else locked.digest
-        if parse(entry.location).kind == "folder":
+        if parse_name(entry.location).kind == "folder":
             try:
                 found = LockedModel.from_snapshot(resolve_snapshot(entry)).digest
             except SourceError as error:
                 return [f"its files: {str(error).splitlines()[0]}"]
         return ["the files of its baseline"] if found not in (None, recorded) else []
 
-    def locked(self, entry: ModelMetadata) -> Locked | None:
-        """Return what the lock file has of a version, or None."""
+    def get_locked(self, entry: ModelMetadata) -> Locked | None:
+        """Return the lock file's content for a version, or None."""
         from medvllm.sources import Lock
 
         found = Lock.current().get(entry)

@@ -1,4 +1,4 @@
-"""What a caller gives to `register`, made into the facts of an entry."""
+"""Turns the arguments of `register` into the facts of an entry."""
 
 import os
 from collections.abc import Mapping
@@ -7,12 +7,12 @@ from typing import Any
 from medvllm.errors import RequestError
 from medvllm.fact_values import wrap_single_texts
 from medvllm.metadata import ModelMetadata, ModelType
-from medvllm.names import parse, source_path
+from medvllm.names import parse_name, source_path
 from medvllm.options import LoadOptions, parse_keep_alive
 
 
 def prepare_facts(name: str, model_type: ModelType | str, given: Mapping[str, Any], *, copy: bool) -> dict[str, Any]:
-    """Return the facts of an entry: those given, checked, with what the model's folder says of itself.
+    """Return the facts of an entry: those given, checked, with those that the model's folder states.
 
     Args:
         name: The entry's name.
@@ -29,13 +29,20 @@ def prepare_facts(name: str, model_type: ModelType | str, given: Mapping[str, An
     # A path is kept in a form that means the same in every working directory.
     if isinstance(facts.get("model_path"), str | os.PathLike):
         facts["model_path"] = source_path(facts["model_path"])
+    is_folder = facts.get("model_path") is not None and parse_name(facts["model_path"]).kind == "folder"
+    if is_folder and facts.get("revision") is not None:
+        raise RequestError(
+            f"Model {name!r} is a folder, so it has no revision {str(facts['revision'])[:80]!r}.\n"
+            "Leave out the revision. Only a repository on the Hub has one.",
+            keyword="revision",
+        )
     if copy:
         from medvllm import sources
 
         kept = sources.copy_to_home(facts.get("model_path"), facts.get("extra_files") or ())
         facts["model_path"] = source_path(str(kept))
     # A folder says for which task it is, which labels it has, how it pools: listings show that without a load.
-    if facts.get("model_path") is not None and parse(facts["model_path"]).kind == "folder":
+    if is_folder:
         from medvllm import sources
 
         facts |= sources.read_folder_facts(ModelMetadata.build(name, model_type, facts))

@@ -10,7 +10,7 @@ from medvllm import loading, settings, sources
 from medvllm.catalog import Catalog, find_model
 from medvllm.metadata import ModelMetadata
 from medvllm.model_registry.snapshots import Snapshots
-from medvllm.names import parse
+from medvllm.names import parse_name
 from medvllm.options import Identity, LoadOptions
 
 if TYPE_CHECKING:
@@ -49,11 +49,11 @@ class Resolver:
             SourceError: The files cannot be had, or are not what they should be.
             LoadError: The device is not here, or the config cannot be used.
         """
-        ref = parse(name)
+        ref = parse_name(name)
         # First the state of catalogue and lock, then the look-up: a change in between outdates the target.
         generation, lock = self._catalog.generation(stored=ref.kind == "name"), sources.lock_fingerprint()
         metadata, revision = find_model(self._catalog, ref)
-        metadata = metadata.stated()
+        metadata = metadata.without_folder_facts()
         self._warn_of_deprecated(metadata)
         # Options before files: a device that is not here must not cost a download.
         options = loading.with_defaults(metadata, given)
@@ -63,7 +63,7 @@ class Resolver:
             level = logging.INFO if snapshot.repo is None else logging.WARNING
             logger.log(level, "%r is not registered: loaded directly, from %s", metadata.name, snapshot.identity)
         # What the files say completes entry and options.
-        metadata = metadata.completed(snapshot.declared_facts)
+        metadata = metadata.with_missing_facts(snapshot.declared_facts)
         identity, config = loading.identify(metadata, options, snapshot)
         fingerprint = snapshot.fingerprint + lock
         return LoadTarget(metadata, snapshot, identity, config, generation, fingerprint, ref.kind != "folder")

@@ -142,7 +142,9 @@ class Session:
     def load_tokenizer(self, name: "str | os.PathLike[str]", revision: str | None) -> "PreTrainedTokenizerBase":
         """Return the tokenizer of a name; the model is not loaded."""
         metadata, snapshot = self._snapshots.fetch(name, revision)
-        return self.tokenizers.get(metadata.stated().completed(snapshot.declared_facts), snapshot)
+        return self.tokenizers.get(
+            metadata.without_folder_facts().with_missing_facts(snapshot.declared_facts), snapshot
+        )
 
     def offload(self, name: "str | os.PathLike[str]", options: Mapping[str, Any]) -> bool:
         """Move a model's weights from its accelerator to host memory; return whether it left its device."""

@@ -7,7 +7,7 @@ from medvllm.catalog import Catalog, Found, explain_missing_repository, find_mod
 from medvllm.errors import HubUnreachableError, ModelNotFoundError
 from medvllm.metadata import ModelMetadata
 from medvllm.model_registry.protection import check_baseline
-from medvllm.names import parse
+from medvllm.names import parse_name
 
 
 class Snapshots:
@@ -18,7 +18,7 @@ class Snapshots:
 
     def find(self, name: "str | os.PathLike[str]") -> Found:
         """Return the entry that a name means, or one for the repository or folder that it names."""
-        return find_model(self._catalog, parse(name))
+        return find_model(self._catalog, parse_name(name))
 
     def fetch(
         self, name: "str | os.PathLike[str]", revision: str | None = None

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from medvllm.files import chmod, make_own, partial, sweep
+from medvllm.files import chmod, make_own, open_partial, remove_partial_files
 from medvllm.processes.record_store import StoredRecord
 
 _NAME = re.compile(r"([0-9a-f]{32})\.json")
@@ -40,7 +40,7 @@ class RecordFolder:
         """Write a record, replacing the one with that id as a whole."""
         mode = self._prepare()
         file = self.path / f"{id}.json"
-        with partial(file) as (handle, path):
+        with open_partial(file) as (handle, path):
             with os.fdopen(os.dup(handle), "w", encoding="utf-8") as stream:
                 stream.write(text)
             chmod(handle, mode)
@@ -59,7 +59,7 @@ class RecordFolder:
                     if (match := _NAME.fullmatch(name)) and (record := self._read(name, match[1])):
                         yield record
                     elif match := _PARTIAL.fullmatch(name):  # a process died while it wrote
-                        sweep(self.path / match[1])
+                        remove_partial_files(self.path / match[1])
 
     def _read(self, name: str, id: str) -> StoredRecord | None:
         handle = os.open(self.path / name, _FLAGS)

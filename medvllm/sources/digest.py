@@ -48,7 +48,7 @@ def hash_files(folder: Path, names: Iterable[str], *, fresh: bool = False) -> tu
     total = sum(stamps[name][2] for name, sha256 in known.items() if sha256 is None)
     found: dict[str, Digest] = {}
     settled: dict[Stamp, str] = {}
-    with progress.of_bytes("Checking digests", total) as advance:
+    with progress.track_bytes("Checking digests", total) as advance:
         for name, sha256 in known.items():
             if sha256 is None:
                 stamps[name], sha256 = _hash_file(folder / name, advance)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from medvllm import settings
 from medvllm.local_files import hub_cache
@@ -56,7 +56,7 @@ def list_items(users: Users) -> list[DiskItem]:
     """Return what is in MEDVLLM_HOME and in the Hub's cache, by kind, the largest first."""
     home = settings.HOME()
     found = [*_models(home, users), *_copies(home, users), *_views(home), *_leftovers(home), *_repositories(users)]
-    kinds: tuple[Kind, ...] = Kind.__args__  # type: ignore[attr-defined]
+    kinds = get_args(Kind)
     return sorted(found, key=lambda item: (kinds.index(item.kind), -item.size_bytes, item.name))
 
 

@@ -10,7 +10,7 @@ from medvllm import settings
 from medvllm.lazy import lazy
 from medvllm.local_files import repository_folder
 from medvllm.metadata import ModelMetadata
-from medvllm.names import ModelRef, parse
+from medvllm.names import ModelRef, parse_name
 from medvllm.sources import home_models
 from medvllm.sources.digest import folder_key
 from medvllm.sources.digest_cache import digest_cache
@@ -40,11 +40,13 @@ class Users:
     @lazy
     def folders(self) -> list[tuple[str, Path]]:
         """The folders of models in use, each with its user."""
-        found = [(name, folder) for name, entry in self.entries.items() for folder in _folders(parse(entry.location))]
+        found = [
+            (name, folder) for name, entry in self.entries.items() for folder in _folders(parse_name(entry.location))
+        ]
         for name, snapshot in self.running:
             source, _, told = snapshot.rpartition("@")
             is_folder = os.path.isabs(source)
-            folders = _folders(parse(source if is_folder else f"hf://{source}"))
+            folders = _folders(parse_name(source if is_folder else f"hf://{source}"))
             found += [(name, folder) for folder in folders if is_folder or folder.name == told]
         return found
 

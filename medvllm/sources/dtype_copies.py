@@ -34,7 +34,7 @@ class DtypeCopy:
     @classmethod
     def of(cls, snapshot: Snapshot, **key: Any) -> "DtypeCopy":
         """Return the copy for a snapshot's config and weights and for everything else that it depends on, the `key`."""
-        made_of = _made_of(snapshot)
+        made_of = _files_made_of(snapshot)
         text = json.dumps([made_of, key], sort_keys=True, default=repr)
         return cls(snapshot, made_of, settings.HOME() / "prepared" / hashlib.sha256(text.encode()).hexdigest()[:40])
 
@@ -86,7 +86,7 @@ class DtypeCopy:
 
 def list_copies(snapshot: Snapshot) -> list[DtypeCopy]:
     """Return the copies of a snapshot's weights on this machine. Their content is not checked."""
-    made_of, found = _made_of(snapshot), []
+    made_of, found = _files_made_of(snapshot), []
     for file in (settings.HOME() / "prepared").glob(f"*/{RECORD}"):
         try:
             is_copy = json.loads(file.read_text(encoding="utf-8")).get("made_of") == made_of
@@ -97,7 +97,7 @@ def list_copies(snapshot: Snapshot) -> list[DtypeCopy]:
     return found
 
 
-def _made_of(snapshot: Snapshot) -> dict[str, str]:
+def _files_made_of(snapshot: Snapshot) -> dict[str, str]:
     """Return the SHA-256 of the files that a copy depends on: the config and the weights."""
     layout = snapshot.layout
     names = {*layout.weights, layout.index, f"{layout.root}config.json", f"{layout.root}generation_config.json"}

@@ -12,7 +12,7 @@ from typing import Any
 from medvllm.errors import LoadError, SnapshotNotFoundError, SourceError, WeightsMismatchError
 from medvllm.heads import task_of_class
 from medvllm.metadata import READ, ModelMetadata
-from medvllm.names import parse
+from medvllm.names import parse_name
 from medvllm.sources.digest import Digest
 from medvllm.sources.fingerprint import Fingerprint
 from medvllm.sources.json_files import read_json
@@ -36,7 +36,7 @@ def read_folder_facts(entry: ModelMetadata) -> dict[str, Any]:
         LoadError: The installed transformers does not know the model's architecture.
         WeightsMismatchError: The labels of the entry do not fit the model.
     """
-    folder = Path(parse(entry.location).name)
+    folder = Path(parse_name(entry.location).name)
     snapshot = _snapshot(entry, folder)
     _check_architecture(entry, snapshot.config)
     _check_labels(entry, snapshot)
@@ -47,8 +47,8 @@ def read_folder_facts(entry: ModelMetadata) -> dict[str, Any]:
     return found | {"provenance": dict.fromkeys(found, READ) | entry.provenance}
 
 
-def nameless_labels(name: str, last: int) -> WeightsMismatchError:
-    """Return the error for an entity model whose labels are LABEL_0, LABEL_1 …"""
+def nameless_labels_error(name: str, last: int) -> WeightsMismatchError:
+    """Return the error for an entity model whose labels are LABEL_0, LABEL_1 and so on."""
     return WeightsMismatchError(
         f"Model {name!r} names its labels LABEL_0 to LABEL_{last}, which do not tell what they stand for.\n"
         'Register it with their names, in order: --fact \'id2label=["O", "B-DISEASE"]\', '
@@ -140,7 +140,7 @@ def _check_labels(entry: ModelMetadata, snapshot: Snapshot) -> None:
     labels = snapshot.config.get("id2label")
     named = list(labels.values()) if isinstance(labels, dict) else []
     if stated is None and task == "ner" and all(re.fullmatch(r"LABEL_\d+", str(label)) for label in named):
-        raise nameless_labels(entry.name, (classes or len(named) or 2) - 1)
+        raise nameless_labels_error(entry.name, (classes or len(named) or 2) - 1)
 
 
 def _classes(snapshot: Snapshot) -> int | None:

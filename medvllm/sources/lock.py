@@ -9,7 +9,7 @@ from pathlib import Path
 
 from medvllm import settings
 from medvllm.author import now, who
-from medvllm.destination import write
+from medvllm.destination import write_output
 from medvllm.errors import CatalogError, DigestMismatchError, MedVLLMError, SourceError
 from medvllm.metadata import ModelMetadata
 from medvllm.sources.lock_text import parse_lock, to_toml
@@ -79,7 +79,7 @@ class Lock:
         except (ValueError, RecursionError, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise SourceError(
-                f"Lock {file} cannot be read: {reason}.\n"
+                f"Lock file {file} cannot be read: {reason}.\n"
                 "Restore it from version control. No model is loaded until then.",
                 path=str(file),
             ) from error
@@ -163,7 +163,7 @@ class Lock:
                         lock.models[self.key_of(name)] = replace(model, approval=approval)
                         changed.add(name)
                 if changed:
-                    write(self.file, to_toml(lock.models).encode())
+                    write_output(self.file, to_toml(lock.models).encode())
         except MedVLLMError:
             raise
         except (OSError, UnicodeError) as error:
@@ -193,8 +193,9 @@ def _check_folder(file: Path) -> None:
     folder = Path(os.path.realpath(file)).parent
     if not os.path.isdir(folder):
         raise SourceError(
-            f"Lock {file} does not exist, and neither does its folder {folder}.\n"
-            f"If it is on a disk or share, mount that first. To start a new lock: mkdir -p {shlex.quote(str(folder))}",
+            f"Lock file {file} does not exist, and neither does its folder {folder}.\n"
+            "If it is on a disk or share, mount it first. To start a new lock file: "
+            f"mkdir -p {shlex.quote(str(folder))}",
             path=str(file),
         )
 

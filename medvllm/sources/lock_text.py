@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from medvllm.names import is_commit, parse
+from medvllm.names import is_commit, parse_name
 from medvllm.sources.digest import Digest
 from medvllm.sources.layout import is_plain_path
 from medvllm.sources.locked_model import FOLDER, Approval, LockedModel
@@ -66,7 +66,7 @@ def _model(name: str, facts: Any) -> LockedModel:
     source, commit = facts.get("source"), facts.get("commit")
     if not isinstance(source, str) or not (commit is None or is_commit(commit)):
         raise ValueError(f"model {name[:80]!r} has no source, or its commit is not valid")
-    if source != FOLDER and parse(f"hf://{source}").name != source:  # an id that includes a revision is refused
+    if source != FOLDER and parse_name(f"hf://{source}").name != source:  # an id that includes a revision is refused
         raise ValueError(f"model {name[:80]!r} has the source {source[:80]!r}, which is not a repository")
     if (commit is None) != (source == FOLDER):
         raise ValueError(f"model {name[:80]!r} is a folder with a commit, or a repository without one")

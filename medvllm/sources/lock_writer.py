@@ -20,7 +20,7 @@ def hold_lock_file(file: Path) -> Iterator[None]:
     container may have mounted only this file: its folder is then another one there.
     """
     target = Path(os.path.realpath(file))
-    beside = target.with_name(f".{target.name}.turn")
+    beside = target.with_name(f".{target.name}.writer")
     with ExitStack() as stack:
         if os.access(target.parent, os.W_OK):
             stack.enter_context(file_lock(beside, setting="MEDVLLM_LOCK_FILE", private=False))

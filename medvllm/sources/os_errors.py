@@ -38,7 +38,7 @@ def to_source_error(error: OSError, file: Path | None = None) -> SourceError:
     path = str(file or error.filename or "")
     advice = ""
     if path and error.errno in (errno.EACCES, errno.EPERM):
-        advice = f"\nSee who may read it: ls -ld {shlex.quote(str(Path(path).parent))} {shlex.quote(path)}"
+        advice = f"\nCheck the permissions: ls -ld {shlex.quote(str(Path(path).parent))} {shlex.quote(path)}"
     elif error.errno in (errno.ENOSPC, errno.EDQUOT):
         advice = "\nFree space on its disk: medvllm cache prune"
     subject = path or "A file of the model"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from medvllm.errors import RequestError, SourceError, UnsafeWeightsError
 from medvllm.metadata import ModelMetadata
-from medvllm.names import is_commit, parse
+from medvllm.names import is_commit, parse_name
 from medvllm.sources import conversion, folder, home_models, hub
 from medvllm.sources.digest import digest_files
 from medvllm.sources.locked_model import FOLDER, LockedModel
@@ -65,11 +65,11 @@ def copy_to_home(location: str | None, extra: Sequence[str] = ()) -> Path:
         RequestError: The location is not a folder.
         SourceError: The folder holds no complete model, or cannot be copied.
     """
-    if location is None or parse(location).kind != "folder":
+    if location is None or parse_name(location).kind != "folder":
         raise RequestError(
             "copy=True needs a folder on this machine: register(…, model_path='./folder', copy=True)", option="copy"
         )
-    snapshot = folder.resolve_snapshot(home_models.locate(Path(parse(location).name)), None, extra=extra)
+    snapshot = folder.resolve_snapshot(home_models.locate(Path(parse_name(location).name)), None, extra=extra)
     check_complete(snapshot)
     folder.check_links(snapshot)
     try:
@@ -84,21 +84,21 @@ def copy_to_home(location: str | None, extra: Sequence[str] = ()) -> Path:
 @convert_os_errors
 def refresh_revision(metadata: ModelMetadata, revision: str | None = None) -> None:
     """Ask the Hub again which commit a model's branch or tag points to, and remember the answer."""
-    location = parse(metadata.location)
+    location = parse_name(metadata.location)
     if location.kind != "folder":
         hub.refresh_commit(location.name, revision or location.suffix or metadata.source.revision)
 
 
 def followed_branch(metadata: ModelMetadata) -> str | None:
     """Return the branch or tag that an entry follows, or None for a pinned commit and for a folder."""
-    location = parse(metadata.location)
+    location = parse_name(metadata.location)
     revision = location.suffix or metadata.source.revision or "main"
     return None if location.kind == "folder" or is_commit(revision) else revision
 
 
 def _find_files(metadata: ModelMetadata, revision: str | None, locked: LockedModel | None) -> Snapshot:
     """Return the files of an entry, from its folder or from the Hub."""
-    location, extra = parse(metadata.location), metadata.source.extra_files
+    location, extra = parse_name(metadata.location), metadata.source.extra_files
     code = _may_run_code(metadata, revision)
     if location.kind == "folder":
         path = home_models.locate(Path(location.name))
@@ -132,7 +132,7 @@ def _may_run_code(metadata: ModelMetadata, asked: str | None) -> bool:
     """Return whether the repository's own code belongs to the snapshot. It does only at the commit that is pinned."""
     if not metadata.source.trust_remote_code:
         return False
-    location, model = parse(metadata.location), f"Model {metadata.name!r}"
+    location, model = parse_name(metadata.location), f"Model {metadata.name!r}"
     pinned = location.suffix or metadata.source.revision
     if location.kind == "folder":
         raise UnsafeWeightsError(

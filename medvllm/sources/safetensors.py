@@ -46,7 +46,7 @@ def read_header(file: Path) -> Header:
         raise to_source_error(error, file) from error
     except (ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:
         raise SourceError(
-            f"{file} is not a sound safetensors file: its header cannot be read.", path=str(file)
+            f"{file} is not a valid safetensors file: its header cannot be read.", path=str(file)
         ) from error
     if 8 + length + end != size:
         raise IncompleteSnapshotError(

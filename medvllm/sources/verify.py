@@ -6,7 +6,7 @@ from pathlib import Path
 
 from medvllm.errors import SourceError
 from medvllm.metadata import ModelMetadata
-from medvllm.names import ModelRef, parse
+from medvllm.names import ModelRef, parse_name
 from medvllm.sources import conversion, dtype_copies, folder, home_models, hub
 from medvllm.sources.digest import digest_files, find_differences
 from medvllm.sources.fingerprint import Fingerprint
@@ -27,7 +27,7 @@ def verify_files(metadata: ModelMetadata, locked: LockedModel, prove: Prove | No
         locked: What the lock approves.
         prove: Does the same for copies of the weights in another dtype. It is called if there are any.
     """
-    location = parse(metadata.location)
+    location = parse_name(metadata.location)
     source = FOLDER if location.kind == "folder" else location.name
     if source != locked.source:
         return {"source": f"is {source}, not {locked.source}"}

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -209,6 +210,7 @@ class Server:
 
 
 _servers: dict[tuple[tuple[str, str], ...], Server] = {}
+_lock = threading.Lock()  # threads of a test that start processes at once share one server
 
 
 def stop() -> None:
@@ -221,9 +223,10 @@ def _server(environment: Mapping[str, str]) -> Server | None:
     early = tuple(sorted(item for item in environment.items() if not item[0].startswith(_LATE)))
     own = {key: value for key, value in os.environ.items() if not key.startswith(_LATE)}
     # One for the tests' own environment: others are seldom asked for twice.
-    if early not in _servers and dict(early) == own:
-        _servers[early] = Server(environment)
-    return _servers.get(early)
+    with _lock:
+        if early not in _servers and dict(early) == own:
+            _servers[early] = Server(environment)
+        return _servers.get(early)
 
 
 def run(*arguments: str, stdin: str | bytes = b"", **environment: str) -> subprocess.CompletedProcess[str]:

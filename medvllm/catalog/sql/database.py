@@ -41,30 +41,30 @@ class Database(Forked, ABC):
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """Give a connection that sees one moment of the catalogue."""
-        with self._translated("read"), self._engine().connect() as connection:
+        with self._translate_errors("read"), self._engine().connect() as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """Give a connection for one transaction. Only one process writes at a time; others wait."""
-        with self._translated("written"):
+        with self._translate_errors("written"):
             self._prepare()
-        with self._translated("written"), self._transaction(self._engine()) as connection:
+        with self._translate_errors("written"), self._transaction(self._engine()) as connection:
             yield connection
 
     @contextmanager
     def writing_beside(self) -> Iterator[Connection]:
         """Give a connection to write what is not part of the catalogue. It does not wait for other writers."""
-        with self._translated("written"), self._engine().begin() as connection:
+        with self._translate_errors("written"), self._engine().begin() as connection:
             yield connection
 
     def migrate(self, target: str = schema.HEAD) -> tuple[str | None, Path | None]:
         """Migrate the database to a schema; return the schema before, and the backup of a SQLite file."""
         schema.check_known(target)
         backup = None
-        with self._translated("written"):
+        with self._translate_errors("written"):
             self._prepare()
-        with self._translated("migrated"), self._connect() as engine, self._transaction(engine) as connection:
+        with self._translate_errors("migrated"), self._connect() as engine, self._transaction(engine) as connection:
             before = schema.version(connection, self.where)
             if before != target:
                 if before is not None:
@@ -80,9 +80,9 @@ class Database(Forked, ABC):
 
     def create(self) -> bool:
         """Create an empty catalogue if there is none, and return whether one was created."""
-        with self._translated("written"):
+        with self._translate_errors("written"):
             self._prepare()
-        with self._translated("read"), self._connect() as engine, engine.connect() as connection:
+        with self._translate_errors("read"), self._connect() as engine, engine.connect() as connection:
             found = schema.version(connection, self.where)
         if found is None:
             return self.migrate()[0] is None
@@ -125,7 +125,7 @@ class Database(Forked, ABC):
                 if self._connected[1] == self._identity():
                     return self._connected[0]
                 self._close()  # the file was replaced, for example by a backup
-        with self._translated("read"), self._connect() as engine, engine.connect() as connection:
+        with self._translate_errors("read"), self._connect() as engine, engine.connect() as connection:
             found = schema.version(connection, self.where)
         if found != schema.HEAD:
             self._adopt(found)
@@ -167,7 +167,7 @@ class Database(Forked, ABC):
             self._watch = None
 
     @contextmanager
-    def _translated(self, what: str) -> Iterator[None]:
+    def _translate_errors(self, what: str) -> Iterator[None]:
         try:
             yield
         except (SQLAlchemyError, sqlite3.Error, OSError, UnicodeError) as error:

@@ -4,15 +4,15 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from medvllm.catalog.events import HALVES
 from medvllm.catalog.record import Facts
 from medvllm.catalog.sql.history import to_json
 from medvllm.errors import RequestError
+from medvllm.spelling import has_lone_surrogate
 
 MAX_FACTS = 1_000_000  # bytes of the facts of one entry as JSON
 
 
-def storable_facts(name: str, facts: Facts) -> dict[str, Any]:
+def normalize_facts(name: str, facts: Facts) -> dict[str, Any]:
     """Return facts as the database will give them back.
 
     Args:
@@ -28,7 +28,7 @@ def storable_facts(name: str, facts: Facts) -> dict[str, Any]:
         raise RequestError(f"Model {name!r} cannot be stored: {error}.", model=name) from error
     if "null" in text and _has_none(facts):
         raise RequestError(f"Model {name!r} cannot be stored: a fact contains None.\nOmit the value.", model=name)
-    if "\\ud" in text and HALVES.search(json.dumps(facts, ensure_ascii=False)):
+    if "\\ud" in text and has_lone_surrogate(json.dumps(facts, ensure_ascii=False)):
         raise RequestError(
             f"Model {name!r} cannot be stored: a fact contains half of a surrogate pair, which is not valid Unicode "
             "text.",

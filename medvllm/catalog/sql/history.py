@@ -61,12 +61,12 @@ class Journal:
             raise ValueError(f"{action!r} is not an action of the history")
         self._length += 1
         clock = datetime.now(UTC).isoformat(timespec="microseconds")
-        told = dict(detail or {})
+        facts = dict(detail or {})
         if clock < self._last_at:  # times must not decrease; if a clock is behind, its own time is kept too
-            told["clock"], clock = clock, self._last_at
+            facts["clock"], clock = clock, self._last_at
         self._last_at = clock
         number = version or None  # a model without an entry has version 0
-        event = Event(self._length, clock, who(), socket.gethostname(), action, name, number, alias, reason, told)
+        event = Event(self._length, clock, who(), socket.gethostname(), action, name, number, alias, reason, facts)
         self.events.append(event)
         if action != "loaded":  # a load does not make look-ups outdated
             self._change_number = self._length + 1

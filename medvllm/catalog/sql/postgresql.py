@@ -53,7 +53,7 @@ class PostgresServer(Database):
 
         with self._lock:
             try:
-                self._seen, self._ask_at = self._asked(engine), 0.0
+                self._seen, self._ask_at = self._ask_twice(engine), 0.0
             except (SQLAlchemyError, psycopg.Error) as error:
                 self._close_watch()
                 if self._seen is None or not is_lost(error):
@@ -63,7 +63,7 @@ class PostgresServer(Database):
                 self._ask_at = time.monotonic() + _ASK_AGAIN_S
             return self._seen
 
-    def _asked(self, engine: Engine) -> int:
+    def _ask_twice(self, engine: Engine) -> int:
         """Return the change number. If the idle connection was ended, ask again with a new one."""
         if self._watch is not None:
             import psycopg

@@ -24,7 +24,7 @@ class SqliteFile(Database):
     def __init__(self, file: Path) -> None:
         super().__init__(str(file))
         self._file = file
-        self._as_it_stands = False  # whether it is opened as immutable: read-only, and nobody writes
+        self._opens_immutable = False  # whether it is opened as immutable: read-only, and nobody writes
         self._watched: Hashable = None  # the file that _watch has open
         self._version: int | None = None  # SQLite's data_version when the change number was read
         self._number = 0  # the change number of the catalogue
@@ -40,7 +40,7 @@ class SqliteFile(Database):
                     self._close()  # also the engine: it may still have the old file open
                 if self._watch is None:
                     self._look()
-                    self._watch, self._watched, self._version = _open(self._file, self._as_it_stands), identity, None
+                    self._watch, self._watched, self._version = _open(self._file, self._opens_immutable), identity, None
                 # It changes when another connection commits. This one never commits.
                 (version,) = self._watch.execute("PRAGMA data_version").fetchone()
                 if version != self._version:
@@ -72,9 +72,9 @@ class SqliteFile(Database):
 
     def _new_engine(self) -> Engine:
         self._look()
-        as_it_stands = self._as_it_stands
+        immutable = self._opens_immutable
         url = URL.create("sqlite", database=str(self._file))
-        engine = create_engine(url, creator=lambda: _open(self._file, as_it_stands), hide_parameters=True)
+        engine = create_engine(url, creator=lambda: _open(self._file, immutable), hide_parameters=True)
         event.listen(engine, "begin", _begin)
         return engine
 
@@ -94,7 +94,7 @@ class SqliteFile(Database):
     def _look(self) -> None:
         """Decide how to open the file. All connections to it are opened alike."""
         if self._connected is None and self._watch is None:
-            self._as_it_stands = _stands(self._file)
+            self._opens_immutable = _is_immutable(self._file)
 
     def _identity(self) -> Hashable:
         """Return what identifies the file, or None while there is none."""
@@ -104,8 +104,8 @@ class SqliteFile(Database):
             return None
         except OSError as error:
             raise self._cannot("read", error) from error
-        if self._as_it_stands:  # it must be reopened as soon as somebody writes to it
-            return status.st_dev, status.st_ino, status.st_mtime_ns, _stands(self._file)
+        if self._opens_immutable:  # it must be reopened as soon as somebody writes to it
+            return status.st_dev, status.st_ino, status.st_mtime_ns, _is_immutable(self._file)
         return status.st_dev, status.st_ino
 
     def _back_up(self, before: str) -> Path:
@@ -123,16 +123,16 @@ class SqliteFile(Database):
         return ""
 
 
-def _stands(file: Path) -> bool:
+def _is_immutable(file: Path) -> bool:
     """Return whether a file is read-only and complete: while anybody writes, there is a log beside it."""
     writable = os.access(file, os.W_OK) and os.access(file.parent, os.W_OK)
     return file.exists() and not writable and not file.with_name(f"{file.name}-wal").exists()
 
 
-def _open(file: Path, as_it_stands: bool) -> sqlite3.Connection:
+def _open(file: Path, immutable: bool) -> sqlite3.Connection:
     """Return a connection that does not begin transactions implicitly."""
     uri = file.absolute().as_uri()
-    if as_it_stands:
+    if immutable:
         uri += "?mode=ro&immutable=1"
     else:
         uri += "?mode=rw" if os.access(file, os.W_OK) else "?mode=ro"

@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from medvllm.catalog.events import DEFAULT, Alias, Event
 from medvllm.catalog.record import Facts, content, is_same, mutable
-from medvllm.catalog.sql.facts import storable_facts
+from medvllm.catalog.sql.facts import normalize_facts
 from medvllm.catalog.sql.history import Journal, events
 from medvllm.catalog.sql.rows import list_aliases, list_names, number_of
 from medvllm.catalog.sql.states import read_facts, read_state, write_changes
@@ -82,7 +82,7 @@ class Transaction:
             self.change(name, last, mutable(facts), reason=reason)
             return last
 
-        facts = storable_facts(name, facts)
+        facts = normalize_facts(name, facts)
         self._check_other_names(name, facts.get("also_known_as", ()))
         version = max(state.newest, above) + 1 if number is None else number
         if version > MAX_NUMBER:
@@ -112,7 +112,7 @@ class Transaction:
         protections = [alias for alias in self.aliases(name) if alias.protected and alias.version == number]
         if protections and news.keys() & {"baseline", "baseline_digest"}:
             self._require_reason(protections[0], reason)
-        stored = storable_facts(name, {fact: value for fact, value in {**before, **news}.items() if value is not None})
+        stored = normalize_facts(name, {fact: value for fact, value in {**before, **news}.items() if value is not None})
         detail = {"facts": {fact: stored.get(fact) for fact in news}}
         self._record("changed", name, version=number, reason=reason, detail=detail)
 
@@ -260,7 +260,7 @@ class Transaction:
             found.setdefault(name, set()).add(number)
         return found
 
-    def registered(self, name: str) -> dict[int, dict[str, Any]]:
+    def read_registered_facts(self, name: str) -> dict[int, dict[str, Any]]:
         """Return the facts with which each version of a name was stored, including versions that were removed."""
         rows = (event for event in events(self._connection, name, None) if event.action == "registered")
         return {event.version: event.detail["facts"] for event in rows if event.version}

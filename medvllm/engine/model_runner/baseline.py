@@ -21,7 +21,7 @@ _TEXTS = (
     "HbA1c 7.2 %, eGFR >60 mL/min/1.73 m²; no evidence of metastasis.",
 )
 _PROJECTIONS = 16  # numbers kept of each output; a distance estimated from them is off by about a fifth
-# Relative error of an output that is no deviation. Other libraries and CPUs cause about 1e-6.
+# Relative error of an output that is allowed. Other libraries and CPUs cause about 1e-6.
 _TOLERANCE = {"float64": 1e-3, "float32": 1e-3}
 _COARSE_TOLERANCE = 3e-2  # for 16-bit numbers
 _SMALLEST_NORM = 1e-6  # avoids a division by zero for an output of zeros

@@ -80,7 +80,7 @@ def embed(
     encoder = get_encoder(lease.model)
     size = getattr(encoder.config, "hidden_size", 0)
     pooler = Pooler(behaviour.pooling or "mean", windows, len(coverage), size, skipped)
-    for batch in progress.of_items("Running", batch_windows(lease, encoder, windows)):
+    for batch in progress.track_items("Running", batch_windows(lease, encoder, windows)):
         pooler.add(batch, run_batch(lease, encoder, batch, "last_hidden_state"))
     vectors = finish_vectors(lease.metadata, modules, pooler.vectors())
     check_finite(lease, nonfinite_positions(vectors, range(len(coverage))))

@@ -68,7 +68,7 @@ def find_entities(lease: Lease, texts: Iterable[str]) -> EntityResults:
     windows, coverage = split_into_windows(lease.tokenizer, given, behaviour.long_input, offsets=True)
     pieces: list[list[tuple[int, Word]]] = [[] for _ in coverage]
     nonfinite: set[int] = set()
-    for batch in progress.of_items("Running", batch_windows(lease, model, windows)):
+    for batch in progress.track_items("Running", batch_windows(lease, model, windows)):
         logits = run_batch(lease, model, batch, "logits")
         # A label at minus infinity is an error, too: it could never be found.
         nonfinite |= nonfinite_positions(logits, [window.text for window in batch])

@@ -69,7 +69,7 @@ def fill_mask(lease: Lease, texts: Iterable[str], *, top_k: int = 5) -> FillMask
     windows = [_tokenize(tokenizer, text, position) for position, text in enumerate(given)]
     results = FillMaskResults([] for _ in given)
     nonfinite: set[int] = set()
-    for batch in progress.of_items("Running", batch_windows(lease, model, windows)):
+    for batch in progress.track_items("Running", batch_windows(lease, model, windows)):
         logits = run_batch(lease, model, batch, "logits")
         for row, window in enumerate(batch):
             gaps = [i for i, token in enumerate(window.input_ids) if token == tokenizer.mask_token_id]

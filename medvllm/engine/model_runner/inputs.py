@@ -5,6 +5,7 @@ from typing import Any
 
 from medvllm.errors import InputTooLongError, RequestError
 from medvllm.model_registry import Lease
+from medvllm.spelling import has_lone_surrogate
 
 MAX_CHARACTERS = 4_000_000  # of one text; a tokenizer that runs out of memory ends the process
 Text = str | tuple[str, str] | list[str]  # one input; a pair from JSON is a list
@@ -78,7 +79,7 @@ def _check_text(text: object, position: int) -> None:
             limit=MAX_CHARACTERS,
             position=position - 1,
         )
-    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+    if has_lone_surrogate(text):
         raise RequestError(
             f"Text {position} is not valid Unicode: it was decoded with the wrong encoding.\n"
             "Decode it with its own encoding, for example: open(file, encoding='latin-1')"

@@ -81,7 +81,7 @@ class Pooler:
                 sums.scatter_reduce_(0, rows.unsqueeze(1).expand_as(highest), highest, "amax")
                 continue
             if mode in ("cls", "lasttoken"):
-                chosen = [self._chosen_token(mode, window) for window in batch]
+                chosen = [self._choose_token(mode, window) for window in batch]
                 weight = torch.tensor([[float(index is not None)] for index in chosen], dtype=torch.float32)
                 given = hidden[range(len(batch)), [index or 0 for index in chosen]].cpu() * weight
             else:
@@ -103,7 +103,7 @@ class Pooler:
                 vectors.append(self._sums[mode] / (weights.sqrt() if mode == "mean_sqrt_len_tokens" else weights))
         return torch.cat(vectors, dim=1)
 
-    def _chosen_token(self, mode: PoolingMode, window: Window) -> int | None:
+    def _choose_token(self, mode: PoolingMode, window: Window) -> int | None:
         """Return the position of the one token that the mode takes from a window, or None if it takes none."""
         length, is_first = len(window.input_ids), self._begins[id(window)] == 0
         if mode == "cls":

@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig
 
 from medvllm.errors import LoadError, WeightsMismatchError
 from medvllm.metadata import ModelMetadata
-from medvllm.sources.folder_facts import nameless_labels
+from medvllm.sources.folder_facts import nameless_labels_error
 
 _OUTSIDE = ("O", "0")
 _PLACED = re.compile(r"([BILUES])-.|([BI])$")
@@ -49,7 +49,7 @@ def check_label_names(metadata: ModelMetadata, model: Any) -> None:
         return
     labels = label_map(model.config)
     if labels is None:
-        raise nameless_labels(metadata.name, model.num_labels - 1)
+        raise nameless_labels_error(metadata.name, model.num_labels - 1)
     scheme = metadata.behaviour.label_scheme
     if scheme is not None and (flaw := _misfit(list(labels.values()), scheme)):
         raise LoadError(

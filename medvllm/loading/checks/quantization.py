@@ -16,7 +16,7 @@ _FIELDS = ("quantization_config", "compression_config")  # the second is the old
 
 def check_method(metadata: ModelMetadata, config: Any) -> None:
     """Raise LoadError if a config declares a quantization that transformers would ignore, and so read noise."""
-    for field, declared in _declared(config.to_dict()):
+    for field, declared in _find_declared(config.to_dict()):
         method = declared.get("quant_method") if isinstance(declared, Mapping) else declared
         if isinstance(declared, Mapping) and (declared.get("load_in_8bit") or declared.get("load_in_4bit")):
             method = "bitsandbytes_4bit" if declared.get("load_in_4bit") else "bitsandbytes_8bit"
@@ -33,7 +33,7 @@ def check_read(metadata: ModelMetadata, model: Any, snapshot: Snapshot) -> None:
     """
     if getattr(model, "hf_quantizer", None) is not None:
         return
-    for field, declared in _declared(snapshot.config):
+    for field, declared in _find_declared(snapshot.config):
         raise _refusal(metadata, field, declared.get("quant_method") if isinstance(declared, Mapping) else declared)
     tensors = ((name, tensor["dtype"]) for header in snapshot.headers for name, tensor in header.items())
     others = {name: dtype for name, dtype in tensors if not is_floating(dtype)}
@@ -49,13 +49,13 @@ def check_read(metadata: ModelMetadata, model: Any, snapshot: Snapshot) -> None:
             )
 
 
-def _declared(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _find_declared(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield each quantization that a config or one of its parts declares, with the field that declares it."""
     for field, value in config.items():
         if field in _FIELDS and value:
             yield field, value
         elif isinstance(value, Mapping):
-            yield from _declared(value)
+            yield from _find_declared(value)
 
 
 def _refusal(metadata: ModelMetadata, field: str, method: object) -> LoadError:

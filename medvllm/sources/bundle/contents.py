@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from medvllm.errors import SourceError
 from medvllm.metadata import ModelMetadata
-from medvllm.names import parse
+from medvllm.names import parse_name
 from medvllm.sources import home_models, hub
 from medvllm.sources.bundle.export_record import ExportRecord
 from medvllm.sources.digest import digest_files, find_differences
@@ -58,7 +58,7 @@ class Bundle:
             raise SourceError(f"The bundle has an entry but no files of {min(entries.keys() - self.locked.keys())!r}.")
         for name, model in self.locked.items():
             entry = entries.get(name)
-            location = parse(name if entry is None else entry.location)
+            location = parse_name(name if entry is None else entry.location)
             if model.source == FOLDER:
                 fits = entry is not None
             else:

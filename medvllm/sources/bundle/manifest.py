@@ -68,5 +68,5 @@ class Manifest:
         listings = {str(model): str(sha256) for model, sha256 in facts["listings"].items()}
         branches = {str(model): str(branch) for model, branch in facts["branches"].items()}
         for text in (*listings.values(), *branches, *branches.values()):
-            text.encode()  # half of a surrogate pair is no text
+            text.encode()  # raises an error for half of a surrogate pair
         return cls(dict(rows), listings, branches)

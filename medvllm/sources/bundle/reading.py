@@ -38,7 +38,7 @@ def open_bundle(file: Path) -> Iterator[Bundle]:
     It is unpacked beside the Hub's cache if that can be written, so that its files need no second copy.
 
     Raises:
-        SourceError: The file is not a sound bundle, or cannot be unpacked.
+        SourceError: The file is not a valid bundle, or cannot be unpacked.
         DigestMismatchError: A member is not what the manifest says.
     """
     try:
@@ -76,9 +76,9 @@ def read_bundle(file: Path, target: Path) -> Bundle:
     except SourceError:
         raise
     except MedVLLMError as error:
-        raise SourceError(f"{file} is not a sound bundle: {error}", path=str(file)) from error
+        raise SourceError(f"{file} is not a valid bundle: {error}", path=str(file)) from error
     except _UNSOUND as error:
-        raise SourceError(f"{file} is not a sound bundle: {str(error)[:200]}.", path=str(file)) from error
+        raise SourceError(f"{file} is not a valid bundle: {str(error)[:200]}.", path=str(file)) from error
     except OSError as error:
         raise SourceError(f"Bundle {file} cannot be read: {error.strerror or error}.", path=str(file)) from error
 
@@ -108,10 +108,10 @@ def _unpack(file: Path, tar: tarfile.TarFile, target: Path) -> Bundle:
     manifest = Manifest.from_json(content)
     free_bytes = shutil.disk_usage(target).free
     if manifest.total_bytes > free_bytes:
-        raise OSError(f"it unpacks to {manifest.total_bytes:,} bytes, and {target} has {free_bytes:,} free")
+        raise OSError(f"it unpacks to {manifest.total_bytes:,} bytes, and {target} has room for {free_bytes:,}")
     # Then exactly the members that the manifest lists.
     (target / "blobs").mkdir()
-    with progress.of_bytes("Checking the bundle", manifest.total_bytes) as advance:
+    with progress.track_bytes("Checking the bundle", manifest.total_bytes) as advance:
         for name, digest in manifest.members.items():
             member = next(members, None)
             if member is None:

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
-from medvllm.destination import write
+from medvllm.destination import write_output
 from medvllm.errors import DigestMismatchError, MedVLLMError, MissingDependencyError, RequestError
 
 
@@ -40,7 +40,7 @@ def sign_bundle(bundle: Path, key: Path) -> Path:
             signer.sign(bundle, made)
         except Exception as error:  # the libraries raise errors of any kind
             raise RequestError(f"Bundle '{bundle}' cannot be signed with '{key}': {str(error)[:200]}.") from error
-        write(signature_of(bundle), made.read_bytes())
+        write_output(signature_of(bundle), made.read_bytes())
     return signature_of(bundle)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medvllm import progress
-from medvllm.destination import written
+from medvllm.destination import open_output
 from medvllm.errors import OutputError, SourceError
 from medvllm.sources import folder, hub
 from medvllm.sources.bundle.export_record import ExportRecord
@@ -58,11 +58,11 @@ def write_bundle(
     manifest = Manifest(members, listings, branches)
     content = manifest.to_json()
     try:
-        with written(target) as stream:
+        with open_output(target) as stream:
             out = HashingWriter(stream)
             with (
                 tarfile.open(fileobj=out, mode="w|", format=tarfile.GNU_FORMAT) as tar,  # type: ignore[call-overload]
-                progress.of_bytes("Exporting", manifest.total_bytes) as advance,
+                progress.track_bytes("Exporting", manifest.total_bytes) as advance,
             ):
                 add_member(tar, MANIFEST, io.BytesIO(content), len(content))
                 for name, digest in members.items():

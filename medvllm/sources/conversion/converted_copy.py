@@ -40,7 +40,7 @@ def as_safetensors(snapshot: Snapshot) -> Snapshot:
     if not (_is_whole(target, originals) and (snapshot.locked or _is_own(target))):
         _convert(snapshot, target, originals)
     try:
-        converted, taken = hash_files(target, _recorded(target))
+        converted, taken = hash_files(target, _read_recorded(target))
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise _failed(snapshot, "the converted files were removed meanwhile") from error
     return replace(snapshot, converted=converted, converted_at=target, file_stamps=snapshot.file_stamps + taken)
@@ -70,7 +70,7 @@ def _is_own(target: Path) -> bool:
     return is_trusted(target / RECORD) and is_trusted(target)
 
 
-def _recorded(target: Path) -> list[str]:
+def _read_recorded(target: Path) -> list[str]:
     return [file["name"] for file in json.loads((target / RECORD).read_text())["converted"]]
 
 

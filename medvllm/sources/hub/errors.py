@@ -129,7 +129,7 @@ def _failed_write(error: Exception, repo: str, revision: str) -> MedVLLMError:
     advice = ""
     if getattr(error, "errno", None) in _NO_WRITE:
         advice = (
-            f"\nSee who may write there: ls -ld {constants.HF_HUB_CACHE}\n"
+            f"\nCheck the permissions: ls -ld {constants.HF_HUB_CACHE}\n"
             "Or use another cache, in a folder with free space: export HF_HOME=/a/folder"
         )
     return SourceError(

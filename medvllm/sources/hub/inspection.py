@@ -148,6 +148,6 @@ def inspect_cache(request: Request, *, fresh: bool = False) -> CachedCommit:
 
 
 def _blob_name(repo: str, file: Path) -> str:
-    """Return the digest that the cache names a snapshot's file by, or "" if the file is no link to a blob."""
+    """Return the digest that the cache names a snapshot's file by, or "" if the file is not a link to a blob."""
     blob = file.resolve()
     return blob.name if blob.parent == blobs_folder(repo).resolve() and is_oid(blob.name) else ""
