@@ -3,6 +3,7 @@
 import random
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,7 @@ def test_a_buffer_in_the_dtype_of_a_load_beside_ours_is_noticed(
     """Sinusoidal positions take torch's default dtype, which another thread may change just before."""
     config = XGLMConfig(vocab_size=32, d_model=16, ffn_dim=16, num_layers=1, attention_heads=2)
     XGLMForCausalLM(config).save_pretrained(tmp_path / "m")
-    compute = XGLMSinusoidalPositionalEmbedding.get_embedding
+    compute: Callable[..., torch.Tensor] = XGLMSinusoidalPositionalEmbedding.get_embedding
     calls: list[None] = []
 
     def disturbed(*arguments: Any) -> torch.Tensor:
