@@ -274,7 +274,7 @@ def test_importing_is_no_approval(
 def test_a_bundle_is_held_against_what_came_another_way(
     build: ModelRegistry, site: Callable[[str], ModelRegistry], tmp_path: Path
 ) -> None:
-    """A lock file, or a digest that was read aloud: anything else is refused, and nothing of it is taken."""
+    """A lock file, or a digest that came by phone: anything else is refused, and nothing of it is taken."""
     exported = build.export(tmp_path / "b.tar", "m@2")
     other_lock = tmp_path / "other.lock"
     shutil.copy(Lock.current_path(), tmp_path / "approved.lock")
