@@ -17,6 +17,7 @@ from medvllm.catalog.sql import SqlStore, schema, tables
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import CatalogError, MigrationError
 from tests.support.children import together
+from tests.support.console import command
 from tests.support.postgres import Postgres
 from tests.support.sql import change, rows
 
@@ -272,3 +273,36 @@ def test_a_backup_put_in_the_place_of_the_file_is_seen(registry: ModelRegistry, 
     file.unlink()
     assert registry.catalog.names() == []
     assert registry.register("m", "generic", persist=True).version == 1
+
+
+def test_entries_of_a_development_version_are_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registry: ModelRegistry
+) -> None:
+    """Facts under former names are refused with the commands that take the entries over, and these work."""
+    facts = {
+        "model_type": "clinical",
+        "aliases": ["old-ward"],
+        "accepted": "0" * 64,
+        "evidence": {"aliases": "https://example.org"},
+    }
+    with registry.catalog.database.begin(None) as transaction:
+        transaction.register("ward", facts)
+    for look in (lambda: registry.get_metadata("ward"), lambda: registry["old-ward"], registry.list_models):
+        with pytest.raises(MigrationError) as refused:
+            look()
+    assert "'ward'" in str(refused.value)
+    assert registry.catalog.check_history()[2] == []
+    export, setting, *rest = [line.strip() for line in str(refused.value).splitlines() if line.startswith("  ")]
+    assert (export, rest) == (
+        "medvllm catalog export > entries.toml",
+        ["medvllm catalog init", "medvllm catalog apply entries.toml"],
+    )
+    text = registry.catalog.export()
+    monkeypatch.setenv("MEDVLLM_CATALOG", setting.partition("=")[2])
+    monkeypatch.chdir(tmp_path)
+    Path("entries.toml").write_text(text)
+    for line in rest:
+        assert command(monkeypatch, *line.split()[1:]).code == 0
+    taken = ModelRegistry()["old-ward"]
+    assert (taken.name, taken.version, taken.fact("baseline_digest")) == ("ward", 1, "0" * 64)
+    assert taken.provenance == {"also_known_as": "https://example.org"}

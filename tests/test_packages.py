@@ -122,8 +122,10 @@ def test_what_is_registered_is_found_before_a_package(place: Place) -> None:
         _entry("bad", "max_length = \n"),
         _entry("bad").replace("acme/bert", "./here"),
         _entry("bad") + "[aliases.bad]\nproduction = 1\n",
+        '[models]\nbad = {model_type = "clinical", max_length = -1}\n',
+        _entry("bad", "max_length = \n").replace("[models.", "[ models . "),
     ],
-    ids=["a fact", "no TOML", "a relative folder", "aliases"],
+    ids=["a fact", "no TOML", "a relative folder", "aliases", "an inline table", "spaces"],
 )
 def test_a_broken_package_does_not_break_the_others(
     place: Place, caplog: pytest.LogCaptureFixture, broken: str
@@ -170,3 +172,47 @@ def test_an_entry_point_must_name_a_package_with_the_file(
             "package empty 2.0" in record.getMessage()
             and value.partition(":")[0].partition(".")[0] in record.getMessage()
         )
+
+
+def test_a_package_inside_another_is_found_without_running_either(place: Place, tmp_path: Path) -> None:
+    """The code of the outer one may fail in any way."""
+    place("outer", "")
+    site = tmp_path / "site"
+    (site / "outer" / "__init__.py").write_text("raise SystemExit('this code must not run')\n")
+    (site / "outer" / "inner").mkdir()
+    (site / "outer" / "inner" / "catalog.toml").write_text(_entry("m"))
+    (site / "outer-2.0.dist-info" / "entry_points.txt").write_text("[medvllm.catalogs]\nx = outer.inner\n")
+    assert ModelRegistry()["m"].package == "outer 2.0"
+    assert "outer" not in sys.modules
+
+
+@pytest.mark.parametrize("text", ["[medvllm.catalogs]\nx\n", "[other]\nx\n# medvllm.catalogs\n"])
+def test_damaged_entry_points_do_not_break_other_packages(
+    place: Place, tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str
+) -> None:
+    """One warning says where they are."""
+    place("wards", _entry("good"))
+    place("damaged", _entry("m"))
+    (tmp_path / "site" / "damaged-2.0.dist-info" / "entry_points.txt").write_text(text)
+    assert "good" in ModelRegistry().list_models()
+    assert [str(tmp_path / "site") in message for message in caplog.messages] in ([], [True])
+
+
+def test_a_file_in_another_encoding_keeps_its_names(place: Place, tmp_path: Path) -> None:
+    """A byte order mark is no error; another encoding is one, for each name in the file."""
+    place("wards", "")
+    file = tmp_path / "site" / "wards" / "catalog.toml"
+    file.write_text(_entry("m"), encoding="utf-8-sig")
+    assert "m" in ModelRegistry().list_models()
+    file.write_text(_entry("m", 'description = "é"\n'), encoding="latin-1")
+    with pytest.raises(CatalogError, match=r"package wards 2\.0 cannot be used"):
+        ModelRegistry().get_metadata("m")
+
+
+def test_another_name_in_a_package_does_not_replace_a_repository(place: Place) -> None:
+    """`hf://` means the repository, whatever a package calls another one."""
+    place("wards", _entry("m", 'also_known_as = ["dmis-lab/biobert-base-cased-v1.2"]\n'))
+    registry = ModelRegistry()
+    assert registry["dmis-lab/biobert-base-cased-v1.2"].name == "m"
+    assert registry["hf://dmis-lab/biobert-base-cased-v1.2"].origin == "built-in"
+    assert registry["hf://acme/bert"].name == "m"

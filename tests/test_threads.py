@@ -3,13 +3,22 @@
 import random
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, BertForMaskedLM, PreTrainedModel, initialization
+from transformers import (
+    AutoTokenizer,
+    BertForMaskedLM,
+    PreTrainedModel,
+    XGLMConfig,
+    XGLMForCausalLM,
+    initialization,
+)
+from transformers.models.xglm.modeling_xglm import XGLMSinusoidalPositionalEmbedding
 
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.loading import from_pretrained_lock
@@ -137,6 +146,32 @@ def test_unguarded_loads_in_other_threads_do_not_spoil_ours(
         from_pretrained_lock.restore_tie_weights()
         torch.set_default_dtype(torch.float32)
     assert set(found) == {None}
+
+
+def test_a_buffer_in_the_dtype_of_a_load_beside_ours_is_noticed(
+    registry: ModelRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sinusoidal positions take torch's default dtype, which another thread may change just before."""
+    config = XGLMConfig(vocab_size=32, d_model=16, ffn_dim=16, num_layers=1, attention_heads=2)
+    XGLMForCausalLM(config).save_pretrained(tmp_path / "m")
+    compute: Callable[..., torch.Tensor] = XGLMSinusoidalPositionalEmbedding.get_embedding
+    calls: list[None] = []
+
+    def disturbed(*arguments: Any) -> torch.Tensor:
+        calls.append(None)
+        if len(calls) > 2:
+            return compute(*arguments)
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float16)
+        try:
+            return compute(*arguments)
+        finally:
+            torch.set_default_dtype(before)
+
+    monkeypatch.setattr(XGLMSinusoidalPositionalEmbedding, "get_embedding", staticmethod(disturbed))
+    model: Any = registry.load_model(tmp_path / "m", model_class=XGLMForCausalLM)
+    assert len(calls) > 2
+    assert model.model.embed_positions.weights.dtype is torch.float32
 
 
 def _wrong_lengths(tokenizer: Any, rounds: int) -> int:

@@ -7,13 +7,13 @@ file is read: no code of the package runs.
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from medvllm.catalog.entries import from_toml
 from medvllm.catalog.record import to_record
-from medvllm.errors import CatalogError, MedVLLMError
+from medvllm.errors import CatalogError
 from medvllm.metadata import ModelMetadata
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 GROUP = "medvllm.catalogs"
 FILE = "catalog.toml"
-_TABLE = r"""^\s*\[models\.(?:"([^"\n]+)"|'([^'\n]+)'|([A-Za-z0-9_-]+))"""
+_TABLE = r"""^[ \t]*\[[ \t]*models[ \t]*\.[ \t]*(?:"([^"\n]+)"|'([^'\n]+)'|([A-Za-z0-9_-]+))"""
 
 
 class Shipment(NamedTuple):
@@ -39,9 +39,7 @@ def package_entries() -> Shipment:
     """
     if not _is_any_installed():
         return Shipment({}, {})
-    from importlib.metadata import entry_points  # takes as long to import as a listing takes
-
-    points = sorted(entry_points(group=GROUP), key=_package)
+    points = sorted(_entry_points(), key=_package)
     return _combine([(_package(point), _read(point)) for point in points])
 
 
@@ -65,6 +63,25 @@ def _is_any_installed() -> bool:
     return False
 
 
+def _entry_points() -> "Iterator[EntryPoint]":
+    """Iterate over the entry points of the group.
+
+    `importlib.metadata.entry_points` would fail for all packages if one of them has a damaged file.
+    """
+    from importlib.metadata import distributions  # takes as long to import as a listing takes
+
+    seen = set()
+    for distribution in distributions():
+        try:
+            if GROUP not in (distribution.read_text("entry_points.txt") or ""):
+                continue
+            if distribution.name not in seen:  # of two versions, Python finds the first one
+                seen.add(distribution.name)
+                yield from distribution.entry_points.select(group=GROUP)
+        except Exception as error:  # whatever the text of a damaged file leads to
+            _warn("The entry points of a package in %s cannot be read: %s", distribution.locate_file(""), error)
+
+
 def _package(point: "EntryPoint") -> str:
     """Return name and version of the package that an entry point belongs to."""
     return f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.name
@@ -74,34 +91,58 @@ def _read(point: "EntryPoint") -> Shipment:
     """Return the entries of one package."""
     package, text = _package(point), ""
     try:
-        text = _find_file(point).read_text(encoding="utf-8")
-        entries = from_toml(text, "package", f"File {FILE}")
+        content = _find_file(point).read_bytes()
+        text = content.decode("utf-8", errors="replace")  # at least for the names
+        entries = from_toml(content.decode("utf-8-sig"), "package", f"File {FILE}")
         for entry in entries.values():
             to_record(entry)  # raises an error if the entry depends on the working directory or on one process
         return Shipment({name: entry.with_attributes(package=package) for name, entry in entries.items()}, {})
-    except (MedVLLMError, OSError, ImportError, ValueError, AttributeError) as error:
+    except Exception as error:  # an installed package may be wrong in any way
         _warn("The entries of package %s cannot be used: %s", package, error)
         why = f"The entries of package {package} cannot be used: {error}\nCorrect or uninstall the package."
         return Shipment({}, dict.fromkeys(_names_in(text), why))
 
 
 def _find_file(point: "EntryPoint") -> Path:
-    """Return the file of an entry point. Of a package a.b, only a is imported; of a package a, nothing."""
-    from importlib.util import find_spec
-
-    if point.attr:
+    """Return the file of an entry point."""
+    if not re.fullmatch(r"\w+(\.\w+)*", point.value.strip()):
         raise CatalogError(f"entry point {point.name!r} must name a package, not {point.value!r}")
-    spec = find_spec(point.module)
-    folders = [] if spec is None else list(spec.submodule_search_locations or ())
-    for folder in folders:
+    for folder in _folders(point.value.strip()):
         if (file := Path(folder) / FILE).is_file():
             return file
-    raise CatalogError(f"there is no file {FILE} in a Python package {point.module!r}")
+    raise CatalogError(f"there is no file {FILE} in a Python package {point.value.strip()!r}")
+
+
+def _folders(package: str) -> list[str]:
+    """Return the folders of a Python package.
+
+    Of a package a.b, `importlib.util.find_spec` would import a. This runs no code of either.
+    """
+    name = ""
+    folders: list[str] | None = None
+    for part in package.split("."):
+        name = f"{name}.{part}" if name else part
+        try:
+            specs = (finder.find_spec(name, folders) for finder in sys.meta_path)
+            spec = next((spec for spec in specs if spec is not None), None)
+        except KeyError:  # a package without __init__.py asks sys.modules for the one around it
+            folders = [os.path.join(folder, part) for folder in folders or ()]
+            continue
+        if spec is None or spec.submodule_search_locations is None:
+            return []
+        folders = list(spec.submodule_search_locations)
+    return folders or []
 
 
 def _names_in(text: str) -> list[str]:
     """Return the names that a file with an error in it seems to have."""
-    return [next(filter(None, found.groups())).partition("@")[0] for found in re.finditer(_TABLE, text, re.MULTILINE)]
+    import tomllib
+
+    try:
+        keys = [*tomllib.loads(text.removeprefix("\ufeff"))["models"]]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        keys = [next(filter(None, found.groups())) for found in re.finditer(_TABLE, text, re.MULTILINE)]
+    return [key.partition("@")[0] for key in keys]
 
 
 def _combine(shipments: Iterable[tuple[str, Shipment]]) -> Shipment:

@@ -1,16 +1,25 @@
 """The facts of a stored version, as the database and the history keep them."""
 
 import json
+import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from medvllm.errors import CatalogError, MedVLLMError, RequestError
+from medvllm import settings
+from medvllm.errors import CatalogError, MedVLLMError, MigrationError, RequestError
 from medvllm.facts import IDENTIFYING, MUTABLE_FIELDS
 from medvllm.lazy import lazy
 from medvllm.metadata import ModelMetadata
 from medvllm.names import parse_name, valid_name
 
 Facts = Mapping[str, Any]
+# Before the first release some facts had other names. The history keeps events with these names.
+FORMER_NAMES = {
+    "aliases": "also_known_as",
+    "acceptance": "baseline",
+    "accepted": "baseline_digest",
+    "evidence": "provenance",
+}
 
 
 class StoredRow:
@@ -67,13 +76,34 @@ def from_record(name: str, number: int, facts: Facts) -> ModelMetadata:
     """Return a stored version as metadata.
 
     Raises:
+        MigrationError: An earlier development version stored them, under names that the facts no longer have.
         CatalogError: The facts are not valid, for example because a newer program wrote them.
     """
     others = {fact: value for fact, value in facts.items() if fact != "model_type"}
     try:
         return ModelMetadata.build(name, facts["model_type"], others, version=number, origin="stored")
     except (MedVLLMError, KeyError) as error:
+        if former := sorted(facts.keys() & FORMER_NAMES.keys()):
+            raise MigrationError(
+                f"Version {number} of model {name!r} was stored by an earlier development version: the fact "
+                f"{former[0]!r} is now called {FORMER_NAMES[former[0]]!r}.\n"
+                "Take the entries over into a new catalogue; the old one, with its history, stays as it is:\n"
+                "  medvllm catalog export > entries.toml\n"
+                f"  export {settings.CATALOG.name}={shlex.quote(str(settings.HOME() / 'catalog-new.db'))}\n"
+                "  medvllm catalog init\n"
+                "  medvllm catalog apply entries.toml"
+            ) from error
         raise CatalogError(f"Version {number} of model {name!r} in the catalogue cannot be used: {error}") from error
+
+
+def with_present_names(facts: Facts) -> Facts:
+    """Return the facts of a stored version with the names that the facts have now."""
+    if facts.keys().isdisjoint(FORMER_NAMES):
+        return facts
+    renamed = {FORMER_NAMES.get(fact, fact): value for fact, value in facts.items()}
+    if "provenance" in renamed:
+        renamed["provenance"] = {FORMER_NAMES.get(fact, fact): how for fact, how in renamed["provenance"].items()}
+    return renamed
 
 
 def package_detail(entry: ModelMetadata) -> dict[str, str]:

@@ -65,5 +65,14 @@ class ShippedEntries:
         return name in self._hidden
 
     def find_repository(self, repo: str) -> ModelMetadata | None:
-        """Return the entry that describes a repository of the Hub, or None."""
-        return next((entry for entry in self.all() if repo in (entry.location, *entry.source.also_known_as)), None)
+        """Return the entry that describes a repository of the Hub, or None.
+
+        Built-in entries also list the earlier names of their repositories. The other names in a package may be those
+        of other repositories, which ``hf://`` must not replace.
+        """
+
+        def describes(entry: ModelMetadata) -> bool:
+            others = entry.source.also_known_as if entry.origin == "built-in" else ()
+            return repo in (entry.location.removeprefix("hf://"), *others)
+
+        return next((entry for entry in self.all() if describes(entry)), None)

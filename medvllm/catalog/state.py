@@ -50,7 +50,7 @@ def apply_event(state: NameState, event: Event) -> NameState:
 
 def other_names(facts: Facts) -> frozenset[str]:
     """Return the other names by which a version is known."""
-    return frozenset(facts.get("also_known_as", ()))
+    return frozenset(facts.get("also_known_as", facts.get("aliases", ())))  # the former name, in old events
 
 
 def _register(state: NameState, event: Event) -> NameState:

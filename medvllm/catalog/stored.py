@@ -15,7 +15,7 @@ from medvllm.catalog.leased import check_not_leased
 from medvllm.catalog.log import VersionRecord, records
 from medvllm.catalog.memo import LookupMemo
 from medvllm.catalog.protection import Protection, check_move, check_protect, missing_requirements
-from medvllm.catalog.record import StoredRow, from_record, package_detail, to_record
+from medvllm.catalog.record import StoredRow, from_record, package_detail, to_record, with_present_names
 from medvllm.catalog.stores import DatabaseHandle
 from medvllm.errors import CatalogError, ModelNameError, ModelNotFoundError, RequestError
 from medvllm.fact_values import check_fact
@@ -378,11 +378,15 @@ class StoredCatalog:
                 transaction.note("locked", name, version, reason=reason, detail=detail)
 
     def export(self) -> str:
-        """Return all entries, versions and aliases as TOML, in the form that `apply` takes."""
+        """Return all entries, versions and aliases as TOML, in the form that `apply` takes.
+
+        Facts that an earlier development version stored under other names get their present names.
+        """
         store = self.database.reader()
         versions, aliases = ([], []) if store is None else store.content()
         names = {name for name, _, _ in versions}  # a protected alias may outlast the versions of its name
-        return to_toml(starmap(from_record, versions), [alias for alias in aliases if alias.name in names])
+        entries = (from_record(name, number, with_present_names(facts)) for name, number, facts in versions)
+        return to_toml(entries, [alias for alias in aliases if alias.name in names])
 
     def apply(self, text: str, *, reason: str | None = None, file: str = "The entries") -> list[Event]:
         """Make the catalogue equal to a file, in one transaction, and return the changes.

@@ -44,6 +44,25 @@ def find_flaw(model: Any, dtype: torch.dtype) -> str | None:
             and not any(part in name for part in kept_in_fp32)
         ):
             return f"{name} is {parameter.dtype}, not {dtype}"
+    if name := _find_wrong_buffer(model, dtype):
+        return f"{name} was computed in another thread's default dtype"
     if target := find_untied_weight(model):
         return f"{target} is not tied"
+    return None
+
+
+def _find_wrong_buffer(model: Any, dtype: torch.dtype) -> str | None:
+    """Return the name of a buffer that was computed, not loaded, in a dtype that the load did not ask for; or None.
+
+    Classes outside transformers may compute theirs in any dtype. Scalars are left out: RecurrentGemma has one that is
+    always bfloat16.
+    """
+    for prefix, module in model.named_modules():
+        if type(module).__module__.startswith("transformers."):
+            for name in module._non_persistent_buffers_set:
+                buffer = module._buffers.get(name)
+                if buffer is None or not buffer.dim() or not buffer.is_floating_point():
+                    continue
+                if buffer.dtype not in (dtype, torch.float32):
+                    return f"{prefix}.{name}".lstrip(".")
     return None
