@@ -63,7 +63,7 @@ def test_an_absolute_path_into_a_former_home_is_found(registry: ModelRegistry, m
     for file in found.iterdir():
         file.unlink()
     found.rmdir()
-    with pytest.raises(SnapshotNotFoundError, match=r"this home does not have it.\nBring it with: medvllm export"):
+    with pytest.raises(SnapshotNotFoundError, match=r"this home does not have it.\nBring it with medvllm export"):
         ModelRegistry().load_model("old")
 
 

@@ -84,7 +84,7 @@ def _check_exists(path: Path) -> None:
     if home_models.is_folder_name(path):
         advice = (
             "It is a copy in MEDVLLM_HOME, and this home does not have it.\n"
-            "Bring it with medvllm export and medvllm import, or set the home that has it: export MEDVLLM_HOME="
+            "Bring it with medvllm export and medvllm import, or set the home that has it: export MEDVLLM_HOME=/path"
         )
     problem = "is a file, not a folder" if exists else "does not exist"
     raise SnapshotNotFoundError(f"Folder '{path}' {problem}.\n{advice}", path=str(path))
