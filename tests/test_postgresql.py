@@ -1,7 +1,6 @@
 """What a PostgreSQL server, what stands before it, and its URL do to the stored catalogue."""
 
 import logging
-import re
 from collections.abc import Iterator
 from contextlib import suppress
 from threading import Thread
