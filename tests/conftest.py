@@ -7,13 +7,15 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from medvllm.catalog import StoredCatalog, stores
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.engine.model_runner import registry as engine_registry
+from medvllm.model_registry.loaded_models import LoadedModels
+from medvllm.processes import publisher
 from tests.support import warm
 from tests.support.clock import HurriedClock, hurry
 from tests.support.loopback import LoopbackHub
@@ -80,10 +82,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def _closed(home: Path) -> Iterator[None]:
-    """No test leaves a database open, or models in the process's own registry."""
+    """No test leaves a database open, or models in memory, whose record would be written into the next test's home."""
     yield
     if len(engine_registry._model_cache):
         engine_registry.clear_cache()
+    if holders := list(publisher.holders()):
+        for holder in holders:
+            cast(LoadedModels, holder).evict(None)
+        del holder, holders
+        gc.collect()
     stores.close_all()
 
 
