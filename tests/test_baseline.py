@@ -94,6 +94,8 @@ def test_what_cannot_be_recorded_or_checked_says_so(registry: ModelRegistry, tmp
         ModelRunner("m", registry=registry).check_baseline()
     with pytest.raises(RequestError, match="must be a list of dicts"):
         registry.record_baseline("m", ["x"])  # type: ignore[list-item]
+    with pytest.raises(RequestError, match="needs at least one case"):
+        registry.record_baseline("m", [])
     state = load_file(folder / "model.safetensors")
     save_file({name: tensor * float("nan") for name, tensor in state.items()}, folder / "model.safetensors")
     with pytest.raises(LoadError, match="'m' gives NaN or infinity for"):

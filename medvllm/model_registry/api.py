@@ -487,6 +487,7 @@ class ModelRegistry:
 
         Raises:
             ModelNotFoundError: No entry has the name.
+            RequestError: There are no cases, or one is not a dict.
         """
         from medvllm.model_registry.approval import record_baseline
 

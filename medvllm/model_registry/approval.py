@@ -6,7 +6,7 @@ from typing import Any
 
 from medvllm import sources
 from medvllm.catalog import Catalog, check_reason, find_entry
-from medvllm.errors import ModelNotFoundError
+from medvllm.errors import ModelNotFoundError, RequestError
 from medvllm.fact_values import check_fact
 from medvllm.metadata import ModelMetadata
 from medvllm.model_registry.loaded_models import LoadedModels
@@ -63,6 +63,12 @@ def record_baseline(
     """Keep a baseline in an entry, with the digest of the files that it holds for, and return the entry."""
     _, kept = check_fact(str(name), "baseline", list(cases))
     ref = parse_name(name)
+    if not kept:
+        raise RequestError(
+            f"A baseline of model {ref.name!r} needs at least one case.\n"
+            f"Record one with: medvllm baseline record {ref.text}",
+            model=ref.name,
+        )
     found = find_entry(catalog, ref)
     if found is None:
         raise catalog.not_found(ref.name)

@@ -125,8 +125,10 @@ class Lock:
         """
         for name in names:
             if self.key_of(name) not in self.models:
+                has = f"It has: {', '.join(sorted(self.models)) or 'no models'}."
                 raise CatalogError(
-                    f"Model {name!r} is not in {self.file}. It has: {', '.join(sorted(self.models)) or 'no models'}.\n"
+                    f"Model {name!r} is not in lock file '{self.file}'. "
+                    f"{has if os.path.exists(self.file) else 'The file does not exist.'}\n"
                     f"To approve it: medvllm lock {name}",
                     model=name,
                 )
