@@ -360,7 +360,7 @@ def test_prompts_are_named_or_given(registry: ModelRegistry, tmp_path: Path) -> 
     plain = ModelRunner(tiny.bert_encoder(tmp_path / "plain"), registry=registry)
     with pytest.raises(RequestError, match="has no prompt 'query'.\nIt has no prompts"):
         plain.embed(texts, prompt_name="query")
-    with pytest.raises(RequestError, match="Task 'fill-mask' takes no argument 'prompt'.\nIt takes: top_k"):
+    with pytest.raises(RequestError, match="Task 'fill-mask' takes no argument 'prompt'"):
         ModelRunner(tiny.bert_masked_lm(tmp_path / "mlm"), registry=registry).run("fill-mask", ["a [MASK]"], prompt="x")
 
 

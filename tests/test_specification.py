@@ -44,7 +44,7 @@ def _run(block: str, namespace: dict[str, object]) -> None:
     for statement in ast.parse(block).body:
         code = compile(ast.Module([statement], []), "specification.md", "exec")
         if 'device="cuda"' in ast.unparse(statement).replace("'", '"') and not torch.cuda.is_available():
-            with pytest.raises(LoadError, match=r"Device 'cuda:0' is not available here.*\n.*device='auto'"):
+            with pytest.raises(LoadError, match=r"Device 'cuda:0' is not available here.*\n.*'auto'"):
                 exec(code, namespace)
         else:
             exec(code, namespace)
