@@ -81,9 +81,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _closed(home: Path) -> Iterator[None]:
+def _closed(home: Path, request: pytest.FixtureRequest) -> Iterator[None]:
     """No test leaves a database open, or models in memory, whose record would be written into the next test's home."""
     yield
+    for value in getattr(getattr(request.node, "callspec", None), "params", {}).values():
+        if isinstance(value, BaseException):
+            value.__traceback__ = None  # an error that is a parameter lives on, and its frames hold models
     if len(engine_registry._model_cache):
         engine_registry.clear_cache()
     if holders := list(publisher.holders()):

@@ -76,7 +76,7 @@ def test_the_lock_that_is_in_force(doctor: Doctor, home: Path, tmp_path: Path, m
 @pytest.mark.parametrize(
     ("environment", "what", "words"),
     [
-        ({"MEDVLLM_DEVICE": "gpu"}, ("setting", "MEDVLLM_DEVICE"), "device must be"),
+        ({"MEDVLLM_DEVICE": "gpu"}, ("setting", "MEDVLLM_DEVICE"), "Device 'gpu'"),
         ({"MEDVLLM_HUB_TIMEOUT": "x"}, ("setting", "MEDVLLM_HUB_TIMEOUT"), "MEDVLLM_HUB_TIMEOUT is 'x'"),
         ({"MEDVLLM_MEMORY_BUDGET": "lots"}, ("memory", "error"), "MEDVLLM_MEMORY_BUDGET is 'lots'"),
         ({"MEDVLLM_REQUIRELOCK": "1"}, ("setting", "MEDVLLM_REQUIRELOCK"), "Did you mean: 'MEDVLLM_REQUIRE_LOCK'"),
@@ -140,7 +140,7 @@ def test_doctor_never_fails_itself(doctor: Doctor, monkeypatch: pytest.MonkeyPat
     def broken() -> Any:
         raise RuntimeError("of no kind")
 
-    monkeypatch.setattr(settings, "unknown", broken)
+    monkeypatch.setattr(settings, "find_unknown", broken)
     code, found = doctor()
     assert code == 1 and found["setting", "error"]["value"] == "RuntimeError: of no kind"
 
