@@ -143,6 +143,13 @@ def test_a_broken_package_does_not_break_the_others(
     assert registry.register("bad", "generic", replace=True).origin == "process"
 
 
+def test_another_name_of_a_broken_package_means_no_other_model(place: Place) -> None:
+    """Without the check, it would be taken for a repository on the Hub, and loaded from there."""
+    place("broken", _entry("bad", 'max_length = -1\nalso_known_as = ["acme/other"]\n'))
+    with pytest.raises(CatalogError, match=r"package broken 2\.0 cannot be used"):
+        ModelRegistry().load_model("acme/other")
+
+
 def test_a_name_in_two_packages_is_neither(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     """The error names both; their other entries can be used."""
     place("north", _entry("m") + _entry("n", 'also_known_as = ["acme/x"]\n'))

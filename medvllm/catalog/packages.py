@@ -135,14 +135,19 @@ def _folders(package: str) -> list[str]:
 
 
 def _names_in(text: str) -> list[str]:
-    """Return the names that a file with an error in it seems to have."""
+    """Return the names and other names that a file with an error in it seems to have."""
     import tomllib
 
+    others: list[str] = []
     try:
-        keys = [*tomllib.loads(text.removeprefix("\ufeff"))["models"]]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        models = tomllib.loads(text.removeprefix("\ufeff"))["models"]
+        keys = [*models]
+        for facts in models.values():
+            claimed = facts.get("also_known_as") if isinstance(facts, dict) else None
+            others += [other for other in claimed if isinstance(other, str)] if isinstance(claimed, list) else []
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         keys = [next(filter(None, found.groups())) for found in re.finditer(_TABLE, text, re.MULTILINE)]
-    return [key.partition("@")[0] for key in keys]
+    return [*(key.partition("@")[0] for key in keys), *others]
 
 
 def _combine(shipments: Iterable[tuple[str, Shipment]]) -> Shipment:
