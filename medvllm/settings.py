@@ -110,9 +110,10 @@ def files() -> tuple[Path, Path]:
 
 def find_unknown() -> dict[str, list[str]]:
     """Return the MEDVLLM_* environment variables that are not settings, each with settings of a similar name."""
-    known = [setting.name for setting in SETTINGS]
-    others = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
-    return {name: near_keys(name, known) for name in others}
+    # Without the prefix, which would make all names similar.
+    known = [setting.name.removeprefix(PREFIX) for setting in SETTINGS]
+    others = sorted(name for name in os.environ if name.startswith(PREFIX) and name.removeprefix(PREFIX) not in known)
+    return {name: [PREFIX + near for near in near_keys(name.removeprefix(PREFIX), known)] for name in others}
 
 
 @cache

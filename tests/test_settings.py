@@ -139,6 +139,13 @@ def test_a_file_that_cannot_be_read_is_an_error(own: Path) -> None:
         settings.REQUIRE_LOCK()
 
 
+def test_a_variable_is_compared_without_the_prefix_that_all_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a short name would be offered whatever else is short."""
+    monkeypatch.setenv("MEDVLLM_DIRECT", "off")
+    monkeypatch.setenv("MEDVLLM_BUDGET", "cpu=1GB")
+    assert settings.find_unknown() == {"MEDVLLM_DIRECT": [], "MEDVLLM_BUDGET": ["MEDVLLM_MEMORY_BUDGET"]}
+
+
 def test_the_air_gapped_profile_holds(system: Path, registry: ModelRegistry, tmp_path: Path) -> None:
     """Two lines in the machine's file: nothing loads that is neither locked nor registered."""
     folder = tiny.bert_masked_lm(tmp_path / "m")
