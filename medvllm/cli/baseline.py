@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from medvllm.cli.completion import model_names
-from medvllm.cli.output import print_json, print_table, printable
+from medvllm.cli.output import print_findings, printable
 from medvllm.cli.parameters import Json
 from medvllm.engine.model_runner import ModelRunner, registry
 from medvllm.errors import CatalogError, LoadError, SourceError
@@ -50,17 +50,7 @@ def check(
             "Nothing was checked: no registered model has a baseline.\nRecord one with: medvllm baseline record NAME"
         )
     deviations = {name: _check(name) for name in asked}
-    if as_json:
-        print_json(deviations)
-    else:
-        rows = [
-            (name, what, deviation)
-            for name, found in deviations.items()
-            for what, deviation in (found or {"baseline": "ok"}).items()
-        ]
-        print_table(("MODEL", "WHAT", "STATE"), rows)
-    if any(deviations.values()):
-        raise typer.Exit(1)
+    print_findings(deviations, "baseline", as_json=as_json)
 
 
 def _check(name: str) -> dict[str, str]:

@@ -4,8 +4,10 @@ import json
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import typer
 
 from medvllm.cli.streams import encodes
 from medvllm.progress import is_terminal
@@ -31,6 +33,23 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, in_
         in_lines: Whether a row may take only one line on a terminal; the first column is then shortened.
     """
     print_groups(columns, [rows], in_lines=in_lines)
+
+
+def print_findings(findings: Mapping[str, Mapping[str, str]], checked: str, *, as_json: bool) -> None:
+    """Print what a check of models found, and exit with 1 if it found anything.
+
+    Args:
+        findings: For each model, what is wrong with each part of it; nothing for a model that is as it should be.
+        checked: What was checked, for the row of such a model.
+        as_json: Whether to print JSON.
+    """
+    if as_json:
+        print_json(findings)
+    else:
+        rows = [(name, *found) for name, wrong in findings.items() for found in (wrong or {checked: "ok"}).items()]
+        print_table(("MODEL", "WHAT", "STATE"), rows)
+    if any(findings.values()):
+        raise typer.Exit(1)
 
 
 def print_groups(

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from medvllm.cli.completion import model_names
-from medvllm.cli.output import print_json, print_table
+from medvllm.cli.output import print_findings
 from medvllm.cli.parameters import Json
 from medvllm.errors import SourceError
 from medvllm.model_registry import registry
@@ -23,17 +23,7 @@ def verify(
     flaws = registry.verify(*(names or ()))
     if not flaws:
         raise _nothing_verified()
-    if as_json:
-        print_json(flaws)
-    else:
-        rows = [
-            (name, what, flaw)
-            for name, found in flaws.items()
-            for what, flaw in (found or {"everything": "ok"}).items()
-        ]
-        print_table(("MODEL", "WHAT", "STATE"), rows)
-    if any(flaws.values()):
-        raise typer.Exit(1)
+    print_findings(flaws, "everything", as_json=as_json)
 
 
 def _nothing_verified() -> SourceError:

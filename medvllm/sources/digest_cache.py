@@ -79,11 +79,8 @@ class DigestCache:
 
     def commit(self, endpoint: str, repo: str, revision: str) -> str | None:
         """Return the commit of a branch or tag when it was last asked of the Hub, or None."""
-        key = (endpoint, repo, revision)
         query = "SELECT commit_id FROM commits WHERE (endpoint, repo, revision) = (?, ?, ?)"
-        for (commit,) in () if key in self._commits else self._execute_once(query, key):
-            self._commits.setdefault(key, commit)
-        return self._commits.get(key)
+        return self._recall(self._commits, (endpoint, repo, revision), query)
 
     def keep_commit(self, endpoint: str, repo: str, revision: str, commit: str) -> None:
         """Remember the commit of a branch or tag. It replaces an earlier one."""
@@ -92,11 +89,8 @@ class DigestCache:
 
     def listing(self, endpoint: str, repo: str, commit: str) -> str | None:
         """Return the SHA-256 of a commit's listing as the Hub gave it to this machine, or None."""
-        key = (endpoint, repo, commit)
         query = "SELECT sha256 FROM listings WHERE (endpoint, repo, commit_id) = (?, ?, ?)"
-        for (sha256,) in () if key in self._listings else self._execute_once(query, key):
-            self._listings.setdefault(key, sha256)
-        return self._listings.get(key)
+        return self._recall(self._listings, (endpoint, repo, commit), query)
 
     def keep_listing(self, endpoint: str, repo: str, commit: str, sha256: str) -> None:
         """Remember the SHA-256 of a commit's listing that the Hub gave."""
@@ -116,6 +110,12 @@ class DigestCache:
         self._memory_estimates[load] = size_bytes, load_s
         if known is None or known[0] != size_bytes:
             self._execute_once("INSERT OR REPLACE INTO memory_estimates VALUES (?, ?, ?)", (load, size_bytes, load_s))
+
+    def _recall(self, remembered: dict[tuple[str, str, str], str], key: tuple[str, str, str], query: str) -> str | None:
+        """Return what a key stands for: from this process's memory or, the first time, from the file."""
+        for (value,) in () if key in remembered else self._execute_once(query, key):
+            remembered.setdefault(key, value)
+        return remembered.get(key)
 
     def _execute_once(self, statement: str, values: tuple[object, ...]) -> list[Any]:
         return next(iter(self._execute(statement, [values])), [])
