@@ -7,10 +7,19 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeGuard
 
 from medvllm import settings
-from medvllm.errors import ModelNameError
+from medvllm.errors import ModelNameError, RequestError
 from medvllm.spelling import find_invisible, find_lookalike, normalize_text
 
-__all__ = ["ModelRef", "is_commit", "is_digest", "parse_name", "source_path", "valid_alias", "valid_name"]
+__all__ = [
+    "ModelRef",
+    "check_revision",
+    "is_commit",
+    "is_digest",
+    "parse_name",
+    "source_path",
+    "valid_alias",
+    "valid_name",
+]
 
 MAX_LENGTH = 200  # characters of a name; a folder's path may be longer
 # Patterns are texts, not compiled, so that importing this module is fast. `re` compiles and caches them.
@@ -76,6 +85,16 @@ def parse_name(text: object) -> ModelRef:
     if "://" in name:
         raise ModelNameError(f"{name!r} has an unknown scheme.\nUse: hf://org/repo, file:///folder, or models:/name/3")
     return ModelRef(name, "name", *_split(name))
+
+
+def check_revision(model: str, location: ModelRef, revision: object) -> None:
+    """Raise RequestError if an entry has a revision, but its files are in a folder, which has none."""
+    if location.kind == "folder" and revision is not None:
+        raise RequestError(
+            f"Model {model!r} is a folder, so it has no revision {str(revision)[:80]!r}.\n"
+            "Leave out the revision. Only a repository on the Hub has one.",
+            keyword="revision",
+        )
 
 
 def source_path(text: object) -> str:

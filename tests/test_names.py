@@ -199,6 +199,9 @@ def test_a_folder_has_no_revision(registry: ModelRegistry, tmp_path: Path) -> No
     with pytest.raises(RequestError, match=r"'ner'.* no revision 'main'"):
         registry.register("ner", "clinical", model_path=tmp_path, revision="main")
     assert "ner" not in registry
+    file = f'[models.ner]\nmodel_type = "clinical"\nmodel_path = "{tmp_path}"\nrevision = "main"\n'
+    with pytest.raises(RequestError, match=r"'ner'.* no revision 'main'"):
+        registry.catalog.apply(file)
 
 
 def test_a_misspelt_name_may_be_a_folder_here(

@@ -10,7 +10,7 @@ from medvllm.errors import CatalogError, MedVLLMError, MigrationError, RequestEr
 from medvllm.facts import IDENTIFYING, MUTABLE_FIELDS
 from medvllm.lazy import lazy
 from medvllm.metadata import ModelMetadata
-from medvllm.names import parse_name, valid_name
+from medvllm.names import check_revision, parse_name, valid_name
 
 Facts = Mapping[str, Any]
 # Before the first release some facts had other names. The history keeps events with these names.
@@ -50,7 +50,7 @@ def to_record(entry: ModelMetadata) -> dict[str, Any]:
 
     Raises:
         ModelNameError: The name of the entry, or another name of it, is not valid.
-        RequestError: Another process could not import its class, or could not find its folder.
+        RequestError: Another process could not import its class or find its folder, or the folder has a revision.
     """
     for name in (entry.name, *entry.source.also_known_as):
         valid_name(name)
@@ -61,6 +61,7 @@ def to_record(entry: ModelMetadata) -> dict[str, Any]:
             f"directory.\nUse an absolute path: {location.name}",
             model=entry.name,
         )
+    check_revision(entry.name, location, entry.source.revision)
     for path in entry.class_paths:
         module, _, name = (path or "").partition(":")
         if module == "__main__" or "<locals>" in name:

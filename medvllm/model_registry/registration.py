@@ -7,7 +7,7 @@ from typing import Any
 from medvllm.errors import RequestError
 from medvllm.fact_values import wrap_single_texts
 from medvllm.metadata import ModelMetadata, ModelType
-from medvllm.names import parse_name, source_path
+from medvllm.names import check_revision, parse_name, source_path
 from medvllm.options import LoadOptions, parse_keep_alive
 
 
@@ -29,13 +29,10 @@ def prepare_facts(name: str, model_type: ModelType | str, given: Mapping[str, An
     # A path is kept in a form that means the same in every working directory.
     if isinstance(facts.get("model_path"), str | os.PathLike):
         facts["model_path"] = source_path(facts["model_path"])
-    is_folder = facts.get("model_path") is not None and parse_name(facts["model_path"]).kind == "folder"
-    if is_folder and facts.get("revision") is not None:
-        raise RequestError(
-            f"Model {name!r} is a folder, so it has no revision {str(facts['revision'])[:80]!r}.\n"
-            "Leave out the revision. Only a repository on the Hub has one.",
-            keyword="revision",
-        )
+    location = None if facts.get("model_path") is None else parse_name(facts["model_path"])
+    is_folder = location is not None and location.kind == "folder"
+    if location is not None:
+        check_revision(name, location, facts.get("revision"))
     if copy:
         from medvllm import sources
 
