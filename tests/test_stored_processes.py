@@ -4,16 +4,20 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
 from medvllm.catalog import stores
+from medvllm.catalog.sql.sqlite import SqliteFile
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import CatalogError
 from tests.support.children import asked, held, python, together
@@ -52,6 +56,17 @@ def test_eight_processes_that_register_at_once(catalog_url: str, registry: Model
     assert {alias.alias for alias in registry.catalog.aliases("a")} == {f"of-{i}" for i in range(8)}
     number, _, flaws = registry.catalog.check_history()
     assert flaws == [] and number == 1 + 2 * 40 * 2
+
+
+def test_a_new_file_waits_for_another_process_that_is_writing_to_it(tmp_path: Path) -> None:
+    """SQLite itself does not wait when two connections switch an empty file to its write-ahead log."""
+    file = tmp_path / "catalog.db"
+    with closing(sqlite3.connect(file, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        timer = Timer(0.3, other.execute, ["ROLLBACK"])
+        timer.start()
+        assert SqliteFile(file).migrate() == (None, None)
+        timer.join()
 
 
 def test_writers_take_turns_whatever_the_server_has_set(
