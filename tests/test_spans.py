@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
-from medvllm.engine.model_runner.spans import Span, Word, decode_labels, infer_scheme
+from medvllm.engine.model_runner.tagging.spans import Span, Word, decode_labels, infer_scheme
 from medvllm.errors import InputTooLongError, RequestError
 from tests.support import standins, tiny
 
@@ -38,7 +38,7 @@ def _words(*labels: str) -> list[Word]:
 )
 def test_labels_become_spans(scheme: str, labels: str, expected: list[Any]) -> None:
     """A name of three words is one span under BILOU, where others see two; neighbours stay apart where they can."""
-    spans = decode_labels(_words(*labels.split()), scheme)
+    spans = decode_labels(_words(*labels.split()), scheme, "x" * 100)
     assert [(span.start, span.end, span.label) for span in spans] == expected
 
 
@@ -51,7 +51,7 @@ def test_labels_become_spans(scheme: str, labels: str, expected: list[Any]) -> N
 def test_no_labelled_word_is_lost(labels: list[str], scheme: str) -> None:
     """Whatever a model strings together, also against its own scheme; and no other word is covered."""
     words = _words(*labels)
-    spans = decode_labels(words, scheme)
+    spans = decode_labels(words, scheme, "x" * 100)
     assert all(a.end <= b.start for a, b in pairwise(spans))
     for word in words:
         covering = [span for span in spans if span.start <= word.start and word.end <= span.end]
@@ -95,7 +95,7 @@ def test_long_texts_are_tagged_to_their_end(registry: ModelRegistry, tmp_path: P
     for text, tags in zip(texts, runner.entities(texts), strict=True):
         expected = [(m.start(), m.end()) for m in re.finditer(r"\w+|-", text)]
         assert [(span.start, span.end) for span in tags.spans] == expected
-    assert runner.run(None, ["pain"])[1] == "ner"
+    assert runner.run(None, ["pain"]).task == "ner"
 
 
 def test_windows_agree_with_one_pass(registry: ModelRegistry, tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_windows_agree_with_one_pass(registry: ModelRegistry, tmp_path: Path) ->
                     words[word][::2] if word in words else (offsets[i][0], lease.model.config.id2label[classes[i]])
                 )
                 words[word] = Word(start, offsets[i][1], label, 1.0)
-    by_hand = [(s.start, s.end, s.label) for s in decode_labels(words.values(), "BILOU")]
+    by_hand = [(s.start, s.end, s.label) for s in decode_labels(words.values(), "BILOU", text)]
     found = ModelRunner(folder, registry=registry).entities([text])[0].spans
     assert [(span.start, span.end, span.label) for span in found] == by_hand
 
@@ -134,4 +134,5 @@ def test_what_is_no_tagger_says_so(registry: ModelRegistry, tmp_path: Path) -> N
 
 def test_a_span_is_plain_data() -> None:
     """As JSON has it."""
-    assert vars(Span(0, 4, "DATE", 0.5)) == {"start": 0, "end": 4, "label": "DATE", "score": 0.5}
+    span = Span(0, 4, "DATE", 0.5, "2024")
+    assert vars(span) == {"start": 0, "end": 4, "label": "DATE", "score": 0.5, "text": "2024"}

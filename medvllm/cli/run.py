@@ -41,13 +41,14 @@ def run(
     given = _read_texts(texts, file)
     prompts = {key: value for key, value in (("prompt_name", prompt_name), ("prompt", prompt)) if value is not None}
     runner = ModelRunner(name, **load_options(device, dtype))
-    answer = runner.run(task, given, with_receipt=as_json or receipt_file is not None, **prompts)
-    receipt = None if answer.receipt is None else answer.receipt.to_dict()
+    result = runner.run(task, given, with_receipt=as_json or receipt_file is not None, **prompts)
+    receipt = None if result.receipt is None else result.receipt.to_dict()
     try:  # print the result even if the receipt cannot be written, and the other way round
         if as_json:
-            print_json({"task": answer.task, "results": answer.result.to_dict(), "receipt": receipt})
+            print_json({"task": result.task, "results": result.to_dict(), "receipt": receipt})
         else:
-            print_table(answer.result.columns, (tuple(map(_cell, row)) for row in answer.result.rows(given)))
+            columns = tuple(column.upper() for column in result.columns)
+            print_table(columns, (tuple(map(_cell, row)) for row in result.rows()))
     finally:
         if receipt_file is not None:
             destination.write_output(receipt_file, (json.dumps(receipt, indent=2) + "\n").encode())

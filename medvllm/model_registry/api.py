@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from medvllm.engine.model_runner.runner import ModelRunner
     from medvllm.model_cache import ModelCache, Plan, Statistics
     from medvllm.model_registry.bundle_export import Exported
     from medvllm.model_registry.bundle_import import Imported
@@ -340,6 +341,20 @@ class ModelRegistry:
             ```
         """
         return self.session.lease(name, options, keep_alive)
+
+    def runner(self, name: Name, **options: Any) -> "ModelRunner":
+        """Return a runner of the model's tasks. Nothing is loaded until it is given texts.
+
+        Args:
+            name: As for `load_model`.
+            **options: The options of `load_model`.
+
+        Example:
+            >>> registry.runner("obi/deid_bert_i2b2").entities(["Seen by Dr. Peña on 3 May."])[0].spans
+        """
+        from medvllm.engine.model_runner.runner import ModelRunner
+
+        return ModelRunner(name, registry=self, **options)
 
     def load_tokenizer(self, name: Name, *, revision: str | None = None) -> "PreTrainedTokenizerBase":
         """Return the tokenizer of a model, with the entry's casing and maximum length. Threads can share it.

@@ -5,9 +5,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from medvllm.engine.model_runner.embeddings import embed
-from medvllm.engine.model_runner.entities import find_entities, is_token_classifier
+from medvllm.engine.model_runner.embedding.embed import embed
 from medvllm.engine.model_runner.foreign_errors import translate_model_errors
+from medvllm.engine.model_runner.tagging.entities import find_entities, is_token_classifier
 from medvllm.errors import LoadError, RequestError
 from medvllm.model_registry import Lease
 
@@ -73,7 +73,7 @@ def _compute_case(lease: Lease, inputs: Sequence[str]) -> dict[str, Any]:
     text, pair = inputs if len(inputs) == 2 else (inputs[0], None)
     encoding = tokenizer(text, pair, truncation=True, verbose=False, return_tensors="pt").to(model.device)
     if model.base_model is model:
-        output = embed(lease, [inputs[0] if pair is None else (text, pair)]).vectors
+        output = torch.from_numpy(embed(lease, [inputs[0] if pair is None else (text, pair)]).vectors)
     else:
         with translate_model_errors(lease.metadata.name), torch.inference_mode():
             output = model(**encoding)[0].float().cpu()  # of a head, or of a config that asks for tuples

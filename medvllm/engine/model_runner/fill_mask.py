@@ -1,15 +1,16 @@
 """The task fill-mask: word pieces for the gaps in texts."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from medvllm import progress
-from medvllm.engine.model_runner.batches import batch_windows, check_finite, nonfinite_positions, run_batch
+from medvllm.engine.model_runner.coverage import Coverage
 from medvllm.engine.model_runner.foreign_errors import translate_tokenizer_errors
 from medvllm.engine.model_runner.inputs import check_single_texts
-from medvllm.engine.model_runner.results import Cell
-from medvllm.engine.model_runner.windows import Window, check_token_count
+from medvllm.engine.model_runner.reading.batches import batch_windows, check_finite, nonfinite_positions, run_batch
+from medvllm.engine.model_runner.reading.windows import Window, check_token_count
+from medvllm.engine.model_runner.results import Cell, Result
 from medvllm.errors import RequestError
 from medvllm.model_registry import Lease
 
@@ -27,12 +28,24 @@ class Fill:
     score: float
 
 
-class FillMaskResults(list[list[list[Fill]]]):
+class FilledText(list[list[Fill]]):
+    """For each gap in a text, the most likely word pieces, best first.
+
+    Attributes:
+        coverage: What the model read of the text.
+    """
+
+    def __init__(self, gaps: Iterable[list[Fill]], coverage: Coverage) -> None:
+        super().__init__(gaps)
+        self.coverage = coverage
+
+
+class FillMaskResults(Result, list[FilledText]):
     """For each text, for each gap in it, the most likely word pieces, best first."""
 
-    columns: ClassVar[tuple[str, ...]] = ("TEXT", "GAP", "TOKEN", "SCORE")
+    columns: ClassVar[tuple[str, ...]] = ("text", "gap", "token", "score")
 
-    def rows(self, texts: Sequence[Any]) -> Iterator[tuple[Cell, ...]]:
+    def rows(self) -> Iterator[tuple[Cell, ...]]:
         """Yield a row for each word piece."""
         for number, gaps in enumerate(self, 1):
             for gap_number, fills in enumerate(gaps, 1):
@@ -41,7 +54,7 @@ class FillMaskResults(list[list[list[Fill]]]):
 
     def to_dict(self) -> list[dict[str, Any]]:
         """Return one record for each text, for JSON."""
-        return [{"gaps": [[vars(fill) for fill in fills] for fills in gaps]} for gaps in self]
+        return [gaps.coverage.to_dict() | {"gaps": [[vars(fill) for fill in fills] for fills in gaps]} for gaps in self]
 
 
 def fill_mask(lease: Lease, texts: Iterable[str], *, top_k: int = 5) -> FillMaskResults:
@@ -66,8 +79,9 @@ def fill_mask(lease: Lease, texts: Iterable[str], *, top_k: int = 5) -> FillMask
     given = [
         text.replace("[MASK]", str(tokenizer.mask_token)) for text in check_single_texts(lease, texts, "fill-mask")
     ]
-    windows = [_tokenize(tokenizer, text, position) for position, text in enumerate(given)]
-    results = FillMaskResults([] for _ in given)
+    read = [_tokenize(tokenizer, text, position) for position, text in enumerate(given)]
+    windows = [window for window, _ in read]
+    filled: dict[int, list[list[Fill]]] = {}
     nonfinite: set[int] = set()
     for batch in progress.track_items("Running", batch_windows(lease, model, windows)):
         logits = run_batch(lease, model, batch, "logits")
@@ -75,20 +89,22 @@ def fill_mask(lease: Lease, texts: Iterable[str], *, top_k: int = 5) -> FillMask
             gaps = [i for i, token in enumerate(window.input_ids) if token == tokenizer.mask_token_id]
             scores, tokens = logits[row, gaps].softmax(-1).topk(min(top_k, logits.shape[-1]))
             nonfinite |= nonfinite_positions(scores, [window.text] * len(gaps))
-            results[window.text] = [
+            filled[window.text] = [
                 [Fill(str(tokenizer.decode([token])).strip(), score) for token, score in zip(ids, values, strict=True)]
                 for ids, values in zip(tokens.tolist(), scores.tolist(), strict=True)
             ]
     check_finite(lease, nonfinite)
-    return results
+    return FillMaskResults(FilledText(filled[window.text], coverage) for window, coverage in read)
 
 
-def _tokenize(tokenizer: Any, text: str, position: int) -> Window:
-    """Return a text as one window; it must have a gap."""
+def _tokenize(tokenizer: Any, text: str, position: int) -> tuple[Window, Coverage]:
+    """Return a text as one window, and its coverage. It must have a gap."""
     with translate_tokenizer_errors(position):
-        encoding = tokenizer(text, verbose=False)
+        encoding = tokenizer(text, return_special_tokens_mask=True, verbose=False)
     ids = encoding["input_ids"]
     check_token_count(len(ids), tokenizer.model_max_length, position)
     if tokenizer.mask_token_id not in ids:
         raise RequestError(f"Text {position + 1} has no gap to fill.\nWrite the gap as: [MASK]", position=position)
-    return Window(position, ids, [1] * len(ids), encoding.get("token_type_ids", ()))
+    tokens = sum(not special for special in encoding["special_tokens_mask"])
+    coverage = Coverage(((0, len(text)),), tokens, ids.count(tokenizer.unk_token_id), 1, False)
+    return Window(position, ids, [1] * len(ids), encoding.get("token_type_ids", ())), coverage

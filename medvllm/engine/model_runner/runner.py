@@ -2,34 +2,21 @@
 
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, cast
 
 from medvllm.engine.model_runner.foreign_errors import translate_other_errors
 from medvllm.engine.model_runner.inputs import Text, to_list
-from medvllm.errors import CatalogError
+from medvllm.errors import CatalogError, ModelNotFoundError
 from medvllm.metadata import ModelMetadata
 from medvllm.model_registry import ModelRegistry, registry
-from medvllm.receipt import Receipt
 from medvllm.words import usual_task
 
 if TYPE_CHECKING:
-    from medvllm.engine.model_runner.embeddings import Embeddings
-    from medvllm.engine.model_runner.entities import EntityResults
+    from medvllm.engine.model_runner.embedding.embed import Embeddings
     from medvllm.engine.model_runner.fill_mask import FillMaskResults
-
-
-class Answer(NamedTuple):
-    """What `ModelRunner.run` returns.
-
-    Attributes:
-        result: The result of the task: Embeddings, a list of Entities, or the fills of each gap of each text.
-        task: The task that ran.
-        receipt: What exactly answered; None if it was not asked for.
-    """
-
-    result: Any
-    task: str
-    receipt: Receipt | None
+    from medvllm.engine.model_runner.results import Result
+    from medvllm.engine.model_runner.tagging.entities import EntityResults
 
 
 class ModelRunner:
@@ -60,8 +47,37 @@ class ModelRunner:
     def __repr__(self) -> str:
         return f"ModelRunner({str(self._name)!r})"
 
+    @property
+    def name(self) -> str:
+        """The name of the model, as it was given."""
+        return str(self._name)
+
+    @property
+    def task(self) -> str:
+        """The task that `run` runs if none is named: the entry's, or else what the model's class was made for.
+
+        For a model without an entry, the class is only known once it is loaded, so this may load it.
+
+        Raises:
+            MedVLLMError: As for `registry.load_model`.
+        """
+        from medvllm.engine.model_runner.tasks import default_task
+
+        self._check_entry()
+        with suppress(ModelNotFoundError):
+            if tasks := self._registry.get_metadata(self._name).tasks:
+                return tasks[0]
+        with self._registry.lease(self._name, **self._options) as lease, translate_other_errors(lease.metadata.name):
+            return default_task(lease, ())
+
     def embed(
-        self, texts: Iterable[Text], *, prompt_name: str | None = None, prompt: str | None = None
+        self,
+        texts: Iterable[Text],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        allow_special_tokens: bool = False,
+        with_receipt: bool = False,
     ) -> "Embeddings":
         """Return a vector for each text, pooled as the entry says. Long texts are read in overlapping windows.
 
@@ -69,36 +85,29 @@ class ModelRunner:
             texts: The texts. If the entry has two `inputs`, such as a title and an abstract, pairs of texts.
             prompt_name: The name of the model's prompt to put before each text.
             prompt: The prompt itself. Without either, the prompt of the entry's role applies, or the default prompt.
+            allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens. By default, they are text.
+            with_receipt: Whether the result has a receipt of what answered.
 
         Returns:
-            Embeddings: `vectors` has the shape [texts, size]; `coverage` says what was read of each text.
+            Embeddings: `vectors` is an array of shape [texts, size], float32; `coverage` says what was read of each
+            text.
 
         Raises:
             RequestError: A text cannot be embedded, or the model has no prompt of that name.
             LoadError: The model cannot run, or returns NaN or infinity.
         """
-        answer = self.run("embed", texts, prompt_name=prompt_name, prompt=prompt)
-        return cast("Embeddings", answer.result)
+        options = {"prompt_name": prompt_name, "prompt": prompt, "allow_special_tokens": allow_special_tokens}
+        return cast("Embeddings", self.run("embed", texts, with_receipt=with_receipt, **options))
 
-    def fill_mask(self, texts: Iterable[str], *, top_k: int = 5) -> "FillMaskResults":
-        """Return the most likely word pieces for each [MASK] in each text.
+    def entities(
+        self, texts: Iterable[str], *, allow_special_tokens: bool = False, with_receipt: bool = False
+    ) -> "EntityResults":
+        """Return the entities of each text: what a NER model finds, or what a de-identification model would remove.
 
         Args:
-            texts: Texts with at least one [MASK] each.
-            top_k: How many word pieces to return for each gap.
-
-        Returns:
-            For each text, for each gap, a list of `Fill` (token and probability), best first.
-
-        Raises:
-            InputTooLongError: A text is longer than the model can read at once.
-            RequestError: The model cannot fill gaps, or a text has none.
-            LoadError: The model cannot run, or returns NaN or infinity.
-        """
-        return cast("FillMaskResults", self.run("fill-mask", texts, top_k=top_k).result)
-
-    def entities(self, texts: Iterable[str]) -> "EntityResults":
-        """Return the entities of each text: what a NER model finds, or what a de-identification model would remove.
+            texts: The texts.
+            allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens. By default, they are text.
+            with_receipt: Whether the result has a receipt of what answered.
 
         Returns:
             For each text, `Entities`: `spans` with their offsets in Unicode code points, and `coverage`.
@@ -110,9 +119,59 @@ class ModelRunner:
         Example:
             >>> runner = ModelRunner("obi/deid_bert_i2b2")
             >>> for span in runner.entities(["Seen by Dr. Peña on 3 May."])[0].spans:
-            ...     print(span.start, span.end, span.label)
+            ...     print(span.start, span.end, span.label, span.text)
         """
-        return cast("EntityResults", self.run("ner", texts).result)
+        options = {"allow_special_tokens": allow_special_tokens}
+        return cast("EntityResults", self.run("ner", texts, with_receipt=with_receipt, **options))
+
+    def fill_mask(self, texts: Iterable[str], *, top_k: int = 5, with_receipt: bool = False) -> "FillMaskResults":
+        """Return the most likely word pieces for each [MASK] in each text.
+
+        Args:
+            texts: Texts with at least one [MASK] each.
+            top_k: How many word pieces to return for each gap.
+            with_receipt: Whether the result has a receipt of what answered.
+
+        Returns:
+            For each text, for each gap, a list of `Fill` (token and probability), best first.
+
+        Raises:
+            InputTooLongError: A text is longer than the model can read at once.
+            RequestError: The model cannot fill gaps, or a text has none.
+            LoadError: The model cannot run, or returns NaN or infinity.
+        """
+        return cast("FillMaskResults", self.run("fill-mask", texts, with_receipt=with_receipt, top_k=top_k))
+
+    def run(self, task: str | None, texts: Iterable[Any], *, with_receipt: bool = False, **arguments: Any) -> Any:
+        """Run a task by its name.
+
+        Args:
+            task: "embed", "fill-mask", "ner" or "deid"; None for the model's own task.
+            texts: The texts, or pairs of texts.
+            with_receipt: Whether the result has a receipt of what answered. It takes longer than a small model.
+            arguments: The options of the task, for example `top_k`.
+
+        Returns:
+            Result: What the task's own method returns. Its attribute `task` says which task ran.
+
+        Raises:
+            RequestError: ModelRunner cannot run the task, or the texts or arguments cannot be used.
+            InputTooLongError: A text is too long, and the task or the entry forbids cutting it.
+            LoadError: The model cannot run, or returns NaN or infinity.
+        """
+        from medvllm.engine.model_runner.tasks import TASKS, check_task, default_task
+
+        if task is not None:
+            task = usual_task(task) if isinstance(task, str) else task
+            check_task(task, arguments)  # before anything is loaded
+        self._check_entry()
+        given = to_list(texts)  # outside of the translation: an error of the caller's generator is the caller's
+        with self._registry.lease(self._name, **self._options) as lease, translate_other_errors(lease.metadata.name):
+            chosen = task or default_task(lease, given)
+            check_task(chosen, arguments)
+            result: Result = TASKS[chosen](lease, given, **arguments)
+            result.task, result.receipt = chosen, lease.receipt if with_receipt else None
+            return result
 
     def record_baseline(self, *, reason: str | None = None) -> ModelMetadata:
         """Record the model's output for a few synthetic inputs in its entry, and return the entry.
@@ -149,33 +208,6 @@ class ModelRunner:
             )
         with self._registry.lease(metadata.reference, **self._options) as lease, translate_other_errors(metadata.name):
             return find_deviations(lease, metadata.baseline)
-
-    def run(self, task: str | None, texts: Iterable[Text], *, with_receipt: bool = False, **arguments: Any) -> Answer:
-        """Run a task by its name.
-
-        Args:
-            task: "embed", "fill-mask", "ner" or "deid"; None for the model's own task.
-            texts: The texts, or pairs of texts.
-            with_receipt: Whether to make a receipt of what answered. It takes longer than a small model.
-            arguments: The options of the task, for example `top_k`.
-
-        Raises:
-            RequestError: ModelRunner cannot run the task, or the texts or arguments cannot be used.
-            InputTooLongError: A text is too long, and the task or the entry forbids cutting it.
-            LoadError: The model cannot run, or returns NaN or infinity.
-        """
-        from medvllm.engine.model_runner.tasks import TASKS, check_task, default_task
-
-        if task is not None:
-            task = usual_task(task) if isinstance(task, str) else task
-            check_task(task, arguments)  # before anything is loaded
-        self._check_entry()
-        given = to_list(texts)  # outside of the translation: an error of the caller's generator is the caller's
-        with self._registry.lease(self._name, **self._options) as lease, translate_other_errors(lease.metadata.name):
-            chosen = task or default_task(lease, given)
-            check_task(chosen, arguments)
-            result = TASKS[chosen](lease, given, **arguments)
-            return Answer(result, chosen, lease.receipt if with_receipt else None)
 
     def _check_entry(self) -> None:
         """Raise ModelExistsError if this process has another model under the name that the runner was sent for."""

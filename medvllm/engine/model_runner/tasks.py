@@ -4,10 +4,10 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from medvllm.engine.model_runner.embeddings import embed
-from medvllm.engine.model_runner.entities import find_entities
+from medvllm.engine.model_runner.embedding.embed import embed
 from medvllm.engine.model_runner.fill_mask import fill_mask
 from medvllm.engine.model_runner.results import Result
+from medvllm.engine.model_runner.tagging.entities import find_entities
 from medvllm.errors import RequestError
 from medvllm.heads import task_of_class
 from medvllm.model_registry import Lease

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from medvllm.engine.model_runner.coverage import Coverage
 from medvllm.engine.model_runner.foreign_errors import translate_tokenizer_errors
 from medvllm.engine.model_runner.inputs import Text
 from medvllm.errors import InputTooLongError, LoadError, RequestError
@@ -35,25 +36,13 @@ class Window:
     offsets: Sequence[tuple[int, int]] = ()
 
 
-@dataclass(frozen=True)
-class Coverage:
-    """What the model read of a text.
-
-    Attributes:
-        tokens: The number of tokens, without special tokens.
-        unknown: How many of them stand for words that the vocabulary lacks.
-        windows: The number of windows.
-        truncated: Whether the end of the text was cut off.
-    """
-
-    tokens: int
-    unknown: int
-    windows: int
-    truncated: bool
-
-
 def split_into_windows(
-    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[Text], policy: str | None, *, offsets: bool = False
+    tokenizer: "PreTrainedTokenizerBase",
+    texts: Sequence[Text],
+    policy: str | None,
+    *,
+    offsets: bool = False,
+    allow_special_tokens: bool = False,
 ) -> tuple[list[Window], list[Coverage]]:
     """Return the windows of all texts, in order, and the coverage of each text.
 
@@ -65,6 +54,7 @@ def split_into_windows(
         texts: The texts or pairs.
         policy: `long_input` of the entry: "window" (also None), "error" or "truncate".
         offsets: Whether the windows need `words` and `offsets`.
+        allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens. By default, they are text.
 
     Raises:
         InputTooLongError: A text is longer than a window, and the policy or the tokenizer forbids splitting it.
@@ -79,7 +69,7 @@ def split_into_windows(
     coverage: list[Coverage] = []
     for position, text in enumerate(texts):
         with translate_tokenizer_errors(position):
-            pieces, step = _tokenize(tokenizer, text, position, offsets)
+            pieces, step = _tokenize(tokenizer, text, position, offsets, allow_special_tokens)
         if len(pieces) > 1 and policy == "error":
             raise InputTooLongError(
                 f"Text {position + 1} is longer than the {limit:,} tokens that the model takes, and its entry has "
@@ -98,7 +88,8 @@ def split_into_windows(
             tokens += sum(mark and not special for mark, special in zip(marks, piece.special, strict=True))
             windows.append(Window(position, piece.input_ids, marks, piece.types, piece.words, piece.offsets))
         unknown = _count_unknown(windows[-len(kept) :], tokenizer.unk_token_id)
-        coverage.append(Coverage(tokens, unknown, len(kept), truncated=len(kept) < len(pieces)))
+        end = len(text if isinstance(text, str) else text[1]) if len(kept) == len(pieces) else kept[-1].end
+        coverage.append(Coverage(((0, end),) if end else (), tokens, unknown, len(kept), len(kept) < len(pieces)))
     return windows, coverage
 
 
@@ -114,25 +105,29 @@ def _count_unknown(windows: Sequence[Window], unknown_id: object) -> int:
 
 @dataclass(frozen=True)
 class _Piece:
-    """One window as the tokenizer returns it. `cut` has the positions of the tokens of the text that is split."""
+    """One window as the tokenizer returns it.
+
+    `cut` has the positions of the tokens of the text that is split, and `end` is the offset after the last of them.
+    """
 
     input_ids: list[int]
     special: list[int]
     cut: list[int]
+    end: int
     types: Sequence[int]
     words: Sequence[int | None] = ()
     offsets: Sequence[tuple[int, int]] = ()
 
 
 def _tokenize(
-    tokenizer: "PreTrainedTokenizerBase", text: Text, position: int, offsets: bool
+    tokenizer: "PreTrainedTokenizerBase", text: Text, position: int, offsets: bool, allow_special_tokens: bool
 ) -> tuple[list[_Piece], int]:
     """Return the windows that a text needs, and how many tokens neighbouring windows share."""
     first, second = (text, None) if isinstance(text, str) else text
     if not tokenizer.is_fast:
-        return [_tokenize_whole(tokenizer, first, second, position)], 0
+        return [_tokenize_whole(tokenizer, first, second, position, allow_special_tokens)], 0
     limit = tokenizer.model_max_length
-    step = min(STRIDE, _room_for_text(tokenizer, first, second, position) // 4)
+    step = min(STRIDE, _room_for_text(tokenizer, first, second, position, allow_special_tokens) // 4)
     encoding = tokenizer(
         first,
         second,
@@ -141,33 +136,46 @@ def _tokenize(
         stride=step,
         return_overflowing_tokens=True,
         return_special_tokens_mask=True,
-        return_offsets_mapping=offsets,
+        split_special_tokens=not allow_special_tokens,
     )
     pieces = []
     for i, (ids, special) in enumerate(zip(encoding["input_ids"], encoding["special_tokens_mask"], strict=True)):
         belongs = encoding.sequence_ids(i)
         cut = [k for k, is_special in enumerate(special) if not is_special and (second is None or belongs[k] == 1)]
         types = encoding["token_type_ids"][i] if "token_type_ids" in encoding else ()
-        words = encoding.word_ids(i) if offsets else ()
-        pieces.append(_Piece(ids, special, cut, types, words, encoding["offset_mapping"][i] if offsets else ()))
+        words, places = (encoding.word_ids(i), encoding[i].offsets) if offsets else ((), ())
+        end = encoding[i].offsets[cut[-1]][1] if cut else 0
+        pieces.append(_Piece(ids, special, cut, end, types, words, places))
     return pieces, step
 
 
-def _tokenize_whole(tokenizer: "PreTrainedTokenizerBase", first: str, second: str | None, position: int) -> _Piece:
+def _tokenize_whole(
+    tokenizer: "PreTrainedTokenizerBase", first: str, second: str | None, position: int, allow_special_tokens: bool
+) -> _Piece:
     """Return a text as one window, for a tokenizer written in Python, which cannot split."""
-    encoding = tokenizer(first, second, return_special_tokens_mask=True, verbose=False)
+    encoding = tokenizer(
+        first,
+        second,
+        return_special_tokens_mask=True,
+        split_special_tokens=not allow_special_tokens,
+        verbose=False,
+    )
     ids, special = encoding["input_ids"], encoding["special_tokens_mask"]
     check_token_count(len(ids), tokenizer.model_max_length, position)
     content = [k for k, is_special in enumerate(special) if not is_special]
-    return _Piece(ids, special, content, encoding.get("token_type_ids", ()))
+    end = len(first if second is None else second)
+    return _Piece(ids, special, content, end, encoding.get("token_type_ids", ()))
 
 
-def _room_for_text(tokenizer: "PreTrainedTokenizerBase", first: str, second: str | None, position: int) -> int:
+def _room_for_text(
+    tokenizer: "PreTrainedTokenizerBase", first: str, second: str | None, position: int, allow_special_tokens: bool
+) -> int:
     """Return how many tokens of the text that is split fit into a window."""
     limit = tokenizer.model_max_length
     taken = tokenizer.num_special_tokens_to_add(pair=second is not None)
     if second is not None:
-        taken += len(tokenizer(first, add_special_tokens=False, verbose=False)["input_ids"])
+        splits = {"add_special_tokens": False, "split_special_tokens": not allow_special_tokens}
+        taken += len(tokenizer(first, **splits, verbose=False)["input_ids"])
     if limit > taken:
         return limit - taken
     if second is None:

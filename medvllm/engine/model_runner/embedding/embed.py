@@ -1,56 +1,64 @@
 """The task embed: one vector for each text."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from medvllm import progress
-from medvllm.engine.model_runner.batches import (
+from medvllm.engine.model_runner.coverage import Coverage
+from medvllm.engine.model_runner.embedding.pooling import Pooler, finish_vectors
+from medvllm.engine.model_runner.embedding.prompts import choose_prompt, count_prompt_tokens
+from medvllm.engine.model_runner.inputs import Text, check_pairs, check_single_texts
+from medvllm.engine.model_runner.reading.batches import (
     batch_windows,
     check_finite,
     get_encoder,
     nonfinite_positions,
     run_batch,
 )
-from medvllm.engine.model_runner.inputs import Text, check_pairs, check_single_texts
-from medvllm.engine.model_runner.pooling import Pooler, finish_vectors
-from medvllm.engine.model_runner.prompts import choose_prompt, count_prompt_tokens
-from medvllm.engine.model_runner.results import Cell
-from medvllm.engine.model_runner.windows import Coverage, split_into_windows
+from medvllm.engine.model_runner.reading.windows import split_into_windows
+from medvllm.engine.model_runner.results import Cell, Result
 from medvllm.errors import RequestError
 from medvllm.model_registry import Lease
 
 if TYPE_CHECKING:
-    import torch
+    import numpy as np
+    from numpy.typing import NDArray
 
 
-@dataclass(frozen=True)
-class Embeddings:
+class Embeddings(Result):
     """The vectors of texts.
 
     Attributes:
-        vectors: A tensor of shape [texts, size], float32, on the CPU.
-        coverage: What the model read of each text, with its prompt.
+        vectors: An array of shape [texts, size], float32.
+        coverage: What the model read of each text.
     """
 
-    vectors: "torch.Tensor"
-    coverage: list[Coverage]
+    columns: ClassVar[tuple[str, ...]] = ("text", "tokens", "windows", "vector")
 
-    columns: ClassVar[tuple[str, ...]] = ("TEXT", "TOKENS", "WINDOWS", "VECTOR")
+    def __init__(self, vectors: "NDArray[np.float32]", coverage: list[Coverage]) -> None:
+        self.vectors, self.coverage = vectors, coverage
 
-    def rows(self, texts: Sequence[Any]) -> Iterator[tuple[Cell, ...]]:
+    def __len__(self) -> int:
+        return len(self.coverage)
+
+    def rows(self) -> Iterator[tuple[Cell, ...]]:
         """Yield a row for each text."""
-        for number, (vector, coverage) in enumerate(zip(self.vectors.tolist(), self.coverage, strict=True), 1):
-            yield number, coverage.tokens, coverage.windows, vector
+        for number, (vector, coverage) in enumerate(zip(self.vectors, self.coverage, strict=True), 1):
+            yield number, coverage.tokens, coverage.windows, vector.tolist()
 
     def to_dict(self) -> list[dict[str, Any]]:
         """Return one record for each text, for JSON."""
         rows = zip(self.vectors.tolist(), self.coverage, strict=True)
-        return [vars(coverage) | {"vector": vector} for vector, coverage in rows]
+        return [coverage.to_dict() | {"vector": vector} for vector, coverage in rows]
 
 
 def embed(
-    lease: Lease, texts: Iterable[Text], *, prompt_name: str | None = None, prompt: str | None = None
+    lease: Lease,
+    texts: Iterable[Text],
+    *,
+    prompt_name: str | None = None,
+    prompt: str | None = None,
+    allow_special_tokens: bool = False,
 ) -> Embeddings:
     """Return a vector for each text, pooled as the entry and the folder say, or else as the mean of its tokens.
 
@@ -61,6 +69,7 @@ def embed(
         texts: The texts, or pairs if the entry has two `inputs`.
         prompt_name: The name of the prompt to put before each text.
         prompt: The prompt itself. Without either, the prompt of the entry's role applies, or the default prompt.
+        allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens.
 
     Raises:
         RequestError: A text has no tokens, or the model was not trained to embed and its entry states no pooling.
@@ -73,7 +82,9 @@ def embed(
         given: Sequence[Text] = [(chosen + first, second) for first, second in pairs]
     else:
         given = [chosen + text for text in check_single_texts(lease, texts, "embed")]
-    windows, coverage = split_into_windows(lease.tokenizer, given, behaviour.long_input)
+    windows, coverage = split_into_windows(
+        lease.tokenizer, given, behaviour.long_input, allow_special_tokens=allow_special_tokens
+    )
     if (empty := next((window.text for window in windows if not window.input_ids), None)) is not None:
         raise RequestError(f"Text {empty + 1} has no tokens, so it has no vector.\nLeave it out.", position=empty)
     skipped = count_prompt_tokens(lease.tokenizer, chosen) if behaviour.include_prompt is False else 0
@@ -84,7 +95,8 @@ def embed(
         pooler.add(batch, run_batch(lease, encoder, batch, "last_hidden_state"))
     vectors = finish_vectors(lease.metadata, modules, pooler.vectors())
     check_finite(lease, nonfinite_positions(vectors, range(len(coverage))))
-    return Embeddings(vectors, coverage)
+    prefix = 0 if len(behaviour.inputs) == 2 else len(chosen)  # of a pair, the first text has the prompt
+    return Embeddings(vectors.numpy(), [covered.without_prefix(prefix) for covered in coverage])
 
 
 def _check_pooling(lease: Lease) -> None:

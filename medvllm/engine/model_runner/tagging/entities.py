@@ -1,16 +1,17 @@
 """The tasks ner and deid: the spans that a token classifier finds in texts."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, ClassVar
 
 from medvllm import progress
-from medvllm.engine.model_runner.batches import batch_windows, check_finite, nonfinite_positions, run_batch
+from medvllm.engine.model_runner.coverage import Coverage
 from medvllm.engine.model_runner.inputs import check_single_texts
-from medvllm.engine.model_runner.results import Cell
-from medvllm.engine.model_runner.spans import Span, Word, decode_labels, infer_scheme
-from medvllm.engine.model_runner.windows import Coverage, split_into_windows
+from medvllm.engine.model_runner.reading.batches import batch_windows, check_finite, nonfinite_positions, run_batch
+from medvllm.engine.model_runner.reading.windows import split_into_windows
+from medvllm.engine.model_runner.results import Cell, Result
+from medvllm.engine.model_runner.tagging.spans import Span, Word, decode_labels, infer_scheme
 from medvllm.errors import RequestError
 from medvllm.model_registry import Lease
 
@@ -29,29 +30,34 @@ class Entities:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record of the text, for JSON."""
-        return vars(self.coverage) | {"spans": [vars(span) for span in self.spans]}
+        return self.coverage.to_dict() | {"spans": [vars(span) for span in self.spans]}
 
 
-class EntityResults(list[Entities]):
+class EntityResults(Result, list[Entities]):
     """The entities of each text."""
 
-    columns: ClassVar[tuple[str, ...]] = ("TEXT", "START", "END", "LABEL", "SCORE", "SPAN")
+    columns: ClassVar[tuple[str, ...]] = ("text", "start", "end", "label", "score", "span")
 
-    def rows(self, texts: Sequence[Any]) -> Iterator[tuple[Cell, ...]]:
+    def rows(self) -> Iterator[tuple[Cell, ...]]:
         """Yield a row for each span; the last cell is its text."""
-        for number, (text, found) in enumerate(zip(texts, self, strict=True), 1):
+        for number, found in enumerate(self, 1):
             for span in found.spans:
-                yield number, span.start, span.end, span.label, span.score, text[span.start : span.end]
+                yield number, span.start, span.end, span.label, span.score, span.text
 
     def to_dict(self) -> list[dict[str, Any]]:
         """Return one record for each text, for JSON."""
         return [found.to_dict() for found in self]
 
 
-def find_entities(lease: Lease, texts: Iterable[str]) -> EntityResults:
+def find_entities(lease: Lease, texts: Iterable[str], *, allow_special_tokens: bool = False) -> EntityResults:
     """Return the spans that the model finds in each text. A word has the label of its first piece.
 
     A text longer than the model is read in overlapping windows. A text without any token has no spans.
+
+    Args:
+        lease: The model in use.
+        texts: The texts.
+        allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens.
 
     Raises:
         RequestError: The model is not a token classifier.
@@ -65,7 +71,9 @@ def find_entities(lease: Lease, texts: Iterable[str]) -> EntityResults:
         )
     labels: dict[int, str] = model.config.id2label
     given = check_single_texts(lease, texts, "ner")
-    windows, coverage = split_into_windows(lease.tokenizer, given, behaviour.long_input, offsets=True)
+    windows, coverage = split_into_windows(
+        lease.tokenizer, given, behaviour.long_input, offsets=True, allow_special_tokens=allow_special_tokens
+    )
     pieces: list[list[tuple[int, Word]]] = [[] for _ in coverage]
     nonfinite: set[int] = set()
     for batch in progress.track_items("Running", batch_windows(lease, model, windows)):
@@ -80,8 +88,8 @@ def find_entities(lease: Lease, texts: Iterable[str]) -> EntityResults:
     check_finite(lease, nonfinite)
     scheme = behaviour.label_scheme or infer_scheme(labels.values())
     return EntityResults(
-        Entities(decode_labels(_join_pieces(found), scheme), covered)
-        for found, covered in zip(pieces, coverage, strict=True)
+        Entities(decode_labels(_join_pieces(found), scheme, text), covered)
+        for text, found, covered in zip(given, pieces, coverage, strict=True)
     )
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from medvllm.engine.model_runner.foreign_errors import translate_model_errors
-from medvllm.engine.model_runner.windows import Window
+from medvllm.engine.model_runner.reading.windows import Window
 from medvllm.errors import LoadError, RequestError
 from medvllm.model_registry import Lease
 

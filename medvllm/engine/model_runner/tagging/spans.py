@@ -28,12 +28,14 @@ class Span:
         end: The offset after its last character.
         label: What it is, for example "PATIENT".
         score: The lowest probability among the labels of its words.
+        text: Its characters.
     """
 
     start: int
     end: int
     label: str
     score: float
+    text: str
 
 
 def infer_scheme(labels: Iterable[str]) -> str:
@@ -42,8 +44,8 @@ def infer_scheme(labels: Iterable[str]) -> str:
     return "BILOU" if prefixes & set("LUES") else "BIO" if prefixes & set("BI") else "IO"
 
 
-def decode_labels(words: Iterable[Word], scheme: str) -> list[Span]:
-    """Return the spans that the labels of a text's words describe. The words must be in order.
+def decode_labels(words: Iterable[Word], scheme: str, text: str) -> list[Span]:
+    """Return the spans that the labels of the words of `text` describe. The words must be in order.
 
     A continuation label without a beginning starts a span, so that a missing B does not hide an entity. Under IO,
     neighbours with the same label are one span, because the scheme cannot separate them.
@@ -56,9 +58,10 @@ def decode_labels(words: Iterable[Word], scheme: str) -> list[Span]:
             is_open = False
             continue
         if is_open and prefix not in _BEGIN and spans[-1].label == label:
-            spans[-1] = Span(spans[-1].start, word.end, label, min(spans[-1].score, word.score))
+            start, score = spans[-1].start, min(spans[-1].score, word.score)
+            spans[-1] = Span(start, word.end, label, score, text[start : word.end])
         else:
-            spans.append(Span(word.start, word.end, label, word.score))
+            spans.append(Span(word.start, word.end, label, word.score, text[word.start : word.end]))
         is_open = prefix not in _END
     return spans
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from medvllm.engine.model_runner.windows import Window
+from medvllm.engine.model_runner.reading.windows import Window
 from medvllm.errors import InputTooLongError, RequestError
 from medvllm.facts import PoolingMode
 from medvllm.metadata import ModelMetadata
