@@ -79,6 +79,20 @@ class Behaviour(NamedTuple):
         Literal["BIO", "BILOU", "IO"] | None, "How the labels of a token classifier mark entities."
     ] = None
     id2label: Annotated[tuple[str, ...] | None, "The label of each class id, in order."] = None
+    outside_label: Annotated[str | None, "The label of a token classifier that marks no entity. By default O."] = None
+    aggregation: Annotated[
+        Literal["first", "max", "average", "simple"] | None,
+        "How the labels of a word's pieces become the label of the word.",
+    ] = None
+    word_pattern: Annotated[
+        str | None, "A regular expression for the words of a text, if the model was trained on words split beforehand."
+    ] = None
+    activation: Annotated[
+        Literal["softmax", "sigmoid", "none"] | None, "How a classifier's logits become its scores."
+    ] = None
+    entity_markers: Annotated[
+        tuple[str, ...], "The two texts that stand before and after an entity that the model judges."
+    ] = ()
     expected_missing_keys: Annotated[tuple[str, ...], "Globs of weights that the checkpoint may lack."] = ()
     unused_weights: Annotated[tuple[str, ...], "Globs of weights in the checkpoint that the model may ignore."] = ()
 

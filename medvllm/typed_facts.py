@@ -74,6 +74,16 @@ class Facts(TypedDict, total=False):
     """How the labels of a token classifier mark entities."""
     id2label: Sequence[str] | Mapping[int, str] | Mapping[str, str] | None
     """The label of each class id, in order."""
+    outside_label: str | None
+    """The label of a token classifier that marks no entity. By default O."""
+    aggregation: Literal["first", "max", "average", "simple"] | None
+    """How the labels of a word's pieces become the label of the word."""
+    word_pattern: str | None
+    """A regular expression for the words of a text, if the model was trained on words split beforehand."""
+    activation: Literal["softmax", "sigmoid", "none"] | None
+    """How a classifier's logits become its scores."""
+    entity_markers: Sequence[str]
+    """The two texts that stand before and after an entity that the model judges."""
     expected_missing_keys: Sequence[str]
     """Globs of weights that the checkpoint may lack."""
     unused_weights: Sequence[str]
