@@ -21,6 +21,7 @@ from tests.support.clock import HurriedClock, hurry
 from tests.support.loopback import LoopbackHub
 from tests.support.postgres import Postgres, programs
 from tests.support.skips import pytest_addoption, pytest_sessionfinish  # noqa: F401, they are hooks
+from tests.support.trained import trained_models
 
 # Read by huggingface_hub once, at import: one Hub and one cache root serve the whole run.
 _hub = LoopbackHub()
@@ -95,6 +96,13 @@ def _closed(home: Path, request: pytest.FixtureRequest) -> Iterator[None]:
         del holder, holders
         gc.collect()
     stores.close_all()
+
+
+@pytest.fixture(scope="session")
+def trained(_session_home: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the models that tests/support/trained.py trains, once for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    return trained_models(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)
 
 
 @pytest.fixture(scope="session")
