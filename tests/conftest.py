@@ -12,8 +12,10 @@ from typing import Any, cast
 import pytest
 
 from medvllm.catalog import StoredCatalog, stores
+from medvllm.catalog.sql import SqlStore
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.engine.model_runner import registry as engine_registry
+from medvllm.files import make_own, make_own_file
 from medvllm.model_registry.loaded_models import LoadedModels
 from medvllm.processes import publisher
 from tests.support import warm
@@ -21,6 +23,8 @@ from tests.support.clock import HurriedClock, hurry
 from tests.support.loopback import LoopbackHub
 from tests.support.postgres import Postgres, programs
 from tests.support.skips import pytest_addoption, pytest_sessionfinish  # noqa: F401, they are hooks
+
+gc.disable()  # until the tests are collected: what they import stays, and the collector would look at it again and again
 
 # Read by huggingface_hub once, at import: one Hub and one cache root serve the whole run.
 _hub = LoopbackHub()
@@ -40,6 +44,10 @@ def _loopback_only(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 sys.addaudithook(_loopback_only)
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -116,11 +124,23 @@ def _template(postgres: Postgres) -> Iterator[str]:
         yield url.rpartition("/")[2]
 
 
+@pytest.fixture(scope="session")
+def _template_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A file with an empty catalogue, to copy."""
+    file = tmp_path_factory.mktemp("catalog") / "catalog.db"
+    SqlStore(file).database.migrate()  # it closes the file, so that the log beside it is gone
+    return file.read_bytes()
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def catalog_url(request: pytest.FixtureRequest, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The stored catalogue of each kind in turn, empty; also that of the processes that the test starts."""
     if request.param == "sqlite":
-        yield f"sqlite:///{home / 'medvllm' / 'catalog.db'}"
+        file = home / "medvllm" / "catalog.db"
+        make_own(file.parent)
+        make_own_file(file)
+        file.write_bytes(request.getfixturevalue("_template_file"))
+        yield f"sqlite:///{file}"
         return
     server: Postgres = request.getfixturevalue("postgres")
     with server.database(request.getfixturevalue("_template")) as url:
