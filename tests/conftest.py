@@ -24,7 +24,7 @@ from tests.support.loopback import LoopbackHub
 from tests.support.postgres import Postgres, programs
 from tests.support.skips import pytest_addoption, pytest_sessionfinish  # noqa: F401, they are hooks
 
-gc.disable()  # until the tests are collected: what they import stays, and the collector would look at it again and again
+gc.disable()  # until the tests are collected: what they import stays
 
 # Read by huggingface_hub once, at import: one Hub and one cache root serve the whole run.
 _hub = LoopbackHub()
@@ -62,13 +62,22 @@ def _session_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     warm.stop()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _swept(_session_home: None) -> None:
-    """What was imported before is no work for the collector, which each eviction asks to look at everything."""
-    importlib.import_module("transformers.models.auto.modeling_auto")
+_modules = 0  # how many had been imported when what they hold was last set aside
 
-    gc.collect()
-    gc.freeze()
+
+def _set_aside() -> None:
+    """What was imported is no work for the collector, which each eviction asks to look at everything."""
+    global _modules
+    if len(sys.modules) != _modules:
+        gc.collect()
+        gc.freeze()
+        _modules = len(sys.modules)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _imported(_session_home: None) -> None:
+    importlib.import_module("transformers.models.auto.modeling_auto")
+    _set_aside()
 
 
 @pytest.fixture(scope="session")
@@ -103,6 +112,7 @@ def _closed(home: Path, request: pytest.FixtureRequest) -> Iterator[None]:
         del holder, holders
         gc.collect()
     stores.close_all()
+    _set_aside()
 
 
 @pytest.fixture(scope="session")
