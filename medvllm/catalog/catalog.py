@@ -17,7 +17,8 @@ from medvllm.catalog.shipped import ShippedEntries
 from medvllm.catalog.stored import StoredCatalog
 from medvllm.catalog.taken import name_taken
 from medvllm.errors import CatalogError, MedVLLMError, ModelNotFoundError
-from medvllm.metadata import ModelMetadata, ModelType
+from medvllm.metadata import ModelMetadata
+from medvllm.model_type import ModelType
 from medvllm.names import valid_name
 from medvllm.near_names import did_you_mean, near_names
 from medvllm.spelling import normalize_text
