@@ -1,6 +1,5 @@
 """The entries that a process can see, in the order in which they are looked up."""
 
-import heapq
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, count, islice
 from operator import attrgetter
@@ -336,6 +335,8 @@ class Catalog:
             *(sorted(entries, key=_NAME) for entries in shipped),
         )
         last = after or ""
+        import heapq  # here, as a listing without stored entries does without it
+
         for candidate in heapq.merge(*layers, key=_NAME):
             if candidate.name > last:
                 yield candidate

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from medvllm.catalog import Catalog, Difference, StoredCatalog
+    from medvllm.catalog import Catalog, StoredCatalog
     from medvllm.catalog.announcements import Announcement
+    from medvllm.catalog.difference import Difference
     from medvllm.metadata import ModelMetadata
     from medvllm.model_cache import ModelCache, Plan, Statistics
     from medvllm.model_registry.bundle_export import Exported
@@ -265,7 +266,7 @@ class ModelRegistry:
         Raises:
             ModelNotFoundError: One of them is not registered.
         """
-        from medvllm.catalog import differences
+        from medvllm.catalog.difference import differences
 
         before, after = self.get_metadata(name), self.get_metadata(other)
         locked = self._protection.get_locked(before), self._protection.get_locked(after)
@@ -583,7 +584,7 @@ class ModelRegistry:
             DigestMismatchError: The bundle is damaged, is another one, or has a model otherwise than it is locked.
             CatalogError: It would change what exists, and `replace` is not set; or it conflicts with the catalogue.
         """
-        from medvllm.catalog import check_reason
+        from medvllm.catalog.reason import check_reason
         from medvllm.model_registry.bundle_import import Terms, import_bundle
 
         check_reason(reason)
