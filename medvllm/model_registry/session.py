@@ -134,6 +134,7 @@ class Session:
             partial(self._tokenizer, target),
             partial(self.tokenizers.get_modules, target.metadata, target.snapshot),
             partial(self._receipt, target, size_bytes=cached.size_bytes),
+            self._cache.free_bytes,
         )
         try:
             yield lease

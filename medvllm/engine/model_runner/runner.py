@@ -1,13 +1,13 @@
 """ModelRunner: runs the tasks of a model by its name."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast, overload
 
 from medvllm.engine.model_runner.foreign_errors import translate_other_errors
 from medvllm.engine.model_runner.inputs import Text, to_list
-from medvllm.errors import CatalogError, ModelNotFoundError
+from medvllm.errors import CatalogError, ModelNotFoundError, RequestError
 from medvllm.metadata import ModelMetadata
 from medvllm.model_registry import ModelRegistry, registry
 from medvllm.words import usual_task
@@ -15,8 +15,20 @@ from medvllm.words import usual_task
 if TYPE_CHECKING:
     from medvllm.engine.model_runner.embedding.embed import Embeddings
     from medvllm.engine.model_runner.fill_mask import FillMaskResults
+    from medvllm.engine.model_runner.generation.answers import GenerationResults, Piece
+    from medvllm.engine.model_runner.generation.options import GenerationOptions
     from medvllm.engine.model_runner.results import Result
     from medvllm.engine.model_runner.tagging.entities import EntityResults
+
+
+class _GenerationKeywords(TypedDict, total=False):
+    max_new_tokens: int | None
+    stop: str | Iterable[str] | None
+    temperature: float
+    top_p: float | None
+    top_k: int | None
+    seed: int | None
+    allow_special_tokens: bool
 
 
 class ModelRunner:
@@ -142,11 +154,107 @@ class ModelRunner:
         """
         return cast("FillMaskResults", self.run("fill-mask", texts, with_receipt=with_receipt, top_k=top_k))
 
+    @overload
+    def generate(
+        self,
+        prompts: Iterable[Any],
+        *,
+        stream: Literal[False] = False,
+        with_receipt: bool = False,
+        **options: Unpack[_GenerationKeywords],
+    ) -> "GenerationResults": ...
+
+    @overload
+    def generate(
+        self, prompts: Iterable[Any], *, stream: Literal[True], **options: Unpack[_GenerationKeywords]
+    ) -> "Generator[Piece]": ...
+
+    def generate(
+        self,
+        prompts: Iterable[Any],
+        *,
+        max_new_tokens: int | None = None,
+        stop: str | Iterable[str] | None = None,
+        temperature: float = 0.0,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        seed: int | None = None,
+        stream: bool = False,
+        allow_special_tokens: bool = False,
+        with_receipt: bool = False,
+    ) -> "GenerationResults | Generator[Piece]":
+        """Return the text that a decoder generates for each prompt: the likeliest token at each step, by default.
+
+        Args:
+            prompts: Texts to continue, or conversations to answer. A conversation is a list of messages such as
+                {"role": "user", "content": text}, and is written in the model's own chat template. A list of messages
+                counts as one conversation.
+            max_new_tokens: The longest answer, in tokens. By default 256, or fewer if the model's context has no room
+                for so many.
+            stop: A text, or texts, that end an answer. The answer does not contain it.
+            temperature: Above 0, tokens are sampled; the logits are divided by it first.
+            top_p: Sampling chooses among the likeliest tokens whose probabilities add up to this, at most 1.
+            top_k: Sampling chooses among so many of the likeliest tokens.
+            seed: The start of the random numbers, so that sampling can be repeated. Each prompt is sampled as if it
+                were alone: the same prompt with the same seed has the same answer.
+            stream: Whether to return a generator of pieces of text instead. It holds the model from the first piece to
+                the last, or until it is closed; closing it ends the computation.
+            allow_special_tokens: Whether "</s>" and the like in a prompt or a message are special tokens. By default,
+                they are text, and only those of the chat template are special tokens.
+            with_receipt: Whether the result has a receipt of what answered.
+
+        Returns:
+            For each prompt, `Answer`: `text`, `finish_reason` ("stop" or "length"), `prompt_tokens`,
+            `completion_tokens` and `coverage`. With `stream`, a generator of `Piece`: each is a str, with the
+            `position` of its prompt and, in the last piece of a prompt, its `answer`.
+
+        Raises:
+            InputTooLongError: A prompt leaves no room for the answer. A prompt is never shortened.
+            RequestError: The model is no decoder, it has no chat template, or a prompt or an option cannot be used.
+            LoadError: The model cannot run, or returns NaN or infinity.
+
+        Example:
+            >>> runner = ModelRunner("microsoft/biogpt")
+            >>> for piece in runner.generate(["Aspirin is"], stream=True):
+            ...     print(piece, end="")
+        """
+        from medvllm.engine.model_runner.generation.options import check_options
+        from medvllm.engine.model_runner.generation.prompts import check_prompts
+
+        options: _GenerationKeywords = {
+            "max_new_tokens": max_new_tokens,
+            "stop": stop,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "seed": seed,
+            "allow_special_tokens": allow_special_tokens,
+        }
+        checked = check_options(**options)  # before anything is loaded
+        options["stop"] = checked.stop  # it may have been an iterator
+        given = check_prompts(prompts)
+        if not stream:
+            return cast("GenerationResults", self.run("generate", given, with_receipt=with_receipt, **options))
+        if with_receipt:
+            raise RequestError(
+                "A stream has no receipt.\nGet one with: with registry.lease(name) as lease: lease.receipt",
+                argument="with_receipt",
+            )
+        return self._stream(given, checked)
+
+    def _stream(self, prompts: Iterable[Any], options: "GenerationOptions") -> "Generator[Piece]":
+        """Yield pieces of the answers. The lease lasts until the generator ends, is closed or is collected."""
+        from medvllm.engine.model_runner.generation.generate import stream
+
+        self._check_entry()
+        with self._registry.lease(self._name, **self._options) as lease, translate_other_errors(lease.metadata.name):
+            yield from stream(lease, prompts, options)
+
     def run(self, task: str | None, texts: Iterable[Any], *, with_receipt: bool = False, **arguments: Any) -> Any:
         """Run a task by its name.
 
         Args:
-            task: "embed", "fill-mask", "ner" or "deid"; None for the model's own task.
+            task: "embed", "fill-mask", "ner", "deid" or "generate"; None for the model's own task.
             texts: The texts, or pairs of texts.
             with_receipt: Whether the result has a receipt of what answered. It takes longer than a small model.
             arguments: The options of the task, for example `top_k`.

@@ -6,6 +6,8 @@ from typing import Any
 
 from medvllm.engine.model_runner.embedding.embed import embed
 from medvllm.engine.model_runner.fill_mask import fill_mask
+from medvllm.engine.model_runner.generation.generate import generate
+from medvllm.engine.model_runner.generation.options import check_options
 from medvllm.engine.model_runner.results import Result
 from medvllm.engine.model_runner.tagging.entities import find_entities
 from medvllm.errors import RequestError
@@ -19,7 +21,11 @@ TASKS: dict[str, Callable[..., Result]] = {
     "fill-mask": fill_mask,
     "ner": find_entities,
     "deid": find_entities,
+    "generate": generate,
 }
+
+# Checks of a task's arguments that need no model.
+_CHECKS: dict[str, Callable[..., object]] = {"generate": check_options}
 
 
 def check_task(task: str, arguments: Mapping[str, Any]) -> None:
@@ -41,6 +47,8 @@ def check_task(task: str, arguments: Mapping[str, Any]) -> None:
             task=task,
             argument=unknown,
         )
+    if task in _CHECKS:
+        _CHECKS[task](**arguments)
 
 
 def default_task(lease: Lease, texts: Iterable[Any]) -> str:

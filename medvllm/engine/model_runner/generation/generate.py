@@ -1,0 +1,85 @@
+"""The task generate: the text with which a decoder continues a prompt, or answers a conversation."""
+
+from collections.abc import Generator, Iterable
+from contextlib import closing
+from typing import Any
+
+from medvllm import progress
+from medvllm.engine.model_runner.generation.answering import Answering
+from medvllm.engine.model_runner.generation.answers import Answer, GenerationResults, Piece
+from medvllm.engine.model_runner.generation.continuous import can_run_together, run_together
+from medvllm.engine.model_runner.generation.decoder import check_decoder
+from medvllm.engine.model_runner.generation.length import set_length
+from medvllm.engine.model_runner.generation.options import GenerationOptions, check_options
+from medvllm.engine.model_runner.generation.prompts import read_prompts
+from medvllm.engine.model_runner.generation.settings import make_generation_config
+from medvllm.engine.model_runner.generation.text import AnswerText
+from medvllm.engine.model_runner.generation.tokens import iterate_tokens
+from medvllm.model_registry import Lease
+
+
+def generate(
+    lease: Lease,
+    texts: Iterable[Any],
+    *,
+    max_new_tokens: int | None = None,
+    stop: str | Iterable[str] | None = None,
+    temperature: float = 0.0,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    seed: int | None = None,
+    allow_special_tokens: bool = False,
+) -> GenerationResults:
+    """Return what the model generates for each prompt. `ModelRunner.generate` describes the arguments.
+
+    Raises:
+        InputTooLongError: A prompt leaves no room for the answer.
+        RequestError: The model is no decoder, or a prompt or an option cannot be used.
+        LoadError: The model cannot run, or returns NaN or infinity.
+    """
+    options = check_options(
+        max_new_tokens=max_new_tokens,
+        stop=stop,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        allow_special_tokens=allow_special_tokens,
+    )
+    answers = _begin(lease, texts, options, is_streamed=False)
+    found: dict[int, Answer] = {}
+    with closing(_run(lease, answers, options)) as pieces:
+        complete = ((piece.position, piece.answer) for piece in pieces if piece.answer)
+        for _ in progress.track_items("Running", answers):
+            position, answer = next(complete)
+            found[position] = answer
+    return GenerationResults(found[position] for position in range(len(answers)))
+
+
+def stream(lease: Lease, prompts: Iterable[Any], options: GenerationOptions) -> Generator[Piece]:
+    """Yield the text that the model generates, piece by piece."""
+    return _run(lease, _begin(lease, prompts, options, is_streamed=True), options)
+
+
+def _begin(lease: Lease, prompts: Iterable[Any], options: GenerationOptions, *, is_streamed: bool) -> list[Answering]:
+    check_decoder(lease)
+    answers = []
+    for prompt in read_prompts(lease, prompts, allow_special_tokens=options.allow_special_tokens):
+        config = make_generation_config(lease.model, lease.tokenizer, options, is_conversation=prompt.is_conversation)
+        set_length(lease, config, prompt, options.max_new_tokens)
+        continues = [] if getattr(lease.model.config, "is_encoder_decoder", False) else prompt.ids
+        text = AnswerText(lease.tokenizer, continues, options.stop, is_streamed=is_streamed)
+        answers.append(Answering(prompt, config, text))
+    return answers
+
+
+def _run(lease: Lease, answers: list[Answering], options: GenerationOptions) -> Generator[Piece]:
+    if len(answers) > 1 and not options.temperature and can_run_together(lease, answers):
+        yield from run_together(lease, answers)
+        return
+    for answer in answers:
+        tokens = iterate_tokens(lease, answer.prompt.ids, answer.config, answer.prompt.position, options.seed)
+        with closing(tokens):
+            while not answer.is_complete:
+                if (piece := answer.add(next(tokens))) is not None:
+                    yield piece
