@@ -1,6 +1,6 @@
 """Checks of what a caller passes: texts, or pairs of texts if the entry asks for pairs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from medvllm.errors import InputTooLongError, RequestError
@@ -36,7 +36,7 @@ def check_texts(texts: Iterable[Any]) -> list[str]:
                 f"Text {position} is a pair, but the model takes single texts.\n"
                 "If it was trained on pairs, register it with: inputs=['title', 'abstract']"
             )
-        _check_text(text, position)
+        check_text(text, position)
     return given
 
 
@@ -53,13 +53,13 @@ def check_pairs(pairs: Iterable[Any], names: Sequence[str]) -> list[tuple[str, s
                 f"Write it as: [[{', '.join(names)}]]"
             )
         for text in pair:
-            _check_text(text, position)
+            check_text(text, position)
     return [(first, second) for first, second in given]
 
 
 def to_list(texts: Iterable[Any]) -> list[Any]:
     """Return the texts as a list. RequestError: `texts` is a single text, whose items would be letters."""
-    if isinstance(texts, str) or not isinstance(texts, Iterable):
+    if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, Iterable):
         kind = "one text" if isinstance(texts, str) else type(texts).__name__
         raise RequestError(f"Texts must be a list of texts, not {kind}.\nWrite it as: [text]")
     return list(texts)
@@ -69,7 +69,8 @@ def _is_pair(item: object) -> bool:
     return isinstance(item, (tuple, list)) and len(item) == 2
 
 
-def _check_text(text: object, position: int) -> None:
+def check_text(text: object, position: int) -> None:
+    """Raise RequestError if a text cannot be used. `position` is its place from 1."""
     if not isinstance(text, str):
         raise RequestError(f"Text {position} must be text, not {type(text).__name__}.")
     if len(text) > MAX_CHARACTERS:

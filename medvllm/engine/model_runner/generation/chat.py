@@ -64,7 +64,10 @@ class _Template:
         return str(self._apply(conversation, tokenize=False))
 
     def encode(self, conversation: Conversation, *, sanitize: bool) -> list[int]:
-        return list(self._apply(conversation, tokenize=True, return_dict=False, sanitize_control_tokens=sanitize))
+        ids = list(self._apply(conversation, tokenize=True, return_dict=False, sanitize_control_tokens=sanitize))
+        if not ids:
+            raise self._refusal("writes nothing for it")
+        return ids
 
     def check_marks(self, conversation: Conversation) -> None:
         """Raise RequestError if a content has the signs with which transformers marks special tokens: it drops them."""
@@ -81,23 +84,19 @@ class _Template:
         """Raise RequestError if a special token is in the ids that the template does not write itself.
 
         A template may change contents, or join them. Parts of a special token then become a whole one. So the
-        conversation is encoded again without such parts: the special tokens must stay the same.
+        conversation is encoded again without other signs than whole special tokens, which are marked: the special
+        tokens must stay the same.
         """
         tokens = self._control_tokens
-        signs = {letter for token in tokens for letter in token if not letter.isalnum() and not letter.isspace()}
         whole = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
-        parts = re.compile("[" + re.escape("".join(sorted(signs))) + "]") if signs else re.compile("(?!)")
 
         def harmless(content: str) -> str:
-            """Return a content in which only whole special tokens, which are marked, keep their signs."""
             kept = [match.group() for match in whole.finditer(content)]
-            between = [parts.sub(_HARMLESS, text) for text in whole.split(content)]
+            between = [re.sub(r"\S", _HARMLESS, text) for text in whole.split(content)]
             return "".join(text + token for text, token in zip(between, [*kept, ""], strict=True))
 
         other = [message | {"content": harmless(message["content"])} for message in conversation]
-        if other == conversation:
-            return
-        control = {self._tokenizer.convert_tokens_to_ids(token) for token in tokens}
+        control = {i for i, token in self._tokenizer.added_tokens_decoder.items() if token.content in tokens}
         expected = self.encode(other, sanitize=True)
         if [i for i in ids if i in control] != [i for i in expected if i in control]:
             raise RequestError(
@@ -124,15 +123,18 @@ class _Template:
             except Exception as error:
                 reason = self._describe(error)
             # Raised here, so that the error has no cause: that of a template may contain a message.
-            raise RequestError(
-                f"Conversation {self._position + 1} cannot be used: the chat template of {self._name!r} {reason}.",
-                model=self._name,
-                position=self._position,
-            )
+            raise self._refusal(reason)
+
+    def _refusal(self, reason: str) -> RequestError:
+        return RequestError(
+            f"Conversation {self._position + 1} cannot be used: the chat template of {self._name!r} {reason}.",
+            model=self._name,
+            position=self._position,
+        )
 
     def _describe(self, error: Exception) -> str:
         """Return what a template raised. Its message is only repeated if it is written in the template."""
-        message = str(error).strip()
+        message = str(error).strip().rstrip(".")
         said = f": {message}" if message and message in self._source else ""
         return f"does not take it: {type(error).__name__}{said}"
 

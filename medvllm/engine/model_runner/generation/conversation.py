@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from medvllm.engine.model_runner.inputs import check_texts
+from medvllm.engine.model_runner.inputs import check_text
 from medvllm.errors import RequestError
 
 Conversation = list[dict[str, str]]
@@ -35,18 +35,16 @@ def check_conversation(prompt: Any, position: int) -> Conversation:
 
 
 def _check_message(message: Any, position: int, number: int) -> dict[str, str]:
-    where = f"Message {number} of conversation {position}"
+    where = f"message {number} of conversation {position}"
     if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
         raise RequestError(
-            f"{where} must have a role and a content, and nothing else.\n"
+            f"{where.capitalize()} must have a role and a content, and nothing else.\n"
             'Write it as: {"role": "user", "content": text}'
         )
     role, content = message["role"], message["content"]
     if not isinstance(role, str) or not _ROLE.fullmatch(role):
-        raise RequestError(f"The role of message {number} of conversation {position} must be one word, such as user.")
+        raise RequestError(f"The role of {where} must be one word, such as user.")
     if not isinstance(content, str):
-        raise RequestError(
-            f"The content of message {number} of conversation {position} must be text, not {type(content).__name__}."
-        )
-    check_texts([content])
+        raise RequestError(f"The content of {where} must be text, not {type(content).__name__}.")
+    check_text(content, position)
     return {"role": str(role), "content": str(content)}

@@ -57,8 +57,8 @@ def generate(
 
 
 def stream(lease: Lease, prompts: Iterable[Any], options: GenerationOptions) -> Generator[Piece]:
-    """Yield the text that the model generates, piece by piece."""
-    return _run(lease, _begin(lease, prompts, options, is_streamed=True), options)
+    """Yield the text that the model generates, piece by piece, one prompt after the other."""
+    return _run_alone(lease, _begin(lease, prompts, options, is_streamed=True), options)
 
 
 def _begin(lease: Lease, prompts: Iterable[Any], options: GenerationOptions, *, is_streamed: bool) -> list[Answering]:
@@ -67,19 +67,22 @@ def _begin(lease: Lease, prompts: Iterable[Any], options: GenerationOptions, *, 
     for prompt in read_prompts(lease, prompts, allow_special_tokens=options.allow_special_tokens):
         config = make_generation_config(lease.model, lease.tokenizer, options, is_conversation=prompt.is_conversation)
         set_length(lease, config, prompt, options.max_new_tokens)
-        continues = [] if getattr(lease.model.config, "is_encoder_decoder", False) else prompt.ids
+        continues = [] if lease.model.config.is_encoder_decoder else prompt.ids
         text = AnswerText(lease.tokenizer, continues, options.stop, is_streamed=is_streamed)
         answers.append(Answering(prompt, config, text))
     return answers
 
 
 def _run(lease: Lease, answers: list[Answering], options: GenerationOptions) -> Generator[Piece]:
-    if len(answers) > 1 and not options.temperature and can_run_together(lease, answers):
-        yield from run_together(lease, answers)
-        return
+    # Random numbers would depend on the other prompts.
+    is_together = len(answers) > 1 and not options.temperature and can_run_together(lease, answers)
+    return run_together(lease, answers) if is_together else _run_alone(lease, answers, options)
+
+
+def _run_alone(lease: Lease, answers: list[Answering], options: GenerationOptions) -> Generator[Piece]:
     for answer in answers:
-        tokens = iterate_tokens(lease, answer.prompt.ids, answer.config, answer.prompt.position, options.seed)
-        with closing(tokens):
+        prompt = answer.prompt
+        with closing(iterate_tokens(lease, prompt.ids, answer.config, prompt.position, options.seed)) as tokens:
             while not answer.is_complete:
                 if (piece := answer.add(next(tokens))) is not None:
                     yield piece

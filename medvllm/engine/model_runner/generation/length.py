@@ -42,10 +42,11 @@ def set_length(lease: Lease, config: "GenerationConfig", prompt: Prompt, max_new
             position=prompt.position,
         )
     config.max_new_tokens = max_new_tokens or min(DEFAULT_TOKENS, room)
-    # A model's own shortest answer gives way. transformers would warn, and an end would never be permitted.
-    config.min_new_tokens = min(config.min_new_tokens or 0, config.max_new_tokens)
+    # A model's own shortest answer gives way to the longest one, or no end token would be permitted.
     longest = config.max_new_tokens + (1 if lease.model.config.is_encoder_decoder else used)
     config.min_length = min(config.min_length or 0, longest)
+    if config.min_new_tokens:  # 0 would overrule `min_length`
+        config.min_new_tokens = min(config.min_new_tokens, config.max_new_tokens)
 
 
 def _count_decoder_positions(config: Any, wanted: int) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 from medvllm.errors import RequestError
 
 _MAX_SEED = 2**63 - 1
+_COLDEST = 1e-6  # logits divided by less may overflow
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ def check_options(
     _check_whole("top_k", top_k, 1)
     _check_whole("seed", seed, 0, _MAX_SEED)
     heat = 0.0 if temperature is None else temperature
-    if not _is_number(heat) or not 0 <= heat < math.inf:
-        raise _bad("temperature", "a number from 0, which means no sampling", temperature)
+    if not _is_number(heat) or not (heat == 0 or _COLDEST <= heat < math.inf):
+        raise _bad("temperature", f"0, which means no sampling, or a number from {_COLDEST}", temperature)
     share = 1.0 if top_p is None else top_p
     if not _is_number(share) or not 0 < share <= 1:
         raise _bad("top_p", "a number above 0 and at most 1", top_p)
