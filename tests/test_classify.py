@@ -184,7 +184,7 @@ def test_a_long_text_is_refused_unless_somebody_says_how_to_read_it(registry: Mo
         )
         assert found.coverage.windows == len(parts) and found.coverage.read == ((0, len(text)),)
     for policy in ("window", "truncate", "error"):
-        registry.register(policy, "generic", model_path=folder, long_input=policy)  # type: ignore[arg-type]
+        registry.register(policy, "generic", model_path=folder, long_input=policy)
     windowed = ModelRunner("window", registry=registry)
     assert windowed.classify([text])[0] == runner.classify([text], windows="mean")[0]
     several = windowed.classify([text], activation="sigmoid")[0]
