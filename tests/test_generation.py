@@ -172,11 +172,7 @@ def test_a_stop_text_ends_an_answer_across_tokens(shared: ModelRunner) -> None:
         expected = whole[: min(place for place in places if place >= 0)]
         answer = shared.generate(["chest pain", "fever"], max_new_tokens=40, stop=stop)[0]
         assert (answer.text, answer.finish_reason) == (expected, "stop") and answer.completion_tokens < 40
-        pieces = list(
-            shared.generate(
-                ["chest pain"], max_new_tokens=40, stop=iter([stop] if isinstance(stop, str) else stop), stream=True
-            )
-        )
+        pieces = list(shared.generate(["chest pain"], max_new_tokens=40, stop=stop, stream=True))
         assert "".join(pieces) == expected and pieces[-1].answer == answer
     assert shared.generate(["chest pain"], max_new_tokens=40, stop="\0never")[0].text == whole
 

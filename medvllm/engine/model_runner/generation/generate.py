@@ -1,6 +1,6 @@
 """The task generate: the text with which a decoder continues a prompt, or answers a conversation."""
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -10,7 +10,7 @@ from medvllm.engine.model_runner.generation.answers import Answer, GenerationRes
 from medvllm.engine.model_runner.generation.continuous import can_run_together, run_together
 from medvllm.engine.model_runner.generation.decoder import check_decoder
 from medvllm.engine.model_runner.generation.length import set_length
-from medvllm.engine.model_runner.generation.options import GenerationOptions, check_options
+from medvllm.engine.model_runner.generation.options import GenerationOptions, check_generate_options
 from medvllm.engine.model_runner.generation.prompts import read_prompts
 from medvllm.engine.model_runner.generation.settings import make_generation_config
 from medvllm.engine.model_runner.generation.text import AnswerText
@@ -23,7 +23,7 @@ def generate(
     texts: Iterable[Any],
     *,
     max_new_tokens: int | None = None,
-    stop: str | Iterable[str] | None = None,
+    stop: str | Sequence[str] | None = None,
     temperature: float = 0.0,
     top_p: float | None = None,
     top_k: int | None = None,
@@ -37,7 +37,7 @@ def generate(
         RequestError: The model is no decoder, or a prompt or an option cannot be used.
         LoadError: The model cannot run, or returns NaN or infinity.
     """
-    options = check_options(
+    options = check_generate_options(
         max_new_tokens=max_new_tokens,
         stop=stop,
         temperature=temperature,

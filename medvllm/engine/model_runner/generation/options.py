@@ -1,7 +1,6 @@
 """The options of a generation, checked."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +33,7 @@ class GenerationOptions:
     allow_special_tokens: bool
 
 
-def check_options(
+def check_generate_options(
     *,
     max_new_tokens: Any = None,
     stop: Any = None,
@@ -74,7 +73,7 @@ def check_options(
 
 def _check_stop(stop: Any) -> tuple[str, ...]:
     given = [] if stop is None else [stop] if isinstance(stop, str) else stop
-    texts = tuple(given) if isinstance(given, Iterable) else ("",)
+    texts = tuple(given) if isinstance(given, (list, tuple)) else ("",)
     if not all(isinstance(text, str) and text for text in texts):
         raise RequestError(
             "stop must be a text that is not empty, or a list of such texts.\nWrite it as: stop=['\\n\\n']",
