@@ -16,7 +16,10 @@ from medvllm.engine.model_runner import ModelRegistry, ModelRunner
 from medvllm.engine.model_runner.generation.text import AnswerText
 from medvllm.errors import InputTooLongError, LoadError, MedVLLMError, RequestError
 from tests.support import decoders, kinds, tiny
+from tests.support.conversions import convert
 from tests.support.decoders import END, START
+from tests.support.loopback import LoopbackHub
+from tests.support.standins import STANDINS
 
 CANARY = "Zacharias-4711"
 PROMPTS = ["chest pain", "fever", "The patient denies", "é"]
@@ -544,3 +547,26 @@ def test_any_prompt_gives_an_answer_or_one_of_our_errors(shared: ModelRunner, pr
         assert shared.generate([prompt], max_new_tokens=3)[0] == answer
         pieces = shared.generate([prompt], max_new_tokens=3, stream=True)
         assert "".join(pieces) == answer.text
+
+
+GENERATORS = [name for name, entry in ModelRegistry().list_models().items() if "generate" in entry.tasks]
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_a_built_in_generator_runs_by_its_name(
+    registry: ModelRegistry, hub: LoopbackHub, tmp_path: Path, name: str
+) -> None:
+    """The entry alone says what it does: `run` without a task, and the command line, generate."""
+    entry = registry.get_metadata(name)
+    hub.add(entry.location, convert(STANDINS[name](tmp_path / "m")), commit=entry.source.revision)
+    runner = ModelRunner(name, registry=registry)
+    result = runner.run(None, ["Aspirin is", "COVID-19 is"], max_new_tokens=4)
+    assert result.task == runner.task == "generate"
+    assert [runner.generate([text], max_new_tokens=4)[0] for text in ("Aspirin is", "COVID-19 is")] == list(result)
+    assert "".join(runner.generate(["Aspirin is"], max_new_tokens=4, stream=True)) == result[0].text
+    with registry.lease(name) as lease:
+        longest = lease.tokenizer.model_max_length
+    assert longest == entry.behaviour.max_length and result[0].coverage.read == ((0, 10),)
+    if longest <= 8192:
+        with pytest.raises(InputTooLongError, match=f"takes {longest:,}"):
+            runner.generate(["a " * longest])
