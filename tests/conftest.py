@@ -23,7 +23,6 @@ from tests.support.clock import HurriedClock, hurry
 from tests.support.loopback import LoopbackHub
 from tests.support.postgres import Postgres, programs
 from tests.support.skips import pytest_addoption, pytest_sessionfinish  # noqa: F401, they are hooks
-from tests.support.trained import trained_models
 
 gc.disable()  # until the tests are collected: what they import stays
 
@@ -120,6 +119,8 @@ def _closed(home: Path, request: pytest.FixtureRequest) -> Iterator[None]:
 def trained(_session_home: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the models that tests/support/trained.py trains, once for all workers."""
     base = tmp_path_factory.getbasetemp()
+    from tests.support.trained import trained_models  # imports huggingface_hub, which reads the Hub of this run once
+
     return trained_models(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)
 
 

@@ -35,6 +35,7 @@ def served(hub: LoopbackHub, tmp_path: Path) -> Iterator[None]:
     clinical = tiny.bert_masked_lm(tmp_path / "clinical", weights="bin", tokenizer_files="vocab_only")
     hub.add("emilyalsentzer/Bio_ClinicalBERT", convert(clinical), commit="d5892b39a4adaed74b92212a44081509db72f87b")
     hub.add("obi/deid_bert_i2b2", convert(STANDINS["obi/deid_bert_i2b2"](tmp_path / "deid")))
+    hub.add("microsoft/biogpt", convert(STANDINS["microsoft/biogpt"](tmp_path / "biogpt")))
     before = set(registry.list_models())
     yield
     for name in set(registry.list_models()) - before:

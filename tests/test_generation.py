@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers import BioGptTokenizer
 
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
 from medvllm.engine.model_runner.generation.text import AnswerText
@@ -180,37 +181,50 @@ def test_a_stop_text_ends_an_answer_across_tokens(shared: ModelRunner) -> None:
     assert shared.generate(["chest pain"], max_new_tokens=40, stop="\0never")[0].text == whole
 
 
-_LETTERS = st.text(alphabet=st.sampled_from("ab é😀家\n"), min_size=1, max_size=14)
-
-
 @pytest.fixture(scope="module")
-def reader() -> Any:
-    return decoders.tokenizer()
+def readers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Tokenizers of several families: tokens that are bytes, parts of words, words with their blanks."""
+    folder = STANDINS["microsoft/biogpt"](tmp_path_factory.mktemp("biogpt"))
+    return {
+        "bytes": decoders.tokenizer(),
+        "byte-fallback": decoders.byte_fallback(),
+        "word pieces": decoders.word_pieces(tmp_path_factory.mktemp("words")),
+        "slow": BioGptTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt")),
+    }
 
 
-@settings(max_examples=150, deadline=None)
-@given(text=_LETTERS, stop=st.lists(_LETTERS.map(lambda text: text[:3]), max_size=2), cut=st.integers(0, 3))
-def test_pieces_join_to_the_text_and_never_break_a_character(reader: Any, text: str, stop: list[str], cut: int) -> None:
-    """Each token is a byte here, so most characters come in parts; the last one may never be complete."""
-    tokens = reader(text, add_special_tokens=False)["input_ids"]
-    tokens = tokens[: max(len(tokens) - cut, 1)]
-    answer = AnswerText(reader, reader("x")["input_ids"], stop, is_streamed=True)
+@pytest.mark.parametrize("family", ["bytes", "byte-fallback", "word pieces", "slow"])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_pieces_join_to_the_text_and_never_break_a_character(
+    readers: dict[str, Any], family: str, data: st.DataObject
+) -> None:
+    """Whatever tokens come: also bytes that are no text, and a character whose end never comes."""
+    reader = readers[family]
+    vocabulary = sorted(reader.get_vocab().values())
+    text = reader(data.draw(st.text("ab é😀家\n.,'", max_size=9)), add_special_tokens=False)["input_ids"]
+    tokens = text[: data.draw(st.integers(0, 30))] + data.draw(st.lists(st.sampled_from(vocabulary), max_size=9))
+    prompt = reader("ab")["input_ids"]
+    whole = AnswerText(reader, prompt, (), is_streamed=False)
+    for token in tokens:
+        assert whole.add(token) == ""
+    whole.finish()
+    before = reader.decode(prompt, skip_special_tokens=True)
+    assert before + whole.text == reader.decode(prompt + tokens, skip_special_tokens=True)
+    stop = [whole.text[i : i + 2] for i in data.draw(st.lists(st.integers(0, 20), max_size=2))]
+    stop = [text for text in stop if text]
+    answer = AnswerText(reader, prompt, stop, is_streamed=True)
     pieces = []
     for token in tokens:
         pieces.append(answer.add(token))
-        assert "\N{REPLACEMENT CHARACTER}" not in pieces[-1]
         if answer.is_stopped:
             break
     pieces.append(answer.finish())
-    whole = reader.decode(tokens, skip_special_tokens=True)
-    places = [place for each in stop if (place := whole.find(each)) >= 0]
-    assert answer.text == "".join(pieces)
-    assert answer.is_stopped == bool(places)
-    # A stop text is found with the token that completes it: one that begins earlier may be complete later.
-    if not places:
-        assert answer.text == whole
+    assert "".join(pieces) == answer.text
+    if stop:
+        assert answer.is_stopped and not any(text in answer.text for text in stop)
     else:
-        assert whole.startswith(answer.text) and not any(each in answer.text for each in stop)
+        assert answer.text == whole.text
 
 
 def test_the_templates_special_tokens_are_commands_and_those_of_a_message_are_text(shared: ModelRunner) -> None:

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokenizers import decoders, processors
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, normalizers, processors
+from transformers import BertTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.support import tiny
 
@@ -46,3 +46,41 @@ def llama(
     if generation is not None:
         (folder / "generation_config.json").write_text(json.dumps(generation))
     return folder
+
+
+def byte_fallback() -> PreTrainedTokenizerFast:
+    """A tokenizer in the manner of Llama 2: blanks are part of words, and rare characters are several tokens."""
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abc,.é", "▁ab", "▁c"]
+    backend = Tokenizer(
+        models.BPE({word: i for i, word in enumerate(words)}, [], unk_token="<unk>", byte_fallback=True)
+    )
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **tokens)  # type: ignore[no-untyped-call]
+
+
+def word_pieces(folder: Path) -> Any:
+    """A tokenizer in the manner of BERT, whose decoder takes blanks out again."""
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "do",
+        "n",
+        "not",
+        "##t",
+        "'",
+        "ab",
+        "##c",
+        ".",
+        ",",
+        "is",
+        "s",
+    ]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    return BertTokenizer(str(folder / "vocab.txt"), clean_up_tokenization_spaces=True)
