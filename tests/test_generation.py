@@ -189,7 +189,7 @@ def readers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "bytes": decoders.tokenizer(),
         "byte-fallback": decoders.byte_fallback(),
         "word pieces": decoders.word_pieces(tmp_path_factory.mktemp("words")),
-        "slow": BioGptTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt")),
+        "slow": BioGptTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt")),  # type: ignore[no-untyped-call]
     }
 
 

@@ -40,11 +40,14 @@ class AnswerText:
         self._tokenizer, self._stop, self._is_streamed = tokenizer, stop, is_streamed
         self._context, self._tokens = list(prompt[-_CONTEXT:]) if _has_decoder(tokenizer) else [], list[int]()
         self._before = self._decode(self._context)
-        self._is_exact = _is_exact(tokenizer)
+        self._is_exact, self._is_byte = _is_exact(tokenizer), False
+        self._special = frozenset(tokenizer.all_special_ids)
 
     def add(self, token: int) -> str:
         """Add a token, and return the piece of text that is certain now; often it is empty."""
         self._tokens.append(token)
+        if token not in self._special:
+            self._is_byte = bool(_BYTE.fullmatch(str(self._tokenizer.convert_ids_to_tokens(token))))
         if not self.needs_each_token:
             return ""
         text = self._read()
@@ -52,7 +55,7 @@ class AnswerText:
         if found:
             self.is_stopped = True
             return self._take(text[: min(found)])
-        return self._take(text[: self._certain(text, token)]) if self._is_streamed else ""
+        return self._take(text[: self._certain(text)]) if self._is_streamed else ""
 
     def finish(self) -> str:
         """Return the rest of the text."""
@@ -70,10 +73,10 @@ class AnswerText:
     def _decode(self, tokens: list[int]) -> str:
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True)) if tokens else ""
 
-    def _certain(self, text: str, token: int) -> int:
+    def _certain(self, text: str) -> int:
         """Return how many characters of the text no later token can change, and no stop text can take away."""
         given = len(self.text)
-        if _BYTE.fullmatch(str(self._tokenizer.convert_ids_to_tokens(token))):
+        if self._is_byte:  # the next one may make another character of it, also after a special token
             return given
         end = len(text.rstrip(_INCOMPLETE))
         if not self._is_exact:  # a blank may go, and so may the last word become another
