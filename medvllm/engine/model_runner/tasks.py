@@ -7,7 +7,7 @@ from typing import Any
 from medvllm.engine.model_runner.embedding.embed import embed
 from medvllm.engine.model_runner.fill_mask import fill_mask
 from medvllm.engine.model_runner.results import Result
-from medvllm.engine.model_runner.tagging.entities import find_entities
+from medvllm.engine.model_runner.tagging.entities import check_options, find_entities, find_identifiers
 from medvllm.errors import RequestError
 from medvllm.heads import task_of_class
 from medvllm.model_registry import Lease
@@ -18,8 +18,10 @@ TASKS: dict[str, Callable[..., Result]] = {
     "embed": embed,
     "fill-mask": fill_mask,
     "ner": find_entities,
-    "deid": find_entities,
+    "deid": find_identifiers,
 }
+# Checks of the options that need no model.
+_OPTION_CHECKS: dict[str, Callable[..., None]] = {"ner": check_options, "deid": check_options}
 
 
 def check_task(task: str, arguments: Mapping[str, Any]) -> None:
@@ -41,6 +43,8 @@ def check_task(task: str, arguments: Mapping[str, Any]) -> None:
             task=task,
             argument=unknown,
         )
+    if check := _OPTION_CHECKS.get(task):
+        check(**arguments)
 
 
 def default_task(lease: Lease, texts: Iterable[Any]) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from medvllm.engine.model_runner.reading.word_list import WordList
+from medvllm.engine.model_runner.word_list import WordList
 from medvllm.errors import RequestError
 
 if TYPE_CHECKING:
@@ -50,21 +50,15 @@ def align_pieces(
         parts = [_tokenize_part(tokenizer, form, isinstance(read, list), allow_special_tokens) for form in forms]
         if [token for part in parts for token in part] != list(ids):
             continue
-        found: list[AlignedPiece] | None = []
-        for number, (form, part, (start, end)) in enumerate(zip(forms, parts, places, strict=True)):
-            inside = _align_inside(tokenizer, form.strip(), part)
-            if inside is None and isinstance(text, str) and not form.isalnum() and len(part) > 1:
-                found = None  # which of its pieces is which of its words is not known
-                break
-            begin = start + len(form) - len(form.lstrip()) if isinstance(text, str) else start
-            for i in range(len(part)):
-                place = (begin + inside[i][0], begin + inside[i][1]) if inside else (start, end)
-                found.append(AlignedPiece(number, place))
-        if found is not None:
-            return found
+        found = [
+            _align_part(tokenizer, number, form, part, place, is_word=isinstance(text, WordList))
+            for number, (form, part, place) in enumerate(zip(forms, parts, places, strict=True))
+        ]
+        if None not in found:
+            return [piece for part in found for piece in part or ()]
     raise RequestError(
-        f"Tokenizer {type(tokenizer).__name__} does not give the offsets of its tokens, and they cannot be found in text "
-        f"{position + 1}.\nGive the text as a list of words, such as: runner.entities([['No', 'fever', '.']])",
+        f"Tokenizer {type(tokenizer).__name__} does not give the offsets of its tokens, and they cannot be found in "
+        f"text {position + 1}.\nGive the text as a list of words, such as: runner.entities([['No', 'fever', '.']])",
         position=position,
     )
 
@@ -97,17 +91,26 @@ def _tokenize_part(
     )
 
 
-def _align_inside(
-    tokenizer: "PreTrainedTokenizerBase", form: str, part: Sequence[int]
-) -> list[tuple[int, int]] | None:
-    """Return the start and end of each piece in a part, or None if the pieces do not spell it."""
+def _align_part(
+    tokenizer: "PreTrainedTokenizerBase",
+    number: int,
+    form: str,
+    part: Sequence[int],
+    place: tuple[int, int],
+    *,
+    is_word: bool,
+) -> list[AlignedPiece] | None:
+    """Return the pieces of a part; None if it has several words, and which piece is in which is not known."""
     texts = [str(token) for token in tokenizer.convert_ids_to_tokens(list(part))]
     for mark in _MARKS:
         texts = [text.removeprefix(mark).removesuffix(mark) for text in texts]
-    if "".join(texts).casefold() != form.casefold() or sum(map(len, texts)) != len(form):
-        return None
-    places, start = [], 0
+    spelled = form.strip()
+    if "".join(texts).casefold() != spelled.casefold() or sum(map(len, texts)) != len(spelled):
+        is_known = is_word or spelled.isalnum() or len(part) < 2
+        return [AlignedPiece(number, place)] * len(part) if is_known else None
+    start = place[0] if is_word else place[0] + len(form) - len(form.lstrip())
+    found = []
     for text in texts:
-        places.append((start, start + len(text)))
+        found.append(AlignedPiece(number, (start, start + len(text))))
         start += len(text)
-    return places
+    return found

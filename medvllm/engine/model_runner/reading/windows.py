@@ -8,8 +8,8 @@ from medvllm.engine.model_runner.coverage import Coverage
 from medvllm.engine.model_runner.foreign_errors import translate_tokenizer_errors
 from medvllm.engine.model_runner.inputs import Text
 from medvllm.engine.model_runner.reading.alignment import align_pieces
-from medvllm.engine.model_runner.reading.word_list import WordList, find_front
-from medvllm.errors import InputTooLongError, LoadError, RequestError
+from medvllm.engine.model_runner.word_list import WordList, find_front
+from medvllm.errors import InputTooLongError, LoadError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -56,14 +56,13 @@ def _cut(text: str, edges: Collection[int], letters: bytearray, every_edge: bool
     run: list[tuple[int, int, int]] = []  # clusters: start, end, kind
     for match in _pattern(r"\X").finditer(text):
         start, end = match.span()
-        kind = _kind_of(match[0], start in boundaries)
+        is_edge, is_boundary = start in edges, start in boundaries
+        kind = _kind_of(match[0], is_boundary)
         if kind == _LETTER:
             letters[start:end] = b"\1" * (end - start)
-        if run and (
-            _BLANK in (kind, run[-1][2])
-            or _is_cut(run[-1][2], kind, start in boundaries, start in edges, every_edge)
-            and not (start not in edges and {run[-1][0], start} <= without_blanks)
-        ):
+        if run and start in without_blanks and run[-1][0] in without_blanks:
+            is_boundary = is_edge
+        if run and _is_cut(run[-1][2], kind, is_boundary, is_edge, every_edge):
             yield from _trim(run)
             run = []
         run.append((start, end, kind))
@@ -72,11 +71,12 @@ def _cut(text: str, edges: Collection[int], letters: bytearray, every_edge: bool
 
 def _is_cut(before: int, behind: int, is_boundary: bool, is_edge: bool, every_edge: bool) -> bool:
     """Return whether a word ends between two neighbouring clusters."""
-    if before == behind == _LETTER:
-        return is_boundary or (every_edge and is_edge)
-    if before == behind == _SIGN:
+    kinds = {before, behind}
+    if _BLANK in kinds:
+        return True
+    if kinds == {_SIGN}:
         return is_edge
-    return is_boundary or (is_edge and _JOINED not in (before, behind))
+    return is_boundary or (is_edge and _JOINED not in kinds and (every_edge or kinds != {_LETTER}))
 
 
 def _trim(run: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, int]]:
