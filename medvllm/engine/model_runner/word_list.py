@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from medvllm.errors import RequestError
+from medvllm.word_patterns import find_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_PATTERN_TIMEOUT_S = 10.0  # for one text; a sound pattern takes about a second for the longest one
 
 
 @dataclass(frozen=True)
@@ -56,22 +54,8 @@ def join_words(words: Sequence[str]) -> WordList:
 
 
 def split_by_pattern(text: str, pattern: str, position: int) -> WordList:
-    """Return the matches of a pattern as the words of a text.
-
-    Raises:
-        RequestError: The pattern takes too long for the text. `position` is the text's, for the message.
-    """
-    import regex
-
-    try:
-        matches = regex.finditer(pattern, text, timeout=_PATTERN_TIMEOUT_S)
-        return WordList(text, tuple(match.span() for match in matches if match.end() > match.start()))
-    except TimeoutError:
-        raise RequestError(
-            f"The entry's word_pattern needs more than {_PATTERN_TIMEOUT_S:.0f} seconds for text {position + 1}.\n"
-            r"Register the model with a simpler one, such as: word_pattern='\\w+|\\S'",
-            position=position,
-        ) from None
+    """Return the matches of an entry's word pattern as the words of a text. Errors are those of `find_words`."""
+    return WordList(text, find_words(text, pattern, position))
 
 
 def find_front(tokenizer: "PreTrainedTokenizerBase") -> str:

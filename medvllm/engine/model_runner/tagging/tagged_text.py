@@ -9,7 +9,7 @@ from medvllm import progress
 from medvllm.engine.model_runner.coverage import Coverage
 from medvllm.engine.model_runner.reading.batches import batch_windows, check_finite, nonfinite_positions, run_batch
 from medvllm.engine.model_runner.reading.windows import Window, split_into_windows
-from medvllm.engine.model_runner.tagging.words import Word, cut_words
+from medvllm.engine.model_runner.tagging.words import Word, cut_words, trim_words
 from medvllm.engine.model_runner.word_list import WordList, split_by_pattern
 from medvllm.errors import RequestError
 from medvllm.label_schemes import LabelScheme, read_scheme
@@ -82,13 +82,12 @@ class TaggedText:
         pieces: list[list[int]] = [[] for _ in given.offsets]
         for piece, number in enumerate(self.numbers):
             pieces[number].append(piece)
-        words = []
-        for number, (start, end) in enumerate(given.offsets):
-            word = self.text[start:end]
-            start, end = start + len(word) - len(word.lstrip()), end - (len(word) - len(word.rstrip()))
-            if start < end:
-                words.append(Word(start, end, tuple(pieces[number]), number=number))
-        return words
+        places = trim_words(self.text, given.offsets)
+        return [
+            Word(start, end, tuple(pieces[number]), number=number)
+            for number, (start, end) in enumerate(places)
+            if start < end
+        ]
 
 
 def label_words(
@@ -116,15 +115,18 @@ def label_words(
         lease.tokenizer, texts, behaviour.long_input, offsets=True, allow_special_tokens=allow_special_tokens
     )
     marks = _find_marks(lease.tokenizer, windows)
+    # Of words split beforehand, the first piece has the label, also if it is only the mark of a blank.
+    kept = [_kept(window, frozenset() if isinstance(texts[window.text], WordList) else marks) for window in windows]
     windows_of: list[list[int]] = [[] for _ in texts]
     for number, window in enumerate(windows):
         windows_of[window.text].append(number)
-    found = _run(lease, windows, marks)
+    found = _run(lease, windows, kept)
     rows: dict[int, np.ndarray[Any, Any]] = {}
     for text, numbers, covered in zip(texts, windows_of, coverage, strict=True):
         while any(windows[number].input_ids and number not in rows for number in numbers):
             rows |= next(found)
-        yield _join(text, [(windows[number], rows.pop(number, None)) for number in numbers], marks, labels, covered)
+        parts = [(windows[number], kept[number], rows.pop(number)) for number in numbers if number in rows]
+        yield _join(text, parts, labels, covered)
     for _ in found:  # the end of the progress bar
         pass
 
@@ -176,7 +178,9 @@ def _kept(window: Window, marks: frozenset[int]) -> list[int]:
     ]
 
 
-def _run(lease: Lease, windows: Sequence[Window], marks: frozenset[int]) -> "Iterator[dict[int, np.ndarray[Any, Any]]]":
+def _run(
+    lease: Lease, windows: Sequence[Window], kept: Sequence[list[int]]
+) -> "Iterator[dict[int, np.ndarray[Any, Any]]]":
     """Yield the probabilities of the kept tokens of each window, by its number, for a group of texts at a time."""
     numbers = {id(window): number for number, window in enumerate(windows)}
     batches: list[tuple[list[Window], bool]] = []  # with whether the batch is the last one of its group
@@ -191,7 +195,8 @@ def _run(lease: Lease, windows: Sequence[Window], marks: frozenset[int]) -> "Ite
         nonfinite |= nonfinite_positions(logits, [window.text for window in batch])
         probabilities = logits.softmax(-1).cpu()
         for row, window in enumerate(batch):
-            found[numbers[id(window)]] = probabilities[row][_kept(window, marks)].numpy()
+            number = numbers[id(window)]
+            found[number] = probabilities[row][kept[number]].numpy()
         if is_last:
             check_finite(lease, nonfinite)
             yield found
@@ -213,8 +218,7 @@ def _group(windows: Sequence[Window]) -> Iterator[list[Window]]:
 
 def _join(
     text: str | WordList,
-    parts: "Sequence[tuple[Window, np.ndarray[Any, Any] | None]]",
-    marks: frozenset[int],
+    parts: "Sequence[tuple[Window, list[int], np.ndarray[Any, Any]]]",
     labels: LabelScheme,
     coverage: Coverage,
 ) -> TaggedText:
@@ -224,10 +228,7 @@ def _join(
     places: list[tuple[int, int]] = []
     numbers: list[int] = []
     rows = [np.zeros((0, len(labels.labels)), dtype=np.float32)]
-    for window, probabilities in parts:
-        if probabilities is None:
-            continue
-        kept = _kept(window, marks)
+    for window, kept, probabilities in parts:
         places += [window.offsets[i] for i in kept]
         numbers += [word for i in kept if (word := window.words[i]) is not None]
         rows.append(probabilities)

@@ -1,6 +1,6 @@
 """Cuts a text into words: medvllm's own, so that the words of a label do not depend on the tokenizer."""
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
@@ -47,6 +47,20 @@ def cut_words(text: str, pieces: Sequence[tuple[int, int]], *, every_edge: bool 
     letters = bytearray(len(text))  # 1 for each character of a cluster with a letter or digit
     words = list(_cut(text, edges, letters, every_edge))
     return _assign(words, pieces, letters)
+
+
+def trim_words(text: str, words: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return words that somebody else cut, without blanks at their ends, and with whole grapheme clusters.
+
+    A word that cuts a cluster gets the rest of it; the next word begins behind it.
+    """
+    boundaries = [0, *(match.end() for match in _pattern(r"\X").finditer(text))]
+    trimmed = []
+    for start, end in words:
+        start, end = (boundaries[bisect_left(boundaries, offset)] for offset in (start, end))
+        word = text[start:end]
+        trimmed.append((start + len(word) - len(word.lstrip()), end - len(word) + len(word.rstrip())))
+    return trimmed
 
 
 def _cut(text: str, edges: Collection[int], letters: bytearray, every_edge: bool) -> Iterator[tuple[int, int]]:
