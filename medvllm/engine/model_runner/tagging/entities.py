@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from medvllm.engine.model_runner.coverage import Coverage
 from medvllm.engine.model_runner.inputs import check_texts_or_words
+from medvllm.engine.model_runner.option_checks import check_choice, check_flag
 from medvllm.engine.model_runner.results import Cell, Result
 from medvllm.engine.model_runner.tagging.aggregation import AGGREGATIONS, label_by
 from medvllm.engine.model_runner.tagging.spans import Span, find_spans
@@ -104,7 +105,7 @@ def _find(
     allow_special_tokens: bool,
     default: str,
 ) -> EntityResults:
-    check_options(threshold, labels, aggregation)
+    check_entity_options(threshold=threshold, labels=labels, aggregation=aggregation)
     wanted = _check_labels(lease, read_labels(lease), labels)
     given = check_texts_or_words(lease, texts, "ner")
     stated = aggregation or lease.metadata.behaviour.aggregation
@@ -121,8 +122,12 @@ def _find(
     return results
 
 
-def check_options(
-    threshold: float = 0.0, labels: Sequence[str] | None = None, aggregation: str | None = None, **others: Any
+def check_entity_options(
+    *,
+    threshold: float = 0.0,
+    labels: Sequence[str] | None = None,
+    aggregation: str | None = None,
+    allow_special_tokens: bool = False,
 ) -> None:
     """Raise RequestError if an option has a wrong type or value. This needs no model."""
     is_number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool)
@@ -136,12 +141,9 @@ def check_options(
         raise RequestError(
             f"labels must be a list of labels, not {type(labels).__name__}.\nWrite it as: labels=['DATE']"
         )
-    if aggregation is not None and aggregation not in AGGREGATIONS:
-        near = near_names(str(aggregation), AGGREGATIONS)
-        raise RequestError(
-            f"aggregation {aggregation!r} does not exist.{did_you_mean(near)}\nUse one of: {', '.join(AGGREGATIONS)}",
-            aggregation=aggregation,
-        )
+    if aggregation is not None:
+        check_choice("aggregation", aggregation, AGGREGATIONS)
+    check_flag("allow_special_tokens", allow_special_tokens)
 
 
 def _check_labels(lease: Lease, scheme: LabelScheme, labels: Sequence[str] | None) -> frozenset[str] | None:
