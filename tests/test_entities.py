@@ -273,7 +273,7 @@ def test_labels_and_a_threshold_choose_spans(shared: ModelRegistry, tmp_path: Pa
         ({"threshold": "0.5"}, "threshold must be a number"),
         ({"labels": "DATE"}, r"labels must be a list of labels, not str.\nWrite it as: labels=\['DATE'\]"),
         ({"labels": [1]}, "labels must be a list of labels"),
-        ({"aggregation": "frist"}, "aggregation must be one of 'first', .*'first'"),
+        ({"aggregation": "fist"}, "aggregation must be one of 'first', .*'first'"),
         ({"aggregation": 1}, "aggregation must be one of"),
         ({"allow_special_tokens": 1}, "allow_special_tokens must be True or False"),
     ],
