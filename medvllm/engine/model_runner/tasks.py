@@ -9,7 +9,7 @@ from medvllm.engine.model_runner.classification.rerank import check_rerank_optio
 from medvllm.engine.model_runner.embedding.embed import embed
 from medvllm.engine.model_runner.fill_mask import fill_mask
 from medvllm.engine.model_runner.results import Result
-from medvllm.engine.model_runner.tagging.entities import find_entities
+from medvllm.engine.model_runner.tagging.entities import check_entity_options, find_entities, find_identifiers
 from medvllm.errors import RequestError
 from medvllm.heads import task_of_class
 from medvllm.model_registry import Lease
@@ -20,12 +20,14 @@ TASKS: dict[str, Callable[..., Result]] = {
     "embed": embed,
     "fill-mask": fill_mask,
     "ner": find_entities,
-    "deid": find_entities,
+    "deid": find_identifiers,
     "classify": classify,
     "rerank": rerank,
 }
 # Each function takes the options of a task and raises RequestError for those that no model could use.
 _OPTION_CHECKS: dict[str, Callable[..., None]] = {
+    "ner": check_entity_options,
+    "deid": check_entity_options,
     "classify": check_classify_options,
     "rerank": check_rerank_options,
 }
