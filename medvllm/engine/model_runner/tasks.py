@@ -6,6 +6,7 @@ from typing import Any
 
 from medvllm.engine.model_runner.embedding.embed import embed
 from medvllm.engine.model_runner.fill_mask import fill_mask
+from medvllm.engine.model_runner.redaction.redact import check_redaction, redact
 from medvllm.engine.model_runner.results import Result
 from medvllm.engine.model_runner.tagging.entities import find_entities
 from medvllm.errors import RequestError
@@ -19,7 +20,10 @@ TASKS: dict[str, Callable[..., Result]] = {
     "fill-mask": fill_mask,
     "ner": find_entities,
     "deid": find_entities,
+    "redact": redact,
 }
+# The checks of options that need no model.
+CHECKS: dict[str, Callable[..., object]] = {"redact": check_redaction}
 
 
 def check_task(task: str, arguments: Mapping[str, Any]) -> None:
@@ -41,6 +45,8 @@ def check_task(task: str, arguments: Mapping[str, Any]) -> None:
             task=task,
             argument=unknown,
         )
+    if check := CHECKS.get(task):
+        check(**arguments)
 
 
 def default_task(lease: Lease, texts: Iterable[Any]) -> str:
