@@ -130,7 +130,7 @@ class ModelRunner:
         texts: Iterable[str],
         *,
         operators: Mapping[str, Mapping[str, Any]] | None = None,
-        threshold: float = 0.1,
+        threshold: float = 0.2,
         labels: Sequence[str] | None = None,
         documents: Sequence[str] | None = None,
         allow_special_tokens: bool = False,
@@ -151,8 +151,8 @@ class ModelRunner:
                 "replace" (`new_value`; "[LABEL]" by default), "mask" (`masking_char`), "redact" (removes), "hash"
                 (`key`, `length`), "surrogate" (`seed`, `key`, `scope`, `vault`, `locale`), "shift_dates" (`days`,
                 `key`, `date_order`) and "keep".
-            threshold: How likely, from 0 to 1, a piece of a word must be not to be outside. The default of 0.1 weighs a
-                name that stays as much as nine words that are gone without need.
+            threshold: How likely, from 0 to 1, a piece of a word must be not to be outside. The default of 0.2 weighs a
+                name that stays as much as four words that are gone without need.
             labels: The labels to redact; all by default. Required if the model is no de-identifier.
             documents: The document that each text belongs to, such as the number of a patient. Texts of one document
                 have their dates shifted by the same number of days. By default, each text is its own document.

@@ -15,8 +15,8 @@ from medvllm.errors import InputTooLongError, RequestError
 from medvllm.model_registry import Lease
 from medvllm.near_names import did_you_mean, near_names
 
-# A word that stays and identifies someone harms more than nine words that are gone without need.
-THRESHOLD = 0.1
+# A word that stays and identifies someone weighs as much as four words that are gone without need.
+THRESHOLD = 0.2
 
 Options = Mapping[str, Mapping[str, Any]]
 
