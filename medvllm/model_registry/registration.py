@@ -6,7 +6,8 @@ from typing import Any
 
 from medvllm.errors import RequestError
 from medvllm.fact_values import wrap_single_texts
-from medvllm.metadata import ModelMetadata, ModelType
+from medvllm.metadata import ModelMetadata
+from medvllm.model_type import ModelType
 from medvllm.names import check_revision, parse_name, source_path
 from medvllm.options import LoadOptions, parse_keep_alive
 
