@@ -120,7 +120,7 @@ class Surrogates:
         spare = None
         for attempt in range(_TRIES):
             found = make(_faker(self._locale, derive_number(self._secret, kind, source.casefold(), str(attempt))))
-            if self._is_forbidden(kind, found, source):
+            if self._is_forbidden(found, source):
                 continue
             if found not in self._taken:
                 break
@@ -137,9 +137,9 @@ class Surrogates:
         """Return a number that depends on the secret and on a text."""
         return derive_number(self._secret, source, *parts)
 
-    def _is_forbidden(self, kind: str, found: str, source: str) -> bool:
+    def _is_forbidden(self, found: str, source: str) -> bool:
         folded = found.casefold()
-        own = () if kind in ("email", "url") else (word for word in _letters(source) if len(word) > 3)
+        own = (word for word in _letters(source) if len(word) > 3)
         return folded == source.casefold() or any(word in folded for word in (*own, *self._forbidden))
 
     # One method for each kind of text.
@@ -208,6 +208,11 @@ class Surrogates:
 
         return self.draw("id", source, scramble)
 
+    def _address(self, source: str, form: str) -> str | None:
+        # Addresses under example.org belong to nobody.
+        user = self.draw("address", source, lambda fake: str(fake.user_name()).replace("_", "."))
+        return user and form.format(user)
+
     def _by_faker(self, source: str, *methods: str) -> str | None:
         def invent(fake: "Faker") -> str:
             # Faker's own providers stand in for what a locale lacks.
@@ -225,8 +230,8 @@ _MAKERS: dict[str, Callable[[Surrogates, str], str | None]] = {
     "phone": Surrogates._pattern,
     "id": Surrogates._pattern,
     "hospital": Surrogates._hospital,
-    "email": lambda self, source: self._by_faker(source, "safe_email"),
-    "url": lambda self, source: self._by_faker(source, "url"),
+    "email": lambda self, source: self._address(source, "{}@example.org"),
+    "url": lambda self, source: self._address(source, "https://{}.example.org"),
     "ip": lambda self, source: self._by_faker(source, "ipv4"),
     "username": lambda self, source: self._by_faker(source, "user_name"),
     "organization": lambda self, source: self._by_faker(source, "company"),
