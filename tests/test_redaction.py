@@ -8,7 +8,7 @@ import os
 import re
 import stat
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date, timedelta
 from itertools import chain
@@ -553,14 +553,15 @@ def test_no_text_leaves_by_another_way(
     seen = [result[0].text, repr(result), repr(result[0].items), json.dumps(result.to_dict()), vault.read_text()]
     seen += [repr(result.receipt), result.to_pandas().to_csv()]
     (tmp_path / "vault").write_text("[]")
-    for fail in (
+    fails: list[Callable[[], object]] = [
         lambda: runner.redact([CANARY], operators=spec),
         lambda: ModelRunner("cut", registry=registry).redact([f"{CANARY} " * 100]),
         lambda: runner.redact([CANARY, "b"], documents=[CANARY]),
         lambda: runner.redact([CANARY, "\udcff"]),
         lambda: runner.redact([(CANARY, CANARY)]),  # type: ignore[list-item]
         lambda: runner.redact(CANARY),
-    ):
+    ]
+    for fail in fails:
         with pytest.raises(RequestError) as caught:
             fail()
         error: BaseException | None = caught.value

@@ -4,9 +4,11 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from medvllm.engine.model_runner.classification.classify import check_classify_options, classify
+from medvllm.engine.model_runner.classification.rerank import check_rerank_options, rerank
 from medvllm.engine.model_runner.embedding.embed import embed
 from medvllm.engine.model_runner.fill_mask import fill_mask
-from medvllm.engine.model_runner.redaction.redact import check_redaction, redact
+from medvllm.engine.model_runner.redaction.redact import check_redact_options, redact
 from medvllm.engine.model_runner.results import Result
 from medvllm.engine.model_runner.tagging.entities import find_entities
 from medvllm.errors import RequestError
@@ -21,13 +23,19 @@ TASKS: dict[str, Callable[..., Result]] = {
     "ner": find_entities,
     "deid": find_entities,
     "redact": redact,
+    "classify": classify,
+    "rerank": rerank,
 }
-# The checks of options that need no model.
-CHECKS: dict[str, Callable[..., object]] = {"redact": check_redaction}
+# Each function takes the options of a task and raises RequestError for those that no model could use.
+_OPTION_CHECKS: dict[str, Callable[..., object]] = {
+    "classify": check_classify_options,
+    "rerank": check_rerank_options,
+    "redact": check_redact_options,
+}
 
 
 def check_task(task: str, arguments: Mapping[str, Any]) -> None:
-    """Raise RequestError if ModelRunner cannot run the task, or the task does not take one of the arguments."""
+    """Raise RequestError if ModelRunner cannot run the task, or the task cannot use one of the arguments."""
     if task not in TASKS:
         near = near_names(task, TASKS)
         raise RequestError(
@@ -45,8 +53,8 @@ def check_task(task: str, arguments: Mapping[str, Any]) -> None:
             task=task,
             argument=unknown,
         )
-    if check := CHECKS.get(task):
-        check(**arguments)
+    if task in _OPTION_CHECKS:
+        _OPTION_CHECKS[task](**arguments)
 
 
 def default_task(lease: Lease, texts: Iterable[Any]) -> str:
@@ -56,6 +64,8 @@ def default_task(lease: Lease, texts: Iterable[Any]) -> str:
     """
     if stated := lease.metadata.tasks:
         return stated[0]
+    if lease.scoring is not None:
+        return "rerank"
     kind = type(lease.model).__name__
     if kind.endswith("ForMaskedLM"):
         masks = ("[MASK]", str(lease.tokenizer.mask_token or "[MASK]"))

@@ -39,7 +39,7 @@ def redact(
         InputTooLongError: The model would not read the whole of a text.
         RequestError: The model is no de-identifier, an argument cannot be used, or a part of a text was not read.
     """
-    chosen = check_redaction(operators, threshold, labels, documents)
+    chosen = check_redact_options(operators, threshold, labels, documents)
     known = _check_model(lease, labels)
     wanted = _check_labels(lease, known, labels, "labels") if labels is not None else known
     _check_labels(lease, known, chosen.by_label, "operators")
@@ -65,7 +65,7 @@ def redact(
         return RedactionResults(_write(chosen, *parts) for parts in zip(given, found, sources, coverage, strict=True))
 
 
-def check_redaction(
+def check_redact_options(
     operators: Options | None = None,
     threshold: float = THRESHOLD,
     labels: Sequence[str] | None = None,
