@@ -25,8 +25,9 @@ from safetensors.torch import load_file, save_file
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
 from medvllm.engine.model_runner.redaction.dates import shift_dates
 from medvllm.engine.model_runner.redaction.results import Redaction
+from medvllm.engine.model_runner.tagging.tagged_text import label_words
 from medvllm.errors import InputTooLongError, LoadError, OutputError, RequestError, SettingError
-from tests.support import kinds, tiny
+from tests.support import kinds, taggers, tiny
 from tests.support.notes import PHI, join_notes, make_notes
 
 LABELS = ["O", "B-NAME", "I-NAME", "B-DATE", "I-DATE", "B-ID"]
@@ -396,6 +397,7 @@ def test_dates_of_a_document_move_together(runner: ModelRunner) -> None:
         ({"operators": {"DEFAULT": {"type": "shift_dates", "days": True}}}, "other than 0, not True"),
         ({"operators": {"DEFAULT": {"type": "shift_dates", "date_order": "myd"}}}, "Did you mean: 'dmy'"),
         ({"operators": {"DEFAULT": {}}}, "has no type.\nWrite them as: operators="),
+        ({"operators": {"default": {"type": "keep"}}}, "Did you mean: 'DEFAULT'?"),
         ({"operators": "replace"}, "must map labels to operators, not be str"),
         ({"threshold": 0}, "above 0 and up to 1, not 0"),
         ({"threshold": math.nan}, "above 0 and up to 1, not nan"),
@@ -414,8 +416,6 @@ def test_options_are_checked_before_the_model_loads(registry: ModelRegistry, opt
 def test_labels_are_those_of_the_model(runner: ModelRunner) -> None:
     with pytest.raises(RequestError, match=r"'deid' has no label 'NAMES'. Did .*'NAME'\?\nIts labels: NAME, DATE"):
         runner.redact(["x"], operators={"NAMES": {"type": "keep"}})
-    with pytest.raises(RequestError, match="no label 'default'. Did you mean: 'DEFAULT'"):
-        runner.redact(["x"], operators={"default": {"type": "keep"}})
     with pytest.raises(RequestError, match="no label 'DATES'. Did you mean: 'DATE'"):
         runner.redact(["x"], labels=["DATES"])
     with pytest.raises(RequestError, match="there are 1 names and 2 texts"):
@@ -469,7 +469,7 @@ _SPECS: list[Any] = [
 
 
 @pytest.fixture(scope="module")
-def taggers(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[ModelRunner]:
+def two_runners(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[ModelRunner]:
     """WordPiece, and bytes with random labels."""
     registry = ModelRegistry()
     other = kinds.write(tmp_path_factory.mktemp("tagger") / "r", "RobertaForTokenClassification")
@@ -481,10 +481,10 @@ def taggers(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Mode
 @given(texts=st.lists(_SOUP, min_size=1, max_size=4), which=st.integers(0, 1), operators=st.sampled_from(_SPECS))
 @settings(max_examples=120, deadline=None)
 def test_any_text_keeps_what_is_outside_and_nothing_else(
-    taggers: list[ModelRunner], texts: list[str], which: int, operators: Any
+    two_runners: list[ModelRunner], texts: list[str], which: int, operators: Any
 ) -> None:
     """All outside of the items stays, no labelled letter does, no character is cut; the batch does not matter."""
-    runner = taggers[which]
+    runner = two_runners[which]
     spec = operators and {label: each for label, each in operators.items() if which == 0 or label == "DEFAULT"}
     options: dict[str, Any] = {"operators": spec, "threshold": 0.2 if which == 0 else 0.65}
     results = runner.redact(texts, **options)
@@ -512,6 +512,29 @@ def test_any_text_keeps_what_is_outside_and_nothing_else(
 
 def _letters_in(text: str, start: int, end: int) -> list[int]:
     return [place for place in range(start, end) if text[place].isalnum()]
+
+
+@pytest.mark.parametrize("family", taggers.FAMILIES)
+def test_no_labelled_letter_stays_in_any_family_of_tokenizers(
+    registry: ModelRegistry, tmp_path: Path, family: str
+) -> None:
+    """Whatever the tokenizer calls a word: also a whole text, or a sign with what stands behind it."""
+    text = "Dr. Smith saw John Smith and Mary Jones on 03/2019 for fever, asthma, diabetes and COPD."
+    words = {**dict.fromkeys(("Smith", "John", "Mary", "Jones"), "B-NAME"), "03/2019": "B-DATE"}
+    folder = taggers.mark(tmp_path / "m", family, text, words, LABELS)
+    lowercase: dict[str, Any] = {"do_lower_case": family.endswith("uncased")} if family.startswith("wordpiece") else {}
+    registry.register("m", "clinical", model_path=str(folder), task="deid", label_scheme="BIO", **lowercase)
+    runner = ModelRunner("m", registry=registry)
+    result = redact(runner, text)
+    assert not re.search("mith|John|Mary|Jones|03|2019", result) and result.endswith("COPD.")
+    others = ["Dr.Smith (Smith) Name:Smith,Jones", "/John Smith/ 03/2019;fever", "José\nSmith\tJohn"]
+    with registry.lease("m") as lease:
+        tagged = [*label_words(lease, others)]
+    for other, said, redaction in zip(others, tagged, runner.redact(others), strict=True):
+        check_report(other, redaction)
+        gone = {place for item in redaction.items for place in range(item.source_start, item.source_end)}
+        for (start, end), number in zip(said.places, said.classes, strict=True):
+            assert number == 0 or gone.issuperset(_letters_in(other, start, end))
 
 
 @pytest.mark.parametrize("separator", [" ", " ___ ", "\n"])

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from medvllm.engine.model_runner.fill_mask import FillMaskResults
     from medvllm.engine.model_runner.redaction.results import RedactionResults
     from medvllm.engine.model_runner.results import Result
+    from medvllm.engine.model_runner.tagging.aggregation import Aggregation
     from medvllm.engine.model_runner.tagging.entities import EntityResults
 
 
@@ -104,20 +105,37 @@ class ModelRunner:
         return cast("Embeddings", self.run("embed", texts, with_receipt=with_receipt, **options))
 
     def entities(
-        self, texts: Iterable[str], *, allow_special_tokens: bool = False, with_receipt: bool = False
+        self,
+        texts: Iterable[str | Sequence[str]],
+        *,
+        threshold: float = 0.0,
+        labels: Sequence[str] | None = None,
+        aggregation: "Aggregation | None" = None,
+        allow_special_tokens: bool = False,
+        with_receipt: bool = False,
     ) -> "EntityResults":
         """Return the entities of each text: what a NER model finds, or what a de-identification model would remove.
 
         Args:
-            texts: The texts.
+            texts: The texts. Or lists of words, which the model then reads as they are.
+            threshold: Spans with a lower score are left out. The score of a span is the lowest of its words' scores.
+            labels: The types of entities to return, such as ["DATE"]; None for all.
+            aggregation: How the labels of a word's pieces become the label of the word. "first": the label of the
+                first piece. "any": the label of the first piece that is part of an entity. "max": the label with the
+                highest score. "average": the label with the highest mean score. "simple": each piece keeps its own
+                label, so a span may begin or end inside a word. By default the entry's; without one, "first" for a
+                NER model or for given words, and "any" for de-identification.
             allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens. By default, they are text.
             with_receipt: Whether the result has a receipt of what answered.
 
         Returns:
-            For each text, `Entities`: `spans` with their offsets in Unicode code points, and `coverage`.
+            For each text, `Entities`: `spans` with their offsets in Unicode code points, and `coverage`. The offsets
+            of a list of words are those in the words with one blank between two of them; the spans have `first_word`
+            and `last_word`, too.
 
         Raises:
-            RequestError: The model is not a token classifier, or a text cannot be used.
+            RequestError: The model is not a token classifier, its labels are not clear, it has no such label, or a
+                text or an option cannot be used.
             LoadError: The model cannot run, or returns NaN or infinity.
 
         Example:
@@ -125,7 +143,12 @@ class ModelRunner:
             >>> for span in runner.entities(["Seen by Dr. Peña on 3 May."])[0].spans:
             ...     print(span.start, span.end, span.label, span.text)
         """
-        options = {"allow_special_tokens": allow_special_tokens}
+        options = {
+            "threshold": threshold,
+            "labels": labels,
+            "aggregation": aggregation,
+            "allow_special_tokens": allow_special_tokens,
+        }
         return cast("EntityResults", self.run("ner", texts, with_receipt=with_receipt, **options))
 
     def redact(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from medvllm.engine.model_runner.redaction.extents import Extents, has_letter_or_digit
 from medvllm.engine.model_runner.redaction.marks import without_marks
-from medvllm.engine.model_runner.tagging.pieces import Pieces
+from medvllm.engine.model_runner.tagging.tagged_text import TaggedText
 
 
 @dataclass(frozen=True)
@@ -25,27 +25,21 @@ class Finding:
     score: float
 
 
-def find_unread(text: str, parts: Sequence[Pieces]) -> int | None:
-    """Return the offset of the first letter or digit that is in no piece of the text; None if there is none."""
-    read = bytearray(len(text))
-    for part in parts:
-        for start, end in part.offsets:
-            read[start:end] = b"\1" * (end - start)
+def find_unread(tagged: TaggedText) -> int | None:
+    """Return the offset of the first letter or digit that is in no piece of a text; None if there is none."""
+    read = bytearray(len(tagged.text))
+    for start, end in tagged.places:
+        read[start:end] = b"\1" * (end - start)
     offset = read.find(0)
     while offset != -1:
-        if text[offset].isalnum():
+        if tagged.text[offset].isalnum():
             return offset
         offset = read.find(0, offset + 1)
     return None
 
 
 def find_likely(
-    text: str,
-    parts: Sequence[Pieces],
-    labels: Sequence[str],
-    wanted: Sequence[str],
-    threshold: float,
-    marks: Sequence[tuple[int, int]],
+    tagged: TaggedText, wanted: Sequence[str], threshold: float, marks: Sequence[tuple[int, int]]
 ) -> list[Finding]:
     """Return the parts of a text to redact, in order. They do not overlap, and no word is cut.
 
@@ -53,29 +47,29 @@ def find_likely(
     the vocabulary lacks: such a piece tells the model nothing. A sign is redacted only if that is likelier than not.
 
     Args:
-        text: The text.
-        parts: Its pieces.
-        labels: The labels of the columns of the pieces.
+        tagged: What the model says of the text.
         wanted: The labels that count. The others are outside.
         threshold: How likely, from 0 to 1, a piece must be not to be outside.
         marks: Where marks stand that pass unharmed.
     """
-    columns = [labels.index(label) for label in wanted]
+    import numpy as np
+
+    kinds = [mark.kind if mark else None for mark in tagged.labels.marks]
+    sums = np.array([[kind == label for label in wanted] for kind in kinds], dtype=np.float32)
+    likely = tagged.probabilities @ sums
+    scores = likely.sum(1)
+    outside = tagged.probabilities[:, [kind is None for kind in kinds]].sum(1)
     words: dict[tuple[int, int], _Word] = {}
     extents = None
-    for part in parts:
-        likely = part.likely[:, columns]
-        scores, outside = likely.sum(-1), 1 - part.likely.sum(-1)
-        unknown = scores.new_tensor(part.unknown).bool()
-        for i in (scores.ge(threshold) | unknown).nonzero().flatten().tolist():
-            start, end = part.offsets[i]
-            tells = has_letter_or_digit(text[start:end])
-            if not tells and (scores[i] < threshold or scores[i] < outside[i]):
-                continue
-            extents = extents or Extents(text)
-            for word in extents.words(start, end):
-                if not tells or has_letter_or_digit(text[slice(*word)]):
-                    words.setdefault(word, _Word(wanted)).add(likely[i].tolist(), float(scores[i]))
+    for i in np.flatnonzero((scores >= threshold) | np.array(tagged.unknown, dtype=bool)).tolist():
+        start, end = tagged.places[i]
+        tells = has_letter_or_digit(tagged.text[start:end])
+        if not tells and (scores[i] < threshold or scores[i] < outside[i]):
+            continue
+        extents = extents or Extents(tagged.text)
+        for word in extents.words(start, end):
+            if not tells or has_letter_or_digit(tagged.text[slice(*word)]):
+                words.setdefault(word, _Word(wanted)).add(likely[i].tolist(), float(scores[i]))
     found = [
         Finding(start, end, word.label, word.score)
         for place, word in sorted(words.items(), key=lambda item: item[0])

@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
+from medvllm.engine.model_runner.option_checks import check_choice
 from medvllm.engine.model_runner.redaction.dates import DATE_ORDERS, DateOrder, shift_dates
 from medvllm.engine.model_runner.redaction.keys import SHORTEST_KEY, derive, derive_number, read_key
 from medvllm.engine.model_runner.redaction.surrogates import Surrogates, check_locale, name_words
@@ -141,7 +142,8 @@ class Surrogate(Operator):
     def __post_init__(self) -> None:
         seeds = self.seed is None or isinstance(self.seed, str) or type(self.seed) is int
         _check(seeds, "seed", "a text or a whole number", None if isinstance(self.seed, str) else self.seed)
-        _check_word("scope", self.scope, (None, "document", "call"))
+        if self.scope is not None:
+            check_choice("scope", self.scope, ("document", "call"))
         _check(self.vault is None or isinstance(self.vault, (str, Path)), "vault", "a path", self.vault)
         _check(isinstance(self.locale, str), "locale", "a text such as de_DE", self.locale)
         if self.vault is not None and self.scope is not None:
@@ -196,7 +198,8 @@ class ShiftDates(Operator):
     def __post_init__(self) -> None:
         good = self.days is None or (type(self.days) is int and self.days != 0)
         _check(good, "days", "a whole number other than 0", self.days)
-        _check_word("date_order", self.date_order, (None, *DATE_ORDERS))
+        if self.date_order is not None:
+            check_choice("date_order", self.date_order, DATE_ORDERS)
         self._key = _find_key(self.key) or secrets.token_bytes(32)
 
     def write(self, found: Found) -> str | None:
@@ -259,6 +262,8 @@ def parse_operators(operators: Mapping[str, Mapping[str, Any]] | None) -> Operat
     for label, given in operators.items():
         if not isinstance(label, str) or not isinstance(given, Mapping) or not isinstance(given.get("type"), str):
             raise RequestError(f"The operator of label {label!r} has no type.\n{example}", option="operators")
+        if label != DEFAULT and label.casefold() == DEFAULT.casefold():
+            raise RequestError(f"operators has {label!r}. Did you mean: {DEFAULT!r}?\n{example}", option="operators")
         made[label] = _make(given)
     default = made.pop(DEFAULT, None)
     return Operators(made, default or Replace())
@@ -290,19 +295,7 @@ def _make(given: Mapping[str, Any]) -> Operator:
 
 def _check(is_good: bool, option: str, expected: str, value: object) -> None:
     if not is_good:
-        raise RequestError(f"Option {option!r} must be {expected}, not {value!r}.", option=option, value=value)
-
-
-def _check_word(option: str, value: object, known: tuple[str | None, ...]) -> None:
-    if value not in known:
-        words = [word for word in known if word]
-        near = near_names(str(value), words)
-        raise RequestError(
-            f"Option {option!r} must be one of {', '.join(words)}, not {value!r}.{did_you_mean(near)}",
-            option=option,
-            value=value,
-            candidates=tuple(near),
-        )
+        raise RequestError(f"{option} must be {expected}, not {value!r}.", option=option, value=value)
 
 
 def _find_key(key: object) -> bytes | None:
@@ -313,7 +306,7 @@ def _find_key(key: object) -> bytes | None:
     if not isinstance(content, bytes) or len(content) < SHORTEST_KEY:
         found = f"has {len(content)}" if isinstance(content, bytes) else f"is {type(key).__name__}"
         raise RequestError(
-            f"Option 'key' must be a text or bytes of at least {SHORTEST_KEY} bytes; it {found}.\n"
+            f"key must be a text or bytes of at least {SHORTEST_KEY} bytes; it {found}.\n"
             "Make one with: python -c 'import secrets; print(secrets.token_hex(32))'",
             option="key",
         )

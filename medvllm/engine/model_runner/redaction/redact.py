@@ -5,15 +5,16 @@ from typing import Any
 
 from medvllm.engine.model_runner.coverage import Coverage
 from medvllm.engine.model_runner.inputs import check_single_texts
+from medvllm.engine.model_runner.option_checks import check_flag
 from medvllm.engine.model_runner.redaction.findings import Finding, find_likely, find_unread
 from medvllm.engine.model_runner.redaction.marks import find_marks
-from medvllm.engine.model_runner.redaction.operators import DEFAULT, Found, Operators, Replace, parse_operators
+from medvllm.engine.model_runner.redaction.operators import Found, Operators, Replace, parse_operators
 from medvllm.engine.model_runner.redaction.results import RedactedItem, Redaction, RedactionResults
-from medvllm.engine.model_runner.tagging.entities import is_token_classifier
-from medvllm.engine.model_runner.tagging.pieces import Pieces, find_kinds, label_pieces
+from medvllm.engine.model_runner.tagging.entities import check_labels
+from medvllm.engine.model_runner.tagging.tagged_text import TaggedText, is_token_classifier, label_words, read_labels
 from medvllm.errors import InputTooLongError, RequestError
+from medvllm.label_schemes import LabelScheme
 from medvllm.model_registry import Lease
-from medvllm.near_names import did_you_mean, near_names
 
 # A word that stays and identifies someone weighs as much as four words that are gone without need.
 THRESHOLD = 0.2
@@ -39,24 +40,23 @@ def redact(
         InputTooLongError: The model would not read the whole of a text.
         RequestError: The model is no de-identifier, an argument cannot be used, or a part of a text was not read.
     """
-    chosen = check_redact_options(operators, threshold, labels, documents)
-    known = _check_model(lease, labels)
-    wanted = _check_labels(lease, known, labels, "labels") if labels is not None else known
-    _check_labels(lease, known, chosen.by_label, "operators")
+    chosen = check_redact_options(operators, threshold, labels, documents, allow_special_tokens)
+    scheme = _check_model(lease, labels)
+    wanted = check_labels(lease, scheme, labels) or scheme.kinds
+    check_labels(lease, scheme, chosen.by_label)
     given = check_single_texts(lease, texts, "redact")
-    if documents is not None and len(documents) != len(given):
+    names = given if documents is None else documents
+    if len(names) != len(given):
         raise RequestError(
-            f"documents must name the document of each text: there are {len(documents):,} names and {len(given):,} "
-            "texts.",
+            f"documents must name the document of each text: there are {len(names):,} names and {len(given):,} texts.",
             option="documents",
         )
-    pieces, coverage = label_pieces(lease, given, allow_special_tokens=allow_special_tokens)
-    written = [*chosen.new_values(), *(f"[{label}]" for label in known)]
-    found = []
-    for position, (text, parts, covered) in enumerate(zip(given, pieces, coverage, strict=True)):
-        _check_read(lease, text, parts, covered, position)
-        found.append(find_likely(text, parts, known, wanted, threshold, find_marks(text, written)))
-    names = given if documents is None else documents
+    written = [*chosen.new_values(), *(f"[{label}]" for label in scheme.kinds)]
+    found, coverage = [], []
+    for position, tagged in enumerate(label_words(lease, given, allow_special_tokens=allow_special_tokens)):
+        _check_read(lease, tagged, position)
+        found.append(find_likely(tagged, wanted, threshold, find_marks(tagged.text, written)))
+        coverage.append(tagged.coverage)
     sources = [
         [Found(text[each.start : each.end], each.label, name) for each in findings]
         for text, findings, name in zip(given, found, names, strict=True)
@@ -94,6 +94,7 @@ def check_redact_options(
             raise RequestError(f"{name} must be a list of texts.\nWrite it as: {name}=['...']", option=name)
     if labels is not None and not labels:
         raise RequestError("labels must name at least one label.\nLeave it out for all: labels=None", option="labels")
+    check_flag("allow_special_tokens", allow_special_tokens)
     return parse_operators(operators)
 
 
@@ -101,53 +102,37 @@ def _is_list_of_texts(value: object) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(each, str) for each in value)
 
 
-def _check_model(lease: Lease, labels: Sequence[str] | None) -> list[str]:
+def _check_model(lease: Lease, labels: Sequence[str] | None) -> LabelScheme:
     """Return the labels of a model that may redact. Another model than a de-identifier needs `labels`."""
-    name = lease.metadata.name
+    name, tasks = lease.metadata.name, lease.metadata.tasks
     if not is_token_classifier(lease.model):
         raise RequestError(
             f"Model {name!r} is loaded as {type(lease.model).__name__}, which finds nothing to redact.\n"
             "List the models that do with: medvllm list --task deid",
             model=name,
         )
-    known = [label for label in dict.fromkeys(find_kinds(lease)) if label is not None]
-    tasks = lease.metadata.tasks
+    scheme = read_labels(lease)
     if labels is None and "deid" not in tasks:
         task = f"has the task {tasks[0]!r}" if tasks else "has no entry that says what it finds"
         raise RequestError(
             f"Model {name!r} {task}, so it may leave names in a text.\n"
             "If it finds all that identifies someone, register it with: task='deid'\n"
-            f"To redact only what it finds, say so: labels={known!r}",
+            f"To redact only what it finds, say so: labels={list(scheme.kinds)!r}",
             model=name,
         )
-    return known
+    return scheme
 
 
-def _check_labels(lease: Lease, known: Sequence[str], labels: Iterable[str], option: str) -> list[str]:
-    wanted = list(dict.fromkeys(labels))
-    if unknown := next((label for label in wanted if label not in known), None):
-        near = near_names(unknown, [*known, *([DEFAULT] if option == "operators" else [])])
-        raise RequestError(
-            f"Model {lease.metadata.name!r} has no label {unknown!r}.{did_you_mean(near)}\n"
-            f"Its labels: {', '.join(known)}",
-            option=option,
-            model=lease.metadata.name,
-            value=unknown,
-            candidates=tuple(near),
-        )
-    return wanted
-
-
-def _check_read(lease: Lease, text: str, parts: Sequence[Pieces], coverage: Coverage, position: int) -> None:
+def _check_read(lease: Lease, tagged: TaggedText, position: int) -> None:
     """Raise an error if a part of a text was not read: it would look redacted, and be as it was."""
-    if coverage.truncated:
+    if tagged.coverage.truncated:
         raise InputTooLongError(
             f"Text {position + 1} is longer than model {lease.metadata.name!r} reads, and its entry cuts long texts, "
             "so the rest would not be redacted.\nRegister it with: long_input='window'",
             model=lease.metadata.name,
             position=position,
         )
-    unread = find_unread(text, parts)
+    unread = find_unread(tagged)
     if unread is not None:
         raise RequestError(
             f"Text {position + 1} was not read whole: the tokenizer of model {lease.metadata.name!r} leaves out "
