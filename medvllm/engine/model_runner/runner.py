@@ -1,7 +1,7 @@
 """ModelRunner: runs the tasks of a model by its name."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from medvllm.engine.model_runner.classification.rerank import RerankResults
     from medvllm.engine.model_runner.embedding.embed import Embeddings
     from medvllm.engine.model_runner.fill_mask import FillMaskResults
+    from medvllm.engine.model_runner.redaction.results import RedactionResults
     from medvllm.engine.model_runner.results import Result
     from medvllm.engine.model_runner.tagging.aggregation import Aggregation
     from medvllm.engine.model_runner.tagging.entities import EntityResults
@@ -150,6 +151,60 @@ class ModelRunner:
         }
         return cast("EntityResults", self.run("ner", texts, with_receipt=with_receipt, **options))
 
+    def redact(
+        self,
+        texts: Iterable[str],
+        *,
+        operators: Mapping[str, Mapping[str, Any]] | None = None,
+        threshold: float = 0.2,
+        labels: Sequence[str] | None = None,
+        documents: Sequence[str] | None = None,
+        allow_special_tokens: bool = False,
+        with_receipt: bool = False,
+    ) -> "RedactionResults":
+        """Return each text with what is likely to identify someone written over.
+
+        A word is redacted if any of its pieces is likely not to be outside of the labels, or if it has letters that the
+        vocabulary lacks. It is redacted whole, with what hyphens and apostrophes join to it; neighbours with the same
+        label are one item. Marks of an earlier redaction, such as `[**Name 12**]`, `___` and `[NAME]`, stay.
+
+        No model finds everything. Use it as one layer of de-identification.
+
+        Args:
+            texts: The texts.
+            operators: For a label, or for "DEFAULT", the operator and its options, for example
+                `{"DEFAULT": {"type": "replace"}, "PATIENT": {"type": "surrogate", "seed": 7}}`. The types are:
+                "replace" (`new_value`; "[LABEL]" by default), "mask" (`masking_char`), "redact" (removes), "hash"
+                (`key`, `length`), "surrogate" (`seed`, `key`, `scope`, `vault`, `locale`), "shift_dates" (`days`,
+                `key`, `date_order`) and "keep".
+            threshold: How likely, from 0 to 1, a piece of a word must be not to be outside. The default of 0.2 weighs a
+                name that stays as much as four words that are gone without need.
+            labels: The labels to redact; all by default. Required if the model is no de-identifier.
+            documents: The document that each text belongs to, such as the number of a patient. Texts of one document
+                have their dates shifted by the same number of days. By default, each text is its own document.
+            allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens. By default, they are text.
+            with_receipt: Whether the result has a receipt of what answered.
+
+        Returns:
+            For each text, `Redaction`: the redacted `text`, its `items` with the offsets of each change, `coverage`.
+
+        Raises:
+            InputTooLongError: The model would not read the whole of a text.
+            RequestError: The model is no de-identifier, an argument or a text cannot be used, or the tokenizer leaves
+                out a part of a text.
+            LoadError: The model cannot run, or returns NaN or infinity.
+            OutputError: The vault cannot be read or written.
+            SettingError: The key in the settings cannot be read.
+            MissingDependencyError: Surrogates are asked for, and Faker is not installed.
+
+        Example:
+            >>> runner = ModelRunner("obi/deid_bert_i2b2")
+            >>> print(runner.redact(["Seen by Dr. Peña on 3 May."])[0].text)
+        """
+        options = {"operators": operators, "threshold": threshold, "labels": labels, "documents": documents}
+        options["allow_special_tokens"] = allow_special_tokens
+        return cast("RedactionResults", self.run("redact", texts, with_receipt=with_receipt, **options))
+
     def fill_mask(self, texts: Iterable[str], *, top_k: int = 5, with_receipt: bool = False) -> "FillMaskResults":
         """Return the most likely word pieces for each [MASK] in each text.
 
@@ -252,7 +307,7 @@ class ModelRunner:
         """Run a task by its name.
 
         Args:
-            task: "embed", "fill-mask", "ner", "deid", "classify" or "rerank"; None for the model's own task.
+            task: "embed", "fill-mask", "ner", "deid", "redact", "classify" or "rerank"; None for the model's own task.
             texts: The texts, or pairs of texts.
             with_receipt: Whether the result has a receipt of what answered. It takes longer than a small model.
             arguments: The options of the task, for example `top_k`.
