@@ -1,7 +1,7 @@
 """ModelRunner: runs the tasks of a model by its name."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
@@ -127,23 +127,36 @@ class ModelRunner:
         options = {"allow_special_tokens": allow_special_tokens}
         return cast("EntityResults", self.run("ner", texts, with_receipt=with_receipt, **options))
 
-    def fill_mask(self, texts: Iterable[str], *, top_k: int = 5, with_receipt: bool = False) -> "FillMaskResults":
+    def fill_mask(
+        self,
+        texts: Iterable[str],
+        *,
+        targets: Sequence[str] | None = None,
+        top_k: int | None = None,
+        allow_special_tokens: bool = False,
+        with_receipt: bool = False,
+    ) -> "FillMaskResults":
         """Return the most likely word pieces for each [MASK] in each text.
 
         Args:
             texts: Texts with at least one [MASK] each.
-            top_k: How many word pieces to return for each gap.
+            targets: The only word pieces to score: their names, such as "Ġaspirin" or "##rin", or texts that are one
+                word piece each, such as " aspirin". A text of several word pieces is refused.
+            top_k: How many word pieces to return for each gap. By default 5, or all targets.
+            allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens. By default, they are text.
             with_receipt: Whether the result has a receipt of what answered.
 
         Returns:
-            For each text, for each gap, a list of `Fill` (token and probability), best first.
+            For each text, for each gap, a list of `Fill` (token, text and probability), best first. The probability is
+            that among all word pieces, also with `targets`.
 
         Raises:
             InputTooLongError: A text is longer than the model can read at once.
-            RequestError: The model cannot fill gaps, or a text has none.
+            RequestError: The model cannot fill gaps, a text has none, or a target is not one word piece.
             LoadError: The model cannot run, or returns NaN or infinity.
         """
-        return cast("FillMaskResults", self.run("fill-mask", texts, with_receipt=with_receipt, top_k=top_k))
+        options = {"targets": targets, "top_k": top_k, "allow_special_tokens": allow_special_tokens}
+        return cast("FillMaskResults", self.run("fill-mask", texts, with_receipt=with_receipt, **options))
 
     def classify(
         self,
