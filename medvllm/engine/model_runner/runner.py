@@ -13,8 +13,10 @@ from medvllm.model_registry import ModelRegistry, registry
 from medvllm.words import usual_task
 
 if TYPE_CHECKING:
+    from medvllm.engine.model_runner.classification.assertions import AssertionResults
     from medvllm.engine.model_runner.classification.classify import ClassificationResults, Combination
     from medvllm.engine.model_runner.classification.head import Activation
+    from medvllm.engine.model_runner.classification.marked_spans import SpanLike
     from medvllm.engine.model_runner.classification.rerank import RerankResults
     from medvllm.engine.model_runner.embedding.embed import Embeddings
     from medvllm.engine.model_runner.fill_mask import FillMaskResults
@@ -200,6 +202,43 @@ class ModelRunner:
         options["allow_special_tokens"] = allow_special_tokens
         return cast("ClassificationResults", self.run("classify", texts, with_receipt=with_receipt, **options))
 
+    def assertions(
+        self,
+        texts: Iterable[str],
+        spans: "Sequence[Sequence[SpanLike]]",
+        *,
+        allow_special_tokens: bool = False,
+        with_receipt: bool = False,
+    ) -> "AssertionResults":
+        """Return whether what each span names is present, absent or possible, as the model's labels say.
+
+        The span is marked in its text as the entry's `entity_markers` state. Of a text that is longer than the model,
+        the model reads the span with as many tokens before it as after it.
+
+        Args:
+            texts: The texts.
+            spans: For each text, its spans: what `entities` finds, other objects or records with `start` and `end`, or
+                pairs of start and end. Offsets count Unicode code points.
+            allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens. By default, they are text.
+            with_receipt: Whether the result has a receipt of what answered.
+
+        Returns:
+            For each text, for each of its spans, `Assertion`: `label`, `score`, the `scores` of all labels, and the
+            `coverage` of what was read around the span.
+
+        Raises:
+            InputTooLongError: A span is longer than the model, or a text is, and the entry forbids cutting it.
+            RequestError: The model judges no marked spans, or a span or a text cannot be used.
+            LoadError: The model cannot run, or returns NaN or infinity.
+
+        Example:
+            >>> runner = ModelRunner("bvanaken/clinical-assertion-negation-bert")
+            >>> [[found]] = runner.assertions(["Patient denies fever."], [[(15, 20)]])
+            >>> print(found.text, found.label, found.scores)
+        """
+        options = {"spans": spans, "allow_special_tokens": allow_special_tokens}
+        return cast("AssertionResults", self.run("assertions", texts, with_receipt=with_receipt, **options))
+
     def rerank(
         self,
         query: str,
@@ -241,7 +280,7 @@ class ModelRunner:
         """Run a task by its name.
 
         Args:
-            task: "embed", "fill-mask", "ner", "deid", "classify" or "rerank"; None for the model's own task.
+            task: Its name, for example "embed", "ner" or "classify"; None for the model's own task.
             texts: The texts, or pairs of texts.
             with_receipt: Whether the result has a receipt of what answered. It takes longer than a small model.
             arguments: The options of the task, for example `top_k`.

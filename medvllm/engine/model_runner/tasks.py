@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from medvllm.engine.model_runner.classification.assertions import check_assertion_options, find_assertions
 from medvllm.engine.model_runner.classification.classify import check_classify_options, classify
 from medvllm.engine.model_runner.classification.rerank import check_rerank_options, rerank
 from medvllm.engine.model_runner.embedding.embed import embed
@@ -23,12 +24,14 @@ TASKS: dict[str, Callable[..., Result]] = {
     "deid": find_entities,
     "classify": classify,
     "rerank": rerank,
+    "assertions": find_assertions,
 }
 # Each function takes the options of a task and raises RequestError for those that no model could use.
 _OPTION_CHECKS: dict[str, Callable[..., None]] = {
     "fill-mask": check_fill_mask_options,
     "classify": check_classify_options,
     "rerank": check_rerank_options,
+    "assertions": check_assertion_options,
 }
 
 
