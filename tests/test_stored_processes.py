@@ -111,7 +111,7 @@ def test_a_connection_in_use_is_closed_after_its_use(tmp_path: Path) -> None:
         with database.reading() as connection:
             inside.set()
             end.wait()
-            return connection.exec_driver_sql("SELECT count(*) FROM catalog_head").scalar_one()
+            return int(connection.exec_driver_sql("SELECT count(*) FROM catalog_head").scalar_one())
 
     with ThreadPoolExecutor(1) as pool:
         found = pool.submit(read)
