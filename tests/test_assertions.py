@@ -28,9 +28,9 @@ def write(folder: Path, kind: str = "Bert") -> Path:
     return tiny.edit_weights(folder, lambda _, weight: weight * 4 if weight.ndim == 2 else weight)
 
 
-def runner_of(registry: ModelRegistry, folder: Path, **facts: Any) -> ModelRunner:
+def runner_of(registry: ModelRegistry, folder: Path, **more: Any) -> ModelRunner:
     """A runner of an entry with the markers of clinical-assertion-negation-bert."""
-    facts = {"entity_markers": MARKERS, "task": "assertions", "replace": True} | facts
+    facts: Any = {"entity_markers": MARKERS, "task": "assertions", "replace": True} | more
     registry.register("m", "clinical", model_path=folder, **facts)
     return ModelRunner("m", registry=registry)
 
@@ -47,7 +47,7 @@ def test_spans_are_marked_in_their_text(registry: ModelRegistry, tmp_path: Path)
     """Given as objects, records or pairs; each span has its own answer, in the order of the spans."""
     folder = write(tmp_path / "m")
     runner = runner_of(registry, folder)
-    spans = [Span(29, 39, "PROBLEM", 0.9, "chest pain"), {"start": 19, "end": 24}, (52, 60), [4, 11]]
+    spans: list[Any] = [Span(29, 39, "PROBLEM", 0.9, "chest pain"), {"start": 19, "end": 24}, (52, 60), [4, 11]]
     result = runner.assertions([TEXT, "no pain"], [spans, []], with_receipt=True)
     assert [found.text for found in result[0]] == ["chest pain", "fever", "diabetes", "patient"] and result[1] == []
     for found in result[0]:

@@ -142,7 +142,7 @@ class ModelRunner:
 
         Args:
             texts: Texts with at least one [MASK] each.
-            targets: The only word pieces to score: their names, such as "Ġaspirin" or "##rin", or texts that are one
+            targets: The only word pieces to score: their names, such as "Ġaspirin" or "##mg", or texts that are one
                 word piece each, such as " aspirin". A text of several word pieces is refused.
             top_k: How many word pieces to return for each gap. By default 5, or all targets.
             allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens. By default, they are text.

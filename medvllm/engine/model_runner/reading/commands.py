@@ -36,9 +36,8 @@ class Commands:
         from medvllm.loading.tokenizer.thread_safe import copy_tokenizer
 
         self.tokenizer: Any = copy_tokenizer(tokenizer)
-        special: dict[str, int] = {
-            token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.all_special_tokens
-        }
+        ids: Any = tokenizer.convert_tokens_to_ids(tokenizer.all_special_tokens)
+        special: dict[str, int] = dict(zip(tokenizer.all_special_tokens, ids, strict=True))
         self._stand_ins = {token: f"{_OPEN}{number}{_CLOSE}" for number, token in enumerate(special)}
         self._ids = _add_stand_ins(self.tokenizer, self._stand_ins, special)
 
