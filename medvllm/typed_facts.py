@@ -41,7 +41,7 @@ class Facts(TypedDict, total=False):
     trust_remote_code: bool | None
     """Whether the repository's own code may run. `revision` must be a commit."""
     task: str | None
-    """embed, fill-mask, ner, deid, classify, rerank, generate, or a word of your own."""
+    """embed, fill-mask, ner, deid, classify, assertions, rerank, generate, or a word of your own."""
     architecture: str | None
     """The config's `model_type`, for repositories that lack it."""
     do_lower_case: bool | None
