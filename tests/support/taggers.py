@@ -107,11 +107,15 @@ def write(
     labels: Sequence[str],
     by_id: Mapping[int, int],
     certainty: float = 10.0,
+    rows: int = 0,
 ) -> Path:
-    """A tagger without layers: the label of a piece depends on the piece only, and is the first one by default."""
+    """A tagger without layers: the label of a piece depends on the piece only, and is the first one by default.
+
+    It has as many embeddings as the tokenizer has pieces, and at least `rows`.
+    """
     size = max(len(labels), 8)
     config = BertConfig(
-        vocab_size=len(read),
+        vocab_size=max(len(read), rows),
         hidden_size=size,
         num_hidden_layers=0,
         num_attention_heads=1,
@@ -126,27 +130,12 @@ def write(
         for parameter in model.parameters():
             parameter.zero_()
         model.bert.embeddings.LayerNorm.weight.fill_(1.0)
-        rows = model.bert.embeddings.word_embeddings.weight
-        for number in range(len(rows)):
-            rows[number, by_id.get(number, 0)] = 1.0
+        table = model.bert.embeddings.word_embeddings.weight
+        for number in range(len(table)):
+            table[number, by_id.get(number, 0)] = 1.0
         model.classifier.weight[:, : len(labels)] = torch.eye(len(labels)) * certainty
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     save_file(model.state_dict(), folder / "model.safetensors", {"format": "pt"})
     read.save_pretrained(folder)
     return folder
-
-
-def mark(
-    folder: Path, family: str, text: str, wanted: Mapping[str, str], labels: Sequence[str], **options: Any
-) -> Path:
-    """A tagger that labels every piece with a letter of a wanted word of the text; all other pieces are outside."""
-    read = tokenizer(family)
-    encoding = read(text, return_offsets_mapping=True)
-    by_id: dict[int, int] = {}
-    for word, label in wanted.items():
-        start = text.index(word)
-        for token, (low, high) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True):
-            if max(low, start) < min(high, start + len(word)) and str(read.convert_ids_to_tokens(token)).strip("▁"):
-                by_id[token] = labels.index(label)
-    return write(folder, read, labels, by_id, **options)

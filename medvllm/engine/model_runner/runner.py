@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
-from medvllm.engine.model_runner.foreign_errors import translate_other_errors
+from medvllm.engine.model_runner.foreign_errors import drop_hidden_errors, translate_other_errors
 from medvllm.engine.model_runner.inputs import Text, to_list
 from medvllm.errors import CatalogError, ModelNotFoundError
 from medvllm.metadata import ModelMetadata
@@ -302,6 +302,7 @@ class ModelRunner:
         options = {"query": query, "top_k": top_k, "allow_special_tokens": allow_special_tokens}
         return cast("RerankResults", self.run("rerank", documents, with_receipt=with_receipt, **options))
 
+    @drop_hidden_errors
     def run(self, task: str | None, texts: Iterable[Any], *, with_receipt: bool = False, **arguments: Any) -> Any:
         """Run a task by its name.
 
