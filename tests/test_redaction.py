@@ -557,8 +557,14 @@ def test_no_labelled_letter_stays_in_any_family_of_tokenizers(
 ) -> None:
     """Whatever the tokenizer calls a word: also a whole text, or a sign with what stands behind it."""
     text = "Dr. Smith saw John Smith and Mary Jones on 03/2019 for fever, asthma, diabetes and COPD."
-    words = {**dict.fromkeys(("Smith", "John", "Mary", "Jones"), "B-NAME"), "03/2019": "B-DATE"}
-    folder = taggers.mark(tmp_path / "m", family, text, words, LABELS)
+    read = taggers.tokenizer(family)
+    by_id: dict[int, int] = {}
+    for found in re.finditer("Smith|John|Mary|Jones|03/2019", text):
+        encoding = read(text, return_offsets_mapping=True)
+        for token, (start, end) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True):
+            if max(start, found.start()) < min(end, found.end()):
+                by_id[token] = LABELS.index("B-DATE" if "0" in found[0] else "I-NAME")
+    folder = taggers.write(tmp_path / "m", read, LABELS, by_id)
     lowercase: dict[str, Any] = {"do_lower_case": family.endswith("uncased")} if family.startswith("wordpiece") else {}
     registry.register("m", "clinical", model_path=str(folder), task="deid", label_scheme="BIO", **lowercase)
     runner = ModelRunner("m", registry=registry)
