@@ -10,10 +10,12 @@ from medvllm.model_cache.statistics import DeviceUse
 
 
 class Named(Protocol):
-    """The key of a cached model: hashable, with the name of the catalogue entry."""
+    """The key of a cached model: hashable, with the name of the catalogue entry and the key of an adapter's base."""
 
     @property
     def name(self) -> str: ...
+    @property
+    def base(self) -> "Named | None": ...
     def __hash__(self) -> int: ...
 
 
@@ -57,6 +59,23 @@ class Accounts(Generic[I]):
     copies: list[tuple["weakref.ref[Any]", CachedModel[I]]] = field(default_factory=list)
     reserved: dict[object, Need] = field(default_factory=dict)
 
+    def adapters_of(self, cached: CachedModel[I]) -> list[CachedModel[I]]:
+        """Return the cached adapters of a model. They use its memory, so it stays for as long as they do."""
+        return [model for model in self.models.values() if model.identity.base == cached.identity]
+
+    def base_of(self, cached: CachedModel[I]) -> CachedModel[I] | None:
+        """Return the cached base of an adapter; None for another model."""
+        base: Any = cached.identity.base
+        return None if base is None else self.models.get(base)
+
+    def is_in_use(self, cached: CachedModel[I]) -> bool:
+        """Return whether a model is leased, or the base of a cached adapter."""
+        return cached.leases > 0 or bool(self.adapters_of(cached))
+
+    def count_models(self) -> int:
+        """Return how many models are cached. An adapter is part of its base."""
+        return sum(identity.base is None for identity in self.models)
+
     def used_bytes(self, device: str) -> int:
         """Return the bytes that count on a device now."""
         self.forget_freed()
@@ -96,6 +115,9 @@ class Accounts(Generic[I]):
         reference, cached = self.held.pop(identity, (None, None))
         model = reference() if reference is not None else None
         if model is None or cached is None:
+            return None
+        base: Any = identity.base
+        if base is not None and base not in self.models and self.restore(base) is None:
             return None
         cached.model, cached.is_present = model, True
         self.models[identity] = cached
