@@ -217,8 +217,8 @@ class Room(Generic[I]):
     ) -> Iterator[tuple[CachedModel[I], Reason]]:
         """Yield the models to evict, with the reason, for as long as `excess` returns one. `kept` stays.
 
-        A base follows its adapters. For "count" any model may leave; for other reasons, only models on `device`. No variable here holds a yielded
-        model, so that it is freed as soon as the caller drops it.
+        A base follows its adapters. For "count" any model may leave; for other reasons, only models on `device`. No
+        variable here holds a yielded model, so that it is freed as soon as the caller drops it.
         """
         candidates = [model for model in self._candidates() if model.identity != kept]
         candidates.sort(key=lambda model: model is last)

@@ -1,6 +1,5 @@
 """Real adapters, made with PEFT on tiny checkpoints: every weight is random, and none is zero."""
 
-import copy
 import warnings
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,8 @@ from typing import Any
 import peft
 import torch
 import transformers
+
+from medvllm.loading.transformers_output import hide_output
 
 LORA: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": ["query", "value"]}
 
@@ -52,12 +53,8 @@ def plain(base: Path, model_class: str, labels: int = 3, dtype: torch.dtype = to
     """The base alone, as a training script would load it; a head that its checkpoint lacks is random."""
     cls = getattr(transformers, model_class)
     options: dict[str, Any] = {} if model_class in ("AutoModel", "AutoModelForCausalLM") else {"num_labels": labels}
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    try:
+    with hide_output():
         return cls.from_pretrained(base, dtype=dtype, ignore_mismatched_sizes=True, **options).eval()
-    finally:
-        transformers.logging.set_verbosity(level)
 
 
 def peft_answer(
@@ -71,4 +68,5 @@ def peft_answer(
 def answer(model: Any, ids: torch.Tensor) -> torch.Tensor:
     """The first output of a model."""
     with torch.inference_mode():
-        return copy.copy(model(input_ids=ids, attention_mask=torch.ones_like(ids))[0])
+        found: torch.Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids))[0]
+        return found

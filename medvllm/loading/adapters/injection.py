@@ -100,11 +100,15 @@ class _Writer:
             del state[name]
 
     def _dtypes(self) -> dict[int, torch.dtype]:
-        """Return the dtype of each new weight of a LoRA layer, by its id: as PEFT has it, float32 in place of a half."""
+        """Return the dtype of each new weight of a LoRA layer, by its id.
+
+        It is the dtype of the layer below or, as PEFT has it, float32 if that is a half.
+        """
         from peft.tuners.tuners_utils import BaseTunerLayer
 
-        found = {}
-        for module in self._model.modules():
+        found: dict[int, torch.dtype] = {}
+        modules: Any = self._model.modules()
+        for module in modules:
             if isinstance(module, BaseTunerLayer):
                 dtype = module.get_base_layer().weight.dtype
                 dtype = torch.float32 if dtype in _HALVES else dtype
