@@ -11,6 +11,8 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 EDITABLE := --config-settings editable_mode=compat --editable
 # More arguments for pytest, or for towncrier: make test ARGS="-k lock"
 ARGS ?=
+# Tests start many processes, and each would compile medvllm again.
+unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/pytest -rs $(if $(CI),--fail-on-skip)
 
 .PHONY: help demo test test-slow lint fix bench docs release-notes clean system

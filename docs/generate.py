@@ -15,7 +15,7 @@ from typer.main import get_command
 from medvllm import facts
 from medvllm.catalog.builtin import content_as_json
 from medvllm.cli.app import make_app
-from medvllm.metadata import ModelType
+from medvllm.model_type import ModelType
 from medvllm.settings import SETTINGS
 
 DOCS = Path(__file__).parent

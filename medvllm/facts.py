@@ -186,6 +186,7 @@ def known_facts() -> dict[str, Fact]:
     return known
 
 
+@cache
 def accepted_types(hint: Any) -> tuple[Any, ...]:
     """Return the types that a value may have: the members of a union, or the one type."""
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)

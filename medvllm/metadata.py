@@ -1,15 +1,13 @@
-"""The type of a model, and its metadata: everything that is known about it."""
+"""The metadata of a model: everything that is known about it."""
 
 import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Generic, Literal, TypeVar
 
 from medvllm.classes import LazyClass, class_path
-from medvllm.errors import RequestError
 from medvllm.fact_filters import matches_glob
 from medvllm.fact_values import check_fact
 from medvllm.facts import (
@@ -24,7 +22,7 @@ from medvllm.facts import (
     Texts,
     known_facts,
 )
-from medvllm.near_names import did_you_mean, near_names
+from medvllm.model_type import ModelType
 
 __all__ = [
     "Behaviour",
@@ -33,7 +31,6 @@ __all__ = [
     "Lifecycle",
     "Memory",
     "ModelMetadata",
-    "ModelType",
     "Origin",
     "Source",
     "matches_filters",
@@ -41,33 +38,6 @@ __all__ = [
 
 Origin = Literal["process", "stored", "package", "built-in", "direct"]
 T = TypeVar("T")
-
-
-class ModelType(StrEnum):
-    """The domain that a model was made for."""
-
-    GENERIC = "generic"
-    BIOMEDICAL = "biomedical"
-    CLINICAL = "clinical"
-    CUSTOM = "custom"
-
-    @classmethod
-    def of(cls, value: "ModelType | str") -> "ModelType":
-        """Return the type for a member or its name, in upper or lower case.
-
-        Raises:
-            RequestError: There is no such type.
-        """
-        try:
-            return cls(value.lower())
-        except (ValueError, AttributeError):
-            near = near_names(str(value), [str(kind) for kind in cls])
-            raise RequestError(
-                f"Model type {repr(value)[:80]} does not exist.{did_you_mean(near)}\n"
-                f"Use one of: {', '.join(map(str, cls))}",
-                value=value,
-                candidates=tuple(near),
-            ) from None
 
 
 READ = "read from the folder"  # the provenance of facts from the files of a folder

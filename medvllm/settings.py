@@ -7,7 +7,6 @@ The environment takes precedence over `config.toml` in MEDVLLM_HOME, which takes
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -22,7 +21,6 @@ T = TypeVar("T")
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
 
-@dataclass(frozen=True)
 class Setting(Generic[T]):
     """A setting: an environment variable, or a key in a settings file. Calling it returns its current value.
 
@@ -34,11 +32,14 @@ class Setting(Generic[T]):
         only_environment: Whether settings files cannot contain it, because it determines where they are.
     """
 
-    name: str
-    default: str
-    parse: Callable[[str], T]
-    help: str
-    only_environment: bool = False
+    def __init__(
+        self, name: str, default: str, parse: Callable[[str], T], help: str, only_environment: bool = False
+    ) -> None:
+        self.name = name
+        self.default = default
+        self.parse = parse
+        self.help = help
+        self.only_environment = only_environment
 
     def __call__(self) -> T:
         return self._parse(*self.read_text())

@@ -5,14 +5,17 @@ import unicodedata
 
 from medvllm.errors import ModelNameError
 
+# Patterns are texts, not compiled, so that importing this module is fast. `re` compiles and caches them.
 # Blank characters of other Unicode categories: fillers, joiners, variation selectors.
-_BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
-_SURROGATE = "[\ud800-\udfff]"  # as text: `re` compiles it when it is first used, and keeps it
+_BLANK = "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+_SURROGATE = "[\ud800-\udfff]"
 _INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format (right-to-left marks), lone surrogates, line separators
 
 
 def find_invisible(text: str) -> str | None:
     """Return the first invisible character of a text, or None."""
+    if text.isascii() and text.isprintable():  # most names, and much faster
+        return None
     return next((c for c in text if unicodedata.category(c) in _INVISIBLE), None)
 
 
@@ -34,8 +37,10 @@ def normalize_text(text: str) -> str:
 
 def find_lookalike(text: str) -> str | None:
     """Return why a name could be mistaken for another one, as the end of a sentence, or None."""
+    if text.isascii():  # most names, and much faster
+        return "contains two spaces in a row" if "  " in text else None
     for character in text:
-        if _BLANK.match(character) or (unicodedata.category(character) == "Zs" and character != " "):
+        if re.match(_BLANK, character) or (unicodedata.category(character) == "Zs" and character != " "):
             return f"contains U+{ord(character):04X}, a blank that is not a plain space"
         if unicodedata.normalize("NFKC", character) != unicodedata.normalize("NFC", character):
             return f"contains U+{ord(character):04X}, which looks like {unicodedata.normalize('NFKC', character)!r}"

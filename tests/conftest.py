@@ -12,8 +12,10 @@ from typing import Any, cast
 import pytest
 
 from medvllm.catalog import StoredCatalog, stores
+from medvllm.catalog.sql import SqlStore
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.engine.model_runner import registry as engine_registry
+from medvllm.files import make_own, make_own_file
 from medvllm.model_registry.loaded_models import LoadedModels
 from medvllm.processes import publisher
 from tests.support import warm
@@ -22,6 +24,8 @@ from tests.support.loopback import LoopbackHub
 from tests.support.postgres import Postgres, programs
 from tests.support.skips import pytest_addoption, pytest_sessionfinish  # noqa: F401, they are hooks
 from tests.support.trained import trained_models
+
+gc.disable()  # until the tests are collected: what they import stays
 
 # Read by huggingface_hub once, at import: one Hub and one cache root serve the whole run.
 _hub = LoopbackHub()
@@ -43,6 +47,10 @@ def _loopback_only(event: str, arguments: tuple[Any, ...]) -> None:
 sys.addaudithook(_loopback_only)
 
 
+def pytest_collection_finish() -> None:
+    gc.enable()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _session_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     os.environ["HF_HOME"] = str(tmp_path_factory.mktemp("hf-home"))
@@ -55,13 +63,22 @@ def _session_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     warm.stop()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _swept(_session_home: None) -> None:
-    """What was imported before is no work for the collector, which each eviction asks to look at everything."""
-    importlib.import_module("transformers.models.auto.modeling_auto")
+_modules = 0  # how many had been imported when what they hold was last set aside
 
-    gc.collect()
-    gc.freeze()
+
+def _set_aside() -> None:
+    """What was imported is no work for the collector, which each eviction asks to look at everything."""
+    global _modules
+    if len(sys.modules) != _modules:
+        gc.collect()
+        gc.freeze()
+        _modules = len(sys.modules)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _imported(_session_home: None) -> None:
+    importlib.import_module("transformers.models.auto.modeling_auto")
+    _set_aside()
 
 
 @pytest.fixture(scope="session")
@@ -96,6 +113,7 @@ def _closed(home: Path, request: pytest.FixtureRequest) -> Iterator[None]:
         del holder, holders
         gc.collect()
     stores.close_all()
+    _set_aside()
 
 
 @pytest.fixture(scope="session")
@@ -124,11 +142,23 @@ def _template(postgres: Postgres) -> Iterator[str]:
         yield url.rpartition("/")[2]
 
 
+@pytest.fixture(scope="session")
+def _template_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A file with an empty catalogue, to copy."""
+    file = tmp_path_factory.mktemp("catalog") / "catalog.db"
+    SqlStore(file).database.migrate()  # it closes the file, so that the log beside it is gone
+    return file.read_bytes()
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def catalog_url(request: pytest.FixtureRequest, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The stored catalogue of each kind in turn, empty; also that of the processes that the test starts."""
     if request.param == "sqlite":
-        yield f"sqlite:///{home / 'medvllm' / 'catalog.db'}"
+        file = home / "medvllm" / "catalog.db"
+        make_own(file.parent)
+        make_own_file(file)
+        file.write_bytes(request.getfixturevalue("_template_file"))
+        yield f"sqlite:///{file}"
         return
     server: Postgres = request.getfixturevalue("postgres")
     with server.database(request.getfixturevalue("_template")) as url:

@@ -36,6 +36,30 @@ def test_looking_imports_nothing_heavy() -> None:
     assert run.returncode == 0, run.stderr
 
 
+# What each step must not import, in a process of its own. What Python imports at its start does not count.
+_USED_LATER = {"email", "hashlib", "importlib.metadata", "medvllm.catalog.sql", "sqlite3", "tempfile", "tomllib"}
+LIGHT = {
+    "from medvllm.engine.model_runner import registry, ModelType": _USED_LATER
+    | {"ast", "copy", "dataclasses", "datetime", "inspect", "json", "logging", "pathlib", "threading", "urllib.parse"}
+    | {"medvllm.catalog", "medvllm.metadata", "medvllm.settings"},
+    "from medvllm.engine.model_runner import registry; registry.list_models()": _USED_LATER
+    | {"datetime", "logging", "shlex"}
+    | {"medvllm.catalog.difference", "medvllm.catalog.events", "medvllm.catalog.log", "medvllm.model_registry.session"},
+    "from medvllm.cli.app import make_app; make_app(['list'])(['list', 'x', '--tag', 'ner'], standalone_mode=False)": (
+        _USED_LATER | {"pydantic", "rich", "medvllm.cli.show", "medvllm.cli.run", "medvllm.cli.register"}
+    ),
+}
+
+
+@pytest.mark.parametrize("step", LIGHT)
+def test_a_start_imports_only_what_it_uses(step: str) -> None:
+    """Importing the registry, listing, and the command that lists."""
+    extra = f"{LIGHT[step]} & ({{*sys.modules}} - before)"
+    code = f"import sys\nbefore = {{*sys.modules}}\n{step}\nextra = {extra}\nassert not extra, extra"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+
+
 WAYS = [
     "from medvllm.engine.model_runner import registry",
     "import medvllm.engine.model_runner as mr; registry = mr.registry",

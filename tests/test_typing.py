@@ -5,7 +5,8 @@ from typing import Any, assert_type
 
 from transformers import BertForMaskedLM, PreTrainedModel
 
-from medvllm.catalog import Alias, Event, StoredCatalog
+from medvllm.catalog import StoredCatalog
+from medvllm.catalog.events import Alias, Event
 from medvllm.engine.model_runner import ModelMetadata, ModelRegistry, ModelType
 from tests.support import tiny
 

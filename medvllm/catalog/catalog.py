@@ -1,6 +1,5 @@
 """The entries that a process can see, in the order in which they are looked up."""
 
-import heapq
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, count, islice
 from operator import attrgetter
@@ -17,7 +16,8 @@ from medvllm.catalog.shipped import ShippedEntries
 from medvllm.catalog.stored import StoredCatalog
 from medvllm.catalog.taken import name_taken
 from medvllm.errors import CatalogError, MedVLLMError, ModelNotFoundError
-from medvllm.metadata import ModelMetadata, ModelType
+from medvllm.metadata import ModelMetadata
+from medvllm.model_type import ModelType
 from medvllm.names import valid_name
 from medvllm.near_names import did_you_mean, near_names
 from medvllm.spelling import normalize_text
@@ -335,6 +335,8 @@ class Catalog:
             *(sorted(entries, key=_NAME) for entries in shipped),
         )
         last = after or ""
+        import heapq  # here, as a listing without stored entries does without it
+
         for candidate in heapq.merge(*layers, key=_NAME):
             if candidate.name > last:
                 yield candidate

@@ -1,19 +1,21 @@
 """Entries as TOML: a table for each entry with the keywords of `registry.register`, and the aliases of each name."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from medvllm.catalog.events import Alias
 from medvllm.errors import CatalogError, MedVLLMError
 from medvllm.metadata import ModelMetadata, Origin
 from medvllm.names import valid_name
+
+if TYPE_CHECKING:
+    from medvllm.catalog.events import Alias
 
 
 class Entries(NamedTuple):
     """What a file says. A table ``[models.name]`` has version 0, and ``[models."name@2"]`` has version 2."""
 
     models: tuple[ModelMetadata, ...]
-    aliases: tuple[Alias, ...] | None  # None: the file has no table of aliases
+    aliases: "tuple[Alias, ...] | None"  # None: the file has no table of aliases
 
 
 def parse_entries(
@@ -73,7 +75,7 @@ def from_toml(
     return found
 
 
-def to_toml(entries: Iterable[ModelMetadata], aliases: Iterable[Alias] | None = None) -> str:
+def to_toml(entries: Iterable[ModelMetadata], aliases: "Iterable[Alias] | None" = None) -> str:
     """Return entries as TOML with every fact that is known, sorted by name and version.
 
     Args:
@@ -105,7 +107,9 @@ def _entry(key: str, facts: dict[str, Any], origin: Origin) -> ModelMetadata:
     return ModelMetadata.build(valid_name(name), facts.pop("model_type"), facts, version=version, origin=origin)
 
 
-def _alias(name: str, alias: str, state: Any) -> Alias:
+def _alias(name: str, alias: str, state: Any) -> "Alias":
+    from medvllm.catalog.events import Alias  # here, as a listing does without it
+
     facts = state if isinstance(state, dict) else {"version": state}
     version, protected = facts.get("version"), facts.get("protected", False)
     if facts.keys() - {"version", "protected"} or type(protected) is not bool or not (protected or version is not None):

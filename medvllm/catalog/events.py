@@ -3,11 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from medvllm.errors import RequestError
-from medvllm.spelling import has_lone_surrogate
-
 DEFAULT = "default"  # the alias that sets the version which a bare name means
-_MAX_REASON = 2000  # characters
 ACTIONS = frozenset(
     (
         *("created", "migrated", "registered", "changed", "unregistered", "loaded", "locked", "imported"),
@@ -44,11 +40,3 @@ class Alias:
     alias: str
     version: int | None  # None: the alias is protected but not set yet
     protected: bool
-
-
-def check_reason(reason: str | None) -> None:
-    """Raise RequestError if the history cannot keep a reason."""
-    if reason is not None and not 0 < len(reason) <= _MAX_REASON:
-        raise RequestError(f"A reason must have 1 to {_MAX_REASON:,} characters, not {len(reason):,}.")
-    if reason is not None and has_lone_surrogate(reason):
-        raise RequestError("A reason must not contain half of a surrogate pair: it is not valid Unicode text.")

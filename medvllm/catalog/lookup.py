@@ -7,7 +7,8 @@ from medvllm import settings
 from medvllm.catalog.announcements import Meaning, meaning_elsewhere
 from medvllm.catalog.catalog import Catalog
 from medvllm.errors import MedVLLMError, ModelNotFoundError
-from medvllm.metadata import ModelMetadata, ModelType
+from medvllm.metadata import ModelMetadata
+from medvllm.model_type import ModelType
 from medvllm.names import ModelRef
 from medvllm.near_names import did_you_mean
 

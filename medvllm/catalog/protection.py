@@ -1,10 +1,12 @@
 """What a version needs before a protected alias may point to it."""
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from medvllm.catalog.log import Locked
 from medvllm.errors import CatalogError
 from medvllm.metadata import ModelMetadata
+
+if TYPE_CHECKING:
+    from medvllm.catalog.log import Locked
 
 
 class Protection(Protocol):
@@ -18,7 +20,7 @@ class Protection(Protocol):
         """Return why a version that a protected alias points to would not load."""
         ...
 
-    def get_locked(self, entry: ModelMetadata) -> Locked | None:
+    def get_locked(self, entry: ModelMetadata) -> "Locked | None":
         """Return what the lock file has of a version, or None."""
         ...
 

@@ -1,7 +1,6 @@
 """The facts of a stored version, as the database and the history keep them."""
 
 import json
-import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -84,6 +83,8 @@ def from_record(name: str, number: int, facts: Facts) -> ModelMetadata:
     try:
         return ModelMetadata.build(name, facts["model_type"], others, version=number, origin="stored")
     except (MedVLLMError, KeyError) as error:
+        import shlex  # here, as only this message needs it
+
         if former := sorted(facts.keys() & FORMER_NAMES.keys()):
             raise MigrationError(
                 f"Version {number} of model {name!r} was stored by an earlier development version: the fact "

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from medvllm.catalog.record import StoredRow
 from medvllm.errors import RequestError
 from medvllm.fact_filters import check_glob, to_glob
-from medvllm.metadata import ModelMetadata, ModelType, matches_filters, mentions_text
+from medvllm.metadata import ModelMetadata, matches_filters, mentions_text
+from medvllm.model_type import ModelType
 from medvllm.words import usual_task
 
 Candidate = ModelMetadata | StoredRow  # what a name means, made into metadata or not yet

@@ -4,15 +4,12 @@ It is long because `registry.catalog` offers all of it in one class; each method
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC, date, datetime
 from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medvllm.catalog.entries import to_toml
-from medvllm.catalog.events import Alias, Event
 from medvllm.catalog.leased import check_not_leased
-from medvllm.catalog.log import VersionRecord, records
 from medvllm.catalog.memo import LookupMemo
 from medvllm.catalog.protection import Protection, check_move, check_protect, missing_requirements
 from medvllm.catalog.record import StoredRow, from_record, package_detail, to_record, with_present_names
@@ -26,7 +23,11 @@ from medvllm.near_names import did_you_mean, near_names
 from medvllm.spelling import normalize_text
 
 if TYPE_CHECKING:
+    from datetime import date
+
     from medvllm.catalog import intake
+    from medvllm.catalog.events import Alias, Event
+    from medvllm.catalog.log import VersionRecord
     from medvllm.catalog.sql import SqlStore
     from medvllm.processes import RecordStore
 
@@ -127,8 +128,10 @@ class StoredCatalog:
         rows = [] if store is None else store.versions(normalize_text(name))
         return {number: from_record(of, number, facts) for of, number, facts in rows}
 
-    def version_log(self, name: str) -> list[VersionRecord]:
+    def version_log(self, name: str) -> "list[VersionRecord]":
         """Return each stored version of a name, the newest last: when it was made, by whom and why, and its state."""
+        from medvllm.catalog.log import records
+
         name = normalize_text(name)
         store, entries = self.database.reader(), list(self.versions(name).values())
         if store is None or not entries:
@@ -143,7 +146,7 @@ class StoredCatalog:
             {number: lock for number, lock in locked.items() if lock is not None},
         )
 
-    def aliases(self, name: str | None = None) -> list[Alias]:
+    def aliases(self, name: str | None = None) -> "list[Alias]":
         """Return the aliases of a name, or of all names, sorted."""
         store = self.database.reader()
         return [] if store is None else store.aliases(None if name is None else normalize_text(name))
@@ -170,14 +173,14 @@ class StoredCatalog:
         states = self._memo.get(("aliases", entry.name, ""), lambda store: store.aliases(entry.name)) or ()
         return next((alias.alias for alias in states if alias.protected and alias.version == entry.version), None)
 
-    def unmet_requirements(self, alias: Alias) -> list[str]:
+    def unmet_requirements(self, alias: "Alias") -> list[str]:
         """Return why the version that a protected alias points to would not load; nothing if it would."""
         if not alias.protected or alias.version is None or self.protection is None:
             return []
         entry = self.find(alias.name, str(alias.version))
         return [] if entry is None else self.protection.unmet_requirements(entry)
 
-    def history(self, name: str | None = None, *, since: date | str | None = None) -> list[Event]:
+    def history(self, name: str | None = None, *, since: "date | str | None" = None) -> "list[Event]":
         """Return the events, the first one first.
 
         Args:
@@ -308,7 +311,7 @@ class StoredCatalog:
                 transaction.unregister(name, number, force=force, reason=reason)
         return numbers
 
-    def set_alias(self, name: str, alias: str, version: int | str, *, reason: str | None = None) -> Alias:
+    def set_alias(self, name: str, alias: str, version: int | str, *, reason: str | None = None) -> "Alias":
         """Point an alias to a version in one step, and return the alias.
 
         Args:
@@ -322,6 +325,8 @@ class StoredCatalog:
             CatalogError: The alias is protected, and the version is not locked, has no baseline of the locked files,
                 or no reason was given.
         """
+        from medvllm.catalog.events import Alias
+
         name, alias = normalize_text(name), valid_alias(alias)
         protected = any(known.protected for known in self.aliases(name) if known.alias == alias)
         approved = self.find(name, str(version)) if protected else None
@@ -388,7 +393,7 @@ class StoredCatalog:
         entries = (from_record(name, number, with_present_names(facts)) for name, number, facts in versions)
         return to_toml(entries, [alias for alias in aliases if alias.name in names])
 
-    def apply(self, text: str, *, reason: str | None = None, file: str = "The entries") -> list[Event]:
+    def apply(self, text: str, *, reason: str | None = None, file: str = "The entries") -> "list[Event]":
         """Make the catalogue equal to a file, in one transaction, and return the changes.
 
         Names that the file does not have are removed. Applied again, the file changes nothing. A change that would be
@@ -420,7 +425,9 @@ class StoredCatalog:
             exchange.apply(transaction, wanted, reason, approved=approved)
         return transaction.events
 
-    def plan(self, text: str, *, reason: str | None = None, file: str = "The entries") -> tuple[list[Event], list[str]]:
+    def plan(
+        self, text: str, *, reason: str | None = None, file: str = "The entries"
+    ) -> "tuple[list[Event], list[str]]":
         """Return what `apply` would change, and why it would be refused. Nothing changes.
 
         Args:
@@ -504,7 +511,9 @@ def _split(model: str) -> tuple[str, str | None]:
     return ref.name, ref.suffix
 
 
-def _moment(since: date | str) -> str:
+def _moment(since: "date | str") -> str:
+    from datetime import UTC, datetime  # here, as a listing does without it
+
     try:
         moment = datetime.fromisoformat(since if isinstance(since, str) else since.isoformat())
         return moment.astimezone(UTC).isoformat(timespec="microseconds")

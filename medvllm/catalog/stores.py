@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medvllm import settings
-from medvllm.catalog.events import check_reason
 from medvllm.catalog.location import TEXTS, has_content, is_named, is_there, location
+from medvllm.catalog.reason import check_reason
 from medvllm.errors import SettingError
 
 if TYPE_CHECKING:

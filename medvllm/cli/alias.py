@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from medvllm.catalog import Alias
+from medvllm.catalog.events import Alias
 from medvllm.cli.completion import stored_names
 from medvllm.cli.output import print_json, print_table, printable
 from medvllm.cli.parameters import Json, Reason

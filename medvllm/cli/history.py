@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from medvllm.catalog import Event
+from medvllm.catalog.events import Event
 from medvllm.cli.completion import stored_names
 from medvllm.cli.output import one_line, print_json, print_table
 from medvllm.cli.parameters import Json

@@ -11,8 +11,9 @@ from medvllm.cli.output import print_json, print_table, printable
 from medvllm.cli.parameters import Json
 from medvllm.cli.streams import say
 from medvllm.local_files import LocalFiles, local_files
-from medvllm.metadata import ModelMetadata, ModelType
+from medvllm.metadata import ModelMetadata
 from medvllm.model_registry import registry
+from medvllm.model_type import ModelType
 from medvllm.near_names import did_you_mean, near_names
 from medvllm.quantities import shown_size
 

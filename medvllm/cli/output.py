@@ -75,6 +75,8 @@ def one_line(value: object, separator: str) -> object:
 def printable(value: object) -> str:
     """Return a value as text, with control characters and other invisible characters escaped."""
     text = "-" if value is None or value == () or value == [] else str(value)
+    if text.isprintable():  # most texts, and much faster
+        return text
     return "".join(c if not _hides(c) else f"\\u{ord(c):04x}" if ord(c) < 0x10000 else f"\\U{ord(c):08x}" for c in text)
 
 

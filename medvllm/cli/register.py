@@ -11,8 +11,8 @@ from medvllm.cli.output import printable
 from medvllm.cli.parameters import Reason, split_pair, split_tags
 from medvllm.errors import RequestError
 from medvllm.fact_values import check_fact
-from medvllm.metadata import ModelType
 from medvllm.model_registry import registry
+from medvllm.model_type import ModelType
 from medvllm.names import parse_name
 from medvllm.words import TASKS
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from medvllm.catalog import VersionRecord
+from medvllm.catalog.log import VersionRecord
 from medvllm.cli.completion import model_names
 from medvllm.cli.output import one_line, print_groups, print_json
 from medvllm.cli.parameters import Json

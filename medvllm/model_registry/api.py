@@ -1,34 +1,35 @@
 """The registry as its callers see it.
 
 Each method is a few lines: the modules beside this one do the work. The file is long because every public method
-documents its arguments here.
+documents its arguments here. The modules are imported when a method needs them, so that importing the registry is fast.
 """
 
 import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
-from medvllm import settings
-from medvllm.catalog import Catalog, Difference, StoredCatalog, check_reason, differences, find_entry
-from medvllm.catalog.announcements import Announcement, announce, forget_name, make_announcement, receive
 from medvllm.errors import CatalogError, ModelNameError, ModelNotFoundError, RequestError
 from medvllm.lazy import lazy
-from medvllm.metadata import ModelMetadata, ModelType
-from medvllm.model_registry.protection import AliasProtection
-from medvllm.names import parse_name
+from medvllm.model_type import ModelType
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from medvllm.catalog import Catalog, StoredCatalog
+    from medvllm.catalog.announcements import Announcement
+    from medvllm.catalog.difference import Difference
     from medvllm.engine.model_runner.runner import ModelRunner
+    from medvllm.metadata import ModelMetadata
     from medvllm.model_cache import ModelCache, Plan, Statistics
     from medvllm.model_registry.bundle_export import Exported
     from medvllm.model_registry.bundle_import import Imported
     from medvllm.model_registry.lease import Lease
     from medvllm.model_registry.loaded_models import LoadedModel, LoadedModels
+    from medvllm.model_registry.protection import AliasProtection
     from medvllm.model_registry.session import Session
     from medvllm.model_registry.snapshots import Snapshots
     from medvllm.options import Identity
@@ -54,15 +55,27 @@ class ModelRegistry:
         ```
     """
 
-    def __init__(self, catalog: Catalog | None = None) -> None:
+    def __init__(self, catalog: "Catalog | None" = None) -> None:
         """Make a registry.
 
         Args:
             catalog: The entries. By default those of this process, then the stored ones, then the built-in ones.
         """
+        self._given = catalog
+
+    @lazy
+    def _catalog(self) -> "Catalog":
+        from medvllm import settings
+        from medvllm.catalog import Catalog, StoredCatalog
+
         settings.warn_of_unknown()
-        self._protection = AliasProtection()
-        self._catalog = catalog or Catalog(StoredCatalog(protection=self._protection))
+        return Catalog(StoredCatalog(protection=self._protection)) if self._given is None else self._given
+
+    @lazy
+    def _protection(self) -> "AliasProtection":
+        from medvllm.model_registry.protection import AliasProtection
+
+        return AliasProtection()
 
     @lazy
     def _loaded(self) -> "LoadedModels":
@@ -88,7 +101,7 @@ class ModelRegistry:
         return Session(self._catalog, self._snapshots, self._loaded)
 
     @property
-    def catalog(self) -> StoredCatalog:
+    def catalog(self) -> "StoredCatalog":
         """The stored entries: their versions, aliases and history. All processes that share the database see them."""
         return self._catalog.stored
 
@@ -104,7 +117,7 @@ class ModelRegistry:
         copy: bool = False,
         reason: str | None = None,
         **facts: "Unpack[Facts]",
-    ) -> ModelMetadata:
+    ) -> "ModelMetadata":
         """Add an entry to the registry and return its metadata.
 
         Facts that are not given are read from the model's folder, if it has one: its task, labels, pooling and
@@ -156,6 +169,8 @@ class ModelRegistry:
             ModelNotFoundError: No entry has the name.
             CatalogError: The entry is stored, and `persist` is not set; or it is in use, and `force` is not set.
         """
+        from medvllm.names import parse_name
+
         ref = parse_name(name)
         if not persist and (ref.suffix is not None or self._catalog.is_stored(ref.name)):
             raise CatalogError(
@@ -181,7 +196,7 @@ class ModelRegistry:
         limit: int | None = None,
         after: str | None = None,
         **facts: Any,
-    ) -> dict[str, ModelMetadata]:
+    ) -> "dict[str, ModelMetadata]":
         """Return the metadata of the entries that fit all filters, sorted by name. It never waits for a load.
 
         Args:
@@ -205,12 +220,15 @@ class ModelRegistry:
             model_type, task=task, tags=tags, match=match, search=search, facts=facts, limit=limit, after=after
         )
 
-    def get_metadata(self, name: Name) -> ModelMetadata:
+    def get_metadata(self, name: Name) -> "ModelMetadata":
         """Return the metadata of an entry. It never waits for a load.
 
         Raises:
             ModelNotFoundError: No entry has the name. The error offers names that are close to it.
         """
+        from medvllm.catalog import find_entry
+        from medvllm.names import parse_name
+
         ref = parse_name(name)
         found = find_entry(self._catalog, ref)
         if found is None:
@@ -219,11 +237,14 @@ class ModelRegistry:
             raise self._catalog.not_found(ref.name, advice=advice)
         return found.entry
 
-    def __getitem__(self, name: str) -> ModelMetadata:
+    def __getitem__(self, name: str) -> "ModelMetadata":
         return self.get_metadata(name)
 
     def __contains__(self, name: object) -> bool:
         """Return whether an entry has the name. Names that would only load directly are not entries."""
+        from medvllm.catalog import find_entry
+        from medvllm.names import parse_name
+
         try:
             return find_entry(self._catalog, parse_name(name)) is not None
         except (ModelNameError, ModelNotFoundError):
@@ -238,7 +259,7 @@ class ModelRegistry:
     def __bool__(self) -> bool:
         return True  # also without entries
 
-    def diff(self, name: Name, other: Name) -> list[Difference]:
+    def diff(self, name: Name, other: Name) -> "list[Difference]":
         """Return what differs between two entries, or two versions of one.
 
         Facts are compared, and files where both are locked.
@@ -246,6 +267,8 @@ class ModelRegistry:
         Raises:
             ModelNotFoundError: One of them is not registered.
         """
+        from medvllm.catalog.difference import differences
+
         before, after = self.get_metadata(name), self.get_metadata(other)
         locked = self._protection.get_locked(before), self._protection.get_locked(after)
         return differences(before.without_folder_facts(), after.without_folder_facts(), locked)
@@ -382,7 +405,7 @@ class ModelRegistry:
         """
         return self.session.plan(name, options)
 
-    def pull(self, name: Name, *, revision: str | None = None, refresh: bool = False) -> Path:
+    def pull(self, name: Name, *, revision: str | None = None, refresh: bool = False) -> "Path":
         """Return the local folder of a model's files, which are fetched if they are not on this machine.
 
         Args:
@@ -438,6 +461,9 @@ class ModelRegistry:
 
         The memory is free once no caller holds the model. A name that is not in memory is not an error.
         """
+        from medvllm.catalog import find_entry
+        from medvllm.names import parse_name
+
         ref = parse_name(name)
         found = find_entry(self._catalog, ref)
         return self._loaded.evict(ref.name if found is None else found.entry.name)
@@ -489,7 +515,7 @@ class ModelRegistry:
 
     def record_baseline(
         self, name: Name, cases: Sequence[Mapping[str, Any]], *, reason: str | None = None
-    ) -> ModelMetadata:
+    ) -> "ModelMetadata":
         """Store a model's baseline in its entry, with the digest of the files that it was recorded with.
 
         `ModelRunner(name).record_baseline()` makes the cases and calls this. A stored version keeps its number; an
@@ -573,6 +599,7 @@ class ModelRegistry:
             DigestMismatchError: The bundle is damaged, is another one, or has a model otherwise than it is locked.
             CatalogError: It would change what exists, and `replace` is not set; or it conflicts with the catalogue.
         """
+        from medvllm.catalog.reason import check_reason
         from medvllm.model_registry.bundle_import import Terms, import_bundle
 
         check_reason(reason)
@@ -586,12 +613,14 @@ class ModelRegistry:
 
     # Other processes
 
-    def process_entry(self, name: Name) -> ModelMetadata | None:
+    def process_entry(self, name: Name) -> "ModelMetadata | None":
         """Return the entry that a name means in this process alone: registered here, and not stored. Or None."""
+        from medvllm.names import parse_name
+
         ref = parse_name(name)
         return self._catalog.own(ref.name) if ref.kind == "name" else None
 
-    def adopt_entry(self, entry: ModelMetadata) -> None:
+    def adopt_entry(self, entry: "ModelMetadata") -> None:
         """Register, in this process alone, an entry that another process has registered for itself alone.
 
         Raises:
@@ -614,23 +643,31 @@ class ModelRegistry:
                 "Make one in the other process, or use the registry that every process has: "
                 "from medvllm.engine.model_runner import registry"
             )
+        from medvllm.catalog.announcements import make_announcement
+
         return _unpickle, (make_announcement(self._catalog.own_meanings()),)
 
     def _announce(self, name: str) -> None:
         """Tell processes that start from now on what this process registers for itself alone."""
+        from medvllm.catalog.announcements import announce, forget_name
+
         if self is registry:
             forget_name(name)
             announce(self._catalog.own_meanings())
 
 
-def _path(file: object) -> Path:
+def _path(file: object) -> "Path":
     if not isinstance(file, str | os.PathLike) or isinstance(os.fspath(file), bytes):
         raise RequestError(f"A file's path must be text or a Path, not {type(file).__name__}.")
+    from pathlib import Path
+
     return Path(file)
 
 
-def _unpickle(announcement: Announcement) -> ModelRegistry:
+def _unpickle(announcement: "Announcement") -> ModelRegistry:
     """Return this process's registry, which has heard what the sender registered for itself alone."""
+    from medvllm.catalog.announcements import receive
+
     if announcement[0] != os.getpid() and receive([announcement]):
         registry._catalog.outdate()
     return registry

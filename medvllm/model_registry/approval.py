@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medvllm import sources
-from medvllm.catalog import Catalog, check_reason, find_entry
+from medvllm.catalog import Catalog, find_entry
+from medvllm.catalog.reason import check_reason
 from medvllm.errors import ModelNotFoundError, RequestError
 from medvllm.fact_values import check_fact
 from medvllm.metadata import ModelMetadata

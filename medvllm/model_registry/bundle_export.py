@@ -9,7 +9,8 @@ from typing import Any
 
 from medvllm import __version__, destination
 from medvllm.author import now, who
-from medvllm.catalog import Alias, Catalog, Found, to_toml
+from medvllm.catalog import Catalog, Found, to_toml
+from medvllm.catalog.events import Alias
 from medvllm.errors import DigestMismatchError, OutputError, RequestError
 from medvllm.metadata import ModelMetadata
 from medvllm.model_registry.adapter_base import find_base

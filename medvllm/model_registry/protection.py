@@ -1,9 +1,13 @@
 """What a version needs before a protected alias may point to it: locked files, and a baseline of these files."""
 
-from medvllm.catalog import Locked
+from typing import TYPE_CHECKING
+
 from medvllm.errors import CatalogError, DigestMismatchError, SourceError
 from medvllm.metadata import ModelMetadata
 from medvllm.names import parse_name
+
+if TYPE_CHECKING:
+    from medvllm.catalog.log import Locked
 
 
 def check_baseline(entry: ModelMetadata, alias: str, files: str | None) -> None:
@@ -79,8 +83,9 @@ class AliasProtection:
                 return [f"its files: {str(error).splitlines()[0]}"]
         return ["the files of its baseline"] if found not in (None, recorded) else []
 
-    def get_locked(self, entry: ModelMetadata) -> Locked | None:
+    def get_locked(self, entry: ModelMetadata) -> "Locked | None":
         """Return the lock file's content for a version, or None."""
+        from medvllm.catalog.log import Locked
         from medvllm.sources import Lock
 
         found = Lock.current().get(entry)

@@ -2,19 +2,21 @@
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from medvllm.catalog import Catalog
 from medvllm.errors import RequestError
 from medvllm.fact_values import wrap_single_texts
-from medvllm.metadata import ModelMetadata, ModelType
-from medvllm.model_registry.adapter_base import find_base
+from medvllm.metadata import ModelMetadata
+from medvllm.model_type import ModelType
 from medvllm.names import check_revision, parse_name, source_path
 from medvllm.options import LoadOptions, parse_keep_alive
 
+if TYPE_CHECKING:
+    from medvllm.catalog import Catalog
+
 
 def prepare_facts(
-    name: str, model_type: ModelType | str, given: Mapping[str, Any], *, copy: bool, catalog: Catalog
+    name: str, model_type: ModelType | str, given: Mapping[str, Any], *, copy: bool, catalog: "Catalog"
 ) -> dict[str, Any]:
     """Return the facts of an entry: those given, checked, with those that the model's folder states.
 
@@ -32,6 +34,8 @@ def prepare_facts(
         raise RequestError("'revision' is a fact, not a parameter: register(…, revision='…')", option="revision")
     parse_keep_alive(facts.get("keep_alive"))
     if isinstance(facts.get("base"), str):
+        from medvllm.model_registry.adapter_base import find_base
+
         find_base(catalog, ModelMetadata.build(name, model_type, {"base": facts["base"]}))
     # A path is kept in a form that means the same in every working directory.
     if isinstance(facts.get("model_path"), str | os.PathLike):

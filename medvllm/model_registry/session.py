@@ -16,6 +16,7 @@ from medvllm import loading, settings, sources
 from medvllm.catalog import Catalog
 from medvllm.classes import class_path
 from medvllm.errors import BudgetError, DeviceMemoryError
+from medvllm.heads import is_same_head
 from medvllm.load_result import LoadResult
 from medvllm.model_cache import CachedModel, KnownBy, Need, Plan
 from medvllm.model_registry.lease import Lease, Leasing
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from medvllm.loading.sentence_modules import Modules
+    from medvllm.sources.sentence import Scoring
 
 _MAX_CALLS = 10_000  # calls that are remembered
 _SETTINGS = settings.Texts(settings.DEVICE, settings.DTYPE, settings.LOCK_FILE, settings.REQUIRE_LOCK)  # part of a call
@@ -140,6 +142,7 @@ class Session:
             cached,
             partial(self._tokenizer, target),
             partial(self._modules, target),
+            partial(self._scoring, target),
             partial(self._receipt, target, size_bytes=cached.size_bytes),
         )
         try:
@@ -295,6 +298,13 @@ class Session:
     def _modules(self, target: LoadTarget) -> "Modules":
         base = target.base if target.snapshot.declaration is None else None
         return self.tokenizers.get_modules(target.metadata, (base or target).snapshot)
+
+    def _scoring(self, target: LoadTarget) -> "Scoring | None":
+        found, base = target.snapshot.scoring, target.base
+        if found is None and base is not None:
+            is_same = is_same_head(target.metadata.behaviour.task, base.metadata.behaviour.task)
+            return base.snapshot.scoring if is_same else None
+        return found
 
     def _receipt(self, target: LoadTarget, model: Any, size_bytes: int) -> Receipt:
         snapshot = target.snapshot

@@ -98,7 +98,8 @@ class Postgres:
         """The address of a new database, which is dropped afterwards with all connections to it."""
         name = f"test_{next(self._databases)}"
         with psycopg.connect(self.url(), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}".encode())
+            # Copying the files takes half the time of writing each page to the log.
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY".encode())
         try:
             yield self.url(name)
         finally:

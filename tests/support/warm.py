@@ -44,7 +44,9 @@ _LATE = (
 _PATIENCE_S = 240
 
 _SERVER = """
-import atexit, gc, importlib, json, os, signal, socket, sys, runpy, threading, traceback, warnings
+import gc
+gc.disable()
+import atexit, importlib, json, os, signal, socket, sys, runpy, threading, traceback, warnings
 import alembic.command, alembic.config, huggingface_hub, psycopg, sqlalchemy, typer, rich.console
 import torch, tokenizers, safetensors.torch
 import medvllm.cli.app, medvllm.engine.model_runner, medvllm.loading, medvllm.sources, medvllm.catalog.sql
@@ -136,6 +138,7 @@ def handle(connection):
     os._exit(0)
 
 gc.freeze()
+gc.enable()
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 listener = socket.socket(socket.AF_UNIX)
 listener.bind(sys.argv[1])

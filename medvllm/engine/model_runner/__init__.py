@@ -4,11 +4,12 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import medvllm.model_registry as _home
-from medvllm.metadata import ModelMetadata, ModelType
 from medvllm.model_registry import ModelRegistry, registry
+from medvllm.model_type import ModelType
 
 if TYPE_CHECKING:
     from medvllm.engine.model_runner.runner import ModelRunner
+    from medvllm.metadata import ModelMetadata
 
 __all__ = ["ModelMetadata", "ModelRegistry", "ModelRunner", "ModelType", "registry"]
 
@@ -17,10 +18,14 @@ __all__ = ["ModelMetadata", "ModelRegistry", "ModelRunner", "ModelType", "regist
 sys.modules[f"{__name__}.registry"] = _home
 
 
-# Imported when it is first used: most programs that import the registry only list or load.
+# Imported when they are first used: most programs that import the registry only list or load.
 def __getattr__(name: str) -> Any:
     if name == "ModelRunner":
         from medvllm.engine.model_runner.runner import ModelRunner
 
         return ModelRunner
+    if name == "ModelMetadata":
+        from medvllm.metadata import ModelMetadata
+
+        return ModelMetadata
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

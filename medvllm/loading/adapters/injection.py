@@ -28,6 +28,7 @@ def inject_lora(
         WeightsMismatchError: A weight of the adapter is missing, has another shape, or has no place in the model.
     """
     peft = import_peft(metadata)
+    tensors = _without_second_names(tensors)
     device = next(weight.device for weight in model.parameters() if not weight.is_meta)
     # Nothing is initialized: neither random numbers are drawn, nor weights of the base read or changed.
     config = peft.LoraConfig(**fields, inference_mode=True, init_lora_weights=False)
@@ -38,7 +39,7 @@ def inject_lora(
     writer = _Writer(metadata, model, config, device)
     hook = model.register_load_state_dict_pre_hook(writer.make_room)
     try:
-        outcome = peft.set_peft_model_state_dict(model, dict(tensors), _NAME)
+        outcome = peft.set_peft_model_state_dict(model, tensors, _NAME)
     except KeyError as error:
         raise _missing(metadata, [str(error.args[0])]) from error
     finally:
@@ -123,6 +124,16 @@ class _Writer:
             if inner is not None:
                 found |= {id(weight) for weight in inner.parameters()}
         return found
+
+
+def _without_second_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the weights without those that PEFT saves twice: with all biases, it saves that of a whole module again."""
+    first = {name: name.replace(".modules_to_save.", ".") for name in tensors}
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if first[name] == name or first[name] not in tensors or not torch.equal(tensor, tensors[first[name]])
+    }
 
 
 def _unwrap_saved_modules(peft: Any, model: Any) -> None:
