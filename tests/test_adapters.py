@@ -11,6 +11,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import BertForMaskedLM
 
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
 from medvllm.errors import (
@@ -153,7 +154,7 @@ def test_other_models_answer_as_with_peft(registry: ModelRegistry, tmp_path: Pat
     base = make(tmp_path / "base")
     folder = lora(tmp_path / "adapter", base, **how)
     registry.register("base", "clinical", model_path=str(base))
-    labels = {"id2label": LABELS} if "model_class" not in how else {}
+    labels: dict[str, Any] = {"id2label": LABELS} if "model_class" not in how else {}
     registry.register("a", "clinical", model_path=str(folder), base="base", **labels)
     ids = torch.tensor([[0, 60, 61, 62, 63, 64, 2], [0, 71, 72, 73, 74, 75, 2]])
     model = registry.load_model("a", dtype=dtype)
@@ -678,7 +679,7 @@ def test_the_number_of_labels_must_fit(ward: ModelRegistry, tmp_path: Path) -> N
 
 
 def test_a_base_of_another_size_is_refused(ward: ModelRegistry, tmp_path: Path) -> None:
-    wide = tiny.bert(tmp_path / "wide", tiny.BertForMaskedLM, config={"hidden_size": 64})
+    wide = tiny.bert(tmp_path / "wide", BertForMaskedLM, config={"hidden_size": 64})
     ward.register("wide", "clinical", model_path=str(wide))
     ward.register("a", "clinical", model_path=str(tmp_path / "one"), base="wide", id2label=LABELS)
     with pytest.raises(LoadError, match="does not fit its base"):

@@ -108,12 +108,11 @@ class _Writer:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         found: dict[int, torch.dtype] = {}
-        modules: Any = self._model.modules()
-        for module in modules:
-            if isinstance(module, BaseTunerLayer):
-                dtype = module.get_base_layer().weight.dtype
-                dtype = torch.float32 if dtype in _HALVES else dtype
-                found |= {id(weight): dtype for weight in module.parameters() if weight.is_meta}
+        layers: list[Any] = [module for module in self._model.modules() if isinstance(module, BaseTunerLayer)]
+        for layer in layers:
+            dtype = layer.get_base_layer().weight.dtype
+            new = {id(weight) for weight in layer.parameters() if weight.is_meta}
+            found |= dict.fromkeys(new, torch.float32 if dtype in _HALVES else dtype)
         return found
 
     def _embeddings(self) -> set[int]:
@@ -127,7 +126,7 @@ class _Writer:
 
 
 def _without_second_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the weights without those that PEFT saves twice: with all biases, it saves that of a whole module again."""
+    """Return the weights without those that PEFT saves twice: with all biases, that of a module saved whole."""
     first = {name: name.replace(".modules_to_save.", ".") for name in tensors}
     return {
         name: tensor
