@@ -53,9 +53,9 @@ class Source(NamedTuple):
 class Behaviour(NamedTuple):
     """How the model must be used, where its files do not say."""
 
-    task: Annotated[str | None, "embed, fill-mask, ner, deid, classify, rerank, generate, or a word of your own."] = (
-        None
-    )
+    task: Annotated[
+        str | None, "embed, fill-mask, ner, deid, classify, assertions, rerank, generate, or a word of your own."
+    ] = None
     architecture: Annotated[str | None, "The config's `model_type`, for repositories that lack it."] = None
     do_lower_case: Annotated[bool | None, "Whether the tokenizer lowercases its input."] = None
     strip_accents: Annotated[bool | None, "Whether the tokenizer removes accents."] = None
@@ -82,7 +82,7 @@ class Behaviour(NamedTuple):
     id2label: Annotated[tuple[str, ...] | None, "The label of each class id, in order."] = None
     outside_label: Annotated[str | None, "The label of a token classifier that marks no entity. By default O."] = None
     aggregation: Annotated[
-        Literal["first", "max", "average", "simple"] | None,
+        Literal["first", "any", "max", "average", "simple"] | None,
         "How the labels of a word's pieces become the label of the word.",
     ] = None
     word_pattern: Annotated[

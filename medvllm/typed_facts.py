@@ -43,7 +43,7 @@ class Facts(TypedDict, total=False):
     trust_remote_code: bool | None
     """Whether the repository's own code may run. `revision` must be a commit."""
     task: str | None
-    """embed, fill-mask, ner, deid, classify, rerank, generate, or a word of your own."""
+    """embed, fill-mask, ner, deid, classify, assertions, rerank, generate, or a word of your own."""
     architecture: str | None
     """The config's `model_type`, for repositories that lack it."""
     do_lower_case: bool | None
@@ -78,7 +78,7 @@ class Facts(TypedDict, total=False):
     """The label of each class id, in order."""
     outside_label: str | None
     """The label of a token classifier that marks no entity. By default O."""
-    aggregation: Literal["first", "max", "average", "simple"] | None
+    aggregation: Literal["first", "any", "max", "average", "simple"] | None
     """How the labels of a word's pieces become the label of the word."""
     word_pattern: str | None
     """A regular expression for the words of a text, if the model was trained on words split beforehand."""

@@ -6,7 +6,7 @@ from typing import Any
 from medvllm.errors import RequestError
 from medvllm.near_names import did_you_mean, near_names
 
-TASKS = ("embed", "fill-mask", "ner", "deid", "classify", "rerank", "generate")
+TASKS = ("embed", "fill-mask", "ner", "deid", "classify", "assertions", "rerank", "generate")
 
 # As transformers' pipelines and other tools call them.
 _TASKS_ELSEWHERE = {
@@ -23,6 +23,10 @@ _TASKS_ELSEWHERE = {
     "sequence-classification": "classify",
     "sentiment-analysis": "classify",
     "classification": "classify",
+    "assertion": "assertions",
+    "assertion-detection": "assertions",
+    "negation": "assertions",
+    "negation-detection": "assertions",
     "text-ranking": "rerank",
     "reranking": "rerank",
     "rank": "rerank",
@@ -31,7 +35,11 @@ _TASKS_ELSEWHERE = {
     "generation": "generate",
 }
 _SCHEMES = ("BIO", "BILOU", "IO")
-_SCHEMES_ELSEWHERE = {"BIOES": "BILOU", "IOBES": "BILOU", "BIOLU": "BILOU", "BILUO": "BILOU", "IOB2": "BIO"}
+# IOB1 begins an entity with I, and with B only behind another of its type: as BIO is read, in which a B may be missing.
+_SCHEMES_ELSEWHERE = {
+    **dict.fromkeys(("BIOES", "IOBES", "BIOLU", "BIOUL", "BILUO", "BMES", "BMESO", "BMEWO", "BMEOW"), "BILOU"),
+    **dict.fromkeys(("IOB", "IOB1", "IOB2"), "BIO"),
+}
 
 
 def usual_task(word: str) -> str:

@@ -29,6 +29,7 @@ from medvllm.errors import (
 from tests.support import adapters, kinds, tiny
 from tests.support.adapters import answer, lora, peft_answer
 from tests.support.console import command
+from tests.support.conversions import convert
 from tests.support.loopback import LoopbackHub
 
 IDS = torch.tensor([[2, 5, 6, 7, 8, 9, 10, 11, 3], [2, 14, 13, 12, 11, 22, 21, 20, 3]])
@@ -505,6 +506,7 @@ def test_a_pickled_adapter_is_converted(registry: ModelRegistry, tmp_path: Path)
     file = folder / "adapter_model.safetensors"
     torch.save(load_file(file), folder / "adapter_model.bin")
     file.unlink()
+    convert(folder, adapter=True)
     registry.register("base", "clinical", model_path=str(base))
     registry.register("a", "clinical", model_path=str(folder), base="base", id2label=LABELS)
     assert torch.allclose(answer(registry.load_model("a"), IDS), wanted, atol=1e-6)

@@ -16,6 +16,7 @@ from medvllm.catalog import builtin
 from medvllm.catalog.builtin import parse_builtin
 from medvllm.engine.model_runner import ModelMetadata, ModelRegistry, ModelRunner
 from medvllm.errors import WeightsMismatchError
+from medvllm.word_patterns import check_word_pattern, find_words
 from tests.support import standins
 from tests.support.conversions import convert
 from tests.support.loopback import LoopbackHub
@@ -78,6 +79,29 @@ def test_an_entry_makes_its_repository_load_as_its_authors_meant(
             assert np.allclose(vectors[0], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", [name for name, entry in ENTRIES.items() if entry.behaviour.task in ("ner", "deid")])
+def test_a_tagger_runs_by_name(registry: ModelRegistry, hub: LoopbackHub, tmp_path: Path, name: str) -> None:
+    """With the words that it was trained on, and its labels' own scheme."""
+    _served(hub, tmp_path / "m", name)
+    text = "Seen by Dr. Peña on 10/12/2080 for fever."
+    runner = ModelRunner(name, registry=registry)
+    (found,) = runner.run(None, [text])
+    assert found.coverage.read == ((0, len(text)),) and found.coverage.tokens > 10
+    assert all(span.text == text[span.start : span.end] for span in found.spans)
+    assert not any(span.label[:2] in ("B-", "I-", "L-", "U-") for span in found.spans)
+
+
+@pytest.mark.parametrize("name", ["obi/deid_roberta_i2b2", "obi/deid_bert_i2b2"])
+def test_words_are_split_as_the_model_was_trained(name: str) -> None:
+    """Dates and numbers are one word, so that their first piece decides for all of it; signs stand alone."""
+    text = "Dr.O'Brien's pt (MRN:AB1234) seen 10/12/2080 10:30, call 617-555-1234; José 3.5mg"
+    pattern = ENTRIES[name].behaviour.word_pattern
+    check_word_pattern(name, pattern)
+    words = [text[start:end] for start, end in find_words(text, pattern or "", 0)]
+    expected = "Dr . O'Brien 's pt ( MRN : AB1234 ) seen 10/12/2080 10:30 , call 617-555-1234 ; José 3.5 mg"
+    assert words == expected.split()
+
+
 @pytest.mark.parametrize("name", [name for name, entry in ENTRIES.items() if entry.behaviour.task != "embed"])
 def test_without_its_head_an_entry_is_refused(
     registry: ModelRegistry, hub: LoopbackHub, tmp_path: Path, name: str
@@ -92,7 +116,10 @@ def test_without_its_head_an_entry_is_refused(
             registry.load_model(name)
 
 
-@pytest.mark.parametrize("name", ["ncbi/MedCPT-Cross-Encoder", "pritamdeka/PubMedBERT-MNLI-MedNLI"])
+CLASSIFIERS = [name for name, entry in ENTRIES.items() if entry.behaviour.task in ("classify", "assertions", "rerank")]
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
 def test_a_classifier_runs_by_name(registry: ModelRegistry, hub: LoopbackHub, tmp_path: Path, name: str) -> None:
     """With the labels and the kind of score that its entry states."""
     _served(hub, tmp_path / "m", name)
@@ -106,7 +133,12 @@ def test_a_classifier_runs_by_name(registry: ModelRegistry, hub: LoopbackHub, tm
             logits = lease.model(**pairs).logits[:, 0].tolist()
         assert {each.index: each.score for each in ranked} == pytest.approx(dict(enumerate(logits)), abs=1e-6)
     else:
-        [found] = runner.classify([["No fever.", "fever"]])
+        if runner.task == "assertions":
+            [[assertion]] = runner.assertions(["Patient denies fever."], [[(15, 20)]])
+            [found] = runner.classify(["Patient denies [entity] fever [entity]."])
+            assert assertion.scores == pytest.approx({each.label: each.score for each in found}, abs=1e-6)
+        else:
+            [found] = runner.classify([["No fever.", "fever"]])
         assert {each.label for each in found} == set(LABELS[name])
         assert sum(each.score for each in found) == pytest.approx(1)
 

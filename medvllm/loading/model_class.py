@@ -22,6 +22,7 @@ _HEADS = {
     "ner": "AutoModelForTokenClassification",
     "deid": "AutoModelForTokenClassification",
     "classify": "AutoModelForSequenceClassification",
+    "assertions": "AutoModelForSequenceClassification",
     "rerank": "AutoModelForSequenceClassification",
     "fill-mask": "AutoModelForMaskedLM",
 }

@@ -7,6 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from medvllm.model_cache.plan import Need
 from medvllm.model_cache.statistics import DeviceUse
+from medvllm.quantities import PINNED
 
 
 class Named(Protocol):
@@ -71,6 +72,12 @@ class Accounts(Generic[I]):
     def is_in_use(self, cached: CachedModel[I]) -> bool:
         """Return whether a model is leased, or the base of a cached adapter."""
         return cached.leases > 0 or bool(self.adapters_of(cached))
+
+    def pinned(self) -> list[CachedModel[I]]:
+        """Return the pinned models, and the bases of pinned adapters."""
+        own = {identity for identity, model in self.models.items() if model.keep_alive == PINNED}
+        own |= {identity.base for identity in own if identity.base is not None}  # type: ignore[misc]
+        return [model for identity, model in self.models.items() if identity in own]
 
     def count_models(self) -> int:
         """Return how many models are cached. An adapter is part of its base."""

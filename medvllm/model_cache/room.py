@@ -18,7 +18,6 @@ from medvllm.model_cache.plan import Fit, Leaving, Need, Plan
 from medvllm.model_cache.policy import describe_idle, eviction_order
 from medvllm.model_cache.reloads import Reloads
 from medvllm.model_cache.statistics import Counts, Reason
-from medvllm.quantities import PINNED
 
 logger = logging.getLogger(__name__)
 
@@ -263,10 +262,10 @@ class Room(Generic[I]):
             leaving.append(Leaving(cached.identity.name, cached.size_bytes, describe_idle(cached, now)))
         fit: Fit = "after eviction" if leaving else "now"
         if excess() is not None:
-            pinned = [model for model in self.accounts.models.values() if model.keep_alive == PINNED]
+            pinned = self.accounts.pinned()
             pinned_bytes = sum(model.size_bytes for model in pinned if model.device == need.device)
             is_never = (limit is not None and pinned_bytes + need.size_bytes > limit) or (
-                most is not None and len(pinned) >= most
+                most is not None and sum(model.identity.base is None for model in pinned) >= most
             )
             fit = "never" if is_never else "later"
         return Plan(
@@ -274,6 +273,5 @@ class Room(Generic[I]):
         )
 
     def _budget_error(self, plan: Plan, need: Need, bounds: Bounds) -> BudgetError:
-        models = self.accounts.models.values()
-        pinned = [model for model in models if model.keep_alive == PINNED and model.device == plan.device]
+        pinned = [model for model in self.accounts.pinned() if model.device == plan.device]
         return budget_error(plan, need, {model.identity.name: model.size_bytes for model in pinned}, bounds.max_models)

@@ -40,7 +40,7 @@ class Resolver:
     def __init__(self, catalog: Catalog, snapshots: Snapshots) -> None:
         self._catalog = catalog
         self._snapshots = snapshots
-        self._warned: set[str] = set()  # deprecated entries that the log has named
+        self._warned: set[str] = set()  # deprecated entries that the log has named, and what it has said of adapters
 
     def resolve(self, name: "str | os.PathLike[str]", given: LoadOptions) -> LoadTarget:
         """Return what a call means: the entry, its files (fetched if need be), and the identity of the load.
@@ -97,7 +97,10 @@ class Resolver:
         for_base = replace(stated, revision=None, model_class=None)
         base = self.resolve(name, for_base)
         snapshot = self._snapshots.get(metadata, given.revision or revision)
-        loading.check_trained_on(metadata, snapshot, base.metadata, base.snapshot)
+        doubt = loading.check_trained_on(metadata, snapshot, base.metadata, base.snapshot)
+        if doubt is not None and (said := f"{metadata.reference}: {doubt}") not in self._warned:
+            self._warned.add(said)
+            logger.warning("adapter %r: %s", metadata.reference, doubt)
         metadata = metadata.with_missing_facts(snapshot.declared_facts)
         metadata = loading.inherit_facts(metadata, snapshot, base.metadata)
         own: Any = base.identity.options.model_class

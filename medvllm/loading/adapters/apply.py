@@ -51,6 +51,12 @@ def apply_adapter(
     start = time.perf_counter()
     cls: Any = identity.options.model_class
     labels.check_label_map(metadata, cls, config)
+    if getattr(base, "hf_quantizer", None) is not None:
+        raise LoadError(
+            f"Adapter {metadata.name!r} has a quantized base, which is not supported.\n"
+            "Register the adapter with the checkpoint that its base was made from.",
+            model=metadata.name,
+        )
     try:
         with torch.inference_mode(False), torch.no_grad():
             with exclusive_load():

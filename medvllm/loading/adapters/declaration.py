@@ -1,6 +1,5 @@
 """What an adapter's config declares. All of it is understood, or the adapter is refused by name."""
 
-import logging
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -9,8 +8,6 @@ from medvllm.errors import LoadError, MissingDependencyError
 from medvllm.metadata import ModelMetadata
 from medvllm.names import is_commit, parse_name
 from medvllm.sources.snapshot import Snapshot
-
-logger = logging.getLogger(__name__)
 
 # Fields that say where the adapter comes from or how it was trained. They do not change its answers.
 _INERT = (
@@ -72,8 +69,8 @@ def trained_class(snapshot: Snapshot) -> str | None:
     return name if is_known else None
 
 
-def check_trained_on(metadata: ModelMetadata, snapshot: Snapshot, base: ModelMetadata, files: Snapshot) -> None:
-    """Check that an adapter was trained on its base. If that cannot be told, a warning says so.
+def check_trained_on(metadata: ModelMetadata, snapshot: Snapshot, base: ModelMetadata, files: Snapshot) -> str | None:
+    """Check that an adapter was trained on its base. Return what nothing shows, in words; None if there is no doubt.
 
     Args:
         metadata: The adapter's entry.
@@ -86,25 +83,21 @@ def check_trained_on(metadata: ModelMetadata, snapshot: Snapshot, base: ModelMet
     """
     stated, revision = (snapshot.config.get(field) for field in ("base_model_name_or_path", "revision"))
     if not isinstance(stated, str) or not stated:
-        return
+        return None
+    shown = repr(stated[:100])
     names = {base.name, parse_name(base.location).name, *base.source.also_known_as}
     if stated.casefold() not in {name.casefold() for name in names}:
         if files.repo is not None and _REPOSITORY.fullmatch(stated):
             raise LoadError(
-                f"Adapter {metadata.name!r} was trained on {stated[:100]!r}, but its base {base.name!r} is "
-                f"{files.repo!r}.\nRegister the adapter with the entry of {stated[:100]!r} as its base. "
-                f"If both are the same model: register({base.name!r}, …, also_known_as=[{stated[:100]!r}])",
+                f"Adapter {metadata.name!r} was trained on {shown}, but its base {base.name!r} is {files.repo!r}.\n"
+                f"Register the adapter with the entry of {shown} as its base. "
+                f"If both are the same model: register({base.name!r}, …, also_known_as=[{shown}])",
                 model=metadata.name,
             )
-        logger.warning(
-            "adapter %r was trained on %r, and nothing shows that its base %r is the same model",
-            *(metadata.name, stated[:100], base.name),
-        )
-    elif is_commit(revision) and files.commit is not None and revision != files.commit:
-        logger.warning(
-            "adapter %r was trained on commit %s of %r, and its base %r is at commit %s",
-            *(metadata.name, str(revision)[:7], stated[:100], base.name, files.commit[:7]),
-        )
+        return f"it was trained on {shown}, and nothing shows that its base {base.name!r} is the same model"
+    if is_commit(revision) and files.commit is not None and revision != files.commit:
+        return f"it was trained on {shown} at {str(revision)[:7]}, and its base is at {files.commit[:7]}"
+    return None
 
 
 def import_peft(metadata: ModelMetadata) -> Any:

@@ -11,16 +11,8 @@ _VECTORS = (
     *("pooling", "normalize", "truncate_dim", "prompts", "default_prompt_name", "include_prompt", "role"),
     *("counterpart", "inputs"),
 )
-_HEAD = (
-    "task",
-    "label_scheme",
-    "outside_label",
-    "aggregation",
-    "word_pattern",
-    "activation",
-    "entity_markers",
-    "inputs",
-)
+_HEAD = ("task", "aggregation", "word_pattern", "activation", "entity_markers", "inputs")
+_LABELS = ("label_scheme", "outside_label")
 
 
 def inherit_facts(metadata: ModelMetadata, snapshot: Snapshot, base: ModelMetadata) -> ModelMetadata:
@@ -40,7 +32,7 @@ def inherit_facts(metadata: ModelMetadata, snapshot: Snapshot, base: ModelMetada
     if task == "embed" or (trained is None and is_same_head(task, base.behaviour.task)):
         inherited += _VECTORS
     if is_same_head(task, base.behaviour.task):
-        inherited += _HEAD
+        inherited += (*_HEAD, *(_LABELS if metadata.behaviour.id2label is None else ()))
     own, others = metadata.behaviour, base.behaviour
     missing = {fact: getattr(others, fact) for fact in inherited if getattr(own, fact) in (None, ())}
     return metadata.with_facts(**{"task": task, **missing})
