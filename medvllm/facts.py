@@ -41,6 +41,7 @@ class Source(NamedTuple):
 
     model_path: Annotated[str | None, "Repository id, hf:// link or folder. By default, the name itself."] = None
     revision: Annotated[str | None, "Commit, tag or branch of the repository."] = None
+    base: Annotated[str | None, "The entry whose weights an adapter completes, if the model is an adapter."] = None
     also_known_as: Annotated[tuple[str, ...], "Other names of the same model, such as its repository's id."] = ()
     extra_files: Annotated[tuple[str, ...], "Globs of further files that a custom model class reads."] = ()
     requires: Annotated[tuple[str, ...], "Python packages, besides transformers, that the model needs."] = ()

@@ -32,6 +32,8 @@ class Facts(TypedDict, total=False):
     """Repository id, hf:// link or folder. By default, the name itself."""
     revision: str | None
     """Commit, tag or branch of the repository."""
+    base: str | None
+    """The entry whose weights an adapter completes, if the model is an adapter."""
     also_known_as: Sequence[str]
     """Other names of the same model, such as its repository's id."""
     extra_files: Sequence[str]

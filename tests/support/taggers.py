@@ -151,6 +151,6 @@ def mark(
     for word, label in wanted.items():
         start = text.index(word)
         for token, (low, high) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True):
-            if max(low, start) < min(high, start + len(word)) and read.convert_ids_to_tokens(token).strip("▁"):
+            if max(low, start) < min(high, start + len(word)) and str(read.convert_ids_to_tokens(token)).strip("▁"):
                 by_id[token] = labels.index(label)
     return write(folder, read, labels, by_id, **options)
