@@ -7,7 +7,7 @@ from typing import Any
 from medvllm.engine.model_runner.classification.assertions import check_assertion_options, find_assertions
 from medvllm.engine.model_runner.classification.classify import check_classify_options, classify
 from medvllm.engine.model_runner.classification.rerank import check_rerank_options, rerank
-from medvllm.engine.model_runner.embedding.embed import embed
+from medvllm.engine.model_runner.embedding.embed import check_embed_options, embed
 from medvllm.engine.model_runner.fill_mask import check_fill_mask_options, fill_mask
 from medvllm.engine.model_runner.results import Result
 from medvllm.engine.model_runner.tagging.entities import find_entities
@@ -28,6 +28,7 @@ TASKS: dict[str, Callable[..., Result]] = {
 }
 # Each function takes the options of a task and raises RequestError for those that no model could use.
 _OPTION_CHECKS: dict[str, Callable[..., None]] = {
+    "embed": check_embed_options,
     "fill-mask": check_fill_mask_options,
     "classify": check_classify_options,
     "rerank": check_rerank_options,
