@@ -41,6 +41,7 @@ class Source(NamedTuple):
 
     model_path: Annotated[str | None, "Repository id, hf:// link or folder. By default, the name itself."] = None
     revision: Annotated[str | None, "Commit, tag or branch of the repository."] = None
+    base: Annotated[str | None, "The entry whose weights an adapter completes, if the model is an adapter."] = None
     also_known_as: Annotated[tuple[str, ...], "Other names of the same model, such as its repository's id."] = ()
     extra_files: Annotated[tuple[str, ...], "Globs of further files that a custom model class reads."] = ()
     requires: Annotated[tuple[str, ...], "Python packages, besides transformers, that the model needs."] = ()
@@ -84,7 +85,7 @@ class Behaviour(NamedTuple):
     id2label: Annotated[tuple[str, ...] | None, "The label of each class id, in order."] = None
     outside_label: Annotated[str | None, "The label of a token classifier that marks no entity. By default O."] = None
     aggregation: Annotated[
-        Literal["first", "max", "average", "simple"] | None,
+        Literal["first", "any", "max", "average", "simple"] | None,
         "How the labels of a word's pieces become the label of the word.",
     ] = None
     word_pattern: Annotated[

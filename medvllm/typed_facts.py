@@ -32,6 +32,8 @@ class Facts(TypedDict, total=False):
     """Repository id, hf:// link or folder. By default, the name itself."""
     revision: str | None
     """Commit, tag or branch of the repository."""
+    base: str | None
+    """The entry whose weights an adapter completes, if the model is an adapter."""
     also_known_as: Sequence[str]
     """Other names of the same model, such as its repository's id."""
     extra_files: Sequence[str]
@@ -78,7 +80,7 @@ class Facts(TypedDict, total=False):
     """The label of each class id, in order."""
     outside_label: str | None
     """The label of a token classifier that marks no entity. By default O."""
-    aggregation: Literal["first", "max", "average", "simple"] | None
+    aggregation: Literal["first", "any", "max", "average", "simple"] | None
     """How the labels of a word's pieces become the label of the word."""
     word_pattern: str | None
     """A regular expression for the words of a text, if the model was trained on words split beforehand."""

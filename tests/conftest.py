@@ -118,7 +118,7 @@ def _closed(home: Path, request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def trained(_session_home: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the models that tests/support/trained.py trains, once for all workers."""
-    from tests.support.trained import trained_models  # imports huggingface_hub, which reads the address of the Hub
+    from tests.support.trained import trained_models  # imports huggingface_hub, for which HF_ENDPOINT must be set
 
     base = tmp_path_factory.getbasetemp()
     return trained_models(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)
