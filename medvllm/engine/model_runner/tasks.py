@@ -1,11 +1,12 @@
 """The tasks that ModelRunner can run."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from medvllm.engine.model_runner.embedding.embed import embed
 from medvllm.engine.model_runner.fill_mask import fill_mask
+from medvllm.engine.model_runner.foreign_errors import translate_other_errors
 from medvllm.engine.model_runner.results import Result
 from medvllm.engine.model_runner.tagging.entities import find_entities
 from medvllm.errors import RequestError
@@ -41,6 +42,20 @@ def check_task(task: str, arguments: Mapping[str, Any]) -> None:
             task=task,
             argument=unknown,
         )
+
+
+def run_task(lease: Lease, task: str | None, texts: Sequence[Any], arguments: Mapping[str, Any]) -> Result:
+    """Run a task on a model in use, or the model's own task if none is named.
+
+    Raises:
+        MedVLLMError: The task, the texts or the arguments cannot be used, or the model cannot run.
+    """
+    with translate_other_errors(lease.metadata.name):
+        chosen = task or default_task(lease, texts)
+        check_task(chosen, arguments)
+        result = TASKS[chosen](lease, texts, **arguments)
+        result.task = chosen
+        return result
 
 
 def default_task(lease: Lease, texts: Iterable[Any]) -> str:
