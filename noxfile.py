@@ -1,4 +1,4 @@
-"""The tests on each supported Python that this machine has.
+"""The tests on each Python that pyproject.toml names and this machine has.
 
 One Python, some tests: .venv/bin/nox -s tests-3.13 -- -k lock
 """
@@ -6,9 +6,10 @@ One Python, some tests: .venv/bin/nox -s tests-3.13 -- -k lock
 import nox
 
 nox.options.default_venv_backend = "venv"
+PYTHONS = nox.project.python_versions(nox.project.load_toml("pyproject.toml"))
 
 
-@nox.session(python=["3.11", "3.12", "3.13"], reuse_venv=True)
+@nox.session(python=PYTHONS, reuse_venv=True)
 def tests(session: nox.Session) -> None:
     """Run the tests; arguments after -- go to pytest."""
     place = session.virtualenv.location

@@ -92,6 +92,25 @@ def test_without_its_head_an_entry_is_refused(
             registry.load_model(name)
 
 
+@pytest.mark.parametrize("name", ["ncbi/MedCPT-Cross-Encoder", "pritamdeka/PubMedBERT-MNLI-MedNLI"])
+def test_a_classifier_runs_by_name(registry: ModelRegistry, hub: LoopbackHub, tmp_path: Path, name: str) -> None:
+    """With the labels and the kind of score that its entry states."""
+    _served(hub, tmp_path / "m", name)
+    runner = ModelRunner(name, registry=registry)
+    if runner.task == "rerank":
+        ranked = runner.rerank("the dose", ["aspirin", "no history of diabetes"])
+        with registry.lease(name) as lease, torch.inference_mode():
+            pairs = lease.tokenizer(
+                ["the dose"] * 2, ["aspirin", "no history of diabetes"], padding=True, return_tensors="pt"
+            )
+            logits = lease.model(**pairs).logits[:, 0].tolist()
+        assert {each.index: each.score for each in ranked} == pytest.approx(dict(enumerate(logits)), abs=1e-6)
+    else:
+        [found] = runner.classify([["No fever.", "fever"]])
+        assert {each.label for each in found} == set(LABELS[name])
+        assert sum(each.score for each in found) == pytest.approx(1)
+
+
 def test_the_facts_are_all_witnessed() -> None:
     """Every behavioural or legal fact says how it is known; only a commit that was seen is pinned."""
     stated = {"description", "tags", "model_class", "config_class", "also_known_as", "model_path"}

@@ -640,6 +640,7 @@ def test_what_others_may_write_saves_no_work(
     registry.pull(folder)
     with sqlite3.connect(digests) as connection:
         assert connection.execute("UPDATE digests SET sha256 = ?", ("0" * 64,)).rowcount
+    connection.close()
     code = "import sys; from medvllm.engine.model_runner import registry; print(registry.lock(sys.argv[1]))"
 
     def locked() -> str:

@@ -123,6 +123,7 @@ def test_a_child_undoes_what_a_load_of_its_parent_had_changed(tmp_path: Path) ->
             inside.set()
             end.wait()
             torch.set_default_dtype(torch.float32)
+            PreTrainedModel.tie_weights = tie_weights  # type: ignore[method-assign]
 
     def check() -> None:
         assert torch.get_default_dtype() is torch.float32 and PreTrainedModel.tie_weights is tie_weights

@@ -8,15 +8,17 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import tomllib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from threading import Timer
 
 import pytest
 
 from medvllm.catalog import stores
+from medvllm.catalog.sql import SqlStore
 from medvllm.catalog.sql.sqlite import SqliteFile
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import CatalogError
@@ -63,10 +65,63 @@ def test_a_new_file_waits_for_another_process_that_is_writing_to_it(tmp_path: Pa
     file = tmp_path / "catalog.db"
     with closing(sqlite3.connect(file, isolation_level=None, check_same_thread=False)) as other:
         other.execute("BEGIN IMMEDIATE")
-        timer = Timer(0.3, other.execute, ["ROLLBACK"])
+        timer = threading.Timer(0.3, other.execute, ["ROLLBACK"])
         timer.start()
         assert SqliteFile(file).migrate() == (None, None)
         timer.join()
+
+
+# Somebody else in this process creates the file when this one has just seen that there is none.
+_CREATED_MEANWHILE = """
+import os, sqlite3, sys
+from medvllm.engine.model_runner import registry
+
+file = os.path.join(os.environ["MEDVLLM_HOME"], "catalog.db")
+other = []
+
+def create(event, arguments):
+    if event == "open" and str(arguments[0]) == file and not other:
+        other.append(sqlite3.connect(file, isolation_level=None))
+        other[0].execute("PRAGMA journal_mode = WAL")
+        other[0].execute("PRAGMA user_version = 1")
+
+for line in sys.stdin:
+    sys.addaudithook(create)
+    registry.catalog.create()
+    print(len(other), flush=True)
+"""
+
+
+def test_creating_a_file_leaves_the_locks_of_other_connections(home: Path) -> None:
+    """The system ends all locks of a process on a file as soon as the process closes the file once."""
+    with held(_CREATED_MEANWHILE) as process:
+        assert asked(process, "create") == "1"
+        file = home / "medvllm" / "catalog.db"
+        with closing(sqlite3.connect(file)) as last:
+            assert last.execute("SELECT version_num FROM catalog_schema").fetchone()
+        assert file.with_name("catalog.db-wal").exists()  # whoever closes the file last removes the log
+
+
+def test_a_connection_in_use_is_closed_after_its_use(tmp_path: Path) -> None:
+    """Also if another thread has closed the database meanwhile."""
+    database, inside, end = SqliteFile(tmp_path / "catalog.db"), threading.Event(), threading.Event()
+    database.migrate()
+
+    def read() -> int:
+        with database.reading() as connection:
+            inside.set()
+            end.wait()
+            return int(connection.exec_driver_sql("SELECT count(*) FROM catalog_head").scalar_one())
+
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(read)
+        inside.wait()
+        database.close()
+        with database.reading():  # through other connections
+            end.set()
+            assert found.result() == 1
+        database.close()
+    assert list(tmp_path.glob("catalog.db-*")) == []  # who closes the file last removes the log
 
 
 def test_writers_take_turns_whatever_the_server_has_set(
@@ -288,6 +343,41 @@ def test_a_catalogue_of_another_user_can_be_read(registry: ModelRegistry, monkey
             assert asked(other, look).startswith("CatalogError ") and "Permission denied" in asked(other, look)
     finally:
         stores.close_all()
+        shutil.rmtree(folder)
+
+
+_READ_ANEW = """
+import os, pathlib
+from medvllm.catalog.sql import SqlStore
+
+def read_anew(times):
+    for _ in range(times):
+        store = SqlStore(pathlib.Path(os.environ["MEDVLLM_CATALOG"]))
+        found = store.names()
+        store.database.close()
+    return found
+"""
+
+
+def test_another_user_reads_while_the_owner_opens_and_closes_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log comes and goes, and a user who may not write the file must open it in another way each time."""
+    if os.getuid() != 0:
+        pytest.skip("becoming another user needs root")
+    folder = Path(tempfile.mkdtemp())
+    try:
+        folder.chmod(0o755)
+        monkeypatch.setenv("MEDVLLM_CATALOG", str(folder / "catalog.db"))
+        store = SqlStore(folder / "catalog.db")
+        with store.transaction() as transaction:
+            transaction.register("m", {"model_type": "generic"})
+        with held(_READ_ANEW + NOBODY) as other, ThreadPoolExecutor(1) as pool:
+            found = pool.submit(asked, other, "read_anew(100)")
+            while not found.done():
+                with store.database.writing():
+                    pass
+                store.database.close()
+            assert found.result() == "['m']"
+    finally:
         shutil.rmtree(folder)
 
 

@@ -1,6 +1,7 @@
 """The config of a model: the one that the caller gives, or the checkpoint's, with the facts of the entry."""
 
 import json
+import logging
 from typing import Any
 
 import transformers
@@ -13,6 +14,8 @@ from medvllm.loading.model_class import auto_class_name
 from medvllm.metadata import ModelMetadata
 from medvllm.options import LoadOptions, unknown_option
 from medvllm.sources.snapshot import Snapshot
+
+logger = logging.getLogger(__name__)
 
 
 def read_config(
@@ -35,6 +38,7 @@ def read_config(
         config = _from_dict(metadata, json.loads(given), cls) if given else _from_snapshot(metadata, snapshot, cls)
         labels = metadata.behaviour.id2label
         if labels is not None:
+            _warn_of_another_order(metadata, config.id2label)
             config.id2label = dict(enumerate(labels))
             config.label2id = {label: i for i, label in enumerate(labels)}
     except MedVLLMError:
@@ -69,6 +73,20 @@ def apply_overrides(config: PreTrainedConfig, options: LoadOptions) -> tuple[tup
             raise RequestError(f"Option {field!r} cannot be {text[:80]}: {str(error)[:200]}", option=field) from error
         changed.append((field, text))
     return tuple(changed)
+
+
+def _warn_of_another_order(metadata: ModelMetadata, stated: object) -> None:
+    """Log a warning if a label of the entry is one of the config's under another class id. The entry's order holds."""
+    labels = metadata.behaviour.id2label or ()
+    known = stated if isinstance(stated, dict) else {}
+    places = {str(label).casefold(): number for number, label in known.items()}
+    for number, label in enumerate(labels):
+        if places.get(label.casefold(), number) != number:
+            logger.warning(
+                "class %d is %r in the entry of %r and %r in its config.json; the order of the entry is used",
+                *(number, label, metadata.name, known.get(number)),
+            )
+            return
 
 
 def _from_snapshot(metadata: ModelMetadata, snapshot: Snapshot, cls: type[Any] | None) -> PreTrainedConfig:

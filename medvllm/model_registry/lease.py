@@ -11,6 +11,7 @@ from medvllm.metadata import ModelMetadata
 from medvllm.model_cache import CachedModel
 from medvllm.options import Identity
 from medvllm.receipt import Receipt
+from medvllm.sources.sentence import Scoring
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,12 +35,14 @@ class Lease:
         cached: CachedModel[Identity],
         tokenizer: "Callable[[], PreTrainedTokenizerBase]",
         modules: "Callable[[], Modules]",
+        scoring: Callable[[], Scoring | None],
         receipt: Callable[[Any], Receipt],
     ) -> None:
         self.metadata = metadata
         self.size_bytes = cached.size_bytes
         self._cached: CachedModel[Identity] | None = cached
-        self._load_tokenizer, self._load_modules, self._make_receipt = tokenizer, modules, receipt
+        self._load_tokenizer, self._load_modules, self._read_scoring = tokenizer, modules, scoring
+        self._make_receipt = receipt
 
     def __repr__(self) -> str:
         return f"Lease({self.metadata.name!r}{'' if self._cached else ', ended'})"
@@ -66,6 +69,11 @@ class Lease:
             LoadError: The folder declares vectors that cannot be made.
         """
         return self._load_modules()
+
+    @lazy
+    def scoring(self) -> Scoring | None:
+        """What the files declare about the scores of a cross-encoder, or None if they do not say that it is one."""
+        return self._read_scoring()
 
     @lazy
     def receipt(self) -> Receipt:

@@ -133,6 +133,7 @@ class Session:
             cached,
             partial(self._tokenizer, target),
             partial(self.tokenizers.get_modules, target.metadata, target.snapshot),
+            lambda: target.snapshot.scoring,
             partial(self._receipt, target, size_bytes=cached.size_bytes),
         )
         try:

@@ -159,8 +159,8 @@ def _facts(snapshot: Snapshot) -> dict[str, Any]:
     config, declaration = snapshot.config, snapshot.declaration
     declared = {} if declaration is None or declaration.refusal else snapshot.declared_facts
     head = _head(config)
-    is_reranker = head == "classify" and "sentence_transformers" in config
-    task = "embed" if declared else None if declaration else "rerank" if is_reranker else head or "embed"
+    is_reranker = head == "classify" and snapshot.scoring is not None
+    task = "embed" if declared else "rerank" if is_reranker else None if declaration else head or "embed"
     kind = config.get("model_type")
     facts: dict[str, Any] = {
         "task": task,

@@ -18,7 +18,7 @@ from medvllm.sources.json_files import read_json
 from medvllm.sources.layout import Layout
 from medvllm.sources.link_folder import make_link_folder
 from medvllm.sources.safetensors import Header, cached_header
-from medvllm.sources.sentence import Declaration, read_declaration
+from medvllm.sources.sentence import Declaration, Scoring, read_declaration, read_scoring
 
 __all__ = ["Snapshot", "check_complete"]
 
@@ -192,6 +192,11 @@ class Snapshot:
     def declaration(self) -> Declaration | None:
         """What the folder declares about its vectors, or None if sentence-transformers did not write it."""
         return read_declaration(self)
+
+    @lazy
+    def scoring(self) -> Scoring | None:
+        """What the folder declares about the scores of a cross-encoder, or None if it does not say that it is one."""
+        return read_scoring(self)
 
     @property
     def declared_facts(self) -> dict[str, Any]:

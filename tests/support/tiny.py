@@ -5,12 +5,12 @@ import os
 import pickle
 import shutil
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
@@ -209,6 +209,14 @@ def edit_config(folder: Path, **changes: Any) -> None:
     file = folder / "config.json"
     config = json.loads(file.read_text()) | changes
     file.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+
+def edit_weights(folder: Path, change: Callable[[str, torch.Tensor], torch.Tensor]) -> Path:
+    """Put what `change` makes of the name and value of each weight in its place."""
+    weights = load_file(folder / "model.safetensors")
+    made = {name: change(name, weight).contiguous() for name, weight in weights.items()}
+    save_file(made, folder / "model.safetensors", {"format": "pt"})
+    return folder
 
 
 def labelled(labels: Sequence[str]) -> dict[str, Any]:

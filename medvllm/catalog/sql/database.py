@@ -4,6 +4,7 @@ import logging
 import sqlite3
 import threading
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,6 +33,8 @@ class Database(Forked, ABC):
         self._lock = threading.Lock()  # guards everything below
         self._connected: tuple[Engine, Hashable] | None = None  # and what identified the database when it was opened
         self._watch: Any = None  # a connection that is only used to ask whether something has changed
+        self._using = threading.Lock()  # guards the next line; taken last
+        self._users: Counter[Engine] = Counter()  # how many threads use an engine, the present one or another
         register(self)
 
     @abstractmethod
@@ -41,7 +44,7 @@ class Database(Forked, ABC):
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """Give a connection that sees one moment of the catalogue."""
-        with self._translate_errors("read"), self._engine().connect() as connection:
+        with self._translate_errors("read"), self._engine() as engine, engine.connect() as connection:
             yield connection
 
     @contextmanager
@@ -49,13 +52,13 @@ class Database(Forked, ABC):
         """Give a connection for one transaction. Only one process writes at a time; others wait."""
         with self._translate_errors("written"):
             self._prepare()
-        with self._translate_errors("written"), self._transaction(self._engine()) as connection:
+        with self._translate_errors("written"), self._engine() as engine, self._transaction(engine) as connection:
             yield connection
 
     @contextmanager
     def writing_beside(self) -> Iterator[Connection]:
         """Give a connection to write what is not part of the catalogue. It does not wait for other writers."""
-        with self._translate_errors("written"), self._engine().begin() as connection:
+        with self._translate_errors("written"), self._engine() as engine, engine.begin() as connection:
             yield connection
 
     def migrate(self, target: str = schema.HEAD) -> tuple[str | None, Path | None]:
@@ -86,8 +89,8 @@ class Database(Forked, ABC):
             found = schema.version(connection, self.where)
         if found is None:
             return self.migrate()[0] is None
-        self._engine()  # raises an error if the schema is another
-        return False
+        with self._engine():  # raises an error if the schema is another
+            return False
 
     def read(self, look: Callable[[Connection], T]) -> T:
         """Return what `look` returns for a connection that sees one moment of the catalogue."""
@@ -118,30 +121,56 @@ class Database(Forked, ABC):
     def _back_up(self, before: str) -> Path | None:
         return None
 
-    def _engine(self) -> Engine:
-        """Return an engine for a database that has the schema of this program."""
-        with self._lock:
-            if self._connected is not None:
-                if self._connected[1] == self._identity():
-                    return self._connected[0]
-                self._close()  # the file was replaced, for example by a backup
-        with self._translate_errors("read"), self._connect() as engine, engine.connect() as connection:
-            found = schema.version(connection, self.where)
-        if found != schema.HEAD:
-            self._adopt(found)
-        with self._lock:
-            if self._connected is None:
-                self._connected = self._new_engine(), self._identity()
-            return self._connected[0]
+    @contextmanager
+    def _engine(self) -> Iterator[Engine]:
+        """Give an engine for a database that has the schema of this program."""
+        engine = self._take_present()
+        if engine is None:
+            with self._translate_errors("read"), self._connect() as other, other.connect() as connection:
+                found = schema.version(connection, self.where)
+            if found != schema.HEAD:
+                self._adopt(found)
+            with self._lock:
+                if self._connected is None:
+                    self._connected = self._new_engine(), self._identity()
+                engine = self._take(self._connected[0])
+        try:
+            yield engine
+        finally:
+            self._give_back(engine)
 
     @contextmanager
     def _connect(self) -> Iterator[Engine]:
         """Give an engine for a database that may have any schema."""
-        engine = self._new_engine()
+        with self._lock:
+            engine = self._take(self._new_engine())
         try:
             yield engine
         finally:
-            engine.dispose()
+            self._give_back(engine)
+
+    def _take_present(self) -> Engine | None:
+        with self._lock:
+            if self._connected is None:
+                return None
+            if self._connected[1] == self._identity():
+                return self._take(self._connected[0])
+            self._close()  # the file was replaced, for example by a backup
+            return None
+
+    def _take(self, engine: Engine) -> Engine:
+        with self._using:
+            self._users[engine] += 1
+        return engine
+
+    def _give_back(self, engine: Engine) -> None:
+        """End one thread's use of an engine. The last thread closes an engine that is no longer the present one."""
+        with self._using:
+            users = self._users[engine]  # 0 in a forked child: the engine is its parent's
+            if users == 1 and not (self._connected and self._connected[0] is engine):
+                engine.dispose()
+            self._users[engine] = users - 1
+            self._users = +self._users  # without those that nobody uses
 
     @contextmanager
     def _transaction(self, engine: Engine) -> Iterator[Connection]:
@@ -152,14 +181,17 @@ class Database(Forked, ABC):
     def after_fork(self, *, is_child: bool) -> None:
         """Continue. A child process gets connections of its own, and a lock that no thread of its parent holds."""
         if is_child:
-            _inherited.append((self._connected, self._watch))
+            _inherited.append((self._connected, self._watch, self._users))
             self._lock, self._connected, self._watch = threading.Lock(), None, None
+            self._using, self._users = threading.Lock(), Counter()
 
     def _close(self) -> None:
         self._close_watch()
         if self._connected is not None:
-            self._connected[0].dispose()
-            self._connected = None
+            (engine, _), self._connected = self._connected, None
+            with self._using:
+                if engine not in self._users:  # a connection that is returned after `dispose` would stay open
+                    engine.dispose()
 
     def _close_watch(self) -> None:
         if self._watch is not None:

@@ -48,10 +48,9 @@ class PostgresServer(Database):
         with self._lock:
             if time.monotonic() < self._ask_at:
                 return self._seen
-        engine = self._engine()
-        import psycopg  # the engine has it
+        with self._engine() as engine, self._lock:
+            import psycopg  # the engine has it
 
-        with self._lock:
             try:
                 self._seen, self._ask_at = self._ask_twice(engine), 0.0
             except (SQLAlchemyError, psycopg.Error) as error:

@@ -4,11 +4,10 @@ import os
 import sqlite3
 import time
 from collections.abc import Hashable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import cast
 
-from sqlalchemy import URL, Connection, Engine, QueuePool, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 
 from medvllm import settings
 from medvllm.catalog.sql import schema
@@ -16,6 +15,7 @@ from medvllm.catalog.sql.database import WAIT_S, Database, logger
 from medvllm.files import make_own, make_own_file
 
 _MODE = 0o664  # the umask takes bits away
+_READ_ONLY_WAIT_S = 0.5  # for a writer that has opened the file and not yet its log, or is just closing both
 
 
 class SqliteFile(Database):
@@ -40,7 +40,7 @@ class SqliteFile(Database):
                     self._close()  # also the engine: it may still have the old file open
                 if self._watch is None:
                     self._look()
-                    self._watch, self._watched, self._version = _open(self._file, self._opens_immutable), identity, None
+                    self._watch, self._watched, self._version = self._open(), identity, None
                 # It changes when another connection commits. This one never commits.
                 (version,) = self._watch.execute("PRAGMA data_version").fetchone()
                 if version != self._version:
@@ -56,7 +56,7 @@ class SqliteFile(Database):
         """
         self._lock.acquire()
         deadline = time.monotonic() + WAIT_S
-        while self._connected and cast(QueuePool, self._connected[0].pool).checkedout() and time.monotonic() < deadline:
+        while self._users and time.monotonic() < deadline:
             time.sleep(0.001)  # another thread still reads or writes
         self._close()
 
@@ -72,19 +72,22 @@ class SqliteFile(Database):
 
     def _new_engine(self) -> Engine:
         self._look()
-        immutable = self._opens_immutable
         url = URL.create("sqlite", database=str(self._file))
-        engine = create_engine(url, creator=lambda: _open(self._file, immutable), hide_parameters=True)
+        engine = create_engine(url, creator=self._open, hide_parameters=True)
         event.listen(engine, "begin", _begin)
         return engine
 
     def _prepare(self) -> None:
         # Only a change creates the file. If reading did, a file on a disk that was just unmounted would become empty.
-        if self._identity() is None:
-            make_own(self._file.parent)
-            if self._file.parent == settings.HOME():  # private whatever the umask; a file elsewhere may be shared
-                make_own_file(self._file)
-            os.close(os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _MODE))
+        # And only a new file is opened and closed here: closing one ends the locks of all connections of the process.
+        with self._lock:
+            if self._identity() is None:
+                make_own(self._file.parent)
+                if self._file.parent == settings.HOME():  # private whatever the umask; a file elsewhere may be shared
+                    make_own_file(self._file)
+                with suppress(FileExistsError):
+                    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                    os.close(os.open(os.path.realpath(self._file), flags, _MODE))
 
     def _adopt(self, found: str | None) -> None:
         before, backup = self.migrate()
@@ -94,6 +97,23 @@ class SqliteFile(Database):
     def _look(self) -> None:
         """Decide how to open the file. All connections to it are opened alike."""
         if self._connected is None and self._watch is None:
+            self._opens_immutable = _is_immutable(self._file)
+
+    def _open(self) -> sqlite3.Connection:
+        """Return a connection, opened as `_look` decided, or otherwise if the last writer has just removed its log.
+
+        Only a process that may not write needs this. Then `_identity` differs too, and other connections are replaced.
+        """
+        deadline = time.monotonic() + _READ_ONLY_WAIT_S
+        while True:
+            try:
+                return _open(self._file, self._opens_immutable)
+            except sqlite3.OperationalError as error:
+                primary = error.sqlite_errorcode & 0xFF  # without what kind of it
+                passing = primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
+                if not passing or not os.access(self._file, os.R_OK) or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.005)
             self._opens_immutable = _is_immutable(self._file)
 
     def _identity(self) -> Hashable:

@@ -27,6 +27,23 @@ def check_single_texts(lease: Lease, texts: Iterable[Text], task: str) -> list[s
     return check_texts(texts)
 
 
+def check_texts_or_pairs(lease: Lease, texts: Iterable[Text], task: str) -> Sequence[Text]:
+    """Return the texts or pairs as a list, for a task that takes what the model was trained on.
+
+    If the entry does not state its `inputs`, the caller's first item decides: all are pairs, or none.
+
+    Raises:
+        RequestError: The items are not what the model takes, or cannot be used.
+    """
+    inputs = lease.metadata.behaviour.inputs
+    if len(inputs) == 2:
+        return check_pairs(texts, inputs)
+    given = to_list(texts)
+    if not inputs and given and _is_pair(given[0]):
+        return check_pairs(given, ("first", "second"))
+    return check_single_texts(lease, given, task)
+
+
 def check_texts(texts: Iterable[Any]) -> list[str]:
     """Return the texts as a list. RequestError names the position of a bad text, never the text."""
     given = to_list(texts)
@@ -55,6 +72,23 @@ def check_pairs(pairs: Iterable[Any], names: Sequence[str]) -> list[tuple[str, s
         for text in pair:
             _check_text(text, position)
     return [(first, second) for first, second in given]
+
+
+def check_query(query: object) -> None:
+    """Raise RequestError unless a query is one text that can be used."""
+    if not isinstance(query, str):
+        what = "is missing" if query is None else f"must be one text, not {type(query).__name__}"
+        raise RequestError(f"The query {what}.\nPass it as: query='what to look for'", option="query")
+    try:
+        _check_text(query, 1)
+    except InputTooLongError as error:
+        raise InputTooLongError(
+            f"The query has {len(query):,} characters; the maximum is {MAX_CHARACTERS:,}.", limit=MAX_CHARACTERS
+        ) from error
+    except RequestError as error:
+        raise RequestError(
+            "The query is not valid Unicode: it was decoded with the wrong encoding.", option="query"
+        ) from error
 
 
 def to_list(texts: Iterable[Any]) -> list[Any]:

@@ -13,6 +13,9 @@ from medvllm.model_registry import ModelRegistry, registry
 from medvllm.words import usual_task
 
 if TYPE_CHECKING:
+    from medvllm.engine.model_runner.classification.classify import ClassificationResults, Combination
+    from medvllm.engine.model_runner.classification.head import Activation
+    from medvllm.engine.model_runner.classification.rerank import RerankResults
     from medvllm.engine.model_runner.embedding.embed import Embeddings
     from medvllm.engine.model_runner.fill_mask import FillMaskResults
     from medvllm.engine.model_runner.tagging.entities import EntityResults
@@ -141,11 +144,90 @@ class ModelRunner:
         """
         return cast("FillMaskResults", self.run("fill-mask", texts, with_receipt=with_receipt, top_k=top_k))
 
+    def classify(
+        self,
+        texts: Iterable[Text],
+        *,
+        top_k: int | None = None,
+        activation: "Activation | None" = None,
+        windows: "Combination | None" = None,
+        allow_special_tokens: bool = False,
+        with_receipt: bool = False,
+    ) -> "ClassificationResults":
+        """Return the labels of each text with their scores, the likeliest first.
+
+        A text that is longer than the model is refused by default, because no combination of its windows is what one
+        pass over it would say. Pass `windows`, or register the model with `long_input`.
+
+        Args:
+            texts: The texts, or pairs of texts if the model takes pairs, such as a premise and a hypothesis.
+            top_k: How many labels to return for each text; None for all.
+            activation: "softmax" for labels that exclude each other, "sigmoid" for others, "none" for the logits. By
+                default, the entry's `activation`, the config's `problem_type` or the number of labels decides.
+            windows: How the scores of a long text are made of those of its windows: "mean", weighted by the windows'
+                lengths in tokens, or "max".
+            allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens. By default, they are text.
+            with_receipt: Whether the result has a receipt of what answered.
+
+        Returns:
+            For each text, a sequence of labels with `label`, `score` and `coverage`.
+
+        Raises:
+            InputTooLongError: A text is longer than the model, and nothing says how to read it.
+            RequestError: The model is no classifier of texts, or a text or an option cannot be used.
+            WeightsMismatchError: The model's labels have no names.
+            LoadError: The model cannot run, or returns NaN or infinity.
+
+        Example:
+            >>> result = ModelRunner("pritamdeka/PubMedBERT-MNLI-MedNLI").classify([["No fever.", "He is afebrile."]])
+            >>> print(result[0].label, result[0].score)
+        """
+        options = {"top_k": top_k, "activation": activation, "windows": windows}
+        options["allow_special_tokens"] = allow_special_tokens
+        return cast("ClassificationResults", self.run("classify", texts, with_receipt=with_receipt, **options))
+
+    def rerank(
+        self,
+        query: str,
+        documents: Iterable[str],
+        *,
+        top_k: int | None = None,
+        allow_special_tokens: bool = False,
+        with_receipt: bool = False,
+    ) -> "RerankResults":
+        """Return documents in the order in which a cross-encoder ranks them for a query, the best first.
+
+        A score is the logit of the pair, or its sigmoid, as the entry's `activation` or the folder says. By default, it
+        is the sigmoid, as in sentence-transformers. A document that is longer than the model is read in windows, each
+        with the whole query, and has the score of its best window.
+
+        Args:
+            query: What is asked.
+            documents: The texts to order.
+            top_k: How many documents to return; None for all.
+            allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens. By default, they are text.
+            with_receipt: Whether the result has a receipt of what answered.
+
+        Returns:
+            A list of documents with `index` (the position in `documents`, from 0), `score` and `coverage`.
+
+        Raises:
+            InputTooLongError: The query leaves no room for a document, or the entry forbids splitting a document.
+            RequestError: The model gives no score for a pair of texts, or a text or an option cannot be used.
+            LoadError: The model cannot run, returns NaN or infinity, or declares another kind of score.
+
+        Example:
+            >>> ranked = ModelRunner("ncbi/MedCPT-Cross-Encoder").rerank("aspirin dose", ["75 mg daily", "chest pain"])
+            >>> print([(document.index, document.score) for document in ranked])
+        """
+        options = {"query": query, "top_k": top_k, "allow_special_tokens": allow_special_tokens}
+        return cast("RerankResults", self.run("rerank", documents, with_receipt=with_receipt, **options))
+
     def run(self, task: str | None, texts: Iterable[Any], *, with_receipt: bool = False, **arguments: Any) -> Any:
         """Run a task by its name.
 
         Args:
-            task: "embed", "fill-mask", "ner" or "deid"; None for the model's own task.
+            task: "embed", "fill-mask", "ner", "deid", "classify" or "rerank"; None for the model's own task.
             texts: The texts, or pairs of texts.
             with_receipt: Whether the result has a receipt of what answered. It takes longer than a small model.
             arguments: The options of the task, for example `top_k`.

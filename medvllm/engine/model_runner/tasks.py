@@ -4,6 +4,8 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from medvllm.engine.model_runner.classification.classify import check_classify_options, classify
+from medvllm.engine.model_runner.classification.rerank import check_rerank_options, rerank
 from medvllm.engine.model_runner.embedding.embed import embed
 from medvllm.engine.model_runner.fill_mask import fill_mask
 from medvllm.engine.model_runner.foreign_errors import translate_other_errors
@@ -20,11 +22,18 @@ TASKS: dict[str, Callable[..., Result]] = {
     "fill-mask": fill_mask,
     "ner": find_entities,
     "deid": find_entities,
+    "classify": classify,
+    "rerank": rerank,
+}
+# Each function takes the options of a task and raises RequestError for those that no model could use.
+_OPTION_CHECKS: dict[str, Callable[..., None]] = {
+    "classify": check_classify_options,
+    "rerank": check_rerank_options,
 }
 
 
 def check_task(task: str, arguments: Mapping[str, Any]) -> None:
-    """Raise RequestError if ModelRunner cannot run the task, or the task does not take one of the arguments."""
+    """Raise RequestError if ModelRunner cannot run the task, or the task cannot use one of the arguments."""
     if task not in TASKS:
         near = near_names(task, TASKS)
         raise RequestError(
@@ -42,6 +51,8 @@ def check_task(task: str, arguments: Mapping[str, Any]) -> None:
             task=task,
             argument=unknown,
         )
+    if task in _OPTION_CHECKS:
+        _OPTION_CHECKS[task](**arguments)
 
 
 def run_task(lease: Lease, task: str | None, texts: Sequence[Any], arguments: Mapping[str, Any]) -> Result:
@@ -65,6 +76,8 @@ def default_task(lease: Lease, texts: Iterable[Any]) -> str:
     """
     if stated := lease.metadata.tasks:
         return stated[0]
+    if lease.scoring is not None:
+        return "rerank"
     kind = type(lease.model).__name__
     if kind.endswith("ForMaskedLM"):
         masks = ("[MASK]", str(lease.tokenizer.mask_token or "[MASK]"))

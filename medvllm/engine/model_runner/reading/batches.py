@@ -7,7 +7,8 @@ from weakref import WeakKeyDictionary
 
 from medvllm.engine.model_runner.foreign_errors import translate_model_errors
 from medvllm.engine.model_runner.reading.windows import Window
-from medvllm.errors import LoadError, RequestError
+from medvllm.errors import LoadError, MedVLLMError, RequestError
+from medvllm.heads import task_of_class
 from medvllm.model_registry import Lease
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def batch_windows(lease: Lease, module: Any, windows: Sequence[Window]) -> list[
     batches = _pack(filled, budget)
     if all(len(batch) == 1 for batch in batches):
         return batches
-    if rows_compete(module):
+    if rows_compete(module) or _takes_one_row(module):
         return [[window] for window in filled]
     needs_padding = any(len(batch[0].input_ids) != len(batch[-1].input_ids) for batch in batches)
     if needs_padding and not _is_padding_safe(lease, module):
@@ -66,7 +67,7 @@ def batch_windows(lease: Lease, module: Any, windows: Sequence[Window]) -> list[
 
 
 def run_batch(lease: Lease, module: Any, batch: Sequence[Window], field: str) -> "torch.Tensor":
-    """Return one output field of `module` for a batch, in float32.
+    """Return one output field of `module` for each token of a batch, in float32.
 
     Args:
         lease: The model in use.
@@ -81,30 +82,37 @@ def run_batch(lease: Lease, module: Any, batch: Sequence[Window], field: str) ->
         LoadError: The model cannot run, or has no such output.
         RequestError: A text contains a token without an embedding.
     """
-    import torch
+    found, mask = _run(lease, module, batch, field)
+    if found.shape[:2] != mask.shape:
+        raise LoadError(
+            f"Model {lease.metadata.name!r} returns {found.shape[1]:,} vectors for {mask.shape[1]:,} tokens.",
+            model=lease.metadata.name,
+        )
+    return found.float().masked_fill(mask.unsqueeze(-1) == 0, 0)
 
-    _check_ids(lease, module, batch)
-    ids = pad_rows([window.input_ids for window in batch], _padding_id(lease, module))
-    mask = pad_rows([[1] * len(window.input_ids) for window in batch])
-    inputs = {"input_ids": ids, "attention_mask": mask}
-    if any(any(window.types) for window in batch) and "token_type_ids" in signature(module.forward).parameters:
-        inputs["token_type_ids"] = pad_rows([window.types for window in batch])
-    inputs = {name: tensor.to(lease.model.device) for name, tensor in inputs.items()}
-    with translate_model_errors(lease.metadata.name), torch.inference_mode():
-        output = module(**inputs)
-        # A config may ask for tuples. Without labels, the wanted output is the first item.
-        found = output[0] if isinstance(output, tuple) else getattr(output, field, None)
-    if not isinstance(found, torch.Tensor):
+
+def run_head(lease: Lease, module: Any, batch: Sequence[Window]) -> "torch.Tensor":
+    """Return the logits of a head that judges each window as a whole, in float32.
+
+    Args:
+        lease: The model in use.
+        module: The model, with its head.
+        batch: The windows.
+
+    Returns:
+        A tensor of shape [windows, classes].
+
+    Raises:
+        LoadError: The model cannot run, or has no logits for a whole window.
+        RequestError: A text contains a token without an embedding.
+    """
+    found, _ = _run(lease, module, batch, "logits")
+    if found.ndim != 2 or len(found) != len(batch):
         raise LoadError(
-            f"Model {lease.metadata.name!r} is a {type(module).__name__}, which has no output {field!r} for a text.",
+            f"Model {lease.metadata.name!r} is a {type(module).__name__}, which has no logits for a whole text.",
             model=lease.metadata.name,
         )
-    if found.shape[:2] != ids.shape:
-        raise LoadError(
-            f"Model {lease.metadata.name!r} returns {found.shape[1]:,} vectors for {ids.shape[1]:,} tokens.",
-            model=lease.metadata.name,
-        )
-    return found.float().masked_fill(inputs["attention_mask"].unsqueeze(-1) == 0, 0)
+    return found.float()
 
 
 def nonfinite_positions(values: "torch.Tensor", positions: Sequence[int]) -> set[int]:
@@ -131,6 +139,52 @@ def pad_rows(rows: Sequence[Sequence[int]], padding: int = 0) -> "torch.Tensor":
     import torch
 
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=padding)
+
+
+def _run(lease: Lease, module: Any, batch: Sequence[Window], field: str) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Return an output field of `module` for a batch, and its attention mask."""
+    import torch
+
+    _check_ids(lease, module, batch)
+    ids = pad_rows([window.input_ids for window in batch], _padding_id(lease, module))
+    mask = pad_rows([[1] * len(window.input_ids) for window in batch])
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if _takes_types(module, batch):
+        inputs["token_type_ids"] = pad_rows([window.types for window in batch])
+    inputs = {name: tensor.to(lease.model.device) for name, tensor in inputs.items()}
+    with translate_model_errors(lease.metadata.name), torch.inference_mode():
+        output = module(**inputs)
+        # A config may ask for tuples. Without labels, the wanted output is the first item.
+        found = output[0] if isinstance(output, tuple) else getattr(output, field, None)
+    if not isinstance(found, torch.Tensor):
+        raise LoadError(
+            f"Model {lease.metadata.name!r} is a {type(module).__name__}, which has no output {field!r} for a text.",
+            model=lease.metadata.name,
+        )
+    return found, inputs["attention_mask"]
+
+
+def _takes_types(module: Any, batch: Sequence[Window]) -> bool:
+    """Return whether the numbers of the texts in a pair are passed to a model.
+
+    A tokenizer may give them to a model with an embedding for the first text only, such as RoBERTa.
+    """
+    highest = max((max(window.types, default=0) for window in batch), default=0)
+    known = getattr(getattr(module, "config", None), "type_vocab_size", None)
+    has_room = known is None or highest < known
+    return highest > 0 and has_room and "token_type_ids" in signature(module.forward).parameters
+
+
+def _takes_one_row(module: Any) -> bool:
+    """Return whether a head looks for the last token of a row, and does not know which token is padding."""
+    if not judges_whole_texts(module):
+        return False
+    return getattr(module.config.get_text_config(), "pad_token_id", None) is None
+
+
+def judges_whole_texts(module: Any) -> bool:
+    """Return whether a model has one row of logits for a whole text."""
+    return task_of_class(type(module).__name__) == "classify"
 
 
 def _pack(windows: Sequence[Window], budget: int, *, equal: bool = False) -> list[list[Window]]:
@@ -160,12 +214,21 @@ def _try_padding(lease: Lease, module: Any) -> bool:
     row, longest = Window(0, ids[: len(ids) * 5 // 8], []), Window(0, ids, [])
     if not row.input_ids:
         return False
-    field = "last_hidden_state" if module is not lease.model or module.base_model is module else "logits"
-    alone = run_batch(lease, module, [row], field)[0]
-    padded = run_batch(lease, module, [longest, row], field)[1, : len(alone)]
+    try:
+        alone, padded = _run_probe(lease, module, [row])[0], _run_probe(lease, module, [longest, row])[1]
+    except MedVLLMError:  # it takes no padding at all
+        return False
+    padded = padded[: len(alone)]
     # Compare each token: in some models, padding changes only the last one.
     error = float(((padded - alone).norm(dim=-1) / alone.norm(dim=-1)).max())
     return error <= _ROUNDING.get(str(lease.model.dtype).removeprefix("torch."), _COARSE_ROUNDING)
+
+
+def _run_probe(lease: Lease, module: Any, batch: Sequence[Window]) -> "torch.Tensor":
+    if judges_whole_texts(module):
+        return run_head(lease, module, batch)
+    field = "last_hidden_state" if module is not lease.model or module.base_model is module else "logits"
+    return run_batch(lease, module, batch, field)
 
 
 def _check_ids(lease: Lease, module: Any, batch: Sequence[Window]) -> None:

@@ -72,8 +72,8 @@ def split_into_windows(
             pieces, step = _tokenize(tokenizer, text, position, offsets, allow_special_tokens)
         if len(pieces) > 1 and policy == "error":
             raise InputTooLongError(
-                f"Text {position + 1} is longer than the {limit:,} tokens that the model takes, and its entry has "
-                "long_input='error'.\nShorten the text, or register the model with: long_input='window'",
+                f"Text {position + 1} is longer than the {limit:,} tokens that the model takes, and must not be split "
+                "(long_input='error').\nShorten the text, or register the model with: long_input='window'",
                 limit=limit,
                 position=position,
             )
@@ -129,8 +129,8 @@ def _tokenize(
     limit = tokenizer.model_max_length
     step = min(STRIDE, _room_for_text(tokenizer, first, second, position, allow_special_tokens) // 4)
     encoding = tokenizer(
-        first,
-        second,
+        [first],  # as a list: otherwise, transformers leaves out an empty second text
+        None if second is None else [second],
         truncation=True if second is None else "only_second",
         max_length=limit,
         stride=step,
@@ -154,17 +154,17 @@ def _tokenize_whole(
 ) -> _Piece:
     """Return a text as one window, for a tokenizer written in Python, which cannot split."""
     encoding = tokenizer(
-        first,
-        second,
+        [first],
+        None if second is None else [second],
         return_special_tokens_mask=True,
         split_special_tokens=not allow_special_tokens,
         verbose=False,
     )
-    ids, special = encoding["input_ids"], encoding["special_tokens_mask"]
+    ids, special = encoding["input_ids"][0], encoding["special_tokens_mask"][0]
     check_token_count(len(ids), tokenizer.model_max_length, position)
     content = [k for k, is_special in enumerate(special) if not is_special]
     end = len(first if second is None else second)
-    return _Piece(ids, special, content, end, encoding.get("token_type_ids", ()))
+    return _Piece(ids, special, content, end, encoding["token_type_ids"][0] if "token_type_ids" in encoding else ())
 
 
 def _room_for_text(

@@ -1,0 +1,102 @@
+"""The head of a text classifier: its labels, its logits, and how these become scores."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, get_args
+
+from medvllm import progress
+from medvllm.engine.model_runner.reading.batches import (
+    batch_windows,
+    check_finite,
+    judges_whole_texts,
+    nonfinite_positions,
+    run_head,
+)
+from medvllm.engine.model_runner.reading.windows import Window
+from medvllm.errors import RequestError
+from medvllm.model_registry import Lease
+from medvllm.sources.folder_facts import nameless_labels_error
+
+if TYPE_CHECKING:
+    import torch
+
+Activation = Literal["softmax", "sigmoid", "none"]
+ACTIVATIONS: tuple[str, ...] = get_args(Activation)
+
+
+def check_classifier(lease: Lease, task: str) -> None:
+    """Raise RequestError if the model does not judge whole texts."""
+    if not judges_whole_texts(lease.model):
+        raise RequestError(
+            f"Model {lease.metadata.name!r} is loaded as {type(lease.model).__name__}, which does not judge whole "
+            f"texts, as task {task!r} needs.\nList the models that do with: medvllm list --task {task}",
+            model=lease.metadata.name,
+        )
+
+
+def get_labels(lease: Lease) -> list[str]:
+    """Return the label of each class, in the order of the logits.
+
+    Raises:
+        WeightsMismatchError: There are several, and they are called LABEL_0, LABEL_1 and so on.
+    """
+    from medvllm.loading.checks.labels import label_map
+
+    config = lease.model.config
+    labels = label_map(config)
+    if labels is None:
+        if config.num_labels > 1:
+            raise nameless_labels_error(lease.metadata.name, config.num_labels - 1)
+        labels = config.id2label
+    return [labels[number] for number in range(len(labels))]
+
+
+def compute_logits(lease: Lease, windows: Sequence[Window]) -> "torch.Tensor":
+    """Return the logits of windows, of shape [windows, classes], on the CPU.
+
+    Raises:
+        RequestError: A text has no tokens.
+        LoadError: The model cannot run, or returns NaN or infinity.
+    """
+    import torch
+
+    if (empty := next((window.text for window in windows if not window.input_ids), None)) is not None:
+        raise RequestError(f"Text {empty + 1} has no tokens, so it has no label.\nLeave it out.", position=empty)
+    places = {id(window): place for place, window in enumerate(windows)}
+    logits = torch.zeros(len(windows), lease.model.config.num_labels, dtype=torch.float32)
+    nonfinite: set[int] = set()
+    for batch in progress.track_items("Running", batch_windows(lease, lease.model, windows)):
+        rows = run_head(lease, lease.model, batch).cpu()
+        nonfinite |= nonfinite_positions(rows, [window.text for window in batch])
+        logits[[places[id(window)] for window in batch]] = rows
+    check_finite(lease, nonfinite)
+    return logits
+
+
+def choose_activation(lease: Lease, given: Activation | None) -> Activation:
+    """Return how logits become scores: the caller's choice, the entry's, or what the model's kind of problem asks for.
+
+    As transformers' pipeline does, a model with one label has a sigmoid, and one with several labels a softmax, unless
+    the config says that it is a regression ("none") or that its labels do not exclude each other ("sigmoid").
+
+    Raises:
+        RequestError: A softmax over a single label, which is always 1.
+    """
+    config = lease.model.config
+    by_problem: dict[str | None, Activation] = {"regression": "none", "multi_label_classification": "sigmoid"}
+    usual: Activation = by_problem.get(config.problem_type, "softmax" if config.num_labels > 1 else "sigmoid")
+    chosen: Activation = given or lease.metadata.behaviour.activation or usual
+    if chosen == "softmax" and config.num_labels == 1:
+        raise RequestError(
+            f"Model {lease.metadata.name!r} has one label, and a softmax over one label is always 1.\n"
+            "Use: activation='sigmoid'",
+            model=lease.metadata.name,
+            option="activation",
+        )
+    return chosen
+
+
+def apply_activation(logits: "torch.Tensor", activation: Activation) -> "torch.Tensor":
+    """Return the scores for logits of shape [texts, classes]."""
+    if activation == "softmax":
+        return logits.softmax(-1)
+    return logits.sigmoid() if activation == "sigmoid" else logits

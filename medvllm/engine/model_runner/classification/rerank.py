@@ -1,0 +1,141 @@
+"""The task rerank: documents in the order in which they answer a query."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from medvllm.engine.model_runner.classification.classify import combine_windows
+from medvllm.engine.model_runner.classification.head import (
+    Activation,
+    apply_activation,
+    check_classifier,
+    compute_logits,
+)
+from medvllm.engine.model_runner.coverage import Coverage
+from medvllm.engine.model_runner.inputs import check_query, check_texts
+from medvllm.engine.model_runner.option_checks import check_count, check_flag
+from medvllm.engine.model_runner.reading.windows import split_into_windows
+from medvllm.engine.model_runner.results import Cell, Result
+from medvllm.errors import LoadError, RequestError
+from medvllm.model_registry import Lease
+
+
+@dataclass(frozen=True)
+class RankedDocument:
+    """A document with its score.
+
+    Attributes:
+        index: Its position among the caller's documents, from 0.
+        score: How well it answers the query, in the model's own units: the higher, the better.
+        coverage: What the model read of it.
+    """
+
+    index: int
+    score: float
+    coverage: Coverage
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record of the document, for JSON."""
+        return self.coverage.to_dict() | {"index": self.index, "score": self.score}
+
+
+class RerankResults(Result, list[RankedDocument]):
+    """The documents, the best first."""
+
+    columns: ClassVar[tuple[str, ...]] = ("text", "score")
+
+    def rows(self) -> Iterator[tuple[Cell, ...]]:
+        """Yield a row for each document, the best first."""
+        for document in self:
+            yield document.index + 1, document.score
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """Return one record for each document, for JSON."""
+        return [document.to_dict() for document in self]
+
+
+def check_rerank_options(
+    *, query: str | None = None, top_k: int | None = None, allow_special_tokens: bool = False
+) -> None:
+    """Raise RequestError for an option of `rerank` that cannot be used with any model."""
+    check_query(query)
+    if top_k is not None:
+        check_count("top_k", top_k)
+    check_flag("allow_special_tokens", allow_special_tokens)
+
+
+def rerank(
+    lease: Lease,
+    documents: Iterable[str],
+    *,
+    query: str,
+    top_k: int | None = None,
+    allow_special_tokens: bool = False,
+) -> RerankResults:
+    """Return the documents in the order of their scores for the query, the best first.
+
+    A document that is longer than the model is read in windows, each with the whole query, and has the score of its
+    best window. Documents of equal scores keep their order.
+
+    Args:
+        lease: The model in use.
+        documents: The documents.
+        query: The query.
+        top_k: How many documents to return; None for all.
+        allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens.
+
+    Raises:
+        InputTooLongError: The query leaves no room for a document, or the entry forbids splitting a document.
+        RequestError: The model gives no score for a pair of texts, or a document cannot be used.
+    """
+    check_classifier(lease, "rerank")
+    given = check_texts(documents)
+    activation = _find_activation(lease)
+    prompt = lease.scoring.prompt if lease.scoring else ""
+    windows, coverage = split_into_windows(
+        lease.tokenizer,
+        [(prompt + query, document) for document in given],
+        lease.metadata.behaviour.long_input,
+        allow_special_tokens=allow_special_tokens,
+    )
+    scores = combine_windows(compute_logits(lease, windows), windows, len(given), "max")
+    ranked = [
+        RankedDocument(index, score, covered)
+        for index, (score, covered) in enumerate(
+            zip(apply_activation(scores, activation)[:, 0].tolist(), coverage, strict=True)
+        )
+    ]
+    return RerankResults(sorted(ranked, key=lambda document: -document.score)[:top_k])
+
+
+def _find_activation(lease: Lease) -> Activation:
+    """Return how the logit of a pair becomes its score: as the entry or the folder says, or else by a sigmoid.
+
+    Raises:
+        RequestError: The model does not give one score for a pair.
+        LoadError: The folder declares something that is not supported.
+    """
+    name, behaviour, declared = lease.metadata.name, lease.metadata.behaviour, lease.scoring
+    classes = lease.model.config.num_labels
+    if classes != 1 or len(behaviour.inputs) == 1:
+        what = f"has {classes} labels" if classes != 1 else f"takes single texts ({behaviour.inputs[0]})"
+        raise RequestError(
+            f"Model {name!r} {what}, so it gives no score for a query and a document.\n"
+            "List the models that do with: medvllm list --task rerank",
+            model=name,
+        )
+    if behaviour.activation == "softmax":
+        raise RequestError(
+            f"Model {name!r} has one label, and a softmax over one label is always 1.\n"
+            "Register it with: activation='sigmoid', or activation='none' for its logits",
+            model=name,
+        )
+    if declared is not None and declared.refusal is not None:
+        raise LoadError(f"Model {name!r} cannot score documents: its folder {declared.refusal}.", model=name)
+    if behaviour.activation is None and declared is not None and declared.unknown_activation is not None:
+        raise LoadError(
+            f"Model {name!r} cannot score documents as its authors do: its folder {declared.unknown_activation}.\n"
+            "If you want its logits, register it with: activation='none'",
+            model=name,
+        )
+    return behaviour.activation or (declared.activation if declared else None) or "sigmoid"
