@@ -23,8 +23,9 @@ def check_options(task: str, given: Mapping[str, Any]) -> None:
 
     if task not in TASKS:
         check_task(task, {})  # raises the error for a task that does not exist
-    own = {"lease", "texts", *SET_FOR_EACH_TEXT, EXTRA_COLUMNS.get(task)}
-    known = {name: each for name, each in inspect.signature(TASKS[task]).parameters.items() if name not in own}
+    own = {*SET_FOR_EACH_TEXT, EXTRA_COLUMNS.get(task)}
+    _, _, *parameters = inspect.signature(TASKS[task]).parameters.values()  # without the lease and the texts
+    known = {each.name: each for each in parameters if each.name not in own}
     if unknown := next((name for name in given if name not in known), None):
         options = ", ".join(map(option_of, known)) or "none"
         raise typer.BadParameter(f"task {task!r} takes no {option_of(unknown)}. Its options: {options}")

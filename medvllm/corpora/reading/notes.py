@@ -36,7 +36,7 @@ def find_notes(folder: Path) -> list[str]:
             f"There is no {_ENDING} file in folder {str(folder)!r}.\nName the notes with the ending .txt."
         )
     if others:
-        _LOG.warning("%d files in %r are left out: their names do not end with .txt.", others, str(folder))
+        _LOG.warning("Files of %r that do not end with %s are left out: %d.", str(folder), _ENDING, others)
     return sorted(found)
 
 

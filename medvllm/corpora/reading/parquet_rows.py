@@ -36,6 +36,7 @@ def read_parquet(stream: BinaryIO, where: str, columns: Columns) -> Iterator[Row
 
 def _open(stream: BinaryIO, where: str) -> Any:
     parquet = import_parquet()
+    stream.seek(0)
     if stream.read(len(_SIGN)) != _SIGN:
         raise RequestError(f"{where[:1].upper()}{where[1:]} is no Parquet file.\nName it by what it is, such as .csv.")
     stream.seek(0)

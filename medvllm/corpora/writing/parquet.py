@@ -33,6 +33,10 @@ class ParquetWriter(Writer):
             self._begin([_pyarrow().null()] * len(self._columns))
         self._file.close()
 
+    def abandon(self) -> None:
+        if self._file is not None:
+            self._file.is_open = False  # or it would write to the stream when it is collected
+
     def _begin(self, types: list[Any]) -> None:
         schema = _pyarrow().schema(list(zip(self._columns, types, strict=True)))
         self._file = import_parquet().ParquetWriter(self.stream, schema)

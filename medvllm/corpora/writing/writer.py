@@ -33,3 +33,6 @@ class Writer:
 
     def finish(self, receipt: dict[str, Any] | None) -> None:
         """Write what comes after the last answers."""
+
+    def abandon(self) -> None:
+        """Leave the stream as it is: nobody will read it."""

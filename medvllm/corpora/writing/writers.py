@@ -115,7 +115,12 @@ def open_writer(target: Path) -> Iterator[Writer]:
     """
     kind = choose_writer(target)
     with destination.open_output(target) as stream:
-        yield kind(stream)
+        writer = kind(stream)
+        try:
+            yield writer
+        except BaseException:
+            writer.abandon()
+            raise
 
 
 def to_json(value: Any) -> str:

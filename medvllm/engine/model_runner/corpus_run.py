@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from medvllm.corpora.rows import Row, split_into_chunks
 from medvllm.engine.model_runner.results import Result
-from medvllm.engine.model_runner.tasks import run_task
+from medvllm.engine.model_runner.tasks import check_task, run_task
 from medvllm.errors import LoadError, RequestError
 from medvllm.model_registry import Lease, ModelRegistry, registry
 from medvllm.receipt import Receipt
@@ -122,6 +122,8 @@ class CorpusRun:
         has_ids = any(row.id is not None for row in first)
         offset = 0
         ranking = _Ranking(self._arguments.get("top_k"), has_ids=has_ids)
+        if self.task is not None:
+            check_task(self.task, self._arguments_for(first, has_ids=has_ids))
         with self._registry.lease(self._name, **self._options) as lease:
             for chunk in chain([first], chunks):
                 answers = self._answer(lease, chunk, offset, has_ids=has_ids)
@@ -137,15 +139,20 @@ class CorpusRun:
     def _answer(self, lease: Lease, chunk: list[Row], offset: int, *, has_ids: bool) -> CorpusAnswers:
         if not has_ids and (late := next((row for row in chunk if row.id is not None), None)):
             raise RequestError(f"There is an id in {late.place}, but none before.\nGive each row an id, or none.")
+        with _naming_places(chunk, offset):
+            texts = [row.text for row in chunk]
+            result = run_task(lease, self.task, texts, self._arguments_for(chunk, has_ids=has_ids))
+        self.task = result.task  # the first chunk decides for all
+        return CorpusAnswers(result, chunk, offset, has_ids=has_ids)
+
+    def _arguments_for(self, chunk: Sequence[Row], *, has_ids: bool) -> dict[str, Any]:
+        """Return the arguments of the task, with those that have a value for each text."""
         arguments = self._arguments
         if (column := EXTRA_COLUMNS.get(self.task or "")) is not None:
             arguments = arguments | {column: [row.extra[column] for row in chunk]}
         if self.task == "redact" and has_ids:
             arguments = arguments | {"documents": [str(row.place if row.id is None else row.id) for row in chunk]}
-        with _naming_places(chunk, offset):
-            result = run_task(lease, self.task, [row.text for row in chunk], arguments)
-        self.task = result.task  # the first chunk decides for all
-        return CorpusAnswers(result, chunk, offset, has_ids=has_ids)
+        return arguments
 
 
 class _Ranking:
