@@ -81,7 +81,7 @@ class Behaviour(NamedTuple):
     id2label: Annotated[tuple[str, ...] | None, "The label of each class id, in order."] = None
     outside_label: Annotated[str | None, "The label of a token classifier that marks no entity. By default O."] = None
     aggregation: Annotated[
-        Literal["first", "max", "average", "simple"] | None,
+        Literal["first", "any", "max", "average", "simple"] | None,
         "How the labels of a word's pieces become the label of the word.",
     ] = None
     word_pattern: Annotated[

@@ -76,7 +76,7 @@ class Facts(TypedDict, total=False):
     """The label of each class id, in order."""
     outside_label: str | None
     """The label of a token classifier that marks no entity. By default O."""
-    aggregation: Literal["first", "max", "average", "simple"] | None
+    aggregation: Literal["first", "any", "max", "average", "simple"] | None
     """How the labels of a word's pieces become the label of the word."""
     word_pattern: str | None
     """A regular expression for the words of a text, if the model was trained on words split beforehand."""

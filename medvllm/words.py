@@ -31,7 +31,11 @@ _TASKS_ELSEWHERE = {
     "generation": "generate",
 }
 _SCHEMES = ("BIO", "BILOU", "IO")
-_SCHEMES_ELSEWHERE = {"BIOES": "BILOU", "IOBES": "BILOU", "BIOLU": "BILOU", "BILUO": "BILOU", "IOB2": "BIO"}
+# IOB1 begins an entity with I, and with B only behind another of its type: as BIO is read, in which a B may be missing.
+_SCHEMES_ELSEWHERE = {
+    **dict.fromkeys(("BIOES", "IOBES", "BIOLU", "BIOUL", "BILUO", "BMES", "BMESO", "BMEWO", "BMEOW"), "BILOU"),
+    **dict.fromkeys(("IOB", "IOB1", "IOB2"), "BIO"),
+}
 
 
 def usual_task(word: str) -> str:

@@ -23,7 +23,6 @@ from tests.support.clock import HurriedClock, hurry
 from tests.support.loopback import LoopbackHub
 from tests.support.postgres import Postgres, programs
 from tests.support.skips import pytest_addoption, pytest_sessionfinish  # noqa: F401, they are hooks
-from tests.support.trained import trained_models
 
 gc.disable()  # until the tests are collected: what they import stays
 
@@ -119,6 +118,8 @@ def _closed(home: Path, request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def trained(_session_home: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the models that tests/support/trained.py trains, once for all workers."""
+    from tests.support.trained import trained_models  # imports huggingface_hub, for which HF_ENDPOINT must be set
+
     base = tmp_path_factory.getbasetemp()
     return trained_models(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)
 

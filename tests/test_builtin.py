@@ -16,6 +16,7 @@ from medvllm.catalog import builtin
 from medvllm.catalog.builtin import parse_builtin
 from medvllm.engine.model_runner import ModelMetadata, ModelRegistry, ModelRunner
 from medvllm.errors import WeightsMismatchError
+from medvllm.word_patterns import check_word_pattern, find_words
 from tests.support import standins
 from tests.support.conversions import convert
 from tests.support.loopback import LoopbackHub
@@ -76,6 +77,29 @@ def test_an_entry_makes_its_repository_load_as_its_authors_meant(
             expected = hidden[0] if behaviour.pooling == "cls" else hidden.mean(0)
             vectors = ModelRunner(name, registry=registry).embed([pair or "Patient denies fever."]).vectors
             assert np.allclose(vectors[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name, entry in ENTRIES.items() if entry.behaviour.task in ("ner", "deid")])
+def test_a_tagger_runs_by_name(registry: ModelRegistry, hub: LoopbackHub, tmp_path: Path, name: str) -> None:
+    """With the words that it was trained on, and its labels' own scheme."""
+    _served(hub, tmp_path / "m", name)
+    text = "Seen by Dr. Peña on 10/12/2080 for fever."
+    runner = ModelRunner(name, registry=registry)
+    (found,) = runner.run(None, [text])
+    assert found.coverage.read == ((0, len(text)),) and found.coverage.tokens > 10
+    assert all(span.text == text[span.start : span.end] for span in found.spans)
+    assert not any(span.label[:2] in ("B-", "I-", "L-", "U-") for span in found.spans)
+
+
+@pytest.mark.parametrize("name", ["obi/deid_roberta_i2b2", "obi/deid_bert_i2b2"])
+def test_words_are_split_as_the_model_was_trained(name: str) -> None:
+    """Dates and numbers are one word, so that their first piece decides for all of it; signs stand alone."""
+    text = "Dr.O'Brien's pt (MRN:AB1234) seen 10/12/2080 10:30, call 617-555-1234; José 3.5mg"
+    pattern = ENTRIES[name].behaviour.word_pattern
+    check_word_pattern(name, pattern)
+    words = [text[start:end] for start, end in find_words(text, pattern or "", 0)]
+    expected = "Dr . O'Brien 's pt ( MRN : AB1234 ) seen 10/12/2080 10:30 , call 617-555-1234 ; José 3.5 mg"
+    assert words == expected.split()
 
 
 @pytest.mark.parametrize("name", [name for name, entry in ENTRIES.items() if entry.behaviour.task != "embed"])

@@ -327,6 +327,7 @@ def _peak_mb(statement: str, **environment: str) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_bundle_of_five_gigabytes_passes_in_bounded_memory(tmp_path: Path, home: Path) -> None:
     """Export and import need no more memory than for a tiny one: less than 200 MB for all of Python."""
     folder = tiny.bert_encoder(tmp_path / "large")

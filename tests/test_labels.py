@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from medvllm.engine.model_runner import ModelRegistry
+from medvllm.engine.model_runner import ModelRegistry, ModelRunner
 from medvllm.errors import LoadError, WeightsMismatchError
 from tests.support import tiny
 
@@ -59,6 +59,9 @@ def test_unusual_labels_are_kept(registry: ModelRegistry, tmp_path: Path, labels
         ("BILOU", BILOU),
         ("BILOU", ["O", "U-DATE"]),
         ("BILOU", ["O", "B-X", "I-X", "E-X", "S-X"]),
+        ("BMEWO", ["NONE", "b_x", "m_x", "e_x", "w_x"]),
+        ("IOB1", ["o", "X-I", "Y-I", "Y-B"]),
+        ("IO", ["O", "I-131", "PATIENT"]),
         ("IO", ["O", "PATIENT", "DATE"]),
         ("IO", ["O", "B-CELL", "T-CELL"]),
         ("IO", ["O", "E-MAIL"]),
@@ -75,6 +78,8 @@ def test_a_scheme_that_fits_is_taken(registry: ModelRegistry, tmp_path: Path, sc
     ("scheme", "labels", "why"),
     [
         ("BIO", BILOU, "'L-X' belongs to BILOU"),
+        ("BIO", ["O", "B-X", "I-X", "MISC"], "'MISC' has no position"),
+        ("BIO", ["O", "B_X", "I_X", "E_X"], "'E_X' belongs to BILOU"),
         ("BIO", ["O", "B-X", "I-X", "E-X", "S-X"], "'E-X' belongs to BILOU"),
         ("BIO", ["O", "PATIENT"], "'PATIENT' has no position"),
         ("BILOU", ["O", "PATIENT"], "'PATIENT' has no position"),
@@ -95,3 +100,14 @@ def test_a_scheme_that_the_labels_are_not_written_in_is_refused(
         registry.load_model("m")
     registry.register("m", "clinical", model_path=str(folder), replace=True)
     assert registry.load_model("m")
+
+
+def test_a_stated_outside_label_must_be_one(registry: ModelRegistry, tmp_path: Path) -> None:
+    """And is the one that counts."""
+    folder = tiny.bert_token_classifier(tmp_path / "m", ["KEEP", "NAME", "NONE", "OTHER"])
+    registry.register("m", "clinical", model_path=str(folder), outside_label="O")
+    with pytest.raises(LoadError, match="do not follow the entry's outside_label 'O': none of them is"):
+        registry.load_model("m")
+    registry.register("m", "clinical", model_path=str(folder), outside_label="KEEP", replace=True)
+    found = ModelRunner("m", registry=registry).entities(["the patient was given aspirin for fever"])[0]
+    assert {span.label for span in found.spans} <= {"NAME", "NONE", "OTHER"}

@@ -1,147 +1,103 @@
-"""Words of filters and facts: understood as other tools say them, and refused with a suggestion otherwise."""
+"""Words: where Unicode and the tokenizer's pieces say, for pieces of any shape."""
 
-from typing import Any
+from itertools import pairwise
 
 import pytest
+import regex
+from hypothesis import given
+from hypothesis import strategies as st
 
-from medvllm.engine.model_runner import ModelRegistry
-from medvllm.errors import RequestError
+from medvllm.engine.model_runner.tagging.words import cut_words, trim_words
+from medvllm.engine.model_runner.word_list import WordList, join_words
 
-
-@pytest.mark.parametrize(
-    ("word", "task"),
-    [
-        ("token-classification", "ner"),
-        ("Token_Classification", "ner"),
-        ("feature-extraction", "embed"),
-        ("sentence-similarity", "embed"),
-        ("fill_mask", "fill-mask"),
-        ("text-classification", "classify"),
-        ("text-generation", "generate"),
-        ("text-ranking", "rerank"),
-        ("NER", "ner"),
-        ("triage", "triage"),
-    ],
-)
-def test_tasks_are_understood_as_pipelines_call_them(registry: ModelRegistry, word: str, task: str) -> None:
-    """In an entry, stored or not, and in a filter; a word of one's own stays."""
-    registry.register("own", "generic", task=word, tags="x")
-    registry.register("kept", "generic", task=word, tags=["x"], persist=True)
-    assert registry.get_metadata("own").behaviour.task == registry.get_metadata("kept").behaviour.task == task
-    assert registry.list_models(task=word, tags="x").keys() == {"own", "kept"}
-    assert registry.list_models(task=task).keys() >= {"own", "kept"}
-
-
-@pytest.mark.parametrize(
-    "word", ["nerr", "embde", "token-classificaton", "fill-maks", "clasify", "tokenclassification"]
-)
-def test_a_misspelt_task_is_named_with_the_nearest(registry: ModelRegistry, word: str) -> None:
-    """To register and to list."""
-    for act in (
-        lambda: registry.register("m", "generic", task=word),
-        lambda: registry.register("m", "generic", task=word, persist=True),
-        lambda: registry.list_models(task=word),
-    ):
-        with pytest.raises(RequestError, match=f"Task '{word}' .*Did you mean: .*\n.*embed"):
-            act()
-    assert "m" not in registry.list_models()
-
-
-def test_a_task_that_no_entry_has_is_no_empty_answer(registry: ModelRegistry) -> None:
-    """One of ours is, and one that other filters leave nothing of."""
-    with pytest.raises(RequestError, match="Task 'xyzzy' does not exist.\nUse one of: embed"):
-        registry.list_models(task="xyzzy")
-    assert registry.list_models(task="rerank", match="nothing*") == {}
-    registry.register("m", "generic", task="triage")
-    assert registry.list_models(task="triage", match="nothing*") == {}
-    with pytest.raises(RequestError, match="Did you mean: 'triage'"):
-        registry.list_models(task="triag")
-
-
-def test_labels_and_their_scheme_are_taken_as_elsewhere(registry: ModelRegistry) -> None:
-    """By id, as a config.json has them, whatever the order; BIOES is BILOU in other letters."""
-    for labels in ({0: "O", 1: "B-X"}, {"1": "B-X", "0": "O"}, ["O", "B-X"], ("O", "B-X")):
-        entry = registry.register("m", "generic", id2label=labels, replace=True)
-        assert entry.behaviour.id2label == ("O", "B-X")
-    for scheme, here in (("BIOES", "BILOU"), ("iobes", "BILOU"), ("BILUO", "BILOU"), ("bio", "BIO"), ("IOB2", "BIO")):
-        entry = registry.register("m", "generic", label_scheme=scheme, replace=True)
-        assert entry.behaviour.label_scheme == here
-        assert "m" in registry.list_models(label_scheme=scheme)
-    wrong: list[tuple[dict[str, Any], str]] = [
-        ({"id2label": {0: "O", 2: "B-X"}}, "every class from 0 to 1, but 1 is missing"),
-        ({"id2label": {"a": "O", 0: "B"}}, "every class from 0 to 1, but 1 is missing"),
-        ({"id2label": {0: "O", "00": "B"}}, "for every class"),
-        ({"id2label": {}}, ""),
-        ({"id2label": {0: 5}}, "must be a list of texts"),
-        ({"id2label": "O"}, "must be a list of texts"),
-        ({"label_scheme": "IOB1"}, "must be 'BIO' or 'BILOU' or 'IO'.*not 'IOB1'"),
-    ]
-    for facts, words in wrong:
-        if words:
-            with pytest.raises(RequestError, match=words):
-                registry.register("n", "generic", **facts)
-
-
-def test_one_text_stands_for_a_list_of_one(registry: ModelRegistry) -> None:
-    """In an entry as in a filter."""
-    registry.register("m", "generic", tags="bert", languages="en", also_known_as="acme/m")
-    entry = registry.get_metadata("acme/m")
-    assert (entry.tags, entry.intended_use.languages) == (["bert"], ("en",))
-    assert "m" in registry.list_models(tags="bert", languages="en")
-
-
-WRONG: list[dict[str, Any]] = [
-    {"match": 5},
-    {"match": ["a"]},
-    {"match": b"a"},
-    {"search": 5},
-    {"task": 5},
-    {"task": ["ner"]},
-    {"tags": 5},
-    {"tags": [5]},
-    {"tags": {"a": 1}},
-    {"after": 5},
-    {"limit": 0},
-    {"limit": True},
-    {"limit": "3"},
-    {"limit": 2.0},
-    {"model_type": 5},
-    {"model_type": "clincal"},
-    {"license": ["mit"]},
-    {"license": 1j},
-    {"license": b"mit"},
-    {"licence": "mit"},
-    {"pooling": "maen"},
-    {"gated": "perhaps"},
-    {"label_scheme": "BIX"},
-    {"license_status": "declard"},
-    {"origin": "sotred"},
-    {"role": "querry"},
+# A text as its pieces, with | between them; the words that come out, each with the numbers of its pieces.
+CASES = [
+    ("Dr|.|Smith", "Dr:0 .:1 Smith:2"),
+    ("Dr|.Smith", "Dr:0 .: Smith:1"),
+    ("Dr.Smith", "Dr.Smith:0"),
+    ("name|:|Smith", "name:0 ::1 Smith:2"),
+    (" (|Sm|ith|)", "(:0 Smith:1,2 ):3"),
+    (" (|Smith),", "(:0 Smith:1 ),:"),
+    ("3|.|5", "3:0 .:1 5:2"),
+    ("3.5", "3.5:0"),
+    ("O'|Brien", "O:0 ': Brien:1"),
+    ("O'Brien", "O'Brien:0"),
+    ("asthma|,diabetes|;COPD|/Smith", "asthma:0 ,: diabetes:1 ;: COPD:2 /: Smith:3"),
+    ("John Smith", "John:0 Smith:0"),
+    ("Jo|hn Sm|ith", "John:0,1 Smith:1,2"),
+    ("_|Smith|_", "_:0 Smith:1 _:2"),
+    ("___", "___:0"),
+    ("北京|患|者", "北京:0 患:1 者:2"),
+    ("ผู้ป่|วย", "ผู้ป่:0 วย:1"),
+    ("カタ|カナ", "カタ:0 カナ:1"),
+    ("Jose|\u0301", "Jose\u0301:0,1"),
+    ("😀|😀😀", "😀:0 😀😀:1"),
+    ("👨\u200d|👩|\u200d👧", "👨\u200d👩\u200d👧:0,1,2"),
+    ("\ufeff|Mary\u200e| x", "Mary:1 x:2"),
+    ("as|\u00ad|pirin", "as\u00adpirin:0,2"),
+    ("\r\n|Mary|\u00a0|\u0085", "Mary:1"),
+    ("1\u202f|000", "1:0 000:1"),
 ]
 
 
-@pytest.mark.parametrize("filters", WRONG, ids=repr)
-def test_a_filter_of_a_wrong_kind_is_our_error(registry: ModelRegistry, filters: dict[str, Any]) -> None:
-    """And not an empty answer, nor an error of Python's own."""
-    with pytest.raises(RequestError):
-        registry.list_models(**filters)
+def _shown(text: str, pieces: list[tuple[int, int]]) -> str:
+    return " ".join(f"{text[w.start : w.end]}:{','.join(map(str, w.pieces))}" for w in cut_words(text, pieces))
 
 
-def test_filters_that_fit_are_taken(registry: ModelRegistry) -> None:
-    """Globs on any of them, and None for what is not known."""
-    assert registry.list_models(pooling="m?an", license_status="decl*", origin="BUILT-IN", gated=False) is not None
-    assert registry.list_models(gated="false").keys() == registry.list_models(gated=False).keys()
-    assert registry.list_models(pooling=None) and registry.list_models(tags=()) == registry.list_models()
+@pytest.mark.parametrize(("parts", "expected"), CASES, ids=[case[0] for case in CASES])
+def test_words_of_pieces(parts: str, expected: str) -> None:
+    """A word is cut beside a sign where a piece says so; a piece belongs to each word with a letter of it."""
+    pieces, start = [], 0
+    for part in parts.split("|"):
+        pieces.append((start, start + len(part)))
+        start += len(part)
+    assert _shown(parts.replace("|", ""), pieces) == expected
 
 
-@pytest.mark.parametrize("glob", ["[" * 100_000, "*a" * 5000, "?" * 50_000, "[a-z]" * 20_000, "*" * 100_000])
-def test_a_pattern_is_bounded(registry: ModelRegistry, glob: str) -> None:
-    """One that takes minutes to compile is refused; a long text without signs is compared as it is."""
-    registry.register("m", "generic", description="a" * 100_000)
-    for filters in ({"match": glob}, {"description": glob}):
-        with pytest.raises(RequestError, match=r"has \d+,000 characters.*1,000"):
-            registry.list_models(**filters)  # type: ignore[arg-type]
-    assert registry.list_models(description="a" * 100_000).keys() == {"m"}
-    for short in ("[" * 1000, "*a" * 500, "[a-z]" * 200, "*" * 1000):
-        registry.list_models(match=short)
-        registry.list_models(description=short)
+def test_pieces_of_one_character_belong_to_its_word() -> None:
+    """The bytes of an emoji, and the letters that a normalizer makes of one."""
+    assert _shown("ﷺ 😀", [(0, 1), (0, 1), (0, 1), (2, 3), (2, 3)]) == "ﷺ:0,1,2 😀:3,4"
+
+
+SIGNS = [*"aZ5é北ไひ😀.,(/-_'", "\u0301", "\u200d", "\ufe0f", "\u00ad", "\u0600", "\x00"]
+ATOMS = st.sampled_from(
+    [*SIGNS, *(" ", "\t", "\r\n", "\f", "\u00a0", "\u2028", "\u200b", "\ufeff"), *("ﷺ", "क्ष", "🇩🇪", "שלום", "한국")]
+)
+
+
+@given(st.lists(ATOMS, max_size=20), st.data(), st.booleans())
+def test_words_hold_for_any_text(atoms: list[str], data: st.DataObject, every_edge: bool) -> None:
+    """In order, apart, without blanks at their ends, clusters whole; each letter is in a word that has its pieces."""
+    text = "".join(atoms)
+    cuts = sorted({0, len(text), *data.draw(st.lists(st.integers(0, len(text)), max_size=12))})
+    pieces = list(pairwise(cuts))
+    words = cut_words(text, pieces, every_edge=every_edge)
+    clusters = {0} | {match.end() for match in regex.finditer(r"\X", text)}
+    assert all(a.end <= b.start for a, b in pairwise(words))
+    for word in words:
+        assert word.start < word.end and {word.start, word.end} <= clusters
+        assert not text[word.start].isspace() and not text[word.end - 1].isspace()
+    for number, (start, end) in enumerate(pieces):
+        for place in range(start, end):
+            if text[place].isalnum():
+                assert any(word.start <= place < word.end and number in word.pieces for word in words)
+
+
+@given(st.lists(ATOMS, max_size=12), st.data())
+def test_words_of_others_are_trimmed_to_whole_clusters(atoms: list[str], data: st.DataObject) -> None:
+    """Without blanks, apart."""
+    text = "".join(atoms)
+    cuts = sorted({0, len(text), *data.draw(st.lists(st.integers(0, len(text)), max_size=6))})
+    clusters = {0} | {match.end() for match in regex.finditer(r"\X", text)}
+    trimmed = [(start, end) for start, end in trim_words(text, list(pairwise(cuts))) if start < end]
+    assert all(a[1] <= b[0] for a, b in pairwise(trimmed))
+    assert all(not text[start:end][0].isspace() and not text[start:end][-1].isspace() for start, end in trimmed)
+    assert all(end in clusters or text[end].isspace() for _, end in trimmed)
+
+
+def test_what_words_cover_is_read() -> None:
+    """Blanks between words count as read; what no word covers does not."""
+    assert join_words(["No", "", "fever"]).find_read(9) == ((0, 9),)
+    listed = WordList("ab, cd ef! ", ((0, 2), (4, 6), (7, 9)))
+    assert listed.find_read(11) == ((0, 2), (4, 9)) and listed.find_read(5) == ((0, 2), (4, 5))
+    assert WordList("  ", ()).find_read(2) == ((0, 2),) and WordList("", ()).find_read(0) == ()

@@ -21,6 +21,7 @@ from medvllm.model_type import ModelType
 from medvllm.names import valid_name
 from medvllm.near_names import did_you_mean, near_names
 from medvllm.spelling import normalize_text
+from medvllm.word_patterns import check_word_pattern
 from medvllm.words import TASKS, unknown_task
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ class Catalog:
         """
         name = valid_name(normalize_text(name) if isinstance(name, str) else name)
         entry = ModelMetadata.build(name, model_type, facts)  # checked before anything changes
+        check_word_pattern(name, entry.behaviour.word_pattern)
         for other in entry.source.also_known_as:
             valid_name(other)
         if not replace and (taken := next(iter(self._unstored(name)), None)) is not None:

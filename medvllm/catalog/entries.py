@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from medvllm.errors import CatalogError, MedVLLMError
 from medvllm.metadata import ModelMetadata, Origin
 from medvllm.names import valid_name
+from medvllm.word_patterns import check_word_pattern
 
 if TYPE_CHECKING:
     from medvllm.catalog.events import Alias
@@ -104,7 +105,10 @@ def _entry(key: str, facts: dict[str, Any], origin: Origin) -> ModelMetadata:
     version = _number(key, int(number) if number.isdecimal() else number) if at else 0
     if "model_type" not in facts:
         raise CatalogError(f'model {key[:200]!r} has no model_type; quote a name that has a dot: [models."a.b"]')
-    return ModelMetadata.build(valid_name(name), facts.pop("model_type"), facts, version=version, origin=origin)
+    entry = ModelMetadata.build(valid_name(name), facts.pop("model_type"), facts, version=version, origin=origin)
+    if origin == "stored":  # a person wrote it, and waits; what is installed was checked before
+        check_word_pattern(entry.name, entry.behaviour.word_pattern)
+    return entry
 
 
 def _alias(name: str, alias: str, state: Any) -> "Alias":

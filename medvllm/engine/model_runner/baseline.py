@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from medvllm.engine.model_runner.embedding.embed import embed
 from medvllm.engine.model_runner.foreign_errors import translate_model_errors
-from medvllm.engine.model_runner.tagging.entities import find_entities, is_token_classifier
+from medvllm.engine.model_runner.tagging.entities import find_entities
+from medvllm.engine.model_runner.tagging.tagged_text import is_token_classifier
 from medvllm.errors import LoadError, RequestError
 from medvllm.model_registry import Lease
 

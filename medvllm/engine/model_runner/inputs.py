@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from medvllm.engine.model_runner.word_list import WordList, join_words
 from medvllm.errors import InputTooLongError, RequestError
 from medvllm.model_registry import Lease
 from medvllm.spelling import has_lone_surrogate
@@ -17,14 +18,29 @@ def check_single_texts(lease: Lease, texts: Iterable[Text], task: str) -> list[s
     Raises:
         RequestError: The model takes pairs, or a text cannot be used.
     """
-    inputs = lease.metadata.behaviour.inputs
-    if len(inputs) > 1:
-        raise RequestError(
-            f"Model {lease.metadata.name!r} takes pairs of {' and '.join(inputs)}, but task {task!r} takes single "
-            "texts.\nIf the model takes single texts, register it with: inputs=['text']",
-            model=lease.metadata.name,
-        )
+    _check_takes_texts(lease, task)
     return check_texts(texts)
+
+
+def check_texts_or_words(lease: Lease, texts: Iterable[Any], task: str) -> list[str | WordList]:
+    """Return the texts, and lists of words, for a task that gives the model one of them at a time.
+
+    Raises:
+        RequestError: The model takes pairs, or a text or word cannot be used.
+    """
+    given = to_list(texts)
+    _check_takes_texts(lease, task)
+    for position, item in enumerate(given, 1):
+        if isinstance(item, (list, tuple)):
+            if odd := next((number for number, word in enumerate(item, 1) if not isinstance(word, str)), None):
+                raise RequestError(
+                    f"Text {position} is a list of words, of which word {odd} must be text, not "
+                    f"{type(item[odd - 1]).__name__}."
+                )
+            _check_text(" ".join(item), position)
+        else:
+            _check_text(item, position)
+    return [item if isinstance(item, str) else join_words(item) for item in given]
 
 
 def check_texts_or_pairs(lease: Lease, texts: Iterable[Text], task: str) -> Sequence[Text]:
@@ -97,6 +113,17 @@ def to_list(texts: Iterable[Any]) -> list[Any]:
         kind = "one text" if isinstance(texts, str) else type(texts).__name__
         raise RequestError(f"Texts must be a list of texts, not {kind}.\nWrite it as: [text]")
     return list(texts)
+
+
+def _check_takes_texts(lease: Lease, task: str) -> None:
+    """Raise RequestError if the entry says that the model takes pairs."""
+    inputs = lease.metadata.behaviour.inputs
+    if len(inputs) > 1:
+        raise RequestError(
+            f"Model {lease.metadata.name!r} takes pairs of {' and '.join(inputs)}, but task {task!r} takes single "
+            "texts.\nIf the model takes single texts, register it with: inputs=['text']",
+            model=lease.metadata.name,
+        )
 
 
 def _is_pair(item: object) -> bool:

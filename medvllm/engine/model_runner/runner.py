@@ -1,11 +1,11 @@
 """ModelRunner: runs the tasks of a model by its name."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
-from medvllm.engine.model_runner.foreign_errors import translate_other_errors
+from medvllm.engine.model_runner.foreign_errors import drop_hidden_errors, translate_other_errors
 from medvllm.engine.model_runner.inputs import Text, to_list
 from medvllm.errors import CatalogError, ModelNotFoundError
 from medvllm.metadata import ModelMetadata
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from medvllm.engine.model_runner.classification.rerank import RerankResults
     from medvllm.engine.model_runner.embedding.embed import Embeddings
     from medvllm.engine.model_runner.fill_mask import FillMaskResults
+<<<<<<< HEAD
+=======
+    from medvllm.engine.model_runner.redaction.results import RedactionResults
+    from medvllm.engine.model_runner.results import Result
+    from medvllm.engine.model_runner.tagging.aggregation import Aggregation
+>>>>>>> 92aea59de1f6e12bf1425714bd8fa8252e4518c2
     from medvllm.engine.model_runner.tagging.entities import EntityResults
 
 
@@ -102,20 +108,37 @@ class ModelRunner:
         return cast("Embeddings", self.run("embed", texts, with_receipt=with_receipt, **options))
 
     def entities(
-        self, texts: Iterable[str], *, allow_special_tokens: bool = False, with_receipt: bool = False
+        self,
+        texts: Iterable[str | Sequence[str]],
+        *,
+        threshold: float = 0.0,
+        labels: Sequence[str] | None = None,
+        aggregation: "Aggregation | None" = None,
+        allow_special_tokens: bool = False,
+        with_receipt: bool = False,
     ) -> "EntityResults":
         """Return the entities of each text: what a NER model finds, or what a de-identification model would remove.
 
         Args:
-            texts: The texts.
+            texts: The texts. Or lists of words, which the model then reads as they are.
+            threshold: Spans with a lower score are left out. The score of a span is the lowest of its words' scores.
+            labels: The types of entities to return, such as ["DATE"]; None for all.
+            aggregation: How the labels of a word's pieces become the label of the word. "first": the label of the
+                first piece. "any": the label of the first piece that is part of an entity. "max": the label with the
+                highest score. "average": the label with the highest mean score. "simple": each piece keeps its own
+                label, so a span may begin or end inside a word. By default the entry's; without one, "first" for a
+                NER model or for given words, and "any" for de-identification.
             allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens. By default, they are text.
             with_receipt: Whether the result has a receipt of what answered.
 
         Returns:
-            For each text, `Entities`: `spans` with their offsets in Unicode code points, and `coverage`.
+            For each text, `Entities`: `spans` with their offsets in Unicode code points, and `coverage`. The offsets
+            of a list of words are those in the words with one blank between two of them; the spans have `first_word`
+            and `last_word`, too.
 
         Raises:
-            RequestError: The model is not a token classifier, or a text cannot be used.
+            RequestError: The model is not a token classifier, its labels are not clear, it has no such label, or a
+                text or an option cannot be used.
             LoadError: The model cannot run, or returns NaN or infinity.
 
         Example:
@@ -123,8 +146,67 @@ class ModelRunner:
             >>> for span in runner.entities(["Seen by Dr. Peña on 3 May."])[0].spans:
             ...     print(span.start, span.end, span.label, span.text)
         """
-        options = {"allow_special_tokens": allow_special_tokens}
+        options = {
+            "threshold": threshold,
+            "labels": labels,
+            "aggregation": aggregation,
+            "allow_special_tokens": allow_special_tokens,
+        }
         return cast("EntityResults", self.run("ner", texts, with_receipt=with_receipt, **options))
+
+    def redact(
+        self,
+        texts: Iterable[str],
+        *,
+        operators: Mapping[str, Mapping[str, Any]] | None = None,
+        threshold: float = 0.2,
+        labels: Sequence[str] | None = None,
+        documents: Sequence[str] | None = None,
+        allow_special_tokens: bool = False,
+        with_receipt: bool = False,
+    ) -> "RedactionResults":
+        """Return each text with what is likely to identify someone written over.
+
+        A word is redacted if any of its pieces is likely not to be outside of the labels, or if it has letters that the
+        vocabulary lacks. It is redacted whole, with what hyphens and apostrophes join to it; neighbours with the same
+        label are one item. Marks of an earlier redaction, such as `[**Name 12**]`, `___` and `[NAME]`, stay.
+
+        No model finds everything. Use it as one layer of de-identification.
+
+        Args:
+            texts: The texts.
+            operators: For a label, or for "DEFAULT", the operator and its options, for example
+                `{"DEFAULT": {"type": "replace"}, "PATIENT": {"type": "surrogate", "seed": 7}}`. The types are:
+                "replace" (`new_value`; "[LABEL]" by default), "mask" (`masking_char`), "redact" (removes), "hash"
+                (`key`, `length`), "surrogate" (`seed`, `key`, `scope`, `vault`, `locale`), "shift_dates" (`days`,
+                `key`, `date_order`) and "keep".
+            threshold: How likely, from 0 to 1, a piece of a word must be not to be outside. The default of 0.2 weighs a
+                name that stays as much as four words that are gone without need.
+            labels: The labels to redact; all by default. Required if the model is no de-identifier.
+            documents: The document that each text belongs to, such as the number of a patient. Texts of one document
+                have their dates shifted by the same number of days. By default, each text is its own document.
+            allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens. By default, they are text.
+            with_receipt: Whether the result has a receipt of what answered.
+
+        Returns:
+            For each text, `Redaction`: the redacted `text`, its `items` with the offsets of each change, `coverage`.
+
+        Raises:
+            InputTooLongError: The model would not read the whole of a text.
+            RequestError: The model is no de-identifier, an argument or a text cannot be used, or the tokenizer leaves
+                out a part of a text.
+            LoadError: The model cannot run, or returns NaN or infinity.
+            OutputError: The vault cannot be read or written.
+            SettingError: The key in the settings cannot be read.
+            MissingDependencyError: Surrogates are asked for, and Faker is not installed.
+
+        Example:
+            >>> runner = ModelRunner("obi/deid_bert_i2b2")
+            >>> print(runner.redact(["Seen by Dr. Peña on 3 May."])[0].text)
+        """
+        options = {"operators": operators, "threshold": threshold, "labels": labels, "documents": documents}
+        options["allow_special_tokens"] = allow_special_tokens
+        return cast("RedactionResults", self.run("redact", texts, with_receipt=with_receipt, **options))
 
     def fill_mask(self, texts: Iterable[str], *, top_k: int = 5, with_receipt: bool = False) -> "FillMaskResults":
         """Return the most likely word pieces for each [MASK] in each text.
@@ -223,11 +305,12 @@ class ModelRunner:
         options = {"query": query, "top_k": top_k, "allow_special_tokens": allow_special_tokens}
         return cast("RerankResults", self.run("rerank", documents, with_receipt=with_receipt, **options))
 
+    @drop_hidden_errors
     def run(self, task: str | None, texts: Iterable[Any], *, with_receipt: bool = False, **arguments: Any) -> Any:
         """Run a task by its name.
 
         Args:
-            task: "embed", "fill-mask", "ner", "deid", "classify" or "rerank"; None for the model's own task.
+            task: "embed", "fill-mask", "ner", "deid", "redact", "classify" or "rerank"; None for the model's own task.
             texts: The texts, or pairs of texts.
             with_receipt: Whether the result has a receipt of what answered. It takes longer than a small model.
             arguments: The options of the task, for example `top_k`.

@@ -8,9 +8,13 @@ from medvllm.engine.model_runner.classification.classify import check_classify_o
 from medvllm.engine.model_runner.classification.rerank import check_rerank_options, rerank
 from medvllm.engine.model_runner.embedding.embed import embed
 from medvllm.engine.model_runner.fill_mask import fill_mask
+<<<<<<< HEAD
 from medvllm.engine.model_runner.foreign_errors import translate_other_errors
+=======
+from medvllm.engine.model_runner.redaction.redact import check_redact_options, redact
+>>>>>>> 92aea59de1f6e12bf1425714bd8fa8252e4518c2
 from medvllm.engine.model_runner.results import Result
-from medvllm.engine.model_runner.tagging.entities import find_entities
+from medvllm.engine.model_runner.tagging.entities import check_entity_options, find_entities, find_identifiers
 from medvllm.errors import RequestError
 from medvllm.heads import task_of_class
 from medvllm.model_registry import Lease
@@ -21,14 +25,18 @@ TASKS: dict[str, Callable[..., Result]] = {
     "embed": embed,
     "fill-mask": fill_mask,
     "ner": find_entities,
-    "deid": find_entities,
+    "deid": find_identifiers,
+    "redact": redact,
     "classify": classify,
     "rerank": rerank,
 }
 # Each function takes the options of a task and raises RequestError for those that no model could use.
-_OPTION_CHECKS: dict[str, Callable[..., None]] = {
+_OPTION_CHECKS: dict[str, Callable[..., object]] = {
+    "ner": check_entity_options,
+    "deid": check_entity_options,
     "classify": check_classify_options,
     "rerank": check_rerank_options,
+    "redact": check_redact_options,
 }
 
 

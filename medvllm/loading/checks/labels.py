@@ -6,11 +6,10 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from medvllm.errors import LoadError, WeightsMismatchError
+from medvllm.label_schemes import read_scheme
 from medvllm.metadata import ModelMetadata
 from medvllm.sources.folder_facts import nameless_labels_error
 
-_OUTSIDE = ("O", "0")
-_PLACED = re.compile(r"([BILUES])-.|([BI])$")
 _NAMES = "Register it with the name of each class, in order: register(…, id2label=['O', 'B-DISEASE', 'I-DISEASE'])"
 
 
@@ -50,35 +49,20 @@ def check_label_names(metadata: ModelMetadata, model: Any) -> None:
     labels = label_map(model.config)
     if labels is None:
         raise nameless_labels_error(metadata.name, model.num_labels - 1)
-    scheme = metadata.behaviour.label_scheme
-    if scheme is not None and (flaw := _misfit(list(labels.values()), scheme)):
+    behaviour = metadata.behaviour
+    if behaviour.label_scheme is None and behaviour.outside_label is None:
+        return  # entities are asked for, or not
+    try:
+        read_scheme(list(labels.values()), behaviour.label_scheme, behaviour.outside_label)
+    except ValueError as flaw:
+        stated = "label_scheme" if behaviour.label_scheme else "outside_label"
         raise LoadError(
-            f"The labels of model {metadata.name!r} do not follow the entry's label_scheme {scheme!r}: {flaw}.\n"
-            "Leave out label_scheme, or name the labels: register(…, id2label=['O', 'B-DISEASE', 'I-DISEASE'])",
+            f"The labels of model {metadata.name!r} do not follow the entry's {stated} "
+            f"{getattr(behaviour, stated)!r}: {flaw}.\n"
+            f"Leave out {stated}, or name the labels: register(…, id2label=['O', 'B-DISEASE', 'I-DISEASE'])",
             model=metadata.name,
-        )
+        ) from None
 
 
 def _classifies(cls: type[Any]) -> bool:
     return cls.__name__.endswith(("ForTokenClassification", "ForSequenceClassification"))
-
-
-def _misfit(labels: list[str], scheme: str) -> str | None:
-    """Return why labels cannot follow a scheme, or None."""
-    inside = [label for label in labels if label not in _OUTSIDE]
-    if len(inside) == len(labels):
-        return "none of them is 'O'"
-    places = {label: (match[1] or match[2]) for label in inside if (match := _PLACED.match(label))}
-    if scheme == "IO":
-        # B-CELL beside T-CELL is a name. A B- before every name, or an I- anywhere, marks a position.
-        placed = [label for label, place in places.items() if place in "BI"]
-        begins = any(places[label] == "I" for label in placed) or len(placed) == len(inside)
-        return f"{placed[0]!r} marks a position with B or I" if placed and begins else None
-    if inside and not places:
-        return f"{inside[0]!r} has no position mark such as B or I"
-    ends = [label for label, place in places.items() if place in "LUES"]
-    if scheme == "BIO" and ends:
-        return f"{ends[0]!r} belongs to BILOU"
-    if scheme == "BILOU" and inside and not ends:
-        return "none of them begins with L, U, E or S"
-    return None

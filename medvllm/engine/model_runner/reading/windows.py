@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from medvllm.engine.model_runner.coverage import Coverage
 from medvllm.engine.model_runner.foreign_errors import translate_tokenizer_errors
 from medvllm.engine.model_runner.inputs import Text
-from medvllm.errors import InputTooLongError, LoadError, RequestError
+from medvllm.engine.model_runner.reading.alignment import align_pieces
+from medvllm.engine.model_runner.word_list import WordList, find_front
+from medvllm.errors import InputTooLongError, LoadError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,7 +26,8 @@ class Window:
         input_ids: The token ids.
         counted: For each token, 1 if this window counts it and 0 if another window does.
         types: For each token, the number of its text in a pair; empty if the tokenizer does not tell.
-        words: For each token, the number of its word in the text, None for special tokens; empty if not requested.
+        words: For each token, the number of its word in the text, or None for special tokens; of a `WordList`, that of
+            the list. Empty if not requested.
         offsets: For each token, its start and end in the text, in Unicode code points; empty if not requested.
     """
 
@@ -38,7 +41,7 @@ class Window:
 
 def split_into_windows(
     tokenizer: "PreTrainedTokenizerBase",
-    texts: Sequence[Text],
+    texts: Sequence[Text | WordList],
     policy: str | None,
     *,
     offsets: bool = False,
@@ -51,25 +54,22 @@ def split_into_windows(
 
     Args:
         tokenizer: The tokenizer; its `model_max_length` is the length of a window, special tokens included.
-        texts: The texts or pairs.
+        texts: The texts, pairs or lists of words.
         policy: `long_input` of the entry: "window" (also None), "error" or "truncate".
         offsets: Whether the windows need `words` and `offsets`.
         allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens. By default, they are text.
 
     Raises:
         InputTooLongError: A text is longer than a window, and the policy or the tokenizer forbids splitting it.
-        RequestError: `offsets` is set, and the tokenizer has no offsets.
+        RequestError: `offsets` is set, and the tokenizer gives no offsets, and they cannot be found.
     """
-    if offsets and not tokenizer.is_fast:
-        raise RequestError(
-            f"Tokenizer {type(tokenizer).__name__} does not give the offsets of its tokens, which spans need."
-        )
     limit = tokenizer.model_max_length
+    front = find_front(tokenizer) if any(isinstance(text, WordList) for text in texts) else ""
     windows: list[Window] = []
     coverage: list[Coverage] = []
     for position, text in enumerate(texts):
         with translate_tokenizer_errors(position):
-            pieces, step = _tokenize(tokenizer, text, position, offsets, allow_special_tokens)
+            pieces, step = _tokenize(tokenizer, text, position, offsets, allow_special_tokens, front)
         if len(pieces) > 1 and policy == "error":
             raise InputTooLongError(
                 f"Text {position + 1} is longer than the {limit:,} tokens that the model takes, and must not be split "
@@ -88,9 +88,17 @@ def split_into_windows(
             tokens += sum(mark and not special for mark, special in zip(marks, piece.special, strict=True))
             windows.append(Window(position, piece.input_ids, marks, piece.types, piece.words, piece.offsets))
         unknown = _count_unknown(windows[-len(kept) :], tokenizer.unk_token_id)
-        end = len(text if isinstance(text, str) else text[1]) if len(kept) == len(pieces) else kept[-1].end
-        coverage.append(Coverage(((0, end),) if end else (), tokens, unknown, len(kept), len(kept) < len(pieces)))
+        end = _split_length(text) if len(kept) == len(pieces) else kept[-1].end
+        read = text.find_read(end) if isinstance(text, WordList) else ((0, end),) if end else ()
+        coverage.append(Coverage(read, tokens, unknown, len(kept), len(kept) < len(pieces)))
     return windows, coverage
+
+
+def _split_length(text: Text | WordList) -> int:
+    """Return the length of the text that is split into windows: of a pair, that of the second text."""
+    if isinstance(text, WordList):
+        return len(text.text)
+    return len(text if isinstance(text, str) else text[1])
 
 
 def _count_unknown(windows: Sequence[Window], unknown_id: object) -> int:
@@ -120,12 +128,30 @@ class _Piece:
 
 
 def _tokenize(
-    tokenizer: "PreTrainedTokenizerBase", text: Text, position: int, offsets: bool, allow_special_tokens: bool
+    tokenizer: "PreTrainedTokenizerBase",
+    text: Text | WordList,
+    position: int,
+    offsets: bool,
+    allow_special_tokens: bool,
+    front: str,
 ) -> tuple[list[_Piece], int]:
-    """Return the windows that a text needs, and how many tokens neighbouring windows share."""
-    first, second = (text, None) if isinstance(text, str) else text
+    """Return the windows that a text needs, and how many tokens neighbouring windows share.
+
+    Args:
+        tokenizer: The tokenizer.
+        text: The text, pair or list of words.
+        position: The position of the text in the request.
+        offsets: Whether the pieces need words and offsets.
+        allow_special_tokens: Whether special tokens in the text are taken as such.
+        front: What must stand before each word of a list.
+    """
+    first: str | list[str]
+    if isinstance(text, WordList):
+        first, second = [front + word if word else "" for word in text.words] or [""], None
+    else:
+        first, second = (text, None) if isinstance(text, str) else text
     if not tokenizer.is_fast:
-        return [_tokenize_whole(tokenizer, first, second, position, allow_special_tokens)], 0
+        return [_tokenize_whole(tokenizer, first, second, position, offsets, allow_special_tokens, text)], 0
     limit = tokenizer.model_max_length
     step = min(STRIDE, _room_for_text(tokenizer, first, second, position, allow_special_tokens) // 4)
     encoding = tokenizer(
@@ -134,6 +160,7 @@ def _tokenize(
         truncation=True if second is None else "only_second",
         max_length=limit,
         stride=step,
+        is_split_into_words=isinstance(first, list),
         return_overflowing_tokens=True,
         return_special_tokens_mask=True,
         split_special_tokens=not allow_special_tokens,
@@ -143,19 +170,36 @@ def _tokenize(
         belongs = encoding.sequence_ids(i)
         cut = [k for k, is_special in enumerate(special) if not is_special and (second is None or belongs[k] == 1)]
         types = encoding["token_type_ids"][i] if "token_type_ids" in encoding else ()
-        words, places = (encoding.word_ids(i), encoding[i].offsets) if offsets else ((), ())
-        end = encoding[i].offsets[cut[-1]][1] if cut else 0
-        pieces.append(_Piece(ids, special, cut, end, types, words, places))
+        words, places = encoding.word_ids(i), encoding[i].offsets
+        if isinstance(text, WordList):
+            places = [_place_in_text(text, word, place, len(front)) for word, place in zip(words, places, strict=True)]
+        end = places[cut[-1]][1] if cut else 0
+        pieces.append(_Piece(ids, special, cut, end, types, *((words, places) if offsets else ())))
     return pieces, step
 
 
+def _place_in_text(text: WordList, word: int | None, place: tuple[int, int], front: int) -> tuple[int, int]:
+    """Return the place of a piece in the text, for its place in a word behind `front` characters."""
+    if word is None or not text.offsets:
+        return 0, 0
+    start = text.offsets[word][0]
+    return start + max(place[0] - front, 0), start + max(place[1] - front, 0)
+
+
 def _tokenize_whole(
-    tokenizer: "PreTrainedTokenizerBase", first: str, second: str | None, position: int, allow_special_tokens: bool
+    tokenizer: "PreTrainedTokenizerBase",
+    first: str | list[str],
+    second: str | None,
+    position: int,
+    offsets: bool,
+    allow_special_tokens: bool,
+    text: Text | WordList,
 ) -> _Piece:
     """Return a text as one window, for a tokenizer written in Python, which cannot split."""
     encoding = tokenizer(
         [first],
         None if second is None else [second],
+        is_split_into_words=isinstance(first, list),
         return_special_tokens_mask=True,
         split_special_tokens=not allow_special_tokens,
         verbose=False,
@@ -163,12 +207,23 @@ def _tokenize_whole(
     ids, special = encoding["input_ids"][0], encoding["special_tokens_mask"][0]
     check_token_count(len(ids), tokenizer.model_max_length, position)
     content = [k for k, is_special in enumerate(special) if not is_special]
-    end = len(first if second is None else second)
-    return _Piece(ids, special, content, end, encoding["token_type_ids"][0] if "token_type_ids" in encoding else ())
+    words: list[int | None] = []
+    places: list[tuple[int, int]] = []
+    if offsets and isinstance(text, str | WordList):
+        found = align_pieces(tokenizer, text, first, [ids[k] for k in content], position, allow_special_tokens)
+        by_token = dict(zip(content, found, strict=True))
+        words = [by_token[k].word if k in by_token else None for k in range(len(ids))]
+        places = [by_token[k].place if k in by_token else (0, 0) for k in range(len(ids))]
+    types = encoding["token_type_ids"][0] if "token_type_ids" in encoding else ()
+    return _Piece(ids, special, content, _split_length(text), types, words, places)
 
 
 def _room_for_text(
-    tokenizer: "PreTrainedTokenizerBase", first: str, second: str | None, position: int, allow_special_tokens: bool
+    tokenizer: "PreTrainedTokenizerBase",
+    first: str | list[str],
+    second: str | None,
+    position: int,
+    allow_special_tokens: bool,
 ) -> int:
     """Return how many tokens of the text that is split fit into a window."""
     limit = tokenizer.model_max_length

@@ -1,19 +1,21 @@
 """The tasks ner and deid: the spans that a token classifier finds in texts."""
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any, ClassVar
 
-from medvllm import progress
 from medvllm.engine.model_runner.coverage import Coverage
-from medvllm.engine.model_runner.inputs import check_single_texts
-from medvllm.engine.model_runner.reading.batches import batch_windows, check_finite, nonfinite_positions, run_batch
-from medvllm.engine.model_runner.reading.windows import split_into_windows
+from medvllm.engine.model_runner.inputs import check_texts_or_words
+from medvllm.engine.model_runner.option_checks import check_choice, check_flag
 from medvllm.engine.model_runner.results import Cell, Result
-from medvllm.engine.model_runner.tagging.spans import Span, Word, decode_labels, infer_scheme
+from medvllm.engine.model_runner.tagging.aggregation import AGGREGATIONS, label_by
+from medvllm.engine.model_runner.tagging.spans import Span, find_spans
+from medvllm.engine.model_runner.tagging.tagged_text import label_words, read_labels
 from medvllm.errors import RequestError
+from medvllm.label_schemes import LabelScheme
 from medvllm.model_registry import Lease
+from medvllm.near_names import did_you_mean, near_names
 
 
 @dataclass(frozen=True)
@@ -49,57 +51,112 @@ class EntityResults(Result, list[Entities]):
         return [found.to_dict() for found in self]
 
 
-def find_entities(lease: Lease, texts: Iterable[str], *, allow_special_tokens: bool = False) -> EntityResults:
-    """Return the spans that the model finds in each text. A word has the label of its first piece.
+def find_entities(
+    lease: Lease,
+    texts: Iterable[str | Sequence[str]],
+    *,
+    threshold: float = 0.0,
+    labels: Sequence[str] | None = None,
+    aggregation: str | None = None,
+    allow_special_tokens: bool = False,
+) -> EntityResults:
+    """Return the spans that the model finds in each text.
 
     A text longer than the model is read in overlapping windows. A text without any token has no spans.
 
     Args:
         lease: The model in use.
-        texts: The texts.
+        texts: The texts, or lists of words.
+        threshold: Spans with a lower score are left out.
+        labels: The types of entities to return; None for all.
+        aggregation: How the labels of a word's pieces become the label of the word. By default, the entry's, or else
+            "first" if words are given, "any" if the entry's task is deid, and "first" otherwise.
         allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens.
 
     Raises:
-        RequestError: The model is not a token classifier.
+        RequestError: The model is not a token classifier, or an option or a text cannot be used.
     """
-    model, behaviour = lease.model, lease.metadata.behaviour
-    if not is_token_classifier(model):
+    default = "any" if lease.metadata.behaviour.task == "deid" else "first"
+    return _find(lease, texts, threshold, labels, aggregation, allow_special_tokens, default)
+
+
+def find_identifiers(
+    lease: Lease,
+    texts: Iterable[str | Sequence[str]],
+    *,
+    threshold: float = 0.0,
+    labels: Sequence[str] | None = None,
+    aggregation: str | None = None,
+    allow_special_tokens: bool = False,
+) -> EntityResults:
+    """Return what identifies a person in each text, as `find_entities` with the default of a de-identification model.
+
+    The default of `aggregation` is "any": a word that is missed is worse than one that is found for nothing.
+    """
+    return _find(lease, texts, threshold, labels, aggregation, allow_special_tokens, "any")
+
+
+def _find(
+    lease: Lease,
+    texts: Iterable[str | Sequence[str]],
+    threshold: float,
+    labels: Sequence[str] | None,
+    aggregation: str | None,
+    allow_special_tokens: bool,
+    default: str,
+) -> EntityResults:
+    check_entity_options(threshold=threshold, labels=labels, aggregation=aggregation)
+    wanted = check_labels(lease, read_labels(lease), labels)
+    given = check_texts_or_words(lease, texts, "ner")
+    stated = aggregation or lease.metadata.behaviour.aggregation
+    results = EntityResults()
+    for tagged in label_words(lease, given, allow_special_tokens=allow_special_tokens):
+        # Of words split beforehand, models are trained on the first piece only: the others say nothing.
+        words = label_by(stated or ("first" if tagged.given else default), tagged)
+        spans = [
+            span
+            for span in find_spans(words, tagged.text)
+            if span.score >= threshold and (wanted is None or span.label in wanted)
+        ]
+        results.append(Entities(spans, tagged.coverage))
+    return results
+
+
+def check_entity_options(
+    *,
+    threshold: float = 0.0,
+    labels: Sequence[str] | None = None,
+    aggregation: str | None = None,
+    allow_special_tokens: bool = False,
+) -> None:
+    """Raise RequestError if an option has a wrong type or value. This needs no model."""
+    is_number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool)
+    if not is_number or math.isnan(threshold) or not 0 <= threshold <= 1:
+        raise RequestError(f"threshold must be a number from 0 to 1, not {threshold!r}.", threshold=threshold)
+    if labels is not None and (
+        isinstance(labels, str)
+        or not isinstance(labels, (list, tuple, set, frozenset))
+        or not all(isinstance(label, str) for label in labels)
+    ):
         raise RequestError(
-            f"Model {lease.metadata.name!r} is loaded as {type(model).__name__}, which finds no entities.\n"
-            "List the models that do with: medvllm list --task ner",
-            model=lease.metadata.name,
+            f"labels must be a list of labels, not {type(labels).__name__}.\nWrite it as: labels=['DATE']"
         )
-    labels: dict[int, str] = model.config.id2label
-    given = check_single_texts(lease, texts, "ner")
-    windows, coverage = split_into_windows(
-        lease.tokenizer, given, behaviour.long_input, offsets=True, allow_special_tokens=allow_special_tokens
-    )
-    pieces: list[list[tuple[int, Word]]] = [[] for _ in coverage]
-    nonfinite: set[int] = set()
-    for batch in progress.track_items("Running", batch_windows(lease, model, windows)):
-        logits = run_batch(lease, model, batch, "logits")
-        # A label at minus infinity is an error, too: it could never be found.
-        nonfinite |= nonfinite_positions(logits, [window.text for window in batch])
-        scores, classes = logits.softmax(-1).max(-1)
-        for window, row, chosen in zip(batch, scores.tolist(), classes.tolist(), strict=True):
-            for i, word in enumerate(window.words):
-                if word is not None and window.counted[i]:
-                    pieces[window.text].append((word, Word(*window.offsets[i], labels[chosen[i]], row[i])))
-    check_finite(lease, nonfinite)
-    scheme = behaviour.label_scheme or infer_scheme(labels.values())
-    return EntityResults(
-        Entities(decode_labels(_join_pieces(found), scheme, text), covered)
-        for text, found, covered in zip(given, pieces, coverage, strict=True)
-    )
+    if aggregation is not None:
+        check_choice("aggregation", aggregation, AGGREGATIONS)
+    check_flag("allow_special_tokens", allow_special_tokens)
 
 
-def is_token_classifier(model: Any) -> bool:
-    """Return whether a model labels tokens."""
-    return type(model).__name__.endswith("ForTokenClassification")
-
-
-def _join_pieces(pieces: list[tuple[int, Word]]) -> Iterator[Word]:
-    """Yield the words of a text in order. A word has the label of its first piece and the end of its last."""
-    for _, group in groupby(sorted(pieces, key=lambda piece: piece[1].start), key=lambda piece: piece[0]):
-        first, *more = (word for _, word in group)
-        yield first._replace(end=more[-1].end if more else first.end)
+def check_labels(lease: Lease, scheme: LabelScheme, labels: Iterable[str] | None) -> tuple[str, ...] | None:
+    """Return the types to find, or None for all. RequestError: the model has no such type."""
+    if labels is None:
+        return None
+    wanted = tuple(dict.fromkeys(labels))
+    if unknown := next((label for label in wanted if label not in scheme.kinds), None):
+        near = near_names(unknown, scheme.kinds)
+        raise RequestError(
+            f"Model {lease.metadata.name!r} has no label {unknown!r}.{did_you_mean(near)}\n"
+            f"Its labels: {', '.join(scheme.kinds)}",
+            model=lease.metadata.name,
+            candidates=tuple(near),
+        )
+    return wanted

@@ -1,22 +1,30 @@
-"""Decodes the labels of words into spans, for every label scheme."""
+"""Joins labelled words into spans."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-# Scheme -> the prefixes that its labels may have. E and S are other names of L and U.
-_PREFIXES = {"IO": "", "BIO": "BI", "BILOU": "BILUES"}
-_BEGIN, _END = "BUS", "LEUS"
-_UNNAMED = "ENTITY"  # for a tagger with one type, whose labels are just B and I
+from medvllm.label_schemes import Mark
 
 
-class Word(NamedTuple):
-    """A word of a text with its label. The offsets count Unicode code points; `end` is exclusive."""
+class LabelledWord(NamedTuple):
+    """A word of a text with its label.
+
+    Attributes:
+        start: The offset of its first character, in Unicode code points.
+        end: The offset after its last character.
+        mark: What its label says; None if it is in no entity.
+        score: The probability of the label.
+        crossed: Whether a piece of the tokenizer crosses from the word before into this one.
+        number: The position of the word among the words that the caller gave; None for a text.
+    """
 
     start: int
     end: int
-    label: str
+    mark: Mark | None
     score: float
+    crossed: bool = False
+    number: int | None = None
 
 
 @dataclass(frozen=True)
@@ -38,39 +46,49 @@ class Span:
     text: str
 
 
-def infer_scheme(labels: Iterable[str]) -> str:
-    """Return the label scheme that a model's labels follow: "IO", "BIO" or "BILOU"."""
-    prefixes = {label[0] for label in labels if label[1:2] == "-" or label in ("B", "I")}
-    return "BILOU" if prefixes & set("LUES") else "BIO" if prefixes & set("BI") else "IO"
+@dataclass(frozen=True)
+class WordSpan(Span):
+    """A labelled part of a list of words. Its offsets are those in the words with one blank between two of them.
 
-
-def decode_labels(words: Iterable[Word], scheme: str, text: str) -> list[Span]:
-    """Return the spans that the labels of the words of `text` describe. The words must be in order.
-
-    A continuation label without a beginning starts a span, so that a missing B does not hide an entity. Under IO,
-    neighbours with the same label are one span, because the scheme cannot separate them.
+    Attributes:
+        first_word: The position of its first word in the list, from 0.
+        last_word: The position of its last word.
     """
-    spans: list[Span] = []
-    is_open = False
+
+    first_word: int
+    last_word: int
+
+
+def find_spans(words: Iterable[LabelledWord], text: str) -> list[Span]:
+    """Return the spans that the labelled words of `text` make. The words must be in order.
+
+    A word in the middle or at the end of an entity without a beginning starts a span, so that a missing B does not
+    hide an entity. Without positions (the scheme IO), neighbours of one type are one span, because the labels cannot
+    separate them. Two words of one type that share a piece are one span in any scheme: the piece has one label.
+    """
+    groups: list[list[LabelledWord]] = []
+    is_open = is_last = False
     for word in words:
-        prefix, label = _split_label(word.label, _PREFIXES[scheme])
-        if label is None:
-            is_open = False
+        if word.mark is None:
+            is_open = is_last = False
             continue
-        if is_open and prefix not in _BEGIN and spans[-1].label == label:
-            start, score = spans[-1].start, min(spans[-1].score, word.score)
-            spans[-1] = Span(start, word.end, label, score, text[start : word.end])
+        is_same = is_last and _kind(groups[-1][-1]) == word.mark.kind
+        if is_same and (word.crossed or (is_open and word.mark.place not in "BS")):
+            groups[-1].append(word)
         else:
-            spans.append(Span(word.start, word.end, label, word.score, text[word.start : word.end]))
-        is_open = prefix not in _END
-    return spans
+            groups.append([word])
+        is_last = True
+        is_open = word.mark.place not in "ES"
+    return [_span(group, text) for group in groups]
 
 
-def _split_label(label: str, prefixes: str) -> tuple[str, str | None]:
-    """Return a label's prefix (I if the scheme has none) and its type (None if it is outside of any span)."""
-    if label in ("O", "0"):
-        return "O", None
-    prefix, dash, kind = label.partition("-")
-    if len(prefix) == 1 and prefix in prefixes and (kind or not dash):
-        return prefix, kind or _UNNAMED
-    return "I", label
+def _kind(word: LabelledWord) -> str | None:
+    return word.mark.kind if word.mark else None
+
+
+def _span(words: list[LabelledWord], text: str) -> Span:
+    first, last = words[0], words[-1]
+    start, end, score = first.start, last.end, min(word.score for word in words)
+    if first.number is None or last.number is None:
+        return Span(start, end, _kind(first) or "", score, text[start:end])
+    return WordSpan(start, end, _kind(first) or "", score, text[start:end], first.number, last.number)

@@ -1,0 +1,242 @@
+"""What a token classifier says of each word of a text, before any of it is decided."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from medvllm import progress
+from medvllm.engine.model_runner.coverage import Coverage
+from medvllm.engine.model_runner.reading.batches import batch_windows, check_finite, nonfinite_positions, run_batch
+from medvllm.engine.model_runner.reading.windows import Window, split_into_windows
+from medvllm.engine.model_runner.tagging.words import Word, cut_words, trim_words
+from medvllm.engine.model_runner.word_list import WordList, split_by_pattern
+from medvllm.errors import RequestError
+from medvllm.label_schemes import LabelScheme, read_scheme
+from medvllm.model_registry import Lease
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_TOKENS_AT_ONCE = 100_000  # of which the probabilities are kept; their texts are decided before others are read
+
+
+@dataclass(frozen=True)
+class TaggedText:
+    """A text, its words, and the probabilities of the labels of each piece.
+
+    Attributes:
+        text: The text. Of a list of words, the words with a blank between two of them.
+        given: The words that the caller or the entry's word pattern gives; None for a text without either.
+        places: The start and end of each piece in the text, in order.
+        numbers: For each piece, the number of its word among those that are given, or as the tokenizer counts.
+        unknown: For each piece, whether it stands for characters that the vocabulary lacks.
+        probabilities: For each piece, the probability of each label. An array of shape [pieces, labels], float32.
+        labels: What the labels mean.
+        coverage: What the model read of the text.
+    """
+
+    text: str
+    given: WordList | None
+    places: Sequence[tuple[int, int]]
+    numbers: Sequence[int]
+    unknown: Sequence[bool]
+    probabilities: "np.ndarray[Any, Any]"
+    labels: LabelScheme
+    coverage: Coverage
+
+    @cached_property
+    def words(self) -> list[Word]:
+        """The words with their pieces. A word without pieces is one that the tokenizer dropped."""
+        return self._given_words(self.given) if self.given else cut_words(self.text, self.places)
+
+    @cached_property
+    def parts(self) -> list[Word]:
+        """The words, cut wherever a piece begins or ends."""
+        return cut_words(self.text, self.places, every_edge=True)
+
+    @cached_property
+    def classes(self) -> list[int]:
+        """For each piece, the class id of its likeliest label."""
+        return [int(number) for number in self.probabilities.argmax(1)]
+
+    def entity_probability(self, word: Word) -> float:
+        """Return how likely a word is part of an entity: the highest probability of its pieces not to be outside."""
+        return max((1 - self._outside(piece) for piece in word.pieces), default=0.0)
+
+    def likeliest_kind(self, word: Word) -> str:
+        """Return the type of entity that a word most likely is, also where it most likely is none."""
+        kinds: dict[str, float] = {}
+        for piece in word.pieces:
+            row = self.probabilities[piece]
+            sums: dict[str, float] = {}
+            for mark, probability in zip(self.labels.marks, row.tolist(), strict=True):
+                if mark:
+                    sums[mark.kind] = sums.get(mark.kind, 0.0) + probability
+            kinds |= {kind: max(probability, kinds.get(kind, 0.0)) for kind, probability in sums.items()}
+        return max(kinds, key=lambda kind: kinds[kind])
+
+    def _outside(self, piece: int) -> float:
+        row: list[float] = self.probabilities[piece].tolist()
+        return sum(value for mark, value in zip(self.labels.marks, row, strict=True) if mark is None)
+
+    def _given_words(self, given: WordList) -> list[Word]:
+        pieces: list[list[int]] = [[] for _ in given.offsets]
+        for piece, number in enumerate(self.numbers):
+            pieces[number].append(piece)
+        places = trim_words(self.text, given.offsets)
+        return [
+            Word(start, end, tuple(pieces[number]), number=number)
+            for number, (start, end) in enumerate(places)
+            if start < end
+        ]
+
+
+def label_words(
+    lease: Lease, texts: Sequence[str | WordList], *, allow_special_tokens: bool = False
+) -> Iterator[TaggedText]:
+    """Yield what the model says of each text, in order. Long texts are read in overlapping windows.
+
+    Args:
+        lease: The model in use.
+        texts: The texts, or lists of words. If the entry has a `word_pattern`, it splits the texts into words.
+        allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens.
+
+    Raises:
+        RequestError: The model is not a token classifier, or its labels do not tell what they mean.
+        LoadError: The model returns NaN or infinity.
+    """
+    labels = read_labels(lease)
+    behaviour = lease.metadata.behaviour
+    if pattern := behaviour.word_pattern:
+        texts = [
+            split_by_pattern(text, pattern, position) if isinstance(text, str) else text
+            for position, text in enumerate(texts)
+        ]
+    windows, coverage = split_into_windows(
+        lease.tokenizer, texts, behaviour.long_input, offsets=True, allow_special_tokens=allow_special_tokens
+    )
+    marks = _find_marks(lease.tokenizer, windows)
+    # Of words split beforehand, the first piece has the label, also if it is only the mark of a blank.
+    kept = [_kept(window, frozenset() if isinstance(texts[window.text], WordList) else marks) for window in windows]
+    windows_of: list[list[int]] = [[] for _ in texts]
+    for number, window in enumerate(windows):
+        windows_of[window.text].append(number)
+    found = _run(lease, windows, kept)
+    rows: dict[int, np.ndarray[Any, Any]] = {}
+    for text, numbers, covered in zip(texts, windows_of, coverage, strict=True):
+        while any(windows[number].input_ids and number not in rows for number in numbers):
+            rows |= next(found)
+        parts = [(windows[number], kept[number], rows.pop(number)) for number in numbers if number in rows]
+        yield _join(text, parts, labels, covered, lease.tokenizer.unk_token_id)
+    for _ in found:  # the end of the progress bar
+        pass
+
+
+def read_labels(lease: Lease) -> LabelScheme:
+    """Return what the labels of a token classifier mean.
+
+    Raises:
+        RequestError: The model is not a token classifier, or its labels do not tell what they mean.
+    """
+    model, behaviour = lease.model, lease.metadata.behaviour
+    if not is_token_classifier(model):
+        raise RequestError(
+            f"Model {lease.metadata.name!r} is loaded as {type(model).__name__}, which finds no entities.\n"
+            "List the models that do with: medvllm list --task ner",
+            model=lease.metadata.name,
+        )
+    labels = [model.config.id2label[number] for number in range(len(model.config.id2label))]
+    try:
+        return read_scheme(labels, behaviour.label_scheme, behaviour.outside_label)
+    except ValueError as flaw:
+        is_outside_unknown = "none of them is" in str(flaw) or "no entity" in str(flaw)
+        advice = "outside_label='NONE'" if is_outside_unknown else "label_scheme='BIO' (or 'BILOU', or 'IO')"
+        raise RequestError(
+            f"The labels of model {lease.metadata.name!r} do not tell how they mark entities: {flaw}.\n"
+            f"Register it with: {advice}, or with other names for the labels: id2label=['O', 'B-DRUG', 'I-DRUG']",
+            model=lease.metadata.name,
+        ) from None
+
+
+def is_token_classifier(model: Any) -> bool:
+    """Return whether a model labels tokens."""
+    return type(model).__name__.endswith("ForTokenClassification")
+
+
+def _find_marks(tokenizer: Any, windows: Sequence[Window]) -> frozenset[int]:
+    """Return the ids of pieces that stand for a blank and nothing else. Their offsets may contain a letter."""
+    ids = list({token for window in windows for token in window.input_ids})
+    names = tokenizer.convert_ids_to_tokens(ids)
+    return frozenset(token for token, name in zip(ids, names, strict=True) if name and not str(name).strip("▁"))
+
+
+def _kept(window: Window, marks: frozenset[int]) -> list[int]:
+    """Return the positions of the tokens whose labels count in this window."""
+    return [
+        i
+        for i, word in enumerate(window.words)
+        if word is not None and window.counted[i] and window.input_ids[i] not in marks
+    ]
+
+
+def _run(
+    lease: Lease, windows: Sequence[Window], kept: Sequence[list[int]]
+) -> "Iterator[dict[int, np.ndarray[Any, Any]]]":
+    """Yield the probabilities of the kept tokens of each window, by its number, for a group of texts at a time."""
+    numbers = {id(window): number for number, window in enumerate(windows)}
+    batches: list[tuple[list[Window], bool]] = []  # with whether the batch is the last one of its group
+    for group in _group(windows):
+        packed = batch_windows(lease, lease.model, group)
+        batches += [(batch, batch is packed[-1]) for batch in packed]
+    nonfinite: set[int] = set()
+    found: dict[int, np.ndarray[Any, Any]] = {}
+    for batch, is_last in progress.track_items("Running", batches):
+        logits = run_batch(lease, lease.model, batch, "logits")
+        # A label at minus infinity is an error, too: it could never be found.
+        nonfinite |= nonfinite_positions(logits, [window.text for window in batch])
+        probabilities = logits.softmax(-1).cpu()
+        for row, window in enumerate(batch):
+            number = numbers[id(window)]
+            found[number] = probabilities[row][kept[number]].numpy()
+        if is_last:
+            check_finite(lease, nonfinite)
+            yield found
+            found = {}
+
+
+def _group(windows: Sequence[Window]) -> Iterator[list[Window]]:
+    """Yield the windows of as many texts at a time as have enough tokens for full batches."""
+    group: list[Window] = []
+    tokens = 0
+    for window in windows:
+        if tokens > _TOKENS_AT_ONCE and group[-1].text != window.text:
+            yield group
+            group, tokens = [], 0
+        group.append(window)
+        tokens += len(window.input_ids)
+    yield group
+
+
+def _join(
+    text: str | WordList,
+    parts: "Sequence[tuple[Window, list[int], np.ndarray[Any, Any]]]",
+    labels: LabelScheme,
+    coverage: Coverage,
+    unknown_id: object,
+) -> TaggedText:
+    """Return a text with the pieces of all of its windows."""
+    import numpy as np
+
+    places: list[tuple[int, int]] = []
+    numbers: list[int] = []
+    unknown: list[bool] = []
+    rows = [np.zeros((0, len(labels.labels)), dtype=np.float32)]
+    for window, kept, probabilities in parts:
+        places += [window.offsets[i] for i in kept]
+        numbers += [word for i in kept if (word := window.words[i]) is not None]
+        unknown += [window.input_ids[i] == unknown_id for i in kept]
+        rows.append(probabilities)
+    given = text if isinstance(text, WordList) else None
+    whole = text.text if isinstance(text, WordList) else text
+    return TaggedText(whole, given, places, numbers, unknown, np.concatenate(rows), labels, coverage)
