@@ -6,9 +6,11 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
+from math import inf
 from typing import TYPE_CHECKING, Any
 
-from medvllm.corpora.rows import Row, split_into_chunks
+from medvllm.corpora.rows import CHUNK_CHARACTERS, Row, split_into_chunks
+from medvllm.engine.model_runner.redaction.operators import parse_operators
 from medvllm.engine.model_runner.results import Result
 from medvllm.engine.model_runner.tasks import check_task, run_task
 from medvllm.errors import LoadError, RequestError
@@ -116,7 +118,12 @@ class CorpusRun:
         self.receipt: Receipt | None = None
 
     def __iter__(self) -> Generator[CorpusAnswers]:
-        chunks = split_into_chunks(self._rows)
+        size: float = CHUNK_CHARACTERS
+        if self.task == "redact":  # all chunks get the same operators, with the same keys
+            operators = parse_operators(self._arguments.get("operators"))
+            self._arguments["operators"] = operators
+            size = inf if operators.need_all_texts else size
+        chunks = split_into_chunks(self._rows, size)
         if (first := next(chunks, None)) is None:
             return
         has_ids = any(row.id is not None for row in first)

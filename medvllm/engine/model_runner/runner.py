@@ -18,12 +18,8 @@ if TYPE_CHECKING:
     from medvllm.engine.model_runner.classification.rerank import RerankResults
     from medvllm.engine.model_runner.embedding.embed import Embeddings
     from medvllm.engine.model_runner.fill_mask import FillMaskResults
-<<<<<<< HEAD
-=======
     from medvllm.engine.model_runner.redaction.results import RedactionResults
-    from medvllm.engine.model_runner.results import Result
     from medvllm.engine.model_runner.tagging.aggregation import Aggregation
->>>>>>> 92aea59de1f6e12bf1425714bd8fa8252e4518c2
     from medvllm.engine.model_runner.tagging.entities import EntityResults
 
 

@@ -8,11 +8,8 @@ from medvllm.engine.model_runner.classification.classify import check_classify_o
 from medvllm.engine.model_runner.classification.rerank import check_rerank_options, rerank
 from medvllm.engine.model_runner.embedding.embed import embed
 from medvllm.engine.model_runner.fill_mask import fill_mask
-<<<<<<< HEAD
 from medvllm.engine.model_runner.foreign_errors import translate_other_errors
-=======
 from medvllm.engine.model_runner.redaction.redact import check_redact_options, redact
->>>>>>> 92aea59de1f6e12bf1425714bd8fa8252e4518c2
 from medvllm.engine.model_runner.results import Result
 from medvllm.engine.model_runner.tagging.entities import check_entity_options, find_entities, find_identifiers
 from medvllm.errors import RequestError
