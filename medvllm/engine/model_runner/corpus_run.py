@@ -10,6 +10,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from medvllm.corpora.rows import CHUNK_CHARACTERS, Row, split_into_chunks
+from medvllm.engine.model_runner.foreign_errors import drop_hidden_errors
 from medvllm.engine.model_runner.redaction.operators import parse_operators
 from medvllm.engine.model_runner.results import Result
 from medvllm.engine.model_runner.tasks import check_task, run_task
@@ -143,6 +144,7 @@ class CorpusRun:
                 yield ranking.answers()
             self.receipt = lease.receipt if self._with_receipt else None
 
+    @drop_hidden_errors
     def _answer(self, lease: Lease, chunk: list[Row], offset: int, *, has_ids: bool) -> CorpusAnswers:
         if not has_ids and (late := next((row for row in chunk if row.id is not None), None)):
             raise RequestError(f"There is an id in {late.place}, but none before.\nGive each row an id, or none.")

@@ -86,7 +86,7 @@ class _Word:
 
     def add(self, likely: Sequence[float], score: float) -> None:
         self._sums = [a + b for a, b in zip(self._sums, likely, strict=True)]
-        self.score = max(self.score, score)
+        self.score = min(max(self.score, score), 1.0)
 
     @property
     def label(self) -> str:
