@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from medvllm.engine.model_runner.generation.answers import GenerationResults, Piece
     from medvllm.engine.model_runner.generation.options import GenerationOptions
     from medvllm.engine.model_runner.redaction.results import RedactionResults
-    from medvllm.engine.model_runner.results import Result
     from medvllm.engine.model_runner.tagging.aggregation import Aggregation
     from medvllm.engine.model_runner.tagging.entities import EntityResults
 
@@ -560,18 +559,17 @@ class ModelRunner:
             InputTooLongError: A text is too long, and the task or the entry forbids cutting it.
             LoadError: The model cannot run, or returns NaN or infinity.
         """
-        from medvllm.engine.model_runner.tasks import TASKS, check_task, default_task
+        from medvllm.engine.model_runner.tasks import check_task, run_task
 
         if task is not None:
             task = usual_task(task) if isinstance(task, str) else task
             check_task(task, arguments)  # before anything is loaded
         self._check_entry()
         given = to_list(texts)  # outside of the translation: an error of the caller's generator is the caller's
-        with self._registry.lease(self._name, **self._options) as lease, translate_other_errors(lease.metadata.name):
-            chosen = task or default_task(lease, given)
-            check_task(chosen, arguments)
-            result: Result = TASKS[chosen](lease, given, **arguments)
-            result.task, result.receipt = chosen, lease.receipt if with_receipt else None
+        with self._registry.lease(self._name, **self._options) as lease:
+            result = run_task(lease, task, given, arguments)
+            with translate_other_errors(lease.metadata.name):
+                result.receipt = lease.receipt if with_receipt else None
             return result
 
     def record_baseline(self, *, reason: str | None = None) -> ModelMetadata:

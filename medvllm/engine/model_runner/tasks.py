@@ -1,7 +1,7 @@
 """The tasks that ModelRunner can run."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from medvllm.engine.model_runner.classification.assertions import check_assertion_options, find_assertions
@@ -11,6 +11,7 @@ from medvllm.engine.model_runner.embedding.embed import check_embed_options, emb
 from medvllm.engine.model_runner.fill_mask import check_fill_mask_options, fill_mask
 from medvllm.engine.model_runner.generation.generate import generate
 from medvllm.engine.model_runner.generation.options import check_generate_options
+from medvllm.engine.model_runner.foreign_errors import translate_other_errors
 from medvllm.engine.model_runner.redaction.redact import check_redact_options, redact
 from medvllm.engine.model_runner.results import Result
 from medvllm.engine.model_runner.tagging.entities import check_entity_options, find_entities, find_identifiers
@@ -66,6 +67,20 @@ def check_task(task: str, arguments: Mapping[str, Any]) -> None:
         )
     if task in _OPTION_CHECKS:
         _OPTION_CHECKS[task](**arguments)
+
+
+def run_task(lease: Lease, task: str | None, texts: Sequence[Any], arguments: Mapping[str, Any]) -> Result:
+    """Run a task on a model in use, or the model's own task if none is named.
+
+    Raises:
+        MedVLLMError: The task, the texts or the arguments cannot be used, or the model cannot run.
+    """
+    with translate_other_errors(lease.metadata.name):
+        chosen = task or default_task(lease, texts)
+        check_task(chosen, arguments)
+        result = TASKS[chosen](lease, texts, **arguments)
+        result.task = chosen
+        return result
 
 
 def default_task(lease: Lease, texts: Iterable[Any]) -> str:
