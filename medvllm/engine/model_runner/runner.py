@@ -13,8 +13,10 @@ from medvllm.model_registry import ModelRegistry, registry
 from medvllm.words import usual_task
 
 if TYPE_CHECKING:
+    from medvllm.engine.model_runner.classification.assertions import AssertionResults
     from medvllm.engine.model_runner.classification.classify import ClassificationResults, Combination
     from medvllm.engine.model_runner.classification.head import Activation
+    from medvllm.engine.model_runner.classification.marked_spans import SpanLike
     from medvllm.engine.model_runner.classification.rerank import RerankResults
     from medvllm.engine.model_runner.embedding.embed import Embeddings
     from medvllm.engine.model_runner.fill_mask import FillMaskResults
@@ -205,23 +207,36 @@ class ModelRunner:
         options["allow_special_tokens"] = allow_special_tokens
         return cast("RedactionResults", self.run("redact", texts, with_receipt=with_receipt, **options))
 
-    def fill_mask(self, texts: Iterable[str], *, top_k: int = 5, with_receipt: bool = False) -> "FillMaskResults":
+    def fill_mask(
+        self,
+        texts: Iterable[str],
+        *,
+        targets: Sequence[str] | None = None,
+        top_k: int | None = None,
+        allow_special_tokens: bool = False,
+        with_receipt: bool = False,
+    ) -> "FillMaskResults":
         """Return the most likely word pieces for each [MASK] in each text.
 
         Args:
             texts: Texts with at least one [MASK] each.
-            top_k: How many word pieces to return for each gap.
+            targets: The only word pieces to score: their names, such as "Ġaspirin" or "##mg", or texts that are one
+                word piece each, such as " aspirin". A text of several word pieces is refused.
+            top_k: How many word pieces to return for each gap. By default 5, or all targets.
+            allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens. By default, they are text.
             with_receipt: Whether the result has a receipt of what answered.
 
         Returns:
-            For each text, for each gap, a list of `Fill` (token and probability), best first.
+            For each text, for each gap, a list of `Fill` (token, text and probability), best first. The probability is
+            that among all word pieces, also with `targets`.
 
         Raises:
             InputTooLongError: A text is longer than the model can read at once.
-            RequestError: The model cannot fill gaps, or a text has none.
+            RequestError: The model cannot fill gaps, a text has none, or a target is not one word piece.
             LoadError: The model cannot run, or returns NaN or infinity.
         """
-        return cast("FillMaskResults", self.run("fill-mask", texts, with_receipt=with_receipt, top_k=top_k))
+        options = {"targets": targets, "top_k": top_k, "allow_special_tokens": allow_special_tokens}
+        return cast("FillMaskResults", self.run("fill-mask", texts, with_receipt=with_receipt, **options))
 
     def classify(
         self,
@@ -265,6 +280,43 @@ class ModelRunner:
         options["allow_special_tokens"] = allow_special_tokens
         return cast("ClassificationResults", self.run("classify", texts, with_receipt=with_receipt, **options))
 
+    def assertions(
+        self,
+        texts: Iterable[str],
+        spans: "Sequence[Sequence[SpanLike]]",
+        *,
+        allow_special_tokens: bool = False,
+        with_receipt: bool = False,
+    ) -> "AssertionResults":
+        """Return whether what each span names is present, absent or possible, as the model's labels say.
+
+        The span is marked in its text as the entry's `entity_markers` state. Of a text that is longer than the model,
+        the model reads the span with as many tokens before it as after it.
+
+        Args:
+            texts: The texts.
+            spans: For each text, its spans: what `entities` finds, other objects or records with `start` and `end`, or
+                pairs of start and end. Offsets count Unicode code points.
+            allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens. By default, they are text.
+            with_receipt: Whether the result has a receipt of what answered.
+
+        Returns:
+            For each text, for each of its spans, `Assertion`: `label`, `score`, the `scores` of all labels, and the
+            `coverage` of what was read around the span.
+
+        Raises:
+            InputTooLongError: A span is longer than the model, or a text is, and the entry forbids cutting it.
+            RequestError: The model judges no marked spans, or a span or a text cannot be used.
+            LoadError: The model cannot run, or returns NaN or infinity.
+
+        Example:
+            >>> runner = ModelRunner("bvanaken/clinical-assertion-negation-bert")
+            >>> [[found]] = runner.assertions(["Patient denies fever."], [[(15, 20)]])
+            >>> print(found.text, found.label, found.scores)
+        """
+        options = {"spans": spans, "allow_special_tokens": allow_special_tokens}
+        return cast("AssertionResults", self.run("assertions", texts, with_receipt=with_receipt, **options))
+
     def rerank(
         self,
         query: str,
@@ -307,7 +359,7 @@ class ModelRunner:
         """Run a task by its name.
 
         Args:
-            task: "embed", "fill-mask", "ner", "deid", "redact", "classify" or "rerank"; None for the model's own task.
+            task: Its name, for example "embed", "ner" or "classify"; None for the model's own task.
             texts: The texts, or pairs of texts.
             with_receipt: Whether the result has a receipt of what answered. It takes longer than a small model.
             arguments: The options of the task, for example `top_k`.

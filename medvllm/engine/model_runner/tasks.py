@@ -4,10 +4,11 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from medvllm.engine.model_runner.classification.assertions import check_assertion_options, find_assertions
 from medvllm.engine.model_runner.classification.classify import check_classify_options, classify
 from medvllm.engine.model_runner.classification.rerank import check_rerank_options, rerank
 from medvllm.engine.model_runner.embedding.embed import embed
-from medvllm.engine.model_runner.fill_mask import fill_mask
+from medvllm.engine.model_runner.fill_mask import check_fill_mask_options, fill_mask
 from medvllm.engine.model_runner.redaction.redact import check_redact_options, redact
 from medvllm.engine.model_runner.results import Result
 from medvllm.engine.model_runner.tagging.entities import check_entity_options, find_entities, find_identifiers
@@ -25,6 +26,7 @@ TASKS: dict[str, Callable[..., Result]] = {
     "redact": redact,
     "classify": classify,
     "rerank": rerank,
+    "assertions": find_assertions,
 }
 # Each function takes the options of a task and raises RequestError for those that no model could use.
 _OPTION_CHECKS: dict[str, Callable[..., object]] = {
@@ -33,6 +35,8 @@ _OPTION_CHECKS: dict[str, Callable[..., object]] = {
     "classify": check_classify_options,
     "rerank": check_rerank_options,
     "redact": check_redact_options,
+    "fill-mask": check_fill_mask_options,
+    "assertions": check_assertion_options,
 }
 
 
