@@ -91,7 +91,7 @@ def chance(request: pytest.FixtureRequest, shared: ModelRegistry, tmp_path_facto
     return ModelRunner(folder, registry=shared), read, {token for token, label in by_id.items() if label}
 
 
-@given(st.lists(st.lists(st.sampled_from(ATOMS), max_size=20).map("".join), min_size=1, max_size=6))
+@given(st.lists(st.lists(st.sampled_from(ATOMS), max_size=20).map("".join), min_size=1, max_size=5))
 @settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )
@@ -155,14 +155,15 @@ def test_windows_say_what_one_pass_says(shared: ModelRegistry, tmp_path: Path, f
 
 
 def test_texts_of_100_000_characters(shared: ModelRegistry, tmp_path: Path) -> None:
-    """One word, and many; to their ends."""
+    """One word of 50,000, and many; to the end."""
     read = taggers.tokenizer("unigram", 512)
     by_id = {token: token % 2 for token in range(len(read))}
     runner = ModelRunner(taggers.write(tmp_path / "m", read, ["O", "NAME"], by_id), registry=shared)
-    for text in ("a" * 100_000, "Smith, " * 14_300):
-        (found,) = runner.entities([text])
-        assert found.coverage.read == ((0, len(text)),) and found.coverage.tokens > 14_000
-        assert all(span.text == text[span.start : span.end] for span in found.spans)
+    text = "a" * 50_000 + ", Smith" * 7_150
+    (found,) = runner.entities([text])
+    assert found.coverage.read == ((0, len(text)),) and found.coverage.tokens > 14_000 and len(text) > 100_000
+    assert found.spans[-1].end == len(text) or not by_id[read("Smith")["input_ids"][-2]]
+    assert all(span.text == text[span.start : span.end] for span in found.spans)
 
 
 # Pipelines
