@@ -41,6 +41,7 @@ class Source(NamedTuple):
 
     model_path: Annotated[str | None, "Repository id, hf:// link or folder. By default, the name itself."] = None
     revision: Annotated[str | None, "Commit, tag or branch of the repository."] = None
+    base: Annotated[str | None, "The entry whose weights an adapter completes, if the model is an adapter."] = None
     also_known_as: Annotated[tuple[str, ...], "Other names of the same model, such as its repository's id."] = ()
     extra_files: Annotated[tuple[str, ...], "Globs of further files that a custom model class reads."] = ()
     requires: Annotated[tuple[str, ...], "Python packages, besides transformers, that the model needs."] = ()
@@ -52,9 +53,9 @@ class Source(NamedTuple):
 class Behaviour(NamedTuple):
     """How the model must be used, where its files do not say."""
 
-    task: Annotated[str | None, "embed, fill-mask, ner, deid, classify, rerank, generate, or a word of your own."] = (
-        None
-    )
+    task: Annotated[
+        str | None, "embed, fill-mask, ner, deid, classify, assertions, rerank, generate, or a word of your own."
+    ] = None
     architecture: Annotated[str | None, "The config's `model_type`, for repositories that lack it."] = None
     do_lower_case: Annotated[bool | None, "Whether the tokenizer lowercases its input."] = None
     strip_accents: Annotated[bool | None, "Whether the tokenizer removes accents."] = None

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-LoadedBy = Literal["transformers", "replay", "offload"]
+LoadedBy = Literal["transformers", "replay", "offload", "adapter"]
 
 
 @dataclass(frozen=True)
@@ -12,10 +12,10 @@ class LoadResult:
 
     Attributes:
         model: The model in eval mode: a PreTrainedModel, or whatever the entry's own class makes.
-        size_bytes: Bytes of its parameters and buffers.
+        size_bytes: Bytes of its parameters and buffers; those of an adapter's base count for the base.
         load_s: Seconds that this load took.
         loaded_by: "transformers" for a plain load, "replay" for a rebuild from a template, "offload" for a model
-            that was moved back from host memory.
+            that was moved back from host memory, "adapter" for an adapter that was put into its base.
         mapped_bytes: How many of `size_bytes` belong to a mapped file, which all processes that map it share.
         reload_s: Seconds that the next load is expected to take.
         reload_fallback_reason: Why the next load cannot be a replay and must use transformers; None if it can.

@@ -10,6 +10,7 @@ from pathlib import Path
 from medvllm.metadata import ModelMetadata
 from medvllm.names import is_commit, parse_name
 
+_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _WEIGHTS = re.compile(r"(?:model|pytorch_model)(?:-\d+-of-(\d+))?\.(?:safetensors|bin)")
 
 
@@ -28,13 +29,13 @@ def local_files(entry: ModelMetadata) -> LocalFiles | None:
     """
     location = parse_name(entry.location)
     if location.kind == "folder":
-        return _find_weights(Path(location.name))
+        return _find_weights(Path(location.name), adapter=entry.is_adapter)
     if "/" not in location.name and not location.is_repo_id:
         return None
     repository = repository_folder(location.name)
     revision = location.suffix or entry.source.revision or "main"
     for commit in _commits(repository, revision):
-        if found := _find_weights(repository / "snapshots" / commit):
+        if found := _find_weights(repository / "snapshots" / commit, adapter=entry.is_adapter):
             return found
     return None
 
@@ -67,15 +68,18 @@ def _commits(repository: Path, revision: str) -> list[str]:
         return _names(repository / "snapshots")
 
 
-def _find_weights(folder: Path) -> LocalFiles | None:
+def _find_weights(folder: Path, *, adapter: bool) -> LocalFiles | None:
     """Return the model in a folder, or None if a file that it needs is missing."""
     names = _names(folder)
     # Old sentence-transformers models keep the transformer in a subfolder.
     if "modules.json" in names and "config.json" not in names and (folder / "0_Transformer").is_dir():
         folder = folder / "0_Transformer"
         names = _names(folder)
-    weights = _weights(folder, names)
-    if "config.json" not in names or not weights:
+    if adapter:
+        config, weights = "adapter_config.json", [name for name in _ADAPTER_WEIGHTS if name in names][:1]
+    else:
+        config, weights = "config.json", _weights(folder, names)
+    if config not in names or not weights:
         return None
     try:
         return LocalFiles(folder, sum(os.stat(folder / name).st_size for name in weights))

@@ -203,6 +203,11 @@ class ModelMetadata:
         return f"{self.name}@{self.version}" if self.origin == "stored" else self.name
 
     @property
+    def is_adapter(self) -> bool:
+        """Whether the model is an adapter: small weights that complete those of its base, another entry."""
+        return self.source.base is not None
+
+    @property
     def location(self) -> str:
         """Where the bytes come from: `model_path`, or else the name."""
         return self.source.model_path or self.name

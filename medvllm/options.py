@@ -109,10 +109,19 @@ class LoadOptions:
 
     def with_defaults(self, entry: "LoadOptions") -> "LoadOptions":
         """Return the options completed with those of the entry, and then with the settings."""
+        known = self.with_entry(entry)
+        return replace(
+            known,
+            device=known.device or _device(settings.DEVICE()),
+            dtype=known.dtype or dtype_name(settings.DTYPE()),
+        )
+
+    def with_entry(self, entry: "LoadOptions") -> "LoadOptions":
+        """Return the options completed with those of the entry."""
         return replace(
             self,
-            device=self.device or entry.device or _device(settings.DEVICE()),
-            dtype=self.dtype or entry.dtype or dtype_name(settings.DTYPE()),
+            device=self.device or entry.device,
+            dtype=self.dtype or entry.dtype,
             revision=self.revision or entry.revision,
             model_class=self.model_class or entry.model_class,
             attn_implementation=self.attn_implementation or entry.attn_implementation,
@@ -146,6 +155,7 @@ class Identity:
         files: The files on disk that contain the weights. They are part of the key because a change to a mapped file
             changes the model.
         is_offloaded: Whether the weights are in host memory and not on the device.
+        base: The model whose weights an adapter completes.
     """
 
     name: str
@@ -155,6 +165,7 @@ class Identity:
     options: LoadOptions
     files: str = ""
     is_offloaded: bool = False
+    base: "Identity | None" = None
 
 
 def unknown_option(name: str, fields: Mapping[str, Any]) -> RequestError:

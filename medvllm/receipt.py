@@ -90,6 +90,7 @@ class Receipt:
             seen.
         libraries: The versions of the installed libraries.
         package: Name and version of the installed package that the entry comes from.
+        base: The receipt of an adapter's base.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Receipt:
     declared: dict[str, dict[str, Any]]
     libraries: dict[str, str] = field(default_factory=lambda: dict(library_versions()))
     package: str | None = None
+    base: "Receipt | None" = None
 
     @classmethod
     def of(
@@ -157,4 +159,5 @@ class Receipt:
             "declared": self.declared,
             "options": self.options,
             "libraries": self.libraries,
+            **({} if self.base is None else {"base": self.base.to_dict()}),
         }

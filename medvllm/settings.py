@@ -210,6 +210,10 @@ def _lock(text: str) -> Path | None:
     return None if text.lower() == "auto" else _path(text)
 
 
+def _optional_path(text: str) -> Path | None:
+    return None if text.lower() == "none" else _path(text)
+
+
 HOME = Setting(
     "MEDVLLM_HOME",
     "~/.medvllm",
@@ -280,6 +284,12 @@ KEEP_ALIVE = Setting(
 MEMORY_TIMEOUT = Setting(
     "MEDVLLM_MEMORY_TIMEOUT", "30", _seconds, "Seconds that a load waits for memory that other models use."
 )
+REDACTION_KEY_FILE = Setting(
+    "MEDVLLM_REDACTION_KEY_FILE",
+    "none",
+    _optional_path,
+    "File with the secret key that redaction uses for hashes, surrogates and shifted dates: 16 bytes or more.",
+)
 DEBUG = Setting("MEDVLLM_DEBUG", "off", _switch, "Whether the command line shows tracebacks.")
 
 # Any, because each setting has a type of its own.
@@ -298,5 +308,6 @@ SETTINGS: tuple[Setting[Any], ...] = (
     KEEP_ALIVE,
     MEMORY_TIMEOUT,
     TRUST_REMOTE_CODE,
+    REDACTION_KEY_FILE,
     DEBUG,
 )

@@ -32,6 +32,8 @@ class Facts(TypedDict, total=False):
     """Repository id, hf:// link or folder. By default, the name itself."""
     revision: str | None
     """Commit, tag or branch of the repository."""
+    base: str | None
+    """The entry whose weights an adapter completes, if the model is an adapter."""
     also_known_as: Sequence[str]
     """Other names of the same model, such as its repository's id."""
     extra_files: Sequence[str]
@@ -41,7 +43,7 @@ class Facts(TypedDict, total=False):
     trust_remote_code: bool | None
     """Whether the repository's own code may run. `revision` must be a commit."""
     task: str | None
-    """embed, fill-mask, ner, deid, classify, rerank, generate, or a word of your own."""
+    """embed, fill-mask, ner, deid, classify, assertions, rerank, generate, or a word of your own."""
     architecture: str | None
     """The config's `model_type`, for repositories that lack it."""
     do_lower_case: bool | None

@@ -6,7 +6,7 @@ from typing import Any
 from medvllm.errors import RequestError
 from medvllm.near_names import did_you_mean, near_names
 
-TASKS = ("embed", "fill-mask", "ner", "deid", "classify", "rerank", "generate")
+TASKS = ("embed", "fill-mask", "ner", "deid", "classify", "assertions", "rerank", "generate")
 
 # As transformers' pipelines and other tools call them.
 _TASKS_ELSEWHERE = {
@@ -23,6 +23,10 @@ _TASKS_ELSEWHERE = {
     "sequence-classification": "classify",
     "sentiment-analysis": "classify",
     "classification": "classify",
+    "assertion": "assertions",
+    "assertion-detection": "assertions",
+    "negation": "assertions",
+    "negation-detection": "assertions",
     "text-ranking": "rerank",
     "reranking": "rerank",
     "rank": "rerank",

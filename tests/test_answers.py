@@ -268,7 +268,8 @@ def test_what_a_model_raises_is_an_error_of_ours(
         with pytest.raises(expected) as raised:
             call()
         if isinstance(raised.value, MedVLLMError):
-            assert raised.value.__cause__ is error and "'m'" in str(raised.value) and "secret" not in str(raised.value)
+            assert raised.value.__cause__ is (None if isinstance(error, MemoryError) else error)
+            assert "'m'" in str(raised.value) and "secret" not in str(raised.value)
 
 
 class PanicException(BaseException):
@@ -279,14 +280,14 @@ class PanicException(BaseException):
 def test_what_a_tokenizer_raises_names_the_text_and_not_its_words(
     registry: ModelRegistry, tmp_path: Path, error: BaseException
 ) -> None:
-    """Its own message may quote what it could not read."""
+    """Its own message may quote what it could not read, so its error is not kept."""
     folder = kinds.write(tmp_path / "m", "BertForMaskedLM")
     runner = ModelRunner(folder, registry=registry)
     with registry.lease(folder) as lease:
         tokenizer: Any = lease.tokenizer
 
     def fail(text: Any, *args: Any, **kwargs: Any) -> Any:
-        if "secret" in text:
+        if "secret" in str(text):
             raise error
         return type(tokenizer)._encode_plus(tokenizer, text, *args, **kwargs)
 
@@ -294,7 +295,8 @@ def test_what_a_tokenizer_raises_names_the_text_and_not_its_words(
     for task in ("embed", "fill-mask"):
         with pytest.raises(RequestError, match=f"could not read text 2: {type(error).__name__}") as raised:
             runner.run(task, ["a [MASK]", "secret [MASK]"])
-        assert raised.value.__cause__ is error and "secret" not in str(raised.value)
+        assert "secret" not in str(raised.value)
+        assert raised.value.__cause__ is None and raised.value.__context__ is None
 
 
 def test_what_a_callers_own_texts_raise_is_the_callers(registry: ModelRegistry, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from medvllm.quantities import parse_budget, parse_duration
 @dataclass(frozen=True)
 class Key:
     name: str
+    base: "Key | None" = None
 
 
 class Thing:

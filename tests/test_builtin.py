@@ -116,7 +116,10 @@ def test_without_its_head_an_entry_is_refused(
             registry.load_model(name)
 
 
-@pytest.mark.parametrize("name", ["ncbi/MedCPT-Cross-Encoder", "pritamdeka/PubMedBERT-MNLI-MedNLI"])
+CLASSIFIERS = [name for name, entry in ENTRIES.items() if entry.behaviour.task in ("classify", "assertions", "rerank")]
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
 def test_a_classifier_runs_by_name(registry: ModelRegistry, hub: LoopbackHub, tmp_path: Path, name: str) -> None:
     """With the labels and the kind of score that its entry states."""
     _served(hub, tmp_path / "m", name)
@@ -130,7 +133,12 @@ def test_a_classifier_runs_by_name(registry: ModelRegistry, hub: LoopbackHub, tm
             logits = lease.model(**pairs).logits[:, 0].tolist()
         assert {each.index: each.score for each in ranked} == pytest.approx(dict(enumerate(logits)), abs=1e-6)
     else:
-        [found] = runner.classify([["No fever.", "fever"]])
+        if runner.task == "assertions":
+            [[assertion]] = runner.assertions(["Patient denies fever."], [[(15, 20)]])
+            [found] = runner.classify(["Patient denies [entity] fever [entity]."])
+            assert assertion.scores == pytest.approx({each.label: each.score for each in found}, abs=1e-6)
+        else:
+            [found] = runner.classify([["No fever.", "fever"]])
         assert {each.label for each in found} == set(LABELS[name])
         assert sum(each.score for each in found) == pytest.approx(1)
 

@@ -18,6 +18,7 @@ from medvllm.model_cache import ModelCache, ValueCache
 class Key:
     name: str
     option: int = 0
+    base: "Key | None" = None
 
 
 class Thing:

@@ -25,6 +25,9 @@ def register(
         typer.Option(help="Repository (org/repo) or folder (./folder); when left out, NAME is the repository."),
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of the repository.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Entry that an adapter completes, if the model is an adapter.")
+    ] = None,
     task: Annotated[str | None, typer.Option(help=f"{', '.join(TASKS)}.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Maximum number of tokens, special tokens included.")] = None,
     lower_case: Annotated[
@@ -51,6 +54,7 @@ def register(
     stated: dict[str, Any] = {
         "model_path": path,
         "revision": revision,
+        "base": base,
         "task": task,
         "max_length": max_length,
         "do_lower_case": lower_case,

@@ -6,9 +6,17 @@ import os
 # an outside service that converts it. This also protects loads elsewhere in the process.
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
+from medvllm.loading.adapters import (
+    apply_adapter,
+    base_of,
+    check_trained_on,
+    choose_classes,
+    identify_adapter,
+    inherit_facts,
+)
 from medvllm.loading.device import default_budget
 from medvllm.loading.load_options import identify, with_defaults
-from medvllm.loading.memory import free_memory, written_bytes
+from medvllm.loading.memory import free_memory, size_bytes, written_bytes
 from medvllm.loading.model import load_model
 from medvllm.loading.placement import restore_offloaded
 from medvllm.loading.prepared import check_prepared_copies
@@ -19,16 +27,23 @@ from medvllm.loading.tokenizer import load_tokenizer
 from medvllm.loading.torch_threads import torch_threads
 
 __all__ = [
+    "apply_adapter",
+    "base_of",
     "check_allowed",
     "check_prepared_copies",
+    "check_trained_on",
+    "choose_classes",
     "default_budget",
     "free_memory",
     "identify",
+    "identify_adapter",
+    "inherit_facts",
     "load_model",
     "load_modules",
     "load_tokenizer",
     "make_proof",
     "restore_offloaded",
+    "size_bytes",
     "torch_threads",
     "with_defaults",
     "written_bytes",

@@ -22,6 +22,7 @@ _HEADS = {
     "ner": "AutoModelForTokenClassification",
     "deid": "AutoModelForTokenClassification",
     "classify": "AutoModelForSequenceClassification",
+    "assertions": "AutoModelForSequenceClassification",
     "rerank": "AutoModelForSequenceClassification",
     "fill-mask": "AutoModelForMaskedLM",
 }
@@ -43,7 +44,7 @@ def find_model_class(metadata: ModelMetadata, options: LoadOptions, snapshot: Sn
         UnsafeWeightsError: The checkpoint needs code that is not trusted or not allowed.
         LoadError: transformers does not have the class that the checkpoint names.
     """
-    chosen = import_class(options.model_class) or metadata.model_class
+    chosen = find_class(metadata, options)
     if chosen is None:
         own = remote_code.import_model_class(metadata, snapshot)
     else:
@@ -54,9 +55,17 @@ def find_model_class(metadata: ModelMetadata, options: LoadOptions, snapshot: Sn
         )
     if own is not None:
         return own
-    if chosen is None:
-        return _named_class(metadata, snapshot)
-    if not callable(getattr(chosen, "from_pretrained", None)):
+    return _named_class(metadata, snapshot) if chosen is None else chosen
+
+
+def find_class(metadata: ModelMetadata, options: LoadOptions) -> type[Any] | None:
+    """Return the class that the caller or else the entry gives; None if neither gives one.
+
+    Raises:
+        RequestError: The class cannot load a model.
+    """
+    chosen: type[Any] | None = import_class(options.model_class) or metadata.model_class
+    if chosen is not None and not callable(getattr(chosen, "from_pretrained", None)):
         raise RequestError(
             f"Class {chosen.__name__!r} cannot load a model: it has no from_pretrained.\n"
             "Use a subclass of transformers.PreTrainedModel, or an Auto class.",

@@ -7,13 +7,16 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from medvllm.model_cache.plan import Need
 from medvllm.model_cache.statistics import DeviceUse
+from medvllm.quantities import PINNED
 
 
 class Named(Protocol):
-    """The key of a cached model: hashable, with the name of the catalogue entry."""
+    """The key of a cached model: hashable, with the name of the catalogue entry and the key of an adapter's base."""
 
     @property
     def name(self) -> str: ...
+    @property
+    def base(self) -> "Named | None": ...
     def __hash__(self) -> int: ...
 
 
@@ -57,6 +60,29 @@ class Accounts(Generic[I]):
     copies: list[tuple["weakref.ref[Any]", CachedModel[I]]] = field(default_factory=list)
     reserved: dict[object, Need] = field(default_factory=dict)
 
+    def adapters_of(self, cached: CachedModel[I]) -> list[CachedModel[I]]:
+        """Return the cached adapters of a model. They use its memory, so it stays for as long as they do."""
+        return [model for model in self.models.values() if model.identity.base == cached.identity]
+
+    def base_of(self, cached: CachedModel[I]) -> CachedModel[I] | None:
+        """Return the cached base of an adapter; None for another model."""
+        base: Any = cached.identity.base
+        return None if base is None else self.models.get(base)
+
+    def is_in_use(self, cached: CachedModel[I]) -> bool:
+        """Return whether a model is leased, or the base of a cached adapter."""
+        return cached.leases > 0 or bool(self.adapters_of(cached))
+
+    def pinned(self) -> list[CachedModel[I]]:
+        """Return the pinned models, and the bases of pinned adapters."""
+        own = {identity for identity, model in self.models.items() if model.keep_alive == PINNED}
+        own |= {identity.base for identity in own if identity.base is not None}  # type: ignore[misc]
+        return [model for identity, model in self.models.items() if identity in own]
+
+    def count_models(self) -> int:
+        """Return how many models are cached. An adapter is part of its base."""
+        return sum(identity.base is None for identity in self.models)
+
     def used_bytes(self, device: str) -> int:
         """Return the bytes that count on a device now."""
         self.forget_freed()
@@ -96,6 +122,9 @@ class Accounts(Generic[I]):
         reference, cached = self.held.pop(identity, (None, None))
         model = reference() if reference is not None else None
         if model is None or cached is None:
+            return None
+        base: Any = identity.base
+        if base is not None and base not in self.models and self.restore(base) is None:
             return None
         cached.model, cached.is_present = model, True
         self.models[identity] = cached

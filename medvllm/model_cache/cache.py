@@ -13,7 +13,7 @@ from typing import Any, Generic
 from medvllm.errors import DeviceMemoryError, LoadError
 from medvllm.forking import Forked, register
 from medvllm.load_result import LoadResult
-from medvllm.model_cache.accounts import CachedModel, I
+from medvllm.model_cache.accounts import CachedModel, I, Named
 from medvllm.model_cache.expiry import ExpiryTimer
 from medvllm.model_cache.flight import Flight
 from medvllm.model_cache.limits import Limits
@@ -80,6 +80,8 @@ class ModelCache(Forked, Generic[I]):
             cached.leases += lease
             cached.is_leaving = False
             self._counts.hits += 1
+            if cached.identity.base is not None and (base := self._accounts.base_of(cached)) is not None:
+                base.last_used = now
         if lease and not cached.is_listed_as_leased:
             self._list_as_leased(cached)
         return True
@@ -169,22 +171,27 @@ class ModelCache(Forked, Generic[I]):
     def evict(self, name: str | None = None, reason: Reason = "asked") -> int:
         """Evict the models of an entry, also pinned ones, and return how many left. None evicts all models.
 
-        A leased model leaves when its last lease ends. A model that is being loaded goes to its callers only.
+        A leased model leaves when its last lease ends. A model that is being loaded goes to its callers only. The
+        adapters of a model leave with it.
         """
+
+        def is_chosen(identity: Named) -> bool:
+            return name is None or identity.name == name or (identity.base is not None and is_chosen(identity.base))
+
         with self._lock:
             for identity, flight in self._flights.items():
-                flight.is_leaving |= name is None or identity.name == name
-            chosen = [model for model in self._accounts.models.values() if name is None or model.identity.name == name]
+                flight.is_leaving |= is_chosen(identity)
+            chosen = [model for model in self._accounts.models.values() if is_chosen(model.identity)]
             for cached in chosen:
                 cached.is_leaving = True
-                if not cached.leases:
+            for cached in sorted(chosen, key=lambda model: model.identity.base is None):  # adapters first
+                if cached.is_present and not self._accounts.is_in_use(cached):
                     self._room.evict(cached, reason)
-            if self._expiry.is_set:
-                self._set_expiry()
-            return sum(not cached.leases for cached in chosen)
+            self._set_expiry()
+            return sum(not cached.is_present for cached in chosen)
 
     def discard(self, identity: I, reason: Reason) -> bool:
-        """Evict one model unless it is leased. Return whether it left."""
+        """Evict one model unless it is in use. Return whether it left."""
         with self._lock:
             return self._evict_unleased(identity, reason) is not None
 
@@ -201,8 +208,12 @@ class ModelCache(Forked, Generic[I]):
         """Evict the models whose `keep_alive` is over, and return how many left."""
         with self._lock:
             now = self._clock()
-            idle = [m for m in self._accounts.models.values() if not m.leases and is_expired(m, now)]
-            for cached in idle:
+            expired = [m for m in self._accounts.models.values() if not m.leases and is_expired(m, now)]
+            idle = []
+            for cached in sorted(expired, key=lambda model: model.identity.base is None):  # adapters first
+                if not cached.is_present or self._accounts.is_in_use(cached):
+                    continue
+                idle.append(cached.identity)
                 idle_s = now - cached.last_used
                 self._room.log.add(logging.INFO, f"evicted {cached.identity.name!r} after {idle_s:.0f} s idle")
                 self._room.evict(cached, "expired")
@@ -394,17 +405,16 @@ class ModelCache(Forked, Generic[I]):
 
     def _settle(self, cached: CachedModel[I]) -> None:
         """Evict a model that was to leave with its last lease, or set the timer for when it expires."""
-        if not cached.leases and (cached.is_leaving or cached.keep_alive == 0):
-            self._room.evict(cached, "asked" if cached.is_leaving else "expired")
-        elif cached.keep_alive is not None:
+        if not self._room.settle(cached) and cached.keep_alive is not None:
             self._set_expiry()
 
     def _set_expiry(self) -> None:
-        self._expiry.set(self._accounts.models.values(), self._clock())
+        idle = [model for model in self._accounts.models.values() if not self._accounts.is_in_use(model)]
+        self._expiry.set(idle, self._clock())
 
     def _evict_unleased(self, identity: I, reason: Reason) -> CachedModel[I] | None:
         cached = self._accounts.models.get(identity)
-        if cached is None or cached.leases:
+        if cached is None or self._accounts.is_in_use(cached):
             return None
         self._room.evict(cached, reason)
         return cached

@@ -25,9 +25,9 @@ class ExpiryTimer:
         """Whether a timer runs."""
         return self._timer is not None
 
-    def set(self, models: Iterable[CachedModel[Any]], now: float) -> None:
-        """Start the timer for the first of the models that expires, in place of the one that runs."""
-        times = [m.last_used + m.keep_alive for m in models if m.keep_alive not in (None, PINNED) and not m.leases]
+    def set(self, idle: Iterable[CachedModel[Any]], now: float) -> None:
+        """Start the timer for the first of the idle models that expires, in place of the one that runs."""
+        times = [model.last_used + model.keep_alive for model in idle if model.keep_alive not in (None, PINNED)]
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

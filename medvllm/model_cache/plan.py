@@ -1,6 +1,6 @@
 """The plan of a load: what it will take, and which models would be evicted for it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ class Need:
         load_s: Seconds that the last load took; None if it is not known.
         keep_alive: Seconds that the model stays after its last use, unless a caller asks for another time.
         in_bfloat16: Returns the bytes that the model would take in bfloat16, if that is less.
+        base: The key of an adapter's base, which stays in memory; None for another model.
     """
 
     device: str = "cpu"
@@ -29,6 +30,7 @@ class Need:
     load_s: float | None = None
     keep_alive: float | None = None
     in_bfloat16: Callable[[], int | None] = lambda: None
+    base: Hashable | None = None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Generic
 
 from medvllm.errors import BudgetError, SettingError
@@ -18,7 +18,6 @@ from medvllm.model_cache.plan import Fit, Leaving, Need, Plan
 from medvllm.model_cache.policy import describe_idle, eviction_order
 from medvllm.model_cache.reloads import Reloads
 from medvllm.model_cache.statistics import Counts, Reason
-from medvllm.quantities import PINNED
 
 logger = logging.getLogger(__name__)
 
@@ -119,11 +118,21 @@ class Room(Generic[I]):
         self._freed.notify_all()
 
     def evict(self, cached: CachedModel[I], reason: Reason) -> None:
-        """Take a model out of the cache."""
+        """Take a model out of the cache. A base that was to leave does so with its last adapter."""
+        base = self.accounts.base_of(cached)
         self.accounts.remove(cached)
         self.counts.evictions[reason] += 1
         self.limits.on_change()
         self._freed.notify_all()
+        if base is not None:
+            self.settle(base)
+
+    def settle(self, cached: CachedModel[I]) -> bool:
+        """Evict a model that was to leave with its last lease. Return whether it left."""
+        if not (cached.is_leaving or cached.keep_alive == 0) or self.accounts.is_in_use(cached):
+            return False
+        self.evict(cached, "asked" if cached.is_leaving else "expired")
+        return True
 
     def record_load(self, cached: CachedModel[I], result: LoadResult) -> None:
         """Count a load, and warn when its entry keeps coming back after evictions."""
@@ -163,7 +172,7 @@ class Room(Generic[I]):
             return
 
         def excess() -> Reason | None:
-            if bounds.max_models is not None and len(self.accounts.models) > bounds.max_models:
+            if bounds.max_models is not None and self.accounts.count_models() > bounds.max_models:
                 return "count"
             is_over = bounds.budget_bytes is not None and self.accounts.used_bytes(device) > bounds.budget_bytes
             return "room" if is_over else None
@@ -186,10 +195,7 @@ class Room(Generic[I]):
 
     def _excess(self, need: Need, bounds: Bounds) -> Reason | None:
         """Return which limit a load would exceed now: "count" or "room"; None when it fits."""
-        if (
-            bounds.max_models is not None
-            and len(self.accounts.models) + len(self.accounts.reserved) >= bounds.max_models
-        ):
+        if bounds.max_models is not None and need.base is None and self._count_models() >= bounds.max_models:
             return "count"
         is_over = (
             bounds.budget_bytes is not None
@@ -197,16 +203,25 @@ class Room(Generic[I]):
         )
         return "room" if is_over else None
 
-    def _leaving(
-        self, device: str, excess: Callable[[], Reason | None], last: CachedModel[I] | None = None
-    ) -> Iterator[tuple[CachedModel[I], Reason]]:
-        """Yield the models to evict, with the reason, for as long as `excess` returns one.
+    def _count_models(self) -> int:
+        """Return how many models there are, with those that are being loaded."""
+        return self.accounts.count_models() + sum(need.base is None for need in self.accounts.reserved.values())
 
-        For "count" any model may leave; for other reasons, only models on `device`. No variable here holds a yielded
-        model, so that it is freed as soon as the caller drops it.
+    def _leaving(
+        self,
+        device: str,
+        excess: Callable[[], Reason | None],
+        last: CachedModel[I] | None = None,
+        kept: Hashable | None = None,
+    ) -> Iterator[tuple[CachedModel[I], Reason]]:
+        """Yield the models to evict, with the reason, for as long as `excess` returns one. `kept` stays.
+
+        A base follows its adapters. For "count" any model may leave; for other reasons, only models on `device`. No
+        variable here holds a yielded model, so that it is freed as soon as the caller drops it.
         """
-        candidates = self._candidates()
+        candidates = [model for model in self._candidates() if model.identity != kept]
         candidates.sort(key=lambda model: model is last)
+        candidates = self._bases_last(candidates)
         candidates.reverse()
         while candidates and (reason := excess()) is not None:
             if reason == "count" or candidates[-1].device == device:
@@ -215,28 +230,42 @@ class Room(Generic[I]):
                 candidates.pop()
 
     def _candidates(self) -> list[CachedModel[I]]:
-        return eviction_order(self.accounts.models.values(), self._clock())
+        """Return the models that may leave. The base of an adapter that must stay is none of them."""
+        found = eviction_order(self.accounts.models.values(), self._clock())
+        free = {model.identity for model in found}
+        return [model for model in found if all(each.identity in free for each in self.accounts.adapters_of(model))]
+
+    def _bases_last(self, models: list[CachedModel[I]]) -> list[CachedModel[I]]:
+        """Return models in the same order, but each base behind the last of its adapters."""
+        places = {model.identity: place for place, model in enumerate(models)}
+
+        def place(model: CachedModel[I]) -> tuple[int, bool]:
+            adapters = [places[each.identity] for each in self.accounts.adapters_of(model)]
+            return max([places[model.identity], *adapters]), bool(adapters)
+
+        return sorted(models, key=place)
 
     def _plan(self, identity: I, need: Need, bounds: Bounds) -> Plan:
         now, used = self._clock(), self.accounts.used_bytes(need.device)
         limit, most = bounds.budget_bytes, bounds.max_models
         over = used + need.size_bytes - limit if limit is not None else 0
-        surplus = len(self.accounts.models) + len(self.accounts.reserved) + 1 - most if most is not None else 0
+        more = self._count_models() + (need.base is None)
+        surplus = more - most if most is not None else 0
 
         def excess() -> Reason | None:
             return "count" if surplus > 0 else "room" if over > 0 else None
 
         leaving: list[Leaving] = []
-        for cached, _ in self._leaving(need.device, excess):
-            surplus -= 1
+        for cached, _ in self._leaving(need.device, excess, kept=need.base):
+            surplus -= cached.identity.base is None
             over -= cached.size_bytes if cached.device == need.device else 0
             leaving.append(Leaving(cached.identity.name, cached.size_bytes, describe_idle(cached, now)))
         fit: Fit = "after eviction" if leaving else "now"
         if excess() is not None:
-            pinned = [model for model in self.accounts.models.values() if model.keep_alive == PINNED]
+            pinned = self.accounts.pinned()
             pinned_bytes = sum(model.size_bytes for model in pinned if model.device == need.device)
             is_never = (limit is not None and pinned_bytes + need.size_bytes > limit) or (
-                most is not None and len(pinned) >= most
+                most is not None and sum(model.identity.base is None for model in pinned) >= most
             )
             fit = "never" if is_never else "later"
         return Plan(
@@ -244,6 +273,5 @@ class Room(Generic[I]):
         )
 
     def _budget_error(self, plan: Plan, need: Need, bounds: Bounds) -> BudgetError:
-        models = self.accounts.models.values()
-        pinned = [model for model in models if model.keep_alive == PINNED and model.device == plan.device]
+        pinned = [model for model in self.accounts.pinned() if model.device == plan.device]
         return budget_error(plan, need, {model.identity.name: model.size_bytes for model in pinned}, bounds.max_models)

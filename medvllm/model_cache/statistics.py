@@ -44,7 +44,8 @@ class Statistics:
         evictions: Evictions by reason: "room" (for bytes), "count" (for the number of models), "expired" (its
             keep_alive was over), "asked" (by a caller), "replaced" (by another version or other files), "memory" (the
             device was full), "offloaded" (to host memory) and "restored" (from host memory).
-        loaded_by: Loads by how they were done: "transformers", "replay" or "offload" (back from host memory).
+        loaded_by: Loads by how they were done: "transformers", "replay", "offload" (back from host memory)
+            or "adapter" (into a base that is in memory).
         reload_fallback_reasons: Why loaded models cannot be replayed the next time, with the number of loads.
         devices: The bytes in use, by device.
     """

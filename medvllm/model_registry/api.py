@@ -121,7 +121,7 @@ class ModelRegistry:
         """Add an entry to the registry and return its metadata.
 
         Facts that are not given are read from the model's folder, if it has one: its task, labels, pooling and
-        maximum length.
+        maximum length. An adapter is an entry with a `base`: the entry whose weights it completes.
 
         Args:
             name: The name to load the model by.
@@ -131,7 +131,7 @@ class ModelRegistry:
                 versions stay. No version is added if the newest one has the same facts.
             copy: Whether to copy the folder of `model_path` into MEDVLLM_HOME, and register the copy.
             reason: Why. The history keeps it, with a stored entry.
-            **facts: `model_path` (a repository or folder; by default the name is the repository), `revision`,
+            **facts: `model_path` (a repository or folder; by default the name is the repository), `revision`, `base`,
                 `model_class` and `config_class` (a class or "module:Class"), `description`, `tags`, `parameters`
                 (load options), `task`, `architecture`, `do_lower_case`, `max_length`, `pooling`, `id2label`,
                 `expected_missing_keys`, `license`, and the other facts of `ModelMetadata`.
@@ -149,7 +149,7 @@ class ModelRegistry:
         """
         from medvllm.model_registry.registration import prepare_facts
 
-        prepared = prepare_facts(name, model_type, facts, copy=copy)
+        prepared = prepare_facts(name, model_type, facts, copy=copy, catalog=self._catalog)
         metadata = self._catalog.add(name, model_type, prepared, replace=replace, persist=persist, reason=reason)
         if replace and not persist:
             self._loaded.evict(name, "replaced")

@@ -13,6 +13,7 @@ from medvllm.catalog import Catalog, Found, to_toml
 from medvllm.catalog.events import Alias
 from medvllm.errors import DigestMismatchError, OutputError, RequestError
 from medvllm.metadata import ModelMetadata
+from medvllm.model_registry.adapter_base import find_base
 from medvllm.model_registry.snapshots import Snapshots
 from medvllm.names import valid_name
 from medvllm.sources import Lock, LockedModel, Snapshot, bundle, followed_branch
@@ -56,7 +57,7 @@ def export_bundle(
     """
     # All names and the target are checked before anything is fetched.
     _check_target(target, replace=replace, key=sign)
-    asked = [snapshots.find(name) for name in names]
+    asked = _with_bases(catalog, [snapshots.find(name) for name in names])
     contents = _Contents(Lock.current(), unlocked)
     for found in asked:
         contents.add(found, snapshots.get(*found))
@@ -77,6 +78,16 @@ def export_bundle(
         export_record=export_record,
         signature=signature,
     )
+
+
+def _with_bases(catalog: Catalog, asked: Sequence[Found]) -> list[Found]:
+    """Return models with the bases of the adapters among them: an adapter is of no use without its base."""
+    whole = list(asked)
+    for found in asked:
+        if found.entry.is_adapter:
+            base = Found(find_base(catalog, found.entry), None)
+            whole += [base] if base not in whole else []
+    return whole
 
 
 @dataclass

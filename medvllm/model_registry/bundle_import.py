@@ -167,7 +167,8 @@ class _Import:
             return False
         try:
             path = home_models.locate(Path(location.name))
-            return folder.resolve_snapshot(path, None, extra=known.source.extra_files).files == model.files
+            kept = folder.resolve_snapshot(path, None, extra=known.source.extra_files, adapter=known.is_adapter)
+            return kept.files == model.files
         except SourceError:
             return False
 

@@ -26,7 +26,7 @@ class Lease:
 
     Attributes:
         metadata: The entry, completed with what the files say.
-        size_bytes: The bytes of the model's parameters and buffers.
+        size_bytes: The bytes of the model's parameters and buffers; those of an adapter without its base's.
     """
 
     def __init__(

@@ -36,6 +36,7 @@ class LoadedModel:
     mapped_bytes: int  # the part of size_bytes that is shared with all processes that map the file
     evicted: bool  # whether the model has left the cache, and only a caller still holds it
     offloaded: bool  # whether its weights wait in host memory, to go back to their accelerator
+    base: str | None  # the entry whose memory an adapter uses beside its own size_bytes
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values. `keep_alive` of a pinned model is -1."""
@@ -69,7 +70,7 @@ class LoadedModels:
             return []
         from medvllm import loading
 
-        return self._describe(found, loading.written_bytes(cached.model for cached, _ in found))
+        return self._describe(found, loading.written_bytes(each.model for each, _ in found if each.mapped_bytes))
 
     def evict(self, name: str | None, reason: Reason = "asked") -> int:
         """Evict the models of an entry, or all for None, and drop their tokenizers; return how many models left."""
@@ -124,6 +125,7 @@ class LoadedModels:
                 mapped_bytes=cached.mapped_bytes - written.get(id(cached.model), 0),
                 evicted=evicted,
                 offloaded=cached.identity.is_offloaded,
+                base=None if cached.identity.base is None else cached.identity.base.name,
             )
             for cached, evicted in found
         ]

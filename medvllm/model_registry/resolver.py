@@ -3,12 +3,13 @@
 import logging
 import os
 from collections.abc import Hashable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from medvllm import loading, settings, sources
 from medvllm.catalog import Catalog, find_model
 from medvllm.metadata import ModelMetadata
+from medvllm.model_registry.adapter_base import find_base
 from medvllm.model_registry.snapshots import Snapshots
 from medvllm.names import parse_name
 from medvllm.options import Identity, LoadOptions
@@ -28,8 +29,9 @@ class LoadTarget:
     identity: Identity
     config: "PreTrainedConfig"
     generation: tuple[int, Hashable]  # of the catalogue, before the name was looked up
-    fingerprint: sources.Fingerprint  # of the files, their folders, and the lock
+    fingerprint: sources.Fingerprint  # of the files, their folders, and the lock; of a base's files, too
     is_lasting: bool  # False for a folder's path: its meaning depends on the working directory and on links
+    base: "LoadTarget | None" = None  # of an adapter
 
 
 class Resolver:
@@ -38,7 +40,7 @@ class Resolver:
     def __init__(self, catalog: Catalog, snapshots: Snapshots) -> None:
         self._catalog = catalog
         self._snapshots = snapshots
-        self._warned: set[str] = set()  # deprecated entries that the log has named
+        self._warned: set[str] = set()  # deprecated entries that the log has named, and what it has said of adapters
 
     def resolve(self, name: "str | os.PathLike[str]", given: LoadOptions) -> LoadTarget:
         """Return what a call means: the entry, its files (fetched if need be), and the identity of the load.
@@ -55,6 +57,8 @@ class Resolver:
         metadata, revision = find_model(self._catalog, ref)
         metadata = metadata.without_folder_facts()
         self._warn_of_deprecated(metadata)
+        if metadata.is_adapter:
+            return self._resolve_adapter(metadata, given, revision, generation, lock)
         # Options before files: a device that is not here must not cost a download.
         options = loading.with_defaults(metadata, given)
         snapshot = self._snapshots.get(metadata, given.revision or revision)
@@ -74,7 +78,38 @@ class Resolver:
             target.generation == self._catalog.generation(stored=target.generation[1] is not False)
             and (target.metadata.origin != "direct" or settings.ALLOW_UNREGISTERED())
             and (not target.metadata.source.trust_remote_code or settings.TRUST_REMOTE_CODE())
+            and (target.base is None or self.is_current(target.base))
         )
+
+    def _resolve_adapter(
+        self,
+        metadata: ModelMetadata,
+        given: LoadOptions,
+        revision: str | None,
+        generation: tuple[int, Hashable],
+        lock: sources.Fingerprint,
+    ) -> LoadTarget:
+        """Return what a call for an adapter means: its entry, its files, and the base with the same options."""
+        loading.with_defaults(metadata, given)  # for its checks
+        stated = given.with_entry(LoadOptions.from_kwargs(metadata.parameters))
+        name = str(metadata.source.base)
+        find_base(self._catalog, metadata)
+        for_base = replace(stated, revision=None, model_class=None)
+        base = self.resolve(name, for_base)
+        snapshot = self._snapshots.get(metadata, given.revision or revision)
+        doubt = loading.check_trained_on(metadata, snapshot, base.metadata, base.snapshot)
+        if doubt is not None and (said := f"{metadata.reference}: {doubt}") not in self._warned:
+            self._warned.add(said)
+            logger.warning("adapter %r: %s", metadata.reference, doubt)
+        metadata = metadata.with_missing_facts(snapshot.declared_facts)
+        metadata = loading.inherit_facts(metadata, snapshot, base.metadata)
+        own: Any = base.identity.options.model_class
+        choice = loading.choose_classes(metadata, stated, snapshot, own, base.config)
+        if choice.base_class is not None:
+            base = self.resolve(name, replace(for_base, model_class=choice.base_class))
+        identity, config = loading.identify_adapter(metadata, snapshot, choice, base.identity, base.config)
+        fingerprint = snapshot.fingerprint + base.fingerprint + lock
+        return LoadTarget(metadata, snapshot, identity, config, generation, fingerprint, base.is_lasting, base)
 
     def _warn_of_deprecated(self, metadata: ModelMetadata) -> None:
         """Log once that an entry is deprecated, why, and what to use instead."""

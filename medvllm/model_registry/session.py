@@ -16,8 +16,9 @@ from medvllm import loading, settings, sources
 from medvllm.catalog import Catalog
 from medvllm.classes import class_path
 from medvllm.errors import BudgetError, DeviceMemoryError
+from medvllm.heads import is_same_head
 from medvllm.load_result import LoadResult
-from medvllm.model_cache import CachedModel, Need, Plan
+from medvllm.model_cache import CachedModel, KnownBy, Need, Plan
 from medvllm.model_registry.lease import Lease, Leasing
 from medvllm.model_registry.loaded_models import LoadedModels
 from medvllm.model_registry.nesting import Nesting
@@ -31,6 +32,9 @@ from medvllm.sources.digest_cache import digest_cache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from medvllm.loading.sentence_modules import Modules
+    from medvllm.sources.sentence import Scoring
 
 _MAX_CALLS = 10_000  # calls that are remembered
 _SETTINGS = settings.Texts(settings.DEVICE, settings.DTYPE, settings.LOCK_FILE, settings.REQUIRE_LOCK)  # part of a call
@@ -90,14 +94,15 @@ class Session:
         # Reserve, load, publish: the cache makes room for what the load needs, and all who ask meanwhile share it.
         # Inside a load this thread holds the lock that every load needs: to wait for another load would never end.
         is_nested = self._nesting.depth > 0
-        cached = self._cache.get(
-            target.identity,
-            partial(self.load, target),
-            need=self._need(target),
-            lease=lease,
-            keep_alive=keep_alive_s,
-            may_wait=not is_nested,
-        )
+        with self._lease_base(target) as load:
+            cached = self._cache.get(
+                target.identity,
+                load,
+                need=self._need(target),
+                lease=lease,
+                keep_alive=keep_alive_s,
+                may_wait=not is_nested,
+            )
         # Remember the call.
         if len(self._calls) >= _MAX_CALLS:
             self._calls.clear()
@@ -108,13 +113,17 @@ class Session:
     def load_copy(self, name: "str | os.PathLike[str]", options: Mapping[str, Any]) -> Any:
         """Return a model that is the caller's own: loaded now, and shared with nobody."""
         target = self._resolve(name, options)
-        own = self._cache.copy(
-            target.identity,
-            partial(self.load, target),
-            need=self._need(target),
-            may_wait=self._nesting.depth == 0,
+        may_wait = self._nesting.depth == 0
+        if target.base is None:
+            return self._cache.copy(
+                target.identity, partial(self.load, target), need=self._need(target), may_wait=may_wait
+            ).model
+        # The base is the caller's own, too: training may write to its weights.
+        base = self._cache.copy(
+            target.base.identity, partial(self.load, target.base), need=self._whole_need(target), may_wait=may_wait
         )
-        return own.model
+        load = partial(self._apply_adapter, target, base.model)
+        return self._cache.copy(target.identity, load, need=self._need(target), may_wait=may_wait).model
 
     def lease(
         self, name: "str | os.PathLike[str]", options: Mapping[str, Any], keep_alive: str | float | None
@@ -132,8 +141,8 @@ class Session:
             target.metadata,
             cached,
             partial(self._tokenizer, target),
-            partial(self.tokenizers.get_modules, target.metadata, target.snapshot),
-            lambda: target.snapshot.scoring,
+            partial(self._modules, target),
+            partial(self._scoring, target),
             partial(self._receipt, target, size_bytes=cached.size_bytes),
         )
         try:
@@ -145,11 +154,16 @@ class Session:
     def plan(self, name: "str | os.PathLike[str]", options: Mapping[str, Any]) -> Plan:
         """Return what a load would need, and which models would leave for it."""
         target = self._resolve(name, options)
-        return self._cache.plan(target.identity, self._need(target))
+        need, base = self._need(target), target.base
+        if base is not None and self._cache.plan(base.identity, self._need(base)).fit != "loaded":
+            need = self._whole_need(target)
+        return self._cache.plan(target.identity, need)
 
     def load_tokenizer(self, name: "str | os.PathLike[str]", revision: str | None) -> "PreTrainedTokenizerBase":
         """Return the tokenizer of a name; the model is not loaded."""
         metadata, snapshot = self._snapshots.fetch(name, revision)
+        if metadata.is_adapter:
+            return self._tokenizer(self._resolve(name, {} if revision is None else {"revision": revision}))
         return self.tokenizers.get(
             metadata.without_folder_facts().with_missing_facts(snapshot.declared_facts), snapshot
         )
@@ -160,7 +174,7 @@ class Session:
         if not self._cache.discard(target.identity, "offloaded"):
             return False
         try:
-            if target.identity.options.device != "cpu":
+            if target.identity.options.device != "cpu" and target.base is None:
                 with contextlib.suppress(BudgetError, DeviceMemoryError):  # no room: the model is evicted
                     self.load_offloaded(target)
         finally:
@@ -193,11 +207,40 @@ class Session:
         del offloaded
         with self._nesting.enter():
             loaded = loading.load_model(target.metadata, target.identity, target.config, target.snapshot)
+        self._finish_load(target, loaded)
+        return loaded
+
+    @contextlib.contextmanager
+    def _lease_base(self, target: LoadTarget) -> Iterator[Callable[[], LoadResult]]:
+        """Yield what loads a target. An adapter's base stays in memory meanwhile; afterwards, its adapter keeps it."""
+        if (base := target.base) is None:
+            yield partial(self.load, target)
+            return
+        cached = self._cache.get(
+            base.identity,
+            partial(self.load, base),
+            need=self._whole_need(target),
+            lease=True,
+            may_wait=not self._nesting.depth,
+        )
+        try:
+            yield partial(self._apply_adapter, target, cached.model)
+        finally:
+            self._cache.release(cached)
+
+    def _apply_adapter(self, target: LoadTarget, base: Any) -> LoadResult:
+        """Put an adapter into its base, which is in memory."""
+        with self._nesting.enter():
+            loaded = loading.apply_adapter(target.metadata, target.identity, target.config, target.snapshot, base)
+        self._finish_load(target, loaded)
+        return loaded
+
+    def _finish_load(self, target: LoadTarget, loaded: LoadResult) -> None:
+        """Check that the files of a load are unchanged, and record what it took."""
         target.snapshot.check_unchanged()
         digest_cache().keep_memory_estimate(_memory_key(target.identity), loaded.size_bytes, loaded.load_s)
         if settings.AUDIT_LOADS():
             self._note_load(target, loaded)
-        return loaded
 
     def _resolve(self, name: "str | os.PathLike[str]", options: Mapping[str, Any]) -> LoadTarget:
         return self.resolver.resolve(name, LoadOptions.from_kwargs(options))
@@ -216,6 +259,11 @@ class Session:
         options, keep_alive = target.identity.options, target.metadata.memory.keep_alive
         device = str(options.device)
         keep_alive_s = settings.KEEP_ALIVE() if keep_alive is None else parse_keep_alive(keep_alive)
+        if target.base is not None:  # an adapter has few bytes, which are single precision in any case
+            taken = digest_cache().memory_estimate(_memory_key(target.identity))
+            size_bytes, load_s = taken or (target.snapshot.size_bytes("float32"), None)
+            known_by: KnownBy = "measured" if taken else "headers"
+            return Need(device, size_bytes, known_by, load_s, keep_alive_s, base=target.base.identity)
 
         def bytes_in_bfloat16() -> int | None:
             narrow, own = map(target.snapshot.size_bytes, ("bfloat16", str(options.dtype)))
@@ -227,6 +275,12 @@ class Session:
         size_bytes = target.snapshot.size_bytes(str(options.dtype))
         return Need(device, size_bytes, "headers", None, keep_alive_s, bytes_in_bfloat16)
 
+    def _whole_need(self, target: LoadTarget) -> Need:
+        """Return what a load needs with the base of an adapter."""
+        assert target.base is not None
+        need = self._need(target.base)
+        return replace(need, size_bytes=need.size_bytes + self._need(target).size_bytes, in_bfloat16=lambda: None)
+
     def _note_load(self, target: LoadTarget, loaded: LoadResult) -> None:
         """Add a load to the history. If that fails, so does the load: no model is handed out without a record."""
         receipt = self._receipt(target, loaded.model, loaded.size_bytes)
@@ -236,14 +290,34 @@ class Session:
     def _tokenizer(self, target: LoadTarget) -> "PreTrainedTokenizerBase":
         model_class = target.identity.options.model_class
         chosen = model_class if isinstance(model_class, type) else None
-        return self.tokenizers.get(target.metadata, target.snapshot, chosen)
+        if target.base is None:
+            return self.tokenizers.get(target.metadata, target.snapshot, chosen)
+        snapshot = target.snapshot if target.snapshot.has_tokenizer else target.base.snapshot
+        return self.tokenizers.get(target.metadata, snapshot, chosen, config_from=target.base.snapshot)
+
+    def _modules(self, target: LoadTarget) -> "Modules":
+        base = target.base if target.snapshot.declaration is None else None
+        return self.tokenizers.get_modules(target.metadata, (base or target).snapshot)
+
+    def _scoring(self, target: LoadTarget) -> "Scoring | None":
+        found, base = target.snapshot.scoring, target.base
+        if found is None and base is not None:
+            is_same = is_same_head(target.metadata.behaviour.task, base.metadata.behaviour.task)
+            return base.snapshot.scoring if is_same else None
+        return found
 
     def _receipt(self, target: LoadTarget, model: Any, size_bytes: int) -> Receipt:
         snapshot = target.snapshot
         if snapshot.locked and not target.fingerprint.is_current():
             snapshot = replace(snapshot, locked=sources.is_locked(target.metadata, snapshot))
         proof = loading.make_proof(snapshot, model, size_bytes, partial(self._tokenizer, target))
-        return Receipt.of(target.metadata, target.identity, snapshot.commit, proof, snapshot.bundle)
+        receipt = Receipt.of(target.metadata, target.identity, snapshot.commit, proof, snapshot.bundle)
+        if (base := target.base) is None:
+            return receipt
+        base_model = loading.base_of(model)
+        of_base = self._receipt(base, base_model, loading.size_bytes(base_model))
+        proof = replace(proof, architecture=of_base.proof.architecture)
+        return replace(receipt, proof=proof, base=of_base)
 
 
 def _memory_key(identity: Identity) -> str:

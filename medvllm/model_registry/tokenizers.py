@@ -21,16 +21,28 @@ class Tokenizers:
         self._nesting = nesting
 
     def get(
-        self, metadata: ModelMetadata, snapshot: Snapshot, model_class: type[Any] | None = None
+        self,
+        metadata: ModelMetadata,
+        snapshot: Snapshot,
+        model_class: type[Any] | None = None,
+        *,
+        config_from: Snapshot | None = None,
     ) -> "PreTrainedTokenizerBase":
-        """Return an entry's tokenizer; `model_class` is the class that the caller loads the model with."""
+        """Return an entry's tokenizer.
+
+        Args:
+            metadata: The entry.
+            snapshot: The files with the tokenizer.
+            model_class: The class that the caller loads the model with.
+            config_from: The files with the model's config, if they are others: the base of an adapter has it.
+        """
         # The behaviour too: another catalogue, or a backup of this one, may have another entry of this version.
         files = snapshot.identity, snapshot.content_digest
         key = (metadata.name, metadata.version, metadata.origin, files, metadata.behaviour)
         loading.check_allowed(metadata)
 
         def load() -> "PreTrainedTokenizerBase":
-            tokenizer = loading.load_tokenizer(metadata, snapshot, model_class)
+            tokenizer = loading.load_tokenizer(metadata, snapshot, model_class, config_from=config_from)
             snapshot.check_unchanged()
             return tokenizer
 

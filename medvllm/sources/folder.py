@@ -13,13 +13,16 @@ from medvllm.sources.layout import decide_layout, list_files
 from medvllm.sources.snapshot import Snapshot
 
 
-def resolve_snapshot(path: Path, revision: str | None, *, extra: Sequence[str] = (), fresh: bool = False) -> Snapshot:
+def resolve_snapshot(
+    path: Path, revision: str | None, *, extra: Sequence[str] = (), adapter: bool = False, fresh: bool = False
+) -> Snapshot:
     """Return a folder as a snapshot, with the digests of its files.
 
     Args:
         path: The folder.
         revision: Must be None, as a folder has no revisions.
         extra: Globs for further files of the model.
+        adapter: Whether the model is an adapter.
         fresh: Whether to hash files again that have not changed since they were hashed.
 
     Raises:
@@ -43,7 +46,7 @@ def resolve_snapshot(path: Path, revision: str | None, *, extra: Sequence[str] =
         decided_by += Fingerprint.of([path / name])
         return read_json(path / name, kind)
 
-    layout = decide_layout(path, names, read, extra=extra)
+    layout = decide_layout(path, names, read, extra=extra, adapter=adapter)
     home_models.check_folder(path, names)
     files, file_stamps = hash_files(path, layout.files, fresh=fresh)
     if changed := decided_by.changed_paths():

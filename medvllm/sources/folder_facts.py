@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medvllm.errors import LoadError, SnapshotNotFoundError, SourceError, WeightsMismatchError
-from medvllm.heads import task_of_class
+from medvllm.heads import task_of_adapter, task_of_class
 from medvllm.metadata import READ, ModelMetadata
 from medvllm.names import parse_name
 from medvllm.sources.digest import Digest
@@ -38,10 +38,13 @@ def read_folder_facts(entry: ModelMetadata) -> dict[str, Any]:
     """
     folder = Path(parse_name(entry.location).name)
     snapshot = _snapshot(entry, folder)
-    _check_architecture(entry, snapshot.config)
-    _check_labels(entry, snapshot)
-    stated = entry.behaviour
-    found = {fact: value for fact, value in _facts(snapshot).items() if getattr(stated, fact) is None}
+    if entry.is_adapter:
+        stated_facts = _adapter_facts(snapshot)
+    else:
+        _check_architecture(entry, snapshot.config)
+        _check_labels(entry, snapshot)
+        stated_facts = _facts(snapshot)
+    found = {fact: value for fact, value in stated_facts.items() if getattr(entry.behaviour, fact) is None}
     if not found:
         return {}
     return found | {"provenance": dict.fromkeys(found, READ) | entry.provenance}
@@ -76,6 +79,7 @@ def _snapshot(entry: ModelMetadata, folder: Path) -> Snapshot:
             list_files(folder),
             lambda name, kind: read_json(folder / name, kind),
             extra=entry.source.extra_files,
+            adapter=entry.is_adapter,
         )
         snapshot = Snapshot(folder, None, None, layout, dict.fromkeys(layout.files, Digest(0, "")), Fingerprint())
         check_complete(snapshot)
@@ -170,6 +174,14 @@ def _facts(snapshot: Snapshot) -> dict[str, Any]:
         **declared,
     }
     return {fact: value for fact, value in facts.items() if value is not None}
+
+
+def _adapter_facts(snapshot: Snapshot) -> dict[str, Any]:
+    """Return the facts that the folder of an adapter states. Its base has the others."""
+    declaration = snapshot.declaration
+    declared = {} if declaration is None or declaration.refusal else snapshot.declared_facts
+    task = task_of_adapter(snapshot.config.get("task_type"))
+    return declared if task is None else {"task": task, **declared}
 
 
 def _head(config: dict[str, Any]) -> str | None:

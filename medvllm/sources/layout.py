@@ -15,12 +15,14 @@ from typing import Any, TypeGuard
 from medvllm.errors import IncompleteSnapshotError, SourceError
 from medvllm.sources.tokenizer_files import tokenizer_files
 
-__all__ = ["SENTENCE_CONFIGS", "Layout", "ReadJson", "decide_layout", "is_plain_path", "list_files"]
+__all__ = ["ADAPTER_CONFIG", "SENTENCE_CONFIGS", "Layout", "ReadJson", "decide_layout", "is_plain_path", "list_files"]
 
 ReadJson = Callable[[str, type], Any]  # a path in the folder, and `dict` or `list` -> the content of the JSON file
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _INDEX = ".index.json"
+ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 # The names that sentence-transformers has given to the file beside a Transformer's config. The first one with content
 # is read.
 SENTENCE_CONFIGS = tuple(
@@ -36,10 +38,11 @@ class Layout:
     """The files of a model, each by its path in the folder or commit.
 
     Attributes:
-        root: The folder of config.json, with a trailing slash, or "" for the top.
+        root: The folder of the config, with a trailing slash, or "" for the top.
         weights: The weight files of the model, in order, without their index.
         index: The index of the weight files, if they are sharded.
         modules: The weight files of sentence-transformers modules, which follow the model.
+        is_adapter: Whether the files are an adapter, which completes the weights of another model.
         adapter: An adapter's weights beside the weights of a whole model.
         files: All files of the model, sorted.
         names: All files of the folder or commit, for messages.
@@ -49,9 +52,15 @@ class Layout:
     weights: tuple[str, ...]
     index: str | None
     modules: tuple[str, ...]
+    is_adapter: bool
     adapter: str | None
     files: tuple[str, ...]
     names: tuple[str, ...] = field(compare=False, repr=False)
+
+    @property
+    def config(self) -> str:
+        """The path of the config: config.json, or adapter_config.json for an adapter."""
+        return f"{self.root}{ADAPTER_CONFIG if self.is_adapter else 'config.json'}"
 
     @property
     def pickles(self) -> tuple[str, ...]:
@@ -61,12 +70,18 @@ class Layout:
 
     @property
     def top(self) -> dict[str, str]:
-        """The files by the names that a loader sees, with config.json at the top."""
+        """The files by the names that a loader sees, with the config at the top."""
         return {name.removeprefix(self.root): name for name in self.files}
 
 
 def decide_layout(
-    where: Path, names: Collection[str], read: ReadJson, *, code: bool = False, extra: Sequence[str] = ()
+    where: Path,
+    names: Collection[str],
+    read: ReadJson,
+    *,
+    code: bool = False,
+    extra: Sequence[str] = (),
+    adapter: bool = False,
 ) -> Layout:
     """Return which files of a folder or commit belong to the model.
 
@@ -76,6 +91,7 @@ def decide_layout(
         read: Returns the content of one of its JSON files.
         code: Whether the Python modules beside the config belong to the model.
         extra: Globs for further files, which the entry names because a class of the user's own reads them.
+        adapter: Whether the model is an adapter: the entry names its base.
 
     Raises:
         IncompleteSnapshotError: An index or the config names weight files that do not exist.
@@ -83,7 +99,8 @@ def decide_layout(
     """
     modules = _modules(where, names, read)
     root = next((path for kind, path in modules if kind == "Transformer"), "")
-    if f"{root}config.json" not in names:
+    config_name = ADAPTER_CONFIG if adapter else "config.json"
+    if f"{root}{config_name}" not in names:
         root = ""
     own = {name.removeprefix(root) for name in names if name.startswith(root)}
 
@@ -91,9 +108,12 @@ def decide_layout(
         found: dict[str, Any] = read(root + name, dict) if name in own else {}
         return found
 
-    config, tokenizer_config = content("config.json"), content("tokenizer_config.json")
-    weights, index = _weights(where / root, own, config, content)
-    files: set[str] = {name for name in ("config.json", "generation_config.json") if name in own}
+    config, tokenizer_config = ({} if adapter else content("config.json")), content("tokenizer_config.json")
+    if adapter:
+        weights, index = tuple(name for name in _ADAPTER_WEIGHTS if name in own)[:1], None
+    else:
+        weights, index = _weights(where / root, own, config, content)
+    files: set[str] = {name for name in (config_name, "generation_config.json") if name in own}
     files.update(weights, (index,) if index else (), tokenizer_files(own, config, tokenizer_config))
     files.update(_versions(where / root, own, config, "configuration_files"))
     files.update(_versions(where / root, own, tokenizer_config, "fast_tokenizer_files"))
@@ -117,13 +137,16 @@ def decide_layout(
                 missing=(pattern,),
             )
         whole.update(chosen)
-    adapter = next((root + name for name in sorted(own) if fnmatchcase(name, "adapter_model.*")), None)
+    beside = None
+    if not adapter and weights and ADAPTER_CONFIG in own:
+        beside = next((root + name for name in sorted(own) if fnmatchcase(name, "adapter_model.*")), None)
     return Layout(
         root,
         tuple(root + name for name in weights),
         None if index is None else root + index,
         tuple(behind),
-        adapter if "adapter_config.json" in own and weights else None,
+        adapter,
+        beside,
         tuple(sorted(whole | set(behind))),
         tuple(sorted(names)),
     )

@@ -54,12 +54,13 @@ def resolve_snapshot(
 
 
 @convert_os_errors
-def copy_to_home(location: str | None, extra: Sequence[str] = ()) -> Path:
+def copy_to_home(location: str | None, extra: Sequence[str] = (), *, adapter: bool = False) -> Path:
     """Return a copy of the user's folder in MEDVLLM_HOME, where no other program writes to it.
 
     Args:
         location: The folder, as an entry's `model_path` has it.
         extra: Globs for further files of the model.
+        adapter: Whether the model is an adapter.
 
     Raises:
         RequestError: The location is not a folder.
@@ -69,7 +70,9 @@ def copy_to_home(location: str | None, extra: Sequence[str] = ()) -> Path:
         raise RequestError(
             "copy=True needs a folder on this machine: register(…, model_path='./folder', copy=True)", option="copy"
         )
-    snapshot = folder.resolve_snapshot(home_models.locate(Path(parse_name(location).name)), None, extra=extra)
+    snapshot = folder.resolve_snapshot(
+        home_models.locate(Path(parse_name(location).name)), None, extra=extra, adapter=adapter
+    )
     check_complete(snapshot)
     folder.check_links(snapshot)
     try:
@@ -98,7 +101,7 @@ def followed_branch(metadata: ModelMetadata) -> str | None:
 
 def _find_files(metadata: ModelMetadata, revision: str | None, locked: LockedModel | None) -> Snapshot:
     """Return the files of an entry, from its folder or from the Hub."""
-    location, extra = parse_name(metadata.location), metadata.source.extra_files
+    location, extra, adapter = parse_name(metadata.location), metadata.source.extra_files, metadata.is_adapter
     code = _may_run_code(metadata, revision)
     if location.kind == "folder":
         path = home_models.locate(Path(location.name))
@@ -108,9 +111,9 @@ def _find_files(metadata: ModelMetadata, revision: str | None, locked: LockedMod
             present = [name for name in locked.files if (path / name).is_file()]
             if present:
                 locked.check(metadata.reference, digest_files(path, present))
-        return folder.resolve_snapshot(path, revision, extra=extra)
+        return folder.resolve_snapshot(path, revision, extra=extra, adapter=adapter)
     commit = _choose_commit(metadata, location.name, revision, location.suffix or metadata.source.revision, locked)
-    request = hub.Request(location.name, commit, code=code, extra=tuple(extra))
+    request = hub.Request(location.name, commit, code=code, extra=tuple(extra), adapter=adapter)
     return hub.resolve_snapshot(request, is_locked=locked is not None)
 
 

@@ -19,6 +19,7 @@ from medvllm.sources.layout import Layout
 from medvllm.sources.link_folder import make_link_folder
 from medvllm.sources.safetensors import Header, cached_header
 from medvllm.sources.sentence import Declaration, Scoring, read_declaration, read_scoring
+from medvllm.sources.tokenizer_files import has_vocabulary
 
 __all__ = ["Snapshot", "check_complete"]
 
@@ -62,7 +63,7 @@ class Snapshot:
 
     @property
     def root(self) -> str:
-        """The folder of config.json in the snapshot, with a trailing slash, or "" for the top."""
+        """The folder of the config in the snapshot, with a trailing slash, or "" for the top."""
         return self.layout.root
 
     @property
@@ -139,9 +140,14 @@ class Snapshot:
 
     @lazy
     def config(self) -> dict[str, Any]:
-        """The content of config.json."""
-        config: dict[str, Any] = read_json(self.file(f"{self.root}config.json"))
+        """The content of config.json, or of adapter_config.json for an adapter."""
+        config: dict[str, Any] = read_json(self.file(self.layout.config))
         return config
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the files hold a tokenizer. An adapter may use that of its base."""
+        return has_vocabulary(self.layout.top)
 
     @lazy
     def headers(self) -> tuple[Header, ...]:
@@ -182,7 +188,7 @@ class Snapshot:
         most = max(len(names), *sizes, 1)
         for name, count in _find_counts(self.config):
             if count > most:
-                file = self.file(f"{self.root}config.json")
+                file = self.file(self.layout.config)
                 raise SourceError(
                     f"{file} has {count:,} for {name[:80]!r}, but the weights account for {most:,} at most.",
                     path=str(file),
@@ -212,20 +218,27 @@ def check_complete(snapshot: Snapshot) -> None:
         SourceError: The folder holds an adapter and no model.
     """
     path, layout = snapshot.path, snapshot.layout
+    name, weights = layout.config.removeprefix(layout.root), ("model.safetensors", "pytorch_model.bin")
+    if layout.is_adapter:
+        weights = ("adapter_model.safetensors", "adapter_model.bin")
     subject = f"Snapshot of {snapshot.repo!r} at {str(snapshot.commit)[:7]}" if snapshot.repo else str(path)
     facts = {"path": str(path), "repo": snapshot.repo, "commit": snapshot.commit}
-    if not layout.weights and "adapter_config.json" in layout.names:
+    if not layout.weights and not layout.is_adapter and "adapter_config.json" in layout.names:
+        location = f"--path {snapshot.repo or path}"
         raise SourceError(
-            f"{subject} holds an adapter, not a model.\nMerge it into its base model and register the result.", **facts
+            f"{subject} holds an adapter, not a model.\n"
+            f"Register it with the entry of its base: medvllm register NAME --type TYPE {location} --base BASE",
+            **facts,
         )
     content = _describe_content(layout.names)
-    if f"{snapshot.root}config.json" not in snapshot.files:
+    if layout.config not in snapshot.files:
+        what = "an adapter, but its entry has a base" if layout.is_adapter else "a model"
         raise IncompleteSnapshotError(
-            f"{subject} has no config.json, so it is not the folder of a model.\n{content}", **facts
+            f"{subject} has no {name}, so it is not the folder of {what}.\n{content}", **facts
         )
     if not layout.weights:
         raise IncompleteSnapshotError(
-            f"{subject} has no weights: neither model.safetensors nor pytorch_model.bin exists.\n{content}", **facts
+            f"{subject} has no weights: neither {weights[0]} nor {weights[1]} exists.\n{content}", **facts
         )
 
 

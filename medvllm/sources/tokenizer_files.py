@@ -71,6 +71,11 @@ def tokenizer_files(
             yield name
 
 
+def has_vocabulary(names: Collection[str]) -> bool:
+    """Return whether the files at the top of a folder hold a vocabulary, and not only settings of a tokenizer."""
+    return any(name == "tokenizer.json" or name in _VOCABULARIES or _MODEL.fullmatch(name) for name in names)
+
+
 def _is_slow(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> bool:
     """Return whether the class may be written in Python. A class of the repository's own may be anything."""
     if "auto_map" in tokenizer_config:

@@ -69,9 +69,11 @@ def lock_fingerprint() -> Fingerprint:
 
 
 def _read_again(metadata: ModelMetadata, location: ModelRef, locked: LockedModel) -> Snapshot:
-    extra = metadata.source.extra_files
+    extra, adapter = metadata.source.extra_files, metadata.is_adapter
     if locked.commit is None:
         path = home_models.locate(Path(location.name))
-        return folder.resolve_snapshot(path, None, extra=extra, fresh=True)
+        return folder.resolve_snapshot(path, None, extra=extra, adapter=adapter, fresh=True)
     code = bool(metadata.source.trust_remote_code)
-    return hub.inspect_snapshot(hub.Request(locked.source, locked.commit, code=code, extra=tuple(extra)))
+    return hub.inspect_snapshot(
+        hub.Request(locked.source, locked.commit, code=code, extra=tuple(extra), adapter=adapter)
+    )

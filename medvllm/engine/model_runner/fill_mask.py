@@ -1,18 +1,25 @@
 """The task fill-mask: word pieces for the gaps in texts."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from medvllm import progress
 from medvllm.engine.model_runner.coverage import Coverage
 from medvllm.engine.model_runner.foreign_errors import translate_tokenizer_errors
-from medvllm.engine.model_runner.inputs import check_single_texts
+from medvllm.engine.model_runner.inputs import check_single_texts, check_texts
+from medvllm.engine.model_runner.option_checks import check_count, check_flag
 from medvllm.engine.model_runner.reading.batches import batch_windows, check_finite, nonfinite_positions, run_batch
+from medvllm.engine.model_runner.reading.commands import check_no_stand_ins, find_commands
 from medvllm.engine.model_runner.reading.windows import Window, check_token_count
 from medvllm.engine.model_runner.results import Cell, Result
 from medvllm.errors import RequestError
 from medvllm.model_registry import Lease
+
+if TYPE_CHECKING:
+    import torch
+
+_TOP_K = 5
 
 
 @dataclass(frozen=True)
@@ -20,11 +27,13 @@ class Fill:
     """A word piece for a gap.
 
     Attributes:
-        token: The word piece as text.
+        token: The tokenizer's name of the word piece, such as "Ġaspirin" for one after a blank. No two have one name.
+        text: What the word piece reads as, such as " aspirin".
         score: Its probability, from 0 to 1.
     """
 
     token: str
+    text: str
     score: float
 
 
@@ -57,17 +66,45 @@ class FillMaskResults(Result, list[FilledText]):
         return [gaps.coverage.to_dict() | {"gaps": [[vars(fill) for fill in fills] for fills in gaps]} for gaps in self]
 
 
-def fill_mask(lease: Lease, texts: Iterable[str], *, top_k: int = 5) -> FillMaskResults:
-    """Return the `top_k` most likely word pieces for each gap of each text.
+def check_fill_mask_options(
+    *, targets: Iterable[str] | None = None, top_k: int | None = None, allow_special_tokens: bool = False
+) -> None:
+    """Raise RequestError for an option of `fill_mask` that cannot be used with any model."""
+    if top_k is not None:
+        check_count("top_k", top_k)
+    check_flag("allow_special_tokens", allow_special_tokens)
+    if targets is not None and not isinstance(targets, (list, tuple)):
+        kind = "one text" if isinstance(targets, str) else type(targets).__name__
+        raise RequestError(f"targets must be a list of texts, not {kind}.\nWrite it as: [target]", option="targets")
+    for position, target in enumerate(targets or (), 1):
+        if not isinstance(target, str) or not target:
+            what = "is empty" if isinstance(target, str) else f"must be text, not {type(target).__name__}"
+            raise RequestError(f"Target {position} {what}.", option="targets")
+
+
+def fill_mask(
+    lease: Lease,
+    texts: Iterable[str],
+    *,
+    targets: Sequence[str] | None = None,
+    top_k: int | None = None,
+    allow_special_tokens: bool = False,
+) -> FillMaskResults:
+    """Return the most likely word pieces for each gap of each text.
 
     A gap is written as [MASK] or as the tokenizer's own mask.
 
+    Args:
+        lease: The model in use.
+        texts: The texts, each with at least one gap.
+        targets: The only word pieces to score: their names, or texts that are one word piece each.
+        top_k: How many word pieces to return for each gap. By default 5, or all targets.
+        allow_special_tokens: Whether other special tokens in a text are special tokens.
+
     Raises:
         InputTooLongError: A text is longer than the model can read at once.
-        RequestError: The model cannot fill gaps, or a text has none.
+        RequestError: The model cannot fill gaps, a text has none, or a target is not one word piece.
     """
-    if type(top_k) is not int or top_k < 1:
-        raise RequestError(f"top_k must be at least 1, not {top_k!r}.", top_k=top_k)
     tokenizer, model = lease.tokenizer, lease.model
     if not type(model).__name__.endswith("ForMaskedLM") or tokenizer.mask_token_id is None:
         raise RequestError(
@@ -76,35 +113,99 @@ def fill_mask(lease: Lease, texts: Iterable[str], *, top_k: int = 5) -> FillMask
             "model_class='transformers:AutoModelForMaskedLM'",
             model=lease.metadata.name,
         )
-    given = [
-        text.replace("[MASK]", str(tokenizer.mask_token)) for text in check_single_texts(lease, texts, "fill-mask")
-    ]
-    read = [_tokenize(tokenizer, text, position) for position, text in enumerate(given)]
-    windows = [window for window, _ in read]
+    given = check_single_texts(lease, texts, "fill-mask")
+    read = _read_texts(tokenizer, given, allow_special_tokens)
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    pieces = None if targets is None else _find_pieces(tokenizer, vocabulary, targets)
+    names = {number: token for token, number in vocabulary.items() if pieces is None or number in pieces}
+    count = top_k or (_TOP_K if pieces is None else len(names))
     filled: dict[int, list[list[Fill]]] = {}
     nonfinite: set[int] = set()
-    for batch in progress.track_items("Running", batch_windows(lease, model, windows)):
+    for batch in progress.track_items("Running", batch_windows(lease, model, [window for window, _ in read])):
         logits = run_batch(lease, model, batch, "logits")
         for row, window in enumerate(batch):
             gaps = [i for i, token in enumerate(window.input_ids) if token == tokenizer.mask_token_id]
-            scores, tokens = logits[row, gaps].softmax(-1).topk(min(top_k, logits.shape[-1]))
-            nonfinite |= nonfinite_positions(scores, [window.text] * len(gaps))
-            filled[window.text] = [
-                [Fill(str(tokenizer.decode([token])).strip(), score) for token, score in zip(ids, values, strict=True)]
-                for ids, values in zip(tokens.tolist(), scores.tolist(), strict=True)
-            ]
+            probabilities = logits[row, gaps].softmax(-1)
+            nonfinite |= nonfinite_positions(probabilities, [window.text] * len(gaps))
+            filled[window.text] = [_rank(tokenizer, names, scores, count) for scores in probabilities]
     check_finite(lease, nonfinite)
     return FillMaskResults(FilledText(filled[window.text], coverage) for window, coverage in read)
 
 
-def _tokenize(tokenizer: Any, text: str, position: int) -> tuple[Window, Coverage]:
-    """Return a text as one window, and its coverage. It must have a gap."""
+def _read_texts(tokenizer: Any, texts: Sequence[str], allow_special_tokens: bool) -> list[tuple[Window, Coverage]]:
+    """Return each text as one window, and its coverage. Unless all are allowed, only the mask is a special token."""
+    mask = str(tokenizer.mask_token)
+    read = []
+    if not allow_special_tokens:
+        check_no_stand_ins(texts)
+    for position, text in enumerate(texts):
+        written = text.replace("[MASK]", mask)
+        if allow_special_tokens:
+            window, coverage = _tokenize(tokenizer, written, len(text), position, splits=False)
+        else:
+            commands = find_commands(tokenizer)
+            written = commands.write(written, only=(mask,))
+            splits = not commands.allow_special_tokens
+            window, coverage = _tokenize(commands.tokenizer, written, len(text), position, splits=splits)
+            window = commands.read([window])[0]
+        if tokenizer.mask_token_id not in window.input_ids:
+            raise RequestError(f"Text {position + 1} has no gap to fill.\nWrite the gap as: [MASK]", position=position)
+        read.append((window, coverage))
+    return read
+
+
+def _tokenize(tokenizer: Any, text: str, length: int, position: int, *, splits: bool) -> tuple[Window, Coverage]:
+    """Return a text as one window, and its coverage; `splits`: its special tokens are read as text."""
     with translate_tokenizer_errors(position):
-        encoding = tokenizer(text, return_special_tokens_mask=True, verbose=False)
+        encoding = tokenizer(text, return_special_tokens_mask=True, split_special_tokens=splits, verbose=False)
     ids = encoding["input_ids"]
     check_token_count(len(ids), tokenizer.model_max_length, position)
-    if tokenizer.mask_token_id not in ids:
-        raise RequestError(f"Text {position + 1} has no gap to fill.\nWrite the gap as: [MASK]", position=position)
     tokens = sum(not special for special in encoding["special_tokens_mask"])
-    coverage = Coverage(((0, len(text)),), tokens, ids.count(tokenizer.unk_token_id), 1, False)
+    coverage = Coverage(((0, length),), tokens, ids.count(tokenizer.unk_token_id), 1, False)
     return Window(position, ids, [1] * len(ids), encoding.get("token_type_ids", ())), coverage
+
+
+def _find_pieces(tokenizer: Any, vocabulary: Mapping[str, int], targets: Sequence[str]) -> set[int]:
+    """Return the ids of targets: word pieces by their names, or texts that are one word piece each.
+
+    RequestError names the position of a target, never the target.
+    """
+    check_texts(targets)
+    found = set()
+    for position, target in enumerate(targets):
+        ids = [vocabulary[target]] if target in vocabulary else _encode(tokenizer, target, position)
+        if len(ids) != 1:
+            what = f"has {len(ids)} word pieces in" if ids else "is empty in"
+            raise RequestError(
+                f"Target {position + 1} {what} the vocabulary, and a gap is for one.\n"
+                "Leave it out, or write one gap for each word piece: [MASK] [MASK]",
+                option="targets",
+                position=position,
+            )
+        if ids[0] == tokenizer.unk_token_id and target not in vocabulary:
+            raise RequestError(
+                f"Target {position + 1} is not in the vocabulary.\nLeave it out.", option="targets", position=position
+            )
+        found.add(ids[0])
+    return found
+
+
+def _encode(tokenizer: Any, target: str, position: int) -> list[int]:
+    with translate_tokenizer_errors(position):
+        encoding = tokenizer(target, add_special_tokens=False, split_special_tokens=True, verbose=False)
+    ids: list[int] = encoding["input_ids"]
+    return ids
+
+
+def _rank(tokenizer: Any, names: Mapping[int, str], scores: "torch.Tensor", count: int) -> list[Fill]:
+    """Return the likeliest word pieces of `names` for a gap, the best first.
+
+    A model may have rows for which the vocabulary has no word piece.
+    """
+    known = [number for number in names if number < len(scores)]
+    values, places = scores[known].topk(min(count, len(known)))
+    ids = [known[place] for place in places.tolist()]
+    return [
+        Fill(names[number], str(tokenizer.decode([number])), score)
+        for number, score in zip(ids, values.tolist(), strict=True)
+    ]

@@ -1,16 +1,21 @@
-"""Translates errors of torch, transformers and tokenizers into errors of medvllm. No message contains an input text."""
+"""Translates errors of torch, transformers and tokenizers into errors of medvllm. No error contains an input text."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 from medvllm.errors import DeviceMemoryError, LoadError, MedVLLMError, RequestError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _NO_MEMORY = ("out of memory", "can't allocate memory")  # torch may raise either as a plain RuntimeError
 
 
 @contextmanager
 def translate_model_errors(model: str) -> Iterator[None]:
-    """Translate what the code of a model raises. A model sees only numbers, so its message contains no text."""
+    """Translate what the code of a model raises. A model sees only numbers, so its error is kept as the cause."""
 
     def translate(error: BaseException) -> MedVLLMError:
         line = (str(error).strip().splitlines() or [""])[0].rstrip(".")[:200]
@@ -18,13 +23,13 @@ def translate_model_errors(model: str) -> Iterator[None]:
             return _no_memory(model)
         return LoadError(f"Model {model!r} could not run: {type(error).__name__}: {line}.", model=model)
 
-    with _translating(model, translate):
+    with _translating(model, translate, keeps_cause=True):
         yield
 
 
 @contextmanager
 def translate_tokenizer_errors(position: int) -> Iterator[None]:
-    """Translate what a tokenizer raises for a text, given its position. The message may contain the text."""
+    """Translate what a tokenizer raises for the text at a position. Its error may contain the text: it is dropped."""
 
     def translate(error: BaseException) -> MedVLLMError:
         return RequestError(
@@ -37,7 +42,7 @@ def translate_tokenizer_errors(position: int) -> Iterator[None]:
 
 @contextmanager
 def translate_other_errors(model: str) -> Iterator[None]:
-    """Translate anything else that a call raises. The message may contain a text."""
+    """Translate anything else that a call raises. It may contain a text, and is dropped."""
 
     def translate(error: BaseException) -> MedVLLMError:
         return LoadError(f"Model {model!r} could not answer: {type(error).__name__}.", model=model)
@@ -46,21 +51,45 @@ def translate_other_errors(model: str) -> Iterator[None]:
         yield
 
 
+def drop_hidden_errors(call: Callable[P, R]) -> Callable[P, R]:
+    """Make a function raise errors of medvllm without those that were raised `from None` before.
+
+    Python keeps such an error as the context of the next one, where a program that reports errors would find a text.
+    """
+
+    @wraps(call)
+    def calling(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return call(*args, **kwargs)
+        except MedVLLMError as error:
+            raised = error
+        link: BaseException | None = raised
+        while link is not None:
+            if link.__suppress_context__:
+                link.__context__ = None
+            link = link.__cause__ or link.__context__
+        raise raised  # not in the block above, which would make an error its own context
+
+    return calling
+
+
 @contextmanager
-def _translating(model: str | None, translate: Callable[[BaseException], MedVLLMError]) -> Iterator[None]:
+def _translating(
+    model: str | None, translate: Callable[[BaseException], MedVLLMError], *, keeps_cause: bool = False
+) -> Iterator[None]:
     try:
         yield
     except MedVLLMError:
         raise
-    except MemoryError as error:
-        raise _no_memory(model) from error
+    except MemoryError:
+        raise _no_memory(model) from None
     except Exception as error:
-        raise translate(error) from error
+        raise translate(error) from (error if keeps_cause else None)
     except BaseException as error:
         # A panic of Rust code is no Exception. Neither are Ctrl-C and the end of the program, which pass.
         if type(error).__name__ != "PanicException":
             raise
-        raise translate(error) from error
+        raise translate(error) from (error if keeps_cause else None)
 
 
 def _no_memory(model: str | None) -> DeviceMemoryError:

@@ -1,11 +1,11 @@
 """ModelRunner: runs the tasks of a model by its name."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
-from medvllm.engine.model_runner.foreign_errors import translate_other_errors
+from medvllm.engine.model_runner.foreign_errors import drop_hidden_errors, translate_other_errors
 from medvllm.engine.model_runner.inputs import Text, to_list
 from medvllm.errors import CatalogError, ModelNotFoundError
 from medvllm.metadata import ModelMetadata
@@ -13,11 +13,14 @@ from medvllm.model_registry import ModelRegistry, registry
 from medvllm.words import usual_task
 
 if TYPE_CHECKING:
+    from medvllm.engine.model_runner.classification.assertions import AssertionResults
     from medvllm.engine.model_runner.classification.classify import ClassificationResults, Combination
     from medvllm.engine.model_runner.classification.head import Activation
+    from medvllm.engine.model_runner.classification.marked_spans import SpanLike
     from medvllm.engine.model_runner.classification.rerank import RerankResults
     from medvllm.engine.model_runner.embedding.embed import Embeddings
     from medvllm.engine.model_runner.fill_mask import FillMaskResults
+    from medvllm.engine.model_runner.redaction.results import RedactionResults
     from medvllm.engine.model_runner.results import Result
     from medvllm.engine.model_runner.tagging.aggregation import Aggregation
     from medvllm.engine.model_runner.tagging.entities import EntityResults
@@ -150,23 +153,90 @@ class ModelRunner:
         }
         return cast("EntityResults", self.run("ner", texts, with_receipt=with_receipt, **options))
 
-    def fill_mask(self, texts: Iterable[str], *, top_k: int = 5, with_receipt: bool = False) -> "FillMaskResults":
+    def redact(
+        self,
+        texts: Iterable[str],
+        *,
+        operators: Mapping[str, Mapping[str, Any]] | None = None,
+        threshold: float = 0.2,
+        labels: Sequence[str] | None = None,
+        documents: Sequence[str] | None = None,
+        allow_special_tokens: bool = False,
+        with_receipt: bool = False,
+    ) -> "RedactionResults":
+        """Return each text with what is likely to identify someone written over.
+
+        A word is redacted if any of its pieces is likely not to be outside of the labels, or if it has letters that the
+        vocabulary lacks. It is redacted whole, with what hyphens and apostrophes join to it; neighbours with the same
+        label are one item. Marks of an earlier redaction, such as `[**Name 12**]`, `___` and `[NAME]`, stay.
+
+        No model finds everything. Use it as one layer of de-identification.
+
+        Args:
+            texts: The texts.
+            operators: For a label, or for "DEFAULT", the operator and its options, for example
+                `{"DEFAULT": {"type": "replace"}, "PATIENT": {"type": "surrogate", "seed": 7}}`. The types are:
+                "replace" (`new_value`; "[LABEL]" by default), "mask" (`masking_char`), "redact" (removes), "hash"
+                (`key`, `length`), "surrogate" (`seed`, `key`, `scope`, `vault`, `locale`), "shift_dates" (`days`,
+                `key`, `date_order`) and "keep".
+            threshold: How likely, from 0 to 1, a piece of a word must be not to be outside. The default of 0.2 weighs a
+                name that stays as much as four words that are gone without need.
+            labels: The labels to redact; all by default. Required if the model is no de-identifier.
+            documents: The document that each text belongs to, such as the number of a patient. Texts of one document
+                have their dates shifted by the same number of days. By default, each text is its own document.
+            allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens. By default, they are text.
+            with_receipt: Whether the result has a receipt of what answered.
+
+        Returns:
+            For each text, `Redaction`: the redacted `text`, its `items` with the offsets of each change, `coverage`.
+
+        Raises:
+            InputTooLongError: The model would not read the whole of a text.
+            RequestError: The model is no de-identifier, an argument or a text cannot be used, or the tokenizer leaves
+                out a part of a text.
+            LoadError: The model cannot run, or returns NaN or infinity.
+            OutputError: The vault cannot be read or written.
+            SettingError: The key in the settings cannot be read.
+            MissingDependencyError: Surrogates are asked for, and Faker is not installed.
+
+        Example:
+            >>> runner = ModelRunner("obi/deid_bert_i2b2")
+            >>> print(runner.redact(["Seen by Dr. Peña on 3 May."])[0].text)
+        """
+        options = {"operators": operators, "threshold": threshold, "labels": labels, "documents": documents}
+        options["allow_special_tokens"] = allow_special_tokens
+        return cast("RedactionResults", self.run("redact", texts, with_receipt=with_receipt, **options))
+
+    def fill_mask(
+        self,
+        texts: Iterable[str],
+        *,
+        targets: Sequence[str] | None = None,
+        top_k: int | None = None,
+        allow_special_tokens: bool = False,
+        with_receipt: bool = False,
+    ) -> "FillMaskResults":
         """Return the most likely word pieces for each [MASK] in each text.
 
         Args:
             texts: Texts with at least one [MASK] each.
-            top_k: How many word pieces to return for each gap.
+            targets: The only word pieces to score: their names, such as "Ġaspirin" or "##mg", or texts that are one
+                word piece each, such as " aspirin". A text of several word pieces is refused.
+            top_k: How many word pieces to return for each gap. By default 5, or all targets.
+            allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens. By default, they are text.
             with_receipt: Whether the result has a receipt of what answered.
 
         Returns:
-            For each text, for each gap, a list of `Fill` (token and probability), best first.
+            For each text, for each gap, a list of `Fill` (token, text and probability), best first. The probability is
+            that among all word pieces, also with `targets`.
 
         Raises:
             InputTooLongError: A text is longer than the model can read at once.
-            RequestError: The model cannot fill gaps, or a text has none.
+            RequestError: The model cannot fill gaps, a text has none, or a target is not one word piece.
             LoadError: The model cannot run, or returns NaN or infinity.
         """
-        return cast("FillMaskResults", self.run("fill-mask", texts, with_receipt=with_receipt, top_k=top_k))
+        options = {"targets": targets, "top_k": top_k, "allow_special_tokens": allow_special_tokens}
+        return cast("FillMaskResults", self.run("fill-mask", texts, with_receipt=with_receipt, **options))
 
     def classify(
         self,
@@ -210,6 +280,43 @@ class ModelRunner:
         options["allow_special_tokens"] = allow_special_tokens
         return cast("ClassificationResults", self.run("classify", texts, with_receipt=with_receipt, **options))
 
+    def assertions(
+        self,
+        texts: Iterable[str],
+        spans: "Sequence[Sequence[SpanLike]]",
+        *,
+        allow_special_tokens: bool = False,
+        with_receipt: bool = False,
+    ) -> "AssertionResults":
+        """Return whether what each span names is present, absent or possible, as the model's labels say.
+
+        The span is marked in its text as the entry's `entity_markers` state. Of a text that is longer than the model,
+        the model reads the span with as many tokens before it as after it.
+
+        Args:
+            texts: The texts.
+            spans: For each text, its spans: what `entities` finds, other objects or records with `start` and `end`, or
+                pairs of start and end. Offsets count Unicode code points.
+            allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens. By default, they are text.
+            with_receipt: Whether the result has a receipt of what answered.
+
+        Returns:
+            For each text, for each of its spans, `Assertion`: `label`, `score`, the `scores` of all labels, and the
+            `coverage` of what was read around the span.
+
+        Raises:
+            InputTooLongError: A span is longer than the model, or a text is, and the entry forbids cutting it.
+            RequestError: The model judges no marked spans, or a span or a text cannot be used.
+            LoadError: The model cannot run, or returns NaN or infinity.
+
+        Example:
+            >>> runner = ModelRunner("bvanaken/clinical-assertion-negation-bert")
+            >>> [[found]] = runner.assertions(["Patient denies fever."], [[(15, 20)]])
+            >>> print(found.text, found.label, found.scores)
+        """
+        options = {"spans": spans, "allow_special_tokens": allow_special_tokens}
+        return cast("AssertionResults", self.run("assertions", texts, with_receipt=with_receipt, **options))
+
     def rerank(
         self,
         query: str,
@@ -247,11 +354,12 @@ class ModelRunner:
         options = {"query": query, "top_k": top_k, "allow_special_tokens": allow_special_tokens}
         return cast("RerankResults", self.run("rerank", documents, with_receipt=with_receipt, **options))
 
+    @drop_hidden_errors
     def run(self, task: str | None, texts: Iterable[Any], *, with_receipt: bool = False, **arguments: Any) -> Any:
         """Run a task by its name.
 
         Args:
-            task: "embed", "fill-mask", "ner", "deid", "classify" or "rerank"; None for the model's own task.
+            task: Its name, for example "embed", "ner" or "classify"; None for the model's own task.
             texts: The texts, or pairs of texts.
             with_receipt: Whether the result has a receipt of what answered. It takes longer than a small model.
             arguments: The options of the task, for example `top_k`.

@@ -4,10 +4,12 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from medvllm.engine.model_runner.classification.assertions import check_assertion_options, find_assertions
 from medvllm.engine.model_runner.classification.classify import check_classify_options, classify
 from medvllm.engine.model_runner.classification.rerank import check_rerank_options, rerank
 from medvllm.engine.model_runner.embedding.embed import embed
-from medvllm.engine.model_runner.fill_mask import fill_mask
+from medvllm.engine.model_runner.fill_mask import check_fill_mask_options, fill_mask
+from medvllm.engine.model_runner.redaction.redact import check_redact_options, redact
 from medvllm.engine.model_runner.results import Result
 from medvllm.engine.model_runner.tagging.entities import check_entity_options, find_entities, find_identifiers
 from medvllm.errors import RequestError
@@ -21,15 +23,20 @@ TASKS: dict[str, Callable[..., Result]] = {
     "fill-mask": fill_mask,
     "ner": find_entities,
     "deid": find_identifiers,
+    "redact": redact,
     "classify": classify,
     "rerank": rerank,
+    "assertions": find_assertions,
 }
 # Each function takes the options of a task and raises RequestError for those that no model could use.
-_OPTION_CHECKS: dict[str, Callable[..., None]] = {
+_OPTION_CHECKS: dict[str, Callable[..., object]] = {
     "ner": check_entity_options,
     "deid": check_entity_options,
     "classify": check_classify_options,
     "rerank": check_rerank_options,
+    "redact": check_redact_options,
+    "fill-mask": check_fill_mask_options,
+    "assertions": check_assertion_options,
 }
 
 

@@ -23,7 +23,11 @@ logger = logging.getLogger(__name__)
 
 
 def load_tokenizer(
-    metadata: ModelMetadata, snapshot: Snapshot, cls: type[Any] | None = None
+    metadata: ModelMetadata,
+    snapshot: Snapshot,
+    cls: type[Any] | None = None,
+    *,
+    config_from: Snapshot | None = None,
 ) -> PreTrainedTokenizerBase:
     """Return the entry's tokenizer. Threads may share it and call it with different lengths at the same time.
 
@@ -31,6 +35,7 @@ def load_tokenizer(
         metadata: The entry.
         snapshot: The model's files.
         cls: The class that the model was loaded with, if the caller chose one.
+        config_from: The files with the model's config, if they are others: the base of an adapter has it.
 
     Raises:
         MissingDependencyError: A package that the entry requires is not installed.
@@ -38,7 +43,7 @@ def load_tokenizer(
         LoadError: A fact of the entry contradicts the tokenizer or has no effect on it, or any other failure.
     """
     check_requirements(metadata)
-    config = read_config(metadata, LoadOptions(), snapshot, cls or metadata.model_class)
+    config = read_config(metadata, LoadOptions(), config_from or snapshot, cls or metadata.model_class)
     try:
         with raise_as_errors():
             tokenizer = _read_with_casing(metadata, snapshot, config)

@@ -4,6 +4,8 @@ A fast tokenizer keeps truncation and padding as state. Without a lock, one thre
 thread's text, without an error.
 """
 
+from contextlib import nullcontext
+from copy import copy, deepcopy
 from functools import cache
 from typing import Any
 
@@ -63,3 +65,15 @@ def _rebuild(base: type[Any], state: dict[str, Any]) -> PreTrainedTokenizerBase:
     tokenizer: PreTrainedTokenizerBase = object.__new__(base)
     tokenizer.__dict__.update(state)
     return make_thread_safe(tokenizer)
+
+
+def copy_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Return a copy of a tokenizer that may get further tokens, made while no other thread encodes with it."""
+    if tokenizer.is_fast:
+        with tokenizer.__dict__.get("_medvllm_lock") or nullcontext():
+            return deepcopy(tokenizer)
+    made: Any = copy(tokenizer)  # what is inside of one that is written in Python may not be copied
+    for name in ("_added_tokens_decoder", "_added_tokens_encoder", "tokens_trie"):
+        setattr(made, name, deepcopy(getattr(made, name)))
+    copied: PreTrainedTokenizerBase = made
+    return copied

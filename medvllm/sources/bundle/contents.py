@@ -1,6 +1,6 @@
 """An unpacked bundle: what it holds, and what this machine has of that already."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -67,7 +67,7 @@ class Bundle:
                 raise SourceError(
                     f"The bundle's {name!r} points to {location.text!r}, but its files are those of {model.source}."
                 )
-            self._check_files(name, model, () if entry is None else entry.source.extra_files)
+            self._check_files(name, model, entry)
 
     def state_of(self, name: str) -> State:
         """Return whether this machine has a model's files as the bundle has them. They are hashed."""
@@ -84,13 +84,17 @@ class Bundle:
         known = digest_cache().commit(hub.endpoint(), model.source, branch) if branch is not None else None
         return known if known != model.commit else None
 
-    def _check_files(self, name: str, model: LockedModel, extra: Sequence[str]) -> None:
+    def _check_files(self, name: str, model: LockedModel, entry: ModelMetadata | None) -> None:
         """Raise SourceError unless the files of a model are exactly those that its loaders read."""
 
         def read(path: str, kind: type) -> Any:
             return read_json(self.blobs / model.files[path].sha256, kind)
 
-        layouts = (decide_layout(Path(name), model.files, read, code=code, extra=extra) for code in (False, True))
+        extra, adapter = ((), False) if entry is None else (entry.source.extra_files, entry.is_adapter)
+        layouts = (
+            decide_layout(Path(name), model.files, read, code=code, extra=extra, adapter=adapter)
+            for code in (False, True)
+        )
         # Python modules are not run until an entry trusts them, so both sets of files are valid.
         if sorted(model.files) not in (sorted(layout.files) for layout in layouts):
             raise SourceError(f"The bundle has files of {name[:80]!r} that no load reads.")

@@ -15,7 +15,7 @@ from medvllm.sources.hub.listing import ListedFile, Listing, find_flaw, parse_li
 from medvllm.sources.hub.network import endpoint
 from medvllm.sources.hub.paths import LOCK_NAME, blobs_folder, listing_paths, locks_folder, snapshot_folder
 from medvllm.sources.json_files import read_json
-from medvllm.sources.layout import decide_layout
+from medvllm.sources.layout import ADAPTER_CONFIG, decide_layout
 
 
 def add_to_cache(repo: str, commit: str, branch: str | None, files: Mapping[str, Path], listing_file: Path) -> None:
@@ -60,7 +60,8 @@ def _check_files(repo: str, commit: str, files: Mapping[str, Path], listing: Lis
 
     flaws = {name: find_flaw(file, listing.get(name, ListedFile(0, ""))) for name, file in files.items()}
     try:
-        needed: Sequence[str] = decide_layout(snapshot_folder(repo, commit), listing, read).files
+        adapter = ADAPTER_CONFIG in files
+        needed: Sequence[str] = decide_layout(snapshot_folder(repo, commit), listing, read, adapter=adapter).files
     except MissingFile as error:
         needed = error.args
     flaws |= {name: "is missing" for name in needed if name not in files}

@@ -28,12 +28,14 @@ class Request:
         commit: The commit, with all 40 digits.
         code: Whether the repository's Python modules are part of the model.
         extra: Globs for further files of the model.
+        adapter: Whether the model is an adapter.
     """
 
     repo: str
     commit: str
     code: bool = False
     extra: tuple[str, ...] = ()
+    adapter: bool = False
 
 
 class MissingFile(Exception):
@@ -127,7 +129,7 @@ def inspect_cache(request: Request, *, fresh: bool = False) -> CachedCommit:
         return read_json(file, kind)
 
     try:
-        layout = decide_layout(path, names, read, code=request.code, extra=request.extra)
+        layout = decide_layout(path, names, read, code=request.code, extra=request.extra, adapter=request.adapter)
         needed: Sequence[str] = layout.files
     except MissingFile as error:
         layout, needed = None, error.args

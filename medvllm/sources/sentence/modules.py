@@ -75,7 +75,8 @@ def read_pooling(model: ModelFiles, path: str) -> tuple[dict[str, Any], int | No
         raise Refused(f"has both pooling_mode {shorten(stated)} and the flags of {shorten(flagged)} in {fields.file}")
     fields.check_all_read()
     size = sizes[0] or sizes[1]
-    config = read_json(model.file(f"{model.root}config.json"))
+    config_file = f"{model.root}config.json"  # an adapter has none
+    config = read_json(model.file(config_file)) if config_file in model.files else {}
     if size != config.get("hidden_size", size):  # the model decides the width, whatever the Pooling says
         size = None
     pooling = {"pooling": modes[0] if len(modes) == 1 else modes, "include_prompt": include_prompt}

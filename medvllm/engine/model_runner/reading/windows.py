@@ -71,12 +71,7 @@ def split_into_windows(
         with translate_tokenizer_errors(position):
             pieces, step = _tokenize(tokenizer, text, position, offsets, allow_special_tokens, front)
         if len(pieces) > 1 and policy == "error":
-            raise InputTooLongError(
-                f"Text {position + 1} is longer than the {limit:,} tokens that the model takes, and must not be split "
-                "(long_input='error').\nShorten the text, or register the model with: long_input='window'",
-                limit=limit,
-                position=position,
-            )
+            raise too_long_error(position, limit)
         kept = pieces[:1] if policy == "truncate" else pieces
         tokens = 0
         for i, piece in enumerate(kept):
@@ -240,6 +235,16 @@ def _room_for_text(
         )
     raise InputTooLongError(
         f"The first text of pair {position + 1} leaves no room for the second: the model takes {limit:,} tokens.",
+        limit=limit,
+        position=position,
+    )
+
+
+def too_long_error(position: int, limit: int) -> InputTooLongError:
+    """Return the error for a text that is longer than a window and must not be split."""
+    return InputTooLongError(
+        f"Text {position + 1} is longer than the {limit:,} tokens that the model takes, and must not be split "
+        "(long_input='error').\nShorten the text, or register the model with: long_input='window'",
         limit=limit,
         position=position,
     )

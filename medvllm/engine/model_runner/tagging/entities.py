@@ -106,7 +106,7 @@ def _find(
     default: str,
 ) -> EntityResults:
     check_entity_options(threshold=threshold, labels=labels, aggregation=aggregation)
-    wanted = _check_labels(lease, read_labels(lease), labels)
+    wanted = check_labels(lease, read_labels(lease), labels)
     given = check_texts_or_words(lease, texts, "ner")
     stated = aggregation or lease.metadata.behaviour.aggregation
     results = EntityResults()
@@ -146,11 +146,12 @@ def check_entity_options(
     check_flag("allow_special_tokens", allow_special_tokens)
 
 
-def _check_labels(lease: Lease, scheme: LabelScheme, labels: Sequence[str] | None) -> frozenset[str] | None:
+def check_labels(lease: Lease, scheme: LabelScheme, labels: Iterable[str] | None) -> tuple[str, ...] | None:
     """Return the types to find, or None for all. RequestError: the model has no such type."""
     if labels is None:
         return None
-    if unknown := next((label for label in labels if label not in scheme.kinds), None):
+    wanted = tuple(dict.fromkeys(labels))
+    if unknown := next((label for label in wanted if label not in scheme.kinds), None):
         near = near_names(unknown, scheme.kinds)
         raise RequestError(
             f"Model {lease.metadata.name!r} has no label {unknown!r}.{did_you_mean(near)}\n"
@@ -158,4 +159,4 @@ def _check_labels(lease: Lease, scheme: LabelScheme, labels: Sequence[str] | Non
             model=lease.metadata.name,
             candidates=tuple(near),
         )
-    return frozenset(labels)
+    return wanted

@@ -30,6 +30,7 @@ class TaggedText:
         given: The words that the caller or the entry's word pattern gives; None for a text without either.
         places: The start and end of each piece in the text, in order.
         numbers: For each piece, the number of its word among those that are given, or as the tokenizer counts.
+        unknown: For each piece, whether it stands for characters that the vocabulary lacks.
         probabilities: For each piece, the probability of each label. An array of shape [pieces, labels], float32.
         labels: What the labels mean.
         coverage: What the model read of the text.
@@ -39,6 +40,7 @@ class TaggedText:
     given: WordList | None
     places: Sequence[tuple[int, int]]
     numbers: Sequence[int]
+    unknown: Sequence[bool]
     probabilities: "np.ndarray[Any, Any]"
     labels: LabelScheme
     coverage: Coverage
@@ -126,7 +128,7 @@ def label_words(
         while any(windows[number].input_ids and number not in rows for number in numbers):
             rows |= next(found)
         parts = [(windows[number], kept[number], rows.pop(number)) for number in numbers if number in rows]
-        yield _join(text, parts, labels, covered)
+        yield _join(text, parts, labels, covered, lease.tokenizer.unk_token_id)
     for _ in found:  # the end of the progress bar
         pass
 
@@ -221,17 +223,20 @@ def _join(
     parts: "Sequence[tuple[Window, list[int], np.ndarray[Any, Any]]]",
     labels: LabelScheme,
     coverage: Coverage,
+    unknown_id: object,
 ) -> TaggedText:
     """Return a text with the pieces of all of its windows."""
     import numpy as np
 
     places: list[tuple[int, int]] = []
     numbers: list[int] = []
+    unknown: list[bool] = []
     rows = [np.zeros((0, len(labels.labels)), dtype=np.float32)]
     for window, kept, probabilities in parts:
         places += [window.offsets[i] for i in kept]
         numbers += [word for i in kept if (word := window.words[i]) is not None]
+        unknown += [window.input_ids[i] == unknown_id for i in kept]
         rows.append(probabilities)
     given = text if isinstance(text, WordList) else None
     whole = text.text if isinstance(text, WordList) else text
-    return TaggedText(whole, given, places, numbers, np.concatenate(rows), labels, coverage)
+    return TaggedText(whole, given, places, numbers, unknown, np.concatenate(rows), labels, coverage)

@@ -1,0 +1,219 @@
+"""Spans that a caller has, and the window of a note around each, with the span marked as the model expects it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from medvllm.engine.model_runner.coverage import Coverage
+from medvllm.engine.model_runner.foreign_errors import translate_tokenizer_errors
+from medvllm.engine.model_runner.reading.commands import check_no_stand_ins, find_commands, has_special_token
+from medvllm.engine.model_runner.reading.windows import Window, check_token_count, too_long_error
+from medvllm.engine.model_runner.tagging.spans import Span
+from medvllm.errors import InputTooLongError, RequestError
+from medvllm.model_registry import Lease
+
+_CHARACTERS = 24  # of context that are read for each token of a window; words of notes have far fewer
+
+
+SpanLike = Span | Mapping[str, Any] | tuple[int, int] | list[int]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a span is: the positions of its text and of itself in the request, and its offsets."""
+
+    text: int
+    number: int
+    start: int
+    end: int
+
+
+def parse_spans(spans: Any) -> list[list[Place]]:
+    """Return the places of the spans of each text.
+
+    Raises:
+        RequestError: They are not a list of spans for each text, or a span has no offsets that make sense.
+    """
+    if not isinstance(spans, (list, tuple)):
+        what = "are missing" if spans is None else f"must be a list, not {type(spans).__name__}"
+        raise RequestError(
+            f"The spans {what}.\nPass a list of spans for each text, such as: spans=[[(15, 20)]]", option="spans"
+        )
+    places = []
+    for text, listed in enumerate(spans):
+        if not isinstance(listed, (list, tuple)):
+            raise RequestError(
+                f"The spans of text {text + 1} must be a list, not {type(listed).__name__}.\n"
+                "Pass a list of spans for each text, such as: spans=[[(15, 20)]]",
+                option="spans",
+                position=text,
+            )
+        places.append([_parse_span(span, text, number) for number, span in enumerate(listed)])
+    return places
+
+
+def check_places(texts: Sequence[str], places: Sequence[Sequence[Place]]) -> None:
+    """Raise RequestError unless there is a list of spans for each text, and each span marks characters of its text."""
+    if len(texts) != len(places):
+        raise RequestError(
+            f"There are {len(texts)} texts, but spans for {len(places)}.\nPass a list of spans for each text: []",
+            option="spans",
+        )
+    for place in (place for listed in places for place in listed):
+        text = texts[place.text]
+        if place.end > len(text):
+            raise _span_error(place, f"ends at {place.end}, but the text has {len(text)} characters")
+        if not text[place.start : place.end].strip():
+            raise _span_error(place, "covers white space only")
+
+
+def read_around(
+    lease: Lease, text: str, place: Place, *, may_cut: bool, allow_special_tokens: bool
+) -> tuple[Window, Coverage]:
+    """Return the marked span with as much of its text on both sides as the model takes, and what was read of the text.
+
+    Args:
+        lease: The model, whose entry states the markers.
+        text: The text of the span.
+        place: The span.
+        may_cut: Whether the text may be cut around the span if it is too long.
+        allow_special_tokens: Whether special tokens in the text are special tokens. Those in the markers always are.
+
+    Raises:
+        InputTooLongError: The text is too long and must not be cut, or the span is too long.
+        RequestError: The text contains a marker.
+    """
+    tokenizer = lease.tokenizer
+    before, after = lease.metadata.behaviour.entity_markers
+    width = tokenizer.model_max_length * _CHARACTERS if may_cut else len(text)
+    low, high = _context(text, place, width)
+    commands = None
+    if has_special_token(tokenizer, before + after) and not allow_special_tokens:
+        commands = find_commands(tokenizer)
+        check_no_stand_ins([""] * place.text + [text])
+        before, after = commands.write(before), commands.write(after)
+    else:
+        _check_no_markers(text[low:high], (before, after), place)
+    marked = text[low : place.start] + before + text[place.start : place.end] + after + text[place.end : high]
+    encoder: Any = commands.tokenizer if commands else tokenizer
+    allowed = commands.allow_special_tokens if commands else allow_special_tokens
+    if encoder.is_fast:
+        begin, end = place.start - low, place.end - low + len(before + after)
+        ids, counted, (start, stop) = _encode_around(encoder, marked, (begin, end), place, may_cut, allowed)
+        # Positions before the span count from `low`, and positions after it come after the markers.
+        read = start + low, stop + low - len(before + after)
+    else:
+        with translate_tokenizer_errors(place.text):
+            ids = encoder(marked, split_special_tokens=not allowed, verbose=False)["input_ids"]
+        check_token_count(len(ids), tokenizer.model_max_length, place.text)
+        counted, read = len(ids) - tokenizer.num_special_tokens_to_add(), (0, len(text))
+    window = Window(place.text, ids, [1] * len(ids))
+    if commands:
+        window = commands.read([window])[0]
+    unknown = window.input_ids.count(tokenizer.unk_token_id)
+    return window, Coverage((read,), counted, unknown, 1, read[1] < len(text))
+
+
+def _encode_around(
+    tokenizer: Any, text: str, span: tuple[int, int], place: Place, may_cut: bool, allow_special_tokens: bool
+) -> tuple[list[int], int, tuple[int, int]]:
+    """Return the token ids of a window around a marked span.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        text: The text, in which the span is marked.
+        span: The offsets of the span with its markers.
+        place: The span, for errors.
+        may_cut: Whether the text may be cut.
+        allow_special_tokens: Whether special tokens in the text are special tokens.
+
+    Returns:
+        The ids with the special tokens around them, the number of the others, and the offsets of what was read.
+    """
+    limit = tokenizer.model_max_length
+    with translate_tokenizer_errors(place.text):
+        found = tokenizer(
+            text, add_special_tokens=False, split_special_tokens=not allow_special_tokens, verbose=False
+        ).encodings[0]
+    offsets = found.offsets
+    first, last = _choose_tokens(offsets, span, limit - tokenizer.num_special_tokens_to_add())
+    if first == last:
+        raise InputTooLongError(
+            f"Span {place.number + 1} of text {place.text + 1} does not fit into the {limit:,} tokens that the model "
+            "takes.\nPass a part of it that does.",
+            limit=limit,
+            position=place.text,
+        )
+    if last - first < len(offsets) and not may_cut:
+        raise too_long_error(place.text, limit)
+    read = (
+        min(offsets[first][0], span[0]) if first else 0,
+        max(offsets[last - 1][1], span[1]) if last < len(offsets) else len(text),
+    )
+    found.truncate(last, direction="right")
+    found.truncate(last - first, direction="left")
+    processor = tokenizer.backend_tokenizer.post_processor
+    return (processor.process(found, None, True) if processor else found).ids, last - first, read
+
+
+def _parse_span(span: Any, text: int, number: int) -> Place:
+    """Return the place of an object with `start` and `end`, a record with these keys, or a pair."""
+    place = Place(text, number, 0, 0)
+    if isinstance(span, Mapping):
+        offsets = span.get("start"), span.get("end")
+    elif isinstance(span, (tuple, list)):
+        if len(span) != 2:
+            raise _span_error(place, f"has {len(span)} items, not a start and an end")
+        offsets = span[0], span[1]
+    else:
+        offsets = getattr(span, "start", None), getattr(span, "end", None)
+    start, end = offsets
+    if type(start) is not int or type(end) is not int:
+        raise _span_error(place, "has no start and end that are whole numbers")
+    if not 0 <= start < end:
+        raise _span_error(place, f"must begin before it ends, but begins at {start} and ends at {end}")
+    return Place(text, number, start, end)
+
+
+def _span_error(place: Place, what: str) -> RequestError:
+    return RequestError(
+        f"Span {place.number + 1} of text {place.text + 1} {what}.\n"
+        "Offsets count Unicode code points, and the end is after the last character: (start, end)",
+        option="spans",
+        position=place.text,
+    )
+
+
+def _check_no_markers(text: str, markers: Sequence[str], place: Place) -> None:
+    """Raise RequestError if a note contains a marker, so that the model could judge another place than the span."""
+    if any(marker.strip() in text for marker in markers if marker.strip()):
+        raise RequestError(
+            f"Text {place.text + 1} contains {markers[0].strip()!r} or {markers[1].strip()!r}, with which the model "
+            "marks a span.\nRemove it from the text.",
+            position=place.text,
+        )
+
+
+def _context(text: str, place: Place, characters: int) -> tuple[int, int]:
+    """Return the part of a text that is tokenized: up to `characters` on each side of the span, cut at blanks."""
+    low, high = place.start - characters, place.end + characters
+    if low > 0:
+        low = next((i for i in range(low, place.start) if text[i].isspace()), low)
+    if high < len(text):
+        high = next((i for i in range(high, place.end, -1) if text[i].isspace()), high)
+    return max(low, 0), min(high, len(text))
+
+
+def _choose_tokens(offsets: Sequence[tuple[int, int]], span: tuple[int, int], room: int) -> tuple[int, int]:
+    """Return the range of tokens for a window: those of the marked span, and as many on each side as there is room.
+
+    What one side does not need, the other gets. An empty range means that there is no room for the span.
+    """
+    inside = [i for i, (start, stop) in enumerate(offsets) if start < span[1] and stop > span[0]]
+    if not inside or inside[-1] - inside[0] + 1 > room:
+        return 0, 0
+    first, last = inside[0], inside[-1] + 1
+    spare = room - (last - first)
+    behind = len(offsets) - last
+    left = min(first, max(spare // 2, spare - behind))
+    return first - left, last + min(behind, spare - left)

@@ -1,0 +1,320 @@
+"""The operators of a redaction: what is written instead of a text with a label."""
+
+import hmac
+import secrets
+import unicodedata
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from itertools import chain
+from pathlib import Path
+from typing import Any, ClassVar
+
+from medvllm.engine.model_runner.option_checks import check_choice
+from medvllm.engine.model_runner.redaction.dates import DATE_ORDERS, DateOrder, shift_dates
+from medvllm.engine.model_runner.redaction.keys import SHORTEST_KEY, derive, derive_number, read_key
+from medvllm.engine.model_runner.redaction.surrogates import Surrogates, check_locale, name_words
+from medvllm.engine.model_runner.redaction.vault import Vaults
+from medvllm.errors import RequestError
+from medvllm.near_names import did_you_mean, near_names
+from medvllm.settings import REDACTION_KEY_FILE
+
+DEFAULT = "DEFAULT"
+_MOST_DAYS = 365  # the farthest that a date is moved by a derived number of days
+_SHORTEST_HASH, _LONGEST_HASH = 8, 64
+
+
+@dataclass(frozen=True)
+class Found:
+    """A text to be written over: its characters, its label, and the document that it stands in."""
+
+    source: str
+    label: str
+    document: str
+
+
+class Operator:
+    """What is written instead of the texts with one label.
+
+    Attributes:
+        type: The word for it in `operators`.
+        doubt: Why `write` returns None.
+    """
+
+    type: ClassVar[str]
+    doubt: ClassVar[str] = ""
+
+    def write(self, found: Found) -> str | None:
+        """Return the new text, or None if there is none that is certainly right."""
+        raise NotImplementedError
+
+    def prepare(self, everything: Sequence[Found], vaults: Vaults) -> None:
+        """Make ready for the texts of a call."""
+
+
+@dataclass
+class Replace(Operator):
+    """Writes the label in brackets, or a text of the caller's."""
+
+    type = "replace"
+    new_value: str | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.new_value is None or isinstance(self.new_value, str), "new_value", "a text", self.new_value)
+
+    def write(self, found: Found) -> str:
+        return f"[{found.label}]" if self.new_value is None else self.new_value
+
+
+@dataclass
+class Mask(Operator):
+    """Writes one character again and again, in the same length. Line breaks stay."""
+
+    type = "mask"
+    masking_char: str = "*"
+
+    def __post_init__(self) -> None:
+        good = isinstance(self.masking_char, str) and len(self.masking_char) == 1 and self.masking_char.isprintable()
+        _check(
+            good and not self.masking_char.isspace() and not unicodedata.combining(self.masking_char),
+            "masking_char",
+            "one visible character",
+            self.masking_char,
+        )
+
+    def write(self, found: Found) -> str:
+        return "".join(letter if letter in "\r\n" else self.masking_char for letter in found.source)
+
+
+@dataclass
+class Remove(Operator):
+    """Writes nothing."""
+
+    type = "redact"
+
+    def write(self, found: Found) -> str:
+        return ""
+
+
+@dataclass
+class Keep(Operator):
+    """Leaves the text as it is."""
+
+    type = "keep"
+
+    def write(self, found: Found) -> str:
+        return found.source
+
+
+@dataclass
+class Hash(Operator):
+    """Writes the HMAC-SHA-256 of the text in hexadecimal digits: equal texts have equal hashes."""
+
+    type = "hash"
+    key: "str | bytes | None" = field(default=None, repr=False)
+    length: int = 16
+
+    def __post_init__(self) -> None:
+        good = type(self.length) is int and _SHORTEST_HASH <= self.length <= _LONGEST_HASH
+        _check(good, "length", f"a whole number from {_SHORTEST_HASH} to {_LONGEST_HASH}", self.length)
+        self._key = _need_key("hash", self.key)
+
+    def write(self, found: Found) -> str:
+        content = unicodedata.normalize("NFC", found.source).encode()
+        return hmac.new(self._key, content, sha256).hexdigest()[: self.length]
+
+
+@dataclass
+class Surrogate(Operator):
+    """Writes an invented text of the same kind: the same one for equal texts of a scope."""
+
+    type = "surrogate"
+    doubt = "no surrogate for this text"
+    seed: "str | int | None" = field(default=None, repr=False)
+    key: "str | bytes | None" = field(default=None, repr=False)
+    scope: str | None = None
+    vault: "str | Path | None" = None
+    locale: str = "en_US"
+
+    def __post_init__(self) -> None:
+        seeds = self.seed is None or isinstance(self.seed, str) or type(self.seed) is int
+        _check(seeds, "seed", "a text or a whole number", None if isinstance(self.seed, str) else self.seed)
+        if self.scope is not None:
+            check_choice("scope", self.scope, ("document", "call"))
+        _check(self.vault is None or isinstance(self.vault, (str, Path)), "vault", "a path", self.vault)
+        _check(isinstance(self.locale, str), "locale", "a text such as de_DE", self.locale)
+        if self.vault is not None and self.scope is not None:
+            raise RequestError(
+                "Operator 'surrogate' has a scope and a vault, but a vault is a scope of its own.\n"
+                "Leave one of them out: scope=, vault=",
+                option="scope",
+            )
+        check_locale(self.locale)
+        given = _need_key("surrogate", self.key) if self.vault is not None else _find_key(self.key)
+        if given is None and self.seed is None:
+            given = secrets.token_bytes(32)  # consistent within the call, and nobody can test a guess
+        self._secret = derive(given or b"", "surrogate", str(self.seed))
+        self._books: dict[str, Surrogates] = {}
+
+    def prepare(self, everything: Sequence[Found], vaults: Vaults) -> None:
+        documents = {found.document: set[str]() for found in everything}
+        for found in everything:
+            documents[found.document] |= name_words(found.label, found.source)
+        if self.vault is None and self.scope != "call":
+            self._books = {
+                document: self._book(derive(self._secret, "document", document), {}, words)
+                for document, words in documents.items()
+            }
+            return
+        remembered = {} if self.vault is None else vaults.open(Path(self.vault), self._secret)
+        book = self._book(self._secret, remembered, set(chain.from_iterable(documents.values())))
+        self._books = dict.fromkeys(documents, book)
+
+    def _book(self, secret: bytes, remembered: MutableMapping[str, str], forbidden: set[str]) -> Surrogates:
+        return Surrogates(secret, self.locale, remembered, forbidden)
+
+    def write(self, found: Found) -> str | None:
+        return self._books[found.document].make(found.label, found.source)
+
+
+@dataclass
+class ShiftDates(Operator):
+    """Writes dates that are a number of days earlier or later: the same number for each date of a document."""
+
+    type = "shift_dates"
+    doubt = "no date that can be read in one way only"
+    days: int | None = None
+    key: "str | bytes | None" = field(default=None, repr=False)
+    date_order: DateOrder | None = None
+
+    def __post_init__(self) -> None:
+        good = self.days is None or (type(self.days) is int and self.days != 0)
+        _check(good, "days", "a whole number other than 0", self.days)
+        if self.date_order is not None:
+            check_choice("date_order", self.date_order, DATE_ORDERS)
+        self._key = _find_key(self.key) or secrets.token_bytes(32)
+
+    def write(self, found: Found) -> str | None:
+        days = self.days
+        if days is None:
+            number = derive_number(self._key, "shift_dates", found.document) % (2 * _MOST_DAYS)
+            days = number - _MOST_DAYS if number < _MOST_DAYS else number - _MOST_DAYS + 1
+        return shift_dates(found.source, days, self.date_order)
+
+
+_OPERATORS: dict[str, type[Operator]] = {
+    each.type: each for each in (Replace, Mask, Remove, Hash, Surrogate, ShiftDates, Keep)
+}
+
+
+@dataclass(frozen=True)
+class Operators:
+    """The operator of each label, and the one of all others."""
+
+    by_label: dict[str, Operator]
+    default: Operator
+
+    def of(self, label: str) -> Operator:
+        """Return the operator of a label."""
+        return self.by_label.get(label, self.default)
+
+    def new_values(self) -> list[str]:
+        """Return the texts that operators put in place of others."""
+        replacing = (each for each in (*self.by_label.values(), self.default) if isinstance(each, Replace))
+        return [each.new_value for each in replacing if each.new_value]
+
+    @contextmanager
+    def prepared(self, everything: Sequence[Found]) -> Iterator[None]:
+        """Hold what the operators need, for the texts of a call."""
+        each_once = {id(each): each for each in (*self.by_label.values(), self.default)}.values()
+        with Vaults() as vaults:
+            # In one order everywhere, so that two calls never wait for each other.
+            for operator in sorted(each_once, key=lambda each: str(getattr(each, "vault", ""))):
+                operator.prepare([found for found in everything if self.of(found.label) is operator], vaults)
+            yield
+
+
+def parse_operators(operators: Mapping[str, Mapping[str, Any]] | None) -> Operators:
+    """Return the operators that a caller asks for. Labels without one are replaced.
+
+    Args:
+        operators: For a label, or for "DEFAULT", the "type" of its operator and its options.
+
+    Raises:
+        RequestError: An operator or an option does not exist or cannot be used.
+        SettingError: The key in the settings cannot be read.
+        MissingDependencyError: Surrogates are asked for, and Faker is not installed.
+    """
+    example = "Write them as: operators={'DEFAULT': {'type': 'replace'}}"
+    if operators is None:
+        operators = {}
+    if not isinstance(operators, Mapping):
+        raise RequestError(
+            f"operators must map labels to operators, not be {type(operators).__name__}.\n{example}", option="operators"
+        )
+    made: dict[str, Operator] = {}
+    for label, given in operators.items():
+        if not isinstance(label, str) or not isinstance(given, Mapping) or not isinstance(given.get("type"), str):
+            raise RequestError(f"The operator of label {label!r} has no type.\n{example}", option="operators")
+        if label != DEFAULT and label.casefold() == DEFAULT.casefold():
+            raise RequestError(f"operators has {label!r}. Did you mean: {DEFAULT!r}?\n{example}", option="operators")
+        made[label] = _make(given)
+    default = made.pop(DEFAULT, None)
+    return Operators(made, default or Replace())
+
+
+def _make(given: Mapping[str, Any]) -> Operator:
+    word = given["type"]
+    kind = _OPERATORS.get(word)
+    if kind is None:
+        near = near_names(word, _OPERATORS)
+        raise RequestError(
+            f"There is no operator {word!r}.{did_you_mean(near)}\nUse one of: {', '.join(_OPERATORS)}",
+            option="operators",
+            value=word,
+            candidates=tuple(near),
+        )
+    known = [*getattr(kind, "__dataclass_fields__", ())]
+    options = {name: value for name, value in given.items() if name != "type"}
+    if unknown := next((name for name in options if name not in known), None):
+        near = near_names(str(unknown), known)
+        raise RequestError(
+            f"Operator {word!r} takes no option {unknown!r}.{did_you_mean(near)}\n"
+            f"Its options: {', '.join(known) or 'none'}",
+            option=str(unknown),
+            candidates=tuple(near),
+        )
+    return kind(**options)
+
+
+def _check(is_good: bool, option: str, expected: str, value: object) -> None:
+    if not is_good:
+        raise RequestError(f"{option} must be {expected}, not {value!r}.", option=option, value=value)
+
+
+def _find_key(key: object) -> bytes | None:
+    """Return the key of the caller, or that of the settings; None if there is neither. No message contains it."""
+    if key is None:
+        return read_key()
+    content = key.encode() if isinstance(key, str) else key
+    if not isinstance(content, bytes) or len(content) < SHORTEST_KEY:
+        found = f"has {len(content)}" if isinstance(content, bytes) else f"is {type(key).__name__}"
+        raise RequestError(
+            f"key must be a text or bytes of at least {SHORTEST_KEY} bytes; it {found}.\n"
+            "Make one with: python -c 'import secrets; print(secrets.token_hex(32))'",
+            option="key",
+        )
+    return content
+
+
+def _need_key(operator: str, key: object) -> bytes:
+    found = _find_key(key)
+    if found is None:
+        raise RequestError(
+            f"Operator {operator!r} needs a key: without one, anybody could test a list of names.\n"
+            "Make one: openssl rand -hex 32 > redaction.key; export "
+            f"{REDACTION_KEY_FILE.name}=$PWD/redaction.key",
+            option="key",
+        )
+    return found
