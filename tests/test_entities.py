@@ -340,6 +340,7 @@ def test_an_entrys_word_pattern_splits_its_texts(shared: ModelRegistry, tmp_path
     (found,) = ModelRunner("split", registry=shared).entities([text])
     assert [span.text for span in found.spans] == ["10/12/2080"] * 5 and found.coverage.windows > 1
     assert all(span.text == text[span.start : span.end] for span in found.spans)
+    assert not any(isinstance(span, WordSpan) for span in found.spans)
     assert "10/12/2080" not in {s.text for s in ModelRunner("whole", registry=shared).entities([text])[0].spans}
     shared.register("part", "clinical", model_path=folder, task="deid", word_pattern=r"\d+(?:[-./]\d+)*")
     assert ModelRunner("part", registry=shared).entities(["Seen 10/12/2080 ok"])[0].coverage.read == ((5, 15),)
