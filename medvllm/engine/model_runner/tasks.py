@@ -9,9 +9,9 @@ from medvllm.engine.model_runner.classification.classify import check_classify_o
 from medvllm.engine.model_runner.classification.rerank import check_rerank_options, rerank
 from medvllm.engine.model_runner.embedding.embed import check_embed_options, embed
 from medvllm.engine.model_runner.fill_mask import check_fill_mask_options, fill_mask
+from medvllm.engine.model_runner.foreign_errors import translate_other_errors
 from medvllm.engine.model_runner.generation.generate import generate
 from medvllm.engine.model_runner.generation.options import check_generate_options
-from medvllm.engine.model_runner.foreign_errors import translate_other_errors
 from medvllm.engine.model_runner.redaction.redact import check_redact_options, redact
 from medvllm.engine.model_runner.results import Result
 from medvllm.engine.model_runner.tagging.entities import check_entity_options, find_entities, find_identifiers
