@@ -219,6 +219,12 @@ class Operators:
         """Return the operator of a label."""
         return self.by_label.get(label, self.default)
 
+    @property
+    def need_all_texts(self) -> bool:
+        """Whether a corpus must be redacted in one call: surrogates of scope "call" depend on all texts."""
+        used = (*self.by_label.values(), self.default)
+        return any(isinstance(each, Surrogate) and each.vault is None and each.scope == "call" for each in used)
+
     def new_values(self) -> list[str]:
         """Return the texts that operators put in place of others."""
         replacing = (each for each in (*self.by_label.values(), self.default) if isinstance(each, Replace))
@@ -235,11 +241,12 @@ class Operators:
             yield
 
 
-def parse_operators(operators: Mapping[str, Mapping[str, Any]] | None) -> Operators:
+def parse_operators(operators: "Mapping[str, Mapping[str, Any]] | Operators | None") -> Operators:
     """Return the operators that a caller asks for. Labels without one are replaced.
 
     Args:
-        operators: For a label, or for "DEFAULT", the "type" of its operator and its options.
+        operators: For a label, or for "DEFAULT", the "type" of its operator and its options; or operators that were
+            parsed before, which keep the keys that they drew.
 
     Raises:
         RequestError: An operator or an option does not exist or cannot be used.
@@ -247,6 +254,8 @@ def parse_operators(operators: Mapping[str, Mapping[str, Any]] | None) -> Operat
         MissingDependencyError: Surrogates are asked for, and Faker is not installed.
     """
     example = "Write them as: operators={'DEFAULT': {'type': 'replace'}}"
+    if isinstance(operators, Operators):
+        return operators
     if operators is None:
         operators = {}
     if not isinstance(operators, Mapping):
