@@ -175,9 +175,9 @@ def test_run_errors(mlm: Path, tmp_path: Path) -> None:
     assert _medvllm("run", str(mlm), "x", "--file", "y").code == 2
     absent = _medvllm("run", str(mlm), "--file", str(tmp_path / "absent"))
     assert absent.code == 2 and "No such file or directory" in absent.err
-    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    assert "is not UTF-8: byte 1 cannot be read.\nConvert it first: iconv" in (
-        _medvllm("run", str(mlm), "--file", str(tmp_path / "binary")).err
+    (tmp_path / "latin").write_bytes(b"fever\n\xe9\n")
+    assert "The text is not UTF-8: byte 1 cannot be read in line 2 of " in (
+        _medvllm("run", str(mlm), "--file", str(tmp_path / "latin")).err
     )
     assert "Did you mean: 'embed'" in _medvllm("run", str(mlm), "x", "--task", "embedd").err
     assert "Traceback" not in absent.err

@@ -36,6 +36,7 @@ def served(hub: LoopbackHub, tmp_path: Path) -> Iterator[None]:
     clinical = tiny.bert_masked_lm(tmp_path / "clinical", weights="bin", tokenizer_files="vocab_only")
     hub.add("emilyalsentzer/Bio_ClinicalBERT", convert(clinical), commit="d5892b39a4adaed74b92212a44081509db72f87b")
     hub.add("obi/deid_bert_i2b2", convert(STANDINS["obi/deid_bert_i2b2"](tmp_path / "deid")))
+    hub.add("microsoft/biogpt", convert(STANDINS["microsoft/biogpt"](tmp_path / "biogpt")))
     whole = tiny.bert_masked_lm(tmp_path / "whole")
     hub.add("ward/drugs-lora", lora(tmp_path / "lora", whole, stated_base="dmis-lab/biobert-base-cased-v1.2"))
     before = set(registry.list_models())

@@ -6,7 +6,7 @@ import sys
 
 from medvllm import settings
 from medvllm.cli import streams
-from medvllm.cli.faults import report
+from medvllm.cli.faults import report, say_traceback
 from medvllm.errors import MedVLLMError
 
 
@@ -30,7 +30,7 @@ def main() -> None:
         raise
     except BaseException as error:  # including a panic of a native library, which is not an Exception
         if _shows_tracebacks():
-            raise
+            say_traceback(error, sys.argv[1:])
         code = report(error, sys.argv[1:])
     streams.close()
     sys.exit(code if isinstance(code, int) else 0)

@@ -62,6 +62,23 @@ def report(error: BaseException, arguments: Sequence[str]) -> int:
     return 1
 
 
+def say_traceback(error: BaseException, arguments: Sequence[str]) -> None:
+    """Print where an error and its causes were raised.
+
+    Of errors of other libraries, only the type is printed: their messages may contain the text of a note. So may local
+    variables.
+    """
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    for each in reversed(chain):
+        shown = f": {without_notes(str(each), arguments)}" if isinstance(each, MedVLLMError | ImportError) else ""
+        frames = "".join(traceback.format_tb(each.__traceback__))
+        say(f"Traceback (most recent call last):\n{frames}{type(each).__name__}{shown}\n")
+
+
 def without_notes(message: str, arguments: Sequence[str]) -> str:
     """Return a message without arguments that may be notes: those of more than two words, and long ones.
 

@@ -15,13 +15,16 @@ from medvllm.progress import is_terminal
 
 def print_json(content: Any) -> None:
     """Print `content` as indented JSON. Invisible characters are escaped."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    if encodes(text):
-        text = _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1] if _hides(found[0]) else found[0], text)
-    else:
-        text = json.dumps(content, indent=2, allow_nan=False)
-    sys.stdout.write(text)
+    sys.stdout.write(format_json(content))
     sys.stdout.write("\n")
+
+
+def format_json(content: Any) -> str:
+    """Return `content` as indented JSON, with characters escaped that are invisible or that the terminal lacks."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    if not encodes(text):
+        return json.dumps(content, indent=2, allow_nan=False)
+    return _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1] if _hides(found[0]) else found[0], text)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, in_lines: bool = False) -> None:

@@ -2,17 +2,28 @@
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from medvllm import destination
-from medvllm.cli.output import print_json, print_table
 from medvllm.cli.parameters import Device, Dtype, Json, ModelName, load_options
-from medvllm.engine.model_runner import ModelRunner
-from medvllm.errors import RequestError
-from medvllm.progress import is_terminal
+from medvllm.cli.running.options import check_options, parse_operators, split_labels
+from medvllm.errors import ModelNotFoundError, RequestError
+from medvllm.progress import is_terminal, track_texts
+from medvllm.words import usual_task
+
+if TYPE_CHECKING:
+    from medvllm.cli.running.printers import Printer
+    from medvllm.corpora.reading.columns import Columns
+    from medvllm.corpora.reading.corpus import Corpus
+    from medvllm.corpora.writing.writer import Writer
+
+_PAIR_TASKS = ("embed", "classify")  # in the others, one of two inputs is an option, or they are made from spans
 
 
 def run(
@@ -21,13 +32,72 @@ def run(
         list[str] | None, typer.Argument(metavar="TEXT", help="Texts; read from standard input when left out.")
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="embed, fill-mask, ner or deid; the model's own task when left out.")
+        str | None,
+        typer.Option(help="What to do, such as embed, ner or redact; the model's own task when left out."),
     ] = None,
-    file: Annotated[Path | None, typer.Option(help="File with one text per line; - is standard input.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of texts: one a line, or .jsonl, .json, .csv, .tsv or .parquet; or a folder of .txt files; "
+            "- is standard input."
+        ),
+    ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(help="Format of the file or of standard input: lines, jsonl, json, csv, tsv or parquet."),
+    ] = None,
+    text_column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Column of the texts, text when left out; twice for pairs of texts."),
+    ] = None,
+    id_column: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Column of the ids, which the output keeps; id when left out."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="File for the results: .jsonl, .json, .csv, .parquet, .npy for vectors, or .txt for texts; - prints "
+            "JSON lines.",
+        ),
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="How many answers to give.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Least score of an entity, from 0 to 1.")] = None,
+    labels: Annotated[
+        list[str] | None, typer.Option(metavar="LABELS", help="Only entities with these labels, separated by commas.")
+    ] = None,
+    aggregation: Annotated[
+        str | None, typer.Option(help="How the pieces of a word decide its label: first, max, average, simple or any.")
+    ] = None,
+    operators: Annotated[
+        str | None, typer.Option(metavar="JSON", help="What redact writes for each label, as JSON or @FILE.")
+    ] = None,
     prompt_name: Annotated[
         str | None, typer.Option(help="Name of the model's prompt to put before each text to embed, such as query.")
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Text to put before each text to embed.")] = None,
+    role: Annotated[str | None, typer.Option(help="What the texts to embed are: query or document.")] = None,
+    query: Annotated[str | None, typer.Option(help="What the texts to rerank should answer.")] = None,
+    targets: Annotated[
+        list[str] | None, typer.Option(metavar="WORD", help="Score only this word for each [MASK]; repeat for more.")
+    ] = None,
+    activation: Annotated[str | None, typer.Option(help="How classify makes scores: softmax, sigmoid or none.")] = None,
+    windows: Annotated[
+        str | None, typer.Option(help="How classify joins the windows of a long text: mean or max.")
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest text to generate, in tokens.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Text that ends what is generated; repeat for more.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 for the likeliest text, above to sample.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample from the likeliest tokens with this probability.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Start of the random numbers, to sample the same again.")] = None,
+    allow_special_tokens: Annotated[
+        bool, typer.Option("--allow-special-tokens", help="Read [SEP] and the like in a text as special tokens.")
+    ] = False,
     device: Device = None,
     dtype: Dtype = None,
     receipt_file: Annotated[
@@ -35,60 +105,182 @@ def run(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Run texts through a model and print the results: vectors, word pieces for each [MASK], or labelled spans."""
-    if receipt_file is not None:
-        destination.check_output(receipt_file)
-    given = _read_texts(texts, file)
-    prompts = {key: value for key, value in (("prompt_name", prompt_name), ("prompt", prompt)) if value is not None}
-    runner = ModelRunner(name, **load_options(device, dtype))
-    result = runner.run(task, given, with_receipt=as_json or receipt_file is not None, **prompts)
-    receipt = None if result.receipt is None else result.receipt.to_dict()
-    try:  # print the result even if the receipt cannot be written, and the other way round
-        if as_json:
-            print_json({"task": result.task, "results": result.to_dict(), "receipt": receipt})
-        else:
-            columns = tuple(column.upper() for column in result.columns)
-            print_table(columns, (tuple(map(_cell, row)) for row in result.rows()))
-    finally:
-        if receipt_file is not None:
-            destination.write_output(receipt_file, (json.dumps(receipt, indent=2) + "\n").encode())
+    """Run texts through a model and print or write the results: vectors, entities, labels, redacted notes or answers.
+
+    Files are read, and results written, in parts: they may be larger than the memory.
+    """
+    options = {
+        "top_k": top_k,
+        "threshold": threshold,
+        "labels": split_labels(labels) if labels else None,
+        "aggregation": aggregation,
+        "operators": parse_operators(operators) if operators is not None else None,
+        "prompt_name": prompt_name,
+        "prompt": prompt,
+        "role": role,
+        "query": query,
+        "targets": targets or None,
+        "activation": activation,
+        "windows": windows,
+        "max_new_tokens": max_new_tokens,
+        "stop": stop or None,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+        "allow_special_tokens": allow_special_tokens or None,
+    }
+    given = {argument: value for argument, value in options.items() if value is not None}
+    _check_usage(texts, file, format, text_column, id_column, output, receipt_file, as_json=as_json)
+
+    from medvllm.engine.model_runner.corpus_run import CorpusRun
+
+    chosen = _choose_task(name, task)
+    if chosen is not None:
+        check_options(chosen, given)
+    _check_output(output, receipt_file, chosen, has_ids=id_column is not None)
+    run = None
+    try:
+        with ExitStack() as stack:
+            columns = _columns(name, chosen, text_column, id_column)
+            corpus = stack.enter_context(_open_corpus(texts, file, format, columns))
+            run = CorpusRun(
+                name,
+                corpus,
+                chosen,
+                arguments=given,
+                with_receipt=as_json or receipt_file is not None or _has_receipt(output),
+                **load_options(device, dtype),
+            )
+            shown = stack.enter_context(_open_output(output, as_json=as_json))
+            advance = stack.enter_context(_track(output, corpus))
+            with _naming_options(given), closing(iter(run)) as answered:
+                for answers in answered:
+                    shown.write(answers)
+                    advance(corpus.done, answers.offset + len(answers.given))
+            shown.finish(run.receipt.to_dict() if run.receipt else None)
+    finally:  # write the receipt even if the results cannot be written
+        if receipt_file is not None and run is not None and run.receipt is not None:
+            content = json.dumps(run.receipt.to_dict(), indent=2) + "\n"
+            destination.write_output(receipt_file, content.encode())
 
 
-def _read_texts(texts: list[str] | None, file: Path | None) -> list[str]:
+def _check_usage(
+    texts: list[str] | None,
+    file: Path | None,
+    format: str | None,
+    text_column: list[str] | None,
+    id_column: str | None,
+    output: Path | None,
+    receipt_file: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Raise a usage error for options that do not go together."""
     if texts and file:
         raise typer.BadParameter("pass texts or --file, not both")
-    if texts and texts != ["-"]:
-        return texts
-    if file is None and not texts and is_terminal(sys.stdin):
+    is_typed = bool(texts) and texts != ["-"]
+    if is_typed and (format or text_column or id_column):
+        option = "--format" if format else "--text-column" if text_column else "--id-column"
+        raise typer.BadParameter(f"{option} is for a file, not for texts that are typed")
+    if not texts and file is None and is_terminal(sys.stdin):
         raise typer.BadParameter("pass a text, --file FILE, or texts on standard input, one per line")
+    if text_column and len(text_column) > 2:
+        raise typer.BadParameter("pass --text-column once, or twice for pairs of texts")
+    if as_json and output is not None:
+        raise typer.BadParameter("pass --json, which prints JSON, or --output, not both")
+    if output is not None and receipt_file is not None and output.absolute() == receipt_file.absolute():
+        raise typer.BadParameter("--output and --receipt must be two files")
+
+
+def _choose_task(name: str, task: str | None) -> str | None:
+    """Return the task that was asked for, or the entry's; None if the model must be loaded to know it."""
+    from medvllm.engine.model_runner import registry
+
+    if task is not None:
+        return usual_task(task)
     try:
-        content = sys.stdin.buffer.read() if file is None or str(file) == "-" else file.read_bytes()
-        lines = _split_lines(content.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise RequestError(
-            f"The input is not UTF-8: byte {error.start + 1:,} cannot be read.\n"
-            "Convert it first: iconv -f LATIN1 -t UTF-8"
-        ) from error
-    except OSError as error:
-        raise RequestError(f"Texts cannot be read from {str(file)!r}: {error.strerror}.") from error
-    if not any(line.strip() for line in lines):
-        where = "Standard input" if file is None or str(file) == "-" else f"File {str(file)!r}"
-        raise RequestError(f"{where} contains no text.\nPass texts as arguments: medvllm run NAME 'TEXT'")
-    return lines  # with empty ones, so that the number of a result is the number of its line
+        tasks = registry.get_metadata(name).tasks
+    except ModelNotFoundError:
+        return None
+    return tasks[0] if tasks else None
 
 
-def _split_lines(content: str) -> list[str]:
-    """Return the lines of a file. Only a line feed ends a line: a form feed, for example, is part of a text."""
-    lines = content.replace("\r\n", "\n").split("\n")
-    return lines[:-1] if lines[-1] == "" else lines
+def _columns(name: str, task: str | None, text_column: list[str] | None, id_column: str | None) -> "Columns":
+    """Return the columns to read. Without --text-column, a model of pairs takes those of its inputs."""
+    from medvllm.corpora.reading.columns import Columns
+    from medvllm.engine.model_runner import registry
+    from medvllm.engine.model_runner.corpus_run import EXTRA_COLUMNS
+
+    extra = (EXTRA_COLUMNS[task],) if task in EXTRA_COLUMNS else ()
+    columns = Columns(tuple(text_column or ()), id_column, extra)
+    if task in _PAIR_TASKS:
+        with suppress(ModelNotFoundError):
+            inputs = registry.get_metadata(name).behaviour.inputs
+            return replace(columns, usual=tuple(inputs)) if len(inputs) == 2 else columns
+    return columns
 
 
-def _cell(value: object) -> object:
-    """Return a cell as it is printed: scores with four digits; vectors whole in a pipe, shortened on a terminal."""
-    if isinstance(value, float):
-        return f"{value:.4f}"
-    if not isinstance(value, list):
-        return value
-    if is_terminal(sys.stdout):
-        return " ".join(f"{number:+.3f}" for number in value[:6]) + f" … ({len(value)} numbers)"
-    return " ".join(f"{number:.7g}" for number in value)
+def _check_output(output: Path | None, receipt_file: Path | None, task: str | None, *, has_ids: bool) -> None:
+    """Raise an error if the results could not be written, before the work."""
+    if output is not None:
+        from medvllm.corpora.writing.writers import choose_writer
+        from medvllm.engine.model_runner.corpus_run import check_output_kind
+
+        writer = choose_writer(output)
+        if task is not None:
+            check_output_kind(task, writer.kind)
+        if has_ids and not writer.has_ids:
+            raise typer.BadParameter(
+                f"a {output.suffix} file has no place for ids; its order is that of the texts. Leave out --id-column, "
+                "or write .jsonl"
+            )
+    for target in (output, receipt_file):
+        if target is not None:
+            destination.check_output(target)
+
+
+def _open_corpus(
+    texts: list[str] | None, file: Path | None, format: str | None, columns: "Columns"
+) -> "AbstractContextManager[Corpus]":
+    from medvllm.corpora.reading.corpus import FORMATS, STANDARD_INPUT, corpus_of, open_corpus
+
+    if format is not None and format not in FORMATS:
+        raise typer.BadParameter(f"{format!r} is none of {', '.join(FORMATS)}", param_hint="--format")
+    if texts and texts != ["-"]:
+        return nullcontext(corpus_of(texts, columns))
+    return open_corpus(file or STANDARD_INPUT, columns, format)
+
+
+@contextmanager
+def _open_output(output: Path | None, *, as_json: bool) -> "Iterator[Printer | Writer]":
+    from medvllm.cli.running.printers import JsonPrinter, TextPrinter
+
+    if output is None:
+        yield JsonPrinter() if as_json else TextPrinter()
+        return
+    from medvllm.corpora.writing.writers import open_writer
+
+    with open_writer(output) as writer:
+        yield writer
+
+
+def _has_receipt(output: Path | None) -> bool:
+    return output is not None and output.suffix.lower() == ".json"
+
+
+def _track(output: Path | None, corpus: "Corpus") -> AbstractContextManager[Callable[[int, int], None]]:
+    """Show a progress bar, unless the results appear on the terminal."""
+    if output is None and is_terminal(sys.stdout):
+        return nullcontext(lambda done, texts: None)
+    return track_texts("Running", corpus.total)
+
+
+@contextmanager
+def _naming_options(given: dict[str, Any]) -> Iterator[None]:
+    """Make an error that names an argument a usage error that names the option."""
+    try:
+        yield
+    except RequestError as error:
+        if error.task is not None and error.argument in given:
+            check_options(error.task, given)
+        raise

@@ -40,6 +40,11 @@ def encodes(text: str) -> bool:
     return True
 
 
+def shows_color() -> bool:
+    """Return whether a terminal is asked for colours and bold type."""
+    return "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+
+
 def write_utf8(text: str) -> None:
     """Print the content of a UTF-8 file, whatever the encoding of the terminal."""
     buffer = getattr(sys.stdout, "buffer", None)

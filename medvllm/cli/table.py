@@ -1,6 +1,5 @@
 """Draws tables that fit the terminal: long names are shortened in the middle, and sentences wrap."""
 
-import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from textwrap import wrap
 
 from rich.cells import cell_len, set_cell_size
 
-from medvllm.cli.streams import encodes
+from medvllm.cli.streams import encodes, shows_color
 
 _GAP = 2  # spaces between two cells
 _UNBREAKABLE = re.compile(r"(?<=\d) (?=[KMGT]?B\b)|(?<=^[+~-]) ")  # a number and its unit, a sign and its name
@@ -78,5 +77,4 @@ def _cell(text: str, width: int) -> list[str]:
 
 
 def _bold(text: str) -> str:
-    plain = "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
-    return text if plain else f"\x1b[1m{text}\x1b[0m"
+    return f"\x1b[1m{text}\x1b[0m" if shows_color() else text

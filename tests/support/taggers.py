@@ -139,3 +139,18 @@ def write(
     save_file(model.state_dict(), folder / "model.safetensors", {"format": "pt"})
     read.save_pretrained(folder)
     return folder
+
+
+def mark(
+    folder: Path, family: str, text: str, wanted: Mapping[str, str], labels: Sequence[str], **options: Any
+) -> Path:
+    """A tagger that labels every piece with a letter of a wanted word of the text; all other pieces are outside."""
+    read = tokenizer(family)
+    encoding = read(text, return_offsets_mapping=True)
+    by_id: dict[int, int] = {}
+    for word, label in wanted.items():
+        start = text.index(word)
+        for token, (low, high) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True):
+            if max(low, start) < min(high, start + len(word)) and str(read.convert_ids_to_tokens(token)).strip("▁"):
+                by_id[token] = labels.index(label)
+    return write(folder, read, labels, by_id, **options)

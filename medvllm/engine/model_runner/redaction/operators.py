@@ -3,8 +3,8 @@
 import hmac
 import secrets
 import unicodedata
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import chain
@@ -15,7 +15,7 @@ from medvllm.engine.model_runner.option_checks import check_choice
 from medvllm.engine.model_runner.redaction.dates import DATE_ORDERS, DateOrder, shift_dates
 from medvllm.engine.model_runner.redaction.keys import SHORTEST_KEY, derive, derive_number, read_key
 from medvllm.engine.model_runner.redaction.surrogates import Surrogates, check_locale, name_words
-from medvllm.engine.model_runner.redaction.vault import open_vault
+from medvllm.engine.model_runner.redaction.vault import Vaults
 from medvllm.errors import RequestError
 from medvllm.near_names import did_you_mean, near_names
 from medvllm.settings import REDACTION_KEY_FILE
@@ -49,10 +49,8 @@ class Operator:
         """Return the new text, or None if there is none that is certainly right."""
         raise NotImplementedError
 
-    @contextmanager
-    def prepared(self, everything: list[Found]) -> Iterator[None]:
-        """Hold what `write` needs, for the texts of a call."""
-        yield
+    def prepare(self, everything: Sequence[Found], vaults: Vaults) -> None:
+        """Make ready for the texts of a call."""
 
 
 @dataclass
@@ -159,26 +157,21 @@ class Surrogate(Operator):
         self._secret = derive(given or b"", "surrogate", str(self.seed))
         self._books: dict[str, Surrogates] = {}
 
-    @contextmanager
-    def prepared(self, everything: list[Found]) -> Iterator[None]:
+    def prepare(self, everything: Sequence[Found], vaults: Vaults) -> None:
         documents = {found.document: set[str]() for found in everything}
         for found in everything:
             documents[found.document] |= name_words(found.label, found.source)
-        with ExitStack() as stack:
-            if self.vault is None and self.scope != "call":
-                self._books = {
-                    document: self._book(derive(self._secret, "document", document), {}, words)
-                    for document, words in documents.items()
-                }
-            else:
-                remembered: Any = {}
-                if self.vault is not None:
-                    remembered = stack.enter_context(open_vault(Path(self.vault).expanduser(), self._secret))
-                book = self._book(self._secret, remembered, set(chain.from_iterable(documents.values())))
-                self._books = dict.fromkeys(documents, book)
-            yield
+        if self.vault is None and self.scope != "call":
+            self._books = {
+                document: self._book(derive(self._secret, "document", document), {}, words)
+                for document, words in documents.items()
+            }
+            return
+        remembered = {} if self.vault is None else vaults.open(Path(self.vault), self._secret)
+        book = self._book(self._secret, remembered, set(chain.from_iterable(documents.values())))
+        self._books = dict.fromkeys(documents, book)
 
-    def _book(self, secret: bytes, remembered: dict[str, str], forbidden: set[str]) -> Surrogates:
+    def _book(self, secret: bytes, remembered: MutableMapping[str, str], forbidden: set[str]) -> Surrogates:
         return Surrogates(secret, self.locale, remembered, forbidden)
 
     def write(self, found: Found) -> str | None:
@@ -226,25 +219,34 @@ class Operators:
         """Return the operator of a label."""
         return self.by_label.get(label, self.default)
 
+    @property
+    def need_all_texts(self) -> bool:
+        """Whether a corpus must be redacted in one call: surrogates of scope "call" depend on all texts."""
+        used = (*self.by_label.values(), self.default)
+        return any(isinstance(each, Surrogate) and each.vault is None and each.scope == "call" for each in used)
+
     def new_values(self) -> list[str]:
         """Return the texts that operators put in place of others."""
         replacing = (each for each in (*self.by_label.values(), self.default) if isinstance(each, Replace))
         return [each.new_value for each in replacing if each.new_value]
 
     @contextmanager
-    def prepared(self, everything: list[Found]) -> Iterator[None]:
+    def prepared(self, everything: Sequence[Found]) -> Iterator[None]:
         """Hold what the operators need, for the texts of a call."""
-        with ExitStack() as stack:
-            for each in {id(each): each for each in (*self.by_label.values(), self.default)}.values():
-                stack.enter_context(each.prepared([found for found in everything if self.of(found.label) is each]))
+        each_once = {id(each): each for each in (*self.by_label.values(), self.default)}.values()
+        with Vaults() as vaults:
+            # In one order everywhere, so that two calls never wait for each other.
+            for operator in sorted(each_once, key=lambda each: str(getattr(each, "vault", ""))):
+                operator.prepare([found for found in everything if self.of(found.label) is operator], vaults)
             yield
 
 
-def parse_operators(operators: Mapping[str, Mapping[str, Any]] | None) -> Operators:
+def parse_operators(operators: "Mapping[str, Mapping[str, Any]] | Operators | None") -> Operators:
     """Return the operators that a caller asks for. Labels without one are replaced.
 
     Args:
-        operators: For a label, or for "DEFAULT", the "type" of its operator and its options.
+        operators: For a label, or for "DEFAULT", the "type" of its operator and its options; or operators that were
+            parsed before, which keep the keys that they drew.
 
     Raises:
         RequestError: An operator or an option does not exist or cannot be used.
@@ -252,6 +254,8 @@ def parse_operators(operators: Mapping[str, Mapping[str, Any]] | None) -> Operat
         MissingDependencyError: Surrogates are asked for, and Faker is not installed.
     """
     example = "Write them as: operators={'DEFAULT': {'type': 'replace'}}"
+    if isinstance(operators, Operators):
+        return operators
     if operators is None:
         operators = {}
     if not isinstance(operators, Mapping):

@@ -26,7 +26,7 @@ def redact(
     lease: Lease,
     texts: Iterable[str],
     *,
-    operators: Options | None = None,
+    operators: Options | Operators | None = None,
     threshold: float = THRESHOLD,
     labels: Sequence[str] | None = None,
     documents: Sequence[str] | None = None,
@@ -66,7 +66,7 @@ def redact(
 
 
 def check_redact_options(
-    operators: Options | None = None,
+    operators: Options | Operators | None = None,
     threshold: float = THRESHOLD,
     labels: Sequence[str] | None = None,
     documents: Sequence[str] | None = None,

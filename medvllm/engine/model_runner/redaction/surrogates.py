@@ -1,6 +1,7 @@
 """Surrogates: invented names, dates, places and numbers that stand for real ones."""
 
 import threading
+import unicodedata
 from collections.abc import Callable, Collection, MutableMapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -114,12 +115,13 @@ class Surrogates:
 
     def draw(self, kind: str, source: str, make: "Callable[[Faker], str]") -> str | None:
         """Return the surrogate of a source, invented by `make` if it is new; None if nothing fits."""
-        name = derive(self._secret, kind, source.casefold()).hex()
+        source = unicodedata.normalize("NFC", source).casefold()
+        name = derive(self._secret, kind, source).hex()
         if name in self._remembered:
             return self._remembered[name]
         spare = None
         for attempt in range(_TRIES):
-            found = make(_faker(self._locale, derive_number(self._secret, kind, source.casefold(), str(attempt))))
+            found = make(_faker(self._locale, derive_number(self._secret, kind, source, str(attempt))))
             if self._is_forbidden(found, source):
                 continue
             if found not in self._taken:
@@ -140,7 +142,7 @@ class Surrogates:
     def _is_forbidden(self, found: str, source: str) -> bool:
         folded = found.casefold()
         own = (word for word in _letters(source) if len(word) > 3)
-        return folded == source.casefold() or any(word in folded for word in (*own, *self._forbidden))
+        return folded == source or any(word in folded for word in (*own, *self._forbidden))
 
     # One method for each kind of text.
 

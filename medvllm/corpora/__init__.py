@@ -1,0 +1,1 @@
+"""Corpora: texts from files of many kinds, in bounded memory, and records to files of many kinds."""

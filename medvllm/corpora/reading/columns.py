@@ -1,0 +1,110 @@
+"""Which columns of a corpus hold the texts and the ids."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from medvllm.corpora.rows import Row
+from medvllm.errors import RequestError
+from medvllm.near_names import near_names
+from medvllm.spelling import has_lone_surrogate
+
+_TEXT, _ID = "text", "id"
+_SHOWN_COLUMNS = 30
+# A longer name is likely a note: the first line of a file without headings.
+_SHOWN_CHARACTERS, _SHOWN_WORDS = 40, 3
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns to read.
+
+    Attributes:
+        texts: The column of the texts, or the two columns of pairs of texts; empty for `usual`.
+        id: The column of the ids; None for the column "id" if there is one.
+        extra: Further columns; each must be there, and holds JSON where a format has only texts.
+        usual: The columns of the texts if none are named.
+    """
+
+    texts: tuple[str, ...] = ()
+    id: str | None = None
+    extra: tuple[str, ...] = ()
+    usual: tuple[str, ...] = (_TEXT,)
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether each row has two texts."""
+        return len(self.texts or self.usual) == 2
+
+    def find(self, names: Sequence[str], where: str) -> "Columns":
+        """Return the columns by their names in a corpus; `id` stays None if there is none.
+
+        Args:
+            names: The names of all columns.
+            where: What has these columns, for the message.
+
+        Raises:
+            RequestError: A column is missing, or two columns have its name.
+        """
+        texts = self.texts or self.usual
+        _check_columns(texts, names, where, "--text-column")
+        _check_columns(self.extra, names, where, None)
+        if self.id is not None:
+            _check_columns([self.id], names, where, "--id-column")
+        chosen = self.id if self.id is not None else _ID if names.count(_ID) == 1 and _ID not in texts else None
+        return replace(self, texts=texts, id=chosen)
+
+    def make_row(self, values: Mapping[str, Any], place: str) -> Row:
+        """Return the row of a record, whose columns `find` has found.
+
+        Raises:
+            RequestError: A text or an id is missing or of another kind.
+        """
+        texts = [_check_text(values[name], name, place) for name in self.texts]
+        id = None if self.id is None else _check_id(values[self.id], self.id, place)
+        extra = {name: values[name] for name in self.extra}
+        return Row(tuple(texts) if self.is_pair else texts[0], place, id, extra)
+
+
+def _check_columns(wanted: Iterable[str], names: Sequence[str], where: str, option: str | None) -> None:
+    for name in wanted:
+        if names.count(name) == 1:
+            continue
+        if name in names:
+            raise RequestError(f"There are {names.count(name)} columns {name!r} in {where}.\nRename all but one.")
+        known = [_shown(each) for each in dict.fromkeys(names)]
+        listed = ", ".join(known[:_SHOWN_COLUMNS]) + ("" if len(known) <= _SHOWN_COLUMNS else ", …")
+        near = [each for each in near_names(name, names) if _shown(each) == each]
+        advice = f"\nName it with: {option} {near[0] if near else 'COLUMN'}" if option else ""
+        raise RequestError(
+            f"There is no column {name!r} in {where}.{f' Did you mean: {near[0]!r}?' if near else ''}\n"
+            f"Its columns: {listed or 'none'}{advice}",
+            value=name,
+            candidates=tuple(near),
+        )
+
+
+def _shown(name: str) -> str:
+    """Return the name of a column, or its length if it may be a note."""
+    is_name = len(name) <= _SHOWN_CHARACTERS and len(name.split()) <= _SHOWN_WORDS and name.isprintable() and name
+    return name if is_name else f"({len(name)} characters)"
+
+
+def _check_text(value: Any, column: str, place: str) -> Any:
+    """Return a text. A list passes: it may be a list of words, or a conversation, which the task checks."""
+    if isinstance(value, (str, list)):
+        return value
+    found = "is null" if value is None else f"holds {_kind(value)}, not a text"
+    raise RequestError(f"Column {column!r} {found} in {place}.\nLeave the row out, or write an empty text.")
+
+
+def _check_id(value: Any, column: str, place: str) -> Any:
+    if isinstance(value, (list, dict)) or (isinstance(value, str) and has_lone_surrogate(value)):
+        found = "text that is not valid Unicode" if isinstance(value, str) else _kind(value)
+        raise RequestError(f"Column {column!r} holds {found} in {place}.\nAn id is a text or a number.")
+    return value if value is None or isinstance(value, (str, int, float)) else str(value)
+
+
+def _kind(value: Any) -> str:
+    kinds = {bool: "true or false", int: "a number", float: "a number", dict: "an object", list: "a list"}
+    return kinds.get(type(value), f"a {type(value).__name__}")

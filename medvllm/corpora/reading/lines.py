@@ -1,0 +1,123 @@
+"""Reads the lines of a file of text, and checks that it is one."""
+
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from medvllm.corpora.reading.columns import Columns
+from medvllm.corpora.rows import Row
+from medvllm.errors import InputTooLongError, RequestError
+
+# Of a line. A text of four million characters, which is the longest, fits, also if JSON escapes most of them.
+MAX_BYTES = 64_000_000
+_BOM = b"\xef\xbb\xbf"
+# How files of other kinds begin, longer beginnings first, and how to make text of them.
+_KINDS = {
+    b"\xff\xfe\x00\x00": ("UTF-32", "iconv -f UTF-32 -t UTF-8"),
+    b"\x00\x00\xfe\xff": ("UTF-32", "iconv -f UTF-32 -t UTF-8"),
+    b"\xff\xfe": ("UTF-16", "iconv -f UTF-16 -t UTF-8"),
+    b"\xfe\xff": ("UTF-16", "iconv -f UTF-16 -t UTF-8"),
+    b"\x1f\x8b": ("compressed with gzip", "gunzip"),
+    b"\x28\xb5\x2f\xfd": ("compressed with zstd", "unzstd"),
+    b"BZh": ("compressed with bzip2", "bunzip2"),
+    b"\xfd7zXZ": ("compressed with xz", "unxz"),
+    b"PK\x03\x04": ("a ZIP archive or an Office file", "unzip, or save it as CSV"),
+    b"\xd0\xcf\x11\xe0": ("an old Office file", "save it as CSV or text"),
+    b"PAR1": ("Parquet", "name it .parquet"),
+    b"%PDF": ("PDF", "pdftotext"),
+    b"{\\rtf": ("RTF", "save it as text"),
+}
+
+
+def read_lines(stream: BinaryIO, where: str) -> Iterator[tuple[int, str]]:
+    r"""Yield the lines with their numbers, from 1, each with its end.
+
+    Only \n ends a line. A byte order mark is no part of the first line.
+
+    Args:
+        stream: The file.
+        where: What is read, for messages.
+
+    Raises:
+        RequestError: A line is not text in UTF-8, or is too long.
+    """
+    number = 0
+    while raw := stream.readline(MAX_BYTES + 1):
+        number += 1
+        if number == 1:
+            check_kind(raw, where)
+            raw = raw.removeprefix(_BOM)
+            if not raw:
+                return
+        place = f"line {number} of {where}"
+        if len(raw) > MAX_BYTES:
+            raise InputTooLongError(
+                f"The text is longer than {MAX_BYTES:,} bytes in {place}.\nSplit it into several texts.",
+                limit=MAX_BYTES,
+            )
+        yield number, decode(raw, place)
+
+
+def read_text_lines(stream: BinaryIO, where: str, columns: Columns) -> Iterator[Row]:
+    r"""Yield a row for each line. If `columns` are a pair, a line has two texts with a tab between them.
+
+    \r\n ends a line as well. Empty lines are empty texts, so that the number of a text is the number of its line.
+
+    Raises:
+        RequestError: A line has no text in UTF-8, is no pair, or there is no line with a text.
+    """
+    blank: list[Row] | None = []
+    for number, line in read_lines(stream, where):
+        place = f"line {number} of {where}"
+        text = line.removesuffix("\n").removesuffix("\r") if line.endswith("\n") else line
+        row = Row(split_pair(text, columns, place) if columns.is_pair else text, place)
+        if blank is None:
+            yield row
+        else:
+            blank.append(row)
+            if text.strip():
+                yield from blank
+                blank = None
+
+
+def split_pair(line: str, columns: Columns, place: str) -> tuple[str, str]:
+    """Return the two texts of a line. RequestError: there is not one tab between them."""
+    fields = line.split("\t")
+    if len(fields) != 2:
+        first, second = columns.usual
+        raise RequestError(
+            f"The model takes pairs of {first} and {second}, but there are {len(fields) - 1} tabs in {place}.\n"
+            f"Write one tab between {first} and {second}, or use a file with these columns, such as .csv."
+        )
+    return fields[0], fields[1]
+
+
+def decode(raw: bytes, place: str) -> str:
+    """Return UTF-8 as text.
+
+    Raises:
+        RequestError: It is in another encoding, or has NUL characters. Neither the message nor a cause has the text.
+    """
+    wrong: int | None = None
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        wrong = error.start
+    else:
+        if "\0" not in text:
+            return text
+    # Raised here, not in the handler: the UnicodeDecodeError holds the text.
+    if wrong is None:
+        raise RequestError(
+            f"There is a NUL character in {place}, so it is no text, or in UTF-16.\n"
+            "Convert it: iconv -f UTF-16 -t UTF-8, or remove the characters: tr -d '\\000'"
+        )
+    raise RequestError(
+        f"The text is not UTF-8: byte {wrong + 1:,} cannot be read in {place}.\n"
+        "Convert it first: iconv -f CP1252 -t UTF-8, or from what it is in"
+    )
+
+
+def check_kind(start: bytes, where: str) -> None:
+    """Raise RequestError if a file begins like one of another kind than text in UTF-8."""
+    if found := next((kind for sign, kind in _KINDS.items() if start.startswith(sign)), None):
+        raise RequestError(f"{where[:1].upper()}{where[1:]} is {found[0]}, not text in UTF-8.\nConvert it: {found[1]}")

@@ -1,0 +1,66 @@
+"""Reads a folder of notes: each .txt file is one text."""
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from medvllm.corpora.reading.lines import MAX_BYTES, check_kind, decode
+from medvllm.corpora.rows import Row
+from medvllm.errors import InputTooLongError, RequestError
+
+_LOG = logging.getLogger(__name__)
+_ENDING = ".txt"
+
+
+def find_notes(folder: Path) -> list[str]:
+    """Return the relative paths of the notes in a folder and the folders inside it, in the order of their names.
+
+    Hidden files and folders, whose names begin with a dot, are left out, as a shell's `*` does. A link to a file is
+    followed; a link to a folder is not. Other files are counted in a warning.
+
+    Raises:
+        RequestError: There is no note, or a folder cannot be read.
+    """
+    found: list[str] = []
+    others = 0
+    for path, folders, names in os.walk(folder, onerror=_refuse_folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if name.lower().endswith(_ENDING) and not name.startswith("."):
+                found.append(Path(path, name).relative_to(folder).as_posix())
+            else:
+                others += not name.startswith(".")
+    if not found:
+        raise RequestError(
+            f"There is no {_ENDING} file in folder {str(folder)!r}.\nName the notes with the ending .txt."
+        )
+    if others:
+        _LOG.warning("Files of %r that do not end with %s are left out: %d.", str(folder), _ENDING, others)
+    return sorted(found)
+
+
+def read_notes(folder: Path, names: list[str]) -> Iterator[Row]:
+    """Yield a row for each note, exactly as it is written. Its id is its relative path.
+
+    Raises:
+        RequestError: A note cannot be read, or is not text in UTF-8.
+    """
+    for name in names:
+        place = f"file {str(folder / name)!r}"
+        try:
+            with open(folder / name, "rb") as stream:
+                raw = stream.read(MAX_BYTES + 1)
+        except OSError as error:
+            raise RequestError(f"Texts cannot be read from {place}: {error.strerror}.") from error
+        if len(raw) > MAX_BYTES:
+            raise InputTooLongError(
+                f"The text is longer than {MAX_BYTES:,} bytes in {place}.\nSplit it into several texts.",
+                limit=MAX_BYTES,
+            )
+        check_kind(raw, place)
+        yield Row(decode(raw, place).removeprefix("\ufeff"), place, name)
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise RequestError(f"Folder {os.fsdecode(error.filename)!r} cannot be read: {error.strerror}.") from error

@@ -1,0 +1,1 @@
+"""Writes the answers for a corpus: JSON, CSV, Parquet, vectors or plain texts."""

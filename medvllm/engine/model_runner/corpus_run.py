@@ -1,0 +1,223 @@
+"""Runs a task over a corpus: chunk by chunk, with one model throughout."""
+
+import os
+import re
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from medvllm.corpora.rows import CHUNK_CHARACTERS, Row, split_into_chunks
+from medvllm.engine.model_runner.foreign_errors import drop_hidden_errors
+from medvllm.engine.model_runner.redaction.operators import parse_operators
+from medvllm.engine.model_runner.results import Result
+from medvllm.engine.model_runner.tasks import check_task, run_task
+from medvllm.errors import LoadError, RequestError
+from medvllm.model_registry import Lease, ModelRegistry, registry
+from medvllm.receipt import Receipt
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_TASKS_OF = {"texts": ("redact", "generate"), "vectors": ("embed",)}  # the tasks by what they answer with
+# Arguments with one value for each text, and where a row of a corpus has it.
+EXTRA_COLUMNS = {"assertions": "spans"}
+SET_FOR_EACH_TEXT = ("documents",)  # by the ids of the corpus
+_RANKING_TASKS = ("rerank",)  # whose answers are in an order of all texts
+_NUMBER = re.compile(r"\b([Tt])ext ([0-9,]+)\b")
+
+
+class CorpusAnswers:
+    """The answers for a chunk of a corpus.
+
+    Attributes:
+        result: The result of the task.
+        given: The rows of the corpus that the result is for.
+        offset: How many rows of the corpus come before them.
+    """
+
+    def __init__(self, result: Result, given: Sequence[Row], offset: int, *, has_ids: bool) -> None:
+        self.result, self.given, self.offset, self.has_ids = result, given, offset, has_ids
+        self.task = result.task
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the columns of `rows`; the first is "id" if the corpus has ids, and "text" otherwise."""
+        return ("id", *self.result.columns[1:]) if self.has_ids else self.result.columns
+
+    def rows(self) -> Iterator[tuple[Any, ...]]:
+        """Yield the rows of a table; the first cell is the id or the number of the text."""
+        for number, *cells in self.result.rows():
+            assert isinstance(number, int)
+            yield self.given[number - 1].id if self.has_ids else self.offset + number, *cells
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Yield one record for each text, for JSON."""
+        for position, record in enumerate(self.result.to_dict()):
+            index = record.get("index", position)
+            if "index" in record:
+                record["index"] += self.offset
+            yield {"id": self.given[index].id, **record} if self.has_ids else record
+
+    def names(self) -> list[str]:
+        """Return for each text its id, or its number."""
+        rows = enumerate(self.given, self.offset + 1)
+        return [str(number if row.id is None else row.id) for number, row in rows]
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether the task answers with texts."""
+        return self.task in _TASKS_OF["texts"]
+
+    def texts(self) -> list[str]:
+        """Return the text that answers each text. RequestError: the task answers with something else."""
+        check_output_kind(self.task, "texts")
+        return [answer.text for answer in self.result]  # type: ignore[attr-defined]
+
+    def vectors(self) -> "NDArray[np.float32]":
+        """Return the vectors, of shape [texts, size]. RequestError: the task answers with something else."""
+        check_output_kind(self.task, "vectors")
+        return self.result.vectors  # type: ignore[attr-defined, no-any-return]
+
+
+class CorpusRun:
+    """Runs a task over a corpus. Iterating over it yields the answers, chunk by chunk.
+
+    The first chunk is read before the model is loaded. All chunks are answered by one model, which stays in memory.
+
+    Args:
+        name: A registered name, a repository or a folder.
+        rows: The rows of the corpus, read as the answers are asked for.
+        task: The task; None for the model's own one.
+        arguments: The options of the task.
+        with_receipt: Whether `receipt` is made.
+        registry: The registry that loads the model.
+        options: The options of `registry.load_model`.
+
+    Attributes:
+        task: The task, once the first answers are there.
+        receipt: What exactly answered, after the last answers.
+    """
+
+    def __init__(
+        self,
+        name: "str | os.PathLike[str]",
+        rows: Iterable[Row],
+        task: str | None = None,
+        *,
+        arguments: Mapping[str, Any] | None = None,
+        with_receipt: bool = False,
+        registry: ModelRegistry = registry,
+        **options: Any,
+    ) -> None:
+        self._name, self._rows, self._registry, self._options = name, rows, registry, options
+        self._arguments, self._with_receipt = dict(arguments or {}), with_receipt
+        self.task = task
+        self.receipt: Receipt | None = None
+
+    def __iter__(self) -> Generator[CorpusAnswers]:
+        size: float = CHUNK_CHARACTERS
+        if self.task == "redact":  # all chunks get the same operators, with the same keys
+            operators = parse_operators(self._arguments.get("operators"))
+            self._arguments["operators"] = operators
+            size = inf if operators.need_all_texts else size
+        chunks = split_into_chunks(self._rows, size)
+        if (first := next(chunks, None)) is None:
+            return
+        has_ids = any(row.id is not None for row in first)
+        offset = 0
+        ranking = _Ranking(self._arguments.get("top_k"), has_ids=has_ids)
+        if self.task is not None:
+            check_task(self.task, self._arguments_for(first, has_ids=has_ids))
+        with self._registry.lease(self._name, **self._options) as lease:
+            for chunk in chain([first], chunks):
+                answers = self._answer(lease, chunk, offset, has_ids=has_ids)
+                offset += len(chunk)
+                if answers.task in _RANKING_TASKS:
+                    ranking.add(answers)
+                else:
+                    yield answers
+            if ranking.is_needed:
+                yield ranking.answers()
+            self.receipt = lease.receipt if self._with_receipt else None
+
+    @drop_hidden_errors
+    def _answer(self, lease: Lease, chunk: list[Row], offset: int, *, has_ids: bool) -> CorpusAnswers:
+        if not has_ids and (late := next((row for row in chunk if row.id is not None), None)):
+            raise RequestError(f"There is an id in {late.place}, but none before.\nGive each row an id, or none.")
+        with _naming_places(chunk, offset):
+            texts = [row.text for row in chunk]
+            result = run_task(lease, self.task, texts, self._arguments_for(chunk, has_ids=has_ids))
+        self.task = result.task  # the first chunk decides for all
+        return CorpusAnswers(result, chunk, offset, has_ids=has_ids)
+
+    def _arguments_for(self, chunk: Sequence[Row], *, has_ids: bool) -> dict[str, Any]:
+        """Return the arguments of the task, with those that have a value for each text."""
+        arguments = self._arguments
+        if (column := EXTRA_COLUMNS.get(self.task or "")) is not None:
+            arguments = arguments | {column: [row.extra[column] for row in chunk]}
+        if self.task == "redact" and has_ids:
+            arguments = arguments | {"documents": [str(row.place if row.id is None else row.id) for row in chunk]}
+        return arguments
+
+
+class _Ranking:
+    """The documents of all chunks in one order. Their texts are not kept."""
+
+    def __init__(self, top_k: int | None, *, has_ids: bool) -> None:
+        self._top_k, self._has_ids = top_k, has_ids
+        self._result: Any = None
+        self._rows: list[Row] = []
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether there are documents."""
+        return self._result is not None
+
+    def add(self, answers: CorpusAnswers) -> None:
+        """Add the documents of a chunk."""
+        found: Any = answers.result
+        moved = [replace(document, index=document.index + answers.offset) for document in found]
+        self._rows += [replace(row, text="") for row in answers.given]
+        documents = sorted([*(self._result or ()), *moved], key=lambda document: (-document.score, document.index))
+        self._result = type(found)(documents[: self._top_k])
+        self._result.task = answers.task
+
+    def answers(self) -> CorpusAnswers:
+        """Return the ranking."""
+        return CorpusAnswers(self._result, self._rows, 0, has_ids=self._has_ids)
+
+
+def check_output_kind(task: str, kind: str | None) -> None:
+    """Raise RequestError if a task does not answer with what an output needs: "texts", "vectors", or None for any."""
+    if kind is not None and task not in _TASKS_OF[kind]:
+        raise RequestError(
+            f"Task {task!r} gives no {kind}. These tasks do: {', '.join(_TASKS_OF[kind])}.\n"
+            "Write another format, for example: -o FILE.jsonl",
+            task=task,
+        )
+
+
+@contextmanager
+def _naming_places(chunk: Sequence[Row], offset: int) -> Iterator[None]:
+    """Replace the number of a text in an error by its place in the corpus."""
+    try:
+        yield
+    except (RequestError, LoadError) as error:
+        position = error.position
+        if position is None and (found := _NUMBER.search(str(error))):
+            position = int(found[2].replace(",", "")) - 1
+        if position is None or not 0 <= position < len(chunk):
+            raise
+        place = chunk[position].place
+        message = _NUMBER.sub(
+            lambda found: (place[:1].upper() if found[1] == "T" else place[:1]) + place[1:], str(error), count=1
+        )
+        named = type(error)(message, **vars(error) | {"position": position + offset})
+        cause = error.__cause__
+    else:
+        return
+    raise named from cause
