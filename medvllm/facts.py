@@ -74,6 +74,9 @@ class Behaviour(NamedTuple):
     default_prompt_name: Annotated[str | None, "The prompt that is used when none is chosen."] = None
     include_prompt: Annotated[bool | None, "Whether pooling includes the prompt's tokens. True by default."] = None
     role: Annotated[Literal["query", "document"] | None, "Which side of a search the vectors are for."] = None
+    similarity: Annotated[
+        Literal["cosine", "dot", "euclidean", "manhattan"] | None, "How two vectors are compared. By default cosine."
+    ] = None
     counterpart: Annotated[str | None, "The entry for the other side of the search."] = None
     inputs: Annotated[tuple[str, ...], "The parts of one input, in order, if it is not a single text."] = ()
     label_scheme: Annotated[

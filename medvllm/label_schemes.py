@@ -19,6 +19,10 @@ _SPECIAL = re.compile(r"\[(CLS|SEP|PAD|UNK)\]|<(s|/s|pad|unk)>", re.IGNORECASE)
 _OUTSIDE = ({"o"}, {"0"}, {"outside", "out", "other", "none", "null", "no", "non-entity", "no-entity", "not-entity"})
 
 
+class OutsideUnclear(ValueError):
+    """The labels do not tell which of them marks no entity."""
+
+
 class Mark(NamedTuple):
     """What a label says of a word: its place in an entity (B, I, E or S), and the type of the entity."""
 
@@ -72,15 +76,15 @@ def _find_outside(labels: Sequence[str], stated: str | None) -> Collection[str]:
     special = {label for label in labels if _SPECIAL.fullmatch(label)}
     if stated is not None:
         if stated not in labels:
-            raise ValueError(f"none of them is the entry's outside_label {stated!r}")
+            raise OutsideUnclear(f"none of them is the entry's outside_label {stated!r}")
         return special | {stated}
     for group in _OUTSIDE:
         found = {label for label in labels if label.casefold().replace("_", "-") in group}
         if len(found) > 1:
-            raise ValueError(f"{' and '.join(map(repr, sorted(found)))} may both mark what is no entity")
+            raise OutsideUnclear(f"{' and '.join(map(repr, sorted(found)))} may both mark what is no entity")
         if found:
             return special | found
-    raise ValueError("none of them is 'O'")
+    raise OutsideUnclear("none of them is 'O'")
 
 
 def _readings(labels: Sequence[str]) -> list[dict[str, tuple[str, str]]]:

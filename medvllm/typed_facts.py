@@ -68,6 +68,8 @@ class Facts(TypedDict, total=False):
     """Whether pooling includes the prompt's tokens. True by default."""
     role: Literal["query", "document"] | None
     """Which side of a search the vectors are for."""
+    similarity: Literal["cosine", "dot", "euclidean", "manhattan"] | None
+    """How two vectors are compared. By default cosine."""
     counterpart: str | None
     """The entry for the other side of the search."""
     inputs: Sequence[str]

@@ -232,6 +232,31 @@ def test_a_tokenizer_of_its_own_comes_first(registry: ModelRegistry, tmp_path: P
     assert set(registry.lock("a")["a"].files) >= {"vocab.txt", "adapter_config.json", "adapter_model.safetensors"}
 
 
+def test_an_adapter_of_sentence_transformers_is_pooled_as_its_folder_says(
+    registry: ModelRegistry, tmp_path: Path
+) -> None:
+    base = tiny.bert_masked_lm(tmp_path / "base")
+    folder = lora(tmp_path / "a", base, task_type="FEATURE_EXTRACTION", model_class="AutoModel")
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(kinds)
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(
+        json.dumps({"word_embedding_dimension": 32, "pooling_mode_cls_token": True})
+    )
+    registry.register("base", "clinical", model_path=str(base), pooling="max")
+    registry.register("a", "clinical", model_path=str(folder), base="base")
+    (folder / "2_Normalize").mkdir()
+    vectors = registry.runner("a").embed(TEXTS[:1]).vectors
+    ids = registry.load_tokenizer("a")(TEXTS[:1], return_tensors="pt")["input_ids"]
+    wanted = torch.nn.functional.normalize(peft_answer(base, folder, "AutoModel", ids)[:, 0])
+    assert torch.allclose(torch.from_numpy(vectors), wanted, atol=1e-6)
+    assert "1_Pooling/config.json" in registry.lock("a")["a"].files
+
+
 def test_a_runner_runs_the_task_of_an_adapter(ward: ModelRegistry) -> None:
     runner = ModelRunner("one", registry=ward)
     assert runner.task == "ner"
@@ -421,6 +446,15 @@ def test_a_pinned_adapter_pins_its_base(ward: ModelRegistry, tmp_path: Path, mon
     with pytest.raises(BudgetError):
         ward.load_model("other")
     assert [model.name for model in ward.loaded_models()] == ["base", "one"]
+
+
+def test_a_base_of_a_pinned_adapter_never_makes_room(ward: ModelRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    ward.load_model("one", keep_alive=-1)
+    monkeypatch.setenv("MEDVLLM_MEMORY_BUDGET", "cpu=150KB")
+    assert ward.plan("base", dtype="float64").fit == "never"
+    assert ward.plan("two").fit == "now"
+    monkeypatch.setenv("MEDVLLM_MAX_MODELS", "1")
+    assert ward.plan("base", dtype="bfloat16").fit == "never"
 
 
 def test_adapters_do_not_count_as_models_of_their_own(ward: ModelRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -631,7 +665,6 @@ def test_what_is_not_understood_is_refused_by_name(ward: ModelRegistry, tmp_path
     _edit(tmp_path / "one", **fields)
     with pytest.raises(LoadError, match=match):
         ward.load_model("one")
-    ward.load_model("two")
 
 
 def _drop(name: str) -> Callable[[dict[str, torch.Tensor]], None]:

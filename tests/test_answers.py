@@ -400,9 +400,6 @@ def test_inputs_that_a_task_cannot_give_are_an_error(registry: ModelRegistry, tm
         ("BertForMultipleChoice", "multiple-choice"),
         ("BertForQuestionAnswering", "question-answering"),
         ("BertForNextSentencePrediction", "next-sentence-prediction"),
-        ("GPT2LMHeadModel", "generate"),
-        ("LlamaForCausalLM", "generate"),
-        ("T5ForConditionalGeneration", "generate"),
     ],
 )
 def test_what_was_not_asked_is_not_run(registry: ModelRegistry, tmp_path: Path, kind: str, task: str) -> None:

@@ -17,6 +17,7 @@ from medvllm import settings
 from medvllm.engine.model_runner import ModelType, registry
 from tests import test_kills, test_mutations
 from tests.support import tiny, warm
+from tests.support.adapters import lora
 from tests.support.console import command
 from tests.support.conversions import convert
 from tests.support.loopback import LoopbackHub
@@ -35,6 +36,9 @@ def served(hub: LoopbackHub, tmp_path: Path) -> Iterator[None]:
     clinical = tiny.bert_masked_lm(tmp_path / "clinical", weights="bin", tokenizer_files="vocab_only")
     hub.add("emilyalsentzer/Bio_ClinicalBERT", convert(clinical), commit="d5892b39a4adaed74b92212a44081509db72f87b")
     hub.add("obi/deid_bert_i2b2", convert(STANDINS["obi/deid_bert_i2b2"](tmp_path / "deid")))
+    hub.add("microsoft/biogpt", convert(STANDINS["microsoft/biogpt"](tmp_path / "biogpt")))
+    whole = tiny.bert_masked_lm(tmp_path / "whole")
+    hub.add("ward/drugs-lora", lora(tmp_path / "lora", whole, stated_base="dmis-lab/biobert-base-cased-v1.2"))
     before = set(registry.list_models())
     yield
     for name in set(registry.list_models()) - before:

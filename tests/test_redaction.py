@@ -516,7 +516,7 @@ def two_runners(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
 
 
 @given(texts=st.lists(_SOUP, min_size=1, max_size=4), which=st.integers(0, 1), operators=st.sampled_from(_SPECS))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_any_text_keeps_what_is_outside_and_nothing_else(
     two_runners: list[ModelRunner], texts: list[str], which: int, operators: Any
 ) -> None:

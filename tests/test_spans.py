@@ -163,9 +163,6 @@ def test_what_is_no_tagger_says_so(registry: ModelRegistry, tmp_path: Path) -> N
     registry.register("m", "clinical", model_path=folder, long_input="error", do_lower_case=False)
     with pytest.raises(InputTooLongError):
         ModelRunner("m", registry=registry).entities(["fever " * 100])
-    registry.register("g", "generic", model_path=str(tiny.gpt2_causal_lm(tmp_path / "g")), task="generate")
-    with pytest.raises(RequestError, match="cannot run task 'generate'"):
-        ModelRunner("g", registry=registry).run(None, ["x"])
 
 
 def test_a_span_is_plain_data() -> None:

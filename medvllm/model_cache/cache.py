@@ -230,6 +230,12 @@ class ModelCache(Forked, Generic[I]):
                 return replace(plan, fit="loaded", leaving=(), load_s=0.0)
             return plan
 
+    def free_bytes(self, device: str) -> int | None:
+        """Return the bytes of a device's budget that nothing uses now; None without a budget."""
+        with self._lock:
+            budget = self._limits.budget(device)
+            return None if budget is None else max(budget - self._accounts.used_bytes(device), 0)
+
     def statistics(self) -> Statistics:
         """Return the counts so far, and the bytes in use by device."""
         with self._lock:

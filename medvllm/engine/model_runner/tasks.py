@@ -7,9 +7,11 @@ from typing import Any
 from medvllm.engine.model_runner.classification.assertions import check_assertion_options, find_assertions
 from medvllm.engine.model_runner.classification.classify import check_classify_options, classify
 from medvllm.engine.model_runner.classification.rerank import check_rerank_options, rerank
-from medvllm.engine.model_runner.embedding.embed import embed
+from medvllm.engine.model_runner.embedding.embed import check_embed_options, embed
 from medvllm.engine.model_runner.fill_mask import check_fill_mask_options, fill_mask
 from medvllm.engine.model_runner.foreign_errors import translate_other_errors
+from medvllm.engine.model_runner.generation.generate import generate
+from medvllm.engine.model_runner.generation.options import check_generate_options
 from medvllm.engine.model_runner.redaction.redact import check_redact_options, redact
 from medvllm.engine.model_runner.results import Result
 from medvllm.engine.model_runner.tagging.entities import check_entity_options, find_entities, find_identifiers
@@ -27,17 +29,20 @@ TASKS: dict[str, Callable[..., Result]] = {
     "redact": redact,
     "classify": classify,
     "rerank": rerank,
+    "generate": generate,
     "assertions": find_assertions,
 }
 # Each function takes the options of a task and raises RequestError for those that no model could use.
 _OPTION_CHECKS: dict[str, Callable[..., object]] = {
+    "embed": check_embed_options,
+    "fill-mask": check_fill_mask_options,
     "ner": check_entity_options,
     "deid": check_entity_options,
+    "redact": check_redact_options,
     "classify": check_classify_options,
     "rerank": check_rerank_options,
-    "redact": check_redact_options,
-    "fill-mask": check_fill_mask_options,
     "assertions": check_assertion_options,
+    "generate": check_generate_options,
 }
 
 

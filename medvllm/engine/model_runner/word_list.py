@@ -17,10 +17,12 @@ class WordList:
     Attributes:
         text: The text.
         offsets: The start and end of each word in the text.
+        is_callers: Whether the caller gave the words, so that an answer names them by their positions.
     """
 
     text: str
     offsets: tuple[tuple[int, int], ...]
+    is_callers: bool = False
 
     @property
     def words(self) -> list[str]:
@@ -50,7 +52,7 @@ def join_words(words: Sequence[str]) -> WordList:
     for word in words:
         offsets.append((start, start + len(word)))
         start += len(word) + 1
-    return WordList(" ".join(words), tuple(offsets))
+    return WordList(" ".join(words), tuple(offsets), is_callers=True)
 
 
 def split_by_pattern(text: str, pattern: str, position: int) -> WordList:

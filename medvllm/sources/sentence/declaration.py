@@ -50,6 +50,7 @@ class Declaration:
         prompts: Texts that can be put before an input, by name.
         default_prompt_name: The prompt for inputs that name none.
         truncate_dim: The number of values to keep of each vector.
+        similarity: How two vectors are compared.
         refusal: What in the folder medvllm does not support. The folder then gives no vectors.
     """
 
@@ -61,6 +62,7 @@ class Declaration:
     prompts: Mapping[str, str] | None = None
     default_prompt_name: str | None = None
     truncate_dim: int | None = None
+    similarity: str | None = None
     refusal: str | None = None
 
     @property
@@ -76,5 +78,6 @@ class Declaration:
             "prompts": Texts(self.prompts) if self.prompts else None,
             "default_prompt_name": self.default_prompt_name,
             "truncate_dim": self.truncate_dim,
+            "similarity": self.similarity,
         }
         return {fact: value for fact, value in facts.items() if value is not None}

@@ -15,6 +15,7 @@ from medvllm.sources.sentence.modules import read_kind, read_module, read_poolin
 
 SUPPORTED_VERSION = "6.2.0"  # medvllm computes the vectors of this sentence-transformers
 
+_SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 _PROMPTS = ("query", "document")  # every folder has these prompts, empty by default
 
 
@@ -56,7 +57,8 @@ def _read(model: ModelFiles, listed: list[Any]) -> Declaration:
 def _read_model_fields(model: ModelFiles, width: int | None) -> dict[str, Any]:
     """Return what is declared for the whole model. Its vectors have `width` values, if that is known."""
     fields = read_fields(model, "config_sentence_transformers.json")
-    fields.ignore("__version__", "similarity_fn_name")
+    fields.ignore("__version__")
+    similarity = fields.read("similarity_fn_name", lambda value: value is None or value in _SIMILARITIES)
     fields.read("model_type", lambda value: value == "SentenceTransformer")
     _check_requirements(fields.read("requirements", lambda value: value is None or isinstance(value, dict)))
     prompts = fields.read("prompts", lambda value: True, {})
@@ -69,7 +71,7 @@ def _read_model_fields(model: ModelFiles, width: int | None) -> dict[str, Any]:
     kept = fields.read("truncate_dim", lambda value: value is None or is_count(value))
     kept = None if kept is None or (width is not None and kept >= width) else kept
     fields.check_all_read()
-    return {"prompts": prompts, "default_prompt_name": default, "truncate_dim": kept}
+    return {"prompts": prompts, "default_prompt_name": default, "truncate_dim": kept, "similarity": similarity}
 
 
 def _is_prompts(value: Any) -> bool:

@@ -1,8 +1,9 @@
 """Chooses the prompt that goes before each text, and counts its tokens."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from medvllm.engine.model_runner.inputs import check_texts
+from medvllm.engine.model_runner.option_checks import check_choice
 from medvllm.errors import InputTooLongError, RequestError
 from medvllm.model_registry import Lease
 from medvllm.near_names import did_you_mean, near_names
@@ -11,17 +12,47 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def choose_prompt(lease: Lease, name: str | None, prompt: str | None) -> str:
+Role = Literal["query", "document"]
+ROLES: tuple[str, ...] = get_args(Role)
+
+
+def check_prompt_options(name: object, prompt: object, role: object) -> None:
+    """Raise RequestError if more than one of the options that choose a prompt is given."""
+    if role is not None:
+        check_choice("role", role, ROLES)
+    given = {"prompt": prompt, "prompt_name": name, "role": role}
+    both = [option for option, value in given.items() if value is not None]
+    if len(both) > 1:
+        raise RequestError(f"Both {both[0]!r} and {both[1]!r} are given.\nPass only one of them.", option=both[0])
+
+
+def check_role(lease: Lease, role: Role | None) -> None:
+    """Raise RequestError if the entry is for the other side of a search than the caller's role."""
+    behaviour = lease.metadata.behaviour
+    if role is None or behaviour.role in (None, role):
+        return
+    advice = (
+        f"For the other side, use: ModelRunner({behaviour.counterpart!r})"
+        if behaviour.counterpart
+        else f"If it serves both sides, register it without role={behaviour.role!r}"
+    )
+    raise RequestError(
+        f"Model {lease.metadata.name!r} makes vectors of the role {behaviour.role!r}, not {role!r}.\n{advice}",
+        model=lease.metadata.name,
+        option="role",
+    )
+
+
+def choose_prompt(lease: Lease, name: str | None, prompt: str | None, role: Role | None = None) -> str:
     """Return the prompt to use, or "" for none.
 
-    The order is: the caller's `prompt`; the model's prompt called `name`; the prompt of the entry's role; the model's
-    default prompt. As in sentence-transformers, a role without a prompt uses none, even if there is a default prompt.
+    The order is: the caller's `prompt`; the model's prompt called `name`; the prompt of the caller's `role`, or of the
+    entry's; the model's default prompt. As in sentence-transformers, a role without a prompt uses none, even if there
+    is a default prompt.
 
     Raises:
-        RequestError: The model has no prompt of that name, or both arguments are given.
+        RequestError: The model has no prompt of that name.
     """
-    if name is not None and prompt is not None:
-        raise RequestError("Both 'prompt' and 'prompt_name' are given.\nPass only one of them.", option="prompt")
     if prompt is not None:
         return _check_prompt(prompt)
     behaviour = lease.metadata.behaviour
@@ -36,7 +67,7 @@ def choose_prompt(lease: Lease, name: str | None, prompt: str | None) -> str:
             model=lease.metadata.name,
         )
     if name is None:
-        return known.get(behaviour.role or default or "", "")
+        return known.get(role or behaviour.role or default or "", "")
     if not isinstance(name, str) or name not in known:
         near = did_you_mean(near_names(name, known)) if isinstance(name, str) else ""
         raise RequestError(

@@ -7,12 +7,13 @@ _INVISIBLE = r"\p{Cf}{0,8}"  # such as a soft hyphen, which does not end a word
 _WITHOUT_BLANKS = r"[\p{Script=Han}\p{Script=Hiragana}\p{Line_Break=Complex_Context}]"
 _LETTER = rf"(?:(?={_INVISIBLE}[\p{{L}}\p{{N}}])(?!{_INVISIBLE}{_WITHOUT_BLANKS})\X)"
 _RUN = rf"{_LETTER}(?:{_INVISIBLE}{_LETTER})*"
-_NUMBER = rf"\p{{Nd}}+(?:[-./:]\p{{Nd}}+)+(?!{_LETTER}|\p{{M}})"
+_END = r"(?![\p{GCB=Extend}\p{GCB=SpacingMark}\p{GCB=ZWJ}])"  # no accent or the like belongs to the last character
+_NUMBER = rf"\p{{Nd}}+(?:[-./:]\p{{Nd}}+)+(?!{_LETTER}){_END}"
 _ADDRESS = r"(?:https?://|www\.)[^\s,;)>]*\w|(?<![\w.+-])[\w.+-]++@[\w.-]*\w"
 # A word is redacted as a whole. Hyphens and apostrophes join, because the rest of a name would give it away. Only the
 # 's of a possessive stays.
 _JOINED = rf"[-‐‑_&]{_RUN}|['’](?![sS](?!{_LETTER})){_RUN}"
-_WORD = rf"(?:{_ADDRESS})(?!\p{{M}}|\p{{Cf}})|{_NUMBER}|{_RUN}(?:{_JOINED})*|\X"
+_WORD = rf"(?:{_ADDRESS}){_END}|{_NUMBER}|{_RUN}(?:{_JOINED})*|\X"
 # Two redactions of one label are one, if no more than this lies between them.
 _BLANKS = r"[^\S\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+"
 _GAP = rf"{_BLANKS}|[-‐‑–'’._@&]|(?<=\p{{Nd}})[-–./:+ ()]{{1,2}}(?=\p{{Nd}})"
@@ -25,7 +26,7 @@ class Extents:
         import regex
 
         self._text = text
-        self._words = [found.span() for found in regex.finditer(_WORD, text) if not found[0].isspace()]
+        self._words = [found.span() for found in regex.finditer(_WORD, text) if not found[0][0].isspace()]
         self._starts = [start for start, _ in self._words]
         self._ends = [end for _, end in self._words]
         self._gap = regex.compile(_GAP)

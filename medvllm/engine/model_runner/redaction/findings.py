@@ -59,23 +59,24 @@ def find_likely(
     likely = tagged.probabilities @ sums
     scores = likely.sum(1)
     outside = tagged.probabilities[:, [kind is None for kind in kinds]].sum(1)
+    hot = (scores >= threshold) | np.array(tagged.unknown, dtype=bool)
+    if not hot.any():
+        return []
+    is_likelier = (scores >= threshold) & (scores >= outside)
+    extents = Extents(tagged.text)
     words: dict[tuple[int, int], _Word] = {}
-    extents = None
-    for i in np.flatnonzero((scores >= threshold) | np.array(tagged.unknown, dtype=bool)).tolist():
-        start, end = tagged.places[i]
-        tells = has_letter_or_digit(tagged.text[start:end])
-        if not tells and (scores[i] < threshold or scores[i] < outside[i]):
-            continue
-        extents = extents or Extents(tagged.text)
-        for word in extents.words(start, end):
-            if not tells or has_letter_or_digit(tagged.text[slice(*word)]):
-                words.setdefault(word, _Word(wanted)).add(likely[i].tolist(), float(scores[i]))
+    for word in tagged.words:
+        tells = has_letter_or_digit(tagged.text[word.start : word.end])
+        if pieces := [i for i in word.pieces if (hot if tells else is_likelier)[i]]:
+            for place in extents.words(word.start, word.end):
+                for i in pieces:
+                    words.setdefault(place, _Word(wanted)).add(likely[i].tolist(), float(scores[i]))
     found = [
         Finding(start, end, word.label, word.score)
         for place, word in sorted(words.items(), key=lambda item: item[0])
         for start, end in without_marks(*place, marks)
     ]
-    return _merge(found, extents) if extents else []
+    return _merge(found, extents)
 
 
 class _Word:

@@ -12,7 +12,7 @@ from medvllm.engine.model_runner.reading.windows import Window, split_into_windo
 from medvllm.engine.model_runner.tagging.words import Word, cut_words, trim_words
 from medvllm.engine.model_runner.word_list import WordList, split_by_pattern
 from medvllm.errors import RequestError
-from medvllm.label_schemes import LabelScheme, read_scheme
+from medvllm.label_schemes import LabelScheme, OutsideUnclear, read_scheme
 from medvllm.model_registry import Lease
 
 if TYPE_CHECKING:
@@ -60,33 +60,13 @@ class TaggedText:
         """For each piece, the class id of its likeliest label."""
         return [int(number) for number in self.probabilities.argmax(1)]
 
-    def entity_probability(self, word: Word) -> float:
-        """Return how likely a word is part of an entity: the highest probability of its pieces not to be outside."""
-        return max((1 - self._outside(piece) for piece in word.pieces), default=0.0)
-
-    def likeliest_kind(self, word: Word) -> str:
-        """Return the type of entity that a word most likely is, also where it most likely is none."""
-        kinds: dict[str, float] = {}
-        for piece in word.pieces:
-            row = self.probabilities[piece]
-            sums: dict[str, float] = {}
-            for mark, probability in zip(self.labels.marks, row.tolist(), strict=True):
-                if mark:
-                    sums[mark.kind] = sums.get(mark.kind, 0.0) + probability
-            kinds |= {kind: max(probability, kinds.get(kind, 0.0)) for kind, probability in sums.items()}
-        return max(kinds, key=lambda kind: kinds[kind])
-
-    def _outside(self, piece: int) -> float:
-        row: list[float] = self.probabilities[piece].tolist()
-        return sum(value for mark, value in zip(self.labels.marks, row, strict=True) if mark is None)
-
     def _given_words(self, given: WordList) -> list[Word]:
         pieces: list[list[int]] = [[] for _ in given.offsets]
         for piece, number in enumerate(self.numbers):
             pieces[number].append(piece)
         places = trim_words(self.text, given.offsets)
         return [
-            Word(start, end, tuple(pieces[number]), number=number)
+            Word(start, end, tuple(pieces[number]), number=number if given.is_callers else None)
             for number, (start, end) in enumerate(places)
             if start < end
         ]
@@ -150,8 +130,8 @@ def read_labels(lease: Lease) -> LabelScheme:
     try:
         return read_scheme(labels, behaviour.label_scheme, behaviour.outside_label)
     except ValueError as flaw:
-        is_outside_unknown = "none of them is" in str(flaw) or "no entity" in str(flaw)
-        advice = "outside_label='NONE'" if is_outside_unknown else "label_scheme='BIO' (or 'BILOU', or 'IO')"
+        is_outside_unclear = isinstance(flaw, OutsideUnclear)
+        advice = "outside_label='NONE'" if is_outside_unclear else "label_scheme='BIO' (or 'BILOU', or 'IO')"
         raise RequestError(
             f"The labels of model {lease.metadata.name!r} do not tell how they mark entities: {flaw}.\n"
             f"Register it with: {advice}, or with other names for the labels: id2label=['O', 'B-DRUG', 'I-DRUG']",
