@@ -2,9 +2,7 @@
 
 import csv
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,7 @@ from medvllm.engine.model_runner import ModelRunner
 from medvllm.engine.model_runner import registry as shared_registry
 from medvllm.engine.model_runner.corpus_run import CorpusRun
 from medvllm.errors import RequestError
-from tests.support import tiny
+from tests.support import tiny, warm
 from tests.support.console import Screen, command
 from tests.support.trained import MINILM
 
@@ -221,14 +219,13 @@ def test_pairs_come_from_two_columns_or_a_tab(tmp_path: Path, monkeypatch: pytes
     assert done.code == 2 and "tabs in text 1" in done.err and SECRET not in done.err
 
 
-def test_a_real_process_reads_and_writes_streams(trained: Path, home: Path) -> None:
+def test_a_real_process_reads_and_writes_streams(trained: Path, tmp_path: Path) -> None:
     """JSON lines in, JSON lines out; nothing else on standard output."""
     stdin = '{"id": 7, "text": "Seen by Dr. Miller."}\n{"id": 8, "text": ""}\n'
     words = ("run", str(trained / "deid"), "--format", "jsonl", "-o", "-")
     done = subprocess.run(
-        [sys.executable, "-m", "medvllm", *words], input=stdin, capture_output=True, text=True, timeout=120,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=False,
-    )  # fmt: skip
+        [str(warm.program(tmp_path)), *words], input=stdin, capture_output=True, text=True, timeout=120, check=False
+    )
     assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == [7, 8], done.stderr
 
 
