@@ -86,7 +86,7 @@ def test_redaction_of_files(deid: str, tmp_path: Path, monkeypatch: pytest.Monke
     for wrong, what in (
         ("{", "it is not JSON"),
         ("@/nowhere", "Operators cannot be read from '/nowhere'"),
-        ('{"DEFAULT": {"type": "maks"}}', "'mask'"),
+        ('{"DEFAULT": {"type": "masks"}}', "'mask'"),
     ):
         done = command(monkeypatch, "run", deid, "x", "--task", "redact", "--operators", wrong)
         assert done.code == 2 and what in done.err
