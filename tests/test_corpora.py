@@ -172,7 +172,7 @@ def test_other_columns_pairs_and_further_columns(tmp_path: Path) -> None:
     (tmp_path / "lines").write_text("T\tA\nT\n")
     assert "there are 0 tabs in line 2" in refusal(tmp_path / "lines", usual)
     assert [row.text for row in corpus_of(["T\tA"], usual)] == [("T", "A")]
-    assert "no columns.\nIf it has columns, say how: --format" in refusal(tmp_path / "lines", Columns(("title",)))
+    assert "has no column 'title'.\nUse a .jsonl" in refusal(tmp_path / "lines", Columns(("title",)))
     file.write_text(f'text,spans\nx,"{SECRET}"\n')
     assert "no valid JSON in column 'spans' in line 2" in refusal(file, Columns(extra=("spans",)))
 

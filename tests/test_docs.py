@@ -46,7 +46,7 @@ def served(hub: LoopbackHub, tmp_path: Path) -> Iterator[None]:
     registry.clear_cache()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/guide.md", "docs/running.md"])
 def test_the_blocks_of_a_page_run_in_order(served: None, page: str) -> None:
     """In one session, as a reader would paste them."""
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)

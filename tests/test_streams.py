@@ -23,7 +23,7 @@ NOTE = "Seen by Dr. Peña on 3 May — “stable”."
 @pytest.fixture(scope="module")
 def tagger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny tagger."""
-    return tiny.bert_token_classifier(tmp_path_factory.mktemp("streams") / "tagger", ["B-X", "I-X"])
+    return tiny.bert_token_classifier(tmp_path_factory.mktemp("streams") / "tagger", ["O", "B-X", "I-X"], seed=2)
 
 
 def _stream(encoding: str) -> io.TextIOWrapper:

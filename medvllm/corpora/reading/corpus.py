@@ -54,6 +54,7 @@ class Corpus:
 
 def corpus_of(texts: Sequence[str], columns: Columns) -> Corpus:
     """Return a corpus of texts that are in memory. If `columns` are a pair, a tab separates the two texts of each."""
+    _check_no_columns(Columns(extra=columns.extra), "What is typed")
     rows = (
         Row(split_pair(text, columns, place) if columns.is_pair else text, place)
         for text, place in ((text, f"text {number}") for number, text in enumerate(texts, 1))
@@ -74,16 +75,14 @@ def open_corpus(source: Path, columns: Columns, format: str | None = None) -> It
         RequestError: It cannot be opened or read; also while it is read.
     """
     if source != STANDARD_INPUT and source.is_dir():
+        _check_no_columns(columns, f"Each file of folder {str(source)!r} is one text. It")
         names = find_notes(source)
         yield Corpus(read_notes(source, names), len(names))
         return
     where = "standard input" if source == STANDARD_INPUT else repr(str(source))
     chosen = format or _ENDINGS.get(source.suffix.lower(), "lines")
-    if chosen == "lines" and (columns.texts or columns.id is not None or columns.extra):
-        raise RequestError(
-            f"{where[:1].upper()}{where[1:]} has one text a line, and no columns.\n"
-            f"If it has columns, say how: --format {', '.join(FORMATS[1:])}"
-        )
+    if chosen == "lines":
+        _check_no_columns(columns, f"{where[:1].upper()}{where[1:]} has one text a line. It")
     with ExitStack() as stack:
         stream = _open(stack, source, where)
         total, tell = _size_of(stream), stream.tell
@@ -94,6 +93,16 @@ def open_corpus(source: Path, columns: Columns, format: str | None = None) -> It
             return
         yield Corpus(
             _check_rows(_READERS[chosen](stream, where, columns), where), total, None if total is None else tell
+        )
+
+
+def _check_no_columns(columns: Columns, what: str) -> None:
+    """Raise RequestError if columns are asked for where there are none."""
+    wanted = [*columns.texts, *([] if columns.id is None else [columns.id]), *columns.extra]
+    if wanted:
+        raise RequestError(
+            f"{what} has no column {wanted[0]!r}.\n"
+            f"Use a .jsonl, .csv or .parquet file, or say what it is: --format {', '.join(FORMATS[1:])}"
         )
 
 
