@@ -294,7 +294,7 @@ def test_what_a_tokenizer_raises_names_the_text_and_not_its_words(
     tokenizer._encode_plus = fail
     for task in ("embed", "fill-mask"):
         with pytest.raises(RequestError, match=f"could not read text 2: {type(error).__name__}") as raised:
-            runner.run(task, ["a [MASK]", "secret [MASK]"])
+            runner.run(task, ["a [MASK]", "secret [MASK]"], allow_special_tokens=True)
         assert "secret" not in str(raised.value)
         assert raised.value.__cause__ is None and raised.value.__context__ is None
 
@@ -331,7 +331,8 @@ def test_an_entry_of_two_inputs_takes_pairs(registry: ModelRegistry, tmp_path: P
     plain: Any = transformers.BertModel.from_pretrained(folder)
     tokenizer = registry.load_tokenizer("m")
     with torch.inference_mode():
-        encoded = [tokenizer(*pair, return_tensors="pt") for pair in ARTICLES]
+        # As lists: transformers leaves out an empty second text of a pair that is encoded alone.
+        encoded = [tokenizer([first], [second], return_tensors="pt") for first, second in ARTICLES]
         expected = torch.cat([plain(**inputs).last_hidden_state[:, 0] for inputs in encoded])
     assert torch.allclose(torch.from_numpy(found.vectors), expected, atol=1e-5)
     assert [c.tokens for c in found.coverage] == [12, 17, 7, 1]
@@ -395,8 +396,6 @@ def test_inputs_that_a_task_cannot_give_are_an_error(registry: ModelRegistry, tm
 @pytest.mark.parametrize(
     ("kind", "task"),
     [
-        ("BertForSequenceClassification", "classify"),
-        ("RobertaForSequenceClassification", "classify"),
         ("BertForMultipleChoice", "multiple-choice"),
         ("BertForQuestionAnswering", "question-answering"),
         ("BertForNextSentencePrediction", "next-sentence-prediction"),
@@ -417,9 +416,6 @@ def test_vectors_of_a_classifier_are_given_where_a_pooling_is_stated(registry: M
             ModelRunner(folder, registry=registry).embed(["a"])
         registry.register(kind, "generic", model_path=str(folder), pooling="mean")
         assert ModelRunner(kind, registry=registry).embed(["a"]).vectors.shape == (1, 32)
-    registry.register("c", "generic", model_path=str(folder), pooling="mean", task="classify")
-    with pytest.raises(RequestError, match="cannot run task 'classify' yet"):
-        ModelRunner("c", registry=registry).run(None, ["a"])
 
 
 def test_a_masked_language_model_fills_the_gaps_that_there_are(registry: ModelRegistry, tmp_path: Path) -> None:
@@ -441,5 +437,5 @@ def test_an_argument_that_a_task_does_not_take_is_named(registry: ModelRegistry)
     runner = ModelRunner("acme/not-there", registry=registry)
     with pytest.raises(RequestError, match="Task 'fill-mask' takes no argument 'topk'. .*'top_k'"):
         runner.run("fill-mask", ["a"], topk=1)
-    with pytest.raises(RequestError, match="cannot run task 'classify' yet"):
-        runner.run("classify", ["a"])
+    with pytest.raises(RequestError, match="cannot run task 'transcribe' yet"):
+        runner.run("transcribe", ["a"])

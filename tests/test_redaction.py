@@ -240,6 +240,8 @@ def test_different_names_have_different_surrogates(names: list[str]) -> None:
     ("label", "source", "pattern"),
     [
         ("DOCTOR", "Dr. J. SMITH, MD", r"Dr\. [A-Z]\. [^a-z]+, MD"),
+        ("DOCTOR", "Smith’s", r"[A-Z]\w+’s"),
+        ("DOCTOR", "O'BRIEN'S (JIM) & CO", r"[^a-z]+'S \([^a-z]+\) & [^a-z]+"),
         ("STAFF", "van der Berg", r"\w+"),
         ("HCW", "mary o'brien-jones", r"[^A-Z]+ [^A-Z]+-[^A-Z]+"),
         ("PHONE", "(617) 555-1234 x5", r"\(\d{3}\) \d{3}-\d{4} [a-z]\d"),

@@ -58,7 +58,7 @@ def save(made: Any, folder: Path, stated_base: str | None = None) -> None:
     """Save an adapter; `stated_base` is what its config says that it was trained on."""
     made.peft_config["default"].base_model_name_or_path = stated_base
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT looks for the base on the Hub
+        warnings.simplefilter("ignore")  # PEFT warns of biases that it takes for empty weights
         made.save_pretrained(folder)
 
 

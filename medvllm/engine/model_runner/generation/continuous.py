@@ -53,9 +53,11 @@ def can_run_together(lease: Lease, answers: Sequence[Answering]) -> bool:
         return False
     if depends_on_length(model) or rows_compete(model):
         return False
+    if not _count_blocks(lease, [_length(answer) for answer in answers]):
+        return False
     if (known := _is_safe.get(model)) is None:
         known = _is_safe[model] = _try_together(lease, answers[0].config)
-    return known and _count_blocks(lease, [_length(answer) for answer in answers]) > 0
+    return known
 
 
 def run_together(lease: Lease, answers: Sequence[Answering]) -> Generator[Piece]:

@@ -47,6 +47,8 @@ _KINDS = {
         "name person per patient doctor hcw staff physician nurse relative family clinician firstname lastname surname"
     ),
 }
+# The 's of a possessive, a word, or one other character.
+_NAME_TOKEN = r"['’]s\b|[\p{L}\p{M}\p{N}]+(?:['’](?!s\b)[\p{L}\p{M}\p{N}]+)*|[^\p{L}\p{M}\p{N}]"
 _TITLES = _set("dr mr mrs ms miss prof professor sr jr md phd rn mme mlle herr frau ii iii iv")
 _PARTICLES = _set("van von der den de del della di da la le du al el bin ibn ter ten zu dos")
 _AGE_WORDS = _set(
@@ -150,8 +152,10 @@ class Surrogates:
         import regex
 
         parts: list[str] = []
-        for token in regex.findall(r"[\p{L}\p{M}\p{N}'’]+|[^\p{L}\p{M}\p{N}'’]+", source):
-            if not regex.search(r"[\p{L}\p{N}]", token):
+        for token in regex.findall(_NAME_TOKEN, source, regex.IGNORECASE):
+            if token[0] in "'’":
+                parts.append(token)
+            elif not regex.search(r"[\p{L}\p{N}]", token):
                 if not (token.isspace() and (not parts or parts[-1].isspace())):
                     parts.append(token)
             elif token.casefold() in _TITLES:
