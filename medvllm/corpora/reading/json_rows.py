@@ -3,6 +3,7 @@
 import codecs
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, BinaryIO, NoReturn
 
 from medvllm.corpora.reading.columns import Columns
@@ -119,13 +120,10 @@ def _read_items(characters: _Characters) -> Iterator[Any]:
 
 def _read_item(characters: _Characters, place: str) -> Any:
     while True:
-        try:
+        value, end = None, None
+        with suppress(ValueError, RecursionError):  # it may be cut off
             value, end = _DECODER.raw_decode(characters.text, characters.at)
-        except (ValueError, RecursionError):  # it may be cut off
-            found = False
-        else:
-            found = True
-        if found and end < len(characters.text):
+        if end is not None and end < len(characters.text):
             characters.at = end
             return value
         if not characters.read_more():

@@ -22,24 +22,23 @@ class ParquetWriter(Writer):
         self._columns = answers.columns
         if not (rows := list(answers.rows())):
             return  # which say the types of the columns
-        if self._file is None:
-            self._begin([_type_of([row[at] for row in rows]) for at in range(len(self._columns))])
-        schema = self._file.schema
+        file = self._file or self._begin([_type_of([row[at] for row in rows]) for at in range(len(self._columns))])
+        schema = file.schema
         columns = [_to_column([row[at] for row in rows], field) for at, field in enumerate(schema)]
-        self._file.write_table(_pyarrow().table(columns, schema=schema))
+        file.write_table(_pyarrow().table(columns, schema=schema))
 
     def finish(self, receipt: dict[str, Any] | None) -> None:
-        if self._file is None:
-            self._begin([_pyarrow().null()] * len(self._columns))
-        self._file.close()
+        file = self._file or self._begin([_pyarrow().null()] * len(self._columns))
+        file.close()
 
     def abandon(self) -> None:
         if self._file is not None:
             self._file.is_open = False  # or it would write to the stream when it is collected
 
-    def _begin(self, types: list[Any]) -> None:
+    def _begin(self, types: list[Any]) -> Any:
         schema = _pyarrow().schema(list(zip(self._columns, types, strict=True)))
         self._file = import_parquet().ParquetWriter(self.stream, schema)
+        return self._file
 
 
 def _pyarrow() -> Any:

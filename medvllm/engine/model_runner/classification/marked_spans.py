@@ -110,7 +110,7 @@ def read_around(
     window = Window(place.text, ids, [1] * len(ids))
     if commands:
         window = commands.read([window])[0]
-    unknown = window.input_ids.count(tokenizer.unk_token_id)
+    unknown = sum(token == tokenizer.unk_token_id for token in window.input_ids)
     return window, Coverage((read,), counted, unknown, 1, read[1] < len(text))
 
 

@@ -48,7 +48,8 @@ class Embeddings(Result):
     def __init__(
         self, vectors: "NDArray[np.float32]", coverage: list[Coverage], similarity: Similarity = "cosine"
     ) -> None:
-        self.vectors, self.coverage, self.similarity = vectors, coverage, similarity
+        self.vectors, self.coverage = vectors, coverage
+        self.similarity: Similarity = similarity
 
     def __len__(self) -> int:
         return len(self.coverage)

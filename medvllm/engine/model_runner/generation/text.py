@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -93,11 +93,13 @@ class AnswerText:
 
 def _has_decoder(tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Return whether a tokenizer knows which blanks belong to a text. Without a decoder, it puts one between tokens."""
-    return not tokenizer.is_fast or tokenizer.backend_tokenizer.decoder is not None
+    backend: Any = tokenizer.backend_tokenizer if tokenizer.is_fast else None
+    return backend is None or backend.decoder is not None
 
 
 def _is_exact(tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Return whether a token never changes the text of the tokens before it."""
     if not tokenizer.is_fast or tokenizer.clean_up_tokenization_spaces:
         return False
-    return type(tokenizer.backend_tokenizer.decoder).__name__ not in _CHANGING
+    backend: Any = tokenizer.backend_tokenizer
+    return type(backend.decoder).__name__ not in _CHANGING

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medvllm.engine.model_runner.coverage import Coverage
 from medvllm.engine.model_runner.foreign_errors import translate_tokenizer_errors
@@ -149,7 +149,8 @@ def _tokenize(
         return [_tokenize_whole(tokenizer, first, second, position, offsets, allow_special_tokens, text)], 0
     limit = tokenizer.model_max_length
     step = min(STRIDE, _room_for_text(tokenizer, first, second, position, allow_special_tokens) // 4)
-    encoding = tokenizer(
+    encode: Any = tokenizer  # whose types know no list of lists of words
+    encoding = encode(
         [first],  # as a list: otherwise, transformers leaves out an empty second text
         None if second is None else [second],
         truncation=True if second is None else "only_second",
@@ -165,11 +166,15 @@ def _tokenize(
         belongs = encoding.sequence_ids(i)
         cut = [k for k, is_special in enumerate(special) if not is_special and (second is None or belongs[k] == 1)]
         types = encoding["token_type_ids"][i] if "token_type_ids" in encoding else ()
-        words, places = encoding.word_ids(i), encoding[i].offsets
+        words: list[int | None] = encoding.word_ids(i)
+        places: list[tuple[int, int]] = encoding[i].offsets
         if isinstance(text, WordList):
             places = [_place_in_text(text, word, place, len(front)) for word, place in zip(words, places, strict=True)]
         end = places[cut[-1]][1] if cut else 0
-        pieces.append(_Piece(ids, special, cut, end, types, *((words, places) if offsets else ())))
+        found = (
+            _Piece(ids, special, cut, end, types, words, places) if offsets else _Piece(ids, special, cut, end, types)
+        )
+        pieces.append(found)
     return pieces, step
 
 
@@ -191,7 +196,8 @@ def _tokenize_whole(
     text: Text | WordList,
 ) -> _Piece:
     """Return a text as one window, for a tokenizer written in Python, which cannot split."""
-    encoding = tokenizer(
+    encode: Any = tokenizer
+    encoding = encode(
         [first],
         None if second is None else [second],
         is_split_into_words=isinstance(first, list),
@@ -224,7 +230,7 @@ def _room_for_text(
     limit = tokenizer.model_max_length
     taken = tokenizer.num_special_tokens_to_add(pair=second is not None)
     if second is not None:
-        splits = {"add_special_tokens": False, "split_special_tokens": not allow_special_tokens}
+        splits: dict[str, Any] = {"add_special_tokens": False, "split_special_tokens": not allow_special_tokens}
         taken += len(tokenizer(first, **splits, verbose=False)["input_ids"])
     if limit > taken:
         return limit - taken

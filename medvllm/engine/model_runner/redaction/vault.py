@@ -71,8 +71,9 @@ def _read(file: Path, check: str) -> dict[str, str]:
         return {}
     except ValueError:
         content = None
-    surrogates = content.get("surrogates") if isinstance(content, dict) else None
-    if not isinstance(surrogates, dict) or content["format"] != _FORMAT:
+    content = content if isinstance(content, dict) else {}
+    surrogates = content.get("surrogates")
+    if not isinstance(surrogates, dict) or content.get("format") != _FORMAT:
         raise RequestError(f"The file {str(file)!r} is not a vault of surrogates.", option="vault", value=str(file))
     if not hmac.compare_digest(str(content.get("check")), check):
         raise _other_key(file)
