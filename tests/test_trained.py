@@ -32,6 +32,22 @@ def test_a_trained_model_finds_what_it_was_trained_to_find(
     assert f1(found_by(ModelRunner(trained / name, registry=registry), NOTES), expected) > least
 
 
+def test_texts_are_classified_and_documents_ranked(registry: ModelRegistry, trained: Path) -> None:
+    """Texts and pairs that were drawn anew: at least nine of ten are right."""
+    from tests.support.trained import SECTIONS, make_pairs, make_sections  # it imports huggingface_hub
+
+    texts, sections = make_sections(60, seed=1)
+    results = ModelRunner(trained / "classifier", registry=registry).classify(texts)
+    right = [result.label == SECTIONS[number] for result, number in zip(results, sections.tolist(), strict=True)]
+    assert sum(right) >= 54
+    queries, documents, relevant = make_pairs(60, seed=1)
+    ranker = ModelRunner(trained / "cross-encoder", registry=registry)
+    scores = [ranker.rerank(query, [document])[0].score for query, document in zip(queries, documents, strict=True)]
+    assert sum((score > 0.5) == bool(answers) for score, answers in zip(scores, relevant, strict=True)) >= 54
+    best = ranker.rerank("What is known about asthma?", ["On diabetes in adults.", "On asthma and cough in adults."])
+    assert [document.index for document in best] == [1, 0]
+
+
 def test_label_schemes_find_the_same(registry: ModelRegistry, trained: Path) -> None:
     """Three heads on one encoder, in BIO, BILOU and bare labels. Where they differ, it is by a word or two."""
     by_scheme = [
