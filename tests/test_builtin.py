@@ -77,6 +77,9 @@ def test_an_entry_makes_its_repository_load_as_its_authors_meant(
             expected = hidden[0] if behaviour.pooling == "cls" else hidden.mean(0)
             vectors = ModelRunner(name, registry=registry).embed([pair or "Patient denies fever."]).vectors
             assert np.allclose(vectors[0], expected, atol=1e-5)
+        if behaviour.task == "fill-mask":
+            [[fills]] = ModelRunner(name, registry=registry).run(None, ["Patient denies [MASK]."])
+            assert len(fills) == 5 and fills[0].score >= fills[1].score > 0
 
 
 @pytest.mark.parametrize("name", [name for name, entry in ENTRIES.items() if entry.behaviour.task in ("ner", "deid")])
