@@ -118,6 +118,7 @@ def test_any_bytes_are_rows_or_an_error_of_ours(folder: Path, data: bytes, forma
         ("a.csv", f'a,text\n1,"{SECRET}\nx\n'.encode(), "a quote that is not closed in line 2"),
         ("a.csv", f'a,text\n1,"{SECRET}"x\n'.encode(), "a quote in the middle of a field in line 2"),
         ("a.csv", f"a,text\n1,{SECRET}\rx\n".encode(), "a carriage return that is in no quotes in line 2"),
+        ("a.csv", f"a,text\r1,{SECRET}\r".encode(), "a carriage return that is in no quotes in line 1"),
         ("a.csv", f"text,text\n1,{SECRET}\n".encode(), "There are 2 columns 'text'"),
         ("a.csv", f"id,TEXT\n1,{SECRET}\n".encode(), "'TEXT'?\nIts columns: id, TEXT\nName it with: --text"),
         ("a.csv", f"1,{SECRET} was seen today by the doctor\n".encode(), "Its columns: 1, (43 characters)"),
