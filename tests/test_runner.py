@@ -126,6 +126,8 @@ def test_bad_requests_name_the_text_by_its_place(registry: ModelRegistry, minilm
         minilm.fill_mask(["a [MASK]"])
     with pytest.raises(RequestError, match="ModelRunner cannot run task 'fill-masks'. .*'fill-mask'"):
         runner.run("fill-masks", ["x"])
+    with pytest.raises(RequestError, match="A task must be a text, such as 'embed', not int"):
+        runner.run(cast(Any, 3), ["x"])
     with pytest.raises(RequestError, match="Texts must be a list of texts, not NoneType"):
         runner.embed(None)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="Text 2 is not valid Unicode"):
