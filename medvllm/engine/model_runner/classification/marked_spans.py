@@ -160,6 +160,7 @@ def _encode_around(
 def _parse_span(span: Any, text: int, number: int) -> Place:
     """Return the place of an object with `start` and `end`, a record with these keys, or a pair."""
     place = Place(text, number, 0, 0)
+    offsets: tuple[Any, Any]
     if isinstance(span, Mapping):
         offsets = span.get("start"), span.get("end")
     elif isinstance(span, (tuple, list)):
