@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -107,6 +108,13 @@ def test_markers_that_are_special_tokens_stay_special(registry: ModelRegistry, t
         ids = [lease.tokenizer.cls_token_id, *before, *after, lease.tokenizer.sep_token_id]
         expected = lease.model(torch.tensor([ids])).logits[0].softmax(-1)
     assert inside.scores == pytest.approx(dict(zip(LABELS, expected.tolist(), strict=True)), abs=1e-6)
+
+
+def test_offsets_may_come_from_a_table(registry: ModelRegistry, tmp_path: Path) -> None:
+    """Its integers are NumPy's."""
+    runner = runner_of(registry, write(tmp_path / "m"))
+    start, end = np.array([19, 24])
+    assert runner.assertions([TEXT], [[(start, end)]]) == runner.assertions([TEXT], [[(19, 24)]])
 
 
 @pytest.mark.parametrize(

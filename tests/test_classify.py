@@ -146,6 +146,13 @@ def test_labels_without_names_are_refused(registry: ModelRegistry, tmp_path: Pat
     check_equal(ours, [[(named[label], score) for label, score in labels] for labels in theirs])
 
 
+def test_two_classes_with_one_label_are_refused(registry: ModelRegistry, tmp_path: Path) -> None:
+    """Neither score would be that of the label, and the likeliest label could come last."""
+    folder = write(tmp_path / "m", "BertForSequenceClassification", ["ABSENT", "PRESENT", "ABSENT"])
+    with pytest.raises(WeightsMismatchError, match="Two classes of model .* have the label 'ABSENT'"):
+        ModelRunner(folder, registry=registry).classify(TEXTS)
+
+
 def test_an_order_of_labels_that_contradicts_the_config_is_said(
     registry: ModelRegistry, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -118,6 +118,7 @@ def test_any_bytes_are_rows_or_an_error_of_ours(folder: Path, data: bytes, forma
         ("a.csv", f'a,text\n1,"{SECRET}\nx\n'.encode(), "a quote that is not closed in line 2"),
         ("a.csv", f'a,text\n1,"{SECRET}"x\n'.encode(), "a quote in the middle of a field in line 2"),
         ("a.csv", f"a,text\n1,{SECRET}\rx\n".encode(), "a carriage return that is in no quotes in line 2"),
+        ("a.csv", f"a,text\r1,{SECRET}\r".encode(), "a carriage return that is in no quotes in line 1"),
         ("a.csv", f"text,text\n1,{SECRET}\n".encode(), "There are 2 columns 'text'"),
         ("a.csv", f"id,TEXT\n1,{SECRET}\n".encode(), "'TEXT'?\nIts columns: id, TEXT\nName it with: --text"),
         ("a.csv", f"1,{SECRET} was seen today by the doctor\n".encode(), "Its columns: 1, (43 characters)"),
@@ -128,6 +129,7 @@ def test_any_bytes_are_rows_or_an_error_of_ours(folder: Path, data: bytes, forma
         ("a.jsonl", f'{{"note": "{SECRET}"}}\n'.encode(), "There is no column 'text' in line 1"),
         ("a.jsonl", f'{{"text": "x", "id": ["{SECRET}"]}}\n'.encode(), "Column 'id' holds a list in line 1"),
         ("a.jsonl", f'{{"text": "{SECRET}", "id": "\\ud800"}}\n'.encode(), "not valid Unicode in line 1"),
+        ("a.jsonl", f'{{"text": "{SECRET}", "id": 1e999}}\n'.encode(), "holds NaN or infinity in line 1"),
         ("a.json", f'{{"text": "{SECRET}"}}'.encode(), "is no list.\nWrite it as: "),
         ("a.json", f'["x", "{SECRET}" "y"]'.encode(), "no valid JSON in item 2"),
         ("a.json", f'["x", NaN, "{SECRET}"]'.encode(), "no valid JSON in item 2"),
@@ -154,6 +156,8 @@ def test_parquet_columns_of_every_kind(tmp_path: Path) -> None:
         column = pa.array([wrong] if wrong else ["x", None])
         parquet.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
         assert what in (said := refusal(tmp_path / "a.parquet")) and f"row {1 if wrong else 2} of" in said
+    parquet.write_table(pa.table({"id": pa.array([1.0, float("nan")]), "text": ["x", SECRET]}), tmp_path / "a.parquet")
+    assert "Column 'id' holds NaN or infinity in row 2" in refusal(tmp_path / "a.parquet")
     words = pa.table({"text": pa.array([["Dr", "Smith"]]), "when": pa.array([date(2019, 5, 3)])})
     parquet.write_table(words, tmp_path / "a.parquet")
     assert pairs(read(tmp_path / "a.parquet", Columns(id="when"))) == [("2019-05-03", ["Dr", "Smith"])]

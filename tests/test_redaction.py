@@ -158,6 +158,15 @@ def test_marks_of_an_earlier_redaction_stay(runner: ModelRunner) -> None:
     assert redact(runner, "_Smith__ a", operators=None) == "_[NAME]__ a"
 
 
+@pytest.mark.parametrize("written", ["x", "S", "7", "Sm"])
+def test_what_is_written_is_no_mark_inside_of_a_word(runner: ModelRunner, written: str) -> None:
+    """Or names with a letter of it, and numbers with a digit of it, would be seen in their redactions."""
+    operators = {"DEFAULT": {"type": "replace", "new_value": written}}
+    result = redact(runner, "Sxm, Smax a S-Sm, x-J 17-7-17, Jones", operators=operators)
+    assert result == f"{written}, {written} a {written}, {written} {written}, {written}"
+    assert redact(runner, result, operators=operators) == result
+
+
 NOTE = "Smith saw Jones on 03/14/2019; MRN 7777"
 
 

@@ -5,9 +5,10 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
@@ -128,10 +129,16 @@ def test_bad_requests_name_the_text_by_its_place(registry: ModelRegistry, minilm
         minilm.fill_mask(["a [MASK]"])
     with pytest.raises(RequestError, match="ModelRunner cannot run task 'fill-masks'. .*'fill-mask'"):
         runner.run("fill-masks", ["x"])
+    with pytest.raises(RequestError, match="A task must be a text, such as 'embed', not int"):
+        runner.run(cast(Any, 3), ["x"])
     with pytest.raises(RequestError, match="Texts must be a list of texts, not NoneType"):
         runner.embed(None)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="Text 2 is not valid Unicode"):
         runner.embed(["a", "b\udcff"])
+    for texts, kind in (({"a", "b"}, "set"), (pd.DataFrame({"text": ["a"]}), "DataFrame")):
+        with pytest.raises(RequestError, match=f"Texts must be a list of texts, not {kind}"):
+            runner.embed(cast(Any, texts))
+    assert runner.embed(pd.Series(["a", "b"], index=[5, 6])).vectors.shape == (2, 32)
     for top_k in (0, -1, 2.5, "a", True):
         with pytest.raises(RequestError, match="top_k must be at least 1"):
             runner.fill_mask(["a [MASK]"], top_k=top_k)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any
 
 from medvllm.corpora.rows import Row
@@ -99,8 +100,10 @@ def _check_text(value: Any, column: str, place: str) -> Any:
 
 
 def _check_id(value: Any, column: str, place: str) -> Any:
-    if isinstance(value, (list, dict)) or (isinstance(value, str) and has_lone_surrogate(value)):
-        found = "text that is not valid Unicode" if isinstance(value, str) else _kind(value)
+    is_broken = isinstance(value, str) and has_lone_surrogate(value)
+    is_infinite = isinstance(value, float) and not isfinite(value)
+    if isinstance(value, (list, dict)) or is_broken or is_infinite:
+        found = "text that is not valid Unicode" if is_broken else "NaN or infinity" if is_infinite else _kind(value)
         raise RequestError(f"Column {column!r} holds {found} in {place}.\nAn id is a text or a number.")
     return value if value is None or isinstance(value, (str, int, float)) else str(value)
 

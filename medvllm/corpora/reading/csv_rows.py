@@ -91,5 +91,12 @@ class _Table:
 
 
 def _choose_delimiter(line: str, delimiters: str) -> str:
-    """Return the character that gives most fields."""
-    return max(delimiters, key=lambda delimiter: len(next(csv.reader([line], delimiter=delimiter), ())))
+    """Return the character that gives most fields. If none can, the first: the error comes when the line is read."""
+
+    def count_fields(delimiter: str) -> int:
+        try:
+            return len(next(csv.reader([line], delimiter=delimiter), ()))
+        except csv.Error:
+            return 0
+
+    return max(delimiters, key=count_fields)

@@ -108,8 +108,14 @@ def check_query(query: object) -> None:
 
 
 def to_list(texts: Iterable[Any]) -> list[Any]:
-    """Return the texts as a list. RequestError: `texts` is a single text, whose items would be letters."""
-    if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, Iterable):
+    """Return the texts as a list.
+
+    Raises:
+        RequestError: Its items would be something else: the letters of a text, the names of the columns of a table, or
+            the texts of a set, whose order nobody knows.
+    """
+    is_table = hasattr(texts, "columns") and hasattr(texts, "iloc")  # a pandas DataFrame
+    if isinstance(texts, (str, bytes, Mapping, set, frozenset)) or not isinstance(texts, Iterable) or is_table:
         kind = "one text" if isinstance(texts, str) else type(texts).__name__
         raise RequestError(f"Texts must be a list of texts, not {kind}.\nWrite it as: [text]")
     return list(texts)

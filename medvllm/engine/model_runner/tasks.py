@@ -46,8 +46,10 @@ _OPTION_CHECKS: dict[str, Callable[..., object]] = {
 }
 
 
-def check_task(task: str, arguments: Mapping[str, Any]) -> None:
+def check_task(task: object, arguments: Mapping[str, Any]) -> None:
     """Raise RequestError if ModelRunner cannot run the task, or the task cannot use one of the arguments."""
+    if not isinstance(task, str):
+        raise RequestError(f"A task must be a text, such as 'embed', not {type(task).__name__}.")
     if task not in TASKS:
         near = near_names(task, TASKS)
         raise RequestError(

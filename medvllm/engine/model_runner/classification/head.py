@@ -12,7 +12,7 @@ from medvllm.engine.model_runner.reading.batches import (
     run_head,
 )
 from medvllm.engine.model_runner.reading.windows import Window
-from medvllm.errors import RequestError
+from medvllm.errors import RequestError, WeightsMismatchError
 from medvllm.model_registry import Lease
 from medvllm.sources.folder_facts import nameless_labels_error
 
@@ -37,7 +37,7 @@ def get_labels(lease: Lease) -> list[str]:
     """Return the label of each class, in the order of the logits.
 
     Raises:
-        WeightsMismatchError: There are several, and they are called LABEL_0, LABEL_1 and so on.
+        WeightsMismatchError: There are several, and they are called LABEL_0, LABEL_1 and so on; or two have one name.
     """
     from medvllm.loading.checks.labels import label_map
 
@@ -47,7 +47,14 @@ def get_labels(lease: Lease) -> list[str]:
         if config.num_labels > 1:
             raise nameless_labels_error(lease.metadata.name, config.num_labels - 1)
         labels = config.id2label
-    return [labels[number] for number in range(len(labels))]
+    names = [labels[number] for number in range(len(labels))]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise WeightsMismatchError(
+            f"Two classes of model {lease.metadata.name!r} have the label {twice!r}, so its score would be divided.\n"
+            "Register it with a name for each class, in order: register(…, id2label=['PRESENT', 'ABSENT'])",
+            model=lease.metadata.name,
+        )
+    return names
 
 
 def compute_logits(lease: Lease, windows: Sequence[Window]) -> "torch.Tensor":

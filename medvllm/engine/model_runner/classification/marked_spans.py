@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from operator import index
+from typing import Any, SupportsIndex
 
 from medvllm.engine.model_runner.coverage import Coverage
 from medvllm.engine.model_runner.foreign_errors import translate_tokenizer_errors
@@ -159,6 +160,7 @@ def _encode_around(
 def _parse_span(span: Any, text: int, number: int) -> Place:
     """Return the place of an object with `start` and `end`, a record with these keys, or a pair."""
     place = Place(text, number, 0, 0)
+    offsets: tuple[Any, Any]
     if isinstance(span, Mapping):
         offsets = span.get("start"), span.get("end")
     elif isinstance(span, (tuple, list)):
@@ -167,9 +169,10 @@ def _parse_span(span: Any, text: int, number: int) -> Place:
         offsets = span[0], span[1]
     else:
         offsets = getattr(span, "start", None), getattr(span, "end", None)
-    start, end = offsets
-    if type(start) is not int or type(end) is not int:
+    # SupportsIndex: also the integers of NumPy, of which a table of spans consists.
+    if any(isinstance(offset, bool) or not isinstance(offset, SupportsIndex) for offset in offsets):
         raise _span_error(place, "has no start and end that are whole numbers")
+    start, end = map(index, offsets)
     if not 0 <= start < end:
         raise _span_error(place, f"must begin before it ends, but begins at {start} and ends at {end}")
     return Place(text, number, start, end)

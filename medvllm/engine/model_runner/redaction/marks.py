@@ -3,6 +3,9 @@
 from collections.abc import Iterable, Sequence
 
 _MIMIC = r"\[\*\*[^\[\]*]{0,120}\*\*\]|_{3,}"
+# Inside of a word, or where signs join it to one, a text such as X is a part of a name, not a mark.
+_JOINTS = r"[-‐‑_&'’.@/:]?"
+_BEFORE, _BEHIND = rf"(?<![\p{{L}}\p{{M}}\p{{N}}]{_JOINTS})", rf"(?!{_JOINTS}[\p{{L}}\p{{M}}\p{{N}}])"
 
 
 def find_marks(text: str, written: Iterable[str]) -> list[tuple[int, int]]:
@@ -14,7 +17,11 @@ def find_marks(text: str, written: Iterable[str]) -> list[tuple[int, int]]:
     """
     import regex
 
-    own = [regex.escape(each) for each in sorted(written, key=len, reverse=True) if each.strip()]
+    longest_first = sorted({each for each in written if each.strip()}, key=len, reverse=True)
+    own = [
+        f"{_BEFORE if each[0].isalnum() else ''}{regex.escape(each)}{_BEHIND if each[-1].isalnum() else ''}"
+        for each in longest_first
+    ]
     return [found.span() for found in regex.finditer("|".join([_MIMIC, *own]), text)]
 
 
