@@ -200,7 +200,7 @@ def test_a_spawned_worker_names_it_too(ward: Any) -> None:
     worker = context.Process(target=_ask, args=("ward-tagger", answers))
     worker.start()
     assert "is not registered" in answers.get(timeout=60)
-    assert "the one that started it registered that name for itself alone" in answers.get(timeout=60)
+    assert "the process that started it registered the name for itself alone" in answers.get(timeout=60)
     worker.join(60)
     registry.unregister("ward-tagger")
     assert "ward-tagger" not in os.environ["_MEDVLLM_REGISTERED"]
