@@ -21,13 +21,12 @@ if TYPE_CHECKING:
     from medvllm.engine.model_runner.classification.classify import ClassificationResults, Combination
     from medvllm.engine.model_runner.classification.head import Activation
     from medvllm.engine.model_runner.classification.marked_spans import SpanLike
-    from medvllm.engine.model_runner.classification.rerank import RerankResults
     from medvllm.engine.model_runner.embedding.embed import Embeddings
     from medvllm.engine.model_runner.embedding.prompts import Role
-    from medvllm.engine.model_runner.embedding.similarity import SearchResults
     from medvllm.engine.model_runner.fill_mask import FillMaskResults
     from medvllm.engine.model_runner.generation.answers import GenerationResults, Piece
     from medvllm.engine.model_runner.generation.options import GenerationOptions
+    from medvllm.engine.model_runner.ranking import Ranking
     from medvllm.engine.model_runner.redaction.results import RedactionResults
     from medvllm.engine.model_runner.tagging.aggregation import Aggregation
     from medvllm.engine.model_runner.tagging.entities import EntityResults
@@ -157,7 +156,7 @@ class ModelRunner:
 
     def search(
         self, query: str, texts: Iterable[Text], k: int = 10, *, allow_special_tokens: bool = False
-    ) -> "SearchResults":
+    ) -> "Ranking":
         """Return the texts that are most similar to a query, the best first.
 
         The query gets the model's prompt for queries, and the texts that for documents. If the entry has a
@@ -181,7 +180,8 @@ class ModelRunner:
             >>> hits = ModelRunner("ncbi/MedCPT-Query-Encoder").search("secondary prevention of stroke", articles)
             >>> print(hits[0].index, hits[0].score)
         """
-        from medvllm.engine.model_runner.embedding.similarity import Hit, SearchResults, compare
+        from medvllm.engine.model_runner.embedding.similarity import compare
+        from medvllm.engine.model_runner.ranking import RankedText, Ranking
 
         check_count("k", k)
         check_query(query)
@@ -190,7 +190,9 @@ class ModelRunner:
         found = self._for_role("document").embed(texts, role="document", **options)
         scores = compare(asked.vectors, found.vectors, found.similarity)[0].tolist()
         best = sorted(range(len(scores)), key=lambda index: -scores[index])[:k]
-        return SearchResults(Hit(index, scores[index], found.coverage[index]) for index in best)
+        ranking = Ranking(RankedText(index, scores[index], found.coverage[index]) for index in best)
+        ranking.task = "search"
+        return ranking
 
     def entities(
         self,
@@ -512,7 +514,7 @@ class ModelRunner:
         top_k: int | None = None,
         allow_special_tokens: bool = False,
         with_receipt: bool = False,
-    ) -> "RerankResults":
+    ) -> "Ranking":
         """Return documents in the order in which a cross-encoder ranks them for a query, the best first.
 
         A score is the logit of the pair, or its sigmoid, as the entry's `activation` or the folder says. By default, it
@@ -539,7 +541,7 @@ class ModelRunner:
             >>> print([(document.index, document.score) for document in ranked])
         """
         options = {"query": query, "top_k": top_k, "allow_special_tokens": allow_special_tokens}
-        return cast("RerankResults", self.run("rerank", documents, with_receipt=with_receipt, **options))
+        return cast("Ranking", self.run("rerank", documents, with_receipt=with_receipt, **options))
 
     @drop_hidden_errors
     def run(self, task: str | None, texts: Iterable[Any], *, with_receipt: bool = False, **arguments: Any) -> Any:

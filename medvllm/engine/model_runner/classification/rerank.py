@@ -1,8 +1,6 @@
 """The task rerank: documents in the order in which they answer a query."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Iterable
 
 from medvllm.engine.model_runner.classification.classify import combine_windows
 from medvllm.engine.model_runner.classification.head import (
@@ -11,47 +9,12 @@ from medvllm.engine.model_runner.classification.head import (
     check_classifier,
     compute_logits,
 )
-from medvllm.engine.model_runner.coverage import Coverage
 from medvllm.engine.model_runner.inputs import check_query, check_texts
 from medvllm.engine.model_runner.option_checks import check_count, check_flag
+from medvllm.engine.model_runner.ranking import RankedText, Ranking
 from medvllm.engine.model_runner.reading.windows import split_into_windows
-from medvllm.engine.model_runner.results import Cell, Result
 from medvllm.errors import LoadError, RequestError
 from medvllm.model_registry import Lease
-
-
-@dataclass(frozen=True)
-class RankedDocument:
-    """A document with its score.
-
-    Attributes:
-        index: Its position among the caller's documents, from 0.
-        score: How well it answers the query, in the model's own units: the higher, the better.
-        coverage: What the model read of it.
-    """
-
-    index: int
-    score: float
-    coverage: Coverage
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record of the document, for JSON."""
-        return self.coverage.to_dict() | {"index": self.index, "score": self.score}
-
-
-class RerankResults(Result, list[RankedDocument]):
-    """The documents, the best first."""
-
-    columns: ClassVar[tuple[str, ...]] = ("text", "score")
-
-    def rows(self) -> Iterator[tuple[Cell, ...]]:
-        """Yield a row for each document, the best first."""
-        for document in self:
-            yield document.index + 1, document.score
-
-    def to_dict(self) -> list[dict[str, Any]]:
-        """Return one record for each document, for JSON."""
-        return [document.to_dict() for document in self]
 
 
 def check_rerank_options(
@@ -71,7 +34,7 @@ def rerank(
     query: str,
     top_k: int | None = None,
     allow_special_tokens: bool = False,
-) -> RerankResults:
+) -> Ranking:
     """Return the documents in the order of their scores for the query, the best first.
 
     A document that is longer than the model is read in windows, each with the whole query, and has the score of its
@@ -100,12 +63,12 @@ def rerank(
     )
     scores = combine_windows(compute_logits(lease, windows), windows, len(given), "max")
     ranked = [
-        RankedDocument(index, score, covered)
+        RankedText(index, score, covered)
         for index, (score, covered) in enumerate(
             zip(apply_activation(scores, activation)[:, 0].tolist(), coverage, strict=True)
         )
     ]
-    return RerankResults(sorted(ranked, key=lambda document: -document.score)[:top_k])
+    return Ranking(sorted(ranked, key=lambda document: -document.score)[:top_k])
 
 
 def _find_activation(lease: Lease) -> Activation:

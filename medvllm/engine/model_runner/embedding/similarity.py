@@ -1,11 +1,7 @@
-"""How vectors are compared, and the texts that a search finds by it."""
+"""How vectors are compared."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
-from medvllm.engine.model_runner.coverage import Coverage
-from medvllm.engine.model_runner.results import Cell, Result
 from medvllm.errors import RequestError
 
 if TYPE_CHECKING:
@@ -16,41 +12,6 @@ Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 
 _CHUNK = 1_000_000  # numbers that a comparison by distance holds at once
 _SMALLEST_NORM = 1e-12
-
-
-@dataclass(frozen=True)
-class Hit:
-    """A text that a search found.
-
-    Attributes:
-        index: Its position among the caller's texts, from 0.
-        score: Its similarity to the query.
-        coverage: What the model read of it.
-    """
-
-    index: int
-    score: float
-    coverage: Coverage
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record of the text, for JSON."""
-        return self.coverage.to_dict() | {"index": self.index, "score": self.score}
-
-
-class SearchResults(Result, list[Hit]):
-    """The texts that are most similar to a query, the best first."""
-
-    columns: ClassVar[tuple[str, ...]] = ("text", "score")
-    task = "search"
-
-    def rows(self) -> Iterator[tuple[Cell, ...]]:
-        """Yield a row for each text, the best first."""
-        for hit in self:
-            yield hit.index + 1, hit.score
-
-    def to_dict(self) -> list[dict[str, Any]]:
-        """Return one record for each text, for JSON."""
-        return [hit.to_dict() for hit in self]
 
 
 def compare(
