@@ -291,6 +291,21 @@ def test_a_surrogate_is_of_the_same_kind(label: str, source: str, pattern: str |
             assert made is None or (made != source and re.fullmatch(pattern or "", made)), made
 
 
+def test_a_document_in_several_chunks_has_one_set_of_surrogates() -> None:
+    """Equal names stay equal, and different ones different, also if a chunk lacks the names of the others."""
+    names = ["Smith", "Jones", "John", "Mary", "Miller", "Brown", "Davis", "James", "Robert", "Linda", "Susan", "David"]
+    for seed in range(50):
+        operator, made = Surrogate(seed=seed), dict[str, set[str | None]]()
+        for chunk in (names[:4], [*names[4:8], "Mary", "Smith"], [*names[8:], "Mary", "Smith"]):
+            found = [Found(name, "NAME", "patient 12") for name in chunk]
+            with Vaults() as vaults:
+                operator.prepare(found, vaults)
+                for each in found:
+                    made.setdefault(each.source, set()).add(operator.write(each))
+        assert all(len(new) == 1 for new in made.values())
+        assert len(set(chain.from_iterable(made.values()))) == len(names)
+
+
 def test_a_vault_keeps_surrogates_between_calls(runner: ModelRunner, tmp_path: Path) -> None:
     """Without any source; for its owner only; with its key only; also if threads share it."""
     vault = tmp_path / "new" / "vault.json"

@@ -22,6 +22,7 @@ from medvllm.settings import REDACTION_KEY_FILE
 
 DEFAULT = "DEFAULT"
 _MOST_DAYS = 365  # the farthest that a date is moved by a derived number of days
+_MOST_DOCUMENTS = 100_000  # whose surrogates are remembered from one chunk of a corpus to the next
 _SHORTEST_HASH, _LONGEST_HASH = 8, 64
 
 
@@ -156,16 +157,22 @@ class Surrogate(Operator):
             given = secrets.token_bytes(32)  # consistent within the call, and nobody can test a guess
         self._secret = derive(given or b"", "surrogate", str(self.seed))
         self._books: dict[str, Surrogates] = {}
+        # Of the latest documents, for a document whose texts are in several chunks of a corpus.
+        self._documents: dict[bytes, tuple[MutableMapping[str, str], set[str]]] = {}
 
     def prepare(self, everything: Sequence[Found], vaults: Vaults) -> None:
         documents = {found.document: set[str]() for found in everything}
         for found in everything:
             documents[found.document] |= name_words(found.label, found.source)
         if self.vault is None and self.scope != "call":
-            self._books = {
-                document: self._book(derive(self._secret, "document", document), {}, words)
-                for document, words in documents.items()
-            }
+            self._books = {}
+            for document, words in documents.items():
+                secret = derive(self._secret, "document", document)
+                remembered, forbidden = self._documents.pop(secret, ({}, set()))
+                self._documents[secret] = remembered, forbidden | words
+                self._books[document] = self._book(secret, *self._documents[secret])
+            while len(self._documents) > _MOST_DOCUMENTS:
+                del self._documents[next(iter(self._documents))]
             return
         remembered = {} if self.vault is None else vaults.open(Path(self.vault), self._secret)
         book = self._book(self._secret, remembered, set(chain.from_iterable(documents.values())))
