@@ -29,6 +29,7 @@ _TASKS_ELSEWHERE = {
     "negation-detection": "assertions",
     "text-ranking": "rerank",
     "reranking": "rerank",
+    "re-rank": "rerank",
     "rank": "rerank",
     "text-generation": "generate",
     "text2text-generation": "generate",

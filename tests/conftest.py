@@ -175,6 +175,7 @@ def hub(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     _hub.clear()
     yield _hub
+    _hub.heal()
 
 
 @pytest.fixture

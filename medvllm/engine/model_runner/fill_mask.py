@@ -76,6 +76,10 @@ def check_fill_mask_options(
     if targets is not None and not isinstance(targets, (list, tuple)):
         kind = "one text" if isinstance(targets, str) else type(targets).__name__
         raise RequestError(f"targets must be a list of texts, not {kind}.\nWrite it as: [target]", option="targets")
+    if targets is not None and not targets:
+        raise RequestError(
+            "targets must be at least one text.\nLeave it out to score all word pieces.", option="targets"
+        )
     for position, target in enumerate(targets or (), 1):
         if not isinstance(target, str) or not target:
             what = "is empty" if isinstance(target, str) else f"must be text, not {type(target).__name__}"

@@ -61,9 +61,7 @@ def check_task(task: object, arguments: Mapping[str, Any]) -> None:
     if unknown := next((name for name in arguments if name not in known), None):
         raise RequestError(
             f"Task {task!r} takes no argument {unknown!r}.{did_you_mean(near_names(unknown, known))}\n"
-            f"Its arguments: {', '.join(known)}"
-            if known
-            else "It takes texts only.",
+            f"Its arguments: {', '.join(known)}",
             task=task,
             argument=unknown,
         )

@@ -169,7 +169,7 @@ def combine_windows(
 
 def _check_entailment(lease: Lease, names: Sequence[str], given: Sequence[Text]) -> None:
     """Raise RequestError for single texts if the labels say that the model compares a hypothesis with a premise."""
-    if not lease.metadata.behaviour.inputs and "entailment" in map(str.casefold, names):
+    if not lease.metadata.behaviour.inputs and any(name.casefold().startswith("entail") for name in names):
         check_pairs(given, ("premise", "hypothesis"))
 
 
