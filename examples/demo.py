@@ -40,12 +40,10 @@ def main() -> None:
     with registry.lease("minilm") as lease:
         size_mb = lease.size_bytes / 1e6
 
-    vectors = ModelRunner("minilm").embed(SENTENCES).vectors
-    cosines = vectors @ vectors.T
-    cosines.fill_diagonal_(-1)
+    cosines = ModelRunner("minilm").similarity(SENTENCES)  # an array of shape [sentences, sentences]
     neighbours = Table("sentence", "nearest neighbour", "cosine", title="Nearest neighbours", title_justify="left")
     for i, sentence in enumerate(SENTENCES):
-        nearest = int(cosines[i].argmax())
+        nearest = int(cosines[i].argsort()[-2])  # the last is the sentence itself
         neighbours.add_row(sentence, SENTENCES[nearest], f"{float(cosines[i, nearest]):.2f}")
     console.print(neighbours)
 

@@ -56,6 +56,18 @@ def test_the_blocks_of_a_page_run_in_order(served: None, page: str) -> None:
         exec(compile(block, page, "exec"), namespace)
 
 
+def test_the_demo_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """As `make demo` runs it: each sentence has its neighbour."""
+    before = set(registry.list_models())
+    try:
+        runpy.run_path(str(ROOT / "examples" / "demo.py"), run_name="__main__")
+    finally:
+        for name in set(registry.list_models()) - before:
+            registry.unregister(name)
+        registry.clear_cache()
+    assert "Nearest neighbours" in capsys.readouterr().out
+
+
 def test_the_page_on_the_catalogue_runs(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its commands in a shell that stops at the first error, then its Python, on the same catalogue."""
     page = (ROOT / "docs" / "catalog.md").read_text()
