@@ -322,6 +322,8 @@ def test_words_that_cannot_be_used_are_refused(shared: ModelRegistry, tmp_path: 
         ([[["a"]]], "Text 1 is a list of words, of which word 1 must be text, not list"),
         ([5], "Text 1 must be text, not int"),
         ([["a", "\ud800"]], "Text 1 is not valid Unicode"),
+        ([["a"], ["b", "Seen by Dr. Smith."]], "Text 2 is a list of words, but its item 2 has white space in it"),
+        ([("Title", "An\u00a0abstract")], "Text 1 is a list of words, but its item 2 has white space in it"),
         ("fever", "Texts must be a list of texts"),
     ):
         with pytest.raises(RequestError, match=why):

@@ -37,6 +37,12 @@ def check_texts_or_words(lease: Lease, texts: Iterable[Any], task: str) -> list[
                     f"Text {position} is a list of words, of which word {odd} must be text, not "
                     f"{type(item[odd - 1]).__name__}."
                 )
+            # The first piece of a word decides for all of it. Of a sentence, the rest would go unread without a word.
+            if long := next((number for number, word in enumerate(item, 1) if len(word.split()) > 1), None):
+                raise RequestError(
+                    f"Text {position} is a list of words, but its item {long} has white space in it, so it is not one "
+                    "word.\nPass texts as they are, without a list around them: runner.entities(texts)"
+                )
             check_text(" ".join(item), position)
         else:
             check_text(item, position)
