@@ -166,15 +166,16 @@ def _tokenize(
         belongs = encoding.sequence_ids(i)
         cut = [k for k, is_special in enumerate(special) if not is_special and (second is None or belongs[k] == 1)]
         types = encoding["token_type_ids"][i] if "token_type_ids" in encoding else ()
-        words: list[int | None] = encoding.word_ids(i)
-        places: list[tuple[int, int]] = encoding[i].offsets
+        words: list[int | None] = []
+        places: list[tuple[int, int]] = []
+        if offsets or len(encoding["input_ids"]) > 1:  # a single window ends where its text ends
+            words, places = encoding.word_ids(i), encoding[i].offsets
         if isinstance(text, WordList):
             places = [_place_in_text(text, word, place, len(front)) for word, place in zip(words, places, strict=True)]
-        end = places[cut[-1]][1] if cut else 0
-        found = (
-            _Piece(ids, special, cut, end, types, words, places) if offsets else _Piece(ids, special, cut, end, types)
-        )
-        pieces.append(found)
+        end = places[cut[-1]][1] if places and cut else 0
+        if not offsets:
+            words, places = [], []
+        pieces.append(_Piece(ids, special, cut, end, types, words, places))
     return pieces, step
 
 
