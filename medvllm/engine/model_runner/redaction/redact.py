@@ -86,11 +86,7 @@ def check_redact_options(
             value=threshold,
         )
     for name, value in (("labels", labels), ("documents", documents)):
-        if value is not None and (
-            isinstance(value, str)
-            or not isinstance(value, Sequence)
-            or not all(isinstance(each, str) for each in value)
-        ):
+        if value is not None and not _is_list_of_texts(value):
             raise RequestError(f"{name} must be a list of texts.\nWrite it as: {name}=['...']", option=name)
     if labels is not None and not labels:
         raise RequestError("labels must name at least one label.\nLeave it out for all: labels=None", option="labels")
