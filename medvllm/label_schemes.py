@@ -3,8 +3,9 @@
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
+
+from medvllm.lazy import lazy
 
 UNNAMED = "ENTITY"  # for a tagger with one type, whose labels are just B and I
 
@@ -44,7 +45,7 @@ class LabelScheme:
     labels: tuple[str, ...]
     marks: tuple[Mark | None, ...]
 
-    @cached_property
+    @lazy
     def kinds(self) -> tuple[str, ...]:
         """The types of entities, in the order of the labels."""
         return tuple(dict.fromkeys(mark.kind for mark in self.marks if mark))

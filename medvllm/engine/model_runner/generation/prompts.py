@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from medvllm.engine.model_runner.coverage import Coverage
@@ -11,6 +10,7 @@ from medvllm.engine.model_runner.generation.chat import encode_conversation
 from medvllm.engine.model_runner.generation.conversation import Conversation, check_conversation
 from medvllm.engine.model_runner.inputs import check_single_texts, to_list
 from medvllm.errors import RequestError
+from medvllm.lazy import lazy
 from medvllm.model_registry import Lease
 
 _PROBE = "a"
@@ -105,7 +105,7 @@ class _Reader:
     def _count_unknown(self, ids: Sequence[int]) -> int:
         return ids.count(self._tokenizer.unk_token_id) if self._tokenizer.unk_token_id is not None else 0
 
-    @cached_property
+    @lazy
     def _closing(self) -> int:
         """How many special tokens the tokenizer puts behind a text. A decoder would take them for the end of it."""
         if getattr(self._lease.model.config, "is_encoder_decoder", False):

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from medvllm import progress
@@ -13,6 +12,7 @@ from medvllm.engine.model_runner.tagging.words import Word, cut_words, trim_word
 from medvllm.engine.model_runner.word_list import WordList, split_by_pattern
 from medvllm.errors import RequestError
 from medvllm.label_schemes import LabelScheme, OutsideUnclear, read_scheme
+from medvllm.lazy import lazy
 from medvllm.model_registry import Lease
 
 if TYPE_CHECKING:
@@ -45,17 +45,17 @@ class TaggedText:
     labels: LabelScheme
     coverage: Coverage
 
-    @cached_property
+    @lazy
     def words(self) -> list[Word]:
         """The words with their pieces. A word without pieces is one that the tokenizer dropped."""
         return self._given_words(self.given) if self.given else cut_words(self.text, self.places)
 
-    @cached_property
+    @lazy
     def parts(self) -> list[Word]:
         """The words, cut wherever a piece begins or ends."""
         return cut_words(self.text, self.places, every_edge=True)
 
-    @cached_property
+    @lazy
     def classes(self) -> list[int]:
         """For each piece, the class id of its likeliest label."""
         return [int(number) for number in self.probabilities.argmax(1)]
