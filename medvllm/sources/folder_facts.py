@@ -163,7 +163,7 @@ def _facts(snapshot: Snapshot) -> dict[str, Any]:
     config, declaration = snapshot.config, snapshot.declaration
     declared = {} if declaration is None or declaration.refusal else snapshot.declared_facts
     head = _head(config)
-    is_reranker = head == "classify" and snapshot.scoring is not None
+    is_reranker = head == "classify" and snapshot.scoring is not None and _classes(snapshot) in (1, None)
     task = "embed" if declared else "rerank" if is_reranker else None if declaration else head or "embed"
     kind = config.get("model_type")
     facts: dict[str, Any] = {

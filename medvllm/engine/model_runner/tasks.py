@@ -90,9 +90,9 @@ def default_task(lease: Lease, texts: Iterable[Any]) -> str:
     """
     if stated := lease.metadata.tasks:
         return stated[0]
-    if lease.scoring is not None:
-        return "rerank"
     kind = type(lease.model).__name__
+    if lease.scoring is not None and (task_of_class(kind) != "classify" or lease.model.config.num_labels == 1):
+        return "rerank"
     if kind.endswith("ForMaskedLM"):
         masks = ("[MASK]", str(lease.tokenizer.mask_token or "[MASK]"))
         has_gap = any(mask in text for text in texts if isinstance(text, str) for mask in masks)

@@ -7,6 +7,7 @@ from typing import Any, SupportsIndex
 
 from medvllm.engine.model_runner.coverage import Coverage
 from medvllm.engine.model_runner.foreign_errors import translate_tokenizer_errors
+from medvllm.engine.model_runner.inputs import Text
 from medvllm.engine.model_runner.reading.commands import check_no_stand_ins, find_commands, has_special_token
 from medvllm.engine.model_runner.reading.windows import Window, check_token_count, too_long_error
 from medvllm.engine.model_runner.tagging.spans import Span
@@ -66,6 +67,23 @@ def check_places(texts: Sequence[str], places: Sequence[Sequence[Place]]) -> Non
             raise _span_error(place, f"ends at {place.end}, but the text has {len(text)} characters")
         if not text[place.start : place.end].strip():
             raise _span_error(place, "covers white space only")
+
+
+def check_marked(lease: Lease, texts: Sequence[Text], *, allow_special_tokens: bool) -> None:
+    """Raise RequestError for a text without a marked span. The entry says that the model judges marked spans."""
+    before, after = (marker.strip() for marker in lease.metadata.behaviour.entity_markers)
+    # A marker that is a special token marks nothing if it is read as text.
+    is_read = allow_special_tokens or not has_special_token(lease.tokenizer, before + after)
+    for position, text in enumerate(texts, 1):
+        _, begin, rest = str(text).partition(before)
+        if not (is_read and begin and after in rest):
+            raise RequestError(
+                f"Text {position} has no marked span, and model {lease.metadata.name!r} judges nothing else: a span "
+                f"stands between {before!r} and {after!r}.\n"
+                "Let the span be marked with: runner.assertions(texts, spans)",
+                model=lease.metadata.name,
+                position=position - 1,
+            )
 
 
 def read_around(
