@@ -88,7 +88,9 @@ class ModelRunner:
 
         self._check_entry()
         with suppress(ModelNotFoundError):
-            if tasks := self._registry.get_metadata(self._name).tasks:
+            entry = self._registry.get_metadata(self._name)
+            # The folder of an adapter does not tell: the task of its base may be a narrower one.
+            if tasks := (entry.without_folder_facts() if entry.is_adapter else entry).tasks:
                 return tasks[0]
         with self._registry.lease(self._name, **self._options) as lease, translate_other_errors(lease.metadata.name):
             return default_task(lease, ())
