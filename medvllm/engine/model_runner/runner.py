@@ -59,13 +59,13 @@ class ModelRunner:
 
     def __init__(self, name: "str | os.PathLike[str]", *, registry: ModelRegistry = registry, **options: Any) -> None:
         self._name, self._registry, self._options = name, registry, options
-        # In a runner that came from another process: the entry that the name means there.
-        self._entry: ModelMetadata | None = None
+        # In a runner that came from another process: the entries behind the name that only that process knew.
+        self._entries: tuple[ModelMetadata, ...] = ()
 
     def __reduce__(self) -> "tuple[Any, ...]":
-        """Pickle as a name, with the entry if only this process knows it."""
-        entry = self._entry or self._registry.process_entry(self._name)
-        return _rebuild, (type(self), self._name, self._registry, self._options, entry)
+        """Pickle as a name, with the entries behind it that only this process knows: also that of a base."""
+        entries = self._entries or self._registry.process_entries(self._name)
+        return _rebuild, (type(self), self._name, self._registry, self._options, entries)
 
     def __repr__(self) -> str:
         return f"ModelRunner({str(self._name)!r})"
@@ -86,7 +86,7 @@ class ModelRunner:
         """
         from medvllm.engine.model_runner.tasks import default_task
 
-        self._check_entry()
+        self._adopt_entries()
         with suppress(ModelNotFoundError):
             entry = self._registry.get_metadata(self._name)
             # The folder of an adapter does not tell: the task of its base may be a narrower one.
@@ -425,7 +425,7 @@ class ModelRunner:
     def _stream_leased(self, prompts: Iterable[Any], options: "GenerationOptions") -> "Generator[Piece]":
         from medvllm.engine.model_runner.generation.generate import stream
 
-        self._check_entry()
+        self._adopt_entries()
         with self._registry.lease(self._name, **self._options) as lease, translate_other_errors(lease.metadata.name):
             yield from stream(lease, prompts, options)
 
@@ -568,7 +568,7 @@ class ModelRunner:
         if task is not None:
             task = usual_task(task) if isinstance(task, str) else task
             check_task(task, arguments)  # before anything is loaded
-        self._check_entry()
+        self._adopt_entries()
         given = to_list(texts)  # outside of the translation: an error of the caller's generator is the caller's
         with self._registry.lease(self._name, **self._options) as lease:
             result = run_task(lease, task, given, arguments)
@@ -587,7 +587,7 @@ class ModelRunner:
         """
         from medvllm.engine.model_runner.baseline import compute_cases
 
-        self._check_entry()
+        self._adopt_entries()
         name = self._registry.get_metadata(self._name).reference  # before anything is loaded
         with self._registry.lease(name, **self._options) as lease, translate_other_errors(name):
             cases = compute_cases(lease)
@@ -601,7 +601,7 @@ class ModelRunner:
         """
         from medvllm.engine.model_runner.baseline import find_deviations
 
-        self._check_entry()
+        self._adopt_entries()
         metadata = self._registry.get_metadata(self._name)
         if not metadata.baseline:
             raise CatalogError(
@@ -614,17 +614,16 @@ class ModelRunner:
 
     def _for_role(self, role: "Role") -> "ModelRunner":
         """Return the runner of the encoder for one side of a search: this one, or that of the entry's counterpart."""
-        self._check_entry()
+        self._adopt_entries()
         with suppress(ModelNotFoundError):
             behaviour = self._registry.get_metadata(self._name).behaviour
             if behaviour.counterpart and behaviour.role not in (None, role):
                 return type(self)(behaviour.counterpart, registry=self._registry, **self._options)
         return self
 
-    def _check_entry(self) -> None:
-        """Raise ModelExistsError if this process has another model under the name that the runner was sent for."""
-        if self._entry is not None:
-            self._registry.adopt_entry(self._entry)
+    def _adopt_entries(self) -> None:
+        """Register what the runner was sent with. ModelExistsError: a name of it means another model here."""
+        self._registry.adopt_entries(self._entries)
 
 
 def _rebuild(
@@ -632,9 +631,9 @@ def _rebuild(
     name: "str | os.PathLike[str]",
     registry: ModelRegistry,
     options: dict[str, Any],
-    entry: ModelMetadata | None,
+    entries: tuple[ModelMetadata, ...],
 ) -> ModelRunner:
     """Return the runner that another process sent."""
     runner = kind(name, registry=registry, **options)
-    runner._entry = entry
+    runner._entries = entries
     return runner
