@@ -238,7 +238,9 @@ def test_an_adapter_with_other_labels_does_not_take_the_task_of_its_base(
     registry.register("deid", "clinical", model_path=tagger, task="deid")
     registry.register("same", "clinical", model_path=lora(tmp_path / "same", tagger), base="deid")
     registry.register("drugs", "clinical", model_path=lora(tmp_path / "a", tagger), base="deid", id2label=LABELS)
-    assert ModelRunner("same", registry=registry).task == "deid" and ModelRunner("drugs", registry=registry).task == "ner"
+    assert (
+        ModelRunner("same", registry=registry).task == "deid" and ModelRunner("drugs", registry=registry).task == "ner"
+    )
     with pytest.raises(RequestError, match="has the task 'ner', so it may leave names in a text"):
         ModelRunner("drugs", registry=registry).redact(TEXTS)
     cross = tiny.bert_sequence_classifier(tmp_path / "cross", config=tiny.labelled(["LABEL_0"]))

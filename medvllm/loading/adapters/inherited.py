@@ -21,8 +21,8 @@ def inherit_facts(
     """Return an adapter's entry, completed with the facts of its base that hold for the adapter too.
 
     The casing is the base's unless the adapter has a tokenizer of its own. How vectors are made is the base's if the
-    adapter embeds. The task and how labels are read are the base's if both have the same head: a base that finds all that
-    identifies someone says nothing of an adapter with other labels.
+    adapter embeds. The task and how labels are read are the base's if both have the same head: that a base finds all
+    that identifies someone says nothing of an adapter with other labels.
 
     Args:
         metadata: The adapter's entry.
