@@ -38,6 +38,9 @@ class PythonTokenizer:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", *, allow_special_tokens: bool) -> None:
         self._tokenizer: Any = tokenizer
         self._allow_special_tokens = allow_special_tokens
+        # Some declare the types of BERT, and return them only if they are asked to.
+        style = (getattr(tokenizer, name, None) for name in ("special_tokens_pattern", "token_type_ids_pattern"))
+        self._has_types = True if tuple(style) == ("cls_sep", "bert_style") else None
 
     def encode(self, first: str | list[str], second: str | None = None) -> Encoded:
         """Return the tokens of a whole text, list of words or pair."""
@@ -46,6 +49,7 @@ class PythonTokenizer:
             None if second is None else [second],
             is_split_into_words=isinstance(first, list),
             return_special_tokens_mask=True,
+            return_token_type_ids=self._has_types,
             split_special_tokens=not self._allow_special_tokens,
             verbose=False,
         )
@@ -100,7 +104,9 @@ class PythonTokenizer:
         if getattr(type(self._tokenizer), "prepare_for_model", None) is not PythonBackend.prepare_for_model:
             return None
         texts = (ids, None) if front is None else (front, ids)
-        made = self._tokenizer.prepare_for_model(*texts, return_special_tokens_mask=True, verbose=False)
+        made = self._tokenizer.prepare_for_model(
+            *texts, return_special_tokens_mask=True, return_token_type_ids=self._has_types, verbose=False
+        )
         special = made["special_tokens_mask"]
         cut = _find_content(special)[len(front or ()) :]
         return Encoded(made["input_ids"], special, made.get("token_type_ids", ()), cut, begin)
