@@ -46,11 +46,14 @@ def get_labels(lease: Lease) -> list[str]:
     if labels is None:
         if config.num_labels > 1:
             raise nameless_labels_error(lease.metadata.name, config.num_labels - 1)
-        if lease.metadata.behaviour.id2label is None:
+        behaviour = lease.metadata.behaviour
+        if behaviour.id2label is None:
+            is_single = len(behaviour.inputs) == 1
+            advice = "" if is_single else "If it is a cross-encoder, register it with: task='rerank'\n"
             raise WeightsMismatchError(
                 f"Model {lease.metadata.name!r} names its one label LABEL_0, which does not tell what it stands for.\n"
-                "If it is a cross-encoder, register it with: task='rerank'\n"
-                "Otherwise register it with the name of the label: id2label=['SEVERITY']",
+                f"{advice}{'Register' if is_single else 'Otherwise register'} it with the name of the label: "
+                "id2label=['SEVERITY']",
                 model=lease.metadata.name,
             )
         labels = config.id2label
