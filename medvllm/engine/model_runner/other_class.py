@@ -3,8 +3,7 @@
 from contextlib import suppress
 from typing import Any
 
-from medvllm.engine.model_runner.reading.batches import get_encoder
-from medvllm.engine.model_runner.reading.causality import is_causal
+from medvllm.engine.model_runner.inference.causality import is_causal
 from medvllm.errors import MedVLLMError
 from medvllm.model_registry import Lease
 
@@ -44,6 +43,5 @@ def _find_class(lease: Lease, task: str) -> str | None:
         does = meant.__name__.endswith("ForMaskedLM") and not isinstance(lease.model, meant)
         return name if does else None
     with suppress(MedVLLMError):
-        encoder = get_encoder(lease.model)
-        return name if is_causal(lease, encoder, "last_hidden_state") else None
+        return name if is_causal(lease, "tokens") else None
     return None

@@ -3,8 +3,8 @@
 from contextlib import suppress
 
 from medvllm.engine.model_runner.classification.pairs import is_cross_encoder
-from medvllm.engine.model_runner.reading.batches import get_encoder, judges_whole_texts
-from medvllm.engine.model_runner.reading.causality import is_causal
+from medvllm.engine.model_runner.inference.causality import is_causal
+from medvllm.engine.model_runner.inference.part import judges_whole_texts
 from medvllm.errors import LoadError, RequestError
 from medvllm.heads import task_of_class
 from medvllm.model_registry import Lease
@@ -57,5 +57,5 @@ def _generates(lease: Lease) -> bool:
     if getattr(base.config, "is_encoder_decoder", False):
         return getattr(base, "decoder", None) is not None  # an encoder that was saved alone has none
     with suppress(LoadError):  # what it cannot run, it cannot embed
-        return is_causal(lease, get_encoder(lease.model), "last_hidden_state")
+        return is_causal(lease, "tokens")
     return False

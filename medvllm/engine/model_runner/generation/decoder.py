@@ -1,7 +1,7 @@
 """Whether a model can generate text: it has a language model head, and it is a decoder."""
 
+from medvllm.engine.model_runner.inference.causality import is_causal
 from medvllm.engine.model_runner.other_class import advise_class
-from medvllm.engine.model_runner.reading.causality import is_causal
 from medvllm.errors import RequestError
 from medvllm.model_registry import Lease
 
@@ -24,7 +24,7 @@ def check_decoder(lease: Lease) -> None:
             model=name,
             task="generate",
         )
-    if not is_causal(lease, model, "logits"):
+    if not is_causal(lease, "head_tokens"):
         raise RequestError(
             f"Model {name!r} is no decoder: its {type(model).__name__} reads a text in both directions, so what it "
             "generates would be meaningless.\nList the models that can generate with: medvllm list --task generate",
