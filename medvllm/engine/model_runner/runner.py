@@ -84,14 +84,12 @@ class ModelRunner:
         Raises:
             MedVLLMError: As for `registry.load_model`.
         """
-        from medvllm.engine.model_runner.tasks import default_task
+        from medvllm.engine.model_runner.tasks import default_task, task_of_entry
 
         self._adopt_entries()
         with suppress(ModelNotFoundError):
-            entry = self._registry.get_metadata(self._name)
-            # The folder of an adapter does not tell: the task of its base may be a narrower one.
-            if tasks := (entry.without_folder_facts() if entry.is_adapter else entry).tasks:
-                return tasks[0]
+            if task := task_of_entry(self._registry.get_metadata(self._name)):
+                return task
         with self._registry.lease(self._name, **self._options) as lease, translate_other_errors(lease.metadata.name):
             return default_task(lease, ())
 

@@ -17,6 +17,7 @@ from medvllm.engine.model_runner.results import Result
 from medvllm.engine.model_runner.tagging.entities import check_entity_options, find_entities, find_identifiers
 from medvllm.errors import RequestError
 from medvllm.heads import task_of_class
+from medvllm.metadata import ModelMetadata
 from medvllm.model_registry import Lease
 from medvllm.near_names import did_you_mean, near_names
 
@@ -81,6 +82,16 @@ def run_task(lease: Lease, task: str | None, texts: Sequence[Any], arguments: Ma
         result = TASKS[chosen](lease, texts, **arguments)
         result.task = chosen
         return result
+
+
+def task_of_entry(entry: ModelMetadata) -> str | None:
+    """Return the first task of an entry: one that it states, or else what its folder says. None: a load has to tell.
+
+    The folder of an adapter does not tell: the task of its base may be a narrower one.
+    """
+    stated = entry.without_folder_facts().tasks
+    tasks = stated or (() if entry.is_adapter else entry.tasks)
+    return tasks[0] if tasks else None
 
 
 def default_task(lease: Lease, texts: Iterable[Any]) -> str:

@@ -32,9 +32,10 @@ def check_pooling(lease: Lease) -> None:
         )
     task = task_of_class(kind)
     if task not in (None, "embed", "fill-mask", "generate"):
+        other = "to classify" if task in ("ner", "classify") else "for another task"
         advice = "\nRank documents with: runner.rerank(query, documents)" if _ranks(lease) else ""
         raise RequestError(
-            f"Model {name!r} is loaded as {kind}: it was trained for another task, not to embed, and its entry states "
+            f"Model {name!r} is loaded as {kind}: it was trained {other}, not to embed, and its entry states "
             f"no pooling.\nIf you want its vectors, state it with: register(…, pooling='mean'){advice}",
             model=name,
         )
