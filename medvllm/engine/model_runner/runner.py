@@ -120,8 +120,8 @@ class ModelRunner:
             text.
 
         Raises:
-            RequestError: A text cannot be embedded, the model has no prompt of that name, or it is for the other side
-                of a search.
+            RequestError: A text cannot be embedded, the model has no prompt of that name, it is for the other side of a
+                search, or it was made for another task and nothing states a pooling.
             LoadError: The model cannot run, or returns NaN or infinity.
         """
         options: dict[str, Any] = {"role": role, "prompt_name": prompt_name, "prompt": prompt}
@@ -457,7 +457,8 @@ class ModelRunner:
 
         Raises:
             InputTooLongError: A text is longer than the model, and nothing says how to read it.
-            RequestError: The model is no classifier of texts, or a text or an option cannot be used.
+            RequestError: The model is no classifier of texts, it is a cross-encoder whose score has no label, or a text
+                or an option cannot be used.
             WeightsMismatchError: The model's labels have no names.
             LoadError: The model cannot run, or returns NaN or infinity.
 
@@ -533,7 +534,8 @@ class ModelRunner:
 
         Raises:
             InputTooLongError: The query leaves no room for a document, or the entry forbids splitting a document.
-            RequestError: The model gives no score for a pair of texts, or a text or an option cannot be used.
+            RequestError: Neither the entry nor the folder says that the model scores pairs, or a text or an option
+                cannot be used.
             LoadError: The model cannot run, returns NaN or infinity, or declares another kind of score.
 
         Example:

@@ -42,7 +42,7 @@ def get_labels(lease: Lease) -> list[str]:
     labels = label_map(config)
     if labels is None:
         if config.num_labels > 1:
-            raise nameless_labels_error(lease.metadata.name, config.num_labels - 1)
+            raise nameless_labels_error(lease.metadata.name, config.num_labels - 1, ("PRESENT", "ABSENT"))
         behaviour = lease.metadata.behaviour
         if behaviour.id2label is None:
             is_single = len(behaviour.inputs) == 1

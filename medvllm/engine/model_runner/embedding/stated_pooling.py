@@ -20,7 +20,9 @@ def check_pooling(lease: Lease) -> None:
     is_dpr = kind.startswith("DPR")
     if is_dpr and getattr(lease.model.config, "projection_dim", None):
         raise RequestError(
-            f"Model {name!r} is a {kind} with a projection, which ModelRunner does not support.", model=name
+            f"Model {name!r} is a {kind} with a projection, which ModelRunner does not support.\n"
+            "List the models that embed with: medvllm list --task embed",
+            model=name,
         )
     if lease.metadata.behaviour.pooling is not None:
         return

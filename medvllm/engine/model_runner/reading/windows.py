@@ -295,7 +295,8 @@ def _room_for_text(
             "tokens.\nRegister the model with a larger max_length."
         )
     raise InputTooLongError(
-        f"The first text of pair {position + 1} leaves no room for the second: the model takes {limit:,} tokens.",
+        f"The first text of pair {position + 1} leaves no room for the second: the model takes {limit:,} tokens."
+        "\nShorten the first text.",
         limit=limit,
         position=position,
     )
