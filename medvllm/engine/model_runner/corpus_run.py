@@ -17,6 +17,7 @@ from medvllm.engine.model_runner.tasks import check_task, run_task
 from medvllm.errors import LoadError, RequestError
 from medvllm.model_registry import Lease, ModelRegistry, registry
 from medvllm.receipt import Receipt
+from medvllm.words import usual_task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,7 +116,7 @@ class CorpusRun:
     ) -> None:
         self._name, self._rows, self._registry, self._options = name, rows, registry, options
         self._arguments, self._with_receipt = dict(arguments or {}), with_receipt
-        self.task = task
+        self.task = None if task is None else usual_task(task)
         self.receipt: Receipt | None = None
 
     def __iter__(self) -> Generator[CorpusAnswers]:
