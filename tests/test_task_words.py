@@ -24,7 +24,7 @@ WORDS = [
 
 @pytest.mark.parametrize(("word", "task"), WORDS)
 def test_a_task_has_many_spellings(registry: ModelRegistry, word: str, task: str) -> None:
-    """Each means one task wherever it is written. What the task does not take is said before the model is looked for."""
+    """Each means one task, wherever it is written."""
     refusal = f"Task '{task}' takes no argument 'topic'"
     with pytest.raises(RequestError, match=refusal):
         ModelRunner("acme/not-there", registry=registry).run(word, ["x"], topic="")
