@@ -9,6 +9,7 @@ from itertools import chain
 from math import inf
 from typing import TYPE_CHECKING, Any
 
+from medvllm.corpora.repeated_ids import RepeatedIds
 from medvllm.corpora.rows import CHUNK_CHARACTERS, Row, split_into_chunks
 from medvllm.engine.model_runner.foreign_errors import drop_hidden_errors
 from medvllm.engine.model_runner.redaction.operators import parse_operators
@@ -27,6 +28,7 @@ _TASKS_OF = {"texts": ("redact", "generate"), "vectors": ("embed",)}  # the task
 # Arguments with one value for each text, and where a row of a corpus has it.
 EXTRA_COLUMNS = {"assertions": "spans"}
 SET_FOR_EACH_TEXT = ("documents",)  # by the ids of the corpus
+_DOCUMENT_TASKS = ("redact",)  # for which an id may name several rows
 _RANKING_TASKS = ("rerank",)  # whose answers are in an order of all texts
 _NUMBER = re.compile(r"\b([Tt])ext ([0-9,]+)\b")
 
@@ -118,6 +120,7 @@ class CorpusRun:
         self._arguments, self._with_receipt = dict(arguments or {}), with_receipt
         self.task = None if task is None else usual_task(task)
         self.receipt: Receipt | None = None
+        self._repeated = RepeatedIds()
 
     def __iter__(self) -> Generator[CorpusAnswers]:
         size: float = CHUNK_CHARACTERS
@@ -153,6 +156,8 @@ class CorpusRun:
             texts = [row.text for row in chunk]
             result = run_task(lease, self.task, texts, self._arguments_for(chunk, has_ids=has_ids))
         self.task = result.task  # the first chunk decides for all
+        if self.task not in _DOCUMENT_TASKS:
+            self._repeated.add(chunk)
         return CorpusAnswers(result, chunk, offset, has_ids=has_ids)
 
     def _arguments_for(self, chunk: Sequence[Row], *, has_ids: bool) -> dict[str, Any]:
@@ -160,7 +165,7 @@ class CorpusRun:
         arguments = self._arguments
         if (column := EXTRA_COLUMNS.get(self.task or "")) is not None:
             arguments = arguments | {column: [row.extra[column] for row in chunk]}
-        if self.task == "redact" and has_ids:
+        if self.task in _DOCUMENT_TASKS and has_ids:
             arguments = arguments | {"documents": [str(row.place if row.id is None else row.id) for row in chunk]}
         return arguments
 
