@@ -61,7 +61,10 @@ def redact(
         [Found(text[each.start : each.end], each.label, name) for each in findings]
         for text, findings, name in zip(given, found, names, strict=True)
     ]
-    with chosen.prepared([each for text in sources for each in text]):
+    of_document: dict[str, list[str]] = {}
+    for text, name in zip(given, names, strict=True):
+        of_document.setdefault(name, []).append(text)
+    with chosen.prepared([each for text in sources for each in text], of_document):
         return RedactionResults(_write(chosen, *parts) for parts in zip(given, found, sources, coverage, strict=True))
 
 
