@@ -22,7 +22,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from medvllm.corpora.rows import Row
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
+from medvllm.engine.model_runner.corpus_run import CorpusRun
 from medvllm.engine.model_runner.redaction.dates import shift_dates
 from medvllm.engine.model_runner.redaction.extents import Extents
 from medvllm.engine.model_runner.redaction.operators import Found, Surrogate, parse_operators
@@ -206,6 +208,32 @@ def test_hashes_are_keyed(runner: ModelRunner, home: Path, monkeypatch: pytest.M
     assert "short" not in str(caught.value)
     file.write_text(KEY + "\n")
     assert redact(runner, "Smith", operators={"NAME": {"type": "hash", "length": 20}}) == digest
+
+
+def test_operators_are_read_once(runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key may come from a pipe, which gives it once; a wrong one is refused before the model is loaded."""
+
+    def pipe(content: bytes) -> int:
+        reading, writing = os.pipe()
+        os.write(writing, content)
+        os.close(writing)
+        monkeypatch.setenv("MEDVLLM_REDACTION_KEY_FILE", f"/dev/fd/{reading}")
+        return reading
+
+    digest = hmac.new(KEY.encode(), b"Smith", "sha256").hexdigest()[:16]
+    reading = pipe(KEY.encode())
+    assert redact(runner, "Smith", operators={"NAME": {"type": "hash"}}) == digest
+    os.close(reading)
+    reading = pipe(KEY.encode())
+    rows = [Row("x" * 200_000, "line 1"), Row("Smith", "line 2")]
+    options = {"operators": {"NAME": {"type": "hash"}}, "labels": ["NAME"]}
+    *_, last = CorpusRun("deid", rows, "redact", arguments=options, registry=runner._registry)
+    assert last.texts() == [digest]
+    os.close(reading)
+    reading = pipe(b"short")
+    with pytest.raises(SettingError):
+        ModelRunner("acme/not-there").redact(["Smith"], operators={"NAME": {"type": "hash"}})
+    os.close(reading)
 
 
 def test_surrogates_are_consistent_in_their_scope(runner: ModelRunner) -> None:

@@ -40,7 +40,7 @@ def redact(
         InputTooLongError: The model would not read the whole of a text.
         RequestError: The model is no de-identifier, an argument cannot be used, or a part of a text was not read.
     """
-    chosen = check_redact_options(operators, threshold, labels, documents, allow_special_tokens)
+    chosen = parse_operators(operators)
     scheme = _check_model(lease, labels)
     wanted = check_labels(lease, scheme, labels) or scheme.kinds
     check_labels(lease, scheme, chosen.by_label)
