@@ -87,22 +87,21 @@ def write_corpus(file: Path, texts: list[str], **columns: list[Any]) -> Path:
 
 
 def test_generated_texts_in_every_output(writer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With their ids, in two chunks: what the runner returns; an array of them is refused."""
-    expected = ModelRunner(writer).generate(PROMPTS, max_new_tokens=6)
+    """With their ids, chunk by chunk: what the runner returns; an array of them is refused."""
+    expected = [ModelRunner(writer).generate([prompt], max_new_tokens=6)[0] for prompt in PROMPTS]
     corpus = write_corpus(tmp_path / "prompts.jsonl", PROMPTS)
     words = (writer, "--task", "Text-Generation", "--max-new-tokens", "6")
-    monkeypatch.setattr(corpora_rows, "_CHUNK_ROWS", 2)
+    monkeypatch.setattr(corpora_rows, "_CHUNK_ROWS", 1)
     found = outputs(monkeypatch, corpus, *words)
     assert found["records"] == [
-        {"id": f"00{n}", **record} for n, record in enumerate(json.loads(json.dumps(expected.to_dict())))
+        {"id": f"00{n}", **json.loads(json.dumps(each.to_dict()))} for n, each in enumerate(expected)
     ]
     assert [(row["id"], row["answer"], row["completion_tokens"]) for row in found["rows"]] == [
         (f"00{n}", answer.text, str(answer.completion_tokens)) for n, answer in enumerate(expected)
     ]
     assert [line.split("\t")[0] for line in found["lines"]] == ["000", "001", "002"]
-    one = ModelRunner(writer).generate(PROMPTS[:1], max_new_tokens=6)[0].text
     done = command(monkeypatch, "run", *words, PROMPTS[0], "-o", str(tmp_path / "a.txt"))
-    assert done.code == 0 and (tmp_path / "a.txt").read_text().rstrip("\n") == one.rstrip("\n")
+    assert done.code == 0 and (tmp_path / "a.txt").read_text().rstrip("\n") == expected[0].text.rstrip("\n")
 
 
 def test_a_terminal_shows_a_text_while_it_is_generated(
@@ -110,7 +109,7 @@ def test_a_terminal_shows_a_text_while_it_is_generated(
 ) -> None:
     """Piece by piece, and in the end as it is printed when it is complete; no bar and no escape sequence among it."""
     monkeypatch.setenv("TERM", "xterm")
-    texts = [answer.text for answer in ModelRunner(writer).generate(PROMPTS, max_new_tokens=24)]
+    texts = [ModelRunner(writer).generate([prompt], max_new_tokens=24)[0].text for prompt in PROMPTS]
     words = ("run", writer, "--max-new-tokens", "24")
     screen, bar = Typed(), Screen()
     done = command(monkeypatch, *words, PROMPTS[0], stdout=screen, stderr=bar)
