@@ -248,7 +248,7 @@ class Catalog:
         """
         check_text("after", after)
         selection = Selection.of(model_type, task=task, tags=tags, match=match, search=search, facts=facts)
-        chosen = islice(selection.filter(self._candidates(after)), limit)
+        chosen = islice(selection.filter(self._candidates(after, selection)), limit)
         found = {entry.name: entry.metadata() if isinstance(entry, StoredRow) else entry for entry in chosen}
         if not found and task is not None and selection.task not in TASKS:
             self._check_task(task)
@@ -319,11 +319,12 @@ class Catalog:
             if (owner := shipped.owner(other)) is not None:
                 yield owner
 
-    def _candidates(self, after: str | None) -> Iterator[Candidate]:
-        """Iterate over what each name means, sorted by name."""
+    def _candidates(self, after: str | None, selection: Selection | None = None) -> Iterator[Candidate]:
+        """Iterate over what each name means, sorted by name; without stored entries that a selection leaves out."""
         own = self._own.all()
         shipped = [layer.all() for layer in self._shipped]
-        stored = self._stored.rows(after) if self._stored is not None else iter(())
+        hiding = [entry.name for entries in shipped for entry in entries]  # stored entries that are found before these
+        stored = self._stored.rows(after, selection, hiding) if self._stored is not None else iter(())
         first = next(stored, None)
         if first is None:
             # Without stored entries, which may be many, sorting all at once is faster than merging.

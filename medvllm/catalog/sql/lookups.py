@@ -5,16 +5,23 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from medvllm.catalog.events import Alias
-from medvllm.catalog.sql.reader import Reader
+from medvllm.catalog.sql.conditions import Conditions
+from medvllm.catalog.sql.reader import Reader, Values
 from medvllm.catalog.sql.texts import sha256
 from medvllm.errors import CatalogError
 
 MAX_NUMBER = 2**31 - 1  # of an INTEGER
+FEW = 20_000  # rows
 
 _VERSIONS = "SELECT v.name, v.number, v.model_type, v.facts, v.sha256 FROM catalog_versions v"
 _IS_MEANT = "n.name = v.name AND n.current = v.number"  # by the bare name
 _MEANT = f"{_VERSIONS} JOIN catalog_names n ON {_IS_MEANT}"
 _POINTED_TO = f"{_VERSIONS} JOIN catalog_aliases a ON a.name = v.name AND a.number = v.number"
+# Read all versions, and then look whether those that fit are meant: in the order of names, each row costs a search.
+_FITTING = (
+    f"WITH fitting AS MATERIALIZED (SELECT v.name, v.number FROM catalog_versions v %s) {_VERSIONS} "
+    f"JOIN fitting f ON f.name = v.name AND f.number = v.number JOIN catalog_names n ON {_IS_MEANT} ORDER BY v.name"
+)
 _NUMBERED = f"{_VERSIONS} WHERE v.name = :name AND v.number = :number"
 
 
@@ -76,11 +83,29 @@ def list_versions(reader: Reader, name: str | None) -> list[VersionRow]:
     return [VersionRow(*row) for row in reader.read(f"{_VERSIONS} {where} ORDER BY v.name, v.number", _of(name))]
 
 
-def stream_meant(reader: Reader, after: str | None) -> Iterator[VersionRow]:
-    """Iterate over the versions that bare names mean, sorted by name, beginning behind the name `after`."""
-    where = "" if after is None else "WHERE v.name > :after"
-    rows = reader.stream(f"{_MEANT} {where} ORDER BY v.name", {} if after is None else {"after": after})
-    return map(VersionRow._make, rows)
+def stream_meant(reader: Reader, after: str | None, conditions: Conditions | None) -> Iterator[VersionRow]:
+    """Iterate over the versions that bare names mean, sorted by name.
+
+    Args:
+        reader: Where to read.
+        after: Only names behind this one.
+        conditions: Only versions that meet them.
+    """
+    wanted = {} if after is None else {"v.name > :after": {"after": after}}
+    if conditions is not None and conditions.text:
+        wanted[f"({conditions.text})"] = conditions.values
+    where = f"WHERE {' AND '.join(wanted)}" if wanted else ""
+    values = {name: value for values in wanted.values() for name, value in values.items()}
+    query = f"{_MEANT} {where} ORDER BY v.name"
+    if conditions is not None and conditions.text and _are_few(reader, where, values):
+        query = _FITTING % where
+    return map(VersionRow._make, reader.stream(query, values))
+
+
+def _are_few(reader: Reader, where: str, values: Values) -> bool:
+    """Return whether few versions meet a condition, so that they should be found first, and then sorted."""
+    query = f"SELECT count(*) FROM (SELECT 1 FROM catalog_versions v {where} LIMIT {FEW + 1}) found"
+    return bool(reader.read(query, values)[0][0] <= FEW)
 
 
 def list_numbers(reader: Reader, name: str) -> list[int]:

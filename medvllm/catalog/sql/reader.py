@@ -3,7 +3,7 @@
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from functools import cache
+from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -62,7 +62,7 @@ class ConnectionReader:
             yield from map(tuple, rows)
 
 
-@cache
+@lru_cache(1000)
 def _prepared(query: str) -> "TextClause":
     from sqlalchemy import text
 

@@ -1,12 +1,14 @@
 """Reads entries, versions and aliases from a database, and begins transactions."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medvllm.catalog.events import Alias, Event
+from medvllm.catalog.selection import Selection
 from medvllm.catalog.sql import lookups
+from medvllm.catalog.sql.conditions import Conditions
 from medvllm.catalog.sql.database import Database
 from medvllm.catalog.sql.lookups import VersionRow
 from medvllm.catalog.sql.sqlite import SqliteFile
@@ -61,10 +63,19 @@ class SqlStore:
         """Return whether a name had versions and has none now."""
         return self.database.look_up(lambda reader: lookups.was_removed(reader, name))
 
-    def rows(self, after: str | None) -> Iterator[tuple[str, str, Callable[[], tuple[int, dict[str, Any]]]]]:
-        """Iterate over what each name means, sorted: the name, the type, and a function that reads number and facts."""
+    def rows(
+        self, after: str | None, selection: Selection | None, always: Collection[str]
+    ) -> Iterator[tuple[str, str, Callable[[], tuple[int, dict[str, Any]]]]]:
+        """Iterate over what each name means, sorted: the name, the type, and a function that reads number and facts.
+
+        Args:
+            after: Only names behind this one.
+            selection: Rows that cannot fit it are left out.
+            always: Names that are not left out.
+        """
         with self.database.looking() as reader:
-            for row in lookups.stream_meant(reader, after):
+            conditions = selection and Conditions(selection, always, is_sqlite=reader.is_sqlite)
+            for row in lookups.stream_meant(reader, after, conditions):
                 yield row.name, row.model_type, row.content
 
     def numbers(self, name: str) -> list[int]:
