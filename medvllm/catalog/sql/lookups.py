@@ -117,7 +117,8 @@ def list_numbers(reader: Reader, name: str) -> list[int]:
 def list_names(reader: Reader, *, ever: bool = False) -> list[str]:
     """Return the names that have a version, or ever had one, sorted."""
     where = "" if ever else "WHERE current IS NOT NULL"
-    return [name for (name,) in reader.read(f"SELECT name FROM catalog_names {where} ORDER BY name")]
+    rows = reader.read(f"SELECT name FROM catalog_names {where}")
+    return sorted(name for (name,) in rows)  # here, as SQLite would go to the table for each entry of its index
 
 
 def was_removed(reader: Reader, name: str) -> bool:
