@@ -14,7 +14,7 @@ from medvllm.catalog.record import StoredRow, package_detail
 from medvllm.catalog.selection import Candidate, Selection, check_text
 from medvllm.catalog.shipped import ShippedEntries
 from medvllm.catalog.stored import StoredCatalog
-from medvllm.catalog.taken import name_taken
+from medvllm.catalog.taken import name_taken, other_name_taken
 from medvllm.errors import CatalogError, MedVLLMError, ModelNotFoundError
 from medvllm.metadata import ModelMetadata
 from medvllm.model_type import ModelType
@@ -97,7 +97,8 @@ class Catalog:
             reason: Why; kept in the history of a stored entry.
 
         Raises:
-            ModelExistsError: The name is registered, and `replace` is not set.
+            ModelExistsError: The name is registered, or one of the entry's names is another name of an entry, and
+                `replace` is not set.
             RequestError, ModelNameError: A fact or a name is not valid.
         """
         name = valid_name(normalize_text(name) if isinstance(name, str) else name)
@@ -105,6 +106,8 @@ class Catalog:
         check_word_pattern(name, entry.behaviour.word_pattern)
         for other in entry.source.also_known_as:
             valid_name(other)
+        if not replace:
+            self._check_not_another_name(entry)
         if not replace and (taken := next(iter(self._unstored(name)), None)) is not None:
             raise name_taken(name, taken.origin, taken.version)
         if persist:
@@ -318,6 +321,13 @@ class Catalog:
         for shipped in self._shipped:
             if (owner := shipped.owner(other)) is not None:
                 yield owner
+
+    def _check_not_another_name(self, entry: ModelMetadata) -> None:
+        """Raise ModelExistsError if a name of a new entry is another name of an entry: it would answer in its place."""
+        for name in (entry.name, *entry.source.also_known_as):
+            owners = (self._find(owner) for owner in self._owners(name) if owner != entry.name)
+            if (owner := next(filter(None, owners), None)) is not None and self._find(name) is None:
+                raise other_name_taken(name, owner.name, owner.origin, owner.version)
 
     def _candidates(self, after: str | None, selection: Selection | None = None) -> Iterator[Candidate]:
         """Iterate over what each name means, sorted by name; without stored entries that a selection leaves out."""
