@@ -17,6 +17,7 @@ from medvllm.catalog.sql import schema
 from medvllm.catalog.sql.history import Journal
 from medvllm.errors import CatalogError, MedVLLMError
 from medvllm.forking import Forked, register
+from medvllm.own_changes import own_changes
 
 T = TypeVar("T")
 
@@ -175,8 +176,11 @@ class Database(Forked, ABC):
     @contextmanager
     def _transaction(self, engine: Engine) -> Iterator[Connection]:
         """Give a connection in a transaction that excludes every other writer."""
-        with engine.connect().execution_options(writes=True) as connection, connection.begin():
-            yield connection
+        try:
+            with engine.connect().execution_options(writes=True) as connection, connection.begin():
+                yield connection
+        finally:
+            own_changes.note()
 
     def after_fork(self, *, is_child: bool) -> None:
         """Continue. A child process gets connections of its own, and a lock that no thread of its parent holds."""
