@@ -5,6 +5,7 @@ The file is long because all of this changes under one lock. What needs no lock 
 
 import logging
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -185,26 +186,19 @@ class ModelCache(Forked, Generic[I]):
         A leased model leaves when its last lease ends. A model that is being loaded goes to its callers only. The
         adapters of a model leave with it.
         """
-
-        def is_chosen(identity: Named) -> bool:
-            return name is None or identity.name == name or (identity.base is not None and is_chosen(identity.base))
-
         with self._lock:
-            for identity, flight in self._flights.items():
-                flight.is_leaving |= is_chosen(identity)
-            chosen = [model for model in self._accounts.models.values() if is_chosen(model.identity)]
-            for cached in chosen:
-                cached.is_leaving = True
-            for cached in sorted(chosen, key=lambda model: model.identity.base is None):  # adapters first
-                if cached.is_present and not self._accounts.is_in_use(cached):
-                    self._room.evict(cached, reason)
-            self._set_expiry()
-            return sum(not cached.is_present for cached in chosen)
+            left = self._evict_named(name, reason)
+        self._free(left)
+        return len(left)
 
     def discard(self, identity: I, reason: Reason) -> bool:
         """Evict one model unless it is in use. Return whether it left."""
         with self._lock:
-            return self._evict_unleased(identity, reason) is not None
+            cached = self._evict_unleased(identity, reason)
+            left = [] if cached is None else [weakref.ref(cached.model)]
+        del cached
+        self._free(left)
+        return bool(left)
 
     def pop(self, identity: I, reason: Reason) -> Any | None:
         """Take one model out and return it to the caller alone; None if it is not in memory, or is leased."""
@@ -431,6 +425,28 @@ class ModelCache(Forked, Generic[I]):
     def _set_expiry(self) -> None:
         idle = [model for model in self._accounts.models.values() if not self._accounts.is_in_use(model)]
         self._expiry.set(idle, self._clock())
+
+    def _evict_named(self, name: str | None, reason: Reason) -> list["weakref.ref[Any]"]:
+        """Do what `evict` does under the lock, and return the models that left."""
+
+        def is_chosen(identity: Named) -> bool:
+            return name is None or identity.name == name or (identity.base is not None and is_chosen(identity.base))
+
+        for identity, flight in self._flights.items():
+            flight.is_leaving |= is_chosen(identity)
+        chosen = [model for model in self._accounts.models.values() if is_chosen(model.identity)]
+        for cached in chosen:
+            cached.is_leaving = True
+        for cached in sorted(chosen, key=lambda model: model.identity.base is None):  # adapters first
+            if cached.is_present and not self._accounts.is_in_use(cached):
+                self._room.evict(cached, reason)
+        self._set_expiry()
+        return [weakref.ref(cached.model) for cached in chosen if not cached.is_present]
+
+    def _free(self, left: list["weakref.ref[Any]"]) -> None:
+        """Give the memory of models that have left back to their devices. The caller must not hold the lock."""
+        if left:
+            self._limits.free_memory(left)
 
     def _evict_unleased(self, identity: I, reason: Reason) -> CachedModel[I] | None:
         cached = self._accounts.models.get(identity)

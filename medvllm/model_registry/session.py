@@ -175,12 +175,9 @@ class Session:
         target = self._resolve(name, options)
         if not self._cache.discard(target.identity, "offloaded"):
             return False
-        try:
-            if target.identity.options.device != "cpu" and target.base is None:
-                with contextlib.suppress(BudgetError, DeviceMemoryError):  # no room: the model is evicted
-                    self.load_offloaded(target)
-        finally:
-            loading.free_memory()
+        if target.identity.options.device != "cpu" and target.base is None:
+            with contextlib.suppress(BudgetError, DeviceMemoryError):  # no room: the model is evicted
+                self.load_offloaded(target)
         return True
 
     def load_offloaded(self, target: LoadTarget) -> None:
