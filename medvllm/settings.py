@@ -7,7 +7,7 @@ The environment takes precedence over `config.toml` in MEDVLLM_HOME, which takes
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -112,7 +112,12 @@ def _read_files() -> Mapping[str, Any]:
 
 def files() -> tuple[Path, Path]:
     """Return the paths of the settings files, the one with precedence first. The files need not exist."""
-    return HOME() / "config.toml", SYSTEM
+    return _config_of(HOME()), SYSTEM
+
+
+@lru_cache(maxsize=64)
+def _config_of(home: Path) -> Path:
+    return home / "config.toml"
 
 
 def read_files() -> int:
@@ -194,6 +199,8 @@ def _keep_alive(text: str) -> float | None:
 
 
 def _path(text: str) -> Path:
+    if text[0] == "/" and "$" not in text and text[-1] not in "'\"":
+        return _whole_path(text)
     if text[0] in "'\"" or text[-1] in "'\"":
         raise ValueError("in quotes; they would become part of the path")
     expanded = os.path.expandvars(text)
@@ -203,6 +210,11 @@ def _path(text: str) -> Path:
         return Path(expanded).expanduser().absolute()
     except (RuntimeError, OSError):
         raise ValueError("not a path that can be resolved") from None
+
+
+@lru_cache(maxsize=64)  # each read of any setting asks for MEDVLLM_HOME
+def _whole_path(text: str) -> Path:
+    return Path(text)
 
 
 def _is_absolute(text: str) -> bool:

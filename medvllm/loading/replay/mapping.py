@@ -44,6 +44,7 @@ class MappedFile:
     stamp: Stamp
     storage: torch.UntypedStorage
     memory: memoryview
+    address: int  # where the mapping begins
 
     def part(self, begin: int, size: int) -> torch.UntypedStorage:
         """Return some of the bytes as a storage of their own. Pages that were written to are freed with it."""
@@ -60,13 +61,12 @@ class MappedFile:
         if size >= _MIN_FREED and _MADVISE is not None:
             first, last = -(-begin // mmap.PAGESIZE), (begin + size) // mmap.PAGESIZE
             if (last - first) * mmap.PAGESIZE >= _MIN_FREED:
-                at = self.storage.data_ptr() + first * mmap.PAGESIZE
-                _watch(octets, at, (last - first) * mmap.PAGESIZE)
+                _watch(octets, self.address + first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
         return octets
 
     def offset_of(self, storage: torch.UntypedStorage) -> int | None:
         """Return the offset of a storage in the file; None if it is not part of the file."""
-        begin = storage.data_ptr() - self.storage.data_ptr()
+        begin = storage.data_ptr() - self.address
         return begin if 0 <= begin < self.stamp[2] and storage.nbytes() else None
 
     def tensors(self, header: Mapping[str, Any]) -> dict[str, torch.Tensor] | None:
@@ -109,7 +109,7 @@ class MappedFile:
 
         A write through `tensor.data` leaves no other trace than the page that the system then copies.
         """
-        first, left = self.storage.data_ptr() // mmap.PAGESIZE, -(-self.stamp[2] // mmap.PAGESIZE)
+        first, left = self.address // mmap.PAGESIZE, -(-self.stamp[2] // mmap.PAGESIZE)
         try:
             pages = os.open(_PAGEMAP, os.O_RDONLY)
         except OSError:  # the system has no pagemap: compare the bytes
@@ -159,9 +159,10 @@ def map_file(file: Path) -> MappedFile:
     storage: Any = torch.UntypedStorage.from_file(str(file), shared=False, nbytes=before[2])
     if read_stamp(file) != before:
         raise SourceError(f"{file} changed while it was read.\nTry again when nothing writes to it.", path=str(file))
-    array: Any = (ctypes.c_ubyte * before[2]).from_address(storage.data_ptr())
+    address = storage.data_ptr()
+    array: Any = (ctypes.c_ubyte * before[2]).from_address(address)
     array.storage = storage  # keeps the mapping alive as long as any view of it
-    return MappedFile(file, before, storage, memoryview(array).cast("B"))
+    return MappedFile(file, before, storage, memoryview(array).cast("B"), address)
 
 
 def view(

@@ -42,7 +42,7 @@ def set_state(module: torch.nn.Module, state: State) -> None:
         attributes[name] = OrderedDict()
     attributes.update(zip(_KEPT, state, strict=False))
     attributes.update(state[-1])
-    module.__dict__ = attributes
+    object.__setattr__(module, "__dict__", attributes)  # the module's own way first looks at the value
 
 
 @cache
