@@ -189,7 +189,8 @@ def test_what_this_process_changes_is_seen_at_once(
 
 def test_threads_see_the_change(registry: ModelRegistry, folder: Path) -> None:
     """Eight that call all the time: from TRUST_S after the change on, none gets the old model."""
-    old, done, wrong = registry.load_model("m"), time.monotonic() + 3600, []
+    old, done = registry.load_model("m"), time.monotonic() + 3600
+    wrong: list[int] = []
 
     def work(number: int) -> None:
         while (begun := time.monotonic()) < end[0]:
