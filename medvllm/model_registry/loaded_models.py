@@ -2,7 +2,7 @@
 
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -56,7 +56,7 @@ class LoadedModels:
                 budget=_budget_bytes,
                 max_models=settings.MAX_MODELS,
                 wait_s=settings.MEMORY_TIMEOUT,
-                free_memory=lambda device: _free_memory(),
+                free_memory=_free_memory,
                 on_change=partial(_schedule_write, weakref.ref(self)),
             )
         )
@@ -76,8 +76,6 @@ class LoadedModels:
         """Evict the models of an entry, or all for None, and drop their tokenizers; return how many models left."""
         left = self.cache.evict(name, reason)
         self.tokenizers.discard(lambda key: name is None or key[0] == name)
-        if left:
-            _free_memory()
         return left
 
     def record_stores(self) -> list[processes.RecordStore]:
@@ -143,11 +141,11 @@ def _budget_bytes(device: str) -> int | None:
     return loading.default_budget(device)
 
 
-def _free_memory() -> None:
-    """Return the memory of dropped models to the system. Whatever was dropped was loaded: torch is imported by then."""
+def _free_memory(evicted: "Sequence[weakref.ref[Any]]") -> None:
+    """Return the memory of evicted models to the system. Whatever was evicted was loaded: torch is imported by then."""
     from medvllm import loading
 
-    loading.free_memory()
+    loading.free_memory(evicted)
 
 
 def _schedule_write(loaded: "weakref.ref[LoadedModels]") -> None:

@@ -4,7 +4,8 @@ import logging
 import os
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from medvllm import loading, settings, sources
 from medvllm.catalog import Catalog, find_model
@@ -22,6 +23,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+class Basis(NamedTuple):
+    """What the meaning of a call rests on, besides its files and the environment."""
+
+    settings_files: int
+    lock_file: Path  # also of the working directory, where the settings name no file
+    catalog: tuple[int, Hashable]
+
+
 @dataclass(frozen=True)
 class LoadTarget:
     """What a call means, for as long as `Resolver.is_current` and `fingerprint.is_current()` say so."""
@@ -30,7 +39,7 @@ class LoadTarget:
     snapshot: sources.Snapshot
     identity: Identity
     config: "PreTrainedConfig"
-    generation: tuple[int, Hashable]  # of the catalogue, before the name was looked up
+    basis: "Basis"  # before the name was looked up
     fingerprint: sources.Fingerprint  # of the files, their folders, and the lock; of a base's files, too
     is_lasting: bool  # False for a folder's path: its meaning depends on the working directory and on links
     base: "LoadTarget | None" = None  # of an adapter
@@ -81,12 +90,13 @@ class Resolver:
         """
         ref = parse_name(name)
         # First the state of catalogue and lock, then the look-up: a change in between outdates the target.
-        generation, lock = self._catalog.generation(stored=ref.kind == "name"), sources.lock_fingerprint()
+        basis = self._basis(stored=ref.kind == "name")
+        lock = sources.Fingerprint.of([basis.lock_file])
         metadata, revision = find_model(self._catalog, ref)
         metadata = metadata.without_folder_facts()
         self._warn_of_deprecated(metadata)
         if metadata.is_adapter:
-            return self._resolve_adapter(metadata, given, revision, generation, lock)
+            return self._resolve_adapter(metadata, given, revision, basis, lock)
         # Options before files: a device that is not here must not cost a download.
         options = loading.with_defaults(metadata, given)
         snapshot = self._snapshots.get(metadata, given.revision or revision)
@@ -98,23 +108,26 @@ class Resolver:
         metadata = metadata.with_missing_facts(snapshot.declared_facts)
         identity, config = loading.identify(metadata, options, snapshot)
         fingerprint = snapshot.fingerprint + lock
-        return LoadTarget(metadata, snapshot, identity, config, generation, fingerprint, ref.kind != "folder")
+        return LoadTarget(metadata, snapshot, identity, config, basis, fingerprint, ref.kind != "folder")
 
     def is_current(self, target: LoadTarget) -> bool:
         """Return whether entries and settings still are as they were when a target was resolved."""
         return (
-            target.generation == self._catalog.generation(stored=target.generation[1] is not False)
+            target.basis == self._basis(stored=target.basis.catalog[1] is not False)
             and (target.metadata.origin != "direct" or settings.ALLOW_UNREGISTERED())
             and (not target.metadata.source.trust_remote_code or settings.TRUST_REMOTE_CODE())
             and (target.base is None or self.is_current(target.base))
         )
+
+    def _basis(self, *, stored: bool) -> Basis:
+        return Basis(settings.read_files(), sources.Lock.current_path(), self._catalog.generation(stored=stored))
 
     def _resolve_adapter(
         self,
         metadata: ModelMetadata,
         given: LoadOptions,
         revision: str | None,
-        generation: tuple[int, Hashable],
+        basis: Basis,
         lock: sources.Fingerprint,
     ) -> LoadTarget:
         """Return what a call for an adapter means: its entry, its files, and the base with the same options."""
@@ -137,7 +150,7 @@ class Resolver:
             base = self.resolve(name, replace(for_base, model_class=choice.base_class))
         identity, config = loading.identify_adapter(metadata, snapshot, choice, base.identity, base.config)
         fingerprint = snapshot.fingerprint + base.fingerprint + lock
-        target = LoadTarget(metadata, snapshot, identity, config, generation, fingerprint, base.is_lasting, base)
+        target = LoadTarget(metadata, snapshot, identity, config, basis, fingerprint, base.is_lasting, base)
         of_base = alone.metadata.with_facts(task=alone.task)
         facts = loading.inherit_facts(metadata, snapshot, of_base, has_same_head=target.has_head_of(alone))
         return replace(target, metadata=facts)
