@@ -17,7 +17,6 @@ from medvllm import loading, settings, sources
 from medvllm.catalog import Catalog
 from medvllm.classes import class_path
 from medvllm.errors import BudgetError, DeviceMemoryError
-from medvllm.heads import is_same_head
 from medvllm.load_result import LoadResult
 from medvllm.model_cache import CachedModel, KnownBy, Need, Plan
 from medvllm.model_registry.known_calls import TRUST_S, KnownCall, KnownCalls, key_of
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from medvllm.loading.sentence_modules import Modules
-    from medvllm.sources.sentence import Scoring
 
 
 class Session:
@@ -134,6 +132,7 @@ class Session:
             return self._cache.copy(
                 target.identity, partial(self.load, target), need=self._need(target), may_wait=may_wait
             ).model
+        loading.import_peft(target.metadata)  # before the base is loaded
         # The base is the caller's own, too: training may write to its weights.
         base = self._cache.copy(
             target.base.identity, partial(self.load, target.base), need=self._whole_need(target), may_wait=may_wait
@@ -215,6 +214,7 @@ class Session:
         if (base := target.base) is None:
             yield partial(self.load, target)
             return
+        loading.import_peft(target.metadata)  # before the base is loaded
         cached = self._cache.get(
             base.identity,
             partial(self.load, base),
@@ -299,14 +299,6 @@ class Session:
         """Return the modules behind the pooling of a target, loaded once."""
         base = target.base if target.snapshot.declaration is None else None
         return self.tokenizers.get_modules(target.metadata, (base or target).snapshot)
-
-    def scoring_of(self, target: LoadTarget) -> "Scoring | None":
-        """Return what the files of a target declare about the scores of a cross-encoder."""
-        found, base = target.snapshot.scoring, target.base
-        if found is None and base is not None:
-            is_same = is_same_head(target.metadata.behaviour.task, base.metadata.behaviour.task)
-            return base.snapshot.scoring if is_same else None
-        return found
 
     def receipt_of(self, target: LoadTarget, model: Any, size_bytes: int) -> Receipt:
         """Return the receipt of a target, whose model is in memory."""
