@@ -101,10 +101,10 @@ class Liar(transformers.BertModel):
 class Short(transformers.BertModel):
     """Has a table that is too short for a row of many texts."""
 
-    def forward(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
+    def forward(self, input_ids: torch.Tensor, position_ids: Any = None, **kwargs: Any) -> Any:
         if input_ids.shape[1] > self.config.max_position_embeddings:
             raise IndexError("index out of range in self")
-        return super().forward(input_ids, **kwargs)
+        return super().forward(input_ids, position_ids=position_ids, **kwargs)
 
 
 @pytest.mark.parametrize("kind", [Liar, Short])
