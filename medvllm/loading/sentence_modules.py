@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,6 +15,10 @@ from medvllm.errors import IncompleteSnapshotError, LoadError, SourceError, Weig
 from medvllm.metadata import ModelMetadata
 from medvllm.sources import sentence
 from medvllm.sources.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _ACTIVATION = re.compile(r"torch\.nn\.(?:modules\.(?:activation\.|linear\.)?)?(\w+)")
 # These mix the numbers of a vector, or need arguments that no folder gives.
@@ -42,7 +46,7 @@ class Modules:
     steps: tuple[Step, ...] = ()
     is_declared: bool = False
 
-    def run(self, model: str, vectors: Tensor, *, normalize: bool | None) -> Tensor:
+    def run(self, model: str, vectors: "NDArray[np.float32]", *, normalize: bool | None) -> "NDArray[np.float32]":
         """Return the output of the modules for pooled vectors.
 
         Args:
@@ -60,7 +64,8 @@ class Modules:
                     f"{vectors.shape[1]:,}.\nSee which pooling it was made for in {step.name}/config.json.",
                     model=model,
                 )
-            vectors = step.run(vectors)
+            with torch.inference_mode():
+                vectors = step.run(torch.from_numpy(vectors)).numpy()
         return vectors
 
     def _choose_steps(self, normalize: bool | None) -> tuple[Step, ...]:

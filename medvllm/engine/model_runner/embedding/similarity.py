@@ -40,7 +40,7 @@ def compare(
     if similarity == "dot":
         return vectors @ others.T
     if similarity == "cosine":
-        return _scale(vectors) @ _scale(others).T
+        return scale(vectors) @ scale(others).T
     distances = np.zeros((len(vectors), len(others)), dtype=np.float32)
     step = max(1, _CHUNK // max(others.size, 1))
     for start in range(0, len(vectors), step):
@@ -50,7 +50,7 @@ def compare(
     return -distances
 
 
-def _scale(vectors: "NDArray[np.float32]") -> "NDArray[np.float32]":
+def scale(vectors: "NDArray[np.float32]") -> "NDArray[np.float32]":
     """Return vectors scaled to unit length. A vector of zeros stays one."""
     import numpy as np
 
