@@ -115,9 +115,9 @@ def test_only_equal_forwards_share_a_batch(queue: Queue, gate: Gate, callers: Ca
         callers.start(str(number), partial(compute, queue, forward(name), [1]))
     uses = queue.statistics().forwards
     assert {name: (use.waiting_calls, use.queued_tokens, use.running) for name, use in uses.items()} == {
-        "a": (2, 2, 1),
-        "b": (3, 3, 0),
-        "c": (1, 1, 0),
+        "a tokens": (2, 2, 1),
+        "b tokens": (3, 3, 0),
+        "c tokens": (1, 1, 0),
     }
     gate.open(4)
     callers.join()
@@ -399,10 +399,10 @@ def test_a_full_queue_refuses_more(
     callers.start("first", lambda: compute(queue, forward, LONG, LONG, LONG), waits=False)
     gate.wait_for_batch()
     callers.start("large", lambda: compute(queue, forward, LONG, LONG, LONG))
-    with pytest.raises(OverloadedError, match=r"24 tokens wait") as error:
+    with pytest.raises(OverloadedError, match=r"24 tokens wait for their turn, and at most 20 may") as error:
         compute(queue, forward, [1])
     assert error.value.queued_tokens == 24 and error.value.limit == 20
-    assert str(error.value).endswith("export MEDVLLM_MAX_QUEUED_TOKENS=40")
+    assert str(error.value).endswith("export MEDVLLM_MAX_QUEUED_TOKENS=25")
     gate.open()
     gate.wait_for_batch()
     with pytest.raises(OverloadedError) as error:

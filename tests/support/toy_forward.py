@@ -10,6 +10,7 @@ import numpy as np
 
 from medvllm.engine.model_runner.inference.call import Call
 from medvllm.engine.model_runner.inference.forward import Layout
+from medvllm.engine.model_runner.inference.part import Part
 from medvllm.engine.model_runner.inference.queue import Queue
 from medvllm.engine.model_runner.inference.request import current_limits
 from medvllm.engine.model_runner.reading.windows import Window
@@ -19,17 +20,18 @@ SECONDS = 30  # after which a test gives up
 
 @dataclass
 class ToyForward:
-    """Doubles each token id. Two of one name and device are equal.
+    """Doubles each token id. Two of one model and device are equal.
 
     Attributes:
         batches: The ids of each window of each batch so far.
         on_run: What happens in each batch, before it is computed.
     """
 
-    name: str = "toy"
+    model: str = "toy"
     device: str = "cpu"
     budget: int = 8
     layout: Layout = "packed"
+    part: Part = "tokens"
     batches: list[list[list[int]]] = field(default_factory=list, compare=False)
     on_run: Callable[[list[list[int]]], object] = field(default=lambda ids: None, compare=False)
 
@@ -41,7 +43,7 @@ class ToyForward:
         return [np.array([row], dtype=np.float32).T * 2 for row in ids]
 
     def __hash__(self) -> int:
-        return hash(self.name)
+        return hash(self.model)
 
 
 def windows(*rows: Sequence[int]) -> list[Window]:

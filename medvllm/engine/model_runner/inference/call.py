@@ -36,6 +36,7 @@ class Call:
 
     def __init__(self, forward: Forward, windows: Iterable[Window], limits: Limits) -> None:
         self.forward, self.limits = forward, limits
+        self.budget, self.layout = forward.budget, forward.layout  # the model may have to run to find them out
         self.bell = Bell()
         self.batch: list[WorkItem] = []
         self.thread = 0

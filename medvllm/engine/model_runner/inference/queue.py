@@ -92,10 +92,10 @@ class Queue(Forked):
         limit = settings.MAX_QUEUED_TOKENS() if queued else None
         if limit is not None and queued + call.tokens > limit:
             raise OverloadedError(
-                f"There is no room for {call.tokens:,} tokens in the queue: {queued:,} tokens wait for their turn, and "
-                f"at most {limit:,} may. They will take about {max(wait_s, 0.1):,.1f} s.\n"
-                f"Try again then, or allow more: export {settings.MAX_QUEUED_TOKENS.name}={2 * limit}",
-                model=call.forward.name,
+                f"The queue is full: {queued:,} tokens wait for their turn, and at most {limit:,} may. There is "
+                f"no room for {call.tokens:,} more for model {call.forward.model!r}. They take about {wait_s:,.1f} s.\n"
+                f"Try again then, or allow more: export {settings.MAX_QUEUED_TOKENS.name}={queued + call.tokens}",
+                model=call.forward.model,
                 queued_tokens=queued,
                 limit=limit,
                 retry_after_s=wait_s,
@@ -138,7 +138,7 @@ class Queue(Forked):
         self._leaders.add(call)
         self._rotation.discard(call)
         call.is_waiting, call.thread = False, threading.get_ident()
-        batch = Batch(call.forward)
+        batch = Batch(call.budget, call.layout)
         for sharing in self._rotation.sharing(call.forward, call.limits.priority):
             joining = [call, *sharing]
             while joining:

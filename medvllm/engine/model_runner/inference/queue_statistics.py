@@ -33,7 +33,7 @@ class QueueStatistics(Load):
 
     Attributes:
         wait_s: The estimated seconds until what waits now has run.
-        forwards: What waits and runs for each part of a model, by its name.
+        forwards: What waits and runs for each part of a model, such as "my-tagger head_tokens".
         batches: Batches that ran.
         shared_batches: Those of them with windows of several calls.
         windows: Windows that ran.
@@ -77,13 +77,13 @@ class Counts:
 
     def freeze(self, waiting: Collection[Call], leaders: Collection[Call]) -> QueueStatistics:
         """Return the counts as they are now."""
-        names = sorted({call.forward.name for call in (*waiting, *leaders)})
+        names = sorted({_name(call) for call in (*waiting, *leaders)})
         load = _measure(waiting, leaders)
         return QueueStatistics(
             **vars(load),
             wait_s=self.estimate_s(load.queued_tokens, load.running),
             forwards={
-                name: _measure(*([call for call in calls if call.forward.name == name] for calls in (waiting, leaders)))
+                name: _measure(*([call for call in calls if _name(call) == name] for calls in (waiting, leaders)))
                 for name in names
             },
             batches=self._batches,
@@ -91,6 +91,10 @@ class Counts:
             windows=self._windows,
             tokens=self._tokens,
         )
+
+
+def _name(call: Call) -> str:
+    return f"{call.forward.model} {call.forward.part}"
 
 
 def _measure(waiting: Collection[Call], leaders: Collection[Call]) -> Load:
