@@ -107,7 +107,8 @@ class Queue(Forked):
             while True:
                 with self._lock:
                     if call.has_news:
-                        self._free(call)  # its turn may have come as well
+                        if call in self._leaders:  # its turn came as well
+                            self._free(call)
                         return call.take_answers()
                     call.limits.check()
                     if call in self._leaders or (call.next_window and self._may_lead(call)):
@@ -182,7 +183,7 @@ class Queue(Forked):
         """End the turn of a call, and let the next ones have theirs."""
         device = call.forward.device
         self._leaders.discard(call)
-        while self._has_slot(device) and (chosen := self._rotation.next(device)):
+        while (chosen := self._rotation.next(device)) and self._has_slot(device):
             chosen.bell.ring()
             self._leaders.add(chosen)
             self._rotation.end_turn(chosen)
