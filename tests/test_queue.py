@@ -17,8 +17,8 @@ import pytest
 
 from medvllm.engine.model_runner.inference.call import Call
 from medvllm.engine.model_runner.inference.queue import Queue
-from medvllm.engine.model_runner.inference.request import Request, current_limits
 from medvllm.engine.model_runner.inference.rotation import AGE_S
+from medvllm.engine.model_runner.request import Request, current_limits
 from medvllm.errors import (
     DeadlineError,
     DeviceMemoryError,

@@ -12,8 +12,8 @@ from medvllm.engine.model_runner.inference.call import Call
 from medvllm.engine.model_runner.inference.forward import Layout
 from medvllm.engine.model_runner.inference.part import Part
 from medvllm.engine.model_runner.inference.queue import Queue
-from medvllm.engine.model_runner.inference.request import current_limits
 from medvllm.engine.model_runner.reading.windows import Window
+from medvllm.engine.model_runner.request import current_limits
 
 SECONDS = 30  # after which a test gives up
 

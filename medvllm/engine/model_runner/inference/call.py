@@ -4,10 +4,10 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from medvllm.engine.model_runner.inference.bell import Bell
+from medvllm.engine.model_runner.bell import Bell
 from medvllm.engine.model_runner.inference.forward import Forward
-from medvllm.engine.model_runner.inference.request import Limits
 from medvllm.engine.model_runner.reading.windows import Window
+from medvllm.engine.model_runner.request import Limits
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,9 +7,9 @@ from medvllm import progress
 from medvllm.engine.model_runner.inference.call import Call
 from medvllm.engine.model_runner.inference.part import Part
 from medvllm.engine.model_runner.inference.queue import queue
-from medvllm.engine.model_runner.inference.request import current_limits
 from medvllm.engine.model_runner.inference.torch_forward import TorchForward
 from medvllm.engine.model_runner.reading.windows import Window
+from medvllm.engine.model_runner.request import current_limits
 from medvllm.model_registry import Lease
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 from medvllm.engine.model_runner.inference.call import Call
 from medvllm.engine.model_runner.inference.forward import Forward
-from medvllm.engine.model_runner.inference.request import PRIORITIES, Priority
+from medvllm.engine.model_runner.request import PRIORITIES, Priority
 
 WEIGHT = 4  # interactive turns for each turn in bulk
 AGE_S = 10.0  # a call in bulk that has waited for so long counts as an interactive one

@@ -7,7 +7,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Literal, get_args
 
-from medvllm.engine.model_runner.inference.bell import Bell
+from medvllm.engine.model_runner.bell import Bell
 from medvllm.engine.model_runner.option_checks import check_choice
 from medvllm.errors import DeadlineError, RequestCancelledError, RequestError
 
