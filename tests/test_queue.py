@@ -323,8 +323,8 @@ def test_a_timeout_that_is_none_is_refused(wrong: Any) -> None:
 
 def test_a_priority_that_is_none_is_refused() -> None:
     """With the one that was meant."""
-    with pytest.raises(RequestError, match="Did you mean: 'interactive'"):
-        Request(priority="interactiv")  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="Did you mean: 'bulk'"):
+        Request(priority="bulks")  # type: ignore[arg-type]
 
 
 def _refuse(*wrong: int) -> Any:

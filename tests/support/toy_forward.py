@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from medvllm.engine.model_runner.inference.call import Call
 from medvllm.engine.model_runner.inference.forward import Layout
 from medvllm.engine.model_runner.inference.part import Part
 from medvllm.engine.model_runner.inference.queue import Queue
+from medvllm.engine.model_runner.inference.slots import count_slots
 from medvllm.engine.model_runner.reading.windows import Window
 from medvllm.engine.model_runner.request import current_limits
 
@@ -118,3 +120,18 @@ class Callers:
             thread.join(SECONDS)
             assert not thread.is_alive()
         return self.results
+
+
+@contextmanager
+def held(queue: Queue, device: str = "cpu") -> Iterator[None]:
+    """Hold every place on a device, so that what threads ask for meanwhile gathers in the queue."""
+    gate, callers = Gate(), Callers(queue)
+    places = count_slots(device)
+    for place in range(places):
+        callers.start(str(place), lambda: compute(queue, ToyForward("held", on_run=gate.wait), [0]), waits=False)
+        gate.wait_for_batch()
+    try:
+        yield
+    finally:
+        gate.open(places)
+        callers.join()

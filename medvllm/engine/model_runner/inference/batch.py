@@ -1,6 +1,8 @@
 """Windows that run through a model together."""
 
-from medvllm.engine.model_runner.inference.forward import Layout
+from collections.abc import Iterator, Sequence
+
+from medvllm.engine.model_runner.inference.forward import Forward, Layout
 from medvllm.engine.model_runner.reading.windows import Window
 
 _MOST_PADDED = 2  # how many times as large as its tokens a padded block may be
@@ -39,3 +41,15 @@ class Batch:
             return False
         block = longest * (len(self.windows) + 1)
         return self._layout == "packed" or (block <= self._budget and block <= _MOST_PADDED * tokens)
+
+
+def plan_batches(forward: Forward, windows: Sequence[Window]) -> Iterator[list[Window]]:
+    """Yield the windows in batches, the longest first, so that those of a batch have similar lengths."""
+    batch = Batch(forward.budget, forward.layout)
+    for window in sorted(windows, key=lambda window: -len(window.input_ids)):
+        if not batch.add(window):
+            yield batch.windows
+            batch = Batch(forward.budget, forward.layout)
+            batch.add(window)
+    if batch.windows:
+        yield batch.windows
