@@ -518,7 +518,7 @@ def test_ctrl_c_at_any_line_costs_nobody_else_an_answer(gate: Gate, order: str) 
         assert (idle.waiting_calls, idle.queued_tokens, idle.running) == (0, 0, 0)
         assert compute(queue, forward, [5]) == [[10]]
         if not isinstance(results["victim"], KeyboardInterrupt):
-            assert results["victim"] == [[2], [4], [6]] and line > 100
+            assert results["victim"] == [[2], [4], [6]] and line > 50
             return
 
 
