@@ -76,24 +76,8 @@ def tables(quick: bool) -> list[Table]:
 
 
 _READ_PLAIN = (
-    "Notes of 4 to 200 words, tokenised before. In the queue two batches run at once, or as many as have threads of their "
-    "own; otherwise all 32 threads run at once."
-)
-_READ_CPU, duration),
-        Table(f"Queue: windows in a batch, {title}", _rows(plain, "windows"), _READ_WINDOWS, figure),
-        Table(
-            "Queue: the time of a note behind one of 100,000 characters",
-            _rows(fair, "p50", "p99"),
-            _READ_FAIR,
-            duration,
-        ),
-        _cost(1 if quick else 5),
-    ]
-
-
-_READ_PLAIN = (
-    "Notes of 4 to 200 words, tokenised before. In the queue one batch runs at once for as many threads as torch uses; "
-    "otherwise all 32 threads run at once and each slows the others down."
+    "Notes of 4 to 200 words, tokenised before. In the queue two batches run at once, or as many as have threads of "
+    "their own; otherwise all 32 threads run at once."
 )
 _READ_CPU = "What the batches save: small ones cost more for each token."
 _READ_WINDOWS = "The mean. A batch gathers while another one runs."

@@ -60,13 +60,13 @@ class ModelRunner:
 
     def __init__(self, name: "str | os.PathLike[str]", *, registry: ModelRegistry = registry, **options: Any) -> None:
         self._name, self._registry, self._options = name, registry, options
-        # In a runner that came from another process: the entry that the name means there.
-        self._entry: ModelMetadata | None = None
+        # In a runner that came from another process: the entries behind the name that only that process knew.
+        self._entries: tuple[ModelMetadata, ...] = ()
 
     def __reduce__(self) -> "tuple[Any, ...]":
-        """Pickle as a name, with the entry if only this process knows it."""
-        entry = self._entry or self._registry.process_entry(self._name)
-        return _rebuild, (type(self), self._name, self._registry, self._options, entry)
+        """Pickle as a name, with the entries behind it that only this process knows: also that of a base."""
+        entries = self._entries or self._registry.process_entries(self._name)
+        return _rebuild, (type(self), self._name, self._registry, self._options, entries)
 
     def __repr__(self) -> str:
         return f"ModelRunner({str(self._name)!r})"
@@ -85,12 +85,12 @@ class ModelRunner:
         Raises:
             MedVLLMError: As for `registry.load_model`.
         """
-        from medvllm.engine.model_runner.tasks import default_task
+        from medvllm.engine.model_runner.tasks import default_task, task_of_entry
 
-        self._check_entry()
+        self._adopt_entries()
         with suppress(ModelNotFoundError):
-            if tasks := self._registry.get_metadata(self._name).tasks:
-                return tasks[0]
+            if task := task_of_entry(self._registry.get_metadata(self._name)):
+                return task
         with self._registry.lease(self._name, **self._options) as lease, translate_other_errors(lease.metadata.name):
             return default_task(lease, ())
 
@@ -121,8 +121,8 @@ class ModelRunner:
             text.
 
         Raises:
-            RequestError: A text cannot be embedded, the model has no prompt of that name, or it is for the other side
-                of a search.
+            RequestError: A text cannot be embedded, the model has no prompt of that name, it is for the other side of a
+                search, or it was made for another task and nothing states a pooling.
             LoadError: The model cannot run, or returns NaN or infinity.
         """
         options: dict[str, Any] = {"role": role, "prompt_name": prompt_name, "prompt": prompt}
@@ -426,7 +426,7 @@ class ModelRunner:
     ) -> "Generator[Piece]":
         from medvllm.engine.model_runner.generation.generate import stream
 
-        self._check_entry()
+        self._adopt_entries()
         with self._registry.lease(self._name, **self._options) as lease, translate_other_errors(lease.metadata.name):
             yield from stream(lease, prompts, options, limits)
 
@@ -460,7 +460,8 @@ class ModelRunner:
 
         Raises:
             InputTooLongError: A text is longer than the model, and nothing says how to read it.
-            RequestError: The model is no classifier of texts, or a text or an option cannot be used.
+            RequestError: The model is no classifier of texts, it is a cross-encoder whose score has no label, or a text
+                or an option cannot be used.
             WeightsMismatchError: The model's labels have no names.
             LoadError: The model cannot run, or returns NaN or infinity.
 
@@ -536,7 +537,8 @@ class ModelRunner:
 
         Raises:
             InputTooLongError: The query leaves no room for a document, or the entry forbids splitting a document.
-            RequestError: The model gives no score for a pair of texts, or a text or an option cannot be used.
+            RequestError: Neither the entry nor the folder says that the model scores pairs, or a text or an option
+                cannot be used.
             LoadError: The model cannot run, returns NaN or infinity, or declares another kind of score.
 
         Example:
@@ -572,9 +574,9 @@ class ModelRunner:
         if task is not None:
             task = usual_task(task) if isinstance(task, str) else task
             arguments = check_task(task, arguments)  # before anything is loaded
-        self._check_entry()
         limits = current_limits()
         limits.check()
+        self._adopt_entries()
         given = to_list(texts)  # outside of the translation: an error of the caller's generator is the caller's
         with self._registry.lease(self._name, **self._options) as lease:
             limits.check()  # the load may have taken long
@@ -594,7 +596,7 @@ class ModelRunner:
         """
         from medvllm.engine.model_runner.baseline import compute_cases
 
-        self._check_entry()
+        self._adopt_entries()
         name = self._registry.get_metadata(self._name).reference  # before anything is loaded
         with self._registry.lease(name, **self._options) as lease, translate_other_errors(name):
             cases = compute_cases(lease)
@@ -608,7 +610,7 @@ class ModelRunner:
         """
         from medvllm.engine.model_runner.baseline import find_deviations
 
-        self._check_entry()
+        self._adopt_entries()
         metadata = self._registry.get_metadata(self._name)
         if not metadata.baseline:
             raise CatalogError(
@@ -621,17 +623,16 @@ class ModelRunner:
 
     def _for_role(self, role: "Role") -> "ModelRunner":
         """Return the runner of the encoder for one side of a search: this one, or that of the entry's counterpart."""
-        self._check_entry()
+        self._adopt_entries()
         with suppress(ModelNotFoundError):
             behaviour = self._registry.get_metadata(self._name).behaviour
             if behaviour.counterpart and behaviour.role not in (None, role):
                 return type(self)(behaviour.counterpart, registry=self._registry, **self._options)
         return self
 
-    def _check_entry(self) -> None:
-        """Raise ModelExistsError if this process has another model under the name that the runner was sent for."""
-        if self._entry is not None:
-            self._registry.adopt_entry(self._entry)
+    def _adopt_entries(self) -> None:
+        """Register what the runner was sent with. ModelExistsError: a name of it means another model here."""
+        self._registry.adopt_entries(self._entries)
 
 
 def _rebuild(
@@ -639,9 +640,9 @@ def _rebuild(
     name: "str | os.PathLike[str]",
     registry: ModelRegistry,
     options: dict[str, Any],
-    entry: ModelMetadata | None,
+    entries: tuple[ModelMetadata, ...],
 ) -> ModelRunner:
     """Return the runner that another process sent."""
     runner = kind(name, registry=registry, **options)
-    runner._entry = entry
+    runner._entries = entries
     return runner

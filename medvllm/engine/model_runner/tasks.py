@@ -18,6 +18,7 @@ from medvllm.engine.model_runner.results import Result
 from medvllm.engine.model_runner.tagging.entities import check_entity_options, find_entities, find_identifiers
 from medvllm.errors import RequestError
 from medvllm.heads import task_of_class
+from medvllm.metadata import ModelMetadata
 from medvllm.model_registry import Lease
 from medvllm.near_names import did_you_mean, near_names
 
@@ -96,6 +97,16 @@ def run_task(lease: Lease, task: str | None, texts: Sequence[Any], arguments: Ma
         return result
 
 
+def task_of_entry(entry: ModelMetadata) -> str | None:
+    """Return the first task of an entry: one that it states, or else what its folder says. None: a load has to tell.
+
+    The folder of an adapter does not tell: the task of its base may be a narrower one.
+    """
+    stated = entry.without_folder_facts().tasks
+    tasks = stated or (() if entry.is_adapter else entry.tasks)
+    return tasks[0] if tasks else None
+
+
 def default_task(lease: Lease, texts: Iterable[Any]) -> str:
     """Return the first task of the entry, or the task that the model's class was made for.
 
@@ -103,9 +114,9 @@ def default_task(lease: Lease, texts: Iterable[Any]) -> str:
     """
     if stated := lease.metadata.tasks:
         return stated[0]
-    if lease.scoring is not None:
-        return "rerank"
     kind = type(lease.model).__name__
+    if lease.scoring is not None and (task_of_class(kind) != "classify" or lease.model.config.num_labels == 1):
+        return "rerank"
     if kind.endswith("ForMaskedLM"):
         masks = ("[MASK]", str(lease.tokenizer.mask_token or "[MASK]"))
         has_gap = any(mask in text for text in texts if isinstance(text, str) for mask in masks)

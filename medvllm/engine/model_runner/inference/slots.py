@@ -3,7 +3,6 @@
 import os
 import sys
 
-
 _LEAST = 2  # on a CPU: while one batch computes, the inputs of another are made and its numbers are taken
 
 
