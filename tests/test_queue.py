@@ -90,12 +90,20 @@ def test_what_may_run_together_is_as_the_forward_says(queue: Queue, gate: Gate, 
     results = callers.join()
     expected = {
         "packed": [[[1], [2, 2], [3], [4, 4]]],
-        "padded": [[[1], [2, 2], [3], [4, 4]]],
+        "padded": [[[1], [3]], [[2, 2], [4, 4]]],
         "equal": [[[1], [3]], [[2, 2], [4, 4]]],
         "single": [[[1]], [[2, 2]], [[3]], [[4, 4]]],
     }[layout]
     assert forward.batches[1:] == expected
     assert [results[str(name)] for name in range(1, 5)] == [[[2]], [[4, 4]], [[6]], [[8, 8]]]
+
+
+@pytest.mark.parametrize(("lengths", "batches"), [((8, 7, 6), 1), ((8, 2), 2), ((8, 8, 8, 8, 8), 2)])
+def test_a_padded_block_has_little_padding(queue: Queue, lengths: tuple[int, ...], batches: int) -> None:
+    """Padding costs as much as text: what is much shorter runs in a block of its own."""
+    forward = ToyForward(layout="padded", budget=32)
+    assert len(compute(queue, forward, *([1] * length for length in lengths))) == len(lengths)
+    assert len(forward.batches) == batches
 
 
 def test_only_equal_forwards_share_a_batch(queue: Queue, gate: Gate, callers: Callers) -> None:

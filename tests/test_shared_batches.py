@@ -134,7 +134,8 @@ def test_a_text_that_cannot_run_fails_only_its_own_call(
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})  # and the model has no embedding for it
     tokenizer.save_pretrained(folder)
-    runner = ModelRunner(folder, registry=registry)
+    registry.register("m", "generic", model_path=str(folder), pooling="mean")
+    runner = ModelRunner("m", registry=registry)
     alone = _vectors(runner, "fever")
     with held(queue):
         callers.start("good", partial(_vectors, runner, "fever"))
