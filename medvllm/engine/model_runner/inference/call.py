@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from medvllm.engine.model_runner.bell import Bell
-from medvllm.engine.model_runner.inference.forward import Forward
+from medvllm.engine.model_runner.inference.forward import Forward, Layout
 from medvllm.engine.model_runner.reading.windows import Window
 from medvllm.engine.model_runner.request import Limits
 
@@ -36,17 +36,24 @@ class Call:
 
     def __init__(self, forward: Forward, windows: Iterable[Window], limits: Limits) -> None:
         self.forward, self.limits = forward, limits
-        self.budget, self.layout = forward.budget, forward.layout  # the model may have to run to find them out
+        self.budget = forward.budget
+        self.layout: Layout = "single"  # until it is known
         self.bell = Bell()
         self.batch: list[WorkItem] = []
         self.thread = 0
         self.is_waiting = self.has_left = False
         self.since_s = 0.0
         self._queued = deque(windows)
+        if len(self._queued) > 1:
+            self.find_layout()
         # The windows that have been taken, by their id, and their numbers once they have run.
         self._taken: dict[int, tuple[Window, NDArray[np.float32] | None]] = {}
         self._error: Exception | None = None
         self.tokens = sum(len(window.input_ids) for window in self._queued)
+
+    def find_layout(self) -> None:
+        """Find out which windows may run together. The model may run for it, so the queue's lock must be free."""
+        self.layout = self.forward.layout
 
     @property
     def is_complete(self) -> bool:

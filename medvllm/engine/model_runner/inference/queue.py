@@ -120,6 +120,7 @@ class Queue(Forked):
                 if call.batch:
                     self._run_batch(call)
                 else:
+                    call.find_layout()  # a call with one window needs it only here, where others may join it
                     call.limits.wait(call.bell)
         except BaseException:
             self._leave(call)
