@@ -312,6 +312,13 @@ KEEP_ALIVE = Setting(
 MEMORY_TIMEOUT = Setting(
     "MEDVLLM_MEMORY_TIMEOUT", "30", _seconds, "Seconds that a load waits for memory that other models use."
 )
+MAX_QUEUED_TOKENS = Setting(
+    "MEDVLLM_MAX_QUEUED_TOKENS",
+    "none",
+    _count,
+    "The largest number of tokens that may wait while a model runs. A call that would add more is refused, unless "
+    "nothing waits. none means no limit.",
+)
 REDACTION_KEY_FILE = Setting(
     "MEDVLLM_REDACTION_KEY_FILE",
     "none",
@@ -335,6 +342,7 @@ SETTINGS: tuple[Setting[Any], ...] = (
     MAX_MODELS,
     KEEP_ALIVE,
     MEMORY_TIMEOUT,
+    MAX_QUEUED_TOKENS,
     TRUST_REMOTE_CODE,
     REDACTION_KEY_FILE,
     DEBUG,

@@ -52,12 +52,33 @@ class TorchForward:
     def __init__(self, lease: Lease, part: Part) -> None:
         self._lease, self._part = lease, part
         self._module = find_part(lease.model, part)
+        self._settings = _read_thread_settings(lease.model.device.type)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, TorchForward) and self._module is other._module and self._part == other._part
+        return (
+            isinstance(other, TorchForward)
+            and self._module is other._module
+            and self._part == other._part
+            and self._settings == other._settings
+        )
 
     def __hash__(self) -> int:
         return hash((id(self._module), self._part))
+
+    @property
+    def model(self) -> str:
+        """The name of the model."""
+        return self._lease.metadata.name
+
+    @property
+    def part(self) -> Part:
+        """The part of the model."""
+        return self._part
+
+    @property
+    def device(self) -> str:
+        """Where it runs, such as "cpu" or "cuda:0"."""
+        return str(self._lease.model.device)
 
     @property
     def budget(self) -> int:
@@ -184,6 +205,14 @@ class TorchForward:
             return all(_is_close(*pair, dtype) for pair in zip(run(), alone, strict=True))
         except MedVLLMError:  # it takes no padding, or no row of several texts
             return False
+
+
+def _read_thread_settings(device: str) -> tuple[object, ...]:
+    """Return what a caller may set in torch for its own thread. It must not reach the windows of other threads."""
+    import torch
+
+    is_cast = torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if is_cast else None, torch.get_default_device()
 
 
 def _is_close(found: "NDArray[np.float32]", expected: "NDArray[np.float32]", dtype: str) -> bool:
