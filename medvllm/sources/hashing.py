@@ -1,7 +1,6 @@
 """The SHA-256 of files: large files are hashed side by side, each by one core."""
 
 import hashlib
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -9,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from medvllm.cores import count_cores
 from medvllm.errors import SourceError
 from medvllm.sources.fingerprint import Stamp, read_stamp
 from medvllm.sources.os_errors import to_source_error
@@ -45,7 +45,7 @@ def hash_each(files: Mapping[Path, int], advance: Callable[[int], None]) -> dict
 
     order = sorted(files, key=lambda file: files[file], reverse=True)
     n_large = sum(size >= _WORTH_A_THREAD for size in files.values())
-    n_threads = min(n_large, len(os.sched_getaffinity(0)), _MAX_THREADS)
+    n_threads = min(n_large, count_cores(), _MAX_THREADS)
     if n_threads < 2:
         return dict(zip(order, map(hash_one, order), strict=True))
     with ThreadPoolExecutor(n_threads) as pool:

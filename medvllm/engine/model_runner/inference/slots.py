@@ -1,7 +1,8 @@
 """How many batches run at once."""
 
-import os
 import sys
+
+from medvllm.cores import count_cores
 
 _LEAST = 2  # on a CPU: while one batch computes, the inputs of another are made and its numbers are taken
 
@@ -11,5 +12,5 @@ def count_slots(device: str) -> int:
     torch = sys.modules.get("torch")
     if device != "cpu" or torch is None:
         return 1
-    cores = len(os.sched_getaffinity(0))
+    cores = count_cores()
     return max(min(_LEAST, cores), cores // int(torch.get_num_threads()))
