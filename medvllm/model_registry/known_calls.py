@@ -22,47 +22,45 @@ _SETTINGS = settings.Texts(settings.DEVICE, settings.DTYPE, settings.LOCK_FILE, 
 _CONDITIONS = settings.Texts(settings.CATALOG, settings.ALLOW_UNREGISTERED, settings.TRUST_REMOTE_CODE)
 
 
-class KnownCall(NamedTuple):
-    """What a call meant, and where its model was found.
+class Look(NamedTuple):
+    """A look at everything that a call depends on. A change after its beginning is seen by the next look.
 
     Attributes:
-        target: What it meant.
-        find_cached: Returns its model; None once it has gone. A call that is remembered keeps no model in memory.
-        conditions: The settings that it depended on, at the last look.
-        own_changes: The number of `own_changes` at the last look.
+        conditions: The settings that decide whether the call still means the same.
+        own_changes: The number of `own_changes`.
         trusted_until: When the next look is due, on the monotonic clock.
     """
-
-    target: LoadTarget
-    find_cached: Callable[[], CachedModel[Identity] | None]
-    conditions: Hashable = None
-    own_changes: int = 0
-    trusted_until: float = 0.0
-
-    def is_trusted(self) -> bool:
-        """Return whether this process has changed nothing since the last look, which was less than TRUST_S ago."""
-        return (
-            time.monotonic() < self.trusted_until
-            and own_changes.number == self.own_changes
-            and tuple(_CONDITIONS.values()) == self.conditions
-        )
-
-    def trusted(self, moment: "Moment") -> "KnownCall":
-        """Return the same, after a look that began at a moment."""
-        return self._replace(**moment._asdict())
-
-
-class Moment(NamedTuple):
-    """When a look began. A change after it is seen by the next look."""
 
     conditions: Hashable
     own_changes: int
     trusted_until: float
 
     @classmethod
-    def now(cls) -> "Moment":
-        """Return this moment."""
+    def begin(cls) -> "Look":
+        """Return a look that begins now."""
         return cls(tuple(_CONDITIONS.values()), own_changes.number, time.monotonic() + TRUST_S)
+
+    def is_trusted(self) -> bool:
+        """Return whether it began less than TRUST_S ago, and this process has changed nothing since."""
+        return (
+            time.monotonic() < self.trusted_until
+            and own_changes.number == self.own_changes
+            and tuple(_CONDITIONS.values()) == self.conditions
+        )
+
+
+class KnownCall(NamedTuple):
+    """What a call meant, and where its model was found.
+
+    Attributes:
+        target: What it meant.
+        find_cached: Returns its model; None once it has gone. A call that is remembered keeps no model in memory.
+        look: The last look; None if there was none since the model was loaded.
+    """
+
+    target: LoadTarget
+    find_cached: Callable[[], CachedModel[Identity] | None]
+    look: Look | None = None
 
 
 class KnownCalls:

@@ -18,7 +18,7 @@ from medvllm.classes import class_path
 from medvllm.errors import BudgetError, DeviceMemoryError
 from medvllm.load_result import LoadResult
 from medvllm.model_cache import CachedModel, KnownBy, Need, Plan
-from medvllm.model_registry.known_calls import KnownCall, KnownCalls, Moment, key_of
+from medvllm.model_registry.known_calls import KnownCall, KnownCalls, Look, key_of
 from medvllm.model_registry.lease import Leasing
 from medvllm.model_registry.loaded_models import LoadedModels
 from medvllm.model_registry.nesting import Nesting
@@ -75,8 +75,9 @@ class Session:
         key = key_of(name, options)
         keep_alive_s = None if keep_alive is None else parse_keep_alive(keep_alive)
         known = None if key is None else self._calls.get(key)
-        if known is not None and known.is_trusted() and (cached := known.find_cached()) is not None:
-            if self._cache.hit(cached, lease=lease, keep_alive=keep_alive_s):
+        if known is not None and known.look is not None and known.look.is_trusted():
+            cached = known.find_cached()
+            if cached is not None and self._cache.hit(cached, lease=lease, keep_alive=keep_alive_s):
                 return known.target, cached
             del cached  # a model that has left must not keep its memory from the load
         return self._acquire_checked(name, options, key, known, lease, keep_alive_s)
@@ -91,8 +92,7 @@ class Session:
         keep_alive_s: float | None,
     ) -> tuple[LoadTarget, CachedModel[Identity]]:
         """Do the same, after a look at everything that the meaning of the call depends on."""
-        # First the moment, then the look: a change in between is seen by the next one.
-        moment = Moment.now()
+        look = Look.begin()
         target = known.target if known is not None else None
         if target is not None and not self.resolver.is_current(target):
             target = None
@@ -100,7 +100,7 @@ class Session:
             if (cached := known.find_cached()) is not None and self._cache.hit(
                 cached, lease=lease, keep_alive=keep_alive_s
             ):
-                self._calls.put(key, known.trusted(moment))
+                self._calls.put(key, known._replace(look=look))
                 return target, cached
             cached = None  # as above
         else:
