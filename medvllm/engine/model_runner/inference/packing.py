@@ -2,12 +2,9 @@
 
 from collections.abc import Sequence
 from inspect import Parameter, signature
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from medvllm.engine.model_runner.reading.windows import Window
-
-if TYPE_CHECKING:
-    pass
 
 
 class PackedRow:
