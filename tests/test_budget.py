@@ -32,6 +32,8 @@ class Key:
 class Thing:
     """Something that weak references can point to."""
 
+    itself: "Thing | None" = None
+
 
 def _loaded(size_bytes: int, reload_s: float = 1.0) -> LoadResult:
     """What a load of some bytes returns."""
@@ -206,6 +208,42 @@ def test_waiting_is_bounded() -> None:
     bench.cache.release(leased)
     del leased
     assert bench.load("b", 5) and bench.cache.statistics().devices["cpu"].reserved_bytes == 0
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 0.2])
+def test_a_load_that_frees_memory_refuses_no_other(wait_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A load whose time is up gets the memory that is free, whoever stands before it in the queue."""
+    bench = Bench({"cpu": 40}, wait_s=30)
+    begun, end = threading.Event(), threading.Event()
+
+    def slowly(evicted: Sequence["weakref.ref[Any]"]) -> None:
+        begun.set()
+        end.wait()
+
+    monkeypatch.setattr(bench, "_reclaim", slowly)
+    bench.__post_init__()
+    thing = bench.load("a", 30).model
+    thing.itself = thing  # garbage that nobody has collected, once it is evicted
+    del thing
+    with ThreadPoolExecutor(1) as pool:
+        large = pool.submit(bench.load, "large", 35)
+        begun.wait()
+        bench.wait_s = wait_s
+        try:
+            assert bench.load("small", 5).is_present and bench.cache.statistics().waiting == 1
+        finally:
+            gc.collect()
+            end.set()
+        assert large.result().is_present
+
+
+def test_an_adapter_needs_no_place_among_the_models() -> None:
+    """Also when there are more models than are allowed by now."""
+    bench = Bench(max_models=2)
+    for name in "ab":
+        bench.load(name, keep_alive=math.inf)
+    bench.max_models = 1
+    assert bench.cache.plan(Key("adapter", base=Key("a")), Need("cpu", 1, "headers", base=Key("a"))).fit == "now"
 
 
 def test_devices_do_not_wait_for_each_other() -> None:

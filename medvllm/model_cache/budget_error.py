@@ -20,8 +20,9 @@ def budget_error(plan: Plan, need: Need, pinned: Mapping[str, int], most: int | 
     """
     limit = plan.budget_bytes
     if limit is None or plan.used_bytes + plan.size_bytes <= limit:
+        assert most is not None  # there is a limit that it exceeds, and it is not the budget
         what = f"No room for model {plan.name!r}: at most {most:,} models may be in memory (MEDVLLM_MAX_MODELS)"
-        raised = f"MEDVLLM_MAX_MODELS={(most or 0) + 1}"
+        raised = f"MEDVLLM_MAX_MODELS={most + 1}"
     else:
         what = f"Not enough memory for {plan}"
         wanted = plan.used_bytes if plan.fit == "later" else sum(pinned.values())

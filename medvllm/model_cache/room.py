@@ -65,7 +65,8 @@ class Room(Generic[I]):
     ) -> None:
         """Reserve the bytes of a load under `ticket`, evicting models for it. The caller must not hold the lock.
 
-        Loads that wait take turns, first come, first served on each device.
+        Loads that wait take turns, first come, first served on each device. A load whose time is up looks once more,
+        whoever is before it: those have waited as long, so they are about to leave the queue.
 
         Args:
             identity: The model to load.
@@ -85,9 +86,12 @@ class Room(Generic[I]):
                     self._queue.append(place)
             while True:
                 evicted: list[weakref.ref[Any]] = []
+                error: BudgetError | None = None
                 with self.lock:
                     before_look()
-                    if not may_wait or next(turn for turn in self._queue if turn[1] == need.device) == place:
+                    left_s = deadline - time.monotonic()
+                    # The last look needs no turn: a load that only passes through the queue must not refuse another.
+                    if left_s <= 0 or next(turn for turn in self._queue if turn[1] == need.device) == place:
                         bounds = self.limits.bounds(need.device)
                         if (plan := self._plan(identity, need, bounds)).fit == "never":
                             raise self._budget_error(plan, need, bounds)
@@ -95,15 +99,16 @@ class Room(Generic[I]):
                         if self._excess(need, bounds) is None:
                             self.accounts.reserved[ticket] = need
                             return
+                        if left_s <= 0:
+                            error = self._budget_error(self._plan(identity, need, bounds), need, bounds)
                 # An evicted model may stay in memory until the garbage collector runs.
                 if evicted:
                     self.limits.free_memory(evicted)
                     if any(model() is None for model in evicted):
                         continue
+                if error is not None:
+                    raise error
                 with self.lock:
-                    if (left_s := deadline - time.monotonic()) <= 0:
-                        bounds = self.limits.bounds(need.device)
-                        raise self._budget_error(self._plan(identity, need, bounds), need, bounds)
                     self._freed.wait(min(left_s, _POLL_S))
         finally:
             with self.lock:
@@ -249,8 +254,7 @@ class Room(Generic[I]):
         now, used = self._clock(), self.accounts.used_bytes(need.device)
         limit, most = bounds.budget_bytes, bounds.max_models
         over = used + need.size_bytes - limit if limit is not None else 0
-        more = self._count_models() + (need.base is None)
-        surplus = more - most if most is not None else 0
+        surplus = self._count_models() + 1 - most if most is not None and need.base is None else 0  # as `_excess` has it
 
         def excess() -> Reason | None:
             return "count" if surplus > 0 else "room" if over > 0 else None
