@@ -254,7 +254,8 @@ class Room(Generic[I]):
         now, used = self._clock(), self.accounts.used_bytes(need.device)
         limit, most = bounds.budget_bytes, bounds.max_models
         over = used + need.size_bytes - limit if limit is not None else 0
-        surplus = self._count_models() + 1 - most if most is not None and need.base is None else 0  # as `_excess` has it
+        # As `_excess`: an adapter takes no place among the models.
+        surplus = self._count_models() + 1 - most if most is not None and need.base is None else 0
 
         def excess() -> Reason | None:
             return "count" if surplus > 0 else "room" if over > 0 else None
