@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from medvllm.model_cache import ModelCache, Plan, Statistics
     from medvllm.model_registry.bundle_export import Exported
     from medvllm.model_registry.bundle_import import Imported
+    from medvllm.model_registry.engine_leases import EngineLeases
+    from medvllm.model_registry.entry_resolver import EntryResolver
     from medvllm.model_registry.lease import Lease
     from medvllm.model_registry.loaded_models import LoadedModel, LoadedModels
     from medvllm.model_registry.protection import AliasProtection
@@ -94,11 +96,24 @@ class ModelRegistry:
         return Snapshots(self._catalog)
 
     @lazy
+    def _entries(self) -> "EntryResolver":
+        from medvllm.model_registry.entry_resolver import EntryResolver
+
+        return EntryResolver(self._catalog, self._snapshots)
+
+    @lazy
     def session(self) -> "Session":
         """The half that loads, below `load_model` and `lease`. Reading it imports torch."""
         from medvllm.model_registry.session import Session
 
-        return Session(self._catalog, self._snapshots, self._loaded)
+        return Session(self._catalog, self._snapshots, self._entries, self._loaded)
+
+    @lazy
+    def engine_leases(self) -> "EngineLeases":
+        """The half that leases models which an engine computes, below `runner`. Reading it imports no torch."""
+        from medvllm.model_registry.engine_leases import EngineLeases
+
+        return EngineLeases(self._catalog, self._entries, self._loaded)
 
     @property
     def catalog(self) -> "StoredCatalog":

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,10 @@ class Lease:
     Attributes:
         metadata: The entry, completed with what the files say.
         size_bytes: The bytes of the model's parameters and buffers; those of an adapter without its base's.
+        engine: For the receipt, which engine was asked for and why torch computes. None otherwise.
     """
+
+    engine: dict[str, Any] | None = None
 
     def __init__(
         self,
@@ -80,7 +84,8 @@ class Lease:
     @lazy
     def receipt(self) -> Receipt:
         """What exactly answers, and how each fact of it is known. The tokenizer is loaded for it."""
-        return self._make_receipt(self.model)
+        receipt = self._make_receipt(self.model)
+        return receipt if self.engine is None else replace(receipt, engine=self.engine)
 
     def free_bytes(self) -> int | None:
         """Return the bytes that the memory budget of the model's device has left; None without a budget."""

@@ -19,6 +19,7 @@ from medvllm.errors import BudgetError, DeviceMemoryError
 from medvllm.heads import is_same_head
 from medvllm.load_result import LoadResult
 from medvllm.model_cache import CachedModel, KnownBy, Need, Plan
+from medvllm.model_registry.entry_resolver import EntryResolver
 from medvllm.model_registry.lease import Lease, Leasing
 from medvllm.model_registry.loaded_models import LoadedModels
 from medvllm.model_registry.nesting import Nesting
@@ -49,13 +50,15 @@ class Session:
         tokenizers: The tokenizers, and the modules behind a pooling.
     """
 
-    def __init__(self, catalog: Catalog, snapshots: Snapshots, loaded: LoadedModels) -> None:
+    def __init__(
+        self, catalog: Catalog, snapshots: Snapshots, entries: EntryResolver, loaded: LoadedModels
+    ) -> None:
         self._catalog = catalog
         self._snapshots = snapshots
         self._loaded = loaded
         self._cache = loaded.cache
         self._nesting = Nesting()
-        self.resolver = Resolver(catalog, snapshots)
+        self.resolver = Resolver(catalog, snapshots, entries)
         self.tokenizers = Tokenizers(loaded.tokenizers, self._nesting)
         # What a call meant, and a weak reference to the model it got, so that a hit resolves nothing. An item is
         # replaced, never changed: that needs no lock.
