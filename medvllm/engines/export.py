@@ -81,9 +81,7 @@ def find_export(folder: Path) -> Export | None:
     return Export(folder, record["engine"], recorded_files(record), taken, record["rejection"])
 
 
-def record_export(
-    folder: Path, snapshot: Snapshot, fill: Callable[[Path], tuple[str | None, dict[str, Any]]]
-) -> None:
+def record_export(folder: Path, snapshot: Snapshot, fill: Callable[[Path], tuple[str | None, dict[str, Any]]]) -> None:
     """Make an export unless it exists.
 
     Args:

@@ -10,7 +10,9 @@ from medvllm.forking import Lock
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Encoding, Tokenizer
 
-_FORK_S = 30.0  # seconds that a fork waits for a text to be encoded: the library's own lock would stay locked in a child
+_FORK_S = (
+    30.0  # seconds that a fork waits for a text to be encoded: the library's own lock would stay locked in a child
+)
 _SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 Given = str | Sequence[str] | Sequence[Sequence[str]]
@@ -93,7 +95,9 @@ class PlainTokenizer:
     ) -> PlainEncoding:
         """Return the tokens of a text or of a batch of texts, as a tokenizer of transformers does."""
         is_words = is_split_into_words
-        is_batch = isinstance(text, (list, tuple)) and (not is_words or bool(text and isinstance(text[0], (list, tuple))))
+        is_batch = isinstance(text, (list, tuple)) and (
+            not is_words or bool(text and isinstance(text[0], (list, tuple)))
+        )
         items: Any = text if is_batch else [text]
         if text_pair is not None:
             items = list(zip(items, text_pair if is_batch else [text_pair], strict=True))
@@ -130,11 +134,21 @@ class PlainTokenizer:
         return [self.backend_tokenizer.id_to_token(number) for number in ids]
 
     def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> Any:
-        """Return the id of a token or of each token; that of the unknown token for one that is not in the vocabulary."""
+        """Return the id of a token or of each token; that of the unknown token if the vocabulary lacks it."""
         if not isinstance(tokens, str):
             return [self.convert_tokens_to_ids(token) for token in tokens]
         found = self.backend_tokenizer.token_to_id(tokens)
         return self.unk_token_id if found is None else found
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        """The ids of the special tokens."""
+        found: list[int] = self.convert_tokens_to_ids(self.all_special_tokens)
+        return found
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of tokens."""
+        return self.backend_tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def get_vocab(self) -> dict[str, int]:
         """Return the id of each token."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from medvllm.catalog.announcements import Announcement
     from medvllm.catalog.difference import Difference
     from medvllm.engine.model_runner.runner import ModelRunner
+    from medvllm.engines import EngineName
     from medvllm.metadata import ModelMetadata
     from medvllm.model_cache import ModelCache, Plan, Statistics
     from medvllm.model_registry.bundle_export import Exported
@@ -380,11 +381,12 @@ class ModelRegistry:
         """
         return self.session.lease(name, options, keep_alive)
 
-    def runner(self, name: Name, **options: Any) -> "ModelRunner":
+    def runner(self, name: Name, *, engine: "EngineName" = "torch", **options: Any) -> "ModelRunner":
         """Return a runner of the model's tasks. Nothing is loaded until it is given texts.
 
         Args:
             name: As for `load_model`.
+            engine: What computes: "torch", "onnx", "openvino", or "auto" for the fastest of them on this machine.
             **options: The options of `load_model`.
 
         Example:
@@ -392,7 +394,7 @@ class ModelRegistry:
         """
         from medvllm.engine.model_runner.runner import ModelRunner
 
-        return ModelRunner(name, registry=self, **options)
+        return ModelRunner(name, registry=self, engine=engine, **options)
 
     def load_tokenizer(self, name: Name, *, revision: str | None = None) -> "PreTrainedTokenizerBase":
         """Return the tokenizer of a model, with the entry's casing and maximum length. Threads can share it.

@@ -1,4 +1,4 @@
-"""Leases of models that an engine computes. Importing this imports no torch, and neither does a lease once it is prepared.
+"""Leases of models that an engine computes. Importing this imports no torch.
 
 The model is exported and compared with torch once, by a process of its own. A model or an engine that this refuses is
 computed by torch, and the log and the receipt say why.
@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from medvllm import engines, settings, sources
 from medvllm.catalog import Catalog
@@ -40,6 +40,13 @@ logger = logging.getLogger(__name__)
 
 _SETTINGS = settings.Texts(settings.DEVICE, settings.DTYPE, settings.LOCK_FILE, settings.REQUIRE_LOCK)  # part of a call
 _MAX_CALLS = 10_000  # calls that are remembered
+
+
+class PartChooser(Hashable, Protocol):
+    """Chooses what an engine computes. Equal ones choose alike."""
+
+    def __call__(self, metadata: ModelMetadata, snapshot: sources.Snapshot) -> str | None: ...
+
 
 Gate = Callable[[Lease], str | None]  # returns how a model deviates from the baseline of its entry
 Fallback = Callable[[], AbstractContextManager[Lease]]
@@ -91,7 +98,7 @@ class EngineLeases:
         self,
         name: "str | os.PathLike[str]",
         options: Mapping[str, Any],
-        part: str | None,
+        choose_part: PartChooser,
         engine: "EngineName",
         *,
         gate: Gate,
@@ -102,15 +109,16 @@ class EngineLeases:
         Args:
             name: What the caller gave as the model's name.
             options: The other keywords of the call.
-            part: What the engine computes: "tokens", "head_tokens" or "head_texts". None if no engine can do the task.
+            choose_part: Returns what the engine computes for an entry and its files: "tokens", "head_tokens" or
+                "head_texts"; None if no engine can do the task.
             engine: "onnx", "openvino" or "auto".
             gate: Compares the model with the baseline of its entry.
             fallback: Leases the model of torch.
         """
         try:
-            choice, cached = self._acquire(name, options, part, engine)
+            choice, cached = self._acquire(name, options, choose_part, engine)
         except Unsuited as unsuited:
-            reason = str(unsuited)
+            reason: str | None = str(unsuited)
         else:
             try:
                 lease = self._make_lease(choice, cached)
@@ -120,13 +128,14 @@ class EngineLeases:
                     return
             finally:
                 self._loaded.cache.release(cached)
+        assert reason is not None
         self._say(str(name), engine, reason)
         with fallback() as lease:
             lease.engine = {"name": "torch", "asked": engine, "reason": reason}
             yield lease
 
     def _acquire(
-        self, name: "str | os.PathLike[str]", options: Mapping[str, Any], part: str | None, engine: "EngineName"
+        self, name: "str | os.PathLike[str]", options: Mapping[str, Any], choose_part: PartChooser, engine: "EngineName"
     ) -> tuple[Choice, CachedModel[Identity]]:
         """Return what a call means and its model in memory, leased.
 
@@ -134,7 +143,7 @@ class EngineLeases:
             Unsuited: No engine may compute the model.
         """
         given = LoadOptions.from_kwargs(options)
-        call = name, given, part, engine, _SETTINGS()
+        call = name, given, choose_part, engine, _SETTINGS()
         choice, find_cached = self._calls.get(call, (None, lambda: None)) if isinstance(name, str) else (None, None)
         if (
             choice is not None
@@ -147,27 +156,25 @@ class EngineLeases:
             if (known := find_cached()) is not None and self._loaded.cache.hit(known, lease=True):
                 return choice, known
         else:
-            target = self._resolve(name, given, part)
+            target = self._resolve(name, given, choose_part)
             choice = self._choose(target, engine)
-        cached = self._loaded.cache.get(
-            choice.identity, partial(self._load, choice), need=_need(choice), lease=True
-        )
+        cached = self._loaded.cache.get(choice.identity, partial(self._load, choice), need=_need(choice), lease=True)
         if len(self._calls) >= _MAX_CALLS:
             self._calls.clear()
         if isinstance(name, str):
             self._calls[call] = choice, weakref.ref(cached)
         return choice, cached
 
-    def _resolve(self, name: "str | os.PathLike[str]", given: LoadOptions, part: str | None) -> EngineTarget:
+    def _resolve(self, name: "str | os.PathLike[str]", given: LoadOptions, choose_part: PartChooser) -> EngineTarget:
         ref = parse_name(name)
         found = self._entries.find(ref)
         metadata = found.metadata
-        if part is None:
-            raise Unsuited("no engine can do this task")
         options = given.with_defaults(LoadOptions.from_kwargs(metadata.parameters))
         _check_options(metadata, options)
         snapshot = self._entries.fetch(metadata, given.revision or found.revision)
         metadata = metadata.with_missing_facts(snapshot.declared_facts)
+        if (part := choose_part(metadata, snapshot)) is None:
+            raise Unsuited("no engine can do this task")
         options = replace(options, device="cpu", dtype="float32", attn_implementation=None, revision=snapshot.commit)
         folder = engines.export_folder(metadata, snapshot, options, part)
         fingerprint = snapshot.fingerprint + found.lock
@@ -191,7 +198,9 @@ class EngineLeases:
             raise Unsuited("; ".join(f"{verdict.engine} was refused: {verdict.refusal}" for verdict in found.verdicts))
         chosen = min(accepted, key=lambda verdict: verdict.cpu_s)
         if engine == "auto" and chosen.cpu_s >= chosen.torch_cpu_s:
-            raise Unsuited(f"torch is the fastest here: {chosen.torch_cpu_s:.2f} s, {chosen.engine} {chosen.cpu_s:.2f} s")
+            raise Unsuited(
+                f"torch is the fastest here: {chosen.torch_cpu_s:.2f} s, {chosen.engine} {chosen.cpu_s:.2f} s"
+            )
         export, metadata = found.export, target.metadata
         options = replace(target.options, model_class=export.facts["options"]["model_class"])
         identity = Identity(

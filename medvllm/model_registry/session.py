@@ -50,9 +50,7 @@ class Session:
         tokenizers: The tokenizers, and the modules behind a pooling.
     """
 
-    def __init__(
-        self, catalog: Catalog, snapshots: Snapshots, entries: EntryResolver, loaded: LoadedModels
-    ) -> None:
+    def __init__(self, catalog: Catalog, snapshots: Snapshots, entries: EntryResolver, loaded: LoadedModels) -> None:
         self._catalog = catalog
         self._snapshots = snapshots
         self._loaded = loaded

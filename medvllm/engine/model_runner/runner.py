@@ -5,9 +5,11 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast, overload
 
+from medvllm.engine.model_runner.engine_lease import lease_for_task
 from medvllm.engine.model_runner.foreign_errors import drop_hidden_errors, translate_other_errors
 from medvllm.engine.model_runner.inputs import Text, check_query, to_list
 from medvllm.engine.model_runner.option_checks import check_count
+from medvllm.engines.kinds import EngineName, check_engine
 from medvllm.errors import CatalogError, ModelNotFoundError, RequestError
 from medvllm.metadata import ModelMetadata
 from medvllm.model_registry import ModelRegistry, registry
@@ -50,22 +52,37 @@ class ModelRunner:
     Args:
         name: A registered name, a repository or a folder.
         registry: The registry that loads the model.
+        engine: What computes: "torch", which is the reference; "onnx" or "openvino", which compute an exported graph on
+            the CPU; or "auto", the fastest of them on this machine. An engine serves only after it has agreed with
+            torch. Otherwise torch serves, and the log and the receipt say why.
         options: The options of `registry.load_model`, for example `device` and `dtype`.
+
+    Raises:
+        RequestError: There is no such engine.
+        MissingDependencyError: The library of the engine is not installed.
 
     Example:
         >>> runner = ModelRunner("biobert-base-cased-v1.2")
         >>> vectors = runner.embed(["Patient denies chest pain."]).vectors
     """
 
-    def __init__(self, name: "str | os.PathLike[str]", *, registry: ModelRegistry = registry, **options: Any) -> None:
+    def __init__(
+        self,
+        name: "str | os.PathLike[str]",
+        *,
+        registry: ModelRegistry = registry,
+        engine: "EngineName" = "torch",
+        **options: Any,
+    ) -> None:
         self._name, self._registry, self._options = name, registry, options
+        self._engine: EngineName = check_engine(engine)
         # In a runner that came from another process: the entry that the name means there.
         self._entry: ModelMetadata | None = None
 
     def __reduce__(self) -> "tuple[Any, ...]":
         """Pickle as a name, with the entry if only this process knows it."""
         entry = self._entry or self._registry.process_entry(self._name)
-        return _rebuild, (type(self), self._name, self._registry, self._options, entry)
+        return _rebuild, (type(self), self._name, self._registry, self._options, self._engine, entry)
 
     def __repr__(self) -> str:
         return f"ModelRunner({str(self._name)!r})"
@@ -568,7 +585,7 @@ class ModelRunner:
             check_task(task, arguments)  # before anything is loaded
         self._check_entry()
         given = to_list(texts)  # outside of the translation: an error of the caller's generator is the caller's
-        with self._registry.lease(self._name, **self._options) as lease:
+        with lease_for_task(self._registry, self._name, self._options, self._engine, task, given) as lease:
             result = run_task(lease, task, given, arguments)
             with translate_other_errors(lease.metadata.name):
                 result.receipt = lease.receipt if with_receipt else None
@@ -616,7 +633,7 @@ class ModelRunner:
         with suppress(ModelNotFoundError):
             behaviour = self._registry.get_metadata(self._name).behaviour
             if behaviour.counterpart and behaviour.role not in (None, role):
-                return type(self)(behaviour.counterpart, registry=self._registry, **self._options)
+                return type(self)(behaviour.counterpart, registry=self._registry, engine=self._engine, **self._options)
         return self
 
     def _check_entry(self) -> None:
@@ -630,9 +647,10 @@ def _rebuild(
     name: "str | os.PathLike[str]",
     registry: ModelRegistry,
     options: dict[str, Any],
+    engine: "EngineName",
     entry: ModelMetadata | None,
 ) -> ModelRunner:
     """Return the runner that another process sent."""
-    runner = kind(name, registry=registry, **options)
+    runner = kind(name, registry=registry, engine=engine, **options)
     runner._entry = entry
     return runner

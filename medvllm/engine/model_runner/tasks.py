@@ -17,6 +17,7 @@ from medvllm.engine.model_runner.results import Result
 from medvllm.engine.model_runner.tagging.entities import check_entity_options, find_entities, find_identifiers
 from medvllm.errors import RequestError
 from medvllm.heads import task_of_class
+from medvllm.metadata import ModelMetadata
 from medvllm.model_registry import Lease
 from medvllm.near_names import did_you_mean, near_names
 
@@ -84,17 +85,27 @@ def run_task(lease: Lease, task: str | None, texts: Sequence[Any], arguments: Ma
 
 
 def default_task(lease: Lease, texts: Iterable[Any]) -> str:
-    """Return the first task of the entry, or the task that the model's class was made for.
-
-    A masked language model without an entry fills gaps if a text has one, and embeds otherwise.
-    """
-    if stated := lease.metadata.tasks:
-        return stated[0]
-    if lease.scoring is not None:
-        return "rerank"
-    kind = type(lease.model).__name__
+    """Return the task of a model in use, as `own_task` says."""
+    kind, has_gap = type(lease.model).__name__, False
     if kind.endswith("ForMaskedLM"):
         masks = ("[MASK]", str(lease.tokenizer.mask_token or "[MASK]"))
         has_gap = any(mask in text for text in texts if isinstance(text, str) for mask in masks)
+    return own_task(lease.metadata, kind, has_gap=has_gap, is_scorer=lease.scoring is not None)
+
+
+def own_task(metadata: ModelMetadata, class_name: str, *, has_gap: bool, is_scorer: bool) -> str:
+    """Return the first task of an entry, or the task that the model's class was made for.
+
+    Args:
+        metadata: The entry.
+        class_name: The name of the model's class.
+        has_gap: Whether a text has a gap. A masked language model without an entry then fills it, and embeds otherwise.
+        is_scorer: Whether the files say that the model is a cross-encoder.
+    """
+    if stated := metadata.tasks:
+        return stated[0]
+    if is_scorer:
+        return "rerank"
+    if class_name.endswith("ForMaskedLM"):
         return "fill-mask" if has_gap else "embed"
-    return task_of_class(kind) or "embed"
+    return task_of_class(class_name) or "embed"

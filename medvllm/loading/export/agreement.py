@@ -52,9 +52,7 @@ def compare(part: Part, model: EngineModel, longest: int, special: Sequence[int]
             found = model.compute_rows(batch.ids, batch.types)
         except Exception as error:  # a library may raise anything
             return refuse(f"it cannot compute {shape}: {type(error).__name__}")
-        wanted = [
-            part.compute([ids], [types]).numpy()[0] for ids, types in zip(batch.ids, batch.types, strict=True)
-        ]
+        wanted = [part.compute([ids], [types]).numpy()[0] for ids, types in zip(batch.ids, batch.types, strict=True)]
         if [rows.shape for rows in found] != [rows.shape for rows in wanted]:
             return refuse(f"it returns arrays of another shape for {shape}")
         if not all(np.isfinite(rows).all() for rows in found):

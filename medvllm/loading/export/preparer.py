@@ -35,9 +35,9 @@ def main() -> None:
 def prepare(job: "Job") -> "Outcome":
     """Make the export unless it exists, and compare each engine with torch."""
     from medvllm.engines.export import find_export, record_export
+    from medvllm.engines.job import Outcome
     from medvllm.engines.model import open_model
     from medvllm.loading.export.agreement import compare, measure
-    from medvllm.engines.job import Outcome
     from medvllm.loading.export.parts import NoSuchPart
 
     source = _Source(job)

@@ -78,7 +78,9 @@ def _check(tokenizer: Any, plain: PlainTokenizer) -> None:
     ids = list(range(min(len(plain.get_vocab()), 2000)))
     if tokenizer.convert_ids_to_tokens(ids) != plain.convert_ids_to_tokens(ids):
         raise NotExportable("its tokenizer has other names for tokens without transformers")
-    for name in ("unk_token_id", "pad_token_id", "mask_token_id", "cls_token_id", "sep_token_id"):
+    if any(tokenizer.decode([number]) != plain.decode([number]) for number in ids):
+        raise NotExportable("its tokenizer has other texts for tokens without transformers")
+    for name in ("all_special_ids", "unk_token_id", "pad_token_id", "mask_token_id", "cls_token_id", "sep_token_id"):
         if getattr(tokenizer, name, None) != getattr(plain, name):
             raise NotExportable(f"its tokenizer has another {name} without transformers")
     for pair in (False, True):
