@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from medvllm.engines.config import PlainConfig
@@ -39,6 +40,7 @@ class EngineModel(Forked):
         device: Always "cpu".
         dtype: The precision of the weights.
         part: What the graph computes: "tokens", "head_tokens" or "head_texts".
+        types: How many texts of a pair have an embedding; 1 if they are not told apart.
         engine: The name of the engine.
         export: The exported files.
         name_or_path: The folder of the export.
@@ -50,6 +52,7 @@ class EngineModel(Forked):
     def __init__(self, export: Export, engine: str, threads: int) -> None:
         self.export, self.engine, self._threads = export, engine, threads
         self.part: str = export.facts["part"]
+        self.types: int = export.facts["types"]
         self.config = PlainConfig(export.facts["config"])
         self.name_or_path = str(export.folder)
         self._session: GraphSession | None = _SESSIONS[engine](export.folder / GRAPH, threads)
@@ -93,6 +96,10 @@ class EngineModel(Forked):
     def precision(self) -> str:
         """The precision that the engine says it computes in."""
         return self._open_session().precision
+
+    def get_input_embeddings(self) -> SimpleNamespace:
+        """Return what tells how many tokens have an embedding, as a model of transformers does."""
+        return SimpleNamespace(num_embeddings=self.export.facts["embeddings"])
 
     def describe(self, verdict: Verdict) -> dict[str, Any]:
         """Return what computes, for a receipt."""

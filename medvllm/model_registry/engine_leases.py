@@ -18,6 +18,7 @@ from medvllm import engines, settings, sources
 from medvllm.catalog import Catalog
 from medvllm.classes import class_path
 from medvllm.engines import EngineModel, Export, Verdict
+from medvllm.engines.vector_modules import Activation, Modules, load_modules
 from medvllm.errors import DigestMismatchError
 from medvllm.forking import Lock
 from medvllm.load_result import LoadResult
@@ -266,10 +267,17 @@ class EngineLeases:
             self._loaded.cache.free_bytes,
         )
 
-    def _modules(self, target: EngineTarget) -> Any:
-        from medvllm import loading
+    def _modules(self, target: EngineTarget) -> Modules:
+        files = target.snapshot.files, target.snapshot.converted
+        key = target.metadata.name, "modules", frozenset(item for each in files for item in each.items())
 
-        return loading.load_modules(target.metadata, target.snapshot)
+        def load() -> Modules:
+            made = load_modules(target.metadata, target.snapshot, _find_activation_of_torch)
+            target.snapshot.check_unchanged()
+            return made
+
+        modules: Modules = self._loaded.tokenizers.get(key, load)
+        return modules
 
     def _receipt(self, choice: Choice, model: EngineModel, size_bytes: int) -> Receipt:
         target, facts = choice.target, choice.export.facts
@@ -296,6 +304,13 @@ class EngineLeases:
             self._said.add(said)
         level = logging.INFO if engine == "auto" else logging.WARNING
         logger.log(level, "%r is computed by torch, not by engine %r: %s", name, engine, reason)
+
+
+def _find_activation_of_torch(name: str) -> Activation | None:
+    logger.info("torch is imported for the activation %r", name)
+    from medvllm import loading
+
+    return loading.find_activation(name)
 
 
 def _check_options(metadata: ModelMetadata, options: LoadOptions) -> None:

@@ -17,7 +17,7 @@ from medvllm.sources.sentence import Scoring
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from medvllm.loading.sentence_modules import Modules
+    from medvllm.engines.vector_modules import Modules
 
 
 class Lease:

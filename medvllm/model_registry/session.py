@@ -34,7 +34,7 @@ from medvllm.sources.digest_cache import digest_cache
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from medvllm.loading.sentence_modules import Modules
+    from medvllm.engines.vector_modules import Modules
     from medvllm.sources.sentence import Scoring
 
 _MAX_CALLS = 10_000  # calls that are remembered
