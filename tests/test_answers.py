@@ -11,7 +11,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
-from medvllm.engine.model_runner.reading.batches import get_encoder
+from medvllm.engine.model_runner.inference.part import get_encoder
 from medvllm.errors import DeviceMemoryError, InputTooLongError, LoadError, MedVLLMError, RequestError
 from tests.support import kinds, tiny
 

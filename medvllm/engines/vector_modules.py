@@ -7,6 +7,7 @@ from functools import partial
 from math import erf
 from typing import TYPE_CHECKING, Any
 
+from medvllm.activations import scale, sigmoid
 from medvllm.errors import IncompleteSnapshotError, LoadError, SourceError, WeightsMismatchError
 from medvllm.metadata import ModelMetadata
 from medvllm.sources import sentence
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     Vectors = NDArray[np.float32]
 
 _ACTIVATION = re.compile(r"torch\.nn\.(?:modules\.(?:activation\.|linear\.)?)?(\w+)")
-_SMALLEST_NORM = 1e-12
 _SMALLEST_VARIANCE = 1e-5
 
 
@@ -106,15 +106,6 @@ def load_modules(
         raise _unsupported_error(metadata, declared.refusal)
     steps = (_step(metadata, snapshot, module, find_other_activation) for module in declared.modules)
     return Modules(tuple(steps), is_declared=True)
-
-
-def scale(vectors: "Vectors") -> "Vectors":
-    """Return vectors of unit length."""
-    import numpy as np
-
-    norms = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(_SMALLEST_NORM))
-    scaled: Vectors = vectors / norms
-    return scaled
 
 
 def _step(
@@ -250,14 +241,6 @@ def _relu(vectors: "Vectors") -> "Vectors":
     return np.maximum(vectors, np.float32(0))
 
 
-def _sigmoid(vectors: "Vectors") -> "Vectors":
-    import numpy as np
-
-    powers = np.exp(-np.abs(vectors))  # never more than 1
-    made: Vectors = np.where(vectors >= 0, np.float32(1), powers) / (1 + powers)
-    return made
-
-
 def _gelu(vectors: "Vectors") -> "Vectors":
     import numpy as np
 
@@ -271,8 +254,8 @@ _ACTIVATIONS: "dict[str, Callable[[Vectors], Vectors]]" = {
     "Identity": lambda vectors: vectors,
     "Tanh": _tanh,
     "ReLU": _relu,
-    "Sigmoid": _sigmoid,
-    "SiLU": lambda vectors: vectors * _sigmoid(vectors),
+    "Sigmoid": sigmoid,
+    "SiLU": lambda vectors: vectors * sigmoid(vectors),
     "GELU": _gelu,
 }
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}  # besides BF16, which NumPy lacks

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 from transformers import PreTrainedTokenizerBase
 
 from medvllm.errors import MedVLLMError
-from medvllm.loading.checks.labels import label_map
+from medvllm.label_schemes import label_map
 from medvllm.receipt import Proof
 from medvllm.sources.proof import prove
 from medvllm.sources.snapshot import Snapshot

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from medvllm.heads import task_of_class
 from medvllm.model_registry import Lease, ModelRegistry
 
 if TYPE_CHECKING:
@@ -88,7 +89,9 @@ def _is_gapped(text: object) -> bool:
 
 
 def _find_deviation(lease: Lease) -> str | None:
-    """Return how a model deviates from the baseline of its entry."""
+    """Return how a model deviates from the baseline of its entry, if that is of what the engine computes."""
+    if lease.model.part == "tokens" and task_of_class(type(lease.model).__name__) is not None:
+        return None  # the baseline is of its head
     from medvllm.engine.model_runner.baseline import find_deviations
 
     found = find_deviations(lease, lease.metadata.baseline)

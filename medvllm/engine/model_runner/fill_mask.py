@@ -1,15 +1,16 @@
 """The task fill-mask: word pieces for the gaps in texts."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from medvllm import progress
+from medvllm.activations import softmax
 from medvllm.engine.model_runner.coverage import Coverage
 from medvllm.engine.model_runner.foreign_errors import translate_tokenizer_errors
+from medvllm.engine.model_runner.inference.compute import compute
+from medvllm.engine.model_runner.inference.finite import check_finite, nonfinite_positions
 from medvllm.engine.model_runner.inputs import check_single_texts, check_texts
 from medvllm.engine.model_runner.option_checks import check_count, check_flag
-from medvllm.engine.model_runner.reading.batches import batch_windows, check_finite, nonfinite_positions, run_batch
 from medvllm.engine.model_runner.reading.commands import check_no_stand_ins, find_commands
 from medvllm.engine.model_runner.reading.windows import Window, check_token_count
 from medvllm.engine.model_runner.results import Cell, Result
@@ -17,7 +18,8 @@ from medvllm.errors import RequestError
 from medvllm.model_registry import Lease
 
 if TYPE_CHECKING:
-    import torch
+    import numpy as np
+    from numpy.typing import NDArray
 
 _TOP_K = 5
 
@@ -125,13 +127,10 @@ def fill_mask(
     count = top_k or (_TOP_K if pieces is None else len(names))
     filled: dict[int, list[list[Fill]]] = {}
     nonfinite: set[int] = set()
-    for batch in progress.track_items("Running", batch_windows(lease, model, [window for window, _ in read])):
-        logits = run_batch(lease, model, batch, "logits")
-        for row, window in enumerate(batch):
-            gaps = [i for i, token in enumerate(window.input_ids) if token == tokenizer.mask_token_id]
-            probabilities = logits[row, gaps].softmax(-1)
-            nonfinite |= nonfinite_positions(probabilities, [window.text] * len(gaps))
-            filled[window.text] = [_rank(tokenizer, names, scores, count) for scores in probabilities]
+    for window, logits in compute(lease, "head_tokens", [window for window, _ in read]):
+        probabilities = softmax(logits)
+        nonfinite |= nonfinite_positions(probabilities, [window.text] * len(probabilities))
+        filled[window.text] = [_rank(tokenizer, names, scores, count) for scores in probabilities]
     check_finite(lease, nonfinite)
     return FillMaskResults(FilledText(filled[window.text], coverage) for window, coverage in read)
 
@@ -152,9 +151,10 @@ def _read_texts(tokenizer: Any, texts: Sequence[str], allow_special_tokens: bool
             splits = not commands.allow_special_tokens
             window, coverage = _tokenize(commands.tokenizer, written, len(text), position, splits=splits)
             window = commands.read([window])[0]
-        if tokenizer.mask_token_id not in window.input_ids:
+        gaps = [i for i, token in enumerate(window.input_ids) if token == tokenizer.mask_token_id]
+        if not gaps:
             raise RequestError(f"Text {position + 1} has no gap to fill.\nWrite the gap as: [MASK]", position=position)
-        read.append((window, coverage))
+        read.append((replace(window, wanted=gaps), coverage))
     return read
 
 
@@ -201,15 +201,16 @@ def _encode(tokenizer: Any, target: str, position: int) -> list[int]:
     return ids
 
 
-def _rank(tokenizer: Any, names: Mapping[int, str], scores: "torch.Tensor", count: int) -> list[Fill]:
+def _rank(tokenizer: Any, names: Mapping[int, str], scores: "NDArray[np.float32]", count: int) -> list[Fill]:
     """Return the likeliest word pieces of `names` for a gap, the best first.
 
     A model may have rows for which the vocabulary has no word piece.
     """
-    known = [number for number in names if number < len(scores)]
-    values, places = scores[known].topk(min(count, len(known)))
-    ids = [known[place] for place in places.tolist()]
+    import numpy as np
+
+    known = np.array([number for number in names if number < len(scores)], dtype=np.int64)
+    best = known[np.argsort(-scores[known], kind="stable")[:count]]
     return [
         Fill(names[number], str(tokenizer.decode([number])), score)
-        for number, score in zip(ids, values.tolist(), strict=True)
+        for number, score in zip(best.tolist(), scores[best].tolist(), strict=True)
     ]

@@ -21,7 +21,8 @@ from medvllm.engine.model_runner.results import Cell, Result
 from medvllm.model_registry import Lease
 
 if TYPE_CHECKING:
-    import torch
+    import numpy as np
+    from numpy.typing import NDArray
 
 Combination = Literal["mean", "max"]
 
@@ -153,18 +154,21 @@ def classify(
 
 
 def combine_windows(
-    scores: "torch.Tensor", windows: Sequence[Window], texts: int, combination: Combination
-) -> "torch.Tensor":
+    scores: "NDArray[np.float32]", windows: Sequence[Window], texts: int, combination: Combination
+) -> "NDArray[np.float32]":
     """Return one row of scores for each text, of shape [texts, classes], from one row for each window."""
-    import torch
+    import numpy as np
 
-    rows = torch.tensor([window.text for window in windows], dtype=torch.int64)
+    rows = np.array([window.text for window in windows], dtype=np.int64)
     if combination == "max":
-        highest = torch.full((texts, scores.shape[1]), float("-inf"), dtype=torch.float32)
-        return highest.scatter_reduce_(0, rows.unsqueeze(1).expand_as(scores), scores, "amax")
-    lengths = torch.tensor([[len(window.input_ids)] for window in windows], dtype=torch.float32).reshape(-1, 1)
-    weights = lengths / torch.zeros(texts, 1, dtype=torch.float32).index_add_(0, rows, lengths)[rows]
-    return torch.zeros(texts, scores.shape[1], dtype=torch.float32).index_add_(0, rows, scores * weights)
+        highest = np.full((texts, scores.shape[1]), -np.inf, dtype=np.float32)
+        np.maximum.at(highest, rows, scores)
+        return highest
+    lengths = np.array([[len(window.input_ids)] for window in windows], dtype=np.float32).reshape(-1, 1)
+    totals, means = np.zeros((texts, 1), np.float32), np.zeros((texts, scores.shape[1]), np.float32)
+    np.add.at(totals, rows, lengths)
+    np.add.at(means, rows, scores * (lengths / totals[rows]))
+    return means
 
 
 def _check_entailment(lease: Lease, names: Sequence[str], given: Sequence[Text]) -> None:

@@ -3,21 +3,19 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
-from medvllm import progress
-from medvllm.engine.model_runner.reading.batches import (
-    batch_windows,
-    check_finite,
-    judges_whole_texts,
-    nonfinite_positions,
-    run_head,
-)
+from medvllm.activations import sigmoid, softmax
+from medvllm.engine.model_runner.inference.compute import compute
+from medvllm.engine.model_runner.inference.finite import check_finite, nonfinite_positions
+from medvllm.engine.model_runner.inference.part import judges_whole_texts
 from medvllm.engine.model_runner.reading.windows import Window
 from medvllm.errors import RequestError, WeightsMismatchError
+from medvllm.label_schemes import label_map
 from medvllm.model_registry import Lease
 from medvllm.sources.folder_facts import nameless_labels_error
 
 if TYPE_CHECKING:
-    import torch
+    import numpy as np
+    from numpy.typing import NDArray
 
 Activation = Literal["softmax", "sigmoid", "none"]
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
@@ -39,8 +37,6 @@ def get_labels(lease: Lease) -> list[str]:
     Raises:
         WeightsMismatchError: There are several, and they are called LABEL_0, LABEL_1 and so on; or two have one name.
     """
-    from medvllm.loading.checks.labels import label_map
-
     config = lease.model.config
     labels = label_map(config)
     if labels is None:
@@ -57,25 +53,22 @@ def get_labels(lease: Lease) -> list[str]:
     return names
 
 
-def compute_logits(lease: Lease, windows: Sequence[Window]) -> "torch.Tensor":
-    """Return the logits of windows, of shape [windows, classes], on the CPU.
+def compute_logits(lease: Lease, windows: Sequence[Window]) -> "NDArray[np.float32]":
+    """Return the logits of windows, of shape [windows, classes].
 
     Raises:
         RequestError: A text has no tokens.
         LoadError: The model cannot run, or returns NaN or infinity.
     """
-    import torch
+    import numpy as np
 
     if (empty := next((window.text for window in windows if not window.input_ids), None)) is not None:
         raise RequestError(f"Text {empty + 1} has no tokens, so it has no label.\nLeave it out.", position=empty)
     places = {id(window): place for place, window in enumerate(windows)}
-    logits = torch.zeros(len(windows), lease.model.config.num_labels, dtype=torch.float32)
-    nonfinite: set[int] = set()
-    for batch in progress.track_items("Running", batch_windows(lease, lease.model, windows)):
-        rows = run_head(lease, lease.model, batch).cpu()
-        nonfinite |= nonfinite_positions(rows, [window.text for window in batch])
-        logits[[places[id(window)] for window in batch]] = rows
-    check_finite(lease, nonfinite)
+    logits = np.zeros((len(windows), lease.model.config.num_labels), dtype=np.float32)
+    for window, row in compute(lease, "head_texts", windows):
+        logits[places[id(window)]] = row
+    check_finite(lease, nonfinite_positions(logits, [window.text for window in windows]))
     return logits
 
 
@@ -102,8 +95,8 @@ def choose_activation(lease: Lease, given: Activation | None) -> Activation:
     return chosen
 
 
-def apply_activation(logits: "torch.Tensor", activation: Activation) -> "torch.Tensor":
+def apply_activation(logits: "NDArray[np.float32]", activation: Activation) -> "NDArray[np.float32]":
     """Return the scores for logits of shape [texts, classes]."""
     if activation == "softmax":
-        return logits.softmax(-1)
-    return logits.sigmoid() if activation == "sigmoid" else logits
+        return softmax(logits)
+    return sigmoid(logits) if activation == "sigmoid" else logits

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from medvllm import progress
 from medvllm.engine.model_runner.coverage import Coverage
 from medvllm.engine.model_runner.embedding.pooling import Pooler, finish_vectors
 from medvllm.engine.model_runner.embedding.prompts import (
@@ -14,15 +13,10 @@ from medvllm.engine.model_runner.embedding.prompts import (
     count_prompt_tokens,
 )
 from medvllm.engine.model_runner.embedding.similarity import Similarity
+from medvllm.engine.model_runner.inference.compute import compute
+from medvllm.engine.model_runner.inference.finite import check_finite, nonfinite_positions
 from medvllm.engine.model_runner.inputs import Text, check_pairs, check_single_texts
 from medvllm.engine.model_runner.option_checks import check_flag
-from medvllm.engine.model_runner.reading.batches import (
-    batch_windows,
-    check_finite,
-    get_encoder,
-    nonfinite_positions,
-    run_batch,
-)
 from medvllm.engine.model_runner.reading.commands import check_no_stand_ins, find_commands, has_special_token
 from medvllm.engine.model_runner.reading.windows import Window, split_into_windows
 from medvllm.engine.model_runner.results import Cell, Result
@@ -114,14 +108,13 @@ def embed(
     if (empty := next((window.text for window in windows if not window.input_ids), None)) is not None:
         raise RequestError(f"Text {empty + 1} has no tokens, so it has no vector.\nLeave it out.", position=empty)
     skipped = count_prompt_tokens(lease.tokenizer, chosen) if behaviour.include_prompt is False else 0
-    encoder = get_encoder(lease.model)
-    size = getattr(encoder.config, "hidden_size", 0)
-    pooler = Pooler(behaviour.pooling or "mean", windows, len(coverage), size, skipped)
-    for batch in progress.track_items("Running", batch_windows(lease, encoder, windows)):
-        pooler.add(batch, run_batch(lease, encoder, batch, "last_hidden_state"))
-    vectors = finish_vectors(lease.metadata, modules, pooler.vectors())
+    pooler = Pooler(behaviour.pooling or "mean", windows, len(coverage), skipped)
+    for window, hidden in compute(lease, "tokens", windows):
+        pooler.add(window, hidden)
+    pooled = pooler.vectors(getattr(lease.model.config, "hidden_size", 0))
+    vectors = finish_vectors(lease.metadata, modules, pooled)
     check_finite(lease, nonfinite_positions(vectors, range(len(coverage))))
-    return Embeddings(vectors.numpy(), coverage, behaviour.similarity or "cosine")
+    return Embeddings(vectors, coverage, behaviour.similarity or "cosine")
 
 
 def _read(

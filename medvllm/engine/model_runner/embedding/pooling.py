@@ -3,19 +3,21 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from medvllm.activations import scale
 from medvllm.engine.model_runner.reading.windows import Window
 from medvllm.errors import InputTooLongError, RequestError
 from medvllm.facts import PoolingMode
 from medvllm.metadata import ModelMetadata
 
 if TYPE_CHECKING:
-    import torch
+    import numpy as np
+    from numpy.typing import NDArray
 
-    from medvllm.loading.sentence_modules import Modules
+    from medvllm.engines.vector_modules import Modules
 
 
 class Pooler:
-    """Accumulates the hidden states of each text, batch by batch.
+    """Pools the hidden states of each text, window by window, in any order.
 
     The vectors of several `modes` are concatenated in their order. The first `skipped` tokens of each text, those of
     its prompt, are left out.
@@ -28,80 +30,77 @@ class Pooler:
     """
 
     def __init__(
-        self,
-        modes: PoolingMode | tuple[PoolingMode, ...],
-        windows: Sequence[Window],
-        texts: int,
-        size: int,
-        skipped: int = 0,
+        self, modes: PoolingMode | tuple[PoolingMode, ...], windows: Sequence[Window], texts: int, skipped: int = 0
     ) -> None:
-        import torch
-
         self._modes = (modes,) if isinstance(modes, str) else modes
         self._skipped = skipped
-        # Every dtype is explicit, because a load in another thread changes torch's default dtype.
-        self._weights = {mode: torch.zeros(texts, 1, dtype=torch.float32) for mode in self._modes}
-        self._reset(texts, size)
+        self._windows = windows
         self._begins: dict[int, int] = {}  # window -> how many tokens of its text are before it
         self._last: dict[int, int] = {}  # text -> its last window
-        tokens: dict[int, int] = {}
+        # For each mode, window -> what it adds to its text, and with which weight.
+        self._parts: list[dict[int, tuple[NDArray[np.float32], float]]] = [{} for _ in self._modes]
+        tokens = [0] * texts
         for window in windows:
-            if 0 < tokens.get(window.text, 0) <= skipped:
+            if 0 < tokens[window.text] <= skipped:
                 raise InputTooLongError(
                     f"The prompt of {skipped:,} tokens leaves no room in a window for text {window.text + 1}.",
                     position=window.text,
                 )
-            self._begins[id(window)] = tokens.get(window.text, 0)
+            self._begins[id(window)] = tokens[window.text]
             self._last[window.text] = id(window)
-            tokens[window.text] = tokens.get(window.text, 0) + sum(window.counted)
+            tokens[window.text] += sum(window.counted)
 
-    def _reset(self, texts: int, size: int) -> None:
-        import torch
+    def add(self, window: Window, hidden: "NDArray[np.float32]") -> None:
+        """Add the hidden states of a window, of shape [tokens, size]."""
+        import numpy as np
 
-        self._sums = {mode: torch.zeros(texts, size, dtype=torch.float32) for mode in self._modes}
-        if "max" in self._sums:
-            self._sums["max"].fill_(float("-inf"))
-
-    def add(self, batch: Sequence[Window], hidden: "torch.Tensor") -> None:
-        """Add the hidden states of a batch of windows, of shape [windows, longest window, size]."""
-        import torch
-
-        texts, size = self._sums[self._modes[0]].shape
-        if hidden.shape[2] != size:  # some outputs are wider than the config says, such as Reformer's
-            self._reset(texts, hidden.shape[2])
-        stack = torch.nn.utils.rnn.pad_sequence
-        counted = stack([torch.tensor(window.counted) for window in batch], batch_first=True).to(hidden)
-        begins = torch.tensor([self._begins[id(window)] for window in batch], dtype=torch.float32).to(hidden)
-        places = counted.cumsum(1) + begins.unsqueeze(1)  # of each token in its text, from 1
+        counted = np.array(window.counted, dtype=np.float32)
+        places = counted.cumsum() + np.float32(self._begins[id(window)])  # of each token in its text, from 1
         taken = counted * (places > self._skipped)
-        rows = torch.tensor([window.text for window in batch])
-        for mode, sums in self._sums.items():
+        for mode, parts in zip(self._modes, self._parts, strict=True):
             if mode == "max":
-                highest = hidden.masked_fill(taken.unsqueeze(-1) == 0, float("-inf")).amax(1).cpu()
-                sums.scatter_reduce_(0, rows.unsqueeze(1).expand_as(highest), highest, "amax")
-                continue
-            if mode in ("cls", "lasttoken"):
-                chosen = [self._choose_token(mode, window) for window in batch]
-                weight = torch.tensor([[float(index is not None)] for index in chosen], dtype=torch.float32)
-                given = hidden[range(len(batch)), [index or 0 for index in chosen]].cpu() * weight
+                highest = np.where(taken[:, None] == 0, np.float32(-np.inf), hidden).max(0)
+                parts[id(window)] = highest, 1.0
+            elif mode in ("cls", "lasttoken"):
+                if (chosen := self._choose_token(mode, window)) is not None:
+                    parts[id(window)] = hidden[chosen].copy(), 1.0
             else:
                 weights = taken * places if mode == "weightedmean" else taken
-                given, weight = (hidden * weights.unsqueeze(-1)).sum(1).cpu(), weights.sum(1, keepdim=True).cpu()
-            sums.index_add_(0, rows, given)
-            self._weights[mode].index_add_(0, rows, weight)
+                parts[id(window)] = (hidden * weights[:, None]).sum(0), float(weights.sum())
 
-    def vectors(self) -> "torch.Tensor":
-        """Return the vectors, of shape [texts, size times number of modes]."""
-        import torch
+    def vectors(self, size: int = 0) -> "NDArray[np.float32]":
+        """Return the vectors, of shape [texts, size times number of modes].
 
-        vectors = []
-        for mode in self._modes:
-            weights = self._weights[mode].clamp(min=1e-9)
-            if mode == "max":
-                vectors.append(self._sums[mode])
-            else:
-                vectors.append(self._sums[mode] / (weights.sqrt() if mode == "mean_sqrt_len_tokens" else weights))
-        return torch.cat(vectors, dim=1)
+        Args:
+            size: The size of hidden states, if there are no windows to tell it.
+        """
+        import numpy as np
+
+        return np.concatenate(
+            [self._pool(mode, parts, size) for mode, parts in zip(self._modes, self._parts, strict=True)], axis=1
+        )
+
+    def _pool(
+        self, mode: PoolingMode, parts: "dict[int, tuple[NDArray[np.float32], float]]", size: int
+    ) -> "NDArray[np.float32]":
+        """Return the vectors of one mode. The windows of a text are added in their order, so that sums are equal."""
+        import numpy as np
+
+        size = next((len(given) for given, _ in parts.values()), size)
+        sums = np.full((len(self._last), size), -np.inf if mode == "max" else 0, dtype=np.float32)
+        weights = np.zeros((len(self._last), 1), dtype=np.float32)
+        for window in self._windows:
+            if id(window) not in parts:
+                continue
+            given, weight = parts[id(window)]
+            sums[window.text] = np.maximum(sums[window.text], given) if mode == "max" else sums[window.text] + given
+            weights[window.text] += np.float32(weight)
+        if mode == "max":
+            return sums
+        divisors: NDArray[np.float32] = weights.clip(min=np.float32(1e-9))
+        if mode == "mean_sqrt_len_tokens":
+            divisors = np.sqrt(divisors)
+        return sums / divisors
 
     def _choose_token(self, mode: PoolingMode, window: Window) -> int | None:
         """Return the position of the one token that the mode takes from a window, or None if it takes none."""
@@ -112,13 +111,15 @@ class Pooler:
         return None if is_left_out or self._last[window.text] != id(window) else length - 1
 
 
-def finish_vectors(metadata: ModelMetadata, modules: "Modules", vectors: "torch.Tensor") -> "torch.Tensor":
+def finish_vectors(
+    metadata: ModelMetadata, modules: "Modules", vectors: "NDArray[np.float32]"
+) -> "NDArray[np.float32]":
     """Return pooled vectors after the modules of the folder and `truncate_dim` and `normalize` of the entry.
 
     Raises:
         RequestError: `truncate_dim` is larger than the vectors.
     """
-    import torch
+    import numpy as np
 
     behaviour = metadata.behaviour
     vectors = modules.run(metadata.name, vectors, normalize=behaviour.normalize)
@@ -129,5 +130,5 @@ def finish_vectors(metadata: ModelMetadata, modules: "Modules", vectors: "torch.
             f"Register it without truncate_dim, or with at most: truncate_dim={vectors.shape[1]}",
             model=metadata.name,
         )
-    vectors = vectors[:, :kept].contiguous()
-    return torch.nn.functional.normalize(vectors, dim=1) if behaviour.normalize else vectors
+    vectors = np.ascontiguousarray(vectors[:, :kept])
+    return scale(vectors) if behaviour.normalize else vectors

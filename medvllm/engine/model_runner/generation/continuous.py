@@ -15,7 +15,7 @@ from medvllm.engine.model_runner.foreign_errors import translate_model_errors
 from medvllm.engine.model_runner.generation.answering import Answering
 from medvllm.engine.model_runner.generation.answers import Piece
 from medvllm.engine.model_runner.generation.settings import has_rules
-from medvllm.engine.model_runner.reading.batches import check_finite
+from medvllm.engine.model_runner.inference.finite import check_finite
 from medvllm.errors import LoadError
 from medvllm.model_registry import Lease
 

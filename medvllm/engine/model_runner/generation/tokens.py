@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from medvllm.engine.model_runner.foreign_errors import translate_model_errors
-from medvllm.engine.model_runner.reading.batches import check_finite
+from medvllm.engine.model_runner.inference.finite import check_finite
 from medvllm.model_registry import Lease
 
 if TYPE_CHECKING:

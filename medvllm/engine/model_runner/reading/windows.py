@@ -29,6 +29,7 @@ class Window:
         words: For each token, the number of its word in the text, or None for special tokens; of a `WordList`, that of
             the list. Empty if not requested.
         offsets: For each token, its start and end in the text, in Unicode code points; empty if not requested.
+        wanted: The positions of the tokens whose numbers the caller needs, in order; None for all.
     """
 
     text: int
@@ -37,6 +38,12 @@ class Window:
     types: Sequence[int] = ()
     words: Sequence[int | None] = ()
     offsets: Sequence[tuple[int, int]] = ()
+    wanted: Sequence[int] | None = None
+
+    @property
+    def places(self) -> Sequence[int]:
+        """The positions of the wanted tokens."""
+        return range(len(self.input_ids)) if self.wanted is None else self.wanted
 
 
 def split_into_windows(

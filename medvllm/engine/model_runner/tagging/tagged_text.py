@@ -1,12 +1,13 @@
 """What a token classifier says of each word of a text, before any of it is decided."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from medvllm import progress
+from medvllm.activations import softmax
 from medvllm.engine.model_runner.coverage import Coverage
-from medvllm.engine.model_runner.reading.batches import batch_windows, check_finite, nonfinite_positions, run_batch
+from medvllm.engine.model_runner.inference.compute import compute
+from medvllm.engine.model_runner.inference.finite import check_finite, is_finite
 from medvllm.engine.model_runner.reading.windows import Window, split_into_windows
 from medvllm.engine.model_runner.tagging.words import Word, cut_words, trim_words
 from medvllm.engine.model_runner.word_list import WordList, split_by_pattern
@@ -17,8 +18,7 @@ from medvllm.model_registry import Lease
 
 if TYPE_CHECKING:
     import numpy as np
-
-_TOKENS_AT_ONCE = 100_000  # of which the probabilities are kept; their texts are decided before others are read
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class TaggedText:
     places: Sequence[tuple[int, int]]
     numbers: Sequence[int]
     unknown: Sequence[bool]
-    probabilities: "np.ndarray[Any, Any]"
+    probabilities: "NDArray[np.float32]"
     labels: LabelScheme
     coverage: Coverage
 
@@ -98,16 +98,25 @@ def label_words(
     )
     marks = _find_marks(lease.tokenizer, windows)
     # Of words split beforehand, the first piece has the label, also if it is only the mark of a blank.
-    kept = [_kept(window, frozenset() if isinstance(texts[window.text], WordList) else marks) for window in windows]
-    windows_of: list[list[int]] = [[] for _ in texts]
-    for number, window in enumerate(windows):
-        windows_of[window.text].append(number)
-    found = _run(lease, windows, kept)
-    rows: dict[int, np.ndarray[Any, Any]] = {}
-    for text, numbers, covered in zip(texts, windows_of, coverage, strict=True):
-        while any(windows[number].input_ids and number not in rows for number in numbers):
-            rows |= next(found)
-        parts = [(windows[number], kept[number], rows.pop(number)) for number in numbers if number in rows]
+    windows = [
+        replace(window, wanted=_find_wanted(window, frozenset() if isinstance(texts[window.text], WordList) else marks))
+        for window in windows
+    ]
+    windows_of: list[list[Window]] = [[] for _ in texts]
+    for window in windows:
+        windows_of[window.text].append(window)
+    found = compute(lease, "head_tokens", windows)
+    logits: dict[int, NDArray[np.float32]] = {}  # of windows that are done before their turn
+    for position, (text, read, covered) in enumerate(zip(texts, windows_of, coverage, strict=True)):
+        parts = []
+        for window in read:
+            while window.input_ids and id(window) not in logits:
+                done, rows = next(found)
+                logits[id(done)] = rows
+            if window.input_ids:
+                parts.append((window, logits.pop(id(window))))
+        # A label at minus infinity is an error, too: it could never be found.
+        check_finite(lease, [position for _, rows in parts if not is_finite(rows)])
         yield _join(text, parts, labels, covered, lease.tokenizer.unk_token_id)
     for _ in found:  # the end of the progress bar
         pass
@@ -151,7 +160,7 @@ def _find_marks(tokenizer: Any, windows: Sequence[Window]) -> frozenset[int]:
     return frozenset(token for token, name in zip(ids, names, strict=True) if name and not str(name).strip("▁"))
 
 
-def _kept(window: Window, marks: frozenset[int]) -> list[int]:
+def _find_wanted(window: Window, marks: frozenset[int]) -> list[int]:
     """Return the positions of the tokens whose labels count in this window."""
     return [
         i
@@ -160,63 +169,25 @@ def _kept(window: Window, marks: frozenset[int]) -> list[int]:
     ]
 
 
-def _run(
-    lease: Lease, windows: Sequence[Window], kept: Sequence[list[int]]
-) -> "Iterator[dict[int, np.ndarray[Any, Any]]]":
-    """Yield the probabilities of the kept tokens of each window, by its number, for a group of texts at a time."""
-    numbers = {id(window): number for number, window in enumerate(windows)}
-    batches: list[tuple[list[Window], bool]] = []  # with whether the batch is the last one of its group
-    for group in _group(windows):
-        packed = batch_windows(lease, lease.model, group)
-        batches += [(batch, batch is packed[-1]) for batch in packed]
-    nonfinite: set[int] = set()
-    found: dict[int, np.ndarray[Any, Any]] = {}
-    for batch, is_last in progress.track_items("Running", batches):
-        logits = run_batch(lease, lease.model, batch, "logits")
-        # A label at minus infinity is an error, too: it could never be found.
-        nonfinite |= nonfinite_positions(logits, [window.text for window in batch])
-        probabilities = logits.softmax(-1).cpu()
-        for row, window in enumerate(batch):
-            number = numbers[id(window)]
-            found[number] = probabilities[row][kept[number]].numpy()
-        if is_last:
-            check_finite(lease, nonfinite)
-            yield found
-            found = {}
-
-
-def _group(windows: Sequence[Window]) -> Iterator[list[Window]]:
-    """Yield the windows of as many texts at a time as have enough tokens for full batches."""
-    group: list[Window] = []
-    tokens = 0
-    for window in windows:
-        if tokens > _TOKENS_AT_ONCE and group[-1].text != window.text:
-            yield group
-            group, tokens = [], 0
-        group.append(window)
-        tokens += len(window.input_ids)
-    yield group
-
-
 def _join(
     text: str | WordList,
-    parts: "Sequence[tuple[Window, list[int], np.ndarray[Any, Any]]]",
+    parts: "Sequence[tuple[Window, NDArray[np.float32]]]",
     labels: LabelScheme,
     coverage: Coverage,
     unknown_id: object,
 ) -> TaggedText:
-    """Return a text with the pieces of all of its windows."""
+    """Return a text with the pieces of all of its windows, each with its logits."""
     import numpy as np
 
     places: list[tuple[int, int]] = []
     numbers: list[int] = []
     unknown: list[bool] = []
     rows = [np.zeros((0, len(labels.labels)), dtype=np.float32)]
-    for window, kept, probabilities in parts:
-        places += [window.offsets[i] for i in kept]
-        numbers += [word for i in kept if (word := window.words[i]) is not None]
-        unknown += [window.input_ids[i] == unknown_id for i in kept]
-        rows.append(probabilities)
+    for window, logits in parts:
+        places += [window.offsets[i] for i in window.places]
+        numbers += [word for i in window.places if (word := window.words[i]) is not None]
+        unknown += [window.input_ids[i] == unknown_id for i in window.places]
+        rows.append(softmax(logits))
     given = text if isinstance(text, WordList) else None
     whole = text.text if isinstance(text, WordList) else text
     return TaggedText(whole, given, places, numbers, unknown, np.concatenate(rows), labels, coverage)
