@@ -1,9 +1,10 @@
 """A model that an engine computes: what a lease offers in place of a model of torch."""
 
+import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from medvllm.engines.config import PlainConfig
 from medvllm.engines.export import GRAPH, Export
@@ -15,6 +16,9 @@ from medvllm.forking import Forked, register
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+Part = Literal["tokens", "head_tokens", "head_texts"]
 
 
 class GraphSession(Protocol):
@@ -51,7 +55,7 @@ class EngineModel(Forked):
 
     def __init__(self, export: Export, engine: str, threads: int) -> None:
         self.export, self.engine, self._threads = export, engine, threads
-        self.part: str = export.facts["part"]
+        self.part: Part = export.facts["part"]
         self.types: int = export.facts["types"]
         self.config = PlainConfig(export.facts["config"])
         self.name_or_path = str(export.folder)
@@ -120,8 +124,10 @@ class EngineModel(Forked):
         }
 
     def after_fork(self, *, is_child: bool) -> None:
-        """Drop the session in a child, which has none of the library's threads. It is opened again when it is used."""
-        if is_child:
+        """Leave the session in a child, which has none of the library's threads. Another is opened when it is used."""
+        if is_child and self._session is not None:
+            # It is never freed: that would wait for its threads.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
             self._session, self._threads = None, 1
 
     def _open_session(self) -> GraphSession:

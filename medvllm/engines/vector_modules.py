@@ -185,7 +185,7 @@ def _weights(
         )
     file = snapshot.file(name)
     try:
-        stored = dict(deserialize(file.read_bytes()))
+        stored: dict[str, Any] = dict(deserialize(file.read_bytes()))  # type: ignore[no-untyped-call]
     except (SafetensorError, OSError) as error:
         raise SourceError(f"{file} cannot be read as safetensors: {error}.", path=str(file)) from error
     if (flaw := _find_flaw(stored, shapes)) is not None:

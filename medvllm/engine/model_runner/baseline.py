@@ -81,7 +81,7 @@ def _compute_case(lease: Lease, inputs: Sequence[str]) -> dict[str, Any]:
         output = embed(lease, [inputs[0] if pair is None else (text, pair)]).vectors
     elif isinstance(model, EngineModel):
         ids = encoding["input_ids"]
-        window = Window(0, ids, [1] * len(ids), encoding["token_type_ids"] if "token_type_ids" in encoding else ())
+        window = Window(0, ids, [1] * len(ids), encoding.get("token_type_ids", ()))
         output = next(found for _, found in compute(lease, model.part, [window]))[None]
     else:
         output = _run_torch(lease, encoding)
