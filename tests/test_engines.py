@@ -19,7 +19,16 @@ import numpy as np
 import pytest
 
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
-from medvllm.engines import EngineModel, Export, engine_version, find_export, known_verdict, open_model
+from medvllm.engines import (
+    EngineModel,
+    EngineName,
+    Export,
+    engine_version,
+    find_export,
+    keep_verdict,
+    known_verdict,
+    open_model,
+)
 from medvllm.engines.export import GRAPH
 from medvllm.errors import MissingDependencyError, RequestError
 from tests.support import tiny
@@ -227,9 +236,9 @@ def test_a_model_without_an_engine_is_computed_by_torch(
         (decoder, {}, lambda runner: runner.generate(["no"], max_new_tokens=1, with_receipt=True), "this task"),
         (tagger, {"dtype": "bfloat16"}, lambda runner: runner.entities(["no"], with_receipt=True), "float32"),
     ):
-        runner = registry.runner(folder, engine="onnx", **options)  # type: ignore[arg-type]
+        runner = registry.runner(folder, engine="onnx", **options)
         for _ in range(2):
-            receipt = run(runner).receipt
+            receipt = run(runner).receipt  # type: ignore[no-untyped-call]
             assert receipt.engine["name"] == "torch"
             assert reason in receipt.engine["reason"]
         assert caplog.text.count(f"{str(folder)!r} is computed by torch, not by engine 'onnx'") == 1
@@ -295,14 +304,40 @@ def test_a_run_with_an_engine_imports_no_torch(shared_exports: Exports, engine_h
     assert json.loads(run.stdout)["receipt"]["engine"]["name"] == "onnx"
 
 
-def test_threads_share_an_engine(registry: ModelRegistry, shared_exports: Exports, engine_home: Path) -> None:
-    """Each gets the answer for its own text."""
-    runner = registry.runner(shared_exports.minilm(engine_home), engine="onnx")
+@pytest.mark.parametrize("engine", ["onnx", "openvino"])
+def test_threads_share_an_engine(
+    registry: ModelRegistry, shared_exports: Exports, engine_home: Path, home: Path, engine: EngineName
+) -> None:
+    """Each gets the answer for its own text, and no library leaves files in the user's home or tells of its use."""
+    runner = registry.runner(shared_exports.minilm(engine_home), engine=engine)
     texts = [text * (number % 5 + 1) for number, text in enumerate(NOTES)]
     wanted = runner.embed(texts).vectors
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda text: runner.embed([text]).vectors[0], texts * 4))
     np.testing.assert_allclose(found, np.concatenate([wanted] * 4), atol=2e-6)
+    receipt: Any = runner.embed(NOTES[:1], with_receipt=True).receipt
+    assert (receipt.engine["name"], receipt.engine["precision"]) == (engine, "float32")
+    assert not (home / "intel").exists()
+    assert "openvino_telemetry" not in sys.modules
+
+
+def test_auto_takes_the_fastest(
+    registry: ModelRegistry, shared_exports: Exports, engine_home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of the engines that agree and of torch, by what was measured at the comparison. Torch is no cause for a warning."""
+    folder = shared_exports.minilm(engine_home)
+    export = _only_export(engine_home)
+    verdicts = {name: verdict for name in ("onnx", "openvino") if (verdict := known_verdict(export, name))}
+    assert set(verdicts) == {"onnx", "openvino"}
+    for fastest in ("torch", "onnx", "openvino"):
+        for name, verdict in verdicts.items():
+            keep_verdict(export, replace(verdict, cpu_s=1.0 if name == fastest else 3.0, torch_cpu_s=2.0))
+        own = ModelRegistry()
+        receipt: Any = own.runner(folder, engine="auto").embed(["no fever"], with_receipt=True).receipt
+        own.clear_cache()
+        assert receipt.engine["name"] == fastest
+        assert ("asked" in receipt.engine) == (fastest == "torch")
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 def test_a_child_process_opens_its_own_session(
@@ -326,6 +361,18 @@ def test_a_verdict_is_for_one_cpu_and_version(shared_exports: Exports, engine_ho
     shared_exports.minilm(engine_home)
     export = _only_export(engine_home)
     assert known_verdict(export, "onnx") is not None
-    assert known_verdict(export, "openvino") is None
     assert known_verdict(replace(export, facts={**export.facts, "padding_id": 7}), "onnx") is None
     assert isinstance(open_model(export, "onnx", 1), EngineModel)
+
+
+def test_the_page_on_engines_runs(
+    shared_exports: Exports, engine_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a folder of the name that it has there."""
+    (tmp_path / "my-encoder").symlink_to(shared_exports.minilm(engine_home))
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs" / "engines.md").read_text()
+    [block] = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    namespace: dict[str, Any] = {}
+    exec(compile(block, "engines.md", "exec"), namespace)
+    assert namespace["engine"]["name"] == "onnx"

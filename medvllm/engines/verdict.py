@@ -62,13 +62,22 @@ def keep_verdict(export: Export, verdict: Verdict) -> None:
 @cache
 def cpu_capability() -> str:
     """Return a name for what this CPU can compute: the architecture and a digest of its flags."""
+    digest = hashlib.sha256(" ".join(sorted(_read_flags())).encode()).hexdigest()[:12]
+    return f"{platform.machine()}-{digest}"
+
+
+def cpu_flags() -> str:
+    """Return what of this CPU decides how fast models run: the flags for vectors and for matrices."""
+    known = [flag for flag in _read_flags() if flag.startswith(("avx", "amx", "sve", "asimd"))]
+    return " ".join([platform.machine(), *sorted(known)])
+
+
+def _read_flags() -> list[str]:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        lines = []
-    flags = next((line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))), "")
-    digest = hashlib.sha256(" ".join(sorted(flags.split())).encode()).hexdigest()[:12]
-    return f"{platform.machine()}-{digest}"
+        return []
+    return next((line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))), "").split()
 
 
 def find_deviation(

@@ -49,9 +49,9 @@ class Exports:
         home.chmod(0o700)
         shutil.copy2(own / "digests.db", home / "digests.db")
 
-    def minilm(self, home: Path, engine: EngineName = "onnx") -> Path:
-        """The real model, as an encoder."""
-        self.prepare(MINILM, home, "embed", engine)
+    def minilm(self, home: Path) -> Path:
+        """The real model, as an encoder, for every engine."""
+        self.prepare(MINILM, home, "embed", "auto")
         return MINILM
 
     def tagger(self, home: Path) -> Path:
