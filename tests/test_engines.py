@@ -324,7 +324,7 @@ def test_threads_share_an_engine(
 def test_auto_takes_the_fastest(
     registry: ModelRegistry, shared_exports: Exports, engine_home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of the engines that agree and of torch, by what was measured at the comparison. Torch is no cause for a warning."""
+    """Of the engines that agree and of torch, by what the comparison measured. Torch is no cause for a warning."""
     folder = shared_exports.minilm(engine_home)
     export = _only_export(engine_home)
     verdicts = {name: verdict for name in ("onnx", "openvino") if (verdict := known_verdict(export, name))}
