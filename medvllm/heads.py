@@ -30,7 +30,7 @@ def task_of_adapter(task_type: object) -> str | None:
 
 def is_same_head(task: str | None, other: str | None) -> bool:
     """Return whether two tasks are done by one kind of head, such as "ner" and "deid"."""
-    kinds = {"deid": "ner", "rerank": "classify", "assertion": "classify"}
+    kinds = {"deid": "ner", "rerank": "classify", "assertions": "classify"}
     return task is not None and other is not None and kinds.get(task, task) == kinds.get(other, other)
 
 

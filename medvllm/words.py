@@ -1,6 +1,7 @@
 """Other words for tasks and label schemes, and the one word that medvllm uses for each."""
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 from medvllm.errors import RequestError
@@ -8,32 +9,29 @@ from medvllm.near_names import did_you_mean, near_names
 
 TASKS = ("embed", "fill-mask", "ner", "deid", "classify", "assertions", "rerank", "generate")
 
-# As transformers' pipelines and other tools call them.
+# What ModelRunner does with the model of another task.
+_DONE_WITH = {"redact": "deid"}
+
+# As transformers' pipelines, other tools and people call them. Case, blanks and signs do not matter.
 _TASKS_ELSEWHERE = {
-    "token-classification": "ner",
-    "named-entity-recognition": "ner",
-    "de-identification": "deid",
-    "deidentification": "deid",
-    "feature-extraction": "embed",
-    "sentence-similarity": "embed",
-    "embedding": "embed",
-    "embeddings": "embed",
-    "masked-lm": "fill-mask",
-    "text-classification": "classify",
-    "sequence-classification": "classify",
-    "sentiment-analysis": "classify",
-    "classification": "classify",
-    "assertion": "assertions",
-    "assertion-detection": "assertions",
-    "negation": "assertions",
-    "negation-detection": "assertions",
-    "text-ranking": "rerank",
-    "reranking": "rerank",
-    "re-rank": "rerank",
-    "rank": "rerank",
-    "text-generation": "generate",
-    "text2text-generation": "generate",
-    "generation": "generate",
+    "embed": (
+        *("embedding", "embeddings", "text-embedding", "text-embeddings", "sentence-embedding", "sentence-embeddings"),
+        *("feature-extraction", "sentence-similarity"),
+    ),
+    "fill-mask": ("mask-filling", "masked-lm", "masked-language-modeling", "masked-language-modelling", "mlm"),
+    "ner": ("token-classification", "named-entity-recognition", "entity-recognition", "entity-extraction", "entities"),
+    "deid": ("de-identification", "de-identify", "de-identifier"),
+    "redact": ("redaction", "redacting"),
+    "classify": (
+        *("classification", "classifier", "text-classification", "sequence-classification", "sentiment-analysis"),
+        *("nli", "natural-language-inference"),
+    ),
+    "assertions": ("assertion", "assertion-detection", "negation", "negation-detection"),
+    "rerank": ("reranking", "reranker", "rank", "ranking", "text-ranking", "cross-encoder"),
+    "generate": (
+        *("generation", "generating", "text-generation", "text2text-generation", "text2text"),
+        *("causal-lm", "causal-language-modeling", "causal-language-modelling"),
+    ),
 }
 _SCHEMES = ("BIO", "BILOU", "IO")
 # IOB1 begins an entity with I, and with B only behind another of its type: as BIO is read, in which a B may be missing.
@@ -45,12 +43,17 @@ _SCHEMES_ELSEWHERE = {
 
 def usual_task(word: str) -> str:
     """Return medvllm's word for a task. A word that is not known is returned as it is."""
-    folded = word.strip().casefold().replace("_", "-").replace(" ", "-")
-    return folded if folded in TASKS else _TASKS_ELSEWHERE.get(folded, word)
+    return _USUAL.get(_fold(word), word)
+
+
+def usual_entry_task(word: str) -> str:
+    """Return medvllm's word for a task that an entry states: a model for redaction is a de-identifier."""
+    task = usual_task(word)
+    return _DONE_WITH.get(task, task)
 
 
 def known_task(word: str, others: Iterable[str] = ()) -> str:
-    """Return medvllm's word for a task, or a word of the caller's own.
+    """Return medvllm's word for a task of an entry, or a word of the caller's own.
 
     Args:
         word: The task.
@@ -59,7 +62,7 @@ def known_task(word: str, others: Iterable[str] = ()) -> str:
     Raises:
         RequestError: The word is similar to a task or to one of `others`, so it is probably misspelt.
     """
-    task = usual_task(word)
+    task = usual_entry_task(word)
     if task in TASKS or task in others:
         return task
     if _near(task, others):
@@ -69,9 +72,9 @@ def known_task(word: str, others: Iterable[str] = ()) -> str:
 
 def unknown_task(word: str, others: Iterable[str] = ()) -> RequestError:
     """Return the error for a word that is neither a task nor one of `others`."""
-    near = _near(usual_task(word), others)
+    near = _near(word, others)
     return RequestError(
-        f"Task {word[:80]!r} does not exist.{did_you_mean([usual_task(each) for each in near])}\n"
+        f"Task {word[:80]!r} does not exist.{did_you_mean([usual_entry_task(each) for each in near])}\n"
         f"Use one of: {', '.join(TASKS)}"
         f"{'. A word of your own must not be similar to one of these.' if near else ''}",
         task=word,
@@ -80,7 +83,15 @@ def unknown_task(word: str, others: Iterable[str] = ()) -> RequestError:
 
 
 def _near(word: str, others: Iterable[str]) -> list[str]:
-    return near_names(word, [*TASKS, *_TASKS_ELSEWHERE, *others])
+    return near_names(word, [*TASKS, *chain.from_iterable(_TASKS_ELSEWHERE.values()), *others])
+
+
+def _fold(word: str) -> str:
+    """Return the letters and digits of a word, in folded case."""
+    return "".join(filter(str.isalnum, word.casefold()))
+
+
+_USUAL = {_fold(word): task for task, words in _TASKS_ELSEWHERE.items() for word in (task, *words)}
 
 
 def normalize_value(model: str, keyword: str, value: Any) -> Any:

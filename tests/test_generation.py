@@ -274,6 +274,7 @@ _TEMPLATES = {
         "a",
         "more than 1,000,000 steps",
     ),
+    "{{ messages[0]['content'] * 10**10 }}": (CANARY, "makes a text or a list of more than 20,000,000 characters"),
     "{{ messages[0]['content'].__class__.__mro__ }}": ("a", "does not take it: SecurityError"),
     "{{ messages[0]['content'].format.__globals__ }}": ("a", "writes nothing for it"),
     "{% if %}": ("a", "does not take it: TemplateSyntaxError"),

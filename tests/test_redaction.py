@@ -22,10 +22,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from medvllm.corpora.rows import Row
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
+from medvllm.engine.model_runner.corpus_run import CorpusRun
 from medvllm.engine.model_runner.redaction.dates import shift_dates
 from medvllm.engine.model_runner.redaction.extents import Extents
-from medvllm.engine.model_runner.redaction.operators import Found, Surrogate
+from medvllm.engine.model_runner.redaction.operators import Found, Surrogate, parse_operators
 from medvllm.engine.model_runner.redaction.results import Redaction
 from medvllm.engine.model_runner.redaction.vault import Vaults
 from medvllm.engine.model_runner.tagging.tagged_text import label_words
@@ -208,6 +210,32 @@ def test_hashes_are_keyed(runner: ModelRunner, home: Path, monkeypatch: pytest.M
     assert redact(runner, "Smith", operators={"NAME": {"type": "hash", "length": 20}}) == digest
 
 
+def test_operators_are_read_once(runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key may come from a pipe, which gives it once; a wrong one is refused before the model is loaded."""
+
+    def pipe(content: bytes) -> int:
+        reading, writing = os.pipe()
+        os.write(writing, content)
+        os.close(writing)
+        monkeypatch.setenv("MEDVLLM_REDACTION_KEY_FILE", f"/dev/fd/{reading}")
+        return reading
+
+    digest = hmac.new(KEY.encode(), b"Smith", "sha256").hexdigest()[:16]
+    reading = pipe(KEY.encode())
+    assert redact(runner, "Smith", operators={"NAME": {"type": "hash"}}) == digest
+    os.close(reading)
+    reading = pipe(KEY.encode())
+    rows = [Row("x" * 200_000, "line 1"), Row("Smith", "line 2")]
+    options = {"operators": {"NAME": {"type": "hash"}}, "labels": ["NAME"]}
+    *_, last = CorpusRun("deid", rows, "redact", arguments=options, registry=runner._registry)
+    assert last.texts() == [digest]
+    os.close(reading)
+    reading = pipe(b"short")
+    with pytest.raises(SettingError):
+        ModelRunner("acme/not-there").redact(["Smith"], operators={"NAME": {"type": "hash"}})
+    os.close(reading)
+
+
 def test_surrogates_are_consistent_in_their_scope(runner: ModelRunner) -> None:
     """Word by word, whatever the case; never the source; others in another document, seed or call without a seed."""
 
@@ -306,6 +334,52 @@ def test_a_document_in_several_chunks_has_one_set_of_surrogates() -> None:
         assert len(set(chain.from_iterable(made.values()))) == len(names)
 
 
+def test_a_surrogate_is_no_word_of_the_texts(runner: ModelRunner) -> None:
+    """Also if the model misses a name: nobody takes a real one for a surrogate."""
+    from faker.providers.person.en_US import Provider
+
+    missed = [name for name in Provider.last_names if not re.search("[JSQZx]", name)]
+    assert len(missed) > 700
+    for scope in ("document", "call"):
+        spec = {"NAME": {"type": "surrogate", "seed": 1, "scope": scope}}
+        texts = ["Smith", " ".join(missed)]
+        made = runner.redact(texts, operators=spec, documents=["one", "one"])[0].text
+        assert made not in missed and made != "Smith"
+
+
+def test_no_two_names_have_one_surrogate() -> None:
+    """Also if there are more than Faker has, or if they have several labels; dates of all labels move together."""
+    names = [f"N{first}{second}" for first in "abcdefgh" for second in "ijklmnop"]
+    operator = Surrogate(seed=1, scope="call", locale="en_NG")
+    found = [Found(name, "PATIENT", name) for name in names] + [Found(name, "STATE", name) for name in names]
+    operator.prepare(found, Vaults())
+    made = [str(operator.write(each)).casefold() for each in found[: len(names)]]
+    assert len({*made}) == len(names) and "none" not in made
+    states = [new for each in found[len(names) :] if (new := operator.write(each)) is not None]
+    assert len({*states}) == len(states)
+    spec = {label: {"type": "surrogate"} for label in ("PATIENT", "DOCTOR")}
+    operators = parse_operators(
+        spec | {"DATE": {"type": "shift_dates"}, "DOB": {"type": "shift_dates", "date_order": "dmy"}}
+    )
+    assert operators.of("PATIENT") is operators.of("DOCTOR") is not operators.of("DATE")
+    moved = {operators.of(label).write(Found("2019-03-14", label, "d")) for label in ("DATE", "DOB")}
+    assert len(moved) == 1 and moved != {"2019-03-14"}
+
+
+def test_a_late_name_that_equals_a_surrogate_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """In a later chunk of the document, once, and without the name."""
+    operator = Surrogate(seed=1)
+    operator.prepare([Found("Smith", "NAME", "d")], Vaults())
+    late = str(operator.write(Found("Smith", "NAME", "d")))
+    operator.prepare([Found(late, "NAME", "other")], Vaults())
+    assert not caplog.records
+    for _ in range(2):
+        operator.prepare([Found(late, "NAME", "d")], Vaults())
+        assert operator.write(Found(late, "NAME", "d")) not in (late, None)
+    [record] = caplog.records
+    assert '"scope": "call"' in record.message and late not in record.message
+
+
 def test_a_vault_keeps_surrogates_between_calls(runner: ModelRunner, tmp_path: Path) -> None:
     """Without any source; for its owner only; with its key only; also if threads share it."""
     vault = tmp_path / "new" / "vault.json"
@@ -335,6 +409,29 @@ def test_a_vault_keeps_surrogates_between_calls(runner: ModelRunner, tmp_path: P
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be used: "):
         redact(runner, "Jones", operators={"NAME": {**spec["NAME"], "vault": str(tmp_path / "file" / "vault")}})
+
+
+_MONTHS = {
+    "de": "Januar Februar März Maerz Mai Juni Juli Oktober Dezember Jän Mär Mrz Okt Dez",
+    "fr": "janvier février mars avril mai juin juillet août septembre octobre novembre décembre janv févr avr déc",
+    "es": "enero febrero marzo abril mayo junio julio agosto septiembre octubre noviembre diciembre ene abr ago dic",
+    "it": "gennaio febbraio aprile maggio giugno luglio settembre ottobre dicembre gen mag giu lug set ott",
+    "pt": "janeiro fevereiro março maio junho julho setembro outubro novembro dezembro fev mai out dez",
+    "nl": "januari februari maart mei juni juli augustus oktober mrt okt",
+}
+_WAYS = ("14 {} 2019", "14. {} 2019", "14 de {} de 2019", "{} 14, 2019", "14-{}-19", "14 {}", "1/2/2019, 14 {} 2019")
+_FOREIGN = [
+    *(
+        way.format(form(month))
+        for months in _MONTHS.values()
+        for month in months.split()
+        for way in _WAYS
+        for form in (str, str.upper)
+    ),
+    *("Dienstag, 3. April 2019", "lundi 14/03/2019", "lun 14/03/2019", "do 14-03-2019", "Mo., 14.03.2019"),
+    *("le 14/03/2019", "am 14.03.2019", "14 III 2019", "2019年3月14日", "١٤/٠٣/٢٠١٩", "14 марта 2019", "1er avril"),
+    *("vom 3. bis 5. April 2019", "3 au 5 Nov 2019", "3./4. April 2019", "14.03.2019 à 14h30", "14.03.2019, 14 Uhr"),
+]
 
 
 @pytest.mark.parametrize(
@@ -370,12 +467,28 @@ def test_a_vault_keeps_surrogates_between_calls(runner: ModelRunner, tmp_path: P
         ("3/14/2019 - 3/20/2019", None, "3/24/2019 - 3/30/2019"),
         ("from 3 May 2019 to 5 May 2019", None, "from 13 May 2019 to 15 May 2019"),
         ("12/31/9999", None, None),
+        ("3. April 2019", None, "13. April 2019"),  # as English writes it, too
+        ("Mar 5", None, "Mar 15"),
+        ("mar 5, 2019", None, "mar 15, 2019"),
+        ("Mar/14/19", None, "Mar/24/19"),
+        ("Mar 14 19", None, "Mar 24 19"),
+        ("Tue, mar 5", None, "Fri, mar 15"),
+        *(
+            (text, None, None)
+            for text in ("mar 5", "mar. 5", "mar. 14/03", "Mar. 14/03", "Mar 14.03", "mar 14/03/2019")
+        ),
         *((text, None, None) for text in ("92", "1932", "2019", "May 2019", "3-5 May 2019", "14:30", "02/30/2019", "")),
     ],
 )
 def test_a_date_moves_in_its_own_format(text: str, order: Any, expected: str | None) -> None:
-    """If it can be read in one way. An age is no date."""
+    """If it can be read in one way. An age is no date; "mar. 14/03" may be a Tuesday."""
     assert shift_dates(text, 10, order) == expected
+
+
+def test_no_date_with_a_foreign_name_is_moved_or_kept() -> None:
+    """Whole or in part, whatever the order: it has no shifted form, so that it is replaced."""
+    for text in _FOREIGN:
+        assert {shift_dates(text, days, order) for days in (10, -40) for order in (None, "mdy", "dmy")} == {None}, text
 
 
 @given(

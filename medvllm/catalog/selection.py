@@ -10,7 +10,7 @@ from medvllm.errors import RequestError
 from medvllm.fact_filters import check_glob, to_glob
 from medvllm.metadata import ModelMetadata, matches_filters, mentions_text
 from medvllm.model_type import ModelType
-from medvllm.words import usual_task
+from medvllm.words import usual_entry_task
 
 Candidate = ModelMetadata | StoredRow  # what a name means, made into metadata or not yet
 
@@ -45,7 +45,7 @@ class Selection(NamedTuple):
             check_text(name, value)
         return cls(
             None if model_type is None else ModelType.of(model_type),
-            None if task is None else usual_task(task),
+            None if task is None else usual_entry_task(task),
             _tags(tags),
             None if match is None else re.compile(translate(check_glob("match", match).casefold())).match,
             None if search is None else search.casefold(),

@@ -148,6 +148,7 @@ def run(
         with ExitStack() as stack:
             columns = _columns(name, chosen, text_column, id_column)
             corpus = stack.enter_context(_open_corpus(texts, file, format, columns))
+            shown = stack.enter_context(_open_output(output, as_json=as_json))
             run = CorpusRun(
                 name,
                 corpus,
@@ -155,9 +156,9 @@ def run(
                 arguments=given,
                 with_receipt=as_json or receipt_file is not None or _has_receipt(output),
                 engine=chosen_engine,
+                listen=getattr(shown, "listen", None),
                 **load_options(device, dtype),
             )
-            shown = stack.enter_context(_open_output(output, as_json=as_json))
             advance = stack.enter_context(_track(output, corpus))
             with _naming_options(given), closing(iter(run)) as answered:
                 for answers in answered:
@@ -261,8 +262,15 @@ def _open_corpus(
 def _open_output(output: Path | None, *, as_json: bool) -> "Iterator[Printer | Writer]":
     from medvllm.cli.running.printers import JsonPrinter, TextPrinter
 
+    if output is None and as_json:
+        yield JsonPrinter()
+        return
     if output is None:
-        yield JsonPrinter() if as_json else TextPrinter()
+        printer = TextPrinter()
+        try:
+            yield printer
+        finally:
+            printer.stop()
         return
     from medvllm.corpora.writing.writers import open_writer
 
@@ -276,7 +284,7 @@ def _has_receipt(output: Path | None) -> bool:
 
 def _track(output: Path | None, corpus: "Corpus") -> AbstractContextManager[Callable[[int, int], None]]:
     """Show a progress bar, unless the results appear on the terminal."""
-    if output is None and is_terminal(sys.stdout):
+    if is_terminal(sys.stdout) if output is None or str(output) == "-" else output.is_char_device():
         return nullcontext(lambda done, texts: None)
     return track_texts("Running", corpus.total)
 

@@ -1,9 +1,10 @@
 """Which columns of a corpus hold the texts and the ids."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
+from unicodedata import category
 
 from medvllm.corpora.rows import Row
 from medvllm.errors import RequestError
@@ -22,7 +23,7 @@ class Columns:
 
     Attributes:
         texts: The column of the texts, or the two columns of pairs of texts; empty for `usual`.
-        id: The column of the ids; None for the column "id" if there is one.
+        id: The column of the ids; None for the column "id", in any case, if there is one.
         extra: Further columns; each must be there, and holds JSON where a format has only texts.
         usual: The columns of the texts if none are named.
     """
@@ -45,15 +46,19 @@ class Columns:
             where: What has these columns, for the message.
 
         Raises:
-            RequestError: A column is missing, or two columns have its name.
+            RequestError: A column is missing, two columns have its name, or several may hold the ids.
         """
         texts = self.texts or self.usual
         _check_columns(texts, names, where, "--text-column")
         _check_columns(self.extra, names, where, None)
         if self.id is not None:
             _check_columns([self.id], names, where, "--id-column")
-        chosen = self.id if self.id is not None else _ID if names.count(_ID) == 1 and _ID not in texts else None
+        chosen = self.id if self.id is not None else _find_id([name for name in names if name not in texts], where)
         return replace(self, texts=texts, id=chosen)
+
+    def are_in(self, names: Collection[str]) -> bool:
+        """Return whether a corpus with these columns has those to read."""
+        return {*(self.texts or self.usual), *self.extra, *([] if self.id is None else [self.id])} <= {*names}
 
     def make_row(self, values: Mapping[str, Any], place: str) -> Row:
         """Return the row of a record, whose columns `find` has found.
@@ -65,6 +70,23 @@ class Columns:
         id = None if self.id is None else _check_id(values[self.id], self.id, place)
         extra = {name: values[name] for name in self.extra}
         return Row(tuple(texts) if self.is_pair else texts[0], place, id, extra)
+
+
+def strip_name(name: str) -> str:
+    """Return the name of a column without white space and invisible characters, such as byte order marks, around it."""
+    shown = [at for at, letter in enumerate(name) if not letter.isspace() and category(letter) not in ("Cf", "Cc")]
+    return name[shown[0] : shown[-1] + 1] if shown else ""
+
+
+def _find_id(names: Sequence[str], where: str) -> str | None:
+    """Return the column that is called "id" in any case; None if there is none."""
+    found = [name for name in names if strip_name(name).casefold() == _ID]
+    if len(found) > 1:
+        way = "Name it with: --id-column ID" if len({*found}) == len(found) else "Rename all but one."
+        raise RequestError(
+            f"There are {len(found)} columns that may hold the ids in {where}: {', '.join(map(repr, found))}.\n{way}"
+        )
+    return found[0] if found else None
 
 
 def _check_columns(wanted: Iterable[str], names: Sequence[str], where: str, option: str | None) -> None:

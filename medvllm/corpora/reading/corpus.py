@@ -28,7 +28,9 @@ _READERS: dict[str, _Reader] = {
     "tsv": read_tsv,
 }
 FORMATS = (*_READERS, "parquet")
-_ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl"} | {f".{name}": name for name in FORMATS if name != "lines"}
+_ENDINGS = {".ndjson": "jsonl", ".tab": "tsv", ".psv": "csv"} | {
+    f".{name}": name for name in FORMATS if name != "lines"
+}
 
 
 class Corpus:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any, BinaryIO, NoReturn
 
 from medvllm.corpora.reading.columns import Columns
-from medvllm.corpora.reading.lines import MAX_BYTES, check_kind, decode, read_lines
+from medvllm.corpora.reading.lines import MAX_BYTES, check_kind, decode, read_lines, without_marks
 from medvllm.corpora.rows import Row
 from medvllm.errors import InputTooLongError, RequestError
 
@@ -69,7 +69,7 @@ class _Characters:
         raw = self._stream.read(max(_READ_BYTES, len(self.text)))  # twice as much each time, or it would take long
         if not self._read:
             check_kind(raw, self.where)
-            raw = raw.removeprefix(codecs.BOM_UTF8)
+            raw = without_marks(raw)
         self._read += len(raw)
         try:
             self.text += self._decoder.decode(raw, final=not raw)
@@ -77,8 +77,11 @@ class _Characters:
             wrong = True
         else:
             wrong = False
+        place = f"one of the bytes up to {self._read:,} of {self.where}"
         if wrong:  # raised here, not in the handler: that error holds the text
-            decode(b"\xff", f"one of the bytes up to {self._read:,} of {self.where}")
+            decode(b"\xff", place)
+        if b"\0" in raw:  # before it is an error of JSON, which would not say why
+            decode(b"\0", place)
         return bool(raw)
 
     def skip_blanks(self) -> str:

@@ -1,5 +1,6 @@
 """Reads the lines of a file of text, and checks that it is one."""
 
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -9,7 +10,6 @@ from medvllm.errors import InputTooLongError, RequestError
 
 # Of a line. A text of four million characters, which is the longest, fits, also if JSON escapes most of them.
 MAX_BYTES = 64_000_000
-_BOM = b"\xef\xbb\xbf"
 # How files of other kinds begin, longer beginnings first, and how to make text of them.
 _KINDS = {
     b"\xff\xfe\x00\x00": ("UTF-32", "iconv -f UTF-32 -t UTF-8"),
@@ -31,7 +31,7 @@ _KINDS = {
 def read_lines(stream: BinaryIO, where: str) -> Iterator[tuple[int, str]]:
     r"""Yield the lines with their numbers, from 1, each with its end.
 
-    Only \n ends a line. A byte order mark is no part of the first line.
+    Only \n ends a line. Byte order marks are no part of the first line.
 
     Args:
         stream: The file.
@@ -45,7 +45,7 @@ def read_lines(stream: BinaryIO, where: str) -> Iterator[tuple[int, str]]:
         number += 1
         if number == 1:
             check_kind(raw, where)
-            raw = raw.removeprefix(_BOM)
+            raw = without_marks(raw)
             if not raw:
                 return
         place = f"line {number} of {where}"
@@ -115,6 +115,13 @@ def decode(raw: bytes, place: str) -> str:
         f"The text is not UTF-8: byte {wrong + 1:,} cannot be read in {place}.\n"
         "Convert it first: iconv -f CP1252 -t UTF-8, or from what it is in"
     )
+
+
+def without_marks(raw: bytes) -> bytes:
+    """Return the beginning of a file without byte order marks. There are two if two programs put one there."""
+    while raw.startswith(BOM_UTF8):
+        raw = raw.removeprefix(BOM_UTF8)
+    return raw
 
 
 def check_kind(start: bytes, where: str) -> None:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from medvllm.corpora.reading.lines import MAX_BYTES, check_kind, decode
+from medvllm.corpora.reading.lines import MAX_BYTES, check_kind, decode, without_marks
 from medvllm.corpora.rows import Row
 from medvllm.errors import InputTooLongError, RequestError
 
@@ -59,7 +59,7 @@ def read_notes(folder: Path, names: list[str]) -> Iterator[Row]:
                 limit=MAX_BYTES,
             )
         check_kind(raw, place)
-        yield Row(decode(raw, place).removeprefix("\ufeff"), place, name)
+        yield Row(decode(without_marks(raw), place), place, name)
 
 
 def _refuse_folder(error: OSError) -> None:

@@ -2,23 +2,28 @@
 
 import os
 import re
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import chain
 from math import inf
 from typing import TYPE_CHECKING, Any
 
+from medvllm.corpora.repeated_ids import RepeatedIds
 from medvllm.corpora.rows import CHUNK_CHARACTERS, Row, split_into_chunks
 from medvllm.engine.model_runner.engine_lease import lease_for_task
-from medvllm.engine.model_runner.foreign_errors import drop_hidden_errors
+from medvllm.engine.model_runner.foreign_errors import drop_hidden_errors, translate_other_errors
+from medvllm.engine.model_runner.generation.answers import GenerationResults, Piece
+from medvllm.engine.model_runner.generation.generate import stream
+from medvllm.engine.model_runner.generation.options import check_generate_options
 from medvllm.engine.model_runner.redaction.operators import parse_operators
 from medvllm.engine.model_runner.results import Result
-from medvllm.engine.model_runner.tasks import check_task, run_task
+from medvllm.engine.model_runner.tasks import check_task, default_task, run_task
 from medvllm.engines.kinds import EngineName, check_engine
 from medvllm.errors import LoadError, RequestError
 from medvllm.model_registry import Lease, ModelRegistry, registry
 from medvllm.receipt import Receipt
+from medvllm.words import usual_task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +33,8 @@ _TASKS_OF = {"texts": ("redact", "generate"), "vectors": ("embed",)}  # the task
 # Arguments with one value for each text, and where a row of a corpus has it.
 EXTRA_COLUMNS = {"assertions": "spans"}
 SET_FOR_EACH_TEXT = ("documents",)  # by the ids of the corpus
+_STREAMED_TASK = "generate"
+_DOCUMENT_TASKS = ("redact",)  # for which an id may name several rows
 _RANKING_TASKS = ("rerank",)  # whose answers are in an order of all texts
 _NUMBER = re.compile(r"\b([Tt])ext ([0-9,]+)\b")
 
@@ -85,6 +92,9 @@ class CorpusAnswers:
         return self.result.vectors  # type: ignore[attr-defined, no-any-return]
 
 
+Listener = Callable[[CorpusAnswers, Piece], None]
+
+
 class CorpusRun:
     """Runs a task over a corpus. Iterating over it yields the answers, chunk by chunk.
 
@@ -96,6 +106,7 @@ class CorpusRun:
         task: The task; None for the model's own one.
         arguments: The options of the task.
         with_receipt: Whether `receipt` is made.
+        listen: What is told each piece of a text that is generated, before the answers of its chunk are yielded.
         registry: The registry that loads the model.
         engine: What computes, as for `ModelRunner`.
         options: The options of `registry.load_model`.
@@ -113,15 +124,18 @@ class CorpusRun:
         *,
         arguments: Mapping[str, Any] | None = None,
         with_receipt: bool = False,
+        listen: "Listener | None" = None,
         registry: ModelRegistry = registry,
         engine: EngineName = "torch",
         **options: Any,
     ) -> None:
+        self._listen = listen
         self._name, self._rows, self._registry, self._options = name, rows, registry, options
         self._engine: EngineName = check_engine(engine)
         self._arguments, self._with_receipt = dict(arguments or {}), with_receipt
-        self.task = task
+        self.task = None if task is None else usual_task(task)
         self.receipt: Receipt | None = None
+        self._repeated = RepeatedIds()
 
     def __iter__(self) -> Generator[CorpusAnswers]:
         size: float = CHUNK_CHARACTERS
@@ -135,7 +149,7 @@ class CorpusRun:
         has_ids = any(row.id is not None for row in first)
         offset = 0
         ranking = _Ranking(self._arguments.get("top_k"), has_ids=has_ids)
-        if self.task is not None:
+        if self.task is not None:  # what has a value for each text is checked again with its chunk
             check_task(self.task, self._arguments_for(first, has_ids=has_ids))
         texts = [row.text for row in first]
         with lease_for_task(self._registry, self._name, self._options, self._engine, self.task, texts) as lease:
@@ -156,16 +170,42 @@ class CorpusRun:
             raise RequestError(f"There is an id in {late.place}, but none before.\nGive each row an id, or none.")
         with _naming_places(chunk, offset):
             texts = [row.text for row in chunk]
-            result = run_task(lease, self.task, texts, self._arguments_for(chunk, has_ids=has_ids))
+            arguments = self._arguments_for(chunk, has_ids=has_ids)
+            if self._listen is not None and (self.task or default_task(lease, texts)) == _STREAMED_TASK:
+                result: Result = self._stream(lease, chunk, offset, arguments, has_ids=has_ids)
+            else:
+                result = run_task(lease, self.task, texts, arguments)
         self.task = result.task  # the first chunk decides for all
+        if self.task not in _DOCUMENT_TASKS:
+            self._repeated.add(chunk)
         return CorpusAnswers(result, chunk, offset, has_ids=has_ids)
+
+    def _stream(
+        self, lease: Lease, chunk: Sequence[Row], offset: int, arguments: Mapping[str, Any], *, has_ids: bool
+    ) -> Result:
+        """Generate the answers one after another, and tell their pieces."""
+        assert self._listen is not None
+        if self.task is None:
+            check_task(_STREAMED_TASK, arguments)
+        made = GenerationResults()
+        made.task = _STREAMED_TASK
+        answers = CorpusAnswers(made, chunk, offset, has_ids=has_ids)
+        with closing(stream(lease, [row.text for row in chunk], check_generate_options(**arguments))) as pieces:
+            while True:
+                with translate_other_errors(lease.metadata.name):  # an error of the listener is its own
+                    piece = next(pieces, None)
+                if piece is None:
+                    return made
+                self._listen(answers, piece)
+                if piece.answer is not None:
+                    made.append(piece.answer)
 
     def _arguments_for(self, chunk: Sequence[Row], *, has_ids: bool) -> dict[str, Any]:
         """Return the arguments of the task, with those that have a value for each text."""
         arguments = self._arguments
         if (column := EXTRA_COLUMNS.get(self.task or "")) is not None:
             arguments = arguments | {column: [row.extra[column] for row in chunk]}
-        if self.task == "redact" and has_ids:
+        if self.task in _DOCUMENT_TASKS and has_ids:
             arguments = arguments | {"documents": [str(row.place if row.id is None else row.id) for row in chunk]}
         return arguments
 

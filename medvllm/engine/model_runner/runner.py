@@ -419,16 +419,16 @@ class ModelRunner:
             "seed": seed,
             "allow_special_tokens": allow_special_tokens,
         }
-        checked = check_generate_options(**options)  # before anything is loaded
-        given = check_prompts(prompts)
         if not stream:
+            given = check_prompts(prompts)
             return cast("GenerationResults", self.run("generate", given, with_receipt=with_receipt, **options))
         if with_receipt:
             raise RequestError(
                 "A stream has no receipt.\nGet one with: with registry.lease(name) as lease: lease.receipt",
                 argument="with_receipt",
             )
-        return self._stream(given, checked)
+        checked = check_generate_options(**options)  # before the first piece is asked for
+        return self._stream(check_prompts(prompts), checked)
 
     def _stream(self, prompts: Iterable[Any], options: "GenerationOptions") -> "Generator[Piece]":
         """Yield pieces of the answers. The lease lasts until the generator ends, is closed or is collected."""
@@ -582,7 +582,7 @@ class ModelRunner:
 
         if task is not None:
             task = usual_task(task) if isinstance(task, str) else task
-            check_task(task, arguments)  # before anything is loaded
+            arguments = check_task(task, arguments)  # before anything is loaded
         self._check_entry()
         given = to_list(texts)  # outside of the translation: an error of the caller's generator is the caller's
         with lease_for_task(self._registry, self._name, self._options, self._engine, task, given) as lease:

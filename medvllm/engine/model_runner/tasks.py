@@ -12,6 +12,7 @@ from medvllm.engine.model_runner.fill_mask import check_fill_mask_options, fill_
 from medvllm.engine.model_runner.foreign_errors import translate_other_errors
 from medvllm.engine.model_runner.generation.generate import generate
 from medvllm.engine.model_runner.generation.options import check_generate_options
+from medvllm.engine.model_runner.redaction.operators import Operators
 from medvllm.engine.model_runner.redaction.redact import check_redact_options, redact
 from medvllm.engine.model_runner.results import Result
 from medvllm.engine.model_runner.tagging.entities import check_entity_options, find_entities, find_identifiers
@@ -33,7 +34,8 @@ TASKS: dict[str, Callable[..., Result]] = {
     "generate": generate,
     "assertions": find_assertions,
 }
-# Each function takes the options of a task and raises RequestError for those that no model could use.
+# Each function takes the options of a task and raises RequestError for those that no model could use. It may return
+# operators, in which the keys of a call are drawn and read.
 _OPTION_CHECKS: dict[str, Callable[..., object]] = {
     "embed": check_embed_options,
     "fill-mask": check_fill_mask_options,
@@ -47,8 +49,12 @@ _OPTION_CHECKS: dict[str, Callable[..., object]] = {
 }
 
 
-def check_task(task: object, arguments: Mapping[str, Any]) -> None:
-    """Raise RequestError if ModelRunner cannot run the task, or the task cannot use one of the arguments."""
+def check_task(task: object, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a task, checked and read once, before a model is loaded.
+
+    Raises:
+        RequestError: ModelRunner cannot run the task, or the task cannot use one of the arguments.
+    """
     if not isinstance(task, str):
         raise RequestError(f"A task must be a text, such as 'embed', not {type(task).__name__}.")
     if task not in TASKS:
@@ -66,19 +72,26 @@ def check_task(task: object, arguments: Mapping[str, Any]) -> None:
             task=task,
             argument=unknown,
         )
-    if task in _OPTION_CHECKS:
-        _OPTION_CHECKS[task](**arguments)
+    read = _OPTION_CHECKS[task](**arguments)
+    return {**arguments, "operators": read} if isinstance(read, Operators) else dict(arguments)
 
 
 def run_task(lease: Lease, task: str | None, texts: Sequence[Any], arguments: Mapping[str, Any]) -> Result:
     """Run a task on a model in use, or the model's own task if none is named.
+
+    Args:
+        lease: The model.
+        task: The task; None for the model's own one.
+        texts: The texts.
+        arguments: The options of the task. If it is named, `check_task` has returned them.
 
     Raises:
         MedVLLMError: The task, the texts or the arguments cannot be used, or the model cannot run.
     """
     with translate_other_errors(lease.metadata.name):
         chosen = task or default_task(lease, texts)
-        check_task(chosen, arguments)
+        if task is None:
+            arguments = check_task(chosen, arguments)
         result = TASKS[chosen](lease, texts, **arguments)
         result.task = chosen
         return result

@@ -2,12 +2,18 @@
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
 from medvllm.engine.model_runner.foreign_errors import translate_tokenizer_errors
+from medvllm.engine.model_runner.generation.bounded_templates import (
+    MOST_CHARACTERS,
+    TooLargeError,
+    literal_text,
+    render_bounded,
+)
 from medvllm.engine.model_runner.generation.conversation import Conversation
 from medvllm.engine.model_runner.generation.step_limit import TooManyStepsError, limit_template_steps
-from medvllm.errors import MedVLLMError, RequestError
+from medvllm.errors import RequestError
+from medvllm.lazy import lazy
 from medvllm.model_registry import Lease
 
 _STEPS = 1_000_000  # lines of code that a template may run; one message takes about twenty
@@ -61,10 +67,39 @@ class _Template:
             self._source = str(self._tokenizer.get_chat_template())
 
     def render(self, conversation: Conversation) -> str:
-        return str(self._apply(conversation, tokenize=False))
+        """Return the conversation as the template writes it, ready for the answer."""
+        with translate_tokenizer_errors(self._position):
+            try:
+                with limit_template_steps(_STEPS):
+                    return render_bounded(
+                        self._source,
+                        messages=conversation,
+                        tools=None,
+                        documents=None,
+                        add_generation_prompt=True,
+                        **self._tokenizer.special_tokens_map,
+                    )
+            except TooManyStepsError:
+                reason = f"runs more than {_STEPS:,} steps"
+            except TooLargeError:
+                reason = f"makes a text or a list of more than {MOST_CHARACTERS:,} characters, or too many of them"
+            except Exception as error:
+                reason = self._describe(error)
+        # Raised here, so that the error has no cause: that of a template may contain a message.
+        raise self._refusal(reason)
 
     def encode(self, conversation: Conversation, *, sanitize: bool) -> list[int]:
-        ids = list(self._apply(conversation, tokenize=True, return_dict=False, sanitize_control_tokens=sanitize))
+        """Return the conversation as token ids; with `sanitize`, control tokens in a content are read as text."""
+        from transformers.utils.chat_template_utils import _get_control_token_patterns, mark_control_tokens
+
+        if sanitize:
+            pattern, _ = _get_control_token_patterns(tuple(self._marked_tokens))
+            conversation = mark_control_tokens(conversation, pattern)
+        rendered = self.render(conversation)
+        with translate_tokenizer_errors(self._position):
+            ids = list(
+                self._tokenizer(rendered, add_special_tokens=False, sanitize_control_tokens=sanitize)["input_ids"]
+            )
         if not ids:
             raise self._refusal("writes nothing for it")
         return ids
@@ -111,19 +146,19 @@ class _Template:
         added = self._tokenizer.added_tokens_decoder.values()
         return [token.content for token in added if token.special or token.content in self._source]
 
-    def _apply(self, conversation: Conversation, **options: Any) -> Any:
-        with translate_tokenizer_errors(self._position):
-            try:
-                with limit_template_steps(_STEPS):
-                    return self._tokenizer.apply_chat_template(conversation, add_generation_prompt=True, **options)
-            except MedVLLMError:
-                raise
-            except TooManyStepsError:
-                reason = f"runs more than {_STEPS:,} steps"
-            except Exception as error:
-                reason = self._describe(error)
-            # Raised here, so that the error has no cause: that of a template may contain a message.
-            raise self._refusal(reason)
+    @lazy
+    def _marked_tokens(self) -> list[str]:
+        """The tokens that transformers would mark in a content."""
+        stated = self._tokenizer.chat_control_tokens
+        text = literal_text(self._source) if stated is None else ""
+        return [
+            token.content
+            for token in self._tokenizer.added_tokens_decoder.values()
+            if token.special
+            or (
+                token.content in stated if stated is not None else token.content in text and not token.content.isspace()
+            )
+        ]
 
     def _refusal(self, reason: str) -> RequestError:
         return RequestError(

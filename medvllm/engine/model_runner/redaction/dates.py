@@ -1,4 +1,4 @@
-"""Moves dates by a number of days, and writes them as they were written."""
+"""Moves dates by a number of days, and writes them as they were written. Names of months and weekdays are English."""
 
 from collections.abc import Iterator
 from datetime import date, timedelta
@@ -44,7 +44,8 @@ def shift_dates(text: str, days: int, order: DateOrder | None = None) -> str | N
     """Return `text` with each of its dates moved by a number of days, in the same format.
 
     A date is moved only if it can be read in one way. "03/14/2019" and "3 May 2019" can; "03/04/2019" cannot, unless
-    `order` says what comes first; "May 2019" has no day. The time of day and the words between two dates stay.
+    `order` says what comes first; "May 2019" has no day; the names in "3 mai 2019" are not English. The time of day and
+    the words between two dates stay.
 
     Args:
         text: One or more dates, and nothing else.
@@ -77,8 +78,28 @@ def _move(found: "regex.Match[str]", days: int, order: DateOrder | None) -> str 
     """Return a date that was moved, or None if the ways to read it give different results."""
     if found["weekday"] and found["day"] is None and found["first"] is None:
         return _replace(found, {"weekday": _weekday(_number_of(found["weekday"], _WEEKDAYS) + days, found["weekday"])})
+    if _may_be_tuesday(found):
+        return None
     results = {_write(found, roles, before, days) for roles, before in _read(found, order)}
     return results.pop() if len(results) == 1 else None
+
+
+def _may_be_tuesday(found: "regex.Match[str]") -> bool:
+    """Return whether "mar" may be mardi, martes or martedì, as in "mar. 14/03".
+
+    It is March if there is an English weekday or a year of four digits, or if it has a capital and no other sign stands
+    before the year than before the day.
+    """
+    is_first = found["month_name"] and found.start("month_name") < found.start("day")
+    if not is_first or found["month_name"].casefold() != "mar" or found["weekday"]:
+        return False
+    if found["year"] is None:
+        return bool(found["month_name"].islower())
+    between = (
+        found.string[found.end("month_name") : found.start("day")],
+        found.string[found.end("day") : found.start("year")],
+    )
+    return len(found["year"]) < 4 and (found["month_name"].islower() or between[0].strip(".") != between[1])
 
 
 def _read(found: "regex.Match[str]", order: DateOrder | None) -> Iterator[tuple[dict[str, str], date]]:

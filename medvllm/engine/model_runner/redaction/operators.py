@@ -1,29 +1,37 @@
 """The operators of a redaction: what is written instead of a text with a label."""
 
 import hmac
+import logging
 import secrets
 import unicodedata
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from medvllm.engine.model_runner.option_checks import check_choice
 from medvllm.engine.model_runner.redaction.dates import DATE_ORDERS, DateOrder, shift_dates
 from medvllm.engine.model_runner.redaction.keys import SHORTEST_KEY, derive, derive_number, read_key
-from medvllm.engine.model_runner.redaction.surrogates import Surrogates, check_locale, name_words
+from medvllm.engine.model_runner.redaction.surrogates import Surrogates, check_locale, name_words, text_words
 from medvllm.engine.model_runner.redaction.vault import Vaults
 from medvllm.errors import RequestError
 from medvllm.near_names import did_you_mean, near_names
 from medvllm.settings import REDACTION_KEY_FILE
 
+_LOG = logging.getLogger(__name__)
+
 DEFAULT = "DEFAULT"
 _MOST_DAYS = 365  # the farthest that a date is moved by a derived number of days
 _MOST_DOCUMENTS = 100_000  # whose surrogates are remembered from one chunk of a corpus to the next
 _SHORTEST_HASH, _LONGEST_HASH = 8, 64
+
+
+Texts = Mapping[str, Sequence[str]]  # of each document
+NO_TEXTS: Texts = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -50,8 +58,11 @@ class Operator:
         """Return the new text, or None if there is none that is certainly right."""
         raise NotImplementedError
 
-    def prepare(self, everything: Sequence[Found], vaults: Vaults) -> None:
-        """Make ready for the texts of a call."""
+    def prepare(self, everything: Sequence[Found], vaults: Vaults, texts: Texts = NO_TEXTS) -> None:
+        """Make ready for what is found in a call, and for the texts of its documents."""
+
+    def share(self, key: bytes) -> None:
+        """Use a key that was drawn for all operators of a call, if the caller gave none."""
 
 
 @dataclass
@@ -153,14 +164,20 @@ class Surrogate(Operator):
             )
         check_locale(self.locale)
         given = _need_key("surrogate", self.key) if self.vault is not None else _find_key(self.key)
-        if given is None and self.seed is None:
-            given = secrets.token_bytes(32)  # consistent within the call, and nobody can test a guess
+        self._is_drawn = given is None and self.seed is None
         self._secret = derive(given or b"", "surrogate", str(self.seed))
+        if self._is_drawn:
+            self.share(secrets.token_bytes(32))
         self._books: dict[str, Surrogates] = {}
         # Of the latest documents, for a document whose texts are in several chunks of a corpus.
         self._documents: dict[bytes, tuple[MutableMapping[str, str], set[str]]] = {}
+        self._has_warned = False
 
-    def prepare(self, everything: Sequence[Found], vaults: Vaults) -> None:
+    def share(self, key: bytes) -> None:
+        if self._is_drawn:  # consistent within the call, and nobody can test a guess
+            self._secret = derive(key, "surrogate", str(self.seed))
+
+    def prepare(self, everything: Sequence[Found], vaults: Vaults, texts: Texts = NO_TEXTS) -> None:
         documents = {found.document: set[str]() for found in everything}
         for found in everything:
             documents[found.document] |= name_words(found.label, found.source)
@@ -170,16 +187,27 @@ class Surrogate(Operator):
                 secret = derive(self._secret, "document", document)
                 remembered, forbidden = self._documents.pop(secret, ({}, set()))
                 self._documents[secret] = remembered, forbidden | words
-                self._books[document] = self._book(secret, *self._documents[secret])
+                self._books[document] = self._book(secret, *self._documents[secret], texts.get(document, ()))
             while len(self._documents) > _MOST_DOCUMENTS:
                 del self._documents[next(iter(self._documents))]
             return
         remembered = {} if self.vault is None else vaults.open(Path(self.vault), self._secret)
-        book = self._book(self._secret, remembered, set(chain.from_iterable(documents.values())))
-        self._books = dict.fromkeys(documents, book)
+        names = set(chain.from_iterable(documents.values()))
+        of_call = chain.from_iterable(texts.get(document, ()) for document in documents)
+        self._books = dict.fromkeys(documents, self._book(self._secret, remembered, names, of_call))
 
-    def _book(self, secret: bytes, remembered: MutableMapping[str, str], forbidden: set[str]) -> Surrogates:
-        return Surrogates(secret, self.locale, remembered, forbidden)
+    def _book(
+        self, secret: bytes, remembered: MutableMapping[str, str], forbidden: set[str], texts: Iterable[str]
+    ) -> Surrogates:
+        used = text_words(" ".join(remembered.values()))
+        if not self._has_warned and not used.isdisjoint(forbidden):
+            self._has_warned = True
+            _LOG.warning(
+                "A name is equal to a surrogate that another name got before it was read. To rule this out, pass all "
+                'texts in one call, or use: "scope": "call"'
+            )
+        present = set[str]().union(*map(text_words, texts))
+        return Surrogates(secret, self.locale, remembered, forbidden, present)
 
     def write(self, found: Found) -> str | None:
         return self._books[found.document].make(found.label, found.source)
@@ -200,7 +228,13 @@ class ShiftDates(Operator):
         _check(good, "days", "a whole number other than 0", self.days)
         if self.date_order is not None:
             check_choice("date_order", self.date_order, DATE_ORDERS)
-        self._key = _find_key(self.key) or secrets.token_bytes(32)
+        given = _find_key(self.key)
+        self._is_drawn = given is None
+        self._key = given or secrets.token_bytes(32)
+
+    def share(self, key: bytes) -> None:
+        if self._is_drawn:
+            self._key = key
 
     def write(self, found: Found) -> str | None:
         days = self.days
@@ -238,13 +272,13 @@ class Operators:
         return [each.new_value for each in replacing if each.new_value]
 
     @contextmanager
-    def prepared(self, everything: Sequence[Found]) -> Iterator[None]:
-        """Hold what the operators need, for the texts of a call."""
+    def prepared(self, everything: Sequence[Found], texts: Texts) -> Iterator[None]:
+        """Hold what the operators need, for what is found in a call and for the texts of its documents."""
         each_once = {id(each): each for each in (*self.by_label.values(), self.default)}.values()
         with Vaults() as vaults:
             # In one order everywhere, so that two calls never wait for each other.
             for operator in sorted(each_once, key=lambda each: str(getattr(each, "vault", ""))):
-                operator.prepare([found for found in everything if self.of(found.label) is operator], vaults)
+                operator.prepare([found for found in everything if self.of(found.label) is operator], vaults, texts)
             yield
 
 
@@ -270,12 +304,16 @@ def parse_operators(operators: "Mapping[str, Mapping[str, Any]] | Operators | No
             f"operators must map labels to operators, not be {type(operators).__name__}.\n{example}", option="operators"
         )
     made: dict[str, Operator] = {}
+    shared = secrets.token_bytes(32)
     for label, given in operators.items():
         if not isinstance(label, str) or not isinstance(given, Mapping) or not isinstance(given.get("type"), str):
             raise RequestError(f"The operator of label {label!r} has no type.\n{example}", option="operators")
         if label != DEFAULT and label.casefold() == DEFAULT.casefold():
             raise RequestError(f"operators has {label!r}. Did you mean: {DEFAULT!r}?\n{example}", option="operators")
-        made[label] = _make(given)
+        # Labels with equal operators share one: no surrogate stands for two names, and dates keep their distance.
+        same = next((each for each in made if operators[each] == given), None)
+        made[label] = _make(given) if same is None else made[same]
+        made[label].share(shared)
     default = made.pop(DEFAULT, None)
     return Operators(made, default or Replace())
 

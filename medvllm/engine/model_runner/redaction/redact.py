@@ -40,7 +40,7 @@ def redact(
         InputTooLongError: The model would not read the whole of a text.
         RequestError: The model is no de-identifier, an argument cannot be used, or a part of a text was not read.
     """
-    chosen = check_redact_options(operators, threshold, labels, documents, allow_special_tokens)
+    chosen = parse_operators(operators)
     scheme = _check_model(lease, labels)
     wanted = check_labels(lease, scheme, labels) or scheme.kinds
     check_labels(lease, scheme, chosen.by_label)
@@ -61,7 +61,10 @@ def redact(
         [Found(text[each.start : each.end], each.label, name) for each in findings]
         for text, findings, name in zip(given, found, names, strict=True)
     ]
-    with chosen.prepared([each for text in sources for each in text]):
+    of_document: dict[str, list[str]] = {}
+    for text, name in zip(given, names, strict=True):
+        of_document.setdefault(name, []).append(text)
+    with chosen.prepared([each for text in sources for each in text], of_document):
         return RedactionResults(_write(chosen, *parts) for parts in zip(given, found, sources, coverage, strict=True))
 
 

@@ -90,24 +90,38 @@ def check_locale(locale: str) -> None:
         )
 
 
+def text_words(text: str) -> set[str]:
+    """Return the words and numbers of a text that are long enough to tell something, in folded case."""
+    import regex
+
+    return {word.casefold() for word in regex.findall(r"[\p{L}\p{M}\p{N}]{3,}", text)}
+
+
 class Surrogates:
     """The surrogates of one scope: equal sources get equal surrogates, different ones different surrogates.
 
-    A surrogate depends on the secret and its source. It shares no word with what is redacted beside it.
+    A surrogate depends on the secret and its source. It shares no word with what is redacted beside it, and is not in
+    the texts of the scope.
 
     Args:
         secret: Who knows it can test which source a surrogate stands for.
         locale: The language and country of the surrogates, for example "en_US".
         remembered: The surrogates that exist, by the HMACs of their sources. New ones are added.
         forbidden: Words that no surrogate may contain, in folded case.
+        present: The words of the texts, as `text_words` returns them. No surrogate may consist of them.
     """
 
     def __init__(
-        self, secret: bytes, locale: str, remembered: MutableMapping[str, str], forbidden: Collection[str]
+        self,
+        secret: bytes,
+        locale: str,
+        remembered: MutableMapping[str, str],
+        forbidden: Collection[str],
+        present: Collection[str] = (),
     ) -> None:
         self._secret, self._locale, self._remembered = secret, locale, remembered
-        self._forbidden = forbidden
-        self._taken = set(remembered.values())
+        self._forbidden, self._present = forbidden, present
+        self._taken = {each.casefold() for each in remembered.values()}
 
     def make(self, label: str, source: str) -> str | None:
         """Return the surrogate for a text with a label, or None if nothing fits."""
@@ -115,27 +129,20 @@ class Surrogates:
         make = _MAKERS.get(kind or "")
         return make(self, source) if make else None
 
-    def draw(self, kind: str, source: str, make: "Callable[[Faker], str]") -> str | None:
-        """Return the surrogate of a source, invented by `make` if it is new; None if nothing fits."""
+    def draw(self, kind: str, source: str, *ways: "Callable[[Faker], str]") -> str | None:
+        """Return the surrogate of a source, invented in the first way that gives a new one; None if none does."""
         source = unicodedata.normalize("NFC", source).casefold()
         name = derive(self._secret, kind, source).hex()
         if name in self._remembered:
             return self._remembered[name]
-        spare = None
-        for attempt in range(_TRIES):
-            found = make(_faker(self._locale, derive_number(self._secret, kind, source, str(attempt))))
-            if self._is_forbidden(found, source):
-                continue
-            if found not in self._taken:
-                break
-            spare = spare or found
-        else:
-            if spare is None:
-                return None
-            found = spare
-        self._taken.add(found)
-        self._remembered[name] = found
-        return found
+        for make in ways:
+            for attempt in range(_TRIES):
+                found = make(_faker(self._locale, derive_number(self._secret, kind, source, str(attempt))))
+                if not self._is_forbidden(found, source):
+                    self._taken.add(found.casefold())
+                    self._remembered[name] = found
+                    return found
+        return None
 
     def number(self, source: str, *parts: str) -> int:
         """Return a number that depends on the secret and on a text."""
@@ -144,7 +151,13 @@ class Surrogates:
     def _is_forbidden(self, found: str, source: str) -> bool:
         folded = found.casefold()
         own = (word for word in _letters(source) if len(word) > 3)
-        return folded == source or any(word in folded for word in (*own, *self._forbidden))
+        words = text_words(found)
+        return (
+            folded == source
+            or folded in self._taken
+            or any(word in folded for word in (*own, *self._forbidden))
+            or (bool(words) and words.issubset(self._present))
+        )
 
     # One method for each kind of text.
 
@@ -174,9 +187,20 @@ class Surrogates:
             return letters[self.number(word.casefold(), "initial") % len(letters)]
         if word.isnumeric():
             return self._pattern(word)
+        # There are about a thousand names. If they do not suffice, two of them make a new one.
         if word.casefold() in _first_names(self._locale):
-            return self.draw("first name", word, lambda fake: str(fake.first_name()))
-        return self.draw("last name", word, lambda fake: str(fake.last_name()))
+            return self.draw(
+                "first name",
+                word,
+                lambda fake: str(fake.first_name()),
+                lambda fake: f"{fake.first_name()}-{fake.first_name()}",
+            )
+        return self.draw(
+            "last name",
+            word,
+            lambda fake: str(fake.last_name()),
+            lambda fake: f"{fake.last_name()}-{fake.last_name()}",
+        )
 
     def _age(self, source: str) -> str | None:
         import regex

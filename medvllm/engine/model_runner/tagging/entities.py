@@ -105,7 +105,6 @@ def _find(
     allow_special_tokens: bool,
     default: str,
 ) -> EntityResults:
-    check_entity_options(threshold=threshold, labels=labels, aggregation=aggregation)
     wanted = check_labels(lease, read_labels(lease), labels)
     given = check_texts_or_words(lease, texts, "ner")
     stated = aggregation or lease.metadata.behaviour.aggregation
