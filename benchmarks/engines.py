@@ -54,7 +54,7 @@ def tables(quick: bool) -> list[Table]:
         finally:
             del os.environ[settings.HOME.name]
     said = f"CPU: {cpu_flags()}. " + "; ".join(agreement)
-    peers = dict.fromkeys(installed_engines(), "torch")
+    peers: dict[str, str] = dict.fromkeys(installed_engines(), "torch")
     torch_s = starts["torch"].median
     ratios = ", ".join(f"{name} {figure(starts[name].median / torch_s)}" for name in installed_engines())
     return [

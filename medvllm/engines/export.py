@@ -21,7 +21,9 @@ from medvllm.sources.prepared_folder import (
 from medvllm.sources.snapshot import Snapshot
 
 GRAPH, GRAPH_DATA, TOKENIZER = "model.onnx", "model.onnx.data", "tokenizer.json"
-OPSET = 23  # the first with an operator for attention, which runs faster
+# The first has an operator for attention, which runs faster. It also has one for rotary positions, which is not exported
+# well: models with these get the second.
+OPSETS = (23, 20)
 _FORMAT = 1  # increase it when the content of a folder changes: older folders are then not used
 _EXPORTERS = ("onnx", "onnxscript")  # besides torch and transformers
 
@@ -69,7 +71,7 @@ def export_folder(metadata: ModelMetadata, snapshot: Snapshot, options: LoadOpti
     """
     versions = {**library_versions(), **{name: _version(name) for name in _EXPORTERS}}
     how = metadata.behaviour._asdict(), metadata.class_paths, metadata.source.trust_remote_code
-    return prepared_folder("engine", _FORMAT, OPSET, made_of(snapshot), how, options.to_dict(), part, versions)
+    return prepared_folder("engine", _FORMAT, OPSETS, made_of(snapshot), how, options.to_dict(), part, versions)
 
 
 def find_export(folder: Path) -> Export | None:

@@ -123,10 +123,13 @@ class EngineLeases:
         else:
             try:
                 lease = self._make_lease(choice, cached)
-                reason = self._check_baseline(choice, lease, gate)
-                if reason is None:
-                    yield lease
-                    return
+                try:
+                    reason = self._check_baseline(choice, lease, gate)
+                    if reason is None:
+                        yield lease
+                        return
+                finally:
+                    lease.end()
             finally:
                 self._loaded.cache.release(cached)
         assert reason is not None

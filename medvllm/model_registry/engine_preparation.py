@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from medvllm.options import LoadOptions
 from medvllm.sources import Snapshot
 
 logger = logging.getLogger(__name__)
+
+_TIMEOUT_S = 3600  # an export of a large model takes minutes
 
 
 class Unsuited(Exception):
@@ -77,7 +80,8 @@ def prepare(
 def _run_preparer(job: Job) -> Outcome:
     """Run the process that prepares, and return what it found."""
     own = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "MEDVLLM_HOME") if name in os.environ}
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, suppress(subprocess.TimeoutExpired):
+        run: subprocess.CompletedProcess[bytes] | None = None
         run = subprocess.run(
             [sys.executable, "-P", "-m", "medvllm.loading.export.preparer"],
             # No token, no proxy, and another home.
@@ -87,7 +91,10 @@ def _run_preparer(job: Job) -> Outcome:
             input=pickle.dumps(job),
             capture_output=True,
             check=False,
+            timeout=_TIMEOUT_S,
         )
+    if run is None:
+        return Outcome(f"its preparation took more than {_TIMEOUT_S:,} seconds")
     if run.returncode < 0:
         return Outcome(f"the process that prepares it was ended by {signal.Signals(-run.returncode).name}")
     if run.returncode > 0:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from medvllm.engines.export import GRAPH, OPSET
+from medvllm.engines.export import GRAPH, GRAPH_DATA, OPSETS
 from medvllm.loading.export.parts import Part
 
 _EXAMPLE = (2, 16)  # windows and tokens; both are free in the graph
@@ -23,6 +23,14 @@ def write_graph(part: Part, folder: Path) -> None:
     Raises:
         NotExportable: torch cannot export the model.
     """
+    _export(part, folder, OPSETS[0])
+    if _has_rotary_operator(folder / GRAPH):
+        for name in (GRAPH, GRAPH_DATA):
+            (folder / name).unlink(missing_ok=True)
+        _export(part, folder, OPSETS[1])
+
+
+def _export(part: Part, folder: Path, opset: int) -> None:
     names = part.inputs
     example = torch.full(_EXAMPLE, 1 if part.padding_id == 0 else 0, dtype=torch.int64)
     known = {"input_ids": example, "attention_mask": torch.ones_like(example)}
@@ -39,7 +47,7 @@ def write_graph(part: Part, folder: Path) -> None:
                 str(folder / GRAPH),
                 kwargs={name: known[name] for name in names},
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=opset,
                 external_data=True,
                 input_names=names,
                 output_names=["output"],
@@ -47,8 +55,18 @@ def write_graph(part: Part, folder: Path) -> None:
                 verbose=False,
             )
     except Exception as error:  # an export may raise anything
-        line = (str(error).strip().splitlines() or [""])[0][:200]
-        raise NotExportable(f"torch cannot export it: {type(error).__name__}: {line}") from error
+        raise NotExportable(f"torch cannot export it ({type(error).__name__})") from error
+
+
+def _has_rotary_operator(graph: Path) -> bool:
+    """Return whether a graph has the operator for rotary positions.
+
+    torch gives it the positions of one row, and ONNX Runtime wants those of each row.
+    """
+    import onnx
+
+    nodes = onnx.load(graph, load_external_data=False).graph.node
+    return any(node.op_type == "RotaryEmbedding" for node in nodes)
 
 
 class _WithoutTypes(torch.nn.Module):
