@@ -21,8 +21,8 @@ from medvllm.sources.prepared_folder import (
 from medvllm.sources.snapshot import Snapshot
 
 GRAPH, GRAPH_DATA, TOKENIZER = "model.onnx", "model.onnx.data", "tokenizer.json"
-# The first has an operator for attention, which runs faster. It also has one for rotary positions, which is not exported
-# well: models with these get the second.
+# The first has an operator for attention, which runs faster. It also has one for rotary positions, which torch exports
+# wrongly: models with these get the second.
 OPSETS = (23, 20)
 _FORMAT = 1  # increase it when the content of a folder changes: older folders are then not used
 _EXPORTERS = ("onnx", "onnxscript")  # besides torch and transformers
