@@ -220,7 +220,7 @@ _API = (
 
 
 # Public for other packages of medvllm, and not for users.
-_INTERNAL = {"ModelRegistry.session", "ModelRegistry.process_entry", "ModelRegistry.adopt_entry"}
+_INTERNAL = {"ModelRegistry.session", "ModelRegistry.process_entries", "ModelRegistry.adopt_entries"}
 
 
 def api_page() -> str:

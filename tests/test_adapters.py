@@ -23,6 +23,7 @@ from medvllm.errors import (
     MedVLLMError,
     MissingDependencyError,
     ModelNotFoundError,
+    RequestError,
     SourceError,
     WeightsMismatchError,
 )
@@ -203,6 +204,56 @@ def test_labels_casing_and_task_come_from_the_base_where_the_adapter_states_none
         assert lease.tokenizer.model_max_length == 32
         assert lease.tokenizer.tokenize("ASPIRIN") == of_base.tokenizer.tokenize("aspirin")
         assert list(lease.model.config.id2label.values()) == LABELS
+
+
+def test_an_adapter_does_what_its_base_does(registry: ModelRegistry, tmp_path: Path) -> None:
+    """Whether the entry or the folder of the base says so, and whether or not the adapter names its kind of head."""
+    declared = {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}
+    silent = tiny.bert_sequence_classifier(tmp_path / "silent", config=tiny.labelled(["LABEL_0"]))
+    folder = tiny.bert_sequence_classifier(tmp_path / "cross", config=tiny.labelled(["LABEL_0"]) | declared)
+    registry.register("by folder", "clinical", model_path=folder)
+    registry.register("by entry", "clinical", model_path=silent, task="rerank", activation="none")
+    for base, files in (("by folder", folder), ("by entry", silent)):
+        scores = {}
+        for kind in ("SEQ_CLS", None):
+            name = f"{base}, {kind}"
+            made = lora(tmp_path / name, files, task_type=kind, model_class=CLASSIFIER, labels=1)
+            registry.register(name, "clinical", model_path=made, base=base)
+            runner = ModelRunner(name, registry=registry)
+            assert runner.task == "rerank"
+            ids = registry.load_tokenizer(base)(TEXTS[1], TEXTS[0], return_tensors="pt")
+            [ranked] = runner.rerank(TEXTS[1], TEXTS[:1])
+            with torch.inference_mode():
+                scores[kind] = float(registry.load_model(name)(**ids).logits)
+            assert ranked.score == pytest.approx(scores[kind], abs=1e-5)
+            with pytest.raises(RequestError, match=r"is a cross-encoder.*\n.*\n.*runner.rerank\(query, documents\)"):
+                runner.classify(TEXTS)
+
+
+def test_an_adapter_with_other_labels_does_not_take_the_task_of_its_base(
+    registry: ModelRegistry, tmp_path: Path
+) -> None:
+    """What a base finds, reads or ranks says nothing of labels that it lacks: above all, it makes no de-identifier."""
+    tagger = tiny.bert_token_classifier(tmp_path / "deid", ["O", "B-NAME", "I-NAME"])
+    registry.register("deid", "clinical", model_path=tagger, task="deid")
+    registry.register("same", "clinical", model_path=lora(tmp_path / "same", tagger), base="deid")
+    registry.register("drugs", "clinical", model_path=lora(tmp_path / "a", tagger), base="deid", id2label=LABELS)
+    assert (
+        ModelRunner("same", registry=registry).task == "deid" and ModelRunner("drugs", registry=registry).task == "ner"
+    )
+    with pytest.raises(RequestError, match="has the task 'ner', so it may leave names in a text"):
+        ModelRunner("drugs", registry=registry).redact(TEXTS)
+    cross = tiny.bert_sequence_classifier(tmp_path / "cross", config=tiny.labelled(["LABEL_0"]))
+    registry.register("cross", "clinical", model_path=cross, task="rerank", inputs=["query", "document"])
+    made = lora(tmp_path / "three", cross, task_type="SEQ_CLS", model_class=CLASSIFIER)
+    registry.register("three", "clinical", model_path=made, base="cross", id2label=["A", "B", "C"])
+    three = ModelRunner("three", registry=registry)
+    assert three.task == "classify" and len(three.classify(TEXTS)[0]) == 3
+    marked = tiny.bert_sequence_classifier(tmp_path / "marked", config=tiny.labelled(["PRESENT", "ABSENT"]))
+    registry.register("marked", "clinical", model_path=marked, task="assertions", entity_markers=["<< ", " >>"])
+    made = lora(tmp_path / "own", marked, task_type="SEQ_CLS", model_class=CLASSIFIER, labels=2)
+    registry.register("own", "clinical", model_path=made, base="marked")
+    assert ModelRunner("own", registry=registry).assertions(TEXTS[:1], [[(4, 11)]])[0][0].label in ("PRESENT", "ABSENT")
 
 
 def test_an_adapter_with_another_head_takes_no_labels_from_its_base(registry: ModelRegistry, tmp_path: Path) -> None:
@@ -733,7 +784,11 @@ def test_a_missing_pooler_is_never_random(registry: ModelRegistry, tmp_path: Pat
 
 
 def test_without_peft_an_adapter_says_what_to_install(ward: ModelRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its base is loaded. Its tokenizer and its plan need no PEFT."""
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'medvllm\[peft\]'"):
-        ward.load_model("one")
+    assert ward.load_tokenizer("one").tokenize("aspirin") == ["aspirin"] and ward.plan("one").fit == "now"
+    for use_cache in (True, False):
+        with pytest.raises(MissingDependencyError, match=r"pip install 'medvllm\[peft\]'"):
+            ward.load_model("one", use_cache=use_cache)
+    assert not ward.loaded_models()
     ward.load_model("base")

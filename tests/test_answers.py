@@ -102,12 +102,13 @@ def test_a_config_that_asks_for_tuples_gives_the_same_answers(
     """Every task, and the baseline: the form in which a model returns its numbers is no business of the caller's."""
     task, answer = ANSWERS[kind]
     folder = kinds.write(tmp_path / kind, kind)
-    registry.register(kind, "generic", model_path=str(folder), task=task)
+    facts: Any = {"model_path": folder, "task": task, "pooling": "mean" if kind.startswith("T5") else None}
+    registry.register(kind, "generic", **facts)
     runner = ModelRunner(kind, registry=registry)
     baseline, expected = runner.record_baseline().baseline, answer(runner)
     for field in ("return_dict", "torchscript", "output_hidden_states"):
         tiny.edit_config(folder, **{field: field != "return_dict"})
-        registry.register(kind, "generic", model_path=str(folder), task=task, baseline=baseline, replace=True)
+        registry.register(kind, "generic", **facts, baseline=baseline, replace=True)
         assert answer(runner) == expected and runner.check_baseline() == {}
 
 
@@ -194,7 +195,8 @@ def test_a_text_without_tokens_has_no_spans_and_no_vector(registry: ModelRegistr
     for texts in ([""], ["", ""], ["fever", ""], [*["the patient denies fever"] * 50, ""]):
         tags = tagger.entities(texts)
         assert tags[-1].spans == [] and tags[-1].coverage.tokens == 0 and len(tags) == len(texts)
-    encoder = ModelRunner(_bare(tmp_path / "e", "GPT2Model"), registry=registry)
+    registry.register("e", "generic", model_path=_bare(tmp_path / "e", "GPT2Model"), pooling="mean")
+    encoder = ModelRunner("e", registry=registry)
     for texts in ([""], ["fever", "", ""], [*["the patient denies fever"] * 50, ""]):
         with pytest.raises(RequestError, match=f"Text {texts.index('') + 1} has no tokens, so it has no vector"):
             encoder.embed(texts)
@@ -209,8 +211,9 @@ def test_a_pad_token_that_stands_in_a_text_is_told_by_the_text(registry: ModelRe
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     tokenizer.save_pretrained(folder)
+    registry.register("m", "generic", model_path=folder, pooling="mean")
     with pytest.raises(RequestError, match=r"Text 2 contains token 261, .* 261 embeddings.\n.*'\[PAD\]'"):
-        ModelRunner(folder, registry=registry).embed(["fever", "no [PAD] fever"], allow_special_tokens=True)
+        ModelRunner("m", registry=registry).embed(["fever", "no [PAD] fever"], allow_special_tokens=True)
 
 
 @pytest.mark.parametrize("kind", ["GPT2Model", "LlamaModel", "BertModel"])
@@ -220,8 +223,8 @@ def test_the_padding_token_need_not_be_in_the_model(
 ) -> None:
     """One that was added and never given an embedding, or none at all: padding is hidden from the model anyway."""
     folder = kinds.write(tmp_path / "m", kind)
-    runner = ModelRunner(folder, registry=registry)
-    expected = torch.from_numpy(runner.embed(TEXTS).vectors)
+    registry.register("m", "generic", model_path=folder, pooling="mean")
+    expected = torch.from_numpy(ModelRunner("m", registry=registry).embed(TEXTS).vectors)
     tokenizer = tiny.byte_tokenizer(kinds.LENGTH)
     if padding["pad_token"]:
         tokenizer.add_special_tokens(padding)
@@ -229,7 +232,8 @@ def test_the_padding_token_need_not_be_in_the_model(
     else:
         tokenizer.pad_token = None
     tokenizer.save_pretrained(folder)
-    other = ModelRunner(folder, registry=ModelRegistry())
+    registry.clear_cache()
+    other = ModelRunner("m", registry=registry)
     assert torch.allclose(torch.from_numpy(other.embed(TEXTS).vectors), expected, atol=1e-5)
 
 

@@ -231,7 +231,7 @@ def test_options_of_classify_are_checked_before_anything_is_loaded(registry: Mod
     one = ModelRunner(write(tmp_path / "one", "BertForSequenceClassification", ["X"]), registry=registry)
     with pytest.raises(RequestError, match="a softmax over one label is always 1"):
         one.classify(["a"], activation="softmax")
-    assert one.classify([]) == [] and one.rerank("a", []) == []
+    assert one.classify([]) == []
 
 
 def test_results_are_a_table_and_records(registry: ModelRegistry, tmp_path: Path) -> None:
@@ -253,17 +253,24 @@ def reranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cross_encoders.write(tmp_path_factory.mktemp("cross") / "m")
 
 
+def ranker(registry: ModelRegistry, folder: Path, **facts: Any) -> ModelRunner:
+    """A runner of a folder that an entry declares to be a cross-encoder."""
+    registry.register("ranker", "generic", model_path=folder, task="rerank", **facts)
+    return ModelRunner("ranker", registry=registry)
+
+
 @pytest.mark.parametrize("case", cross_encoders.CASES)
 def test_scores_are_those_of_sentence_transformers(
     registry: ModelRegistry, reranker: Path, case: str, tmp_path: Path
 ) -> None:
     """Logit or sigmoid as the folder declares it, in each form that the library has written; a prompt, too."""
     folder = cross_encoders.write(reranker.parent / case, case)
-    runner = ModelRunner(folder, registry=registry)
+    runner = ranker(registry, folder) if case == "silent" else ModelRunner(folder, registry=registry)
     ranked = runner.rerank(QUERY, DOCUMENTS)
     expected = SCORES[case]
     assert {each.index: each.score for each in ranked} == pytest.approx(dict(enumerate(expected)), abs=1e-5)
     assert [each.index for each in ranked] == sorted(range(len(expected)), key=lambda i: -expected[i])
+    assert runner.rerank(QUERY, []) == []
     assert [each.index for each in runner.rerank(QUERY, DOCUMENTS, top_k=2)] == [each.index for each in ranked[:2]]
     if case not in ("silent",):
         assert runner.task == "rerank"
@@ -275,12 +282,10 @@ def test_scores_are_those_of_sentence_transformers(
 
 def test_the_entrys_activation_wins_over_the_folders(registry: ModelRegistry, reranker: Path, tmp_path: Path) -> None:
     """And an activation that is not known is refused, unless the entry states one."""
-    registry.register("logits", "generic", model_path=reranker, activation="none")
-    by_entry = ModelRunner("logits", registry=registry).rerank(QUERY, DOCUMENTS)
+    by_entry = ranker(registry, reranker, activation="none").rerank(QUERY, DOCUMENTS)
     assert {each.index: each.score for each in by_entry} == pytest.approx(dict(enumerate(SCORES["listed"])), abs=1e-5)
-    registry.register("softmax", "generic", model_path=reranker, activation="softmax")
     with pytest.raises(RequestError, match="a softmax over one label is always 1"):
-        ModelRunner("softmax", registry=registry).rerank(QUERY, DOCUMENTS)
+        ranker(registry, reranker, activation="softmax", replace=True).rerank(QUERY, DOCUMENTS)
     odd: list[dict[str, Any]] = [
         {"activation_fn": declared} for declared in ("torch.nn.modules.activation.Tanh", "own.Activation", 3)
     ]
@@ -300,14 +305,13 @@ def test_the_entrys_activation_wins_over_the_folders(registry: ModelRegistry, re
 
 def test_a_long_document_has_the_score_of_its_best_window(registry: ModelRegistry, reranker: Path) -> None:
     """Wherever in 1,200 tokens without a full stop the answer stands; the query is in every window."""
-    registry.register("m", "generic", model_path=reranker, max_length=128, activation="none")
-    runner = ModelRunner("m", registry=registry)
+    runner = ranker(registry, reranker, max_length=128, activation="none")
     filler = "sodium 140 potassium 4 ___ " * 90
     document = filler + "secret aspirin 75 mg daily after a stroke " + filler
     found = runner.rerank(QUERY, [document, "aspirin"])
     long = next(each for each in found if each.index == 0)
     assert long.coverage.tokens > 1200 and long.coverage.read == ((0, len(document)),)
-    with registry.lease("m") as lease, torch.inference_mode():
+    with registry.lease("ranker") as lease, torch.inference_mode():
         room = 128 - 3 - len(lease.tokenizer(QUERY, add_special_tokens=False)["input_ids"])
         options: dict[str, Any] = {"truncation": "only_second", "max_length": 128, "stride": min(64, room // 4)}
         pieces = lease.tokenizer(QUERY, document, return_overflowing_tokens=True, **options)
@@ -336,7 +340,7 @@ def test_a_classifier_of_several_labels_ranks_nothing(registry: ModelRegistry, t
 
 def test_special_tokens_in_a_text_are_text(registry: ModelRegistry, reranker: Path) -> None:
     """[SEP] in a document does not end it, unless the caller allows it."""
-    runner = ModelRunner(reranker, registry=registry)
+    runner = ranker(registry, reranker)
     commands, text = ["aspirin [SEP] dose"], ["aspirin [ SEP ] dose"]
     assert runner.rerank(QUERY, commands)[0].score == pytest.approx(runner.rerank(QUERY, text)[0].score, abs=1e-6)
     allowed = runner.rerank(QUERY, commands, allow_special_tokens=True)[0]
@@ -370,7 +374,8 @@ def tiny_registry(tmp_path_factory: pytest.TempPathFactory) -> ModelRegistry:
     folder, registry = tmp_path_factory.mktemp("tiny"), ModelRegistry()
     for name, labels in (("classifier", ["A", "B"]), ("ranker", ["R"])):
         made = write(folder / name, "RobertaForSequenceClassification", labels)
-        registry.register(name, "generic", model_path=made, long_input="window")
+        task = "rerank" if name == "ranker" else "classify"
+        registry.register(name, "generic", model_path=made, long_input="window", task=task)
     return registry
 
 
@@ -379,4 +384,4 @@ def test_a_classifier_that_overflows_gives_no_answer(registry: ModelRegistry, tm
     folder = tiny.bert_sequence_classifier(tmp_path / "m", config=tiny.labelled(["R"]))
     tiny.edit_weights(folder, lambda name, weight: weight * float("nan") if "classifier" in name else weight)
     with pytest.raises(LoadError, match="gives NaN or infinity for text 1"):
-        ModelRunner(folder, registry=registry).rerank("a", ["b"])
+        ranker(registry, folder).rerank("a", ["b"])

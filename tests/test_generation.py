@@ -31,7 +31,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelRunner]:
     """A tiny Llama with a chat template, loaded once. With this seed its answers are long."""
     registry = ModelRegistry()
     folder = decoders.llama(tmp_path_factory.mktemp("shared") / "m", seed=5)
-    registry.register("chat", "generic", model_path=str(folder))
+    registry.register("chat", "generic", model_path=str(folder), task="generate", pooling="mean")
     yield ModelRunner("chat", registry=registry)
     registry.clear_cache()
 

@@ -41,7 +41,8 @@ def test_texts_are_classified_and_documents_ranked(registry: ModelRegistry, trai
     right = [result.label == SECTIONS[number] for result, number in zip(results, sections.tolist(), strict=True)]
     assert sum(right) >= 54
     queries, documents, relevant = make_pairs(60, seed=1)
-    ranker = ModelRunner(trained / "cross-encoder", registry=registry)
+    registry.register("ranker", "clinical", model_path=trained / "cross-encoder", task="rerank")
+    ranker = ModelRunner("ranker", registry=registry)
     scores = [ranker.rerank(query, [document])[0].score for query, document in zip(queries, documents, strict=True)]
     assert sum((score > 0.5) == bool(answers) for score, answers in zip(scores, relevant, strict=True)) >= 54
     best = ranker.rerank("What is known about asthma?", ["On diabetes in adults.", "On asthma and cough in adults."])

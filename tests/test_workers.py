@@ -13,7 +13,7 @@ from joblib import Parallel, delayed, parallel_config
 
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner, registry
 from medvllm.errors import ModelExistsError, ModelNotFoundError, RequestError
-from tests.support import tiny
+from tests.support import adapters, tiny
 from tests.support.children import out
 
 
@@ -84,6 +84,32 @@ def test_no_other_model_answers_for_one_that_was_sent(tmp_path: Path, ward: Any)
     for runner, folder in ((sent, "m"), (later, "other"), (sent, "m")):
         receipt = pickle.loads(runner).run("ner", ["aspirin"], with_receipt=True).receipt
         assert receipt.snapshot.startswith(str(tmp_path / folder))
+
+
+def test_a_runner_takes_along_what_its_model_leans_on(tmp_path: Path) -> None:
+    """The base of an adapter, and the encoder for the other side of a search, that this process alone knows."""
+    base = tiny.bert_token_classifier(tmp_path / "base", labels=["O", "B-DRUG", "I-DRUG"])
+    queries, articles = (tiny.bert_encoder(tmp_path / name) for name in ("queries", "articles"))
+    entries: dict[str, dict[str, Any]] = {
+        "ward-base": {"model_path": base},
+        "ward-adapter": {"model_path": adapters.lora(tmp_path / "adapter", base), "base": "ward-base"},
+        "ward-articles": {"model_path": articles, "role": "document"},
+        "ward-queries": {"model_path": queries, "role": "query", "counterpart": "ward-articles"},
+    }
+    stored = {"ward-queries"}  # all processes know it, but not what it leans on
+    for name, facts in entries.items():
+        registry.register(name, "clinical", **facts, persist=name in stored)
+    runners = [ModelRunner("ward-adapter"), ModelRunner("ward-queries")]
+    asks: list[Any] = [lambda runner: runner.entities(["aspirin"]), lambda runner: runner.search("fever", ["aspirin"])]
+    expected = [ask(runner) for ask, runner in zip(asks, runners, strict=True)]
+    sent = pickle.dumps(runners)
+    for name in entries.keys() - stored:
+        registry.unregister(name)
+    registry.clear_cache()
+    assert [ask(runner) for ask, runner in zip(asks, pickle.loads(sent), strict=True)] == expected
+    for name in entries:
+        registry.unregister(name, persist=True)
+    registry.clear_cache()
 
 
 def test_a_started_process_names_what_its_parent_alone_knows(ward: Any, tmp_path: Path) -> None:

@@ -202,14 +202,13 @@ def _check_usage(
 def _choose_task(name: str, task: str | None) -> str | None:
     """Return the task that was asked for, or the entry's; None if the model must be loaded to know it."""
     from medvllm.engine.model_runner import registry
+    from medvllm.engine.model_runner.tasks import task_of_entry
 
     if task is not None:
         return usual_task(task)
-    try:
-        tasks = registry.get_metadata(name).tasks
-    except ModelNotFoundError:
-        return None
-    return tasks[0] if tasks else None
+    with suppress(ModelNotFoundError):
+        return task_of_entry(registry.get_metadata(name))
+    return None
 
 
 def _columns(name: str, task: str | None, text_column: list[str] | None, id_column: str | None) -> "Columns":

@@ -12,6 +12,7 @@ from medvllm.loading.adapters import (
     check_trained_on,
     choose_classes,
     identify_adapter,
+    import_peft,
     inherit_facts,
 )
 from medvllm.loading.device import default_budget
@@ -38,6 +39,7 @@ __all__ = [
     "free_memory",
     "identify",
     "identify_adapter",
+    "import_peft",
     "inherit_facts",
     "load_model",
     "load_modules",

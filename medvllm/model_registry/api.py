@@ -630,20 +630,23 @@ class ModelRegistry:
 
     # Other processes
 
-    def process_entry(self, name: Name) -> "ModelMetadata | None":
-        """Return the entry that a name means in this process alone: registered here, and not stored. Or None."""
-        from medvllm.names import parse_name
+    def process_entries(self, name: Name) -> "tuple[ModelMetadata, ...]":
+        """Return the entries behind a name that this process alone knows: registered here, and not stored.
 
-        ref = parse_name(name)
-        return self._catalog.own(ref.name) if ref.kind == "name" else None
+        They are those of the name itself, of the base of an adapter, and of the encoder for the other side of a search.
+        """
+        from medvllm.model_registry.process_entries import find_process_entries
 
-    def adopt_entry(self, entry: "ModelMetadata") -> None:
-        """Register, in this process alone, an entry that another process has registered for itself alone.
+        return find_process_entries(self._catalog, name)
+
+    def adopt_entries(self, entries: "Sequence[ModelMetadata]") -> None:
+        """Register, in this process alone, entries that another process has registered for itself alone.
 
         Raises:
-            ModelExistsError: The name means something else here.
+            ModelExistsError: The name of one of them means something else here.
         """
-        self._catalog.adopt(entry)
+        for entry in entries:
+            self._catalog.adopt(entry)
 
     def __repr__(self) -> str:
         return f"ModelRegistry({len(self._model_cache)} models in memory)"

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from medvllm import loading, sources
 from medvllm.catalog import Catalog
+from medvllm.heads import is_same_head, task_of_class
 from medvllm.metadata import ModelMetadata
 from medvllm.model_registry.adapter_base import find_base
 from medvllm.model_registry.entry_resolver import EntryResolver, FoundEntry
 from medvllm.model_registry.snapshots import Snapshots
 from medvllm.names import parse_name
 from medvllm.options import Identity, LoadOptions
+from medvllm.sources.sentence import Scoring
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -33,6 +35,32 @@ class LoadTarget:
     fingerprint: sources.Fingerprint  # of the files, their folders, and the lock; of a base's files, too
     is_lasting: bool  # False for a folder's path: its meaning depends on the working directory and on links
     base: "LoadTarget | None" = None  # of an adapter
+
+    @property
+    def scoring(self) -> Scoring | None:
+        """What the files declare about the scores of a cross-encoder; an adapter with the head of its base has its."""
+        own = self.snapshot.scoring
+        return self.base.scoring if own is None and self.base is not None and self.has_head_of(self.base) else own
+
+    @property
+    def task(self) -> str | None:
+        """The task that the entry states, or else the one of a head that labels: "rerank" for a cross-encoder."""
+        if (stated := self.metadata.behaviour.task) is not None:
+            return stated
+        found = task_of_class(self.class_name)
+        if found == "classify" and self.scoring is not None and self.config.num_labels == 1:
+            return "rerank"
+        return found if found in ("classify", "ner") else None
+
+    @property
+    def class_name(self) -> str:
+        """The name of the class that is loaded."""
+        return str(getattr(self.identity.options.model_class, "__name__", ""))
+
+    def has_head_of(self, base: "LoadTarget") -> bool:
+        """Return whether an adapter has the same kind of head as its base, with the same labels."""
+        is_same = is_same_head(task_of_class(self.class_name), task_of_class(base.class_name))
+        return is_same and self.config.id2label == base.config.id2label
 
 
 class Resolver:
@@ -86,11 +114,14 @@ class Resolver:
             self._warned.add(said)
             logger.warning("adapter %r: %s", metadata.reference, doubt)
         metadata = metadata.with_missing_facts(snapshot.declared_facts)
-        metadata = loading.inherit_facts(metadata, snapshot, base.metadata)
         own: Any = base.identity.options.model_class
         choice = loading.choose_classes(metadata, stated, snapshot, own, base.config)
+        alone = base
         if choice.base_class is not None:
             base = self.resolve(name, replace(for_base, model_class=choice.base_class))
         identity, config = loading.identify_adapter(metadata, snapshot, choice, base.identity, base.config)
         fingerprint = snapshot.fingerprint + base.fingerprint + found.lock
-        return LoadTarget(metadata, snapshot, identity, config, found.generation, fingerprint, base.is_lasting, base)
+        target = LoadTarget(metadata, snapshot, identity, config, found.generation, fingerprint, base.is_lasting, base)
+        of_base = alone.metadata.with_facts(task=alone.task)
+        facts = loading.inherit_facts(metadata, snapshot, of_base, has_same_head=target.has_head_of(alone))
+        return replace(target, metadata=facts)

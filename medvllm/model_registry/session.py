@@ -16,7 +16,6 @@ from medvllm import loading, settings, sources
 from medvllm.catalog import Catalog
 from medvllm.classes import class_path
 from medvllm.errors import BudgetError, DeviceMemoryError
-from medvllm.heads import is_same_head
 from medvllm.load_result import LoadResult
 from medvllm.model_cache import CachedModel, KnownBy, Need, Plan
 from medvllm.model_registry.entry_resolver import EntryResolver
@@ -119,6 +118,7 @@ class Session:
             return self._cache.copy(
                 target.identity, partial(self.load, target), need=self._need(target), may_wait=may_wait
             ).model
+        loading.import_peft(target.metadata)  # before the base is loaded
         # The base is the caller's own, too: training may write to its weights.
         base = self._cache.copy(
             target.base.identity, partial(self.load, target.base), need=self._whole_need(target), may_wait=may_wait
@@ -218,6 +218,7 @@ class Session:
         if (base := target.base) is None:
             yield partial(self.load, target)
             return
+        loading.import_peft(target.metadata)  # before the base is loaded
         cached = self._cache.get(
             base.identity,
             partial(self.load, base),
@@ -302,11 +303,7 @@ class Session:
         return self.tokenizers.get_modules(target.metadata, (base or target).snapshot)
 
     def _scoring(self, target: LoadTarget) -> "Scoring | None":
-        found, base = target.snapshot.scoring, target.base
-        if found is None and base is not None:
-            is_same = is_same_head(target.metadata.behaviour.task, base.metadata.behaviour.task)
-            return base.snapshot.scoring if is_same else None
-        return found
+        return target.scoring
 
     def _receipt(self, target: LoadTarget, model: Any, size_bytes: int) -> Receipt:
         snapshot = target.snapshot

@@ -50,12 +50,13 @@ def read_folder_facts(entry: ModelMetadata) -> dict[str, Any]:
     return found | {"provenance": dict.fromkeys(found, READ) | entry.provenance}
 
 
-def nameless_labels_error(name: str, last: int) -> WeightsMismatchError:
-    """Return the error for an entity model whose labels are LABEL_0, LABEL_1 and so on."""
+def nameless_labels_error(name: str, last: int, examples: tuple[str, str] = ("O", "B-DISEASE")) -> WeightsMismatchError:
+    """Return the error for a model whose labels are LABEL_0, LABEL_1 and so on; `examples` are names for the advice."""
+    first, second = examples
     return WeightsMismatchError(
         f"Model {name!r} names its labels LABEL_0 to LABEL_{last}, which do not tell what they stand for.\n"
-        'Register it with their names, in order: --fact \'id2label=["O", "B-DISEASE"]\', '
-        "or register(…, id2label=['O', 'B-DISEASE'])",
+        f'Register it with their names, in order: --fact \'id2label=["{first}", "{second}"]\', '
+        f"or register(…, id2label=['{first}', '{second}'])",
         model=name,
     )
 
@@ -163,7 +164,7 @@ def _facts(snapshot: Snapshot) -> dict[str, Any]:
     config, declaration = snapshot.config, snapshot.declaration
     declared = {} if declaration is None or declaration.refusal else snapshot.declared_facts
     head = _head(config)
-    is_reranker = head == "classify" and snapshot.scoring is not None
+    is_reranker = head == "classify" and snapshot.scoring is not None and _classes(snapshot) in (1, None)
     task = "embed" if declared else "rerank" if is_reranker else None if declaration else head or "embed"
     kind = config.get("model_type")
     facts: dict[str, Any] = {

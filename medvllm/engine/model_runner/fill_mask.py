@@ -11,6 +11,7 @@ from medvllm.engine.model_runner.inference.compute import compute
 from medvllm.engine.model_runner.inference.finite import check_finite, nonfinite_positions
 from medvllm.engine.model_runner.inputs import check_single_texts, check_texts
 from medvllm.engine.model_runner.option_checks import check_count, check_flag
+from medvllm.engine.model_runner.other_class import advise_class
 from medvllm.engine.model_runner.reading.commands import check_no_stand_ins, find_commands
 from medvllm.engine.model_runner.reading.windows import Window, check_token_count
 from medvllm.engine.model_runner.results import Cell, Result
@@ -112,11 +113,16 @@ def fill_mask(
         RequestError: The model cannot fill gaps, a text has none, or a target is not one word piece.
     """
     tokenizer, model = lease.tokenizer, lease.model
-    if not type(model).__name__.endswith("ForMaskedLM") or tokenizer.mask_token_id is None:
+    if not type(model).__name__.endswith("ForMaskedLM"):
         raise RequestError(
             f"Model {lease.metadata.name!r} is loaded as {type(model).__name__}, which cannot fill gaps.\n"
-            "If its checkpoint has a masked language model head, register it with: "
-            "model_class='transformers:AutoModelForMaskedLM'",
+            f"{advise_class(lease, 'fill-mask')}",
+            model=lease.metadata.name,
+        )
+    if tokenizer.mask_token_id is None:
+        raise RequestError(
+            f"The tokenizer of model {lease.metadata.name!r} has no token for a gap, so the model cannot fill one.\n"
+            "List the models that can with: medvllm list --task fill-mask",
             model=lease.metadata.name,
         )
     given = check_single_texts(lease, texts, "fill-mask")

@@ -76,13 +76,13 @@ class ModelRunner:
     ) -> None:
         self._name, self._registry, self._options = name, registry, options
         self._engine: EngineName = check_engine(engine)
-        # In a runner that came from another process: the entry that the name means there.
-        self._entry: ModelMetadata | None = None
+        # In a runner that came from another process: the entries behind the name that only that process knew.
+        self._entries: tuple[ModelMetadata, ...] = ()
 
     def __reduce__(self) -> "tuple[Any, ...]":
-        """Pickle as a name, with the entry if only this process knows it."""
-        entry = self._entry or self._registry.process_entry(self._name)
-        return _rebuild, (type(self), self._name, self._registry, self._options, self._engine, entry)
+        """Pickle as a name, with the entries behind it that only this process knows: also that of a base."""
+        entries = self._entries or self._registry.process_entries(self._name)
+        return _rebuild, (type(self), self._name, self._registry, self._options, self._engine, entries)
 
     def __repr__(self) -> str:
         return f"ModelRunner({str(self._name)!r})"
@@ -101,12 +101,12 @@ class ModelRunner:
         Raises:
             MedVLLMError: As for `registry.load_model`.
         """
-        from medvllm.engine.model_runner.tasks import default_task
+        from medvllm.engine.model_runner.tasks import default_task, task_of_entry
 
-        self._check_entry()
+        self._adopt_entries()
         with suppress(ModelNotFoundError):
-            if tasks := self._registry.get_metadata(self._name).tasks:
-                return tasks[0]
+            if task := task_of_entry(self._registry.get_metadata(self._name)):
+                return task
         with self._registry.lease(self._name, **self._options) as lease, translate_other_errors(lease.metadata.name):
             return default_task(lease, ())
 
@@ -137,8 +137,8 @@ class ModelRunner:
             text.
 
         Raises:
-            RequestError: A text cannot be embedded, the model has no prompt of that name, or it is for the other side
-                of a search.
+            RequestError: A text cannot be embedded, the model has no prompt of that name, it is for the other side of a
+                search, or it was made for another task and nothing states a pooling.
             LoadError: The model cannot run, or returns NaN or infinity.
         """
         options: dict[str, Any] = {"role": role, "prompt_name": prompt_name, "prompt": prompt}
@@ -440,7 +440,7 @@ class ModelRunner:
     def _stream_leased(self, prompts: Iterable[Any], options: "GenerationOptions") -> "Generator[Piece]":
         from medvllm.engine.model_runner.generation.generate import stream
 
-        self._check_entry()
+        self._adopt_entries()
         with self._registry.lease(self._name, **self._options) as lease, translate_other_errors(lease.metadata.name):
             yield from stream(lease, prompts, options)
 
@@ -474,7 +474,8 @@ class ModelRunner:
 
         Raises:
             InputTooLongError: A text is longer than the model, and nothing says how to read it.
-            RequestError: The model is no classifier of texts, or a text or an option cannot be used.
+            RequestError: The model is no classifier of texts, it is a cross-encoder whose score has no label, or a text
+                or an option cannot be used.
             WeightsMismatchError: The model's labels have no names.
             LoadError: The model cannot run, or returns NaN or infinity.
 
@@ -550,7 +551,8 @@ class ModelRunner:
 
         Raises:
             InputTooLongError: The query leaves no room for a document, or the entry forbids splitting a document.
-            RequestError: The model gives no score for a pair of texts, or a text or an option cannot be used.
+            RequestError: Neither the entry nor the folder says that the model scores pairs, or a text or an option
+                cannot be used.
             LoadError: The model cannot run, returns NaN or infinity, or declares another kind of score.
 
         Example:
@@ -583,7 +585,7 @@ class ModelRunner:
         if task is not None:
             task = usual_task(task) if isinstance(task, str) else task
             arguments = check_task(task, arguments)  # before anything is loaded
-        self._check_entry()
+        self._adopt_entries()
         given = to_list(texts)  # outside of the translation: an error of the caller's generator is the caller's
         with lease_for_task(self._registry, self._name, self._options, self._engine, task, given) as lease:
             result = run_task(lease, task, given, arguments)
@@ -602,7 +604,7 @@ class ModelRunner:
         """
         from medvllm.engine.model_runner.baseline import compute_cases
 
-        self._check_entry()
+        self._adopt_entries()
         name = self._registry.get_metadata(self._name).reference  # before anything is loaded
         with self._registry.lease(name, **self._options) as lease, translate_other_errors(name):
             cases = compute_cases(lease)
@@ -616,7 +618,7 @@ class ModelRunner:
         """
         from medvllm.engine.model_runner.baseline import find_deviations
 
-        self._check_entry()
+        self._adopt_entries()
         metadata = self._registry.get_metadata(self._name)
         if not metadata.baseline:
             raise CatalogError(
@@ -629,17 +631,16 @@ class ModelRunner:
 
     def _for_role(self, role: "Role") -> "ModelRunner":
         """Return the runner of the encoder for one side of a search: this one, or that of the entry's counterpart."""
-        self._check_entry()
+        self._adopt_entries()
         with suppress(ModelNotFoundError):
             behaviour = self._registry.get_metadata(self._name).behaviour
             if behaviour.counterpart and behaviour.role not in (None, role):
                 return type(self)(behaviour.counterpart, registry=self._registry, engine=self._engine, **self._options)
         return self
 
-    def _check_entry(self) -> None:
-        """Raise ModelExistsError if this process has another model under the name that the runner was sent for."""
-        if self._entry is not None:
-            self._registry.adopt_entry(self._entry)
+    def _adopt_entries(self) -> None:
+        """Register what the runner was sent with. ModelExistsError: a name of it means another model here."""
+        self._registry.adopt_entries(self._entries)
 
 
 def _rebuild(
@@ -648,9 +649,9 @@ def _rebuild(
     registry: ModelRegistry,
     options: dict[str, Any],
     engine: "EngineName",
-    entry: ModelMetadata | None,
+    entries: tuple[ModelMetadata, ...],
 ) -> ModelRunner:
     """Return the runner that another process sent."""
     runner = kind(name, registry=registry, engine=engine, **options)
-    runner._entry = entry
+    runner._entries = entries
     return runner

@@ -97,13 +97,24 @@ def run_task(lease: Lease, task: str | None, texts: Sequence[Any], arguments: Ma
         return result
 
 
+def task_of_entry(entry: ModelMetadata) -> str | None:
+    """Return the first task of an entry: one that it states, or else what its folder says. None: a load has to tell.
+
+    The folder of an adapter does not tell: the task of its base may be a narrower one.
+    """
+    stated = entry.without_folder_facts().tasks
+    tasks = stated or (() if entry.is_adapter else entry.tasks)
+    return tasks[0] if tasks else None
+
+
 def default_task(lease: Lease, texts: Iterable[Any]) -> str:
     """Return the task of a model in use, as `own_task` says."""
     kind, has_gap = type(lease.model).__name__, False
     if kind.endswith("ForMaskedLM"):
         masks = ("[MASK]", str(lease.tokenizer.mask_token or "[MASK]"))
         has_gap = any(mask in text for text in texts if isinstance(text, str) for mask in masks)
-    return own_task(lease.metadata, kind, has_gap=has_gap, is_scorer=lease.scoring is not None)
+    is_scorer = lease.scoring is not None and (task_of_class(kind) != "classify" or lease.model.config.num_labels == 1)
+    return own_task(lease.metadata, kind, has_gap=has_gap, is_scorer=is_scorer)
 
 
 def own_task(metadata: ModelMetadata, class_name: str, *, has_gap: bool, is_scorer: bool) -> str:

@@ -11,7 +11,6 @@ from transformers import PreTrainedConfig
 from medvllm.errors import LoadError, WeightsMismatchError
 from medvllm.loading.adapters.declaration import (
     NAME_PREFIX,
-    import_peft,
     read_declaration,
     task_type,
     trained_class,
@@ -63,10 +62,8 @@ def choose_classes(
         config: The base's config.
 
     Raises:
-        MissingDependencyError: PEFT is not installed.
         LoadError: The adapter declares something that is not supported here.
     """
-    import_peft(metadata)
     read_declaration(metadata, snapshot)
     chosen = _model_class(metadata, options, snapshot, own, config)
     if chosen is own:

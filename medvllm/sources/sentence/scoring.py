@@ -8,11 +8,13 @@ from medvllm.sources.sentence.fields import shorten
 from medvllm.sources.sentence.folder import ModelFiles
 
 _WHOLE = "config_sentence_transformers.json"
-_ACTIVATIONS: dict[str, Literal["sigmoid", "none"]] = {
+_ACTIVATIONS: dict[str, Literal["sigmoid", "softmax", "none"]] = {
     "torch.nn.Identity": "none",
     "torch.nn.modules.linear.Identity": "none",
     "torch.nn.Sigmoid": "sigmoid",
     "torch.nn.modules.activation.Sigmoid": "sigmoid",
+    "torch.nn.Softmax": "softmax",
+    "torch.nn.modules.activation.Softmax": "softmax",
 }
 
 
@@ -21,13 +23,14 @@ class Scoring:
     """How a cross-encoder scores a pair.
 
     Attributes:
-        activation: How the logit becomes a score; None if the folder does not say.
+        activation: How logits become scores; None if the folder does not say. "none" also if it says nothing of several
+            labels, as sentence-transformers writes it then.
         unknown_activation: Why the activation that the folder states cannot be used.
         prompt: The text that stands before each query.
         refusal: What in the folder medvllm does not support. The folder then gives no scores.
     """
 
-    activation: Literal["sigmoid", "none"] | None = None
+    activation: Literal["sigmoid", "softmax", "none"] | None = None
     unknown_activation: str | None = None
     prompt: str = ""
     refusal: str | None = None

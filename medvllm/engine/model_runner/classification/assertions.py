@@ -12,6 +12,7 @@ from medvllm.engine.model_runner.classification.head import (
     get_labels,
 )
 from medvllm.engine.model_runner.classification.marked_spans import check_places, parse_spans, read_around
+from medvllm.engine.model_runner.classification.pairs import is_cross_encoder
 from medvllm.engine.model_runner.coverage import Coverage
 from medvllm.engine.model_runner.inputs import check_single_texts
 from medvllm.engine.model_runner.option_checks import check_flag
@@ -88,7 +89,14 @@ def find_assertions(
         RequestError: The model judges no marked spans, or a span or a text cannot be used.
     """
     check_classifier(lease, "assertions")
-    behaviour = lease.metadata.behaviour
+    behaviour, classes = lease.metadata.behaviour, lease.model.config.num_labels
+    if classes < 2 or is_cross_encoder(lease):
+        what = "is a cross-encoder" if is_cross_encoder(lease) else "has one label"
+        raise RequestError(
+            f"Model {lease.metadata.name!r} {what}, so it does not say whether something is present or absent.\n"
+            "List the models that do with: medvllm list --task assertions",
+            model=lease.metadata.name,
+        )
     if len(behaviour.entity_markers) != 2:
         raise RequestError(
             f"The entry of model {lease.metadata.name!r} does not say how a span is marked in a text.\n"

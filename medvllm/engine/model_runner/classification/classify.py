@@ -13,6 +13,8 @@ from medvllm.engine.model_runner.classification.head import (
     compute_logits,
     get_labels,
 )
+from medvllm.engine.model_runner.classification.marked_spans import check_marked
+from medvllm.engine.model_runner.classification.pairs import check_folder, check_has_label, is_cross_encoder
 from medvllm.engine.model_runner.coverage import Coverage
 from medvllm.engine.model_runner.inputs import Text, check_pairs, check_texts_or_pairs
 from medvllm.engine.model_runner.option_checks import check_choice, check_count, check_flag
@@ -136,11 +138,13 @@ def classify(
 
     Raises:
         InputTooLongError: A text is longer than the model, and nothing says how to read it.
-        RequestError: The model is no classifier of texts, or the texts cannot be used.
+        RequestError: The model is no classifier of texts, it is a cross-encoder, or the texts cannot be used.
         WeightsMismatchError: The labels have no names.
     """
     check_classifier(lease, "classify")
-    given = check_texts_or_pairs(lease, texts, "classify")
+    check_folder(lease)
+    check_has_label(lease)
+    given = _check_given(lease, texts, allow_special_tokens)
     names, chosen = get_labels(lease), choose_activation(lease, activation)
     _check_entailment(lease, names, given)
     policy = "window" if windows else lease.metadata.behaviour.long_input or "error"
@@ -169,6 +173,23 @@ def combine_windows(
     np.add.at(totals, rows, lengths)
     np.add.at(means, rows, scores * (lengths / totals[rows]))
     return means
+
+
+def _check_given(lease: Lease, texts: Iterable[Text], allow_special_tokens: bool) -> Sequence[Text]:
+    """Return the texts or pairs as a list; the first of a pair with the prompt that a cross-encoder's folder states.
+
+    Raises:
+        RequestError: They are not what the model was trained on, or cannot be used.
+    """
+    behaviour = lease.metadata.behaviour
+    if is_cross_encoder(lease):
+        prompt = lease.scoring.prompt if lease.scoring else ""
+        pairs = check_pairs(texts, behaviour.inputs or ("first", "second"))
+        return [(prompt + first, second) for first, second in pairs]
+    given = check_texts_or_pairs(lease, texts, "classify")
+    if behaviour.entity_markers:
+        check_marked(lease, given, allow_special_tokens=allow_special_tokens)
+    return given
 
 
 def _check_entailment(lease: Lease, names: Sequence[str], given: Sequence[Text]) -> None:

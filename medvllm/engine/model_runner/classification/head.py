@@ -8,7 +8,7 @@ from medvllm.engine.model_runner.inference.compute import compute
 from medvllm.engine.model_runner.inference.finite import check_finite, nonfinite_positions
 from medvllm.engine.model_runner.inference.part import judges_whole_texts
 from medvllm.engine.model_runner.reading.windows import Window
-from medvllm.errors import RequestError, WeightsMismatchError
+from medvllm.errors import LoadError, RequestError, WeightsMismatchError
 from medvllm.label_schemes import label_map
 from medvllm.model_registry import Lease
 from medvllm.sources.folder_facts import nameless_labels_error
@@ -35,13 +35,23 @@ def get_labels(lease: Lease) -> list[str]:
     """Return the label of each class, in the order of the logits.
 
     Raises:
-        WeightsMismatchError: There are several, and they are called LABEL_0, LABEL_1 and so on; or two have one name.
+        WeightsMismatchError: They are called LABEL_0, LABEL_1 and so on, which tells nothing; or two have one name.
     """
     config = lease.model.config
     labels = label_map(config)
     if labels is None:
         if config.num_labels > 1:
-            raise nameless_labels_error(lease.metadata.name, config.num_labels - 1)
+            raise nameless_labels_error(lease.metadata.name, config.num_labels - 1, ("PRESENT", "ABSENT"))
+        behaviour = lease.metadata.behaviour
+        if behaviour.id2label is None:
+            is_single = len(behaviour.inputs) == 1
+            advice = "" if is_single else "If it is a cross-encoder, register it with: task='rerank'\n"
+            raise WeightsMismatchError(
+                f"Model {lease.metadata.name!r} names its one label LABEL_0, which does not tell what it stands for.\n"
+                f"{advice}{'Register' if is_single else 'Otherwise register'} it with the name of the label: "
+                "id2label=['SEVERITY']",
+                model=lease.metadata.name,
+            )
         labels = config.id2label
     names = [labels[number] for number in range(len(labels))]
     if twice := next((name for name in names if names.count(name) > 1), None):
@@ -76,15 +86,22 @@ def choose_activation(lease: Lease, given: Activation | None) -> Activation:
     """Return how logits become scores: the caller's choice, the entry's, or what the model's kind of problem asks for.
 
     As transformers' pipeline does, a model with one label has a sigmoid, and one with several labels a softmax, unless
-    the config says that it is a regression ("none") or that its labels do not exclude each other ("sigmoid").
+    the config says that it is a regression ("none") or that its labels do not exclude each other ("sigmoid"). A folder
+    of a cross-encoder with several labels may state a sigmoid, too.
 
     Raises:
         RequestError: A softmax over a single label, which is always 1.
+        LoadError: The folder states an activation that is not supported.
     """
-    config = lease.model.config
+    config, declared = lease.model.config, lease.scoring
     by_problem: dict[str | None, Activation] = {"regression": "none", "multi_label_classification": "sigmoid"}
     usual: Activation = by_problem.get(config.problem_type, "softmax" if config.num_labels > 1 else "sigmoid")
-    chosen: Activation = given or lease.metadata.behaviour.activation or usual
+    if declared is not None and declared.activation == "sigmoid":
+        usual = "sigmoid"
+    stated = given or lease.metadata.behaviour.activation
+    if stated is None and declared is not None and declared.unknown_activation is not None:
+        raise unknown_activation_error(lease.metadata.name, declared.unknown_activation)
+    chosen: Activation = stated or usual
     if chosen == "softmax" and config.num_labels == 1:
         raise RequestError(
             f"Model {lease.metadata.name!r} has one label, and a softmax over one label is always 1.\n"
@@ -93,6 +110,15 @@ def choose_activation(lease: Lease, given: Activation | None) -> Activation:
             option="activation",
         )
     return chosen
+
+
+def unknown_activation_error(name: str, flaw: str) -> LoadError:
+    """Return the error for a folder that states an activation which is not supported."""
+    return LoadError(
+        f"Model {name!r} cannot score texts as its authors do: its folder {flaw}.\n"
+        "If you want its logits, register it with: activation='none'",
+        model=name,
+    )
 
 
 def apply_activation(logits: "NDArray[np.float32]", activation: Activation) -> "NDArray[np.float32]":

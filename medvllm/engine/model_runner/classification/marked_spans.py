@@ -1,14 +1,17 @@
 """Spans that a caller has, and the window of a note around each, with the span marked as the model expects it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
 from typing import Any, SupportsIndex
 
 from medvllm.engine.model_runner.coverage import Coverage
 from medvllm.engine.model_runner.foreign_errors import translate_tokenizer_errors
+from medvllm.engine.model_runner.inputs import Text
+from medvllm.engine.model_runner.reading.alignment import align_pieces
 from medvllm.engine.model_runner.reading.commands import check_no_stand_ins, find_commands, has_special_token
-from medvllm.engine.model_runner.reading.windows import Window, check_token_count, too_long_error
+from medvllm.engine.model_runner.reading.python_tokenizer import PythonTokenizer
+from medvllm.engine.model_runner.reading.windows import Window, too_long_error
 from medvllm.engine.model_runner.tagging.spans import Span
 from medvllm.errors import InputTooLongError, RequestError
 from medvllm.model_registry import Lease
@@ -68,6 +71,23 @@ def check_places(texts: Sequence[str], places: Sequence[Sequence[Place]]) -> Non
             raise _span_error(place, "covers white space only")
 
 
+def check_marked(lease: Lease, texts: Sequence[Text], *, allow_special_tokens: bool) -> None:
+    """Raise RequestError for a text without a marked span. The entry says that the model judges marked spans."""
+    before, after = (marker.strip() for marker in lease.metadata.behaviour.entity_markers)
+    # A marker that is a special token marks nothing if it is read as text.
+    is_read = allow_special_tokens or not has_special_token(lease.tokenizer, before + after)
+    for position, text in enumerate(texts, 1):
+        _, begin, rest = str(text).partition(before)
+        if not (is_read and begin and after in rest):
+            raise RequestError(
+                f"Text {position} has no marked span, and model {lease.metadata.name!r} judges nothing else: a span "
+                f"stands between {before!r} and {after!r}.\n"
+                "Let the span be marked with: runner.assertions(texts, spans)",
+                model=lease.metadata.name,
+                position=position - 1,
+            )
+
+
 def read_around(
     lease: Lease, text: str, place: Place, *, may_cut: bool, allow_special_tokens: bool
 ) -> tuple[Window, Coverage]:
@@ -98,16 +118,10 @@ def read_around(
     marked = text[low : place.start] + before + text[place.start : place.end] + after + text[place.end : high]
     encoder: Any = commands.tokenizer if commands else tokenizer
     allowed = commands.allow_special_tokens if commands else allow_special_tokens
-    if encoder.is_fast:
-        begin, end = place.start - low, place.end - low + len(before + after)
-        ids, counted, (start, stop) = _encode_around(encoder, marked, (begin, end), place, may_cut, allowed)
-        # Positions before the span count from `low`, and positions after it come after the markers.
-        read = start + low, stop + low - len(before + after)
-    else:
-        with translate_tokenizer_errors(place.text):
-            ids = encoder(marked, split_special_tokens=not allowed, verbose=False)["input_ids"]
-        check_token_count(len(ids), tokenizer.model_max_length, place.text)
-        counted, read = len(ids) - tokenizer.num_special_tokens_to_add(), (0, len(text))
+    begin, end = place.start - low, place.end - low + len(before + after)
+    ids, counted, (start, stop) = _encode_around(encoder, marked, (begin, end), place, may_cut, allowed)
+    # Positions before the span count from `low`, and positions after it come after the markers.
+    read = start + low, stop + low - len(before + after)
     window = Window(place.text, ids, [1] * len(ids))
     if commands:
         window = commands.read([window])[0]
@@ -121,7 +135,7 @@ def _encode_around(
     """Return the token ids of a window around a marked span.
 
     Args:
-        tokenizer: A fast tokenizer.
+        tokenizer: The tokenizer.
         text: The text, in which the span is marked.
         span: The offsets of the span with its markers.
         place: The span, for errors.
@@ -132,12 +146,13 @@ def _encode_around(
         The ids with the special tokens around them, the number of the others, and the offsets of what was read.
     """
     limit = tokenizer.model_max_length
+    room = limit - tokenizer.num_special_tokens_to_add()
     with translate_tokenizer_errors(place.text):
-        found = tokenizer(
-            text, add_special_tokens=False, split_special_tokens=not allow_special_tokens, verbose=False
-        ).encodings[0]
-    offsets = found.offsets
-    first, last = _choose_tokens(offsets, span, limit - tokenizer.num_special_tokens_to_add())
+        encode = _encode_fast if tokenizer.is_fast else _encode_in_python
+        tokens, offsets, wrap = encode(tokenizer, text, place, room, allow_special_tokens)
+    if offsets is None:  # they are not needed, as the text is short
+        return wrap(0, tokens), tokens, (0, len(text))
+    first, last = _choose_tokens(offsets, span, room)
     if first == last:
         raise InputTooLongError(
             f"Span {place.number + 1} of text {place.text + 1} does not fit into the {limit:,} tokens that the model "
@@ -151,10 +166,49 @@ def _encode_around(
         min(offsets[first][0], span[0]) if first else 0,
         max(offsets[last - 1][1], span[1]) if last < len(offsets) else len(text),
     )
-    found.truncate(last, direction="right")
-    found.truncate(last - first, direction="left")
-    processor = tokenizer.backend_tokenizer.post_processor
-    return (processor.process(found, None, True) if processor else found).ids, last - first, read
+    return wrap(first, last), last - first, read
+
+
+# The number of tokens in a text, their offsets, and what puts special tokens around those of a range.
+_Encoding = tuple[int, Sequence[tuple[int, int]] | None, Callable[[int, int], list[int]]]
+
+
+def _encode_fast(tokenizer: Any, text: str, place: Place, room: int, allow_special_tokens: bool) -> _Encoding:
+    found = tokenizer(
+        text, add_special_tokens=False, split_special_tokens=not allow_special_tokens, verbose=False
+    ).encodings[0]
+
+    def wrap(first: int, last: int) -> list[int]:
+        found.truncate(last, direction="right")
+        found.truncate(last - first, direction="left")
+        processor = tokenizer.backend_tokenizer.post_processor
+        return list((processor.process(found, None, True) if processor else found).ids)
+
+    return len(found.ids), found.offsets, wrap
+
+
+def _encode_in_python(tokenizer: Any, text: str, place: Place, room: int, allow_special_tokens: bool) -> _Encoding:
+    """Return the same for a tokenizer that is written in Python. The offsets are found only if the text is too long."""
+    reader = PythonTokenizer(tokenizer, allow_special_tokens=allow_special_tokens)
+    whole, ids = reader.encode(text), reader.read(text)
+    if len(ids) <= room:
+        return len(ids), None, lambda first, last: whole.ids
+    wrapped = reader.wrap(ids)
+    found = align_pieces(tokenizer, text, text, ids, allow_special_tokens)
+    if found is None or wrapped is None or wrapped.ids != whole.ids:
+        raise InputTooLongError(
+            f"Text {place.text + 1} is longer than the {room:,} tokens that the model takes, and its "
+            f"{type(tokenizer).__name__} does not tell where they stand in the text, so it cannot be cut around a span."
+            "\nPass the sentence of the span.",
+            limit=room,
+            position=place.text,
+        )
+
+    def wrap(first: int, last: int) -> list[int]:
+        part = reader.wrap(ids[first:last])
+        return part.ids if part else []
+
+    return len(ids), [piece.place for piece in found], wrap
 
 
 def _parse_span(span: Any, text: int, number: int) -> Place:

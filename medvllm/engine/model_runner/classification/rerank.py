@@ -8,12 +8,14 @@ from medvllm.engine.model_runner.classification.head import (
     apply_activation,
     check_classifier,
     compute_logits,
+    unknown_activation_error,
 )
+from medvllm.engine.model_runner.classification.pairs import check_folder, check_scores_pairs
 from medvllm.engine.model_runner.inputs import check_query, check_texts
 from medvllm.engine.model_runner.option_checks import check_count, check_flag
 from medvllm.engine.model_runner.ranking import RankedText, Ranking
 from medvllm.engine.model_runner.reading.windows import split_into_windows
-from medvllm.errors import LoadError, RequestError
+from medvllm.errors import RequestError
 from medvllm.model_registry import Lease
 
 
@@ -75,30 +77,19 @@ def _find_activation(lease: Lease) -> Activation:
     """Return how the logit of a pair becomes its score: as the entry or the folder says, or else by a sigmoid.
 
     Raises:
-        RequestError: The model does not give one score for a pair.
+        RequestError: The model does not give one score for a pair, or the entry's activation makes no order.
         LoadError: The folder declares something that is not supported.
     """
+    check_folder(lease)
+    check_scores_pairs(lease)
     name, behaviour, declared = lease.metadata.name, lease.metadata.behaviour, lease.scoring
-    classes = lease.model.config.num_labels
-    if classes != 1 or len(behaviour.inputs) == 1:
-        what = f"has {classes} labels" if classes != 1 else f"takes single texts ({behaviour.inputs[0]})"
-        raise RequestError(
-            f"Model {name!r} {what}, so it gives no score for a query and a document.\n"
-            "List the models that do with: medvllm list --task rerank",
-            model=name,
-        )
-    if behaviour.activation == "softmax":
+    if behaviour.activation is None and declared is not None and declared.unknown_activation is not None:
+        raise unknown_activation_error(name, declared.unknown_activation)
+    chosen = behaviour.activation or (declared.activation if declared else None) or "sigmoid"
+    if chosen == "softmax":
         raise RequestError(
             f"Model {name!r} has one label, and a softmax over one label is always 1.\n"
             "Register it with: activation='sigmoid', or activation='none' for its logits",
             model=name,
         )
-    if declared is not None and declared.refusal is not None:
-        raise LoadError(f"Model {name!r} cannot score documents: its folder {declared.refusal}.", model=name)
-    if behaviour.activation is None and declared is not None and declared.unknown_activation is not None:
-        raise LoadError(
-            f"Model {name!r} cannot score documents as its authors do: its folder {declared.unknown_activation}.\n"
-            "If you want its logits, register it with: activation='none'",
-            model=name,
-        )
-    return behaviour.activation or (declared.activation if declared else None) or "sigmoid"
+    return chosen

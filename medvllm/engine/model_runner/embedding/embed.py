@@ -13,6 +13,7 @@ from medvllm.engine.model_runner.embedding.prompts import (
     count_prompt_tokens,
 )
 from medvllm.engine.model_runner.embedding.similarity import Similarity
+from medvllm.engine.model_runner.embedding.stated_pooling import check_pooling
 from medvllm.engine.model_runner.inference.compute import compute
 from medvllm.engine.model_runner.inference.finite import check_finite, nonfinite_positions
 from medvllm.engine.model_runner.inputs import Text, check_pairs, check_single_texts
@@ -96,7 +97,7 @@ def embed(
         RequestError: A text has no tokens, or the model was not trained to embed and its entry states no pooling.
     """
     behaviour, modules = lease.metadata.behaviour, lease.modules
-    _check_pooling(lease)
+    check_pooling(lease)
     check_role(lease, role)
     chosen = choose_prompt(lease, prompt_name, prompt, role)
     given: Sequence[Text]
@@ -137,25 +138,3 @@ def _read(
     prefixes = [len(prompt) if isinstance(text, str) else 0 for text in given]
     read = [covered.without_prefix(prefix) for covered, prefix in zip(coverage, prefixes, strict=True)]
     return commands.read(windows) if commands else windows, read
-
-
-def _check_pooling(lease: Lease) -> None:
-    """Raise RequestError if the model was trained for another task, and its entry does not say how to pool."""
-    kind, pooling = type(lease.model).__name__, lease.metadata.behaviour.pooling
-    if kind.startswith("DPR") and getattr(lease.model.config, "projection_dim", None):
-        raise RequestError(
-            f"Model {lease.metadata.name!r} is a {kind} with a projection, which ModelRunner does not support.",
-            model=lease.metadata.name,
-        )
-    if pooling is None and kind.startswith("DPR"):
-        raise RequestError(
-            f"Model {lease.metadata.name!r} is a {kind}, which needs the vector of the first token, but its entry "
-            "states no pooling.\nState it with: register(…, pooling='cls')",
-            model=lease.metadata.name,
-        )
-    if pooling is None and kind.endswith(("ForTokenClassification", "ForSequenceClassification")):
-        raise RequestError(
-            f"Model {lease.metadata.name!r} is loaded as {kind}: it was trained to classify, not to embed, and its "
-            "entry states no pooling.\nIf you want its vectors, state it with: register(…, pooling='mean')",
-            model=lease.metadata.name,
-        )

@@ -43,7 +43,8 @@ class Pooler:
         for window in windows:
             if 0 < tokens[window.text] <= skipped:
                 raise InputTooLongError(
-                    f"The prompt of {skipped:,} tokens leaves no room in a window for text {window.text + 1}.",
+                    f"The prompt of {skipped:,} tokens leaves no room in a window for text {window.text + 1}."
+                    "\nUse a shorter prompt.",
                     position=window.text,
                 )
             self._begins[id(window)] = tokens[window.text]

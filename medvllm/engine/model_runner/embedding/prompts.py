@@ -85,7 +85,7 @@ def count_prompt_tokens(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> in
     ids = tokenizer(prompt, verbose=False)["input_ids"]
     if len(ids) > tokenizer.model_max_length:
         raise InputTooLongError(
-            f"The prompt has {len(ids):,} tokens; the model takes {tokenizer.model_max_length:,}.",
+            f"The prompt has {len(ids):,} tokens; the model takes {tokenizer.model_max_length:,}.\nUse a shorter one.",
             limit=tokenizer.model_max_length,
         )
     # The special token at the end belongs to the end of a text, not to its prompt.

@@ -26,10 +26,9 @@ def align_pieces(
     text: str | WordList,
     read: str | list[str],
     ids: Sequence[int],
-    position: int,
     allow_special_tokens: bool,
-) -> list[AlignedPiece]:
-    """Return the place of each piece of a text.
+) -> list[AlignedPiece] | None:
+    """Return the place of each piece of a text, or None if no cut of the text gives the pieces of the whole.
 
     The text is cut into parts that are tokenized one by one. If this gives the pieces of the whole text, each piece
     belongs to its part.
@@ -39,11 +38,7 @@ def align_pieces(
         text: The text, or the list of words.
         read: What the tokenizer read of it.
         ids: The token ids of the whole, without special tokens.
-        position: The position of the text in the request, for the message.
         allow_special_tokens: Whether special tokens in the text are taken as such.
-
-    Raises:
-        RequestError: No cut gives the pieces of the whole text.
     """
     for places in _cuts(text, len(ids)):
         forms = read if isinstance(read, list) else [read[start:end] for start, end in places]
@@ -56,7 +51,12 @@ def align_pieces(
         ]
         if None not in found:
             return [piece for part in found for piece in part or ()]
-    raise RequestError(
+    return None
+
+
+def no_offsets_error(tokenizer: "PreTrainedTokenizerBase", position: int) -> RequestError:
+    """Return the error for a text in which the tokenizer's pieces cannot be found."""
+    return RequestError(
         f"Tokenizer {type(tokenizer).__name__} does not give the offsets of its tokens, and they cannot be found in "
         f"text {position + 1}.\nGive the text as a list of words, such as: runner.entities([['No', 'fever', '.']])",
         position=position,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from medvllm.engine.model_runner.coverage import Coverage
 from medvllm.engine.model_runner.foreign_errors import translate_tokenizer_errors
 from medvllm.engine.model_runner.inputs import Text
-from medvllm.engine.model_runner.reading.alignment import align_pieces
+from medvllm.engine.model_runner.reading.alignment import AlignedPiece, align_pieces, no_offsets_error
+from medvllm.engine.model_runner.reading.python_tokenizer import Encoded, PythonTokenizer
 from medvllm.engine.model_runner.word_list import WordList, find_front
 from medvllm.errors import InputTooLongError, LoadError
 
@@ -76,7 +77,7 @@ def split_into_windows(
     coverage: list[Coverage] = []
     for position, text in enumerate(texts):
         with translate_tokenizer_errors(position):
-            pieces, step = _tokenize(tokenizer, text, position, offsets, allow_special_tokens, front)
+            pieces, step = _tokenize(tokenizer, text, position, offsets, allow_special_tokens, front, policy)
         if len(pieces) > 1 and policy == "error":
             raise too_long_error(position, limit)
         kept = pieces[:1] if policy == "truncate" else pieces
@@ -136,6 +137,7 @@ def _tokenize(
     offsets: bool,
     allow_special_tokens: bool,
     front: str,
+    policy: str | None,
 ) -> tuple[list[_Piece], int]:
     """Return the windows that a text needs, and how many tokens neighbouring windows share.
 
@@ -146,6 +148,7 @@ def _tokenize(
         offsets: Whether the pieces need words and offsets.
         allow_special_tokens: Whether special tokens in the text are taken as such.
         front: What must stand before each word of a list.
+        policy: What becomes of a long text.
     """
     first: str | list[str]
     if isinstance(text, WordList):
@@ -153,9 +156,9 @@ def _tokenize(
     else:
         first, second = (text, None) if isinstance(text, str) else text
     if not tokenizer.is_fast:
-        return [_tokenize_whole(tokenizer, first, second, position, offsets, allow_special_tokens, text)], 0
+        return _tokenize_in_python(tokenizer, first, second, position, offsets, allow_special_tokens, text, policy)
     limit = tokenizer.model_max_length
-    step = min(STRIDE, _room_for_text(tokenizer, first, second, position, allow_special_tokens) // 4)
+    step = _find_step(tokenizer, first, second, position, allow_special_tokens)
     encode: Any = tokenizer  # whose types know no list of lists of words
     encoding = encode(
         [first],  # as a list: otherwise, transformers leaves out an empty second text
@@ -194,7 +197,7 @@ def _place_in_text(text: WordList, word: int | None, place: tuple[int, int], fro
     return start + max(place[0] - front, 0), start + max(place[1] - front, 0)
 
 
-def _tokenize_whole(
+def _tokenize_in_python(
     tokenizer: "PreTrainedTokenizerBase",
     first: str | list[str],
     second: str | None,
@@ -202,29 +205,73 @@ def _tokenize_whole(
     offsets: bool,
     allow_special_tokens: bool,
     text: Text | WordList,
-) -> _Piece:
-    """Return a text as one window, for a tokenizer written in Python, which cannot split."""
-    encode: Any = tokenizer
-    encoding = encode(
-        [first],
-        None if second is None else [second],
-        is_split_into_words=isinstance(first, list),
-        return_special_tokens_mask=True,
-        split_special_tokens=not allow_special_tokens,
-        verbose=False,
-    )
-    ids, special = encoding["input_ids"][0], encoding["special_tokens_mask"][0]
-    check_token_count(len(ids), tokenizer.model_max_length, position)
-    content = [k for k, is_special in enumerate(special) if not is_special]
-    words: list[int | None] = []
-    places: list[tuple[int, int]] = []
-    if offsets and isinstance(text, str | WordList):
-        found = align_pieces(tokenizer, text, first, [ids[k] for k in content], position, allow_special_tokens)
-        by_token = dict(zip(content, found, strict=True))
-        words = [by_token[k].word if k in by_token else None for k in range(len(ids))]
-        places = [by_token[k].place if k in by_token else (0, 0) for k in range(len(ids))]
-    types = encoding["token_type_ids"][0] if "token_type_ids" in encoding else ()
-    return _Piece(ids, special, content, _split_length(text), types, words, places)
+    policy: str | None,
+) -> tuple[list[_Piece], int]:
+    """Return the windows of a text as `_tokenize` does, for a tokenizer that is written in Python."""
+    reader = PythonTokenizer(tokenizer, allow_special_tokens=allow_special_tokens)
+    whole = reader.encode(first, second)
+    limit = tokenizer.model_max_length
+    parts, step = [whole], 0
+    if len(whole.ids) > limit:
+        if policy == "error":
+            raise too_long_error(position, limit)
+        step = _find_step(tokenizer, first, second, position, allow_special_tokens)
+        divided = reader.divide(whole, first, second, step)
+        if divided is None:
+            raise InputTooLongError(
+                f"Text {position + 1} has {len(whole.ids):,} tokens, the model takes {limit:,}, and its "
+                f"{type(tokenizer).__name__} cannot split a text into windows.\nShorten the text.",
+                limit=limit,
+                position=position,
+            )
+        parts = divided
+    found: list[AlignedPiece] | None = None
+    if (offsets and isinstance(text, str | WordList)) or (policy == "truncate" and len(parts) > 1):
+        split, read = (text, first) if isinstance(text, str | WordList) else (text[1], text[1])
+        ids = [whole.ids[k] for k in whole.cut] if second is None else reader.read(second)
+        found = align_pieces(tokenizer, split, read, ids, allow_special_tokens)
+        if found is None and offsets:
+            raise no_offsets_error(tokenizer, position)
+        if found is None:
+            raise InputTooLongError(
+                f"Text {position + 1} is longer than the {limit:,} tokens that the model takes, and its "
+                f"{type(tokenizer).__name__} does not tell where they end in the text, so it cannot be cut "
+                "(long_input='truncate').\nRegister the model with: long_input='window'",
+                limit=limit,
+                position=position,
+            )
+    return [_align(part, found, offsets, _split_length(text)) for part in parts], step
+
+
+def _align(part: Encoded, found: Sequence[AlignedPiece] | None, offsets: bool, length: int) -> _Piece:
+    """Return a window of a tokenizer that is written in Python.
+
+    Args:
+        part: The window.
+        found: The places of all tokens of the text; None if they are not needed.
+        offsets: Whether the window needs words and offsets.
+        length: The length of the text.
+    """
+    if found is None:
+        return _Piece(part.ids, part.special, part.cut, length, part.types)
+    here = dict(zip(part.cut, found[part.begin :], strict=False))
+    end = here[part.cut[-1]].place[1] if part.cut else 0
+    if not offsets:
+        return _Piece(part.ids, part.special, part.cut, end, part.types)
+    words = [here[k].word if k in here else None for k in range(len(part.ids))]
+    places = [here[k].place if k in here else (0, 0) for k in range(len(part.ids))]
+    return _Piece(part.ids, part.special, part.cut, end, part.types, words, places)
+
+
+def _find_step(
+    tokenizer: "PreTrainedTokenizerBase",
+    first: str | list[str],
+    second: str | None,
+    position: int,
+    allow_special_tokens: bool,
+) -> int:
+    """Return how many tokens neighbouring windows share."""
+    return min(STRIDE, _room_for_text(tokenizer, first, second, position, allow_special_tokens) // 4)
 
 
 def _room_for_text(
@@ -248,7 +295,8 @@ def _room_for_text(
             "tokens.\nRegister the model with a larger max_length."
         )
     raise InputTooLongError(
-        f"The first text of pair {position + 1} leaves no room for the second: the model takes {limit:,} tokens.",
+        f"The first text of pair {position + 1} leaves no room for the second: the model takes {limit:,} tokens."
+        "\nShorten the first text.",
         limit=limit,
         position=position,
     )
@@ -268,5 +316,7 @@ def check_token_count(tokens: int, limit: int, position: int) -> None:
     """Raise InputTooLongError if a text that cannot be split has more tokens than the model takes."""
     if tokens > limit:
         raise InputTooLongError(
-            f"Text {position + 1} has {tokens:,} tokens; the model takes {limit:,}.", limit=limit, position=position
+            f"Text {position + 1} has {tokens:,} tokens; the model takes {limit:,}.\nShorten the text.",
+            limit=limit,
+            position=position,
         )
