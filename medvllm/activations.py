@@ -14,7 +14,7 @@ def sigmoid(logits: "NDArray[np.float32]") -> "NDArray[np.float32]":
     import numpy as np
 
     powers = np.exp(-np.abs(logits))  # never more than 1
-    scores: NDArray[np.float32] = np.where(logits >= 0, 1, powers) / (1 + powers)
+    scores: NDArray[np.float32] = (np.where(logits >= 0, 1, powers) / (1 + powers)).astype(np.float32)
     return scores
 
 

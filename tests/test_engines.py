@@ -376,3 +376,19 @@ def test_the_page_on_engines_runs(
     namespace: dict[str, Any] = {}
     exec(compile(block, "engines.md", "exec"), namespace)
     assert namespace["engine"]["name"] == "onnx"
+
+
+def test_an_engine_keeps_the_baseline_of_the_entry(
+    registry: ModelRegistry, shared_exports: Exports, engine_home: Path
+) -> None:
+    """Or torch computes, and the receipt names the case that deviates."""
+    folder = str(shared_exports.minilm(engine_home))
+    registry.register("recorded", "clinical", model_path=folder)
+    cases = registry.runner("recorded").record_baseline().baseline
+    moved = [case | {"projections": [number * 1.1 for number in case["projections"]]} for case in cases]
+    for baseline, computes in ((cases, "onnx"), (moved, "torch")):
+        registry.register("recorded", "clinical", replace=True, model_path=folder, baseline=baseline)
+        for _ in range(2):
+            receipt: Any = registry.runner("recorded", engine="onnx").embed(["no fever"], with_receipt=True).receipt
+            assert receipt.engine["name"] == computes
+    assert "baseline of its entry in case 1: output changed" in receipt.engine["reason"]

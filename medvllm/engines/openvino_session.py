@@ -32,8 +32,8 @@ class OpenVinoSession:
         properties = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
         self._compiled: Any = core.compile_model(core.read_model(str(graph)), "CPU", properties)
         self.inputs = [each.get_any_name() for each in self._compiled.inputs]
-        self._hint = self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        self.precision = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}.get(self._hint, self._hint)
+        self._hint: str = self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        self.precision: str = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}.get(self._hint, self._hint)
         self._of_thread = threading.local()
 
     def compute(self, feeds: "Mapping[str, np.ndarray[Any, Any]]") -> "np.ndarray[Any, Any]":

@@ -244,7 +244,7 @@ def _relu(vectors: "Vectors") -> "Vectors":
 def _gelu(vectors: "Vectors") -> "Vectors":
     import numpy as np
 
-    errors = np.frompyfunc(erf, 1, 1)(vectors / np.sqrt(2)).astype(np.float32)
+    errors = np.asarray(np.frompyfunc(erf, 1, 1)(vectors / np.sqrt(2)), dtype=np.float32)
     made: Vectors = vectors * np.float32(0.5) * (1 + errors)
     return made
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,21 +79,17 @@ def prepare(
 def _run_preparer(job: Job) -> Outcome:
     """Run the process that prepares, and return what it found."""
     own = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "MEDVLLM_HOME") if name in os.environ}
-    with tempfile.TemporaryDirectory() as scratch, suppress(subprocess.TimeoutExpired):
-        run: subprocess.CompletedProcess[bytes] | None = None
-        run = subprocess.run(
-            [sys.executable, "-P", "-m", "medvllm.loading.export.preparer"],
-            # No token, no proxy, and another home.
-            env=own
-            | {"HOME": scratch, "TMPDIR": scratch, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-            | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
-            input=pickle.dumps(job),
-            capture_output=True,
-            check=False,
-            timeout=_TIMEOUT_S,
-        )
-    if run is None:
-        return Outcome(f"its preparation took more than {_TIMEOUT_S:,} seconds")
+    with tempfile.TemporaryDirectory() as scratch:
+        # No token, no proxy, and another home.
+        own |= {"HOME": scratch, "TMPDIR": scratch, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        own |= {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+        program = [sys.executable, "-P", "-m", "medvllm.loading.export.preparer"]
+        try:
+            run = subprocess.run(
+                program, env=own, input=pickle.dumps(job), capture_output=True, check=False, timeout=_TIMEOUT_S
+            )
+        except subprocess.TimeoutExpired:
+            return Outcome(f"its preparation took more than {_TIMEOUT_S:,} seconds")
     if run.returncode < 0:
         return Outcome(f"the process that prepares it was ended by {signal.Signals(-run.returncode).name}")
     if run.returncode > 0:
