@@ -160,7 +160,8 @@ def test_unknown_names_come_with_near_ones(registry: ModelRegistry) -> None:
 def test_aliases_lead_to_the_entry(registry: ModelRegistry) -> None:
     """A repository's id is the built-in entry for it; an alias of one's own works the same."""
     assert registry.get_metadata("dmis-lab/biobert-base-cased-v1.2").name == "biobert-base-cased-v1.2"
-    registry.register("m", "generic", also_known_as=["former-name", "dmis-lab/biobert-base-cased-v1.2"])
+    claimed = ["former-name", "dmis-lab/biobert-base-cased-v1.2"]
+    registry.register("m", "generic", also_known_as=claimed, replace=True)
     assert registry.get_metadata("former-name").name == "m"
     assert registry.get_metadata("dmis-lab/biobert-base-cased-v1.2").name == "m"
     registry.unregister("m")
@@ -169,6 +170,27 @@ def test_aliases_lead_to_the_entry(registry: ModelRegistry) -> None:
         registry.get_metadata("former-name")
     with pytest.raises(ModelNameError):
         registry.register("m", "generic", also_known_as=["./former"])
+
+
+@pytest.mark.parametrize("persist", [False, True])
+@pytest.mark.parametrize("owner", ["built-in", "process", "stored"])
+def test_another_name_of_an_entry_is_not_taken_in_silence(registry: ModelRegistry, owner: str, persist: bool) -> None:
+    """Neither as the name of a new entry nor as one of its other names, unless that is asked for."""
+    name, other = "biobert-base-cased-v1.2", "dmis-lab/biobert-base-cased-v1.2"
+    if owner != "built-in":
+        name, other = "mine", "acme/mine"
+        registry.register(name, "generic", also_known_as=[other], persist=owner == "stored")
+    claims: list[tuple[str, dict[str, Any]]] = [(other, {}), ("n", {"also_known_as": ["free", other]})]
+    for new, facts in claims:
+        refusal = f"^'{other}' is another name of model '{name}' \\({owner}, version 1\\).\n.*--replace$"
+        with pytest.raises(ModelExistsError, match=refusal):
+            registry.register(new, "generic", persist=persist, **facts)
+        assert registry.get_metadata(other).name == name and "n" not in registry
+    registry.register(name, "generic", also_known_as=[other], persist=persist, replace=True)  # it is its own
+    registry.register("n", "generic", also_known_as=[name], persist=persist)  # the name goes before it
+    assert registry.get_metadata(name).name == registry.get_metadata(other).name == name
+    registry.register(other, "generic", persist=persist, replace=True)
+    assert registry.get_metadata(other).name == other
 
 
 @pytest.mark.parametrize(

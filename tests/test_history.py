@@ -7,7 +7,8 @@ import pytest
 
 from medvllm.catalog import StoredCatalog
 from medvllm.catalog.sql.check import check
-from medvllm.catalog.sql.history import FIRST, sha256, to_json
+from medvllm.catalog.sql.history import FIRST
+from medvllm.catalog.sql.texts import sha256, to_json
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import CatalogError
 from tests.support.sql import Row, change, rows

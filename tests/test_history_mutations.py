@@ -10,7 +10,8 @@ from sqlalchemy import Connection, text
 
 from medvllm.catalog import StoredCatalog
 from medvllm.catalog.sql.check import check
-from medvllm.catalog.sql.history import FIRST, sha256, to_json
+from medvllm.catalog.sql.history import FIRST
+from medvllm.catalog.sql.texts import sha256, to_json
 from medvllm.engine.model_runner import ModelRegistry
 from tests.support.sql import Row, change, rows
 from tests.test_history import _unlock

@@ -144,7 +144,7 @@ def test_writers_take_turns_whatever_the_server_has_set(
 
 IMPORTS = """
 import alembic.command, alembic.config, psycopg, tomlkit
-import medvllm.catalog.exchange, medvllm.catalog.sql
+import medvllm.catalog.exchange, medvllm.catalog.sql.check, medvllm.catalog.sql.transaction
 """
 
 

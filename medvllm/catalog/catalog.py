@@ -14,7 +14,7 @@ from medvllm.catalog.record import StoredRow, package_detail
 from medvllm.catalog.selection import Candidate, Selection, check_text
 from medvllm.catalog.shipped import ShippedEntries
 from medvllm.catalog.stored import StoredCatalog
-from medvllm.catalog.taken import name_taken
+from medvllm.catalog.taken import name_taken, other_name_taken
 from medvllm.errors import CatalogError, MedVLLMError, ModelNotFoundError
 from medvllm.metadata import ModelMetadata
 from medvllm.model_type import ModelType
@@ -97,7 +97,8 @@ class Catalog:
             reason: Why; kept in the history of a stored entry.
 
         Raises:
-            ModelExistsError: The name is registered, and `replace` is not set.
+            ModelExistsError: The name is registered, or one of the entry's names is another name of an entry, and
+                `replace` is not set.
             RequestError, ModelNameError: A fact or a name is not valid.
         """
         name = valid_name(normalize_text(name) if isinstance(name, str) else name)
@@ -105,6 +106,8 @@ class Catalog:
         check_word_pattern(name, entry.behaviour.word_pattern)
         for other in entry.source.also_known_as:
             valid_name(other)
+        if not replace:
+            self._check_not_another_name(entry)
         if not replace and (taken := next(iter(self._unstored(name)), None)) is not None:
             raise name_taken(name, taken.origin, taken.version)
         if persist:
@@ -248,7 +251,7 @@ class Catalog:
         """
         check_text("after", after)
         selection = Selection.of(model_type, task=task, tags=tags, match=match, search=search, facts=facts)
-        chosen = islice(selection.filter(self._candidates(after)), limit)
+        chosen = islice(selection.filter(self._candidates(after, selection)), limit)
         found = {entry.name: entry.metadata() if isinstance(entry, StoredRow) else entry for entry in chosen}
         if not found and task is not None and selection.task not in TASKS:
             self._check_task(task)
@@ -257,8 +260,8 @@ class Catalog:
     def near(self, name: str) -> list[str]:
         """Return at most three names that `name` may be a misspelling of."""
         layers = (self._own, *self._shipped)
-        names = {entry.name for layer in layers for entry in layer.all()}
-        return near_names(name, names.union(self._stored.names() if self._stored else ()), 3)
+        names = (entry.name for layer in layers for entry in layer.all())
+        return near_names(name, dict.fromkeys(chain(names, self._stored.names() if self._stored else ())), 3)
 
     def not_found(
         self,
@@ -319,11 +322,19 @@ class Catalog:
             if (owner := shipped.owner(other)) is not None:
                 yield owner
 
-    def _candidates(self, after: str | None) -> Iterator[Candidate]:
-        """Iterate over what each name means, sorted by name."""
+    def _check_not_another_name(self, entry: ModelMetadata) -> None:
+        """Raise ModelExistsError if a name of a new entry is another name of an entry: it would answer in its place."""
+        for name in (entry.name, *entry.source.also_known_as):
+            owners = (self._find(owner) for owner in self._owners(name) if owner != entry.name)
+            if (owner := next(filter(None, owners), None)) is not None and self._find(name) is None:
+                raise other_name_taken(name, owner.name, owner.origin, owner.version)
+
+    def _candidates(self, after: str | None, selection: Selection | None = None) -> Iterator[Candidate]:
+        """Iterate over what each name means, sorted by name; without stored entries that a selection leaves out."""
         own = self._own.all()
         shipped = [layer.all() for layer in self._shipped]
-        stored = self._stored.rows(after) if self._stored is not None else iter(())
+        hiding = [entry.name for entries in shipped for entry in entries]  # stored entries that are found before these
+        stored = self._stored.rows(after, selection, hiding) if self._stored is not None else iter(())
         first = next(stored, None)
         if first is None:
             # Without stored entries, which may be many, sorting all at once is faster than merging.

@@ -1,7 +1,7 @@
 """The filters of a listing."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import translate
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ class Selection(NamedTuple):
     model_type: ModelType | None
     task: str | None
     tags: tuple[str, ...]
-    is_named: Callable[[str], object] | None  # of a name in lower case
+    match: str | None  # a glob, in lower case
     text: str | None  # in lower case
     globs: Mapping[str, str]
 
@@ -47,7 +47,7 @@ class Selection(NamedTuple):
             None if model_type is None else ModelType.of(model_type),
             None if task is None else usual_entry_task(task),
             _tags(tags),
-            None if match is None else re.compile(translate(check_glob("match", match).casefold())).match,
+            None if match is None else check_glob("match", match).casefold(),
             None if search is None else search.casefold(),
             {fact: to_glob(fact, value) for fact, value in (facts or {}).items()},
         )
@@ -55,7 +55,8 @@ class Selection(NamedTuple):
     def filter(self, entries: Iterable[Candidate]) -> Iterator[Candidate]:
         """Return those entries that fit, in their order. Cheap filters come first: there may be 100,000 entries."""
         fitting = iter(entries)
-        if (is_named := self.is_named) is not None:
+        if self.match is not None:
+            is_named = re.compile(translate(self.match)).match
             fitting = (entry for entry in fitting if is_named(entry.name.casefold()))
         if (text := self.text) is not None:
             fitting = (entry for entry in fitting if mentions_text(entry.fact, text))

@@ -3,7 +3,7 @@
 It is long because `registry.catalog` offers all of it in one class; each method is short.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from medvllm.catalog import intake
     from medvllm.catalog.events import Alias, Event
     from medvllm.catalog.log import VersionRecord
+    from medvllm.catalog.selection import Selection
     from medvllm.catalog.sql import SqlStore
     from medvllm.processes import RecordStore
 
@@ -109,13 +110,18 @@ class StoredCatalog:
         store = self.database.reader()
         return [] if store is None else store.names()
 
-    def rows(self, after: str | None = None) -> Iterator[StoredRow]:
-        """Iterate over what each name means, sorted by name, beginning behind the name `after`.
+    def rows(
+        self, after: str | None = None, selection: "Selection | None" = None, always: Collection[str] = ()
+    ) -> Iterator[StoredRow]:
+        """Iterate over what each name means, sorted by name. Rows are read as far as the caller goes.
 
-        Rows are read from the database as far as the caller goes.
+        Args:
+            after: Only names behind this one.
+            selection: Rows that cannot fit it are left out. The others still have to be filtered.
+            always: Names that are not left out.
         """
         store = self.database.reader()
-        return iter(()) if store is None else starmap(StoredRow, store.rows(after))
+        return iter(()) if store is None else starmap(StoredRow, store.rows(after, selection, always))
 
     def numbers(self, name: str) -> list[int]:
         """Return the numbers of a name's versions, the newest last."""

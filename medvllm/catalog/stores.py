@@ -122,7 +122,7 @@ class DatabaseHandle:
             from medvllm.processes import RecordFolder
 
             return RecordFolder((file.parent if is_elsewhere else home) / "run", is_shared=is_elsewhere)
-        from medvllm.catalog.sql import Processes
+        from medvllm.catalog.sql.processes import Processes
 
         return Processes(open_store(where))
 

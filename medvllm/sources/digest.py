@@ -1,20 +1,14 @@
 """Sizes and SHA-256 of files. A file is hashed once, and the digest is remembered until the file changes."""
 
 import hashlib
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from medvllm import progress
-from medvllm.errors import SourceError
 from medvllm.sources.digest_cache import digest_cache
 from medvllm.sources.fingerprint import Fingerprint, Stamp, read_stamp
-from medvllm.sources.os_errors import to_source_error
-
-_CHUNK_BYTES = 1 << 20
-# Two changes within the clock's resolution have equal stamps, and coarse file systems count in steps of 2 s.
-_SETTLED_NS = 2_000_000_000
+from medvllm.sources.hashing import hash_each
 
 
 @dataclass(frozen=True)
@@ -49,11 +43,12 @@ def hash_files(folder: Path, names: Iterable[str], *, fresh: bool = False) -> tu
     found: dict[str, Digest] = {}
     settled: dict[Stamp, str] = {}
     with progress.track_bytes("Checking digests", total) as advance:
+        unknown = {folder / name: stamps[name][2] for name, sha256 in known.items() if sha256 is None}
+        hashed = hash_each(unknown, advance)
         for name, sha256 in known.items():
             if sha256 is None:
-                stamps[name], sha256 = _hash_file(folder / name, advance)
-                # The machine sets the ctime. The mtime may come from another machine, with a clock that is ahead.
-                if time.time_ns() - stamps[name][4] > _SETTLED_NS:
+                stamps[name], sha256, is_settled = hashed[folder / name]
+                if is_settled:
                     settled[stamps[name]] = sha256
             found[name] = Digest(stamps[name][2], sha256)
     digest_cache().keep_digests(settled)
@@ -98,20 +93,3 @@ def describe_flaws(flaws: Mapping[str, str]) -> str:
     """Return what is wrong with which files, for a message. At most three files are named."""
     more = f" and {len(flaws) - 3} more" if len(flaws) > 3 else ""
     return ", ".join(f"{name} {flaw}" for name, flaw in list(flaws.items())[:3]) + more
-
-
-def _hash_file(file: Path, advance: Callable[[int], None]) -> tuple[Stamp, str]:
-    """Return a file's stamp and SHA-256. Raise SourceError if the file changes meanwhile."""
-    sha256 = hashlib.sha256()
-    before = read_stamp(file)
-    try:
-        with file.open("rb") as stream:
-            while chunk := stream.read(_CHUNK_BYTES):
-                sha256.update(chunk)
-                advance(len(chunk))
-    except OSError as error:
-        raise to_source_error(error, file) from error
-    after = read_stamp(file)
-    if before != after:
-        raise SourceError(f"{file} changed while it was read.\nTry again when no program writes to it.", path=str(file))
-    return after, sha256.hexdigest()

@@ -39,7 +39,7 @@ def asked(process: warm.Conversation, line: str) -> str:
 _TOGETHER = """
 import json, os, sys, tempfile, traceback
 import alembic.command, alembic.config, psycopg
-import medvllm.catalog.sql, medvllm.model_registry
+import medvllm.catalog.sql.check, medvllm.catalog.sql.transaction, medvllm.model_registry
 reading, writing = os.pipe()
 begun = []
 for code in json.load(sys.stdin):

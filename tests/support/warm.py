@@ -49,7 +49,8 @@ gc.disable()
 import atexit, importlib, json, os, signal, socket, sys, runpy, threading, traceback, warnings
 import alembic.command, alembic.config, huggingface_hub, psycopg, sqlalchemy, typer, rich.console
 import torch, tokenizers, safetensors.torch
-import medvllm.cli.app, medvllm.engine.model_runner, medvllm.loading, medvllm.sources, medvllm.catalog.sql
+import medvllm.cli.app, medvllm.engine.model_runner, medvllm.loading, medvllm.sources
+import medvllm.catalog.sql.check, medvllm.catalog.sql.transaction
 medvllm.cli.app.make_app()
 import pydantic, typing_inspection.introspection, medvllm.engine.model_runner.tasks
 import transformers.models.bert.tokenization_bert

@@ -7,9 +7,10 @@ from typing import Any
 from sqlalchemy import Connection, Row, select
 
 from medvllm.catalog.events import ACTIONS, Event
-from medvllm.catalog.sql.history import FIRST, event_of, is_moment, sha256
+from medvllm.catalog.sql.history import FIRST, event_of, is_moment
 from medvllm.catalog.sql.replay import Replay
 from medvllm.catalog.sql.tables import head, history
+from medvllm.catalog.sql.texts import sha256
 
 
 @dataclass(frozen=True)

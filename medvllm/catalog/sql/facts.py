@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from medvllm.catalog.record import Facts
-from medvllm.catalog.sql.history import to_json
+from medvllm.catalog.sql.texts import to_json
 from medvllm.errors import RequestError
 from medvllm.spelling import has_lone_surrogate
 

@@ -1,6 +1,5 @@
 """The history. Rows are only added, and each has a hash over itself and the row before it."""
 
-import hashlib
 import json
 import re
 import socket
@@ -13,20 +12,11 @@ from sqlalchemy import Connection, Row, insert, select, update
 from medvllm.author import who
 from medvllm.catalog.events import ACTIONS, Event
 from medvllm.catalog.sql.tables import head, history
+from medvllm.catalog.sql.texts import sha256, to_json
 from medvllm.errors import CatalogError
 
 FIRST = "0" * 64
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00", re.ASCII)
-
-
-def to_json(content: Any) -> str:
-    """Return `content` as JSON, as it is stored and hashed: sorted, and in ASCII, which every database keeps."""
-    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def sha256(text: object) -> str:
-    """Return the SHA-256 of a text, or of another value that somebody put in its place."""
-    return hashlib.sha256(str(text).encode()).hexdigest()
 
 
 def is_moment(at: object) -> TypeGuard[str]:

@@ -11,7 +11,9 @@ from sqlalchemy.exc import DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from medvllm.catalog.address import Address, wrong
 from medvllm.catalog.sql import schema
+from medvllm.catalog.sql.connections import Connections
 from medvllm.catalog.sql.database import WAIT_S, Database, T, logger, reason_of
+from medvllm.catalog.sql.reader import ConnectionReader, Reader
 from medvllm.errors import CatalogError, MedVLLMError, MigrationError, MissingDependencyError
 from medvllm.near_names import near_names
 
@@ -19,7 +21,7 @@ _CONNECT_S = 5
 _ASK_AGAIN_S = 5  # how long to wait before asking a server again that did not answer
 
 
-class PostgresServer(Database):
+class PostgresServer(Database[Connections]):
     """A database on a server. It is only migrated by `medvllm catalog migrate`, when the team decides."""
 
     def __init__(self, url: str) -> None:
@@ -43,16 +45,19 @@ class PostgresServer(Database):
                 raise
         return super().read(look)
 
+    def look_up(self, look: Callable[[Reader], T]) -> T:
+        return self.read(lambda connection: look(ConnectionReader(connection)))
+
     def change_token(self) -> Hashable:
         """Return the change number, by one round trip. If the server does not answer, return the last one."""
         with self._lock:
             if time.monotonic() < self._ask_at:
                 return self._seen
-        with self._engine() as engine, self._lock:
+        with self._present() as present, self._lock:
             import psycopg  # the engine has it
 
             try:
-                self._seen, self._ask_at = self._ask_twice(engine), 0.0
+                self._seen, self._ask_at = self._ask_twice(present.engine), 0.0
             except (SQLAlchemyError, psycopg.Error) as error:
                 self._close_watch()
                 if self._seen is None or not is_lost(error):
@@ -83,6 +88,10 @@ class PostgresServer(Database):
             connection.autocommit = True
             self._watch = connection
         return self._change_number(self._watch.execute("SELECT revision FROM catalog_head").fetchone())
+
+    def _new_connections(self) -> Connections:
+        engine = self._new_engine()
+        return Connections(lambda: engine)
 
     def _new_engine(self) -> Engine:
         arguments = {"connect_timeout": _CONNECT_S, "tcp_user_timeout": WAIT_S * 1000, **self._address.arguments()}
@@ -135,8 +144,8 @@ class PostgresServer(Database):
         )
 
     @contextmanager
-    def _transaction(self, engine: Engine) -> Iterator[Connection]:
-        with super()._transaction(engine) as connection:
+    def _transaction(self, connections: Connections) -> Iterator[Connection]:
+        with super()._transaction(connections) as connection:
             self._ask_at = 0.0
             connection.execute(select(func.set_config("lock_timeout", f"{WAIT_S}s", True)))
             # An advisory lock, because before the first migration there is no table to lock.

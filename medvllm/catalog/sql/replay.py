@@ -6,9 +6,9 @@ from typing import Any
 from sqlalchemy import Connection, Integer, select, type_coerce
 
 from medvllm.catalog.events import Event
-from medvllm.catalog.sql.history import sha256
-from medvllm.catalog.sql.rows import version_row
+from medvllm.catalog.sql.states import version_row
 from medvllm.catalog.sql.tables import aliases, names, other_names, versions
+from medvllm.catalog.sql.texts import sha256
 from medvllm.catalog.state import NameState, apply_event
 from medvllm.catalog.state import other_names as other_names_of
 

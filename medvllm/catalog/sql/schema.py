@@ -4,11 +4,13 @@ import stat
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-
-from sqlalchemy import Connection, inspect, text
+from typing import TYPE_CHECKING
 
 from medvllm.errors import CatalogError, MigrationError
 from medvllm.files import chmod, link_or_copy, make_own_file
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 VERSION_TABLE = "catalog_schema"
 SCHEMAS = ("0001", "0002", "0003")  # in order; this program uses the last one
@@ -17,13 +19,15 @@ _PROTECTION = "0002"  # the first schema with protected aliases
 _SCRIPTS = Path(__file__).parent / "migrations"
 
 
-def version(connection: Connection, where: str) -> str | None:
+def version(connection: "Connection", where: str) -> str | None:
     """Return the schema of a database, or None for an empty database.
 
     Raises:
         MigrationError: The schema is newer than this program.
         CatalogError: The database is not a catalogue.
     """
+    from sqlalchemy import inspect, text
+
     tables = inspect(connection).get_table_names()
     if VERSION_TABLE not in tables:
         if tables and connection.dialect.name == "sqlite":  # a server's database may be shared with others
@@ -45,10 +49,12 @@ def check_known(target: str) -> None:
         raise MigrationError(f"Schema {target[:20]!r} is not known. Known are: {', '.join(SCHEMAS)}.")
 
 
-def check_kept(connection: Connection, before: str, target: str) -> None:
+def check_kept(connection: "Connection", before: str, target: str) -> None:
     """Raise MigrationError if an earlier schema would lose the protection of aliases."""
     if not target < _PROTECTION <= before:
         return
+    from sqlalchemy import text
+
     query = text("SELECT name, alias FROM catalog_aliases WHERE guarded ORDER BY name, alias")
     found = list(connection.execute(query))
     if found:
@@ -60,7 +66,7 @@ def check_kept(connection: Connection, before: str, target: str) -> None:
         )
 
 
-def migrate(connection: Connection, before: str | None, target: str) -> None:
+def migrate(connection: "Connection", before: str | None, target: str) -> None:
     """Migrate a database to a newer or an older schema, in the transaction that the caller has begun."""
     from alembic import command
     from alembic.config import Config

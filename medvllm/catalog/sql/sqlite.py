@@ -3,22 +3,26 @@
 import os
 import sqlite3
 import time
-from collections.abc import Hashable
-from contextlib import closing, suppress
+from collections.abc import Hashable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-
-from sqlalchemy import URL, Connection, Engine, create_engine, event
+from typing import TYPE_CHECKING
 
 from medvllm import settings
 from medvllm.catalog.sql import schema
+from medvllm.catalog.sql.connections import FileConnections
 from medvllm.catalog.sql.database import WAIT_S, Database, logger
+from medvllm.catalog.sql.reader import FileReader, Reader
 from medvllm.files import make_own, make_own_file
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
 
 _MODE = 0o664  # the umask takes bits away
 _READ_ONLY_WAIT_S = 0.5  # for a writer that has opened the file and not yet its log, or is just closing both
 
 
-class SqliteFile(Database):
+class SqliteFile(Database[FileConnections]):
     """A file, created by the first change. An older schema is migrated when the file is opened, after a backup."""
 
     def __init__(self, file: Path) -> None:
@@ -49,6 +53,11 @@ class SqliteFile(Database):
                 raise self._cannot("read", error) from error
             return identity, self._number
 
+    @contextmanager
+    def looking(self) -> Iterator[Reader]:
+        with self._translate_errors("read"), self._present() as present, present.reading() as connection:
+            yield FileReader(connection)
+
     def before_fork(self) -> None:
         """Close all connections, because SQLite's locks belong to a process and would not hold in the child.
 
@@ -70,8 +79,20 @@ class SqliteFile(Database):
             return 0
         return self._change_number(found)
 
-    def _new_engine(self) -> Engine:
+    def _schema(self) -> str | None:
+        # The usual answer needs no SQLAlchemy. Every other one comes from the one place that knows all schemas.
+        with self._connect() as found, found.reading() as connection, suppress(sqlite3.OperationalError):
+            if connection.execute(f"SELECT version_num FROM {schema.VERSION_TABLE}").fetchall() == [(schema.HEAD,)]:
+                return schema.HEAD
+        return super()._schema()
+
+    def _new_connections(self) -> FileConnections:
         self._look()
+        return FileConnections(self._new_engine, self._open)
+
+    def _new_engine(self) -> "Engine":
+        from sqlalchemy import URL, create_engine, event
+
         url = URL.create("sqlite", database=str(self._file))
         engine = create_engine(url, creator=self._open, hide_parameters=True)
         event.listen(engine, "begin", _begin)
@@ -182,7 +203,7 @@ def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
             time.sleep(0.005)
 
 
-def _begin(connection: Connection) -> None:
+def _begin(connection: "Connection") -> None:
     # A plain BEGIN would fail at its first write, without waiting, if another process has written meanwhile.
     writes = connection.get_execution_options().get("writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

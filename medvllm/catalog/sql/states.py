@@ -1,17 +1,20 @@
 """Reads the state of a name from the tables, and writes what an event changed in it."""
 
+from typing import Any
+
 from sqlalchemy import Connection, and_, bindparam, delete, insert, select, update
 
 from medvllm.catalog.record import Facts
-from medvllm.catalog.sql.rows import facts_of, list_aliases, version_row
+from medvllm.catalog.sql.lookups import find_number, list_aliases
+from medvllm.catalog.sql.reader import ConnectionReader
 from medvllm.catalog.sql.tables import aliases, names, other_names, versions
+from medvllm.catalog.sql.texts import sha256, to_json
 from medvllm.catalog.state import NameState
 from medvllm.catalog.state import other_names as other_names_of
 
 # Each statement is made once: making one takes longer than executing it.
 _NUMBERS = select(names.c.newest, versions.c.number).join_from(names, versions, isouter=True)
 _NUMBERS = _NUMBERS.where(names.c.name == bindparam("of"))
-_VERSION = select(versions).where(versions.c.name == bindparam("of"), versions.c.number == bindparam("at"))
 _THIS_VERSION = and_(versions.c.name == bindparam("of"), versions.c.number == bindparam("at"))
 _THIS_ALIAS = and_(aliases.c.name == bindparam("of"), aliases.c.alias == bindparam("called"))
 
@@ -22,7 +25,8 @@ def read_state(connection: Connection, name: str) -> NameState:
     if not rows:
         return NameState()
     numbers = frozenset(row.number for row in rows if row.number is not None)
-    return NameState(rows[0].newest, numbers, {}, {alias.alias: alias for alias in list_aliases(connection, name)})
+    known = list_aliases(ConnectionReader(connection), name)
+    return NameState(rows[0].newest, numbers, {}, {alias.alias: alias for alias in known})
 
 
 def read_facts(connection: Connection, name: str, number: int) -> Facts | None:
@@ -31,8 +35,14 @@ def read_facts(connection: Connection, name: str, number: int) -> Facts | None:
     Raises:
         CatalogError: They are not what was written.
     """
-    row = connection.execute(_VERSION, {"of": name, "at": number}).one_or_none()
-    return None if row is None else facts_of(row)
+    row = find_number(ConnectionReader(connection), name, number)
+    return None if row is None else row.facts()
+
+
+def version_row(name: str, number: int, facts: Facts) -> dict[str, Any]:
+    """Return the row of a version."""
+    text = to_json(facts)
+    return {"name": name, "number": number, "model_type": facts["model_type"], "facts": text, "sha256": sha256(text)}
 
 
 def write_changes(connection: Connection, name: str, before: NameState, after: NameState) -> None:

@@ -13,8 +13,6 @@ from sqlalchemy import (
     Text,
 )
 
-MAX_NUMBER = 2**31 - 1  # of an INTEGER
-
 metadata = MetaData()
 # Both databases compare and sort names by code point, as Python does. PostgreSQL would use the server's language.
 NAME = Text().with_variant(Text(collation="C"), "postgresql")

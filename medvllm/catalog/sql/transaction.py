@@ -13,9 +13,10 @@ from medvllm.catalog.events import DEFAULT, Alias, Event
 from medvllm.catalog.record import Facts, content, is_same, mutable
 from medvllm.catalog.sql.facts import normalize_facts
 from medvllm.catalog.sql.history import Journal, events
-from medvllm.catalog.sql.rows import list_aliases, list_names, number_of
+from medvllm.catalog.sql.lookups import MAX_NUMBER, list_aliases, list_names, list_owners, number_of
+from medvllm.catalog.sql.reader import ConnectionReader
 from medvllm.catalog.sql.states import read_facts, read_state, write_changes
-from medvllm.catalog.sql.tables import MAX_NUMBER, other_names, versions
+from medvllm.catalog.sql.tables import versions
 from medvllm.catalog.state import NameState, apply_event
 from medvllm.catalog.taken import name_taken
 from medvllm.errors import CatalogError, ModelNotFoundError
@@ -36,6 +37,7 @@ class Transaction:
 
     def __init__(self, journal: Journal) -> None:
         self._journal, self._connection = journal, journal.connection
+        self._reader = ConnectionReader(journal.connection)
         self.is_kept = True
         self.is_plan = False
         self.needs_reason = False
@@ -312,7 +314,7 @@ class Transaction:
         The protection of an alias outlasts the versions of its name.
         """
         for other in others:
-            protected = [alias.alias for alias in list_aliases(self._connection, other) if alias.protected]
+            protected = [alias.alias for alias in list_aliases(self._reader, other) if alias.protected]
             if protected and other != name:
                 raise CatalogError(
                     f"Model {name!r} cannot also be known as {other!r}, because alias {protected[0]!r} of {other!r} is "
@@ -356,8 +358,7 @@ class Transaction:
                 f"Show its versions: medvllm show {name}",
                 model=name,
             )
-        query = select(other_names.c.name).where(other_names.c.other == name).distinct()
-        near = list(self._connection.execute(query).scalars()) or near_names(name, list_names(self._connection), 3)
+        near = list_owners(self._reader, name) or near_names(name, list_names(self._reader), 3)
         hint = "" if near else " Built-in models are not stored."
         return ModelNotFoundError(
             f"Model {name!r} is not stored.{did_you_mean(near)}{hint}\nList the stored models: medvllm list --mine",
