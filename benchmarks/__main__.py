@@ -9,7 +9,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import digests, engines, entries, evictions, hits, imports, loads, reload, stored
+from benchmarks import digests, engines, entries, evictions, hits, imports, loads, queue, reload, stored
 from benchmarks.measure import Table
 from medvllm import __version__
 from medvllm.settings import SETTINGS
@@ -24,6 +24,7 @@ GROUPS = {
     "digests": digests.tables,
     "entries": entries.tables,
     "stored": stored.tables,
+    "queue": queue.tables,
 }
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from medvllm import errors
-    from medvllm.engine.model_runner import ModelMetadata, ModelRegistry, ModelRunner, ModelType, registry
+    from medvllm.engine.model_runner import ModelMetadata, ModelRegistry, ModelRunner, ModelType, Request, registry
 
     load_model = ModelRegistry().load_model
 
@@ -26,6 +26,7 @@ __all__ = [
     "ModelRegistry",
     "ModelRunner",
     "ModelType",
+    "Request",
     "__version__",
     "errors",
     "load_model",

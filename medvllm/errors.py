@@ -8,6 +8,7 @@ MedVLLMError(Exception)
   OutputError(OSError)
   LoadError(RuntimeError) > WeightsMismatchError, UnsafeWeightsError, BudgetError, DeviceMemoryError
   RequestError(ValueError) > InputTooLongError
+  OverloadedError(RuntimeError)   DeadlineError(TimeoutError)   RequestCancelledError
 
 A message says what happened and to which thing. Its last line is often a command to run next. A message never
 contains the text of a note, a prompt, a token or a password.
@@ -19,6 +20,7 @@ from typing import Any
 __all__ = [
     "BudgetError",
     "CatalogError",
+    "DeadlineError",
     "DeviceMemoryError",
     "DigestMismatchError",
     "GatedModelError",
@@ -33,6 +35,8 @@ __all__ = [
     "ModelNameError",
     "ModelNotFoundError",
     "OutputError",
+    "OverloadedError",
+    "RequestCancelledError",
     "RequestError",
     "SettingError",
     "SnapshotNotFoundError",
@@ -295,3 +299,33 @@ class InputTooLongError(RequestError):
     """
 
     limit: int | None = None
+
+
+class OverloadedError(MedVLLMError, RuntimeError):
+    """So many tokens wait for their turn that no more are admitted.
+
+    Attributes:
+        model: The model that was to read more.
+        queued_tokens: The tokens that wait.
+        limit: How many may wait.
+        retry_after_s: The estimated seconds until these tokens have been read.
+    """
+
+    model: str | None = None
+    queued_tokens: int | None = None
+    limit: int | None = None
+    retry_after_s: float | None = None
+
+
+class DeadlineError(MedVLLMError, TimeoutError):
+    """The deadline of a request passed before the answer was complete.
+
+    Attributes:
+        timeout_s: The seconds that the request had.
+    """
+
+    timeout_s: float | None = None
+
+
+class RequestCancelledError(MedVLLMError):
+    """A request was cancelled before its answer was complete."""

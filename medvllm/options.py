@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from medvllm import settings
@@ -211,13 +212,22 @@ def parse_keep_alive(value: str | float | None) -> float | None:
         RequestError: The value is not a duration.
     """
     try:
-        return None if value is None else parse_duration(value)
+        return (
+            None
+            if value is None
+            else _parse_known(value)
+            if type(value) in (str, int, float)
+            else parse_duration(value)
+        )
     except ValueError as error:
         raise RequestError(
             f"keep_alive={repr(value)[:80]} is {error}.\n"
             "Use seconds, a duration such as '10m', 0 (until the model is released) or -1 (pinned).",
             option="keep_alive",
         ) from error
+
+
+_parse_known = lru_cache(maxsize=256, typed=True)(parse_duration)  # each call of a service states the same ones
 
 
 def _device(value: object) -> str | None:

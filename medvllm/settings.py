@@ -6,8 +6,8 @@ The environment takes precedence over `config.toml` in MEDVLLM_HOME, which takes
 
 import os
 import re
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -85,16 +85,22 @@ class Texts:
     Every cache hit computes this key, so it must be cheap. `os.environ` encodes the name and decodes the value at each
     access, so the mapping behind it is read instead. Settings files are not checked here: a changed file is noticed
     when a setting is next read.
+
+    Attributes:
+        values: Returns an iterator of the variables' values, without a call of Python code.
+        files: The settings files. Their `generation` is the other part of the key.
     """
 
     def __init__(self, *settings: Setting[Any]) -> None:
         kept = getattr(os.environ, "_data", None)
-        self._kept: Mapping[Any, Any] = os.environ if kept is None else kept
+        mapping: Mapping[Any, Any] = os.environ if kept is None else kept
         names = {HOME.name, *(setting.name for setting in settings)}
-        self._names = [name if kept is None else os.environ.encodekey(name) for name in sorted(names)]
+        keys = [name if kept is None else os.environ.encodekey(name) for name in sorted(names)]
+        self.values: Callable[[], Iterator[Any]] = partial(map, mapping.get, keys)
+        self.files = _files
 
     def __call__(self) -> tuple[Any, ...]:
-        return _files.generation, *map(self._kept.get, self._names)
+        return self.files.generation, *self.values()
 
 
 _files = SettingsFiles()
@@ -106,7 +112,22 @@ def _read_files() -> Mapping[str, Any]:
 
 def files() -> tuple[Path, Path]:
     """Return the paths of the settings files, the one with precedence first. The files need not exist."""
-    return HOME() / "config.toml", SYSTEM
+    return _config_of(HOME()), SYSTEM
+
+
+@lru_cache(maxsize=64)
+def _config_of(home: Path) -> Path:
+    return home / "config.toml"
+
+
+def read_files() -> int:
+    """Read the settings files if they have changed, and return a number that changes with their contents.
+
+    Raises:
+        SettingError: A file cannot be read, or has a key that is not a setting.
+    """
+    _read_files()
+    return _files.generation
 
 
 def find_unknown() -> dict[str, list[str]]:
@@ -178,6 +199,8 @@ def _keep_alive(text: str) -> float | None:
 
 
 def _path(text: str) -> Path:
+    if text[0] == "/" and "$" not in text and text[-1] not in "'\"":
+        return _whole_path(text)
     if text[0] in "'\"" or text[-1] in "'\"":
         raise ValueError("in quotes; they would become part of the path")
     expanded = os.path.expandvars(text)
@@ -187,6 +210,11 @@ def _path(text: str) -> Path:
         return Path(expanded).expanduser().absolute()
     except (RuntimeError, OSError):
         raise ValueError("not a path that can be resolved") from None
+
+
+@lru_cache(maxsize=64)  # each read of any setting asks for MEDVLLM_HOME
+def _whole_path(text: str) -> Path:
+    return Path(text)
 
 
 def _is_absolute(text: str) -> bool:
@@ -284,6 +312,13 @@ KEEP_ALIVE = Setting(
 MEMORY_TIMEOUT = Setting(
     "MEDVLLM_MEMORY_TIMEOUT", "30", _seconds, "Seconds that a load waits for memory that other models use."
 )
+MAX_QUEUED_TOKENS = Setting(
+    "MEDVLLM_MAX_QUEUED_TOKENS",
+    "none",
+    _count,
+    "The largest number of tokens that may wait while a model runs. A call that would add more is refused, unless "
+    "nothing waits. none means no limit.",
+)
 REDACTION_KEY_FILE = Setting(
     "MEDVLLM_REDACTION_KEY_FILE",
     "none",
@@ -307,6 +342,7 @@ SETTINGS: tuple[Setting[Any], ...] = (
     MAX_MODELS,
     KEEP_ALIVE,
     MEMORY_TIMEOUT,
+    MAX_QUEUED_TOKENS,
     TRUST_REMOTE_CODE,
     REDACTION_KEY_FILE,
     DEBUG,

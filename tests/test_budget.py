@@ -7,7 +7,7 @@ import pickle
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,7 +67,7 @@ class Bench:
             raise self.budget_error
         return self.budget.get(device)
 
-    def _reclaim(self, device: str) -> None:
+    def _reclaim(self, evicted: Sequence["weakref.ref[Any]"]) -> None:
         self.reclaimed += 1
         gc.collect()
 

@@ -70,7 +70,7 @@ WAYS = [
     "import medvllm.engine.model_runner.runner",
     "from medvllm.engine import model_runner",
     "from medvllm.model_registry import registry",
-    "from medvllm import registry, ModelRunner, ModelRegistry, ModelMetadata, ModelType",
+    "from medvllm import registry, ModelRunner, ModelRegistry, ModelMetadata, ModelType, Request",
     "import medvllm; registry = medvllm.registry",
 ]
 

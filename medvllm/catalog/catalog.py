@@ -20,6 +20,7 @@ from medvllm.metadata import ModelMetadata
 from medvllm.model_type import ModelType
 from medvllm.names import valid_name
 from medvllm.near_names import did_you_mean, near_names
+from medvllm.own_changes import own_changes
 from medvllm.spelling import normalize_text
 from medvllm.word_patterns import check_word_pattern
 from medvllm.words import TASKS, unknown_task
@@ -363,3 +364,4 @@ class Catalog:
 
     def _count_change(self) -> None:
         self._generation = next(self._changes)
+        own_changes.note()

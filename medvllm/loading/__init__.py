@@ -16,7 +16,7 @@ from medvllm.loading.adapters import (
     inherit_facts,
 )
 from medvllm.loading.device import default_budget
-from medvllm.loading.load_options import identify, with_defaults
+from medvllm.loading.load_options import PLAIN_TYPES, identify, with_defaults
 from medvllm.loading.memory import free_memory, size_bytes, written_bytes
 from medvllm.loading.model import load_model
 from medvllm.loading.placement import restore_offloaded
@@ -28,6 +28,7 @@ from medvllm.loading.tokenizer import load_tokenizer
 from medvllm.loading.torch_threads import torch_threads
 
 __all__ = [
+    "PLAIN_TYPES",
     "apply_adapter",
     "base_of",
     "check_allowed",

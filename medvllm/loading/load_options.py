@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from importlib import metadata as packages
 
+import torch
 from transformers import PreTrainedConfig
 
 from medvllm.errors import LoadError, MedVLLMError, MissingDependencyError
@@ -12,6 +13,8 @@ from medvllm.metadata import ModelMetadata
 from medvllm.options import Identity, LoadOptions
 from medvllm.sources.snapshot import Snapshot
 
+# The types of the values of options that say the same whenever they are equal, and are hashable.
+PLAIN_TYPES = frozenset({str, type(None), torch.dtype, torch.device})
 # Fields of a config that do not change the model.
 _INCIDENTAL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
 

@@ -2,11 +2,15 @@
 
 import gc
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    import weakref
 
 
 def size_bytes(model: torch.nn.Module) -> int:
@@ -75,8 +79,34 @@ def allocated_bytes(device: str) -> int:
     return torch.cuda.memory_allocated(device) if device.startswith("cuda") else 0
 
 
-def free_memory() -> None:
-    """Free the memory of models that nobody holds any more, on the CPU and on GPUs."""
-    gc.collect()
+def free_memory(evicted: Iterable["weakref.ref[Any]"] = ()) -> None:
+    """Give the memory of evicted models back to their devices.
+
+    Python's garbage collector looks at all that is imported, for 150 ms or more. So it runs only if one of the models
+    is still in memory: something in it refers to itself, or a caller holds it.
+    """
+    if any(model() is not None for model in evicted):
+        gc.collect()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Make objects that stay, without a look of Python's garbage collector at them, or at all that is imported.
+
+    The thousands of objects of a model would make it look at young ones several times, and at all objects after every
+    few models. The new objects become old ones at once. Other threads make objects too meanwhile, so a block must be
+    short. If the caller has switched the collector off, it stays off.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            # To freeze and unfreeze all objects makes them old, which takes no time. Frozen ones would stay frozen.
+            if not gc.get_freeze_count():
+                gc.freeze()
+                gc.unfreeze()
+            gc.enable()

@@ -20,7 +20,7 @@ from medvllm.loading.memory import allocated_bytes, mapped_bytes, size_bytes
 from medvllm.loading.placement import copy_to_device, device_memory_error
 from medvllm.loading.replay import Checkpoint, NoTemplate, Template, make_template, source_facts, templates
 from medvllm.loading.rust_panics import raise_as_errors
-from medvllm.loading.stateless import make_stateless
+from medvllm.loading.stateless import find_stateful, make_stateless
 from medvllm.metadata import ModelMetadata
 from medvllm.options import Identity
 from medvllm.sources.snapshot import Snapshot
@@ -62,7 +62,8 @@ def load_model(metadata: ModelMetadata, identity: Identity, config: PreTrainedCo
         # A caller's inference mode would mark the weights for every other caller.
         with raise_as_errors(), torch.inference_mode(False):
             model, loaded_by, template = _replay_or_load(metadata, identity, config, snapshot)
-            make_stateless(model)  # after the template is made: it describes the model as it was
+            stateful = template.stateful if isinstance(template, Template) else find_stateful(model)
+            make_stateless(model, stateful)  # after the template is made: it describes the model as it was
             if device != "cpu":
                 copy_to_device(model, torch.device(device))
     except MedVLLMError:

@@ -4,7 +4,7 @@ Modules that would remember an input run on a copy that lasts for one call. The 
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache, wraps
 from typing import Any
@@ -18,19 +18,33 @@ _SEED = 0
 _generator_lock = Lock()  # torch's generator belongs to the whole process
 
 
-def make_stateless(model: Any) -> None:
-    """Make modules that remember inputs, or draw random numbers, answer as if they were new.
-
-    Their class becomes a subclass of the same name. In training mode nothing changes.
-    """
+def find_stateful(model: Any) -> tuple[str, ...]:
+    """Return the names of the modules that remember inputs, or draw random numbers."""
     done: set[int] = set()
-    for module in model.modules():  # outermost first: its copy includes the modules inside
+    found = []
+    for name, module in model.named_modules():  # outermost first: its copy includes the modules inside
         kind: Any = type(module)
         if id(module) in done or _is_plain(kind):
             continue
         if _follows_length(module) or _grows(module) or _is_random(module):
             done.update(map(id, module.modules()))
-            module.__class__ = _stateless_class(kind)
+            found.append(name)
+    return tuple(found)
+
+
+def make_stateless(model: Any, stateful: Iterable[str]) -> None:
+    """Make modules that remember inputs, or draw random numbers, answer as if they were new.
+
+    Their class becomes a subclass of the same name. In training mode nothing changes.
+
+    Args:
+        model: The model.
+        stateful: What `find_stateful` returns for it.
+    """
+    for name in stateful:
+        module = model.get_submodule(name)
+        kind: Any = type(module)
+        module.__class__ = _stateless_class(kind)
 
 
 def depends_on_length(model: Any) -> bool:

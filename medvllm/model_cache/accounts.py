@@ -40,7 +40,7 @@ class CachedModel(Generic[I]):
     leases: int = 0
     is_listed_as_leased: bool = False  # other processes see that it is leased, or will soon
     keep_alive: float | None = None  # seconds after its last use; PINNED; None: until another model needs the memory
-    is_present: bool = True  # False once it has left the cache
+    is_present: bool = True  # False once it has left the cache, and for a private copy
     is_leaving: bool = False  # evicted while leased: it leaves when the last lease ends
 
 

@@ -5,6 +5,7 @@ The file is long because all of this changes under one lock. What needs no lock 
 
 import logging
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -68,10 +69,16 @@ class ModelCache(Forked, Generic[I]):
         if self._expiry.is_set:
             self._set_expiry()
 
-    def hit(self, cached: CachedModel[I], *, lease: bool = False) -> bool:
-        """Count a use of a model that the caller has found before; return False if it has left the cache since."""
+    def hit(self, cached: CachedModel[I], *, lease: bool = False, keep_alive: float | None = None) -> bool:
+        """Count a use of a model that the caller has found before; return False if it has left the cache since.
+
+        Args:
+            cached: The model.
+            lease: As for `get`.
+            keep_alive: As for `get`.
+        """
         now = self._clock()
-        # No calls under the lock: a thread that is switched out there makes all others queue.
+        # No calls under the lock, if possible: a thread that is switched out there makes all others queue.
         with self._lock:
             if not cached.is_present:
                 return False
@@ -82,6 +89,9 @@ class ModelCache(Forked, Generic[I]):
             self._counts.hits += 1
             if cached.identity.base is not None and (base := self._accounts.base_of(cached)) is not None:
                 base.last_used = now
+            if keep_alive is not None and (keep_alive != cached.keep_alive or not keep_alive):
+                cached.keep_alive = keep_alive
+                self._settle(cached)
         if lease and not cached.is_listed_as_leased:
             self._list_as_leased(cached)
         return True
@@ -150,6 +160,7 @@ class ModelCache(Forked, Generic[I]):
             self._counts.misses += 1
         try:
             own = self._load(identity, load, need or Need(), may_wait, ticket)
+            own.is_present = False
             with self._lock:
                 self._accounts.add_copy(own)
         finally:
@@ -161,12 +172,13 @@ class ModelCache(Forked, Generic[I]):
 
     def release(self, cached: CachedModel[I]) -> None:
         """Return a lease."""
-        self._returned.append(cached)
         # The garbage collector may end a generator that holds a lease while this very thread holds the lock. Then the
         # lease waits for the next call.
-        if not self._lock._is_owned():  # type: ignore[attr-defined]
-            with self._lock:
-                self._end_returned_leases()
+        if self._lock._is_owned():  # type: ignore[attr-defined]
+            self._returned.append(cached)
+            return
+        with self._lock:
+            self._end_lease(cached)
 
     def evict(self, name: str | None = None, reason: Reason = "asked") -> int:
         """Evict the models of an entry, also pinned ones, and return how many left. None evicts all models.
@@ -174,26 +186,19 @@ class ModelCache(Forked, Generic[I]):
         A leased model leaves when its last lease ends. A model that is being loaded goes to its callers only. The
         adapters of a model leave with it.
         """
-
-        def is_chosen(identity: Named) -> bool:
-            return name is None or identity.name == name or (identity.base is not None and is_chosen(identity.base))
-
         with self._lock:
-            for identity, flight in self._flights.items():
-                flight.is_leaving |= is_chosen(identity)
-            chosen = [model for model in self._accounts.models.values() if is_chosen(model.identity)]
-            for cached in chosen:
-                cached.is_leaving = True
-            for cached in sorted(chosen, key=lambda model: model.identity.base is None):  # adapters first
-                if cached.is_present and not self._accounts.is_in_use(cached):
-                    self._room.evict(cached, reason)
-            self._set_expiry()
-            return sum(not cached.is_present for cached in chosen)
+            left = self._evict_named(name, reason)
+        self._free(left)
+        return len(left)
 
     def discard(self, identity: I, reason: Reason) -> bool:
         """Evict one model unless it is in use. Return whether it left."""
         with self._lock:
-            return self._evict_unleased(identity, reason) is not None
+            cached = self._evict_unleased(identity, reason)
+            left = [] if cached is None else [weakref.ref(cached.model)]
+        del cached
+        self._free(left)
+        return bool(left)
 
     def pop(self, identity: I, reason: Reason) -> Any | None:
         """Take one model out and return it to the caller alone; None if it is not in memory, or is leased."""
@@ -402,21 +407,46 @@ class ModelCache(Forked, Generic[I]):
 
     def _end_returned_leases(self) -> None:
         while self._returned:
-            cached = self._returned.popleft()
-            cached.leases -= 1
-            cached.last_used = self._clock()
-            if self._accounts.models.get(cached.identity) is cached:
-                self._settle(cached)
+            self._end_lease(self._returned.popleft())
+
+    def _end_lease(self, cached: CachedModel[I]) -> None:
+        cached.leases -= 1
+        cached.last_used = self._clock()
+        if cached.is_present and (cached.keep_alive is not None or cached.is_leaving):
+            self._settle(cached)
+        if self._room.waiting:
             self._room.notify_waiting()
 
     def _settle(self, cached: CachedModel[I]) -> None:
         """Evict a model that was to leave with its last lease, or set the timer for when it expires."""
         if not self._room.settle(cached) and cached.keep_alive is not None:
-            self._set_expiry()
+            self._expiry.set_by(cached.last_used + cached.keep_alive, self._clock())
 
     def _set_expiry(self) -> None:
         idle = [model for model in self._accounts.models.values() if not self._accounts.is_in_use(model)]
         self._expiry.set(idle, self._clock())
+
+    def _evict_named(self, name: str | None, reason: Reason) -> list["weakref.ref[Any]"]:
+        """Do what `evict` does under the lock, and return the models that left."""
+
+        def is_chosen(identity: Named) -> bool:
+            return name is None or identity.name == name or (identity.base is not None and is_chosen(identity.base))
+
+        for identity, flight in self._flights.items():
+            flight.is_leaving |= is_chosen(identity)
+        chosen = [model for model in self._accounts.models.values() if is_chosen(model.identity)]
+        for cached in chosen:
+            cached.is_leaving = True
+        for cached in sorted(chosen, key=lambda model: model.identity.base is None):  # adapters first
+            if cached.is_present and not self._accounts.is_in_use(cached):
+                self._room.evict(cached, reason)
+        self._set_expiry()
+        return [weakref.ref(cached.model) for cached in chosen if not cached.is_present]
+
+    def _free(self, left: list["weakref.ref[Any]"]) -> None:
+        """Give the memory of models that have left back to their devices. The caller must not hold the lock."""
+        if left:
+            self._limits.free_memory(left)
 
     def _evict_unleased(self, identity: I, reason: Reason) -> CachedModel[I] | None:
         cached = self._accounts.models.get(identity)

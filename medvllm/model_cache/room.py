@@ -97,7 +97,7 @@ class Room(Generic[I]):
                             return
                 # An evicted model may stay in memory until the garbage collector runs.
                 if evicted:
-                    self.limits.free_memory(need.device)
+                    self.limits.free_memory(evicted)
                     if any(model() is None for model in evicted):
                         continue
                 with self.lock:
@@ -155,14 +155,14 @@ class Room(Generic[I]):
 
     def clear_device(self, device: str) -> None:
         """Evict every model that may leave a device that ran out of memory. The caller must not hold the lock."""
-        count = 0
+        evicted: list[weakref.ref[Any]] = []
         with self.lock:
             for cached, _ in self._leaving(device, lambda: "memory"):
+                evicted.append(weakref.ref(cached.model))
                 self.evict(cached, "memory")
-                count += 1
                 del cached
-        logger.warning("%s is out of memory: evicted %d models, and the load is tried once more", device, count)
-        self.limits.free_memory(device)
+        logger.warning("%s is out of memory: evicted %d models, and the load is tried once more", device, len(evicted))
+        self.limits.free_memory(evicted)
 
     def trim(self, device: str, last: CachedModel[I]) -> None:
         """Evict models until the cache is within its limits again, `last` after all others."""

@@ -436,6 +436,7 @@ class ModelRegistry:
         """
         if refresh:
             self._snapshots.refresh(name, revision)
+            self._catalog.outdate()
         return self._snapshots.fetch(name, revision)[1].path
 
     # Memory

@@ -25,22 +25,24 @@ from medvllm.load_result import LoadResult
 from medvllm.metadata import ModelMetadata
 from medvllm.model_cache import CachedModel, Need, ValueCache
 from medvllm.model_registry.engine_preparation import Preparation, Unsuited, prepare
-from medvllm.model_registry.entry_resolver import EntryResolver
+from medvllm.model_registry.entry_resolver import Basis, EntryResolver
+from medvllm.model_registry.known_calls import TRUST_S, KnownCall, KnownCalls, key_of
 from medvllm.model_registry.lease import Lease
 from medvllm.model_registry.loaded_models import LoadedModels
 from medvllm.names import parse_name
 from medvllm.options import Identity, LoadOptions, parse_keep_alive
+from medvllm.own_changes import own_changes
 from medvllm.receipt import Receipt
+from medvllm.sources.sentence import Scoring
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from transformers import PreTrainedTokenizerBase
+
     from medvllm.engines import EngineName
 
 logger = logging.getLogger(__name__)
-
-_SETTINGS = settings.Texts(settings.DEVICE, settings.DTYPE, settings.LOCK_FILE, settings.REQUIRE_LOCK)  # part of a call
-_MAX_CALLS = 10_000  # calls that are remembered
 
 
 class PartChooser(Hashable, Protocol):
@@ -62,7 +64,7 @@ class EngineTarget:
     options: LoadOptions
     part: str
     folder: "Path"
-    generation: tuple[int, Hashable]
+    basis: Basis
     fingerprint: sources.Fingerprint
     is_lasting: bool
 
@@ -76,9 +78,23 @@ class Choice:
     verdict: Verdict
     identity: Identity
 
+    @property
+    def metadata(self) -> ModelMetadata:
+        """The entry, completed with what the files say."""
+        return self.target.metadata
+
+    @property
+    def scoring(self) -> Scoring | None:
+        """What the files declare about the scores of a cross-encoder."""
+        return self.target.snapshot.scoring
+
 
 class EngineLeases:
     """Leases models that engines compute.
+
+    Attributes:
+        release: Ends a lease.
+        free_bytes: Returns the bytes that the memory budget of a device has left; None without a budget.
 
     Args:
         catalog: The entries.
@@ -89,10 +105,10 @@ class EngineLeases:
     def __init__(self, catalog: Catalog, entries: EntryResolver, loaded: LoadedModels) -> None:
         self._catalog, self._entries, self._loaded = catalog, entries, loaded
         self._preparations: ValueCache[tuple[Path, tuple[str, ...]], Preparation] = ValueCache()
-        # What a call meant, and a weak reference to the model it got, so that a hit resolves nothing.
-        self._calls: dict[Hashable, tuple[Choice, Callable[[], CachedModel[Identity] | None]]] = {}
+        self._calls: KnownCalls[Choice] = KnownCalls()
         self._said: set[tuple[str, str, str]] = set()  # why torch computes a model, as the log has said
-        self._lock = Lock()  # guards _said, and what a gate found
+        self._lock = Lock()  # guards _said
+        self.release, self.free_bytes = loaded.cache.release, loaded.cache.free_bytes
 
     @contextmanager
     def lease(
@@ -121,17 +137,14 @@ class EngineLeases:
         except Unsuited as unsuited:
             reason: str | None = str(unsuited)
         else:
+            lease = Lease(choice, cached, self)
             try:
-                lease = self._make_lease(choice, cached)
-                try:
-                    reason = self._check_baseline(choice, lease, gate)
-                    if reason is None:
-                        yield lease
-                        return
-                finally:
-                    lease.end()
+                reason = self._check_baseline(choice, lease, gate)
+                if reason is None:
+                    yield lease
+                    return
             finally:
-                self._loaded.cache.release(cached)
+                lease.end()
         assert reason is not None
         self._say(str(name), engine, reason)
         with fallback() as lease:
@@ -146,28 +159,37 @@ class EngineLeases:
         Raises:
             Unsuited: No engine may compute the model.
         """
-        given = LoadOptions.from_kwargs(options)
-        call = name, given, choose_part, engine, _SETTINGS()
-        choice, find_cached = self._calls.get(call, (None, lambda: None)) if isinstance(name, str) else (None, None)
-        if (
-            choice is not None
-            and find_cached is not None
-            and choice.target.is_lasting
-            and self._entries.is_current(choice.target)
-            and choice.target.fingerprint.is_current()
-            and choice.export.fingerprint.is_current()
-        ):
-            if (known := find_cached()) is not None and self._loaded.cache.hit(known, lease=True):
-                return choice, known
+        call = key_of(name, options)
+        key = None if call is None else (call, choose_part, engine)
+        known = None if key is None else self._calls.get(key)
+        if known is not None and known.is_trusted() and (cached := known.find_cached()) is not None:
+            if self._loaded.cache.hit(cached, lease=True):
+                return known.target, cached
+            del cached  # a model that has left must not keep its memory from the load
+        # First the moment, then the look: a change in between is seen by the next one.
+        number, trusted_until = own_changes.number, time.monotonic() + TRUST_S
+        if known is not None and self._is_current(known.target):
+            choice = known.target
+            if (found := known.find_cached()) is not None and self._loaded.cache.hit(found, lease=True):
+                self._calls.put(key, KnownCall(choice, known.find_cached, number, trusted_until))
+                return choice, found
+            found = None  # as above
         else:
-            target = self._resolve(name, given, choose_part)
-            choice = self._choose(target, engine)
-        cached = self._loaded.cache.get(choice.identity, partial(self._load, choice), need=_need(choice), lease=True)
-        if len(self._calls) >= _MAX_CALLS:
-            self._calls.clear()
-        if isinstance(name, str):
-            self._calls[call] = choice, weakref.ref(cached)
-        return choice, cached
+            choice = self._choose(self._resolve(name, LoadOptions.from_kwargs(options), choose_part), engine)
+        loaded = self._loaded.cache.get(choice.identity, partial(self._load, choice), need=_need(choice), lease=True)
+        if key is not None:
+            self._calls.put(key, KnownCall(choice, weakref.ref(loaded)))
+        return choice, loaded
+
+    def _is_current(self, choice: Choice) -> bool:
+        """Return whether a call still means what it meant before, and its files are unchanged."""
+        target = choice.target
+        return (
+            target.is_lasting
+            and self._entries.is_current(target)
+            and target.fingerprint.is_current()
+            and choice.export.fingerprint.is_current()
+        )
 
     def _resolve(self, name: "str | os.PathLike[str]", given: LoadOptions, choose_part: PartChooser) -> EngineTarget:
         ref = parse_name(name)
@@ -183,7 +205,7 @@ class EngineLeases:
         folder = engines.export_folder(metadata, snapshot, options, part)
         fingerprint = snapshot.fingerprint + found.lock
         is_lasting = ref.kind != "folder"
-        return EngineTarget(metadata, snapshot, options, part, folder, found.generation, fingerprint, is_lasting)
+        return EngineTarget(metadata, snapshot, options, part, folder, found.basis, fingerprint, is_lasting)
 
     def _choose(self, target: EngineTarget, engine: "EngineName") -> Choice:
         """Return the engine that computes a model: the one that was asked for, or the fastest.
@@ -248,29 +270,25 @@ class EngineLeases:
             *(choice.identity.name, choice.verdict.engine, seconds, result.size_bytes / 1e6),
         )
         if settings.AUDIT_LOADS():
-            receipt = self._receipt(choice, model, size_bytes=result.size_bytes)
+            receipt = self.receipt_of(choice, model, result.size_bytes)
             detail = {"snapshot": receipt.snapshot, "options": receipt.options, "receipt": receipt.digest}
             self._catalog.stored.note_load(choice.target.metadata, detail)
         return result
 
-    def _make_lease(self, choice: Choice, cached: CachedModel[Identity]) -> Lease:
-        target, export = choice.target, choice.export
-        key = target.metadata.name, "engine", export.digest
+    def tokenizer_of(self, choice: Choice) -> "PreTrainedTokenizerBase":
+        """Return the tokenizer of a choice, opened once. It has what the tasks use of one of transformers."""
+        export = choice.export
+        key = choice.metadata.name, "engine", export.digest
 
-        def open_tokenizer() -> engines.PlainTokenizer:
+        def open_tokenizer() -> Any:
             return engines.PlainTokenizer(export.folder / engines.TOKENIZER, export.facts["tokenizer"])
 
-        return Lease(
-            target.metadata,
-            cached,
-            partial(self._loaded.tokenizers.get, key, open_tokenizer),
-            partial(self._modules, target),
-            lambda: target.snapshot.scoring,
-            partial(self._receipt, choice, size_bytes=cached.size_bytes),
-            self._loaded.cache.free_bytes,
-        )
+        tokenizer: PreTrainedTokenizerBase = self._loaded.tokenizers.get(key, open_tokenizer)
+        return tokenizer
 
-    def _modules(self, target: EngineTarget) -> Modules:
+    def modules_of(self, choice: Choice) -> Modules:
+        """Return the modules behind the pooling of a choice, loaded once."""
+        target = choice.target
         files = target.snapshot.files, target.snapshot.converted
         key = target.metadata.name, "modules", frozenset(item for each in files for item in each.items())
 
@@ -282,7 +300,8 @@ class EngineLeases:
         modules: Modules = self._loaded.tokenizers.get(key, load)
         return modules
 
-    def _receipt(self, choice: Choice, model: EngineModel, size_bytes: int) -> Receipt:
+    def receipt_of(self, choice: Choice, model: EngineModel, size_bytes: int) -> Receipt:
+        """Return the receipt of a choice, whose model is in memory."""
         target, facts = choice.target, choice.export.facts
         snapshot = target.snapshot
         if snapshot.locked and not target.fingerprint.is_current():

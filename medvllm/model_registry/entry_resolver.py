@@ -3,7 +3,8 @@
 import logging
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 from medvllm import settings, sources
 from medvllm.catalog import Catalog, find_model
@@ -14,6 +15,14 @@ from medvllm.names import ModelRef
 logger = logging.getLogger(__name__)
 
 
+class Basis(NamedTuple):
+    """What the meaning of a call rests on, besides its files and the environment."""
+
+    settings_files: int
+    lock_file: Path  # also of the working directory, where the settings name no file
+    catalog: tuple[int, Hashable]
+
+
 @dataclass(frozen=True)
 class FoundEntry:
     """An entry that a name means.
@@ -21,13 +30,13 @@ class FoundEntry:
     Attributes:
         metadata: The entry, without the facts that its files say.
         revision: The revision that the name has, if any.
-        generation: The state of the catalogue before the name was looked up.
+        basis: The state of the settings and the catalogue before the name was looked up.
         lock: The stamps of the lock file at that time.
     """
 
     metadata: ModelMetadata
     revision: str | None
-    generation: tuple[int, Hashable]
+    basis: Basis
     lock: sources.Fingerprint
 
 
@@ -37,7 +46,7 @@ class Resolved(Protocol):
     @property
     def metadata(self) -> ModelMetadata: ...
     @property
-    def generation(self) -> tuple[int, Hashable]: ...
+    def basis(self) -> Basis: ...
 
 
 class EntryResolver:
@@ -55,11 +64,12 @@ class EntryResolver:
             ModelNotFoundError: The name means no model.
         """
         # First the state of catalogue and lock, then the look-up: a change in between outdates what is found.
-        generation, lock = self._catalog.generation(stored=ref.kind == "name"), sources.lock_fingerprint()
+        basis = self._basis(stored=ref.kind == "name")
+        lock = sources.Fingerprint.of([basis.lock_file])
         metadata, revision = find_model(self._catalog, ref)
         metadata = metadata.without_folder_facts()
         self._warn_of_deprecated(metadata)
-        return FoundEntry(metadata, revision, generation, lock)
+        return FoundEntry(metadata, revision, basis, lock)
 
     def fetch(self, metadata: ModelMetadata, revision: str | None) -> sources.Snapshot:
         """Return the verified files of an entry.
@@ -77,10 +87,13 @@ class EntryResolver:
     def is_current(self, found: Resolved) -> bool:
         """Return whether the entry and the settings are as they were when it was found."""
         return (
-            found.generation == self._catalog.generation(stored=found.generation[1] is not False)
+            found.basis == self._basis(stored=found.basis.catalog[1] is not False)
             and (found.metadata.origin != "direct" or settings.ALLOW_UNREGISTERED())
             and (not found.metadata.source.trust_remote_code or settings.TRUST_REMOTE_CODE())
         )
+
+    def _basis(self, *, stored: bool) -> Basis:
+        return Basis(settings.read_files(), sources.Lock.current_path(), self._catalog.generation(stored=stored))
 
     def _warn_of_deprecated(self, metadata: ModelMetadata) -> None:
         """Log once that an entry is deprecated, why, and what to use instead."""

@@ -4,7 +4,7 @@ import gc
 import sys
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -59,7 +59,7 @@ class LoadedModels:
                 budget=_budget_bytes,
                 max_models=settings.MAX_MODELS,
                 wait_s=settings.MEMORY_TIMEOUT,
-                free_memory=lambda device: _free_memory(),
+                free_memory=_free_memory,
                 on_change=partial(_schedule_write, weakref.ref(self)),
             )
         )
@@ -80,8 +80,6 @@ class LoadedModels:
         """Evict the models of an entry, or all for None, and drop their tokenizers; return how many models left."""
         left = self.cache.evict(name, reason)
         self.tokenizers.discard(lambda key: name is None or key[0] == name)
-        if left:
-            _free_memory()
         return left
 
     def record_stores(self) -> list[processes.RecordStore]:
@@ -148,14 +146,15 @@ def _budget_bytes(device: str) -> int | None:
     return loading.default_budget(device)
 
 
-def _free_memory() -> None:
-    """Return the memory of dropped models to the system. Without torch, no model of torch was dropped."""
-    if "torch" not in sys.modules:
-        gc.collect()
+def _free_memory(evicted: "Sequence[weakref.ref[Any]]") -> None:
+    """Return the memory of evicted models to the system."""
+    if "torch" not in sys.modules:  # then they were models of engines
+        if any(model() is not None for model in evicted):
+            gc.collect()
         return
     from medvllm import loading
 
-    loading.free_memory()
+    loading.free_memory(evicted)
 
 
 def _schedule_write(loaded: "weakref.ref[LoadedModels]") -> None:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ from medvllm.catalog import Catalog
 from medvllm.heads import is_same_head, task_of_class
 from medvllm.metadata import ModelMetadata
 from medvllm.model_registry.adapter_base import find_base
-from medvllm.model_registry.entry_resolver import EntryResolver, FoundEntry
+from medvllm.model_registry.entry_resolver import Basis, EntryResolver, FoundEntry
 from medvllm.model_registry.snapshots import Snapshots
 from medvllm.names import parse_name
 from medvllm.options import Identity, LoadOptions
@@ -31,7 +30,7 @@ class LoadTarget:
     snapshot: sources.Snapshot
     identity: Identity
     config: "PreTrainedConfig"
-    generation: tuple[int, Hashable]  # of the catalogue, before the name was looked up
+    basis: Basis  # before the name was looked up
     fingerprint: sources.Fingerprint  # of the files, their folders, and the lock; of a base's files, too
     is_lasting: bool  # False for a folder's path: its meaning depends on the working directory and on links
     base: "LoadTarget | None" = None  # of an adapter
@@ -93,7 +92,7 @@ class Resolver:
         metadata = metadata.with_missing_facts(snapshot.declared_facts)
         identity, config = loading.identify(metadata, options, snapshot)
         fingerprint = snapshot.fingerprint + found.lock
-        return LoadTarget(metadata, snapshot, identity, config, found.generation, fingerprint, ref.kind != "folder")
+        return LoadTarget(metadata, snapshot, identity, config, found.basis, fingerprint, ref.kind != "folder")
 
     def is_current(self, target: LoadTarget) -> bool:
         """Return whether entries and settings still are as they were when a target was resolved."""
@@ -121,7 +120,7 @@ class Resolver:
             base = self.resolve(name, replace(for_base, model_class=choice.base_class))
         identity, config = loading.identify_adapter(metadata, snapshot, choice, base.identity, base.config)
         fingerprint = snapshot.fingerprint + base.fingerprint + found.lock
-        target = LoadTarget(metadata, snapshot, identity, config, found.generation, fingerprint, base.is_lasting, base)
+        target = LoadTarget(metadata, snapshot, identity, config, found.basis, fingerprint, base.is_lasting, base)
         of_base = alone.metadata.with_facts(task=alone.task)
         facts = loading.inherit_facts(metadata, snapshot, of_base, has_same_head=target.has_head_of(alone))
         return replace(target, metadata=facts)

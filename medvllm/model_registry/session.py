@@ -6,6 +6,7 @@ and `medvllm.loading` reads the files.
 
 import contextlib
 import os
+import time
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import replace
@@ -19,7 +20,8 @@ from medvllm.errors import BudgetError, DeviceMemoryError
 from medvllm.load_result import LoadResult
 from medvllm.model_cache import CachedModel, KnownBy, Need, Plan
 from medvllm.model_registry.entry_resolver import EntryResolver
-from medvllm.model_registry.lease import Lease, Leasing
+from medvllm.model_registry.known_calls import TRUST_S, KnownCall, KnownCalls, key_of
+from medvllm.model_registry.lease import Leasing
 from medvllm.model_registry.loaded_models import LoadedModels
 from medvllm.model_registry.nesting import Nesting
 from medvllm.model_registry.resolver import LoadTarget, Resolver
@@ -27,6 +29,7 @@ from medvllm.model_registry.snapshots import Snapshots
 from medvllm.model_registry.tokenizers import Tokenizers
 from medvllm.names import parse_name
 from medvllm.options import Identity, LoadOptions, parse_keep_alive
+from medvllm.own_changes import own_changes
 from medvllm.receipt import Receipt
 from medvllm.sources.digest_cache import digest_cache
 
@@ -34,11 +37,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from medvllm.engines.vector_modules import Modules
-    from medvllm.sources.sentence import Scoring
-
-_MAX_CALLS = 10_000  # calls that are remembered
-_SETTINGS = settings.Texts(settings.DEVICE, settings.DTYPE, settings.LOCK_FILE, settings.REQUIRE_LOCK)  # part of a call
-_UNKNOWN: tuple[None, Callable[[], None]] = (None, lambda: None)
 
 
 class Session:
@@ -47,6 +45,7 @@ class Session:
     Attributes:
         resolver: Turns a call into a `LoadTarget`.
         tokenizers: The tokenizers, and the modules behind a pooling.
+        release: Ends a lease that `acquire` gave.
     """
 
     def __init__(self, catalog: Catalog, snapshots: Snapshots, entries: EntryResolver, loaded: LoadedModels) -> None:
@@ -57,9 +56,8 @@ class Session:
         self._nesting = Nesting()
         self.resolver = Resolver(catalog, snapshots, entries)
         self.tokenizers = Tokenizers(loaded.tokenizers, self._nesting)
-        # What a call meant, and a weak reference to the model it got, so that a hit resolves nothing. An item is
-        # replaced, never changed: that needs no lock.
-        self._calls: dict[Hashable, tuple[LoadTarget | None, Callable[[], CachedModel[Identity] | None]]] = {}
+        self._calls: KnownCalls[LoadTarget] = KnownCalls()
+        self.release = self._cache.release
 
     def acquire(
         self,
@@ -77,25 +75,45 @@ class Session:
             lease: Whether to lease the model before any other thread can evict it.
             keep_alive: How long it stays after its last use, from now on; None leaves that as it is.
         """
-        # A hit: the same call was made before, nothing it depends on has changed, and its model is in memory.
-        given = LoadOptions.from_kwargs(options)
+        key = key_of(name, options, loading.PLAIN_TYPES)
         keep_alive_s = None if keep_alive is None else parse_keep_alive(keep_alive)
-        call = (name, given, _SETTINGS())
-        target, find_cached = self._calls.get(call, _UNKNOWN) if isinstance(name, str) else _UNKNOWN
+        known = None if key is None else self._calls.get(key)
+        if known is not None and known.is_trusted() and (cached := known.find_cached()) is not None:
+            if self._cache.hit(cached, lease=lease, keep_alive=keep_alive_s):
+                return known.target, cached
+            del cached  # a model that has left must not keep its memory from the load
+        return self._acquire_checked(name, options, key, known, lease, keep_alive_s)
+
+    def _acquire_checked(
+        self,
+        name: "str | os.PathLike[str]",
+        options: Mapping[str, Any],
+        key: Hashable,
+        known: KnownCall[LoadTarget] | None,
+        lease: bool,
+        keep_alive_s: float | None,
+    ) -> tuple[LoadTarget, CachedModel[Identity]]:
+        """Do the same, after a look at everything that the meaning of the call depends on."""
+        # First the moment, then the look: a change in between is seen by the next one.
+        number, trusted_until = own_changes.number, time.monotonic() + TRUST_S
+        target = known.target if known is not None else None
         if target is not None and not self.resolver.is_current(target):
             target = None
-        if target is not None and target.is_lasting and target.fingerprint.is_current():
-            if keep_alive_s is None and (known := find_cached()) is not None and self._cache.hit(known, lease=lease):
-                return target, known
-            known = None  # a model that has left must not keep its memory from the load
+        if target is not None and known is not None and target.is_lasting and target.fingerprint.is_current():
+            if (cached := known.find_cached()) is not None and self._cache.hit(
+                cached, lease=lease, keep_alive=keep_alive_s
+            ):
+                self._calls.put(key, KnownCall(target, known.find_cached, number, trusted_until))
+                return target, cached
+            cached = None  # as above
         else:
             # Resolve: which entry, which files, which options.
-            target = self._resolve_again(name, given, target)
+            target = self._resolve_again(name, LoadOptions.from_kwargs(options), target)
         # Reserve, load, publish: the cache makes room for what the load needs, and all who ask meanwhile share it.
         # Inside a load this thread holds the lock that every load needs: to wait for another load would never end.
         is_nested = self._nesting.depth > 0
         with self._lease_base(target) as load:
-            cached = self._cache.get(
+            loaded = self._cache.get(
                 target.identity,
                 load,
                 need=self._need(target),
@@ -103,12 +121,9 @@ class Session:
                 keep_alive=keep_alive_s,
                 may_wait=not is_nested,
             )
-        # Remember the call.
-        if len(self._calls) >= _MAX_CALLS:
-            self._calls.clear()
-        if isinstance(name, str) and not is_nested:
-            self._calls[call] = target, weakref.ref(cached)
-        return target, cached
+        if key is not None and not is_nested:
+            self._calls.put(key, KnownCall(target, weakref.ref(loaded)))
+        return target, loaded
 
     def load_copy(self, name: "str | os.PathLike[str]", options: Mapping[str, Any]) -> Any:
         """Return a model that is the caller's own: loaded now, and shared with nobody."""
@@ -130,28 +145,13 @@ class Session:
         self, name: "str | os.PathLike[str]", options: Mapping[str, Any], keep_alive: str | float | None
     ) -> Leasing:
         """Return what leases a model for the duration of a `with` block."""
-        text = name if isinstance(name, str) else parse_name(name).text
-        return Leasing(text, self._lease(name, options, keep_alive))
+        if not isinstance(name, str):
+            parse_name(name)  # for its checks
+        return Leasing(self, name, options, keep_alive)
 
-    @contextlib.contextmanager
-    def _lease(
-        self, name: "str | os.PathLike[str]", options: Mapping[str, Any], keep_alive: str | float | None
-    ) -> Iterator[Lease]:
-        target, cached = self.acquire(name, options, lease=True, keep_alive=keep_alive)
-        lease = Lease(
-            target.metadata,
-            cached,
-            partial(self._tokenizer, target),
-            partial(self._modules, target),
-            partial(self._scoring, target),
-            partial(self._receipt, target, size_bytes=cached.size_bytes),
-            self._cache.free_bytes,
-        )
-        try:
-            yield lease
-        finally:
-            lease.end()
-            self._cache.release(cached)
+    def free_bytes(self, device: str) -> int | None:
+        """Return the bytes that the memory budget of a device has left; None without a budget."""
+        return self._cache.free_bytes(device)
 
     def plan(self, name: "str | os.PathLike[str]", options: Mapping[str, Any]) -> Plan:
         """Return what a load would need, and which models would leave for it."""
@@ -165,7 +165,7 @@ class Session:
         """Return the tokenizer of a name; the model is not loaded."""
         metadata, snapshot = self._snapshots.fetch(name, revision)
         if metadata.is_adapter:
-            return self._tokenizer(self._resolve(name, {} if revision is None else {"revision": revision}))
+            return self.tokenizer_of(self._resolve(name, {} if revision is None else {"revision": revision}))
         return self.tokenizers.get(
             metadata.without_folder_facts().with_missing_facts(snapshot.declared_facts), snapshot
         )
@@ -175,12 +175,9 @@ class Session:
         target = self._resolve(name, options)
         if not self._cache.discard(target.identity, "offloaded"):
             return False
-        try:
-            if target.identity.options.device != "cpu" and target.base is None:
-                with contextlib.suppress(BudgetError, DeviceMemoryError):  # no room: the model is evicted
-                    self.load_offloaded(target)
-        finally:
-            loading.free_memory()
+        if target.identity.options.device != "cpu" and target.base is None:
+            with contextlib.suppress(BudgetError, DeviceMemoryError):  # no room: the model is evicted
+                self.load_offloaded(target)
         return True
 
     def load_offloaded(self, target: LoadTarget) -> None:
@@ -286,11 +283,12 @@ class Session:
 
     def _note_load(self, target: LoadTarget, loaded: LoadResult) -> None:
         """Add a load to the history. If that fails, so does the load: no model is handed out without a record."""
-        receipt = self._receipt(target, loaded.model, loaded.size_bytes)
+        receipt = self.receipt_of(target, loaded.model, loaded.size_bytes)
         detail = {"snapshot": receipt.snapshot, "options": receipt.options, "receipt": receipt.digest}
         self._catalog.stored.note_load(target.metadata, detail)
 
-    def _tokenizer(self, target: LoadTarget) -> "PreTrainedTokenizerBase":
+    def tokenizer_of(self, target: LoadTarget) -> "PreTrainedTokenizerBase":
+        """Return the tokenizer of a target, loaded once."""
         model_class = target.identity.options.model_class
         chosen = model_class if isinstance(model_class, type) else None
         if target.base is None:
@@ -298,23 +296,22 @@ class Session:
         snapshot = target.snapshot if target.snapshot.has_tokenizer else target.base.snapshot
         return self.tokenizers.get(target.metadata, snapshot, chosen, config_from=target.base.snapshot)
 
-    def _modules(self, target: LoadTarget) -> "Modules":
+    def modules_of(self, target: LoadTarget) -> "Modules":
+        """Return the modules behind the pooling of a target, loaded once."""
         base = target.base if target.snapshot.declaration is None else None
         return self.tokenizers.get_modules(target.metadata, (base or target).snapshot)
 
-    def _scoring(self, target: LoadTarget) -> "Scoring | None":
-        return target.scoring
-
-    def _receipt(self, target: LoadTarget, model: Any, size_bytes: int) -> Receipt:
+    def receipt_of(self, target: LoadTarget, model: Any, size_bytes: int) -> Receipt:
+        """Return the receipt of a target, whose model is in memory."""
         snapshot = target.snapshot
         if snapshot.locked and not target.fingerprint.is_current():
             snapshot = replace(snapshot, locked=sources.is_locked(target.metadata, snapshot))
-        proof = loading.make_proof(snapshot, model, size_bytes, partial(self._tokenizer, target))
+        proof = loading.make_proof(snapshot, model, size_bytes, partial(self.tokenizer_of, target))
         receipt = Receipt.of(target.metadata, target.identity, snapshot.commit, proof, snapshot.bundle)
         if (base := target.base) is None:
             return receipt
         base_model = loading.base_of(model)
-        of_base = self._receipt(base, base_model, loading.size_bytes(base_model))
+        of_base = self.receipt_of(base, base_model, loading.size_bytes(base_model))
         proof = replace(proof, architecture=of_base.proof.architecture)
         return replace(receipt, proof=proof, base=of_base)
 

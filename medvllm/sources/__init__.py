@@ -9,7 +9,7 @@ from medvllm.sources.locked_model import FOLDER, Approval, LockedModel
 from medvllm.sources.proof import prove
 from medvllm.sources.resolve import copy_to_home, followed_branch, refresh_revision, resolve_snapshot
 from medvllm.sources.snapshot import Snapshot
-from medvllm.sources.verify import is_locked, lock_fingerprint, verify_files
+from medvllm.sources.verify import is_locked, verify_files
 
 __all__ = [
     "FOLDER",
@@ -24,7 +24,6 @@ __all__ = [
     "followed_branch",
     "hub",
     "is_locked",
-    "lock_fingerprint",
     "prove",
     "read_folder_facts",
     "refresh_revision",

@@ -12,6 +12,7 @@ from medvllm.author import now, who
 from medvllm.destination import write_output
 from medvllm.errors import CatalogError, DigestMismatchError, MedVLLMError, SourceError
 from medvllm.metadata import ModelMetadata
+from medvllm.own_changes import own_changes
 from medvllm.sources.lock_text import parse_lock, to_toml
 from medvllm.sources.lock_writer import hold_lock_file
 from medvllm.sources.locked_model import Approval, LockedModel
@@ -166,6 +167,7 @@ class Lock:
                         changed.add(name)
                 if changed:
                     write_output(self.file, to_toml(lock.models).encode())
+                    own_changes.note()
         except MedVLLMError:
             raise
         except (OSError, UnicodeError) as error:

@@ -9,7 +9,6 @@ from medvllm.metadata import ModelMetadata
 from medvllm.names import ModelRef, parse_name
 from medvllm.sources import conversion, dtype_copies, folder, home_models, hub
 from medvllm.sources.digest import digest_files, find_differences
-from medvllm.sources.fingerprint import Fingerprint
 from medvllm.sources.lock import Lock
 from medvllm.sources.locked_model import FOLDER, LockedModel
 from medvllm.sources.os_errors import convert_os_errors
@@ -61,11 +60,6 @@ def is_locked(metadata: ModelMetadata, snapshot: Snapshot) -> bool:
     except SourceError:
         return False
     return locked is not None and (locked.files, locked.converted) == (snapshot.files, snapshot.converted)
-
-
-def lock_fingerprint() -> Fingerprint:
-    """Return the fingerprint of the present lock file. Take it before the lock is read."""
-    return Fingerprint.of([Lock.current_path()])
 
 
 def _read_again(metadata: ModelMetadata, location: ModelRef, locked: LockedModel) -> Snapshot:

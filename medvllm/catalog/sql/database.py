@@ -15,6 +15,7 @@ from medvllm.catalog.sql.connections import Connections
 from medvllm.catalog.sql.reader import ConnectionReader, Reader
 from medvllm.errors import CatalogError, MedVLLMError
 from medvllm.forking import Forked, register
+from medvllm.own_changes import own_changes
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -195,8 +196,11 @@ class Database(Forked, ABC, Generic[C]):
     @contextmanager
     def _transaction(self, connections: C) -> "Iterator[Connection]":
         """Give a connection in a transaction that excludes every other writer."""
-        with connections.engine.connect().execution_options(writes=True) as connection, connection.begin():
-            yield connection
+        try:
+            with connections.engine.connect().execution_options(writes=True) as connection, connection.begin():
+                yield connection
+        finally:
+            own_changes.note()
 
     def after_fork(self, *, is_child: bool) -> None:
         """Continue. A child process gets connections of its own, and a lock that no thread of its parent holds."""

@@ -25,9 +25,11 @@ class Reader(Protocol):
 
     def read(self, query: str, values: Values = _NONE) -> list[Any]:
         """Return all rows."""
+        ...
 
     def stream(self, query: str, values: Values = _NONE) -> Iterator[Any]:
         """Iterate over the rows. They are read as far as the caller goes."""
+        ...
 
 
 class FileReader:

@@ -8,10 +8,11 @@ from medvllm.model_registry import ModelRegistry, registry
 from medvllm.model_type import ModelType
 
 if TYPE_CHECKING:
+    from medvllm.engine.model_runner.request import Request
     from medvllm.engine.model_runner.runner import ModelRunner
     from medvllm.metadata import ModelMetadata
 
-__all__ = ["ModelMetadata", "ModelRegistry", "ModelRunner", "ModelType", "registry"]
+__all__ = ["ModelMetadata", "ModelRegistry", "ModelRunner", "ModelType", "Request", "registry"]
 
 # The framework's older code imports `medvllm.engine.model_runner.registry` as a module. A file of that name would, on
 # import, hide the object `registry` of this package; an alias of the module that holds it does not.
@@ -28,4 +29,8 @@ def __getattr__(name: str) -> Any:
         from medvllm.metadata import ModelMetadata
 
         return ModelMetadata
+    if name == "Request":
+        from medvllm.engine.model_runner.request import Request
+
+        return Request
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,6 +17,7 @@ from medvllm.engine.model_runner.generation.answers import GenerationResults, Pi
 from medvllm.engine.model_runner.generation.generate import stream
 from medvllm.engine.model_runner.generation.options import check_generate_options
 from medvllm.engine.model_runner.redaction.operators import parse_operators
+from medvllm.engine.model_runner.request import current_limits
 from medvllm.engine.model_runner.results import Result
 from medvllm.engine.model_runner.tasks import check_task, default_task, run_task
 from medvllm.engines.kinds import EngineName, check_engine
@@ -190,7 +191,8 @@ class CorpusRun:
         made = GenerationResults()
         made.task = _STREAMED_TASK
         answers = CorpusAnswers(made, chunk, offset, has_ids=has_ids)
-        with closing(stream(lease, [row.text for row in chunk], check_generate_options(**arguments))) as pieces:
+        texts, options = [row.text for row in chunk], check_generate_options(**arguments)
+        with closing(stream(lease, texts, options, current_limits())) as pieces:
             while True:
                 with translate_other_errors(lease.metadata.name):  # an error of the listener is its own
                     piece = next(pieces, None)

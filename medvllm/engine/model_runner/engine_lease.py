@@ -1,8 +1,8 @@
 """Leases the model for a task: one of torch, or one that an engine computes."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -49,7 +49,6 @@ class _PartOf:
         return _PARTS.get(task)
 
 
-@contextmanager
 def lease_for_task(
     registry: ModelRegistry,
     name: "str | os.PathLike[str]",
@@ -57,8 +56,8 @@ def lease_for_task(
     engine: "EngineName",
     task: str | None,
     texts: Sequence[Any] = (),
-) -> Iterator[Lease]:
-    """Lease the model for a task.
+) -> AbstractContextManager[Lease]:
+    """Return what leases the model for a task, for the duration of a `with` block.
 
     Args:
         registry: The registry.
@@ -69,10 +68,8 @@ def lease_for_task(
         texts: The texts. Without a task, they may decide it.
     """
     if engine == "torch":
-        with registry.lease(name, **options) as lease:
-            yield lease
-        return
-    leasing = registry.engine_leases.lease(
+        return registry.lease(name, **options)
+    return registry.engine_leases.lease(
         name,
         options,
         _PartOf(task, task is None and any(_is_gapped(text) for text in texts)),
@@ -80,8 +77,6 @@ def lease_for_task(
         gate=_find_deviation,
         fallback=partial(registry.lease, name, **options),
     )
-    with leasing as lease:
-        yield lease
 
 
 def _is_gapped(text: object) -> bool:

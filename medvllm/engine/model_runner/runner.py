@@ -9,6 +9,7 @@ from medvllm.engine.model_runner.engine_lease import lease_for_task
 from medvllm.engine.model_runner.foreign_errors import drop_hidden_errors, translate_other_errors
 from medvllm.engine.model_runner.inputs import Text, check_query, to_list
 from medvllm.engine.model_runner.option_checks import check_count
+from medvllm.engine.model_runner.request import Limits, current_limits
 from medvllm.engines.kinds import EngineName, check_engine
 from medvllm.errors import CatalogError, ModelNotFoundError, RequestError
 from medvllm.metadata import ModelMetadata
@@ -428,21 +429,23 @@ class ModelRunner:
                 argument="with_receipt",
             )
         checked = check_generate_options(**options)  # before the first piece is asked for
-        return self._stream(check_prompts(prompts), checked)
+        return self._stream(check_prompts(prompts), checked, current_limits())
 
-    def _stream(self, prompts: Iterable[Any], options: "GenerationOptions") -> "Generator[Piece]":
+    def _stream(self, prompts: Iterable[Any], options: "GenerationOptions", limits: Limits) -> "Generator[Piece]":
         """Yield pieces of the answers. The lease lasts until the generator ends, is closed or is collected."""
-        with closing(self._stream_leased(prompts, options)) as pieces:
+        with closing(self._stream_leased(prompts, options, limits)) as pieces:
             advance = drop_hidden_errors(lambda: next(pieces, None))
             while (piece := advance()) is not None:
                 yield piece
 
-    def _stream_leased(self, prompts: Iterable[Any], options: "GenerationOptions") -> "Generator[Piece]":
+    def _stream_leased(
+        self, prompts: Iterable[Any], options: "GenerationOptions", limits: Limits
+    ) -> "Generator[Piece]":
         from medvllm.engine.model_runner.generation.generate import stream
 
         self._adopt_entries()
         with self._registry.lease(self._name, **self._options) as lease, translate_other_errors(lease.metadata.name):
-            yield from stream(lease, prompts, options)
+            yield from stream(lease, prompts, options, limits)
 
     def classify(
         self,
@@ -579,15 +582,21 @@ class ModelRunner:
             RequestError: ModelRunner cannot run the task, or the texts or arguments cannot be used.
             InputTooLongError: A text is too long, and the task or the entry forbids cutting it.
             LoadError: The model cannot run, or returns NaN or infinity.
+            OverloadedError: Too many tokens wait for their turn.
+            DeadlineError: The deadline of the `Request` around the call has passed.
+            RequestCancelledError: That request was cancelled.
         """
         from medvllm.engine.model_runner.tasks import check_task, run_task
 
         if task is not None:
             task = usual_task(task) if isinstance(task, str) else task
             arguments = check_task(task, arguments)  # before anything is loaded
+        limits = current_limits()
+        limits.check()
         self._adopt_entries()
         given = to_list(texts)  # outside of the translation: an error of the caller's generator is the caller's
         with lease_for_task(self._registry, self._name, self._options, self._engine, task, given) as lease:
+            limits.check()  # the load may have taken long
             result = run_task(lease, task, given, arguments)
             with translate_other_errors(lease.metadata.name):
                 result.receipt = lease.receipt if with_receipt else None

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from medvllm.loading.adapters.identity import encoder_name
-from medvllm.loading.stateless import make_stateless
+from medvllm.loading.stateless import find_stateful, make_stateless
 
 
 def share_model(base: Any, cls: type[Any], config: PreTrainedConfig) -> Any:
@@ -48,7 +48,7 @@ def _share_encoder(base: Any, cls: type[Any], config: PreTrainedConfig) -> Any:
     if model.base_model is model and getattr(base.base_model, "pooler", None) is None:
         model.pooler = None  # as for the base itself: its checkpoint has none
     model.config._name_or_path = model.name_or_path = base.name_or_path
-    make_stateless(model)
+    make_stateless(model, find_stateful(model))
     return model
 
 

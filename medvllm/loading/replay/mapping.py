@@ -8,13 +8,13 @@ import ctypes
 import json
 import mmap
 import os
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
 from pathlib import Path
 from typing import Any
-from weakref import finalize
 
 import torch
 
@@ -31,6 +31,7 @@ _CPU = torch.device("cpu")
 _PAGES = 1 << 14  # that are read together
 _MIN_FREED = 1 << 16  # bytes; freeing fewer is not worth a system call
 _MADVISE: Any = getattr(ctypes.CDLL(None), "madvise", None) if hasattr(mmap, "MADV_DONTNEED") else None
+_DROP = getattr(mmap, "MADV_DONTNEED", 0)
 if _MADVISE is not None:
     _MADVISE.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 
@@ -43,21 +44,29 @@ class MappedFile:
     stamp: Stamp
     storage: torch.UntypedStorage
     memory: memoryview
+    address: int  # where the mapping begins
 
     def part(self, begin: int, size: int) -> torch.UntypedStorage:
         """Return some of the bytes as a storage of their own. Pages that were written to are freed with it."""
         if not size:
             return torch.UntypedStorage(0)  # type: ignore[no-untyped-call]
+        return torch.frombuffer(self._octets(begin, size), dtype=torch.uint8).untyped_storage()
+
+    def vector(self, begin: int, size: int, dtype: torch.dtype) -> torch.Tensor:
+        """Return some of the bytes, at least one item, as a tensor of one dimension, on a storage as from `part`."""
+        return torch.frombuffer(self._octets(begin, size), dtype=dtype)
+
+    def _octets(self, begin: int, size: int) -> memoryview:
         octets = self.memory[begin : begin + size]
-        first, last = -(-begin // mmap.PAGESIZE), (begin + size) // mmap.PAGESIZE
-        if (last - first) * mmap.PAGESIZE >= _MIN_FREED and _MADVISE is not None:
-            at = self.storage.data_ptr() + first * mmap.PAGESIZE
-            finalize(octets, _MADVISE, at, (last - first) * mmap.PAGESIZE, mmap.MADV_DONTNEED).atexit = False
-        return torch.frombuffer(octets, dtype=torch.uint8).untyped_storage()
+        if size >= _MIN_FREED and _MADVISE is not None:
+            first, last = -(-begin // mmap.PAGESIZE), (begin + size) // mmap.PAGESIZE
+            if (last - first) * mmap.PAGESIZE >= _MIN_FREED:
+                _watch(octets, self.address + first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
+        return octets
 
     def offset_of(self, storage: torch.UntypedStorage) -> int | None:
         """Return the offset of a storage in the file; None if it is not part of the file."""
-        begin = storage.data_ptr() - self.storage.data_ptr()
+        begin = storage.data_ptr() - self.address
         return begin if 0 <= begin < self.stamp[2] and storage.nbytes() else None
 
     def tensors(self, header: Mapping[str, Any]) -> dict[str, torch.Tensor] | None:
@@ -100,7 +109,7 @@ class MappedFile:
 
         A write through `tensor.data` leaves no other trace than the page that the system then copies.
         """
-        first, left = self.storage.data_ptr() // mmap.PAGESIZE, -(-self.stamp[2] // mmap.PAGESIZE)
+        first, left = self.address // mmap.PAGESIZE, -(-self.stamp[2] // mmap.PAGESIZE)
         try:
             pages = os.open(_PAGEMAP, os.O_RDONLY)
         except OSError:  # the system has no pagemap: compare the bytes
@@ -116,15 +125,44 @@ class MappedFile:
         return False
 
 
+class _Pages(weakref.ref[memoryview]):
+    """Whole pages of a private mapping. When nothing refers to their bytes any more, copies of them are dropped.
+
+    `weakref.finalize` would do the same, but takes most of the time of making a tensor.
+    """
+
+    __slots__ = ("at", "size_bytes")
+    __hash__ = object.__hash__  # of the reference itself: a memoryview that is written to has none
+    __eq__ = object.__eq__
+    at: int
+    size_bytes: int
+
+
+_watched: set[_Pages] = set()  # a weak reference that is itself gone calls nothing
+
+
+def _watch(octets: memoryview, at: int, size_bytes: int) -> None:
+    pages = _Pages(octets, _drop_copies)
+    pages.at, pages.size_bytes = at, size_bytes
+    _watched.add(pages)
+
+
+def _drop_copies(pages: Any, watched: set[_Pages] = _watched, madvise: Any = _MADVISE, advice: int = _DROP) -> None:
+    # No globals here: they may be gone at the end of the process.
+    watched.discard(pages)
+    madvise(pages.at, pages.size_bytes, advice)
+
+
 def map_file(file: Path) -> MappedFile:
     """Map a file. Raises SourceError if it is being replaced."""
     before = read_stamp(file)
     storage: Any = torch.UntypedStorage.from_file(str(file), shared=False, nbytes=before[2])
     if read_stamp(file) != before:
         raise SourceError(f"{file} changed while it was read.\nTry again when nothing writes to it.", path=str(file))
-    array: Any = (ctypes.c_ubyte * before[2]).from_address(storage.data_ptr())
+    address = storage.data_ptr()
+    array: Any = (ctypes.c_ubyte * before[2]).from_address(address)
     array.storage = storage  # keeps the mapping alive as long as any view of it
-    return MappedFile(file, before, storage, memoryview(array).cast("B"))
+    return MappedFile(file, before, storage, memoryview(array).cast("B"), address)
 
 
 def view(

@@ -5,10 +5,11 @@ code of the model's class runs, and nothing is shared with another instance. The
 makes and reads itself. It stays in memory: no pickle comes from a disk or goes to one.
 """
 
+import copyreg
 import io
 import pickle
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +17,10 @@ from typing import Any, NamedTuple
 import torch
 
 from medvllm.errors import SourceError
-from medvllm.loading.memory import size_bytes
+from medvllm.loading.memory import no_collection, size_bytes
 from medvllm.loading.replay.mapping import MappedFile, map_file, view
+from medvllm.loading.replay.module_state import set_state, split_state
+from medvllm.loading.stateless import find_stateful
 from medvllm.sources.fingerprint import Stamp
 
 _PRIVATE_BYTES = 16 << 20  # of buffers and the like that no file holds: position ids, rotary frequencies, masks
@@ -53,11 +56,17 @@ class _Tensor(NamedTuple):
     private: torch.Tensor | None  # the tensor to copy instead, if it is in no file
     dtype: torch.dtype
     offset: int
-    shape: tuple[int, ...]
+    shape: torch.Size
     strides: tuple[int, ...]
     is_parameter: bool
     requires_grad: bool
     attributes: dict[str, Any]
+    is_alone: bool = False  # no other tensor has the same part, which is as long as the tensor
+
+    def is_whole(self) -> bool:
+        """Return whether the tensor is the whole of a part, without gaps."""
+        size = self.dtype.itemsize * self.shape.numel()
+        return self.part is not None and size > 0 and (self.offset, self.part[2]) == (0, size)
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,7 @@ class Template:
     model_bytes: int
     mapped_bytes: int  # how many of model_bytes belong to the files
     is_converted: bool  # its weights are copies, because the files have them in another dtype
+    stateful: tuple[str, ...] = ()  # the names of modules that `make_stateless` must change
 
     def rebuild(self) -> Any | None:
         """Return a new model, equal to the one that the template was made of; None if a file has changed since.
@@ -84,7 +94,8 @@ class Template:
             return None
         if any(file.stamp != stamp for file, (_, stamp) in zip(files, self.files, strict=True)):
             return None
-        return _Reader(self, files).load()
+        with no_collection():
+            return _Reader(self, files).load()
 
 
 def make_template(model: torch.nn.Module, files: Sequence[MappedFile]) -> Template | NoTemplate:
@@ -111,15 +122,17 @@ def make_template(model: torch.nn.Module, files: Sequence[MappedFile]) -> Templa
     if writer.private_bytes > _PRIVATE_BYTES:
         return NoTemplate(f"{writer.private_bytes:,} bytes of its tensors are in no file", is_converted)
     tree = writer.stream.getvalue()
+    uses = Counter(tensor.part for tensor in writer.tensors)
     return Template(
         tree,
-        tuple(writer.tensors),
+        tuple(tensor._replace(is_alone=uses[tensor.part] == 1 and tensor.is_whole()) for tensor in writer.tensors),
         tuple(writer.classes),
         tuple((file.path, file.stamp) for file in files),
         size_bytes=len(tree) + writer.private_bytes + 500 * len(writer.tensors),
         model_bytes=model_bytes,
         mapped_bytes=max(model_bytes - writer.private_bytes, 0),
         is_converted=is_converted,
+        stateful=find_stateful(model),
     )
 
 
@@ -162,6 +175,8 @@ class _Writer(pickle.Pickler):
             return _class, (len(self.classes) - 1,)
         if torch.nn.Module in kinds:
             _check_module(obj)
+            if (state := split_state(obj)) is not None:
+                return copyreg.__newobj__, (kind,), state, None, None, set_state  # type: ignore[attr-defined]
         elif torch.UntypedStorage in kinds or torch.TypedStorage in kinds:
             raise _DoubtError("it holds memory that is not a tensor")
         else:
@@ -227,12 +242,8 @@ class _Reader(pickle.Unpickler):
 
     def __init__(self, template: Template, files: Sequence[MappedFile]) -> None:
         super().__init__(io.BytesIO(template.tree))
-        parts: dict[tuple[int, int, int] | None, torch.UntypedStorage] = {}
-        for tensor in template.tensors:
-            if tensor.part is not None and tensor.part not in parts:
-                number, begin, size = tensor.part
-                parts[tensor.part] = files[number].part(begin, size)
-        tensors = [_make_tensor(tensor, parts) for tensor in template.tensors]
+        parts: dict[tuple[int, int, int], torch.UntypedStorage] = {}
+        tensors = [_make_tensor(tensor, files, parts) for tensor in template.tensors]
         self._standing_for: dict[str, Callable[[int], Any]] = {
             _tensor.__name__: tensors.__getitem__,
             _class.__name__: template.classes.__getitem__,
@@ -242,13 +253,29 @@ class _Reader(pickle.Unpickler):
         return self._standing_for[name] if module == __name__ else super().find_class(module, name)
 
 
-def _make_tensor(tensor: _Tensor, parts: Mapping[tuple[int, int, int] | None, torch.UntypedStorage]) -> torch.Tensor:
-    part, private, dtype, offset, shape, strides, is_parameter, requires_grad, attributes = tensor
-    made = view(parts[part], dtype, offset, shape, strides) if private is None else private.clone()
+def _make_tensor(
+    tensor: _Tensor, files: Sequence[MappedFile], parts: dict[tuple[int, int, int], torch.UntypedStorage]
+) -> torch.Tensor:
+    """Return a new tensor. `parts` holds the parts of files that several tensors have in common."""
+    part, private, dtype, offset, shape, strides, is_parameter, requires_grad, attributes, is_alone = tensor
+    if private is not None:
+        made = private.clone()
+    elif part is None:
+        raise ValueError("a tensor of a template is neither in a file nor beside it")
+    elif is_alone:  # as most are
+        number, begin, size = part
+        made = files[number].vector(begin, size, dtype)
+        if len(shape) != 1 or strides != (1,):
+            made.as_strided_(shape, strides)
+    else:
+        if part not in parts:
+            number, begin, size = part
+            parts[part] = files[number].part(begin, size)
+        made = view(parts[part], dtype, offset, shape, strides)
     if is_parameter:
-        made = torch.nn.Parameter(made, requires_grad=requires_grad)
-    elif requires_grad:
-        made.requires_grad_()
-    for name, value in attributes.items():
-        setattr(made, name, value)
+        made.__class__ = torch.nn.Parameter  # its constructor would make yet another tensor
+    if requires_grad:
+        made.requires_grad = True
+    if attributes:
+        made.__dict__.update(attributes)
     return made

@@ -16,6 +16,7 @@ from medvllm.engine.model_runner.generation.answering import Answering
 from medvllm.engine.model_runner.generation.answers import Piece
 from medvllm.engine.model_runner.generation.settings import has_rules
 from medvllm.engine.model_runner.inference.finite import check_finite
+from medvllm.engine.model_runner.request import Limits, current_limits
 from medvllm.errors import LoadError
 from medvllm.model_registry import Lease
 
@@ -60,7 +61,7 @@ def can_run_together(lease: Lease, answers: Sequence[Answering]) -> bool:
     return known
 
 
-def run_together(lease: Lease, answers: Sequence[Answering]) -> Generator[Piece]:
+def run_together(lease: Lease, answers: Sequence[Answering], limits: Limits) -> Generator[Piece]:
     """Yield the last piece of each answer, in the order in which they are complete.
 
     Raises:
@@ -79,7 +80,7 @@ def run_together(lease: Lease, answers: Sequence[Answering]) -> Generator[Piece]
                 streaming=answer.needs_each_token,
             )
         while unfinished:
-            output = _get_output(lease, manager)
+            output = _get_output(lease, manager, limits)
             if output.request_id not in unfinished:
                 continue  # it has found its stop text
             answer = unfinished[output.request_id]
@@ -108,7 +109,7 @@ def _try_together(lease: Lease, config: "GenerationConfig") -> bool:
         with _started(lease, config, [len(prompt) + _PROBE_TOKENS for prompt in prompts]) as manager:
             for number, prompt in enumerate(prompts):
                 manager.add_request(prompt, request_id=str(number), max_new_tokens=_PROBE_TOKENS, eos_token_id=-1)
-            outputs = [_get_output(lease, manager) for _ in prompts]
+            outputs = [_get_output(lease, manager, current_limits()) for _ in prompts]
     except (LoadError, ValueError, AttributeError):  # the model has a kind of layer that the cache does not know
         return False
     allowed = _ROUNDING.get(str(model.dtype).removeprefix("torch."), _COARSE_ROUNDING)
@@ -125,9 +126,10 @@ def _try_together(lease: Lease, config: "GenerationConfig") -> bool:
     return True
 
 
-def _get_output(lease: Lease, manager: Any) -> Any:
+def _get_output(lease: Lease, manager: Any, limits: Limits) -> Any:
     """Return the next output of the manager."""
     while True:
+        limits.check()
         output = manager.get_result(timeout=_POLL_S)
         if output is not None:
             if output.error is None:

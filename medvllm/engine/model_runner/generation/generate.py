@@ -15,6 +15,7 @@ from medvllm.engine.model_runner.generation.prompts import read_prompts
 from medvllm.engine.model_runner.generation.settings import make_generation_config
 from medvllm.engine.model_runner.generation.text import AnswerText
 from medvllm.engine.model_runner.generation.tokens import iterate_tokens
+from medvllm.engine.model_runner.request import Limits, current_limits
 from medvllm.model_registry import Lease
 
 
@@ -36,6 +37,8 @@ def generate(
         InputTooLongError: A prompt leaves no room for the answer.
         RequestError: The model is no decoder, or a prompt or an option cannot be used.
         LoadError: The model cannot run, or returns NaN or infinity.
+        DeadlineError: The deadline of the request has passed.
+        RequestCancelledError: The request was cancelled.
     """
     options = check_generate_options(
         max_new_tokens=max_new_tokens,
@@ -48,7 +51,7 @@ def generate(
     )
     answers = _begin(lease, texts, options, is_streamed=False)
     found: dict[int, Answer] = {}
-    with closing(_run(lease, answers, options)) as pieces:
+    with closing(_run(lease, answers, options, current_limits())) as pieces:
         complete = ((piece.position, piece.answer) for piece in pieces if piece.answer)
         for _ in progress.track_items("Running", answers):
             position, answer = next(complete)
@@ -56,9 +59,9 @@ def generate(
     return GenerationResults(found[position] for position in range(len(answers)))
 
 
-def stream(lease: Lease, prompts: Iterable[Any], options: GenerationOptions) -> Generator[Piece]:
+def stream(lease: Lease, prompts: Iterable[Any], options: GenerationOptions, limits: Limits) -> Generator[Piece]:
     """Yield the text that the model generates, piece by piece, one prompt after the other."""
-    return _run_alone(lease, _begin(lease, prompts, options, is_streamed=True), options)
+    return _run_alone(lease, _begin(lease, prompts, options, is_streamed=True), options, limits)
 
 
 def _begin(lease: Lease, prompts: Iterable[Any], options: GenerationOptions, *, is_streamed: bool) -> list[Answering]:
@@ -73,16 +76,17 @@ def _begin(lease: Lease, prompts: Iterable[Any], options: GenerationOptions, *, 
     return answers
 
 
-def _run(lease: Lease, answers: list[Answering], options: GenerationOptions) -> Generator[Piece]:
+def _run(lease: Lease, answers: list[Answering], options: GenerationOptions, limits: Limits) -> Generator[Piece]:
     # Random numbers would depend on the other prompts.
     is_together = len(answers) > 1 and not options.temperature and can_run_together(lease, answers)
-    return run_together(lease, answers) if is_together else _run_alone(lease, answers, options)
+    return run_together(lease, answers, limits) if is_together else _run_alone(lease, answers, options, limits)
 
 
-def _run_alone(lease: Lease, answers: list[Answering], options: GenerationOptions) -> Generator[Piece]:
+def _run_alone(lease: Lease, answers: list[Answering], options: GenerationOptions, limits: Limits) -> Generator[Piece]:
     for answer in answers:
         prompt = answer.prompt
         with closing(iterate_tokens(lease, prompt.ids, answer.config, prompt.position, options.seed)) as tokens:
             while not answer.is_complete:
+                limits.check()
                 if (piece := answer.add(next(tokens))) is not None:
                     yield piece

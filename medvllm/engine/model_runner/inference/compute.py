@@ -4,11 +4,13 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from medvllm import progress
-from medvllm.engine.model_runner.inference.batch import plan_batches
+from medvllm.engine.model_runner.inference.call import Call
 from medvllm.engine.model_runner.inference.engine_forward import EngineForward
 from medvllm.engine.model_runner.inference.part import Part
+from medvllm.engine.model_runner.inference.queue import queue
 from medvllm.engine.model_runner.inference.torch_forward import TorchForward
 from medvllm.engine.model_runner.reading.windows import Window
+from medvllm.engine.model_runner.request import current_limits
 from medvllm.engines import EngineModel
 from medvllm.model_registry import Lease
 
@@ -34,23 +36,32 @@ def compute(lease: Lease, part: Part, windows: Sequence[Window]) -> "Iterator[tu
     Raises:
         LoadError: The model cannot run, or has no such output.
         RequestError: The model does not read text, or a text contains a token without an embedding.
+        OverloadedError: Too many tokens of other calls wait.
+        DeadlineError: The deadline of the request has passed.
+        RequestCancelledError: The request was cancelled.
     """
+    ordered = _order(windows)
     forward = EngineForward(lease, part) if isinstance(lease.model, EngineModel) else TorchForward(lease, part)
-    batches = [batch for group in _group(windows) for batch in plan_batches(forward, group)]
-    for batch in progress.track_items("Running", batches):
-        yield from zip(batch, forward.run(batch), strict=True)
+    call = Call(forward, ordered, current_limits())
+    takes_long = call.tokens > call.budget
+    found = queue.run(call)
+    for _ in progress.track_items("Running", ordered) if takes_long else ordered:
+        yield next(found)
 
 
-def _group(windows: Sequence[Window]) -> Iterator[list[Window]]:
-    """Yield as many windows with tokens at a time as make full batches."""
-    group: list[Window] = []
-    tokens = 0
+def _order(windows: Sequence[Window]) -> list[Window]:
+    """Return the windows with tokens in the order in which they run: the longest first, among so many at a time."""
+    ordered: list[Window] = []
+    begin = tokens = 0
     for window in windows:
-        if not window.input_ids:
-            continue
-        group.append(window)
-        tokens += len(window.input_ids)
+        if window.input_ids:
+            ordered.append(window)
+            tokens += len(window.input_ids)
         if tokens > _TOKENS_AT_ONCE:
-            yield group
-            group, tokens = [], 0
-    yield group
+            ordered[begin:] = sorted(ordered[begin:], key=_shortness)
+            begin, tokens = len(ordered), 0
+    return ordered[:begin] + sorted(ordered[begin:], key=_shortness)
+
+
+def _shortness(window: Window) -> int:
+    return -len(window.input_ids)

@@ -45,6 +45,21 @@ class EngineForward:
     def __hash__(self) -> int:
         return hash(id(self._model))
 
+    @property
+    def model(self) -> str:
+        """The name of the model."""
+        return self._lease.metadata.name
+
+    @property
+    def part(self) -> Part:
+        """The part of the model."""
+        return self._model.part
+
+    @property
+    def device(self) -> str:
+        """Where it runs: always "cpu"."""
+        return self._model.device
+
     def run(self, batch: Sequence[Window]) -> "list[NDArray[np.float32]]":
         """Return the numbers of each window, as `Forward` says."""
         check_ids(self._lease, self._model, batch)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from medvllm.engine.model_runner.inference.part import Part
 from medvllm.engine.model_runner.reading.windows import Window
 
 if TYPE_CHECKING:
@@ -16,6 +17,18 @@ Layout = Literal["packed", "padded", "equal", "single"]
 
 class Forward(Protocol):
     """One part of one model on one engine. Windows of equal forwards may run together. It is safe to use in threads."""
+
+    @property
+    def model(self) -> str:
+        """The name of the model."""
+
+    @property
+    def part(self) -> Part:
+        """The part of the model."""
+
+    @property
+    def device(self) -> str:
+        """Where it runs, such as "cpu" or "cuda:0"."""
 
     @property
     def budget(self) -> int:

@@ -1,16 +1,20 @@
 """The reference engine: the model that transformers made, run by torch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from medvllm.engine.model_runner.foreign_errors import translate_model_errors
+from medvllm.engine.model_runner.inference.batch import plan_batches
 from medvllm.engine.model_runner.inference.forward import Layout
+from medvllm.engine.model_runner.inference.packing import PackedRow, first_positions
 from medvllm.engine.model_runner.inference.part import Part, find_part, judges_whole_texts
 from medvllm.engine.model_runner.inference.token_ids import check_ids, find_padding_id
 from medvllm.engine.model_runner.reading.windows import Window
-from medvllm.errors import LoadError, MedVLLMError
+from medvllm.errors import DeviceMemoryError, LoadError, MedVLLMError
 from medvllm.model_registry import Lease
 
 if TYPE_CHECKING:
@@ -26,7 +30,16 @@ _ROUNDING = {"float64": 2e-5, "float32": 2e-5, "float16": 1e-2}
 _COARSE_ROUNDING = 5e-2
 _PROBE = "Patient denies chest pain; ALS was ruled out on 3 May."
 
-_layouts: "WeakKeyDictionary[Any, dict[Part, Layout]]" = WeakKeyDictionary()  # by module
+
+@dataclass(frozen=True)
+class _Verdict:
+    """How windows may run together, and for packed ones the number of the first position of a text."""
+
+    layout: Layout
+    first_position: int | None = None
+
+
+_verdicts: "WeakKeyDictionary[Any, dict[Part, _Verdict]]" = WeakKeyDictionary()  # by module
 
 
 class TorchForward:
@@ -39,12 +52,33 @@ class TorchForward:
     def __init__(self, lease: Lease, part: Part) -> None:
         self._lease, self._part = lease, part
         self._module = find_part(lease.model, part)
+        self._settings = _read_thread_settings(lease.model.device.type)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, TorchForward) and self._module is other._module and self._part == other._part
+        return (
+            isinstance(other, TorchForward)
+            and self._module is other._module
+            and self._part == other._part
+            and self._settings == other._settings
+        )
 
     def __hash__(self) -> int:
         return hash((id(self._module), self._part))
+
+    @property
+    def model(self) -> str:
+        """The name of the model."""
+        return self._lease.metadata.name
+
+    @property
+    def part(self) -> Part:
+        """The part of the model."""
+        return self._part
+
+    @property
+    def device(self) -> str:
+        """Where it runs, such as "cpu" or "cuda:0"."""
+        return str(self._lease.model.device)
 
     @property
     def budget(self) -> int:
@@ -54,14 +88,45 @@ class TorchForward:
     @property
     def layout(self) -> Layout:
         """Which windows may run together. It is tried once for each model."""
-        known = _layouts.setdefault(self._module, {})
-        if self._part not in known:
-            known[self._part] = self._find_layout()
-        return known[self._part]
+        return self._verdict().layout
 
     def run(self, batch: Sequence[Window]) -> "list[NDArray[np.float32]]":
         """Return the numbers of each window, as `Forward` says."""
-        found, length = self._run_block(batch)
+        check_ids(self._lease, self._module, batch)
+        if len({len(window.input_ids) for window in batch}) == 1:
+            return self._run_block(batch)
+        verdict = self._verdict()
+        if verdict.layout != "packed":
+            return self._run_block(batch)
+        try:
+            return self._run_row(batch, verdict.first_position)
+        except DeviceMemoryError:
+            raise
+        except LoadError:  # the row is longer than a table of the model
+            _verdicts[self._module][self._part] = self._find_verdict(packs=False)
+        found = [pair for part in plan_batches(self, batch) for pair in zip(part, self._run_block(part), strict=True)]
+        numbers = {id(window): rows for window, rows in found}
+        return [numbers[id(window)] for window in batch]
+
+    def _run_row(self, batch: Sequence[Window], first_position: int | None) -> "list[NDArray[np.float32]]":
+        """Return the numbers of windows in one row without padding."""
+        from medvllm.loading.packed_attention import pack_attention
+
+        row, module = PackedRow(batch), pack_attention(self._module)
+        inputs = row.inputs(module, first_position, has_types=_takes_types(self._module, batch))
+        found = self._call(module, inputs)
+        self._check_shape(found, inputs["input_ids"].shape)
+        return _take_wanted(found[0], batch, row.begins)
+
+    def _run_block(self, batch: Sequence[Window]) -> "list[NDArray[np.float32]]":
+        """Return the numbers of windows in rows of one length, with padding."""
+        inputs = {
+            "input_ids": _pad([window.input_ids for window in batch], find_padding_id(self._lease, self._module)),
+            "attention_mask": _pad([[1] * len(window.input_ids) for window in batch]),
+        }
+        if _takes_types(self._module, batch):
+            inputs["token_type_ids"] = _pad([window.types for window in batch])
+        found, length = self._call(self._module, inputs), inputs["input_ids"].shape[1]
         if self._part == "head_texts":
             if found.ndim != 2 or len(found) != len(batch):
                 raise LoadError(
@@ -70,32 +135,24 @@ class TorchForward:
                     model=self._lease.metadata.name,
                 )
             return list(found.float().cpu().numpy())
-        if found.shape[:2] != (len(batch), length):
-            raise LoadError(
-                f"Model {self._lease.metadata.name!r} returns {found.shape[1]:,} vectors for {length:,} tokens.",
-                model=self._lease.metadata.name,
-            )
+        self._check_shape(found, inputs["input_ids"].shape)
         return _take_wanted(found.flatten(0, 1), batch, [row * length for row in range(len(batch))])
 
-    def _run_block(self, batch: Sequence[Window]) -> "tuple[torch.Tensor, int]":
-        """Return the output for a batch with padding, and how long its rows are."""
-        check_ids(self._lease, self._module, batch)
-        inputs = {
-            "input_ids": _pad([window.input_ids for window in batch], find_padding_id(self._lease, self._module)),
-            "attention_mask": _pad([[1] * len(window.input_ids) for window in batch]),
-        }
-        if _takes_types(self._module, batch):
-            inputs["token_type_ids"] = _pad([window.types for window in batch])
-        return self._call(inputs), inputs["input_ids"].shape[1]
+    def _check_shape(self, found: "torch.Tensor", shape: Sequence[int]) -> None:
+        if found.shape[:2] != shape:
+            raise LoadError(
+                f"Model {self._lease.metadata.name!r} returns {found.shape[1]:,} vectors for {shape[1]:,} tokens.",
+                model=self._lease.metadata.name,
+            )
 
-    def _call(self, inputs: "dict[str, torch.Tensor]") -> "torch.Tensor":
-        """Return the output of the module that belongs to the part."""
+    def _call(self, module: Any, inputs: dict[str, Any]) -> "torch.Tensor":
+        """Return the output of a module that belongs to the part."""
         import torch
 
-        name = self._lease.metadata.name
+        name, device = self._lease.metadata.name, self._lease.model.device
         field = "last_hidden_state" if self._part == "tokens" else "logits"
         with translate_model_errors(name), torch.inference_mode():
-            output = self._module(**{key: tensor.to(self._lease.model.device) for key, tensor in inputs.items()})
+            output = module(**{key: x.to(device) if isinstance(x, torch.Tensor) else x for key, x in inputs.items()})
             # A config may ask for tuples. Without labels, the wanted output is the first item.
             found = output[0] if isinstance(output, tuple) else getattr(output, field, None)
         if not isinstance(found, torch.Tensor):
@@ -105,25 +162,57 @@ class TorchForward:
             )
         return found
 
-    def _find_layout(self) -> Layout:
+    def _verdict(self) -> _Verdict:
+        known = _verdicts.setdefault(self._module, {})
+        if self._part not in known:
+            known[self._part] = self._find_verdict()
+        return known[self._part]
+
+    def _find_verdict(self, *, packs: bool = True) -> _Verdict:
         from medvllm.loading.stateless import depends_on_length, rows_compete
 
         if rows_compete(self._module) or _takes_one_row(self._module):
-            return "single"
-        return "padded" if not depends_on_length(self._module) and self._bears_padding() else "equal"
+            return _Verdict("single")
+        probes = self._make_probes()
+        if depends_on_length(self._module) or not probes:
+            return _Verdict("equal")
+        alone = [self._run_block([probe])[0] for probe in probes]
+        for first_position in self._first_positions() if packs else ():
+            if self._agrees(partial(self._run_row, probes, first_position), alone):
+                return _Verdict("packed", first_position)
+        return _Verdict("padded" if self._agrees(partial(self._run_block, probes), alone) else "equal")
 
-    def _bears_padding(self) -> bool:
-        """Return whether padding leaves the numbers of a short text unchanged."""
+    def _make_probes(self) -> list[Window]:
+        """Return short windows of medvllm's own: two of one length, and a longer one."""
         length = min(self._lease.tokenizer.model_max_length, 37)
         ids = self._lease.tokenizer(_PROBE, verbose=False)["input_ids"][:length]
-        row, longest = Window(0, ids[: len(ids) * 5 // 8], []), Window(0, ids, [])
-        if not row.input_ids:
-            return False
+        part = len(ids) * 5 // 8
+        return [Window(0, ids, []), Window(0, ids[:part], []), Window(0, ids[-part:], [])] if part else []
+
+    def _first_positions(self) -> Sequence[int | None]:
+        """Return the first positions to try; none if the part cannot run in a row, or should not on this device."""
+        from medvllm.loading.packed_attention import pack_attention
+
+        # A head for whole texts looks at the beginning of a row. On a GPU, each text would be a call of its own.
+        if self._part == "head_texts" or self._lease.model.device.type != "cpu" or not pack_attention(self._module):
+            return ()
+        return first_positions(self._module, find_padding_id(self._lease, self._module))
+
+    def _agrees(self, run: "Callable[[], list[NDArray[np.float32]]]", alone: "Sequence[NDArray[np.float32]]") -> bool:
+        """Return whether windows have the numbers together that they have alone. A failure is no agreement."""
+        dtype = str(self._lease.model.dtype).removeprefix("torch.")
         try:
-            alone, padded = self.run([row])[0], self.run([longest, row])[1]
-        except MedVLLMError:  # it takes no padding at all
+            return all(_is_close(*pair, dtype) for pair in zip(run(), alone, strict=True))
+        except MedVLLMError:  # it takes no padding, or no row of several texts
             return False
-        return _is_close(padded, alone, str(self._lease.model.dtype).removeprefix("torch."))
+
+
+def _read_thread_settings(device: str) -> tuple[object, ...]:
+    """Return what a caller may set in torch for its own thread. It must not reach the windows of other threads."""
+    import torch
+
+    is_cast = torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if is_cast else None, torch.get_default_device()
 
 
 def _is_close(found: "NDArray[np.float32]", expected: "NDArray[np.float32]", dtype: str) -> bool:
@@ -143,7 +232,7 @@ def _take_wanted(rows: "torch.Tensor", batch: Sequence[Window], begins: Sequence
 
     places = [window.places for window in batch]
     index = np.concatenate([np.asarray(place, np.int64) + begin for place, begin in zip(places, begins, strict=True)])
-    if len(index) < len(rows):
+    if not np.array_equal(index, np.arange(len(rows))):
         rows = rows[torch.from_numpy(index).to(rows.device)]
     return np.split(rows.float().cpu().numpy(), np.cumsum([len(place) for place in places])[:-1])
 

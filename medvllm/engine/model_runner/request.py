@@ -1,0 +1,123 @@
+"""A request: the deadline and the priority that calls share, and how to cancel them."""
+
+from contextvars import ContextVar
+from math import inf
+from threading import TIMEOUT_MAX
+from time import monotonic
+from types import TracebackType
+from typing import Literal, get_args
+
+from medvllm.engine.model_runner.bell import Bell
+from medvllm.engine.model_runner.option_checks import check_choice
+from medvllm.errors import DeadlineError, RequestCancelledError, RequestError
+
+Priority = Literal["interactive", "bulk"]
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)
+
+
+class Request:
+    """A deadline and a priority for the calls of runners in a `with` block. Another thread can cancel them.
+
+    Without a request, a call is interactive and has no deadline. A request inside another one also ends with the outer
+    one. A request applies to the thread, or the asyncio task, that enters it. Several threads can enter the same one.
+
+    Args:
+        timeout_s: Seconds from now until the deadline; None for no deadline.
+        priority: "interactive", or "bulk" for work that gives way: where both wait for the same device, four
+            interactive batches run for each one in bulk.
+
+    Raises:
+        RequestError: An argument cannot be used.
+
+    Example:
+        >>> with Request(timeout_s=2.0):
+        ...     vectors = ModelRunner("my-encoder").embed(["Patient denies chest pain."]).vectors
+    """
+
+    def __init__(self, *, timeout_s: float | None = None, priority: Priority = "interactive") -> None:
+        if timeout_s is not None and not _is_duration(timeout_s):
+            raise RequestError(
+                f"timeout_s must be a number of seconds above 0, or None, not {repr(timeout_s)[:80]}.",
+                option="timeout_s",
+            )
+        check_choice("priority", priority, PRIORITIES)
+        self.timeout_s = timeout_s
+        self.priority: Priority = priority
+        self._deadline = inf if timeout_s is None else monotonic() + timeout_s
+        self._is_cancelled = False
+        self._bells: set[Bell] = set()  # of the threads that wait
+
+    def __repr__(self) -> str:
+        return f"Request(timeout_s={self.timeout_s}, priority={self.priority!r})"
+
+    def __enter__(self) -> "Request":
+        _active.set((*_active.get(), self))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        _active.set(_active.get()[:-1])
+
+    def cancel(self) -> None:
+        """End the calls of this request: they raise RequestCancelledError. Any thread or signal handler may call it.
+
+        A batch that runs already is completed, and a call that is complete returns its answer.
+        """
+        self._is_cancelled = True
+        for bell in tuple(self._bells):  # made in one step, while other threads add and remove
+            bell.ring()
+
+
+class Limits:
+    """What limits a call: the requests in which it was made, the outermost one first."""
+
+    def __init__(self, requests: tuple[Request, ...]) -> None:
+        self._requests = requests
+        self.priority: Priority = requests[-1].priority if requests else "interactive"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the call must end: its time is over, or somebody cancelled it."""
+        return any(request._is_cancelled or request._deadline <= monotonic() for request in self._requests)
+
+    def check(self) -> None:
+        """Raise if the call must end.
+
+        Raises:
+            DeadlineError: Its time is over.
+            RequestCancelledError: Somebody cancelled it.
+        """
+        for request in self._requests:
+            if request._is_cancelled:
+                raise RequestCancelledError("The request was cancelled before its answer was complete.")
+            if request.timeout_s is not None and request._deadline <= monotonic():
+                raise DeadlineError(
+                    f"The answer was not complete within {request.timeout_s:g} s.\n"
+                    f"Allow more time: with medvllm.Request(timeout_s={10 * request.timeout_s:g}):",
+                    timeout_s=request.timeout_s,
+                )
+
+    def wait(self, bell: Bell) -> None:
+        """Wait until the bell rings, or the call must end."""
+        for request in self._requests:
+            request._bells.add(bell)
+        try:
+            deadline = min((request._deadline for request in self._requests), default=inf)
+            if not self.is_over:
+                bell.wait(-1 if deadline == inf else max(deadline - monotonic(), 0))
+        finally:
+            for request in self._requests:
+                request._bells.discard(bell)
+
+
+def current_limits() -> Limits:
+    """Return the limits of a call that is made here and now."""
+    return Limits(_active.get())
+
+
+def _is_duration(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= TIMEOUT_MAX
+
+
+_active: "ContextVar[tuple[Request, ...]]" = ContextVar("_active", default=())

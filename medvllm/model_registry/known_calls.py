@@ -1,0 +1,81 @@
+"""What calls meant when they were made before, so that a call for a model in memory resolves nothing.
+
+What a call depends on is looked at in full at most every `TRUST_S`: the settings files, the working directory, the
+catalogue, the lock, and the model's files and folders. In between, a call costs no system call. The environment, and
+what this process itself has changed, are looked at by every call.
+"""
+
+import time
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from medvllm import settings
+from medvllm.model_cache import CachedModel
+from medvllm.options import Identity, LoadOptions
+from medvllm.own_changes import own_changes
+
+TRUST_S = 0.01
+_MAX_CALLS = 10_000  # calls that are remembered
+_SETTINGS = settings.Texts(  # that decide what a call means
+    *(settings.DEVICE, settings.DTYPE, settings.LOCK_FILE, settings.REQUIRE_LOCK),
+    *(settings.CATALOG, settings.ALLOW_UNREGISTERED, settings.TRUST_REMOTE_CODE),
+)
+# The types of the values of options that say the same whenever they are equal, and are hashable.
+_PLAIN_TYPES: frozenset[type] = frozenset({str, type(None)})
+
+T = TypeVar("T")  # what a call meant
+
+
+class KnownCall(NamedTuple, Generic[T]):
+    """What a call meant, and where its model was found.
+
+    Attributes:
+        target: What it meant.
+        find_cached: Returns its model; None once it has gone. A call that is remembered keeps no model in memory.
+        own_changes: The number of `own_changes` at the last look.
+        trusted_until: When the next look is due, on the monotonic clock.
+    """
+
+    target: T
+    find_cached: Callable[[], CachedModel[Identity] | None]
+    own_changes: int = 0
+    trusted_until: float = 0.0
+
+    def is_trusted(self) -> bool:
+        """Return whether this process has changed nothing since the last look, which was less than TRUST_S ago."""
+        return time.monotonic() < self.trusted_until and own_changes.number == self.own_changes
+
+
+class KnownCalls(Generic[T]):
+    """The calls that were made before. An item is replaced, never changed: that needs no lock."""
+
+    def __init__(self) -> None:
+        self._calls: dict[Hashable, KnownCall[T]] = {}
+        self.get = self._calls.get
+
+    def put(self, key: Hashable, call: KnownCall[T]) -> None:
+        """Remember a call."""
+        if len(self._calls) >= _MAX_CALLS:
+            self._calls.clear()
+        self._calls[key] = call
+
+
+def key_of(name: object, options: Mapping[str, Any], plain_types: frozenset[type] = _PLAIN_TYPES) -> Hashable:
+    """Return the key of a call; None if the call is not remembered: only a text always means the same.
+
+    Args:
+        name: What the caller gave as the model's name.
+        options: The other keywords of the call.
+        plain_types: The types of values that need not be parsed first: equal ones mean the same, and are hashable.
+
+    Raises:
+        RequestError, UnsafeWeightsError: An option cannot be used.
+    """
+    if not isinstance(name, str):
+        return None
+    given: Hashable = None
+    if options:
+        # Others are parsed first: 1 is equal to True.
+        is_plain = plain_types.issuperset(map(type, options.values()))
+        given = tuple(options.items()) if is_plain else LoadOptions.from_kwargs(options)
+    return name, given, _SETTINGS.files.generation, *_SETTINGS.values()
