@@ -9,9 +9,11 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ import numpy as np
 import pytest
 
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
+from medvllm.engine.model_runner.engine_lease import lease_for_task
+from medvllm.engine.model_runner.inference.queue import queue
 from medvllm.engines import (
     EngineModel,
     EngineName,
@@ -30,11 +34,14 @@ from medvllm.engines import (
     open_model,
 )
 from medvllm.engines.export import GRAPH
-from medvllm.errors import MissingDependencyError, RequestError
+from medvllm.errors import MedVLLMError, MissingDependencyError, RequestError
+from medvllm.model_registry.known_calls import TRUST_S
 from tests.support import tiny
 from tests.support.exports import Exports
 from tests.support.notes import make_notes
+from tests.support.toy_forward import Callers, held
 from tests.support.trained import MINILM
+from tests.support.work import least_work
 
 NOTES = [note.text for note in make_notes(12, "test")]
 TEXTS = ["No fever.", "Given aspirin 75 mg for chest pain. " * 60, "x", NOTES[0], "naïve café 😀 [SEP]"]
@@ -319,6 +326,81 @@ def test_threads_share_an_engine(
     assert (receipt.engine["name"], receipt.engine["precision"]) == (engine, "float32")
     assert not (home / "intel").exists()
     assert "openvino_telemetry" not in sys.modules
+
+
+@pytest.mark.parametrize("engine", ["onnx", "openvino"])
+def test_texts_of_several_callers_run_together(
+    registry: ModelRegistry, shared_exports: Exports, engine_home: Path, engine: EngineName
+) -> None:
+    """In one batch of an engine, and each caller gets its own answer. Those of torch are not among them."""
+    folder = shared_exports.minilm(engine_home)
+    runner, other = registry.runner(folder, engine=engine), registry.runner(folder)
+
+    def embed(text: str, runner: ModelRunner = runner) -> Any:
+        return runner.embed([text]).vectors
+
+    alone = {text: embed(text) for text in NOTES[:6]}
+    embed(NOTES[0], other)
+    before, callers = queue.statistics(), Callers(queue)
+    with held(queue):
+        for text in alone:
+            callers.start(text, partial(embed, text))
+        callers.start("torch", partial(embed, NOTES[0], other))
+    results = callers.join()
+    for text, vectors in alone.items():
+        np.testing.assert_allclose(results[text], vectors, atol=2e-6)
+    np.testing.assert_allclose(results["torch"], alone[NOTES[0]], atol=2e-6)
+    assert queue.statistics().shared_batches > before.shared_batches
+
+
+def test_a_hit_of_an_engine_sees_what_has_changed(
+    registry: ModelRegistry,
+    shared_exports: Exports,
+    engine_home: Path,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At once what this process did, and within TRUST_S what others did. In between, it asks the system nothing."""
+    folder = str(shared_exports.minilm(engine_home))
+    registry.register("m", "generic", model_path=folder)
+    leasing = partial(lease_for_task, registry, "m", {}, "onnx", "embed")
+
+    def engine(*, later: bool = False) -> str:
+        if later:
+            time.sleep(TRUST_S)
+        with leasing() as lease:
+            return getattr(lease.model, "engine", "torch")
+
+    def hit() -> None:
+        with leasing():
+            pass
+
+    assert {engine() for _ in range(3)} == {"onnx"}
+    assert least_work(hit)[1] == []
+    assert registry.statistics().loads == 1
+    monkeypatch.setenv("MEDVLLM_DTYPE", "bfloat16")
+    assert engine() == "torch"
+    monkeypatch.delenv("MEDVLLM_DTYPE")
+    assert engine() == "onnx"
+    settings_file = engine_home / "config.toml"
+    settings_file.write_text('dtype = "bfloat16"')
+    assert engine(later=True) == "torch"
+    settings_file.unlink()
+    assert engine(later=True) == "onnx"
+    registry.register("m", "generic", model_path=folder, replace=True, parameters={"dtype": "bfloat16"})
+    assert engine() == "torch"
+    registry.register("m", "generic", model_path=folder, replace=True)
+    assert {engine() for _ in range(3)} == {"onnx"}
+    (home / "medvllm.lock").write_text("no lock")
+    time.sleep(TRUST_S)
+    with pytest.raises(MedVLLMError, match=r"medvllm\.lock"):
+        engine()
+    (home / "medvllm.lock").unlink()
+    assert engine(later=True) == "onnx"
+    monkeypatch.setattr(sys, "executable", "/bin/false")  # nothing can be prepared
+    with leasing() as lease:
+        (lease.model.export.folder / GRAPH).write_bytes(b"another")
+    assert engine(later=True) == "torch"
 
 
 def test_auto_takes_the_fastest(
