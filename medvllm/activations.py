@@ -14,7 +14,8 @@ def sigmoid(logits: "NDArray[np.float32]") -> "NDArray[np.float32]":
     import numpy as np
 
     powers = np.exp(-np.abs(logits))  # never more than 1
-    scores: NDArray[np.float32] = (np.where(logits >= 0, 1, powers) / (1 + powers)).astype(np.float32)
+    scores: NDArray[np.float32] = np.exp(np.minimum(logits, 0))
+    scores /= 1 + powers
     return scores
 
 

@@ -87,6 +87,14 @@ def test_a_model_that_ignores_the_row_is_padded(registry: ModelRegistry, tmp_pat
         _check(forward, _windows(LENGTHS))
 
 
+def test_windows_that_cannot_run_together_are_run_apart(registry: ModelRegistry, tmp_path: Path) -> None:
+    """They may have come together while the model still ran several texts in one row."""
+    with registry.lease(kinds.write(tmp_path / "m", "FNetModel")) as lease:
+        forward = TorchForward(lease, "tokens")
+        assert forward.layout == "equal"
+        _check(forward, _windows(LENGTHS))
+
+
 class Liar(transformers.BertModel):  # type: ignore[no-untyped-call]
     """Says that its attention can be chosen, and keeps its own for itself."""
 

@@ -91,8 +91,9 @@ class _Mask:
     def for_length(self, length: int) -> Tensor | None:
         """Return the mask of a text; None if transformers would have none."""
         if length not in self._made:
-            shape: dict[str, Any] = {"batch_size": 1, "q_length": length, "kv_length": length}
-            self._made[length] = sdpa_mask(**(self._options | shape | {"attention_mask": None}))
+            shape = {"batch_size": 1, "q_length": length, "kv_length": length, "attention_mask": None}
+            options: dict[str, Any] = {**self._options, **shape}
+            self._made[length] = sdpa_mask(**options)
         return self._made[length]
 
 

@@ -277,5 +277,5 @@ def _make_tensor(
     if requires_grad:
         made.requires_grad = True
     if attributes:
-        made.__dict__.update(attributes)
+        vars(made).update(attributes)
     return made

@@ -21,8 +21,8 @@ def nonfinite_positions(values: "np.ndarray[Any, Any]", positions: Sequence[int]
     """Return the positions of the texts whose rows in an answer contain NaN or infinity."""
     import numpy as np
 
-    finite = np.isfinite(values).all(tuple(range(1, values.ndim))).tolist()
-    return {position for position, is_finite in zip(positions, finite, strict=True) if not is_finite}
+    finite = np.atleast_1d(np.isfinite(values).all(tuple(range(1, values.ndim))))
+    return {position for position, is_finite in zip(positions, finite.tolist(), strict=True) if not is_finite}
 
 
 def check_finite(lease: Lease, nonfinite: Collection[int]) -> None:

@@ -21,22 +21,27 @@ class Forward(Protocol):
     @property
     def model(self) -> str:
         """The name of the model."""
+        ...
 
     @property
     def part(self) -> Part:
         """The part of the model."""
+        ...
 
     @property
     def device(self) -> str:
         """Where it runs, such as "cpu" or "cuda:0"."""
+        ...
 
     @property
     def budget(self) -> int:
         """The number of tokens that run together. A window that is longer runs by itself."""
+        ...
 
     @property
     def layout(self) -> Layout:
         """Which windows may run together. To find out, the model may run on a short text of medvllm's own, once."""
+        ...
 
     def run(self, batch: Sequence[Window]) -> "list[NDArray[np.float32]]":
         """Return the numbers of each window.
@@ -51,6 +56,7 @@ class Forward(Protocol):
             LoadError: The model cannot run, or has no such output.
             RequestError: A text contains a token without an embedding.
         """
+        ...
 
     def __eq__(self, other: object) -> bool: ...
 

@@ -50,7 +50,8 @@ class TorchForward:
     """
 
     def __init__(self, lease: Lease, part: Part) -> None:
-        self._lease, self._part = lease, part
+        self._lease = lease
+        self._part: Part = part
         self._module = find_part(lease.model, part)
         self._settings = _read_thread_settings(lease.model.device.type)
 
@@ -96,14 +97,14 @@ class TorchForward:
         if len({len(window.input_ids) for window in batch}) == 1:
             return self._run_block(batch)
         verdict = self._verdict()
-        if verdict.layout != "packed":
-            return self._run_block(batch)
-        try:
-            return self._run_row(batch, verdict.first_position)
-        except DeviceMemoryError:
-            raise
-        except LoadError:  # the row is longer than a table of the model
-            _verdicts[self._module][self._part] = self._find_verdict(packs=False)
+        if verdict.layout == "packed":
+            try:
+                return self._run_row(batch, verdict.first_position)
+            except DeviceMemoryError:
+                raise
+            except LoadError:  # the row is longer than a table of the model
+                _verdicts[self._module][self._part] = self._find_verdict(packs=False)
+        # Planned again: the windows may have come together while the model still ran them in one row.
         found = [pair for part in plan_batches(self, batch) for pair in zip(part, self._run_block(part), strict=True)]
         numbers = {id(window): rows for window, rows in found}
         return [numbers[id(window)] for window in batch]
