@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ CALLS: dict[str, tuple[Callable[[ModelRegistry], object], int]] = {
 def test_a_hit_does_little_work(registry: ModelRegistry, folder: Path, kind: str) -> None:
     """So many calls of Python functions, and no call of the system: neither is a matter of the machine's speed."""
     call, most = CALLS[kind]
-    functions, of_system = least_work(lambda: call(registry))
+    functions, of_system = least_work(partial(call, registry))
     assert functions <= most and of_system == []
     assert registry.statistics().loads == 1
 
