@@ -252,11 +252,11 @@ def test_a_digest_cache_that_is_none_costs_nobody_a_model(home: Path, tmp_path: 
 
 def test_a_file_from_the_future_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever packed it had a clock that was ahead; the machine's own time of its last change tells."""
-    from medvllm.sources import digest
+    from medvllm.sources import digest, hashing
 
     folder = tiny.bert_encoder(tmp_path / "m")
     for file in folder.iterdir():
         os.utime(file, (time.time() + 1e6, time.time() + 1e6))
-    monkeypatch.setattr(digest, "_SETTLED_NS", 0)
+    monkeypatch.setattr(hashing, "_SETTLED_NS", 0)
     digest.digest_files(folder, ["config.json"])
     assert digest_cache().digests([read_stamp(folder / "config.json")])

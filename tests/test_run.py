@@ -3,6 +3,7 @@
 import csv
 import json
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,15 @@ from tests.support.trained import MINILM
 
 NOTES = ["Seen by Dr. Miller on 3 May 2019.", "", "Patient John Smith\nwas called.\r\n"]
 SECRET = "Zyxwvutcanary"
+
+
+@pytest.fixture(autouse=True)
+def _unregistered() -> Iterator[None]:
+    """No entry of a test stays in the registry that all tests share."""
+    yield
+    for name in ("deid", "ranker", "pairs"):
+        if name in shared_registry:
+            shared_registry.unregister(name)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +31,18 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture
-def writer(folders: tuple[Path, Path]) -> str:
-    shared_registry.register("writer", "generic", model_path=str(folders[0]), task="generate", replace=True)
-    return "writer"
+def writer(folders: tuple[Path, Path]) -> Iterator[str]:
+    shared_registry.register("writer", "generic", model_path=str(folders[0]), task="generate")
+    yield "writer"
+    shared_registry.unregister("writer")
 
 
 @pytest.fixture
-def judge(folders: tuple[Path, Path]) -> str:
-    facts: Any = {"entity_markers": ["[entity] ", " [entity]"], "task": "assertions", "replace": True}
+def judge(folders: tuple[Path, Path]) -> Iterator[str]:
+    facts: Any = {"entity_markers": ["[entity] ", " [entity]"], "task": "assertions"}
     shared_registry.register("judge", "clinical", model_path=str(folders[1]), **facts)
-    return "judge"
+    yield "judge"
+    shared_registry.unregister("judge")
 
 
 class Typed(Screen):

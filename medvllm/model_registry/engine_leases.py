@@ -26,12 +26,11 @@ from medvllm.metadata import ModelMetadata
 from medvllm.model_cache import CachedModel, Need, ValueCache
 from medvllm.model_registry.engine_preparation import Preparation, Unsuited, prepare
 from medvllm.model_registry.entry_resolver import Basis, EntryResolver
-from medvllm.model_registry.known_calls import TRUST_S, KnownCall, KnownCalls, key_of
+from medvllm.model_registry.known_calls import KnownCall, KnownCalls, Moment, key_of
 from medvllm.model_registry.lease import Lease
 from medvllm.model_registry.loaded_models import LoadedModels
 from medvllm.names import parse_name
 from medvllm.options import Identity, LoadOptions, parse_keep_alive
-from medvllm.own_changes import own_changes
 from medvllm.receipt import Receipt
 from medvllm.sources.sentence import Scoring
 
@@ -167,11 +166,11 @@ class EngineLeases:
                 return known.target, cached
             del cached  # a model that has left must not keep its memory from the load
         # First the moment, then the look: a change in between is seen by the next one.
-        number, trusted_until = own_changes.number, time.monotonic() + TRUST_S
+        moment = Moment.now()
         if known is not None and self._is_current(known.target):
             choice = known.target
             if (found := known.find_cached()) is not None and self._loaded.cache.hit(found, lease=True):
-                self._calls.put(key, KnownCall(choice, known.find_cached, number, trusted_until))
+                self._calls.put(key, known.trusted(moment))
                 return choice, found
             found = None  # as above
         else:

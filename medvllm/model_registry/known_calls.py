@@ -16,10 +16,9 @@ from medvllm.own_changes import own_changes
 
 TRUST_S = 0.01
 _MAX_CALLS = 10_000  # calls that are remembered
-_SETTINGS = settings.Texts(  # that decide what a call means
-    *(settings.DEVICE, settings.DTYPE, settings.LOCK_FILE, settings.REQUIRE_LOCK),
-    *(settings.CATALOG, settings.ALLOW_UNREGISTERED, settings.TRUST_REMOTE_CODE),
-)
+# Settings that decide what a call means, and those that decide whether it still means that.
+_SETTINGS = settings.Texts(settings.DEVICE, settings.DTYPE, settings.LOCK_FILE, settings.REQUIRE_LOCK)
+_CONDITIONS = settings.Texts(settings.CATALOG, settings.ALLOW_UNREGISTERED, settings.TRUST_REMOTE_CODE)
 # The types of the values of options that say the same whenever they are equal, and are hashable.
 _PLAIN_TYPES: frozenset[type] = frozenset({str, type(None)})
 
@@ -32,18 +31,41 @@ class KnownCall(NamedTuple, Generic[T]):
     Attributes:
         target: What it meant.
         find_cached: Returns its model; None once it has gone. A call that is remembered keeps no model in memory.
+        conditions: The settings that it depended on, at the last look.
         own_changes: The number of `own_changes` at the last look.
         trusted_until: When the next look is due, on the monotonic clock.
     """
 
     target: T
     find_cached: Callable[[], CachedModel[Identity] | None]
+    conditions: Hashable = None
     own_changes: int = 0
     trusted_until: float = 0.0
 
     def is_trusted(self) -> bool:
         """Return whether this process has changed nothing since the last look, which was less than TRUST_S ago."""
-        return time.monotonic() < self.trusted_until and own_changes.number == self.own_changes
+        return (
+            time.monotonic() < self.trusted_until
+            and own_changes.number == self.own_changes
+            and tuple(_CONDITIONS.values()) == self.conditions
+        )
+
+    def trusted(self, moment: "Moment") -> "KnownCall[T]":
+        """Return the same, after a look that began at a moment."""
+        return self._replace(**moment._asdict())
+
+
+class Moment(NamedTuple):
+    """When a look began. A change after it is seen by the next look."""
+
+    conditions: Hashable
+    own_changes: int
+    trusted_until: float
+
+    @classmethod
+    def now(cls) -> "Moment":
+        """Return this moment."""
+        return cls(tuple(_CONDITIONS.values()), own_changes.number, time.monotonic() + TRUST_S)
 
 
 class KnownCalls(Generic[T]):

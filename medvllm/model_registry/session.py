@@ -6,7 +6,6 @@ and `medvllm.loading` reads the files.
 
 import contextlib
 import os
-import time
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import replace
@@ -20,7 +19,7 @@ from medvllm.errors import BudgetError, DeviceMemoryError
 from medvllm.load_result import LoadResult
 from medvllm.model_cache import CachedModel, KnownBy, Need, Plan
 from medvllm.model_registry.entry_resolver import EntryResolver
-from medvllm.model_registry.known_calls import TRUST_S, KnownCall, KnownCalls, key_of
+from medvllm.model_registry.known_calls import KnownCall, KnownCalls, Moment, key_of
 from medvllm.model_registry.lease import Leasing
 from medvllm.model_registry.loaded_models import LoadedModels
 from medvllm.model_registry.nesting import Nesting
@@ -29,7 +28,6 @@ from medvllm.model_registry.snapshots import Snapshots
 from medvllm.model_registry.tokenizers import Tokenizers
 from medvllm.names import parse_name
 from medvllm.options import Identity, LoadOptions, parse_keep_alive
-from medvllm.own_changes import own_changes
 from medvllm.receipt import Receipt
 from medvllm.sources.digest_cache import digest_cache
 
@@ -95,7 +93,7 @@ class Session:
     ) -> tuple[LoadTarget, CachedModel[Identity]]:
         """Do the same, after a look at everything that the meaning of the call depends on."""
         # First the moment, then the look: a change in between is seen by the next one.
-        number, trusted_until = own_changes.number, time.monotonic() + TRUST_S
+        moment = Moment.now()
         target = known.target if known is not None else None
         if target is not None and not self.resolver.is_current(target):
             target = None
@@ -103,7 +101,7 @@ class Session:
             if (cached := known.find_cached()) is not None and self._cache.hit(
                 cached, lease=lease, keep_alive=keep_alive_s
             ):
-                self._calls.put(key, KnownCall(target, known.find_cached, number, trusted_until))
+                self._calls.put(key, known.trusted(moment))
                 return target, cached
             cached = None  # as above
         else:

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Collection, Iterator
 from functools import cache
+from itertools import islice
 from typing import Any
 
 from medvllm.catalog.selection import Selection
@@ -18,6 +19,7 @@ from medvllm.fact_filters import matches_glob
 from medvllm.spelling import has_lone_surrogate
 
 _MAX_TEXT = 200  # characters to search for; SQLite refuses very long patterns
+_MAX_TAGS = 20  # to search for; SQLite refuses very deep conditions
 _WILDCARDS = r"[*?]|\[!?\]?[^\]]*\]|\["
 # Every character that folds to several, or to one of ASCII, is in one of these blocks.
 _BLOCKS = ((0x80, 0x600), (0x1E00, 0x2000), (0x2100, 0x2200), (0xFB00, 0xFB20))
@@ -49,7 +51,7 @@ class Conditions:
         if wanted.task is not None:
             task = self._has(_key("task"), _in_json(wanted.task[:_MAX_TEXT]))
             yield f"{task} OR {self._has(_key('pooling'))}" if wanted.task == "embed" else task
-        for tag in wanted.tags:
+        for tag in islice(wanted.tags, _MAX_TAGS):
             yield self._has(*map(_in_json, tag[:_MAX_TEXT].split("=")))  # one tag, or a key with its value behind it
         for keyword, glob in wanted.globs.items():
             yield self._matches(keyword, glob)

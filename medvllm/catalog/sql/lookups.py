@@ -22,6 +22,9 @@ _FITTING = (
     f"WITH fitting AS MATERIALIZED (SELECT v.name, v.number FROM catalog_versions v %s) {_VERSIONS} "
     f"JOIN fitting f ON f.name = v.name AND f.number = v.number JOIN catalog_names n ON {_IS_MEANT} ORDER BY v.name"
 )
+_COUNTED = "SELECT count(*) FROM (SELECT 1 FROM catalog_versions v %s LIMIT :most) found"
+_NAMES = "SELECT name FROM catalog_names"
+_ALIASES = "SELECT name, alias, number, guarded FROM catalog_aliases"
 _NUMBERED = f"{_VERSIONS} WHERE v.name = :name AND v.number = :number"
 
 
@@ -104,8 +107,7 @@ def stream_meant(reader: Reader, after: str | None, conditions: Conditions | Non
 
 def _are_few(reader: Reader, where: str, values: Values) -> bool:
     """Return whether few versions meet a condition, so that they should be found first, and then sorted."""
-    query = f"SELECT count(*) FROM (SELECT 1 FROM catalog_versions v {where} LIMIT {FEW + 1}) found"
-    return bool(reader.read(query, values)[0][0] <= FEW)
+    return bool(reader.read(_COUNTED % where, {**values, "most": FEW + 1})[0][0] <= FEW)
 
 
 def list_numbers(reader: Reader, name: str) -> list[int]:
@@ -116,8 +118,7 @@ def list_numbers(reader: Reader, name: str) -> list[int]:
 
 def list_names(reader: Reader, *, ever: bool = False) -> list[str]:
     """Return the names that have a version, or ever had one, sorted."""
-    where = "" if ever else "WHERE current IS NOT NULL"
-    rows = reader.read(f"SELECT name FROM catalog_names {where}")
+    rows = reader.read(_NAMES if ever else f"{_NAMES} WHERE current IS NOT NULL")
     return sorted(name for (name,) in rows)  # here, as SQLite would go to the table for each entry of its index
 
 
@@ -134,10 +135,8 @@ def list_owners(reader: Reader, other: str) -> list[str]:
 
 def list_aliases(reader: Reader, name: str | None) -> list[Alias]:
     """Return the aliases of a name, or of all names, sorted."""
-    where = "" if name is None else "WHERE name = :name"
-    rows = reader.read(
-        f"SELECT name, alias, number, guarded FROM catalog_aliases {where} ORDER BY name, alias", _of(name)
-    )
+    query = _ALIASES if name is None else f"{_ALIASES} WHERE name = :name"
+    rows = reader.read(f"{query} ORDER BY name, alias", _of(name))
     return [Alias(name, alias, number, bool(protected)) for name, alias, number, protected in rows]
 
 

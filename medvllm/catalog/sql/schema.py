@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 VERSION_TABLE = "catalog_schema"
+READ_VERSION = f"SELECT version_num FROM {VERSION_TABLE}"
 SCHEMAS = ("0001", "0002", "0003")  # in order; this program uses the last one
 HEAD = SCHEMAS[-1]
 _PROTECTION = "0002"  # the first schema with protected aliases
@@ -33,7 +34,7 @@ def version(connection: "Connection", where: str) -> str | None:
         if tables and connection.dialect.name == "sqlite":  # a server's database may be shared with others
             raise CatalogError(f"{where} is a database but not a catalogue: it has the table {tables[0][:80]!r}.")
         return None
-    found = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()
+    found = connection.execute(text(READ_VERSION)).scalar()
     if found not in (None, *SCHEMAS):
         raise MigrationError(
             f"Catalogue {where} has the schema {str(found)[:20]!r}, but this program knows none after {HEAD!r}.\n"

@@ -82,7 +82,7 @@ class SqliteFile(Database[FileConnections]):
     def _schema(self) -> str | None:
         # The usual answer needs no SQLAlchemy. Every other one comes from the one place that knows all schemas.
         with self._connect() as found, found.reading() as connection, suppress(sqlite3.OperationalError):
-            if connection.execute(f"SELECT version_num FROM {schema.VERSION_TABLE}").fetchall() == [(schema.HEAD,)]:
+            if connection.execute(schema.READ_VERSION).fetchall() == [(schema.HEAD,)]:
                 return schema.HEAD
         return super()._schema()
 
