@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from medvllm.lazy import lazy
 
@@ -172,3 +172,9 @@ def _places_by_kind(reading: dict[str, tuple[str, str]]) -> dict[str, set[str]]:
 def _has_places(reading: dict[str, tuple[str, str]]) -> bool:
     """Return whether a type has labels for two positions, which names do not have by chance."""
     return any(len(places) > 1 for places in _places_by_kind(reading).values())
+
+
+def label_map(config: Any) -> dict[int, str] | None:
+    """Return the label of each class id; None if the config has only LABEL_0, LABEL_1, …, which mean nothing."""
+    labels = getattr(config, "id2label", None) or {}
+    return None if all(re.fullmatch(r"LABEL_\d+", str(label)) for label in labels.values()) else dict(labels)

@@ -31,6 +31,7 @@ _REFUSED = {
     "ignore_mismatched_sizes": "a head of the wrong size would be replaced by random weights. "
     "Remove it from the checkpoint and register the entry with expected_missing_keys=[…]",
     "output_loading_info": "the registry checks the loading info itself",
+    "engine": "run the model with registry.runner(name, engine='onnx')",
     "subfolder": "load the folder by its path",
     "variant": "register the folder that contains it",
     "use_cache": "for a copy of your own, call load_model(…, use_cache=False)",
@@ -157,6 +158,7 @@ class Identity:
             changes the model.
         is_offloaded: Whether the weights are in host memory and not on the device.
         base: The model whose weights an adapter completes.
+        engine: The engine that computes it, if it is not torch.
     """
 
     name: str
@@ -167,6 +169,7 @@ class Identity:
     files: str = ""
     is_offloaded: bool = False
     base: "Identity | None" = None
+    engine: str | None = None
 
 
 def unknown_option(name: str, fields: Mapping[str, Any]) -> RequestError:

@@ -91,6 +91,8 @@ class Receipt:
         libraries: The versions of the installed libraries.
         package: Name and version of the installed package that the entry comes from.
         base: The receipt of an adapter's base.
+        engine: What computes, with its agreement with torch; or why torch does, if an engine was asked for. None if
+            none was.
     """
 
     name: str
@@ -103,6 +105,7 @@ class Receipt:
     libraries: dict[str, str] = field(default_factory=lambda: dict(library_versions()))
     package: str | None = None
     base: "Receipt | None" = None
+    engine: dict[str, Any] | None = None
 
     @classmethod
     def of(
@@ -160,4 +163,5 @@ class Receipt:
             "options": self.options,
             "libraries": self.libraries,
             **({} if self.base is None else {"base": self.base.to_dict()}),
+            **({} if self.engine is None else {"engine": self.engine}),
         }

@@ -2,13 +2,11 @@
 
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
 
@@ -17,6 +15,7 @@ from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import MedVLLMError, RequestError
 from medvllm.model_registry.known_calls import TRUST_S, key_of
 from tests.support import tiny
+from tests.support.work import least_work
 
 
 @pytest.fixture(scope="module")
@@ -53,23 +52,7 @@ CALLS: dict[str, tuple[Callable[[ModelRegistry], object], int]] = {
 def test_a_hit_does_little_work(registry: ModelRegistry, folder: Path, kind: str) -> None:
     """So many calls of Python functions, and no call of the system: neither is a matter of the machine's speed."""
     call, most = CALLS[kind]
-    counts: list[tuple[int, list[str]]] = []
-    for _ in range(200):  # a thread that has to wait looks again
-        work: list[Any] = []
-
-        def note(frame: FrameType, event: str, argument: Any, work: list[Any] = work) -> None:
-            if event in ("call", "c_call"):
-                work.append(argument)
-
-        sys.setprofile(note)
-        try:
-            call(registry)
-        finally:
-            sys.setprofile(None)
-        functions = sum(argument is None for argument in work) - 1  # without the function that calls
-        of_system = [name.__name__ for name in work if getattr(name, "__module__", None) in ("posix", "nt", "_io")]
-        counts.append((functions, of_system))
-    functions, of_system = min(counts)
+    functions, of_system = least_work(partial(call, registry))
     assert functions <= most and of_system == []
     assert registry.statistics().loads == 1
 

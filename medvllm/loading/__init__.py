@@ -23,7 +23,7 @@ from medvllm.loading.placement import restore_offloaded
 from medvllm.loading.prepared import check_prepared_copies
 from medvllm.loading.proof import make_proof
 from medvllm.loading.remote_code import check_allowed
-from medvllm.loading.sentence_modules import load_modules
+from medvllm.loading.sentence_modules import find_activation, load_modules
 from medvllm.loading.tokenizer import load_tokenizer
 from medvllm.loading.torch_threads import torch_threads
 
@@ -36,6 +36,7 @@ __all__ = [
     "check_trained_on",
     "choose_classes",
     "default_budget",
+    "find_activation",
     "free_memory",
     "identify",
     "identify_adapter",

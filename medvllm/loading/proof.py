@@ -3,15 +3,15 @@
 import hashlib
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedTokenizerBase
 
 from medvllm.errors import MedVLLMError
-from medvllm.loading.checks.labels import label_map
+from medvllm.label_schemes import label_map
 from medvllm.receipt import Proof
+from medvllm.sources.proof import prove
 from medvllm.sources.snapshot import Snapshot
 
 _digests: WeakKeyDictionary[PreTrainedTokenizerBase, str] = WeakKeyDictionary()  # a large vocabulary takes 0.1 s
@@ -28,31 +28,15 @@ def make_proof(
         size_bytes: Its size in memory.
         tokenizer: Loads its tokenizer. The model may have none.
     """
-    changed = [_name(snapshot, file) for file in snapshot.file_stamps.changed_paths()]
-    architecture, labels = snapshot.config.get("model_type"), label_map(getattr(model, "config", None))
-    return Proof(
-        commit=snapshot.commit if snapshot.is_listed else None,
-        files={name: vars(digest) for name, digest in snapshot.files.items()},
-        converted={name: vars(digest) for name, digest in snapshot.converted.items()},
-        locked=snapshot.locked and not changed,
-        changed=changed,
-        architecture=architecture if isinstance(architecture, str) else None,
-        size_bytes=size_bytes,
-        tokenizer_sha256=_tokenizer_digest(tokenizer),
-        labels_sha256=_sha256(sorted(labels.items())) if labels else None,
-    )
-
-
-def _name(snapshot: Snapshot, file: Path) -> str:
-    """Return a file's path within its snapshot, or the whole path of a converted copy."""
-    return file.relative_to(snapshot.path).as_posix() if file.is_relative_to(snapshot.path) else str(file)
-
-
-def _tokenizer_digest(load: Callable[[], PreTrainedTokenizerBase]) -> str | None:
     try:
-        tokenizer: Any = load()
+        of_tokenizer: str | None = tokenizer_digest(tokenizer())
     except MedVLLMError:  # a model can be used without a tokenizer
-        return None
+        of_tokenizer = None
+    return prove(snapshot, size_bytes, of_tokenizer, labels_digest(getattr(model, "config", None)))
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Return a hash of a tokenizer: its vocabulary, casing and maximum length."""
     if tokenizer not in _digests:
         if tokenizer.is_fast:
             content = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -63,6 +47,12 @@ def _tokenizer_digest(load: Callable[[], PreTrainedTokenizerBase]) -> str | None
         shape = type(tokenizer).__name__, tokenizer.model_max_length, tokenizer.special_tokens_map
         _digests[tokenizer] = _sha256([*shape, content])
     return _digests[tokenizer]
+
+
+def labels_digest(config: Any) -> str | None:
+    """Return a hash of the label map in a config; None without named labels."""
+    labels = label_map(config)
+    return _sha256(sorted(labels.items())) if labels else None
 
 
 def _sha256(content: Any) -> str:

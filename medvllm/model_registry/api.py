@@ -23,10 +23,13 @@ if TYPE_CHECKING:
     from medvllm.catalog.announcements import Announcement
     from medvllm.catalog.difference import Difference
     from medvllm.engine.model_runner.runner import ModelRunner
+    from medvllm.engines import EngineName
     from medvllm.metadata import ModelMetadata
     from medvllm.model_cache import ModelCache, Plan, Statistics
     from medvllm.model_registry.bundle_export import Exported
     from medvllm.model_registry.bundle_import import Imported
+    from medvllm.model_registry.engine_leases import EngineLeases
+    from medvllm.model_registry.entry_resolver import EntryResolver
     from medvllm.model_registry.lease import Lease
     from medvllm.model_registry.loaded_models import LoadedModel, LoadedModels
     from medvllm.model_registry.protection import AliasProtection
@@ -94,11 +97,24 @@ class ModelRegistry:
         return Snapshots(self._catalog)
 
     @lazy
+    def _entries(self) -> "EntryResolver":
+        from medvllm.model_registry.entry_resolver import EntryResolver
+
+        return EntryResolver(self._catalog, self._snapshots)
+
+    @lazy
     def session(self) -> "Session":
         """The half that loads, below `load_model` and `lease`. Reading it imports torch."""
         from medvllm.model_registry.session import Session
 
-        return Session(self._catalog, self._snapshots, self._loaded)
+        return Session(self._catalog, self._snapshots, self._entries, self._loaded)
+
+    @lazy
+    def engine_leases(self) -> "EngineLeases":
+        """The half that leases models which an engine computes, below `runner`. Reading it imports no torch."""
+        from medvllm.model_registry.engine_leases import EngineLeases
+
+        return EngineLeases(self._catalog, self._entries, self._loaded)
 
     @property
     def catalog(self) -> "StoredCatalog":
@@ -365,11 +381,12 @@ class ModelRegistry:
         """
         return self.session.lease(name, options, keep_alive)
 
-    def runner(self, name: Name, **options: Any) -> "ModelRunner":
+    def runner(self, name: Name, *, engine: "EngineName" = "torch", **options: Any) -> "ModelRunner":
         """Return a runner of the model's tasks. Nothing is loaded until it is given texts.
 
         Args:
             name: As for `load_model`.
+            engine: What computes: "torch", "onnx", "openvino", or "auto" for the fastest of them on this machine.
             **options: The options of `load_model`.
 
         Example:
@@ -377,7 +394,7 @@ class ModelRegistry:
         """
         from medvllm.engine.model_runner.runner import ModelRunner
 
-        return ModelRunner(name, registry=self, **options)
+        return ModelRunner(name, registry=self, engine=engine, **options)
 
     def load_tokenizer(self, name: Name, *, revision: str | None = None) -> "PreTrainedTokenizerBase":
         """Return the tokenizer of a model, with the entry's casing and maximum length. Threads can share it.

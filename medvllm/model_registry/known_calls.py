@@ -7,11 +7,10 @@ what this process itself has changed, are looked at by every call.
 
 import time
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from medvllm import loading, settings
+from medvllm import settings
 from medvllm.model_cache import CachedModel
-from medvllm.model_registry.resolver import LoadTarget
 from medvllm.options import Identity, LoadOptions
 from medvllm.own_changes import own_changes
 
@@ -20,6 +19,10 @@ _MAX_CALLS = 10_000  # calls that are remembered
 # Settings that decide what a call means, and those that decide whether it still means that.
 _SETTINGS = settings.Texts(settings.DEVICE, settings.DTYPE, settings.LOCK_FILE, settings.REQUIRE_LOCK)
 _CONDITIONS = settings.Texts(settings.CATALOG, settings.ALLOW_UNREGISTERED, settings.TRUST_REMOTE_CODE)
+# The types of the values of options that say the same whenever they are equal, and are hashable.
+_PLAIN_TYPES: frozenset[type] = frozenset({str, type(None)})
+
+T = TypeVar("T")  # what a call meant
 
 
 class Look(NamedTuple):
@@ -49,7 +52,7 @@ class Look(NamedTuple):
         )
 
 
-class KnownCall(NamedTuple):
+class KnownCall(NamedTuple, Generic[T]):
     """What a call meant, and where its model was found.
 
     Attributes:
@@ -58,27 +61,32 @@ class KnownCall(NamedTuple):
         look: The last look; None if there was none since the model was loaded.
     """
 
-    target: LoadTarget
+    target: T
     find_cached: Callable[[], CachedModel[Identity] | None]
     look: Look | None = None
 
 
-class KnownCalls:
+class KnownCalls(Generic[T]):
     """The calls that were made before. An item is replaced, never changed: that needs no lock."""
 
     def __init__(self) -> None:
-        self._calls: dict[Hashable, KnownCall] = {}
+        self._calls: dict[Hashable, KnownCall[T]] = {}
         self.get = self._calls.get
 
-    def put(self, key: Hashable, call: KnownCall) -> None:
+    def put(self, key: Hashable, call: KnownCall[T]) -> None:
         """Remember a call."""
         if len(self._calls) >= _MAX_CALLS:
             self._calls.clear()
         self._calls[key] = call
 
 
-def key_of(name: object, options: Mapping[str, Any]) -> Hashable:
+def key_of(name: object, options: Mapping[str, Any], plain_types: frozenset[type] = _PLAIN_TYPES) -> Hashable:
     """Return the key of a call; None if the call is not remembered: only a text always means the same.
+
+    Args:
+        name: What the caller gave as the model's name.
+        options: The other keywords of the call.
+        plain_types: The types of values that need not be parsed first: equal ones mean the same, and are hashable.
 
     Raises:
         RequestError, UnsafeWeightsError: An option cannot be used.
@@ -87,7 +95,7 @@ def key_of(name: object, options: Mapping[str, Any]) -> Hashable:
         return None
     given: Hashable = None
     if options:
-        # Values of these types are equal only if they mean the same. Others are parsed first: 1 is equal to True.
-        is_plain = loading.PLAIN_TYPES.issuperset(map(type, options.values()))
+        # Others are parsed first: 1 is equal to True.
+        is_plain = plain_types.issuperset(map(type, options.values()))
         given = tuple(options.items()) if is_plain else LoadOptions.from_kwargs(options)
     return name, given, _SETTINGS.files.generation, *_SETTINGS.values()

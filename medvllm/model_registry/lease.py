@@ -3,8 +3,9 @@
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from medvllm.errors import RequestError
 from medvllm.lazy import lazy
@@ -18,20 +19,36 @@ from medvllm.sources.sentence import Scoring
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from medvllm.loading.sentence_modules import Modules
+    from medvllm.engines.vector_modules import Modules
     from medvllm.model_registry.resolver import LoadTarget
 
-    class Lender(Protocol):
-        """What lends models, and reads what belongs to them: the session of a registry."""
+    class Lent(Protocol):
+        """What a call means, as its lease shows it."""
+
+        @property
+        def metadata(self) -> ModelMetadata: ...
+        @property
+        def identity(self) -> Identity: ...
+        @property
+        def scoring(self) -> Scoring | None: ...
+
+    T_contra = TypeVar("T_contra", bound=Lent, contravariant=True)
+
+    class Lender(Protocol[T_contra]):
+        """What lends models, and reads what belongs to them."""
+
+        def release(self, cached: CachedModel[Identity]) -> None: ...
+        def tokenizer_of(self, target: T_contra, /) -> PreTrainedTokenizerBase: ...
+        def modules_of(self, target: T_contra, /) -> Modules: ...
+        def receipt_of(self, target: T_contra, model: Any, size_bytes: int, /) -> Receipt: ...
+        def free_bytes(self, device: str) -> int | None: ...
+
+    class Loader(Lender[LoadTarget], Protocol):
+        """A lender that loads what it lends: the session of a registry."""
 
         def acquire(
             self, name: "str | os.PathLike[str]", options: Mapping[str, Any], *, lease: bool, keep_alive: Any
         ) -> tuple[LoadTarget, CachedModel[Identity]]: ...
-        def release(self, cached: CachedModel[Identity]) -> None: ...
-        def tokenizer_of(self, target: LoadTarget) -> PreTrainedTokenizerBase: ...
-        def modules_of(self, target: LoadTarget) -> Modules: ...
-        def receipt_of(self, target: LoadTarget, model: Any, size_bytes: int) -> Receipt: ...
-        def free_bytes(self, device: str) -> int | None: ...
 
 
 class Lease:
@@ -41,12 +58,15 @@ class Lease:
 
     Attributes:
         size_bytes: The bytes of the model's parameters and buffers; those of an adapter without its base's.
+        engine: For the receipt, which engine was asked for and why torch computes. None otherwise.
     """
 
-    def __init__(self, target: "LoadTarget", cached: CachedModel[Identity], session: "Lender") -> None:
+    engine: dict[str, Any] | None = None
+
+    def __init__(self, target: "T_contra", cached: CachedModel[Identity], lender: "Lender[T_contra]") -> None:
         # Each request leases a model, so little is done here.
-        self._target = target
-        self._session = session
+        self._target: Lent = target
+        self._lender: Lender[Any] = lender
         self._cached: CachedModel[Identity] | None = cached
         self.size_bytes = cached.size_bytes
 
@@ -70,7 +90,7 @@ class Lease:
     @lazy
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer of the same files, loaded on first use. Threads can share it."""
-        return self._session.tokenizer_of(self._target)
+        return self._lender.tokenizer_of(self._target)
 
     @lazy
     def modules(self) -> "Modules":
@@ -79,7 +99,7 @@ class Lease:
         Raises:
             LoadError: The folder declares vectors that cannot be made.
         """
-        return self._session.modules_of(self._target)
+        return self._lender.modules_of(self._target)
 
     @lazy
     def scoring(self) -> Scoring | None:
@@ -89,11 +109,12 @@ class Lease:
     @lazy
     def receipt(self) -> Receipt:
         """What exactly answers, and how each fact of it is known. The tokenizer is loaded for it."""
-        return self._session.receipt_of(self._target, self.model, self.size_bytes)
+        receipt = self._lender.receipt_of(self._target, self.model, self.size_bytes)
+        return receipt if self.engine is None else replace(receipt, engine=self.engine)
 
     def free_bytes(self) -> int | None:
         """Return the bytes that the memory budget of the model's device has left; None without a budget."""
-        return self._session.free_bytes(str(self._target.identity.options.device))
+        return self._lender.free_bytes(str(self._target.identity.options.device))
 
     def __reduce__(self) -> str:
         raise RequestError(
@@ -105,7 +126,7 @@ class Lease:
         """End the lease: drop the model, which may leave from now on."""
         cached, self._cached = self._cached, None
         if cached is not None:
-            self._session.release(cached)
+            self._lender.release(cached)
 
 
 class Leasing(AbstractContextManager[Lease]):
@@ -115,7 +136,7 @@ class Leasing(AbstractContextManager[Lease]):
 
     def __init__(
         self,
-        session: "Lender",
+        session: "Loader",
         name: "str | os.PathLike[str]",
         options: Mapping[str, Any],
         keep_alive: str | float | None,

@@ -1,5 +1,7 @@
 """What a registry has in memory, as its callers and other processes see it: models, and the tokenizers beside them."""
 
+import gc
+import sys
 import time
 import weakref
 from collections.abc import Mapping, Sequence
@@ -37,6 +39,7 @@ class LoadedModel:
     evicted: bool  # whether the model has left the cache, and only a caller still holds it
     offloaded: bool  # whether its weights wait in host memory, to go back to their accelerator
     base: str | None  # the entry whose memory an adapter uses beside its own size_bytes
+    engine: str  # what computes it: "torch", "onnx" or "openvino"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values. `keep_alive` of a pinned model is -1."""
@@ -66,11 +69,12 @@ class LoadedModels:
     def list_models(self) -> list[LoadedModel]:
         """Return the models in memory in the order of loading, with those that only a caller holds."""
         found = self.cache.models()
-        if not found:
-            return []
+        mapped = [each.model for each, _ in found if each.mapped_bytes]
+        if not mapped:
+            return self._describe(found, {})
         from medvllm import loading
 
-        return self._describe(found, loading.written_bytes(each.model for each, _ in found if each.mapped_bytes))
+        return self._describe(found, loading.written_bytes(mapped))
 
     def evict(self, name: str | None, reason: Reason = "asked") -> int:
         """Evict the models of an entry, or all for None, and drop their tokenizers; return how many models left."""
@@ -124,6 +128,7 @@ class LoadedModels:
                 evicted=evicted,
                 offloaded=cached.identity.is_offloaded,
                 base=None if cached.identity.base is None else cached.identity.base.name,
+                engine=cached.identity.engine or "torch",
             )
             for cached, evicted in found
         ]
@@ -142,7 +147,11 @@ def _budget_bytes(device: str) -> int | None:
 
 
 def _free_memory(evicted: "Sequence[weakref.ref[Any]]") -> None:
-    """Return the memory of evicted models to the system. Whatever was evicted was loaded: torch is imported by then."""
+    """Return the memory of evicted models to the system."""
+    if "torch" not in sys.modules:  # then they were models of engines
+        if any(model() is not None for model in evicted):
+            gc.collect()
+        return
     from medvllm import loading
 
     loading.free_memory(evicted)

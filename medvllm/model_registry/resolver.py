@@ -2,16 +2,15 @@
 
 import logging
 import os
-from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from medvllm import loading, settings, sources
-from medvllm.catalog import Catalog, find_model
+from medvllm import loading, sources
+from medvllm.catalog import Catalog
 from medvllm.heads import is_same_head, task_of_class
 from medvllm.metadata import ModelMetadata
 from medvllm.model_registry.adapter_base import find_base
+from medvllm.model_registry.entry_resolver import Basis, EntryResolver, FoundEntry
 from medvllm.model_registry.snapshots import Snapshots
 from medvllm.names import parse_name
 from medvllm.options import Identity, LoadOptions
@@ -23,14 +22,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class Basis(NamedTuple):
-    """What the meaning of a call rests on, besides its files and the environment."""
-
-    settings_files: int
-    lock_file: Path  # also of the working directory, where the settings name no file
-    catalog: tuple[int, Hashable]
-
-
 @dataclass(frozen=True)
 class LoadTarget:
     """What a call means, for as long as `Resolver.is_current` and `fingerprint.is_current()` say so."""
@@ -39,7 +30,7 @@ class LoadTarget:
     snapshot: sources.Snapshot
     identity: Identity
     config: "PreTrainedConfig"
-    basis: "Basis"  # before the name was looked up
+    basis: Basis  # before the name was looked up
     fingerprint: sources.Fingerprint  # of the files, their folders, and the lock; of a base's files, too
     is_lasting: bool  # False for a folder's path: its meaning depends on the working directory and on links
     base: "LoadTarget | None" = None  # of an adapter
@@ -74,10 +65,11 @@ class LoadTarget:
 class Resolver:
     """Turns a name and the options of a call into a `LoadTarget`. It fetches files, and loads nothing."""
 
-    def __init__(self, catalog: Catalog, snapshots: Snapshots) -> None:
+    def __init__(self, catalog: Catalog, snapshots: Snapshots, entries: EntryResolver) -> None:
         self._catalog = catalog
         self._snapshots = snapshots
-        self._warned: set[str] = set()  # deprecated entries that the log has named, and what it has said of adapters
+        self.entries = entries
+        self._warned: set[str] = set()  # what the log has said of adapters
 
     def resolve(self, name: "str | os.PathLike[str]", given: LoadOptions) -> LoadTarget:
         """Return what a call means: the entry, its files (fetched if need be), and the identity of the load.
@@ -89,55 +81,33 @@ class Resolver:
             LoadError: The device is not here, or the config cannot be used.
         """
         ref = parse_name(name)
-        # First the state of catalogue and lock, then the look-up: a change in between outdates the target.
-        basis = self._basis(stored=ref.kind == "name")
-        lock = sources.Fingerprint.of([basis.lock_file])
-        metadata, revision = find_model(self._catalog, ref)
-        metadata = metadata.without_folder_facts()
-        self._warn_of_deprecated(metadata)
+        found = self.entries.find(ref)
+        metadata = found.metadata
         if metadata.is_adapter:
-            return self._resolve_adapter(metadata, given, revision, basis, lock)
+            return self._resolve_adapter(found, given)
         # Options before files: a device that is not here must not cost a download.
         options = loading.with_defaults(metadata, given)
-        snapshot = self._snapshots.get(metadata, given.revision or revision)
-        if metadata.origin == "direct":
-            # A folder's path is written on purpose. A repository's id may be a misspelt name.
-            level = logging.INFO if snapshot.repo is None else logging.WARNING
-            logger.log(level, "%r is not registered: loaded directly, from %s", metadata.name, snapshot.identity)
+        snapshot = self.entries.fetch(metadata, given.revision or found.revision)
         # What the files say completes entry and options.
         metadata = metadata.with_missing_facts(snapshot.declared_facts)
         identity, config = loading.identify(metadata, options, snapshot)
-        fingerprint = snapshot.fingerprint + lock
-        return LoadTarget(metadata, snapshot, identity, config, basis, fingerprint, ref.kind != "folder")
+        fingerprint = snapshot.fingerprint + found.lock
+        return LoadTarget(metadata, snapshot, identity, config, found.basis, fingerprint, ref.kind != "folder")
 
     def is_current(self, target: LoadTarget) -> bool:
         """Return whether entries and settings still are as they were when a target was resolved."""
-        return (
-            target.basis == self._basis(stored=target.basis.catalog[1] is not False)
-            and (target.metadata.origin != "direct" or settings.ALLOW_UNREGISTERED())
-            and (not target.metadata.source.trust_remote_code or settings.TRUST_REMOTE_CODE())
-            and (target.base is None or self.is_current(target.base))
-        )
+        return self.entries.is_current(target) and (target.base is None or self.is_current(target.base))
 
-    def _basis(self, *, stored: bool) -> Basis:
-        return Basis(settings.read_files(), sources.Lock.current_path(), self._catalog.generation(stored=stored))
-
-    def _resolve_adapter(
-        self,
-        metadata: ModelMetadata,
-        given: LoadOptions,
-        revision: str | None,
-        basis: Basis,
-        lock: sources.Fingerprint,
-    ) -> LoadTarget:
+    def _resolve_adapter(self, found: FoundEntry, given: LoadOptions) -> LoadTarget:
         """Return what a call for an adapter means: its entry, its files, and the base with the same options."""
+        metadata = found.metadata
         loading.with_defaults(metadata, given)  # for its checks
         stated = given.with_entry(LoadOptions.from_kwargs(metadata.parameters))
         name = str(metadata.source.base)
         find_base(self._catalog, metadata)
         for_base = replace(stated, revision=None, model_class=None)
         base = self.resolve(name, for_base)
-        snapshot = self._snapshots.get(metadata, given.revision or revision)
+        snapshot = self._snapshots.get(metadata, given.revision or found.revision)
         doubt = loading.check_trained_on(metadata, snapshot, base.metadata, base.snapshot)
         if doubt is not None and (said := f"{metadata.reference}: {doubt}") not in self._warned:
             self._warned.add(said)
@@ -149,17 +119,8 @@ class Resolver:
         if choice.base_class is not None:
             base = self.resolve(name, replace(for_base, model_class=choice.base_class))
         identity, config = loading.identify_adapter(metadata, snapshot, choice, base.identity, base.config)
-        fingerprint = snapshot.fingerprint + base.fingerprint + lock
-        target = LoadTarget(metadata, snapshot, identity, config, basis, fingerprint, base.is_lasting, base)
+        fingerprint = snapshot.fingerprint + base.fingerprint + found.lock
+        target = LoadTarget(metadata, snapshot, identity, config, found.basis, fingerprint, base.is_lasting, base)
         of_base = alone.metadata.with_facts(task=alone.task)
         facts = loading.inherit_facts(metadata, snapshot, of_base, has_same_head=target.has_head_of(alone))
         return replace(target, metadata=facts)
-
-    def _warn_of_deprecated(self, metadata: ModelMetadata) -> None:
-        """Log once that an entry is deprecated, why, and what to use instead."""
-        lifecycle = metadata.lifecycle
-        if (lifecycle.deprecated or lifecycle.successor) and metadata.reference not in self._warned:
-            self._warned.add(metadata.reference)
-            why = f": {lifecycle.deprecated}" if lifecycle.deprecated else ""
-            instead = f". Use {lifecycle.successor!r} instead" if lifecycle.successor else ""
-            logger.warning("Model %r is deprecated%s%s", metadata.reference, why, instead)

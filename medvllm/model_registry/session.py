@@ -18,6 +18,7 @@ from medvllm.classes import class_path
 from medvllm.errors import BudgetError, DeviceMemoryError
 from medvllm.load_result import LoadResult
 from medvllm.model_cache import CachedModel, KnownBy, Need, Plan
+from medvllm.model_registry.entry_resolver import EntryResolver
 from medvllm.model_registry.known_calls import KnownCall, KnownCalls, Look, key_of
 from medvllm.model_registry.lease import Leasing
 from medvllm.model_registry.loaded_models import LoadedModels
@@ -33,7 +34,7 @@ from medvllm.sources.digest_cache import digest_cache
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from medvllm.loading.sentence_modules import Modules
+    from medvllm.engines.vector_modules import Modules
 
 
 class Session:
@@ -45,15 +46,15 @@ class Session:
         release: Ends a lease that `acquire` gave.
     """
 
-    def __init__(self, catalog: Catalog, snapshots: Snapshots, loaded: LoadedModels) -> None:
+    def __init__(self, catalog: Catalog, snapshots: Snapshots, entries: EntryResolver, loaded: LoadedModels) -> None:
         self._catalog = catalog
         self._snapshots = snapshots
         self._loaded = loaded
         self._cache = loaded.cache
         self._nesting = Nesting()
-        self.resolver = Resolver(catalog, snapshots)
+        self.resolver = Resolver(catalog, snapshots, entries)
         self.tokenizers = Tokenizers(loaded.tokenizers, self._nesting)
-        self._calls = KnownCalls()
+        self._calls: KnownCalls[LoadTarget] = KnownCalls()
         self.release = self._cache.release
 
     def acquire(
@@ -72,7 +73,7 @@ class Session:
             lease: Whether to lease the model before any other thread can evict it.
             keep_alive: How long it stays after its last use, from now on; None leaves that as it is.
         """
-        key = key_of(name, options)
+        key = key_of(name, options, loading.PLAIN_TYPES)
         keep_alive_s = None if keep_alive is None else parse_keep_alive(keep_alive)
         known = None if key is None else self._calls.get(key)
         if known is not None and known.look is not None and known.look.is_trusted():
@@ -87,7 +88,7 @@ class Session:
         name: "str | os.PathLike[str]",
         options: Mapping[str, Any],
         key: Hashable,
-        known: KnownCall | None,
+        known: KnownCall[LoadTarget] | None,
         lease: bool,
         keep_alive_s: float | None,
     ) -> tuple[LoadTarget, CachedModel[Identity]]:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from medvllm import loading
-from medvllm.loading.sentence_modules import Modules
+from medvllm.engines.vector_modules import Modules
 from medvllm.metadata import ModelMetadata
 from medvllm.model_cache import ValueCache
 from medvllm.model_registry.nesting import Nesting

@@ -6,6 +6,7 @@ from medvllm.sources.fingerprint import Fingerprint
 from medvllm.sources.folder_facts import read_folder_facts
 from medvllm.sources.lock import Lock
 from medvllm.sources.locked_model import FOLDER, Approval, LockedModel
+from medvllm.sources.proof import prove
 from medvllm.sources.resolve import copy_to_home, followed_branch, refresh_revision, resolve_snapshot
 from medvllm.sources.snapshot import Snapshot
 from medvllm.sources.verify import is_locked, verify_files
@@ -23,6 +24,7 @@ __all__ = [
     "followed_branch",
     "hub",
     "is_locked",
+    "prove",
     "read_folder_facts",
     "refresh_revision",
     "resolve_snapshot",

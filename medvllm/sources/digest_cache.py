@@ -1,4 +1,7 @@
-"""What this machine remembers in `MEDVLLM_HOME/digests.db`: digests of files, commits of branches, memory estimates."""
+"""What this machine remembers in `MEDVLLM_HOME/digests.db`.
+
+These are digests of files, commits of branches, memory estimates, and verdicts on engines.
+"""
 
 import logging
 import sqlite3
@@ -8,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from medvllm import settings
 from medvllm.files import is_trusted, make_own, make_own_file
@@ -16,6 +19,8 @@ from medvllm.forking import Lock
 from medvllm.sources.fingerprint import Stamp
 
 logger = logging.getLogger(__name__)
+
+K = TypeVar("K", bound=tuple[str, ...])
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS digests (
@@ -31,6 +36,7 @@ CREATE TABLE IF NOT EXISTS commits (
 CREATE TABLE IF NOT EXISTS listings (
     endpoint TEXT, repo TEXT, commit_id TEXT, sha256 TEXT NOT NULL, PRIMARY KEY (endpoint, repo, commit_id)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS verdicts (export TEXT PRIMARY KEY, verdict TEXT NOT NULL) WITHOUT ROWID;
 """
 _BUSY_TIMEOUT_S = 0.5  # to wait for another process; each of its writes takes milliseconds
 _PAUSE_S = 60.0  # without the file after that, so that a load does not wait twice
@@ -52,6 +58,7 @@ class DigestCache:
         self._commits: dict[tuple[str, str, str], str] = {}
         self._listings: dict[tuple[str, str, str], str] = {}
         self._memory_estimates: dict[str, tuple[int, float]] = {}
+        self._verdicts: dict[tuple[str], str] = {}
         self._paused_until = 0.0
 
     @property
@@ -111,7 +118,16 @@ class DigestCache:
         if known is None or known[0] != size_bytes:
             self._execute_once("INSERT OR REPLACE INTO memory_estimates VALUES (?, ?, ?)", (load, size_bytes, load_s))
 
-    def _recall(self, remembered: dict[tuple[str, str, str], str], key: tuple[str, str, str], query: str) -> str | None:
+    def verdict(self, export: str) -> str | None:
+        """Return what a comparison of an engine with torch found for an export, as JSON, or None."""
+        return self._recall(self._verdicts, (export,), "SELECT verdict FROM verdicts WHERE export = ?")
+
+    def keep_verdict(self, export: str, verdict: str) -> None:
+        """Remember what a comparison of an engine with torch found, as JSON. It replaces an earlier one."""
+        self._verdicts[export,] = verdict
+        self._execute_once("INSERT OR REPLACE INTO verdicts VALUES (?, ?)", (export, verdict))
+
+    def _recall(self, remembered: dict[K, str], key: K, query: str) -> str | None:
         """Return what a key stands for: from this process's memory or, the first time, from the file."""
         for (value,) in () if key in remembered else self._execute_once(query, key):
             remembered.setdefault(key, value)

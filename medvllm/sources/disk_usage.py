@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from medvllm import settings
 from medvllm.local_files import hub_cache
-from medvllm.sources import conversion, dtype_copies
+from medvllm.sources import conversion, prepared_folder
 from medvllm.sources.disk_users import Users
 from medvllm.sources.os_errors import convert_os_errors
 
@@ -84,7 +84,7 @@ def _copies(home: Path, users: Users) -> Iterator[DiskItem]:
         originals = {str(row.get("name")): str(row.get("sha256")) for row in rows if isinstance(row, dict)}
         yield _make_item("converted", folder, users.of_copy(folder, originals))
     for folder in _finished_folders(home / "prepared"):
-        made_of = _read_field(folder / dtype_copies.RECORD, "made_of", dict)
+        made_of = _read_field(folder / prepared_folder.RECORD, "made_of", dict)
         yield _make_item("prepared", folder, users.of_copy(folder, made_of, made))
 
 

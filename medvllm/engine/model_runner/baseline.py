@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from medvllm.engine.model_runner.embedding.embed import embed
 from medvllm.engine.model_runner.foreign_errors import translate_model_errors
+from medvllm.engine.model_runner.inference.compute import compute
+from medvllm.engine.model_runner.reading.windows import Window
 from medvllm.engine.model_runner.tagging.entities import find_entities
 from medvllm.engine.model_runner.tagging.tagged_text import is_token_classifier
+from medvllm.engines import EngineModel
 from medvllm.errors import LoadError, RequestError
 from medvllm.model_registry import Lease
 
 if TYPE_CHECKING:
-    import torch
+    import numpy as np
+    from numpy.typing import NDArray
 
 # Synthetic texts, no patient's words. They have the case, accents, numbers and abbreviations that matter.
 _TEXTS = (
@@ -68,17 +72,20 @@ def _inputs(lease: Lease) -> list[list[str]]:
 
 
 def _compute_case(lease: Lease, inputs: Sequence[str]) -> dict[str, Any]:
-    import torch
+    import numpy as np
 
     model, tokenizer = lease.model, lease.tokenizer
     text, pair = inputs if len(inputs) == 2 else (inputs[0], None)
-    encoding = tokenizer(text, pair, truncation=True, verbose=False, return_tensors="pt").to(model.device)
-    if model.base_model is model:
-        output = torch.from_numpy(embed(lease, [inputs[0] if pair is None else (text, pair)]).vectors)
+    encoding = tokenizer(text, pair, truncation=True, verbose=False)
+    if _is_encoder(model):
+        output = embed(lease, [inputs[0] if pair is None else (text, pair)]).vectors
+    elif isinstance(model, EngineModel):
+        ids = encoding["input_ids"]
+        window = Window(0, ids, [1] * len(ids), encoding.get("token_type_ids", ()))
+        output = next(found for _, found in compute(lease, model.part, [window]))[None]
     else:
-        with translate_model_errors(lease.metadata.name), torch.inference_mode():
-            output = model(**encoding)[0].float().cpu()  # of a head, or of a config that asks for tuples
-    norm = float(output.norm())
+        output = _run_torch(lease, encoding)
+    norm = float(np.linalg.norm(output))
     if not math.isfinite(norm):
         raise LoadError(
             f"Model {lease.metadata.name!r} gives NaN or infinity for a plain sentence.\n"
@@ -88,7 +95,7 @@ def _compute_case(lease: Lease, inputs: Sequence[str]) -> dict[str, Any]:
         )
     case: dict[str, Any] = {
         "inputs": list(inputs),
-        "ids": encoding["input_ids"][0].tolist(),
+        "ids": list(encoding["input_ids"]),
         "max_length": tokenizer.model_max_length,
         "dtype": str(model.dtype).removeprefix("torch."),
         "shape": list(output.shape),
@@ -99,6 +106,22 @@ def _compute_case(lease: Lease, inputs: Sequence[str]) -> dict[str, Any]:
     if is_token_classifier(model):
         case["spans"] = [f"{span.start}-{span.end} {span.label}" for span in find_entities(lease, inputs)[0].spans]
     return case
+
+
+def _is_encoder(model: Any) -> bool:
+    """Return whether a model has no head."""
+    return model.part == "tokens" if isinstance(model, EngineModel) else model.base_model is model
+
+
+def _run_torch(lease: Lease, encoding: Mapping[str, Any]) -> "NDArray[np.float32]":
+    """Return the first output of a model with a head for one text."""
+    import torch
+
+    given = {name: torch.tensor([numbers]).to(lease.model.device) for name, numbers in encoding.items()}
+    with translate_model_errors(lease.metadata.name), torch.inference_mode():
+        # Of a head, or of a config that asks for tuples.
+        output: NDArray[np.float32] = lease.model(**given)[0].float().cpu().numpy()
+    return output
 
 
 def _compare(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
@@ -119,18 +142,18 @@ def _compare(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> str | Non
     return None
 
 
-def _project(output: "torch.Tensor") -> list[float]:
+def _project(output: "NDArray[np.float32]") -> list[float]:
     """Return the projections of an output on directions of random signs.
 
     The signs are the bits of a hash, so they are the same on every machine and with every library.
     """
-    import torch
+    import numpy as np
 
-    flat = output.flatten()
+    flat = output.ravel()
     projections = []
     for row in range(_PROJECTIONS):
-        octets = bytearray(hashlib.shake_256(b"medvllm %d" % row).digest(-(-flat.numel() // 8)))
-        bits = (torch.frombuffer(octets, dtype=torch.uint8).unsqueeze(1) >> torch.arange(8, dtype=torch.uint8)) & 1
-        signs = bits.flatten()[: flat.numel()].float() * 2 - 1
+        octets = hashlib.shake_256(b"medvllm %d" % row).digest(-(-flat.size // 8))
+        bits = np.unpackbits(np.frombuffer(octets, dtype=np.uint8), bitorder="little")[: flat.size]
+        signs = bits.astype(np.float32) * 2 - 1
         projections.append(float(f"{float(signs @ flat):.6g}"))
     return projections

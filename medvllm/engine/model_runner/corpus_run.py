@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from medvllm.corpora.repeated_ids import RepeatedIds
 from medvllm.corpora.rows import CHUNK_CHARACTERS, Row, split_into_chunks
+from medvllm.engine.model_runner.engine_lease import lease_for_task
 from medvllm.engine.model_runner.foreign_errors import drop_hidden_errors, translate_other_errors
 from medvllm.engine.model_runner.generation.answers import GenerationResults, Piece
 from medvllm.engine.model_runner.generation.generate import stream
@@ -19,6 +20,7 @@ from medvllm.engine.model_runner.redaction.operators import parse_operators
 from medvllm.engine.model_runner.request import current_limits
 from medvllm.engine.model_runner.results import Result
 from medvllm.engine.model_runner.tasks import check_task, default_task, run_task
+from medvllm.engines.kinds import EngineName, check_engine
 from medvllm.errors import LoadError, RequestError
 from medvllm.model_registry import Lease, ModelRegistry, registry
 from medvllm.receipt import Receipt
@@ -107,6 +109,7 @@ class CorpusRun:
         with_receipt: Whether `receipt` is made.
         listen: What is told each piece of a text that is generated, before the answers of its chunk are yielded.
         registry: The registry that loads the model.
+        engine: What computes, as for `ModelRunner`.
         options: The options of `registry.load_model`.
 
     Attributes:
@@ -124,10 +127,12 @@ class CorpusRun:
         with_receipt: bool = False,
         listen: "Listener | None" = None,
         registry: ModelRegistry = registry,
+        engine: EngineName = "torch",
         **options: Any,
     ) -> None:
         self._listen = listen
         self._name, self._rows, self._registry, self._options = name, rows, registry, options
+        self._engine: EngineName = check_engine(engine)
         self._arguments, self._with_receipt = dict(arguments or {}), with_receipt
         self.task = None if task is None else usual_task(task)
         self.receipt: Receipt | None = None
@@ -147,7 +152,8 @@ class CorpusRun:
         ranking = _Ranking(self._arguments.get("top_k"), has_ids=has_ids)
         if self.task is not None:  # what has a value for each text is checked again with its chunk
             check_task(self.task, self._arguments_for(first, has_ids=has_ids))
-        with self._registry.lease(self._name, **self._options) as lease:
+        texts = [row.text for row in first]
+        with lease_for_task(self._registry, self._name, self._options, self._engine, self.task, texts) as lease:
             for chunk in chain([first], chunks):
                 answers = self._answer(lease, chunk, offset, has_ids=has_ids)
                 offset += len(chunk)

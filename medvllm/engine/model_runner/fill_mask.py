@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from medvllm.activations import softmax
 from medvllm.engine.model_runner.coverage import Coverage
 from medvllm.engine.model_runner.foreign_errors import translate_tokenizer_errors
-from medvllm.engine.model_runner.inference.activations import softmax
 from medvllm.engine.model_runner.inference.compute import compute
 from medvllm.engine.model_runner.inference.finite import check_finite, nonfinite_positions
 from medvllm.engine.model_runner.inputs import check_single_texts, check_texts

@@ -108,17 +108,28 @@ def task_of_entry(entry: ModelMetadata) -> str | None:
 
 
 def default_task(lease: Lease, texts: Iterable[Any]) -> str:
-    """Return the first task of the entry, or the task that the model's class was made for.
-
-    A masked language model without an entry fills gaps if a text has one, and embeds otherwise.
-    """
-    if stated := lease.metadata.tasks:
-        return stated[0]
-    kind = type(lease.model).__name__
-    if lease.scoring is not None and (task_of_class(kind) != "classify" or lease.model.config.num_labels == 1):
-        return "rerank"
+    """Return the task of a model in use, as `own_task` says."""
+    kind, has_gap = type(lease.model).__name__, False
     if kind.endswith("ForMaskedLM"):
         masks = ("[MASK]", str(lease.tokenizer.mask_token or "[MASK]"))
         has_gap = any(mask in text for text in texts if isinstance(text, str) for mask in masks)
+    is_scorer = lease.scoring is not None and (task_of_class(kind) != "classify" or lease.model.config.num_labels == 1)
+    return own_task(lease.metadata, kind, has_gap=has_gap, is_scorer=is_scorer)
+
+
+def own_task(metadata: ModelMetadata, class_name: str, *, has_gap: bool, is_scorer: bool) -> str:
+    """Return the first task of an entry, or the task that the model's class was made for.
+
+    Args:
+        metadata: The entry.
+        class_name: The name of the model's class.
+        has_gap: Whether a text has a gap. A masked language model without an entry then fills it, and embeds otherwise.
+        is_scorer: Whether the files say that the model is a cross-encoder.
+    """
+    if stated := metadata.tasks:
+        return stated[0]
+    if is_scorer:
+        return "rerank"
+    if class_name.endswith("ForMaskedLM"):
         return "fill-mask" if has_gap else "embed"
-    return task_of_class(kind) or "embed"
+    return task_of_class(class_name) or "embed"

@@ -1,22 +1,15 @@
 """The labels of a head: each class has a name, and the names follow the entry's label scheme."""
 
-import re
 from typing import Any
 
 from transformers import PreTrainedConfig
 
 from medvllm.errors import LoadError, WeightsMismatchError
-from medvllm.label_schemes import read_scheme
+from medvllm.label_schemes import label_map, read_scheme
 from medvllm.metadata import ModelMetadata
 from medvllm.sources.folder_facts import nameless_labels_error
 
 _NAMES = "Register it with the name of each class, in order: register(…, id2label=['O', 'B-DISEASE', 'I-DISEASE'])"
-
-
-def label_map(config: Any) -> dict[int, str] | None:
-    """Return the label of each class id; None if the config has only LABEL_0, LABEL_1, …, which mean nothing."""
-    labels = getattr(config, "id2label", None) or {}
-    return None if all(re.fullmatch(r"LABEL_\d+", str(label)) for label in labels.values()) else dict(labels)
 
 
 def check_label_map(metadata: ModelMetadata, cls: type[Any], config: PreTrainedConfig) -> None:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from medvllm import settings
 from medvllm.errors import HubUnreachableError
@@ -45,6 +44,8 @@ def check_reachable() -> float:
     """
     url = urlsplit(_address())
     host = url.hostname or ""
+    from urllib.request import getproxies, proxy_bypass  # it imports an HTTP client
+
     proxy = getproxies().get(url.scheme)
     if proxy and not proxy_bypass(host):
         url = urlsplit(proxy if "://" in proxy else f"http://{proxy}")

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
-from medvllm.engine.model_runner.inference.activations import sigmoid, softmax
+from medvllm.activations import sigmoid, softmax
 from medvllm.engine.model_runner.inference.compute import compute
 from medvllm.engine.model_runner.inference.finite import check_finite, nonfinite_positions
 from medvllm.engine.model_runner.inference.part import judges_whole_texts
 from medvllm.engine.model_runner.reading.windows import Window
 from medvllm.errors import LoadError, RequestError, WeightsMismatchError
+from medvllm.label_schemes import label_map
 from medvllm.model_registry import Lease
 from medvllm.sources.folder_facts import nameless_labels_error
 
@@ -36,8 +37,6 @@ def get_labels(lease: Lease) -> list[str]:
     Raises:
         WeightsMismatchError: They are called LABEL_0, LABEL_1 and so on, which tells nothing; or two have one name.
     """
-    from medvllm.loading.checks.labels import label_map
-
     config = lease.model.config
     labels = label_map(config)
     if labels is None:

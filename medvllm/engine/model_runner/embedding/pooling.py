@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from medvllm.engine.model_runner.embedding.similarity import scale
+from medvllm.activations import scale
 from medvllm.engine.model_runner.reading.windows import Window
 from medvllm.errors import InputTooLongError, RequestError
 from medvllm.facts import PoolingMode
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from medvllm.loading.sentence_modules import Modules
+    from medvllm.engines.vector_modules import Modules
 
 
 class Pooler:

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Literal
 
+from medvllm.activations import scale
 from medvllm.errors import RequestError
 
 if TYPE_CHECKING:
@@ -11,7 +12,6 @@ if TYPE_CHECKING:
 Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 
 _CHUNK = 1_000_000  # numbers that a comparison by distance holds at once
-_SMALLEST_NORM = 1e-12
 
 
 def compare(
@@ -48,11 +48,3 @@ def compare(
         kind = 1 if similarity == "manhattan" else 2
         distances[start : start + step] = np.linalg.norm(differences, ord=kind, axis=2)
     return -distances
-
-
-def scale(vectors: "NDArray[np.float32]") -> "NDArray[np.float32]":
-    """Return vectors scaled to unit length. A vector of zeros stays one."""
-    import numpy as np
-
-    scaled: NDArray[np.float32] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), _SMALLEST_NORM)
-    return scaled

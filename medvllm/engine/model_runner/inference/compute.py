@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING
 
 from medvllm import progress
 from medvllm.engine.model_runner.inference.call import Call
+from medvllm.engine.model_runner.inference.engine_forward import EngineForward
 from medvllm.engine.model_runner.inference.part import Part
 from medvllm.engine.model_runner.inference.queue import queue
 from medvllm.engine.model_runner.inference.torch_forward import TorchForward
 from medvllm.engine.model_runner.reading.windows import Window
 from medvllm.engine.model_runner.request import current_limits
+from medvllm.engines import EngineModel
 from medvllm.model_registry import Lease
 
 if TYPE_CHECKING:
@@ -39,7 +41,8 @@ def compute(lease: Lease, part: Part, windows: Sequence[Window]) -> "Iterator[tu
         RequestCancelledError: The request was cancelled.
     """
     ordered = _order(windows)
-    call = Call(TorchForward(lease, part), ordered, current_limits())
+    forward = EngineForward(lease, part) if isinstance(lease.model, EngineModel) else TorchForward(lease, part)
+    call = Call(forward, ordered, current_limits())
     takes_long = call.tokens > call.budget
     found = queue.run(call)
     for _ in progress.track_items("Running", ordered) if takes_long else ordered:

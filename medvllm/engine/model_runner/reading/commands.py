@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from medvllm.engine.model_runner.reading.windows import Window
+from medvllm.engines import PlainTokenizer
 from medvllm.errors import RequestError
 from medvllm.forking import Lock
 
@@ -33,9 +34,7 @@ class Commands:
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
-        from medvllm.loading.tokenizer.thread_safe import copy_tokenizer
-
-        self.tokenizer: Any = copy_tokenizer(tokenizer)
+        self.tokenizer: Any = _copy_tokenizer(tokenizer)
         ids: Any = tokenizer.convert_tokens_to_ids(tokenizer.all_special_tokens)
         special: dict[str, int] = dict(zip(tokenizer.all_special_tokens, ids, strict=True))
         self._stand_ins = {token: f"{_OPEN}{number}{_CLOSE}" for number, token in enumerate(special)}
@@ -84,9 +83,17 @@ def check_no_stand_ins(texts: Sequence[str]) -> None:
             )
 
 
+def _copy_tokenizer(tokenizer: Any) -> Any:
+    if isinstance(tokenizer, PlainTokenizer):
+        return tokenizer.copy()
+    from medvllm.loading.tokenizer.thread_safe import copy_tokenizer
+
+    return copy_tokenizer(tokenizer)
+
+
 def _add_stand_ins(tokenizer: Any, stand_ins: dict[str, str], special: dict[str, int]) -> dict[int, int]:
     """Make a tokenizer read stand-ins, each with the stripping of its special token; return the id for that of each."""
-    from transformers import AddedToken
+    from tokenizers import AddedToken
 
     declared = {str(token): token for token in tokenizer.added_tokens_decoder.values()}
     added = []

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from medvllm.activations import softmax
 from medvllm.engine.model_runner.coverage import Coverage
-from medvllm.engine.model_runner.inference.activations import softmax
 from medvllm.engine.model_runner.inference.compute import compute
 from medvllm.engine.model_runner.inference.finite import check_finite, is_finite
 from medvllm.engine.model_runner.reading.windows import Window, split_into_windows

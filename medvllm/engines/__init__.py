@@ -1,0 +1,30 @@
+"""Engines: libraries that compute a model from an exported graph. They need neither torch nor transformers."""
+
+from medvllm.engines.export import TOKENIZER, Export, export_folder, find_export
+from medvllm.engines.job import Job, Outcome
+from medvllm.engines.kinds import ENGINES, EngineName, check_engine, engine_version, installed_engines
+from medvllm.engines.model import EngineModel, memory_bytes, open_model
+from medvllm.engines.tokenizer import PlainTokenizer
+from medvllm.engines.verdict import Verdict, find_deviation, keep_verdict, known_verdict
+
+__all__ = [
+    "ENGINES",
+    "TOKENIZER",
+    "EngineModel",
+    "EngineName",
+    "Export",
+    "Job",
+    "Outcome",
+    "PlainTokenizer",
+    "Verdict",
+    "check_engine",
+    "engine_version",
+    "export_folder",
+    "find_deviation",
+    "find_export",
+    "installed_engines",
+    "keep_verdict",
+    "known_verdict",
+    "memory_bytes",
+    "open_model",
+]

@@ -1,0 +1,39 @@
+"""What a task must know of an exported model and its tokenizer."""
+
+import json
+from typing import Any
+
+from medvllm.loading.export.parts import Part
+from medvllm.loading.export.tokenizer_file import describe_tokenizer
+from medvllm.loading.proof import labels_digest, tokenizer_digest
+from medvllm.options import Identity
+
+
+def describe_model(model: Any, part: Part, identity: Identity, tokenizer: Any) -> dict[str, Any]:
+    """Return the facts of an exported model, as JSON values.
+
+    Args:
+        model: The model.
+        part: The part that is exported.
+        identity: What the model was loaded as.
+        tokenizer: Its tokenizer.
+    """
+    config = model.config
+    fields = config.to_dict()
+    # Fields under the names that all models share, and those that transformers computes.
+    names = {*config.attribute_map, "num_labels", "problem_type", "hidden_size", "pad_token_id"}
+    fields |= {name: getattr(config, name) for name in sorted(names) if hasattr(config, name)}
+    facts = {
+        "part": part.name,
+        "model_class": type(model).__name__,
+        "options": identity.options.to_dict(),
+        "config": fields,
+        "padding_id": part.padding_id,
+        "embeddings": part.embeddings,
+        "types": part.types,
+        "tokenizer": describe_tokenizer(tokenizer),
+        "tokenizer_sha256": tokenizer_digest(tokenizer),
+        "labels_sha256": labels_digest(config),
+    }
+    read: dict[str, Any] = json.loads(json.dumps(facts, default=str, sort_keys=True))
+    return read

@@ -1,0 +1,356 @@
+"""Leases of models that an engine computes. Importing this imports no torch.
+
+The model is exported and compared with torch once, by a process of its own. A model or an engine that this refuses is
+computed by torch, and the log and the receipt say why.
+"""
+
+import logging
+import os
+import time
+import weakref
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+from medvllm import engines, settings, sources
+from medvllm.catalog import Catalog
+from medvllm.classes import class_path
+from medvllm.cores import count_cores
+from medvllm.engines import EngineModel, Export, Verdict
+from medvllm.engines.vector_modules import Activation, Modules, load_modules
+from medvllm.errors import DigestMismatchError
+from medvllm.forking import Lock
+from medvllm.load_result import LoadResult
+from medvllm.metadata import ModelMetadata
+from medvllm.model_cache import CachedModel, Need, ValueCache
+from medvllm.model_registry.engine_preparation import Preparation, Unsuited, prepare
+from medvllm.model_registry.entry_resolver import Basis, EntryResolver
+from medvllm.model_registry.known_calls import KnownCall, KnownCalls, Look, key_of
+from medvllm.model_registry.lease import Lease
+from medvllm.model_registry.loaded_models import LoadedModels
+from medvllm.names import parse_name
+from medvllm.options import Identity, LoadOptions, parse_keep_alive
+from medvllm.receipt import Receipt
+from medvllm.sources.sentence import Scoring
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedTokenizerBase
+
+    from medvllm.engines import EngineName
+
+logger = logging.getLogger(__name__)
+
+
+class PartChooser(Hashable, Protocol):
+    """Chooses what an engine computes. Equal ones choose alike."""
+
+    def __call__(self, metadata: ModelMetadata, snapshot: sources.Snapshot) -> str | None: ...
+
+
+Gate = Callable[[Lease], str | None]  # returns how a model deviates from the baseline of its entry
+Fallback = Callable[[], AbstractContextManager[Lease]]
+
+
+@dataclass(frozen=True)
+class EngineTarget:
+    """What a call with an engine means, for as long as its fingerprint is current."""
+
+    metadata: ModelMetadata
+    snapshot: sources.Snapshot
+    options: LoadOptions
+    part: str
+    folder: "Path"
+    basis: Basis
+    fingerprint: sources.Fingerprint
+    is_lasting: bool
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An export that a call may use, and the engine that computes it."""
+
+    target: EngineTarget
+    export: Export
+    verdict: Verdict
+    identity: Identity
+
+    @property
+    def metadata(self) -> ModelMetadata:
+        """The entry, completed with what the files say."""
+        return self.target.metadata
+
+    @property
+    def scoring(self) -> Scoring | None:
+        """What the files declare about the scores of a cross-encoder."""
+        return self.target.snapshot.scoring
+
+
+class EngineLeases:
+    """Leases models that engines compute.
+
+    Attributes:
+        release: Ends a lease.
+        free_bytes: Returns the bytes that the memory budget of a device has left; None without a budget.
+
+    Args:
+        catalog: The entries.
+        entries: Finds the entry and the files of a name.
+        loaded: What is in memory.
+    """
+
+    def __init__(self, catalog: Catalog, entries: EntryResolver, loaded: LoadedModels) -> None:
+        self._catalog, self._entries, self._loaded = catalog, entries, loaded
+        self._preparations: ValueCache[tuple[Path, tuple[str, ...]], Preparation] = ValueCache()
+        self._calls: KnownCalls[Choice] = KnownCalls()
+        self._said: set[tuple[str, str, str]] = set()  # why torch computes a model, as the log has said
+        self._lock = Lock()  # guards _said
+        self.release, self.free_bytes = loaded.cache.release, loaded.cache.free_bytes
+
+    @contextmanager
+    def lease(
+        self,
+        name: "str | os.PathLike[str]",
+        options: Mapping[str, Any],
+        choose_part: PartChooser,
+        engine: "EngineName",
+        *,
+        gate: Gate,
+        fallback: Fallback,
+    ) -> Iterator[Lease]:
+        """Lease a model that an engine computes; or the model that `fallback` leases, if no engine may compute it.
+
+        Args:
+            name: What the caller gave as the model's name.
+            options: The other keywords of the call.
+            choose_part: Returns what the engine computes for an entry and its files: "tokens", "head_tokens" or
+                "head_texts"; None if no engine can do the task.
+            engine: "onnx", "openvino" or "auto".
+            gate: Compares the model with the baseline of its entry.
+            fallback: Leases the model of torch.
+        """
+        try:
+            choice, cached = self._acquire(name, options, choose_part, engine)
+        except Unsuited as unsuited:
+            reason: str | None = str(unsuited)
+        else:
+            lease = Lease(choice, cached, self)
+            try:
+                reason = self._check_baseline(choice, lease, gate)
+                if reason is None:
+                    yield lease
+                    return
+            finally:
+                lease.end()
+        assert reason is not None
+        self._say(str(name), engine, reason)
+        with fallback() as lease:
+            lease.engine = {"name": "torch", "asked": engine, "reason": reason}
+            yield lease
+
+    def _acquire(
+        self, name: "str | os.PathLike[str]", options: Mapping[str, Any], choose_part: PartChooser, engine: "EngineName"
+    ) -> tuple[Choice, CachedModel[Identity]]:
+        """Return what a call means and its model in memory, leased.
+
+        Raises:
+            Unsuited: No engine may compute the model.
+        """
+        call = key_of(name, options)
+        key = None if call is None else (call, choose_part, engine)
+        known = None if key is None else self._calls.get(key)
+        if known is not None and known.look is not None and known.look.is_trusted():
+            cached = known.find_cached()
+            if cached is not None and self._loaded.cache.hit(cached, lease=True):
+                return known.target, cached
+            del cached  # a model that has left must not keep its memory from the load
+        look = Look.begin()
+        if known is not None and self._is_current(known.target):
+            choice = known.target
+            if (found := known.find_cached()) is not None and self._loaded.cache.hit(found, lease=True):
+                self._calls.put(key, known._replace(look=look))
+                return choice, found
+            found = None  # as above
+        else:
+            choice = self._choose(self._resolve(name, LoadOptions.from_kwargs(options), choose_part), engine)
+        loaded = self._loaded.cache.get(choice.identity, partial(self._load, choice), need=_need(choice), lease=True)
+        if key is not None:
+            self._calls.put(key, KnownCall(choice, weakref.ref(loaded)))
+        return choice, loaded
+
+    def _is_current(self, choice: Choice) -> bool:
+        """Return whether a call still means what it meant before, and its files are unchanged."""
+        target = choice.target
+        return (
+            target.is_lasting
+            and self._entries.is_current(target)
+            and target.fingerprint.is_current()
+            and choice.export.fingerprint.is_current()
+        )
+
+    def _resolve(self, name: "str | os.PathLike[str]", given: LoadOptions, choose_part: PartChooser) -> EngineTarget:
+        ref = parse_name(name)
+        found = self._entries.find(ref)
+        metadata = found.metadata
+        options = given.with_defaults(LoadOptions.from_kwargs(metadata.parameters))
+        _check_options(metadata, options)
+        snapshot = self._entries.fetch(metadata, given.revision or found.revision)
+        metadata = metadata.with_missing_facts(snapshot.declared_facts)
+        if (part := choose_part(metadata, snapshot)) is None:
+            raise Unsuited("no engine can do this task")
+        options = replace(options, device="cpu", dtype="float32", attn_implementation=None, revision=snapshot.commit)
+        folder = engines.export_folder(metadata, snapshot, options, part)
+        fingerprint = snapshot.fingerprint + found.lock
+        is_lasting = ref.kind != "folder"
+        return EngineTarget(metadata, snapshot, options, part, folder, found.basis, fingerprint, is_lasting)
+
+    def _choose(self, target: EngineTarget, engine: "EngineName") -> Choice:
+        """Return the engine that computes a model: the one that was asked for, or the fastest.
+
+        Raises:
+            Unsuited: None may, or torch is the fastest.
+        """
+        candidates = engines.installed_engines() if engine == "auto" else (engine,)
+        if not candidates:
+            raise Unsuited("no engine is installed")
+        found = self._prepare(target, candidates)
+        if found.export is None or found.rejection is not None:
+            raise Unsuited(found.rejection or "it was not exported")
+        accepted = [verdict for verdict in found.verdicts if verdict.refusal is None]
+        if not accepted:
+            raise Unsuited("; ".join(f"{verdict.engine} was refused: {verdict.refusal}" for verdict in found.verdicts))
+        chosen = min(accepted, key=lambda verdict: verdict.cpu_s)
+        if engine == "auto" and chosen.cpu_s >= chosen.torch_cpu_s:
+            raise Unsuited(
+                f"torch is the fastest here: {chosen.torch_cpu_s:.2f} s, {chosen.engine} {chosen.cpu_s:.2f} s"
+            )
+        export, metadata = found.export, target.metadata
+        options = replace(target.options, model_class=export.facts["options"]["model_class"])
+        identity = Identity(
+            *(metadata.name, metadata.version, metadata.origin, target.snapshot.identity),
+            options,
+            export.digest[:16],
+            engine=chosen.engine,
+        )
+        return Choice(target, export, chosen, identity)
+
+    def _prepare(self, target: EngineTarget, candidates: tuple[str, ...]) -> Preparation:
+        """Return the export of a model with the verdicts on engines. What is not known yet is made now."""
+        key = target.folder, candidates
+
+        def make() -> Preparation:
+            return prepare(target.metadata, target.snapshot, target.options, target.part, target.folder, candidates)
+
+        found = self._preparations.get(key, make)
+        if found.export is not None and not found.export.fingerprint.is_current():
+            self._preparations.discard(lambda other: other == key)
+            found = self._preparations.get(key, make)
+        return found
+
+    def _load(self, choice: Choice) -> LoadResult:
+        """Open an export in its engine: the cache calls this once it has reserved the room."""
+        start = time.perf_counter()
+        export = choice.export
+        model = engines.open_model(export, choice.verdict.engine, count_cores())
+        if changed := export.fingerprint.changed_paths():
+            raise DigestMismatchError(
+                f"{changed[0]} changed after it was verified and before it was used.\n"
+                "Load the model again when no program writes to its files.",
+                path=str(changed[0]),
+                files=tuple(file.name for file in changed),
+            )
+        choice.target.snapshot.check_unchanged()
+        seconds = time.perf_counter() - start
+        result = LoadResult(model, model.size_bytes, seconds, "engine", 0, seconds)
+        logger.info(
+            "opened %r in %s in %.3f s (%.0f MB)",
+            *(choice.identity.name, choice.verdict.engine, seconds, result.size_bytes / 1e6),
+        )
+        if settings.AUDIT_LOADS():
+            receipt = self.receipt_of(choice, model, result.size_bytes)
+            detail = {"snapshot": receipt.snapshot, "options": receipt.options, "receipt": receipt.digest}
+            self._catalog.stored.note_load(choice.target.metadata, detail)
+        return result
+
+    def tokenizer_of(self, choice: Choice) -> "PreTrainedTokenizerBase":
+        """Return the tokenizer of a choice, opened once. It has what the tasks use of one of transformers."""
+        export = choice.export
+        key = choice.metadata.name, "engine", export.digest
+
+        def open_tokenizer() -> Any:
+            return engines.PlainTokenizer(export.folder / engines.TOKENIZER, export.facts["tokenizer"])
+
+        tokenizer: PreTrainedTokenizerBase = self._loaded.tokenizers.get(key, open_tokenizer)
+        return tokenizer
+
+    def modules_of(self, choice: Choice) -> Modules:
+        """Return the modules behind the pooling of a choice, loaded once."""
+        target = choice.target
+        files = target.snapshot.files, target.snapshot.converted
+        key = target.metadata.name, "modules", frozenset(item for each in files for item in each.items())
+
+        def load() -> Modules:
+            made = load_modules(target.metadata, target.snapshot, _find_activation_of_torch)
+            target.snapshot.check_unchanged()
+            return made
+
+        modules: Modules = self._loaded.tokenizers.get(key, load)
+        return modules
+
+    def receipt_of(self, choice: Choice, model: EngineModel, size_bytes: int) -> Receipt:
+        """Return the receipt of a choice, whose model is in memory."""
+        target, facts = choice.target, choice.export.facts
+        snapshot = target.snapshot
+        if snapshot.locked and not target.fingerprint.is_current():
+            snapshot = replace(snapshot, locked=sources.is_locked(target.metadata, snapshot))
+        proof = sources.prove(snapshot, size_bytes, facts["tokenizer_sha256"], facts["labels_sha256"])
+        receipt = Receipt.of(target.metadata, choice.identity, snapshot.commit, proof, snapshot.bundle)
+        return replace(receipt, engine=model.describe(choice.verdict))
+
+    def _check_baseline(self, choice: Choice, lease: Lease, gate: Gate) -> str | None:
+        """Return how an engine deviates from the baseline of the entry. It is computed once for an export."""
+        if not choice.target.metadata.baseline:
+            return None
+        return engines.find_deviation(
+            choice.export, choice.verdict.engine, choice.target.metadata.baseline, partial(gate, lease)
+        )
+
+    def _say(self, name: str, engine: str, reason: str) -> None:
+        """Log once why torch computes a model. It is a warning if another engine was asked for."""
+        with self._lock:
+            if (said := (name, engine, reason)) in self._said:
+                return
+            self._said.add(said)
+        level = logging.INFO if engine == "auto" else logging.WARNING
+        logger.log(level, "%r is computed by torch, not by engine %r: %s", name, engine, reason)
+
+
+def _find_activation_of_torch(name: str) -> Activation | None:
+    logger.info("torch is imported for the activation %r", name)
+    from medvllm import loading
+
+    return loading.find_activation(name)
+
+
+def _check_options(metadata: ModelMetadata, options: LoadOptions) -> None:
+    """Raise Unsuited if a load asks for what no engine can do."""
+    if metadata.is_adapter:
+        raise Unsuited("it is an adapter")
+    if metadata.source.trust_remote_code:
+        raise Unsuited("it runs code of its own")
+    if options.device not in (None, "cpu"):
+        raise Unsuited(f"the device is {options.device!r}, and engines run on the CPU")
+    if options.dtype not in (None, "auto", "float32"):
+        raise Unsuited(f"the dtype is {options.dtype!r}, and engines compute in float32")
+    for path in (*metadata.class_paths, class_path(options.model_class)):
+        if path is not None and not path.startswith(("transformers:", "transformers.")):
+            raise Unsuited(f"its class {path!r} is not one of transformers")
+
+
+def _need(choice: Choice) -> Need:
+    keep_alive = choice.target.metadata.memory.keep_alive
+    keep_alive_s = settings.KEEP_ALIVE() if keep_alive is None else parse_keep_alive(keep_alive)
+    return Need("cpu", engines.memory_bytes(choice.export), "headers", None, keep_alive_s)

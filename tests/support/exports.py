@@ -1,0 +1,80 @@
+"""Models that are exported and compared with torch once for a session, and the homes that have them."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+
+from medvllm.engine.model_runner import ModelRegistry
+from medvllm.engines import EngineName
+from tests.support.trained import MINILM
+
+
+class Exports:
+    """Exports that the workers of a session share. Each one is made when a test first asks for it.
+
+    Args:
+        shared: A folder that the workers share.
+        trained: The folder of the trained models.
+    """
+
+    def __init__(self, shared: Path, trained: Path) -> None:
+        self._shared, self.trained = shared, trained
+
+    def prepare(self, folder: Path, home: Path, task: str, engine: EngineName = "onnx") -> None:
+        """Put the export of a model into a home, with its verdict.
+
+        Args:
+            folder: The folder of the model.
+            home: What MEDVLLM_HOME is in the test.
+            task: The task that needs it.
+            engine: The engine.
+        """
+        own = self._shared / f"{folder.name}-{task}-{engine}"
+        with FileLock(f"{own}.lock"):
+            if not (own / "done").exists():
+                shutil.rmtree(own, ignore_errors=True)
+                with _home(own):
+                    registry = ModelRegistry()
+                    registry.runner(folder, engine=engine).run(task, ["no fever"])
+                    registry.clear_cache()
+                (own / "done").touch()
+        for prepared in (own / "prepared").iterdir():
+            if prepared.is_dir():
+                shutil.copytree(prepared, home / "prepared" / prepared.name, copy_function=shutil.copy2)
+        (home / "prepared").chmod(0o700)
+        home.chmod(0o700)
+        shutil.copy2(own / "digests.db", home / "digests.db")
+
+    def minilm(self, home: Path) -> Path:
+        """The real model, as an encoder, for every engine."""
+        self.prepare(MINILM, home, "embed", "auto")
+        return MINILM
+
+    def tagger(self, home: Path) -> Path:
+        """A tagger that knows drugs and problems."""
+        folder = self.trained / "tagger-bio"
+        self.prepare(folder, home, "ner")
+        return folder
+
+    def classifier(self, home: Path) -> Path:
+        """A classifier of whole texts."""
+        folder = self.trained / "classifier"
+        self.prepare(folder, home, "classify")
+        return folder
+
+
+@contextmanager
+def _home(folder: Path) -> Iterator[None]:
+    before = os.environ.get("MEDVLLM_HOME")
+    os.environ["MEDVLLM_HOME"] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MEDVLLM_HOME"]
+        else:
+            os.environ["MEDVLLM_HOME"] = before
