@@ -1,0 +1,102 @@
+"""The application: routes, errors and headers of a server."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from medvllm import __version__
+from medvllm.errors import MedVLLMError
+from medvllm.server.calls import Calls
+from medvllm.server.config import ServerConfig
+from medvllm.server.context import Server
+from medvllm.server.problem import Problem, ProblemError, problem_of
+from medvllm.server.protocols import medical, openai_embeddings
+from medvllm.server.rendering import render
+
+if TYPE_CHECKING:
+    from medvllm.model_registry import ModelRegistry
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(registry: "ModelRegistry", config: ServerConfig | None = None) -> FastAPI:
+    """Return the application that serves the models of a registry.
+
+    Args:
+        registry: The models.
+        config: The limits; None for the default ones.
+    """
+    config = config or ServerConfig()
+    calls = Calls(config)
+
+    @asynccontextmanager
+    async def live(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        calls.close()
+
+    # Many clients send JSON without a Content-Type, so it is not asked for.
+    app = FastAPI(
+        title="medvllm", version=__version__, docs_url=None, redoc_url=None, lifespan=live, strict_content_type=False
+    )
+    app.state.server, app.state.config = Server(registry, config, calls), config
+    for protocol in (openai_embeddings, medical):
+        app.include_router(protocol.router)
+    for kind, handler in _HANDLERS.items():
+        app.add_exception_handler(kind, handler)
+    return app
+
+
+async def _answer_problem(http: Request, error: Exception) -> Response:
+    problem = problem_of(error)
+    if problem.status >= 500:
+        logger.error("%s %s failed: %s", http.method, http.url.path, type(error).__name__)
+    return render(problem, http.url.path)
+
+
+async def _answer_http_error(http: Request, error: Exception) -> Response:
+    if isinstance(error, ProblemError):
+        return render(error.problem, http.url.path)
+    assert isinstance(error, HTTPException)
+    codes = {
+        404: ("not_found", "There is no such route."),
+        405: ("method_not_allowed", "The route has no such method."),
+    }
+    code, message = codes.get(error.status_code, ("invalid_request", "The request cannot be read."))
+    return render(Problem(error.status_code, code, message), http.url.path)
+
+
+async def _answer_invalid(http: Request, error: Exception) -> Response:
+    """Answer a request that does not fit its schema. FastAPI's own answer would repeat the notes in it."""
+    assert isinstance(error, RequestValidationError)
+    first: dict[str, Any] = error.errors()[0]
+    place = [str(part) for part in first["loc"] if part != "body"]
+    field = ".".join(place) or "body"
+    return render(
+        Problem(422, "invalid_request", f"{field}: {_MESSAGES.get(first['type'], 'it cannot be used')}.", field),
+        http.url.path,
+    )
+
+
+# Pydantic's own messages may quote what was given.
+_MESSAGES = {
+    "missing": "it is missing",
+    "extra_forbidden": "there is no such field",
+    "string_type": "it must be a text",
+    "list_type": "it must be a list",
+    "int_type": "it must be a whole number",
+    "float_type": "it must be a number",
+    "bool_type": "it must be true or false",
+    "model_attributes_type": "it must be an object",
+    "literal_error": "it is none of the values that the documentation lists",
+}
+_HANDLERS: dict[Any, Any] = {
+    MedVLLMError: _answer_problem,
+    HTTPException: _answer_http_error,
+    RequestValidationError: _answer_invalid,
+    Exception: _answer_problem,
+}

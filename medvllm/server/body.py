@@ -1,0 +1,87 @@
+"""The body of a request: read within limits, decompressed, and parsed strictly."""
+
+import zlib
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+
+from medvllm.server.problem import Problem, ProblemError
+from medvllm.server.strict_json import JSONError, parse_json
+
+_GZIP = 16 + zlib.MAX_WBITS
+
+
+class StrictRequest(Request):
+    """A request whose body is read and parsed as the server wants it."""
+
+    async def body(self) -> bytes:
+        """Return the body, decompressed. ProblemError: it is too large, or compressed in another way than gzip."""
+        if not hasattr(self, "_body"):
+            limit: int = self.app.state.config.max_body_bytes
+            data = await self._read(limit)
+            encoding = self.headers.get("content-encoding", "identity").strip().lower()
+            if encoding == "gzip":
+                data = _decompress(data, limit)
+            elif encoding != "identity":
+                raise ProblemError(
+                    Problem(
+                        415, "unsupported_encoding", "The body may be compressed with gzip only.", "Content-Encoding"
+                    )
+                )
+            self._body = data
+        return self._body
+
+    async def json(self) -> Any:
+        """Return the value of the JSON in the body. ProblemError: it is not the JSON that the server accepts."""
+        if not hasattr(self, "_json"):
+            try:
+                self._json = parse_json(await self.body())
+            except JSONError as error:
+                raise ProblemError(Problem(400, "invalid_json", f"{error}.")) from None
+        return self._json
+
+    async def _read(self, limit: int) -> bytes:
+        length = self.headers.get("content-length", "")
+        if length.isdecimal() and int(length) > limit:
+            raise ProblemError(too_large(limit))
+        parts, size = [], 0
+        async for part in self.stream():
+            size += len(part)
+            if size > limit:
+                raise ProblemError(too_large(limit))
+            parts.append(part)
+        return b"".join(parts)
+
+
+class StrictRoute(APIRoute):
+    """A route whose requests are strict."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the handler of FastAPI, which is given a strict request."""
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            return await handler(StrictRequest(request.scope, request.receive))
+
+        return handle
+
+
+def too_large(limit: int) -> Problem:
+    """Return the problem of a body that is too large."""
+    return Problem(413, "body_too_large", f"The body may have at most {limit:,} bytes, also after decompression.")
+
+
+def _decompress(data: bytes, limit: int) -> bytes:
+    """Return the bytes of a gzip stream, without making more than the limit of them."""
+    stream = zlib.decompressobj(_GZIP)
+    try:
+        found = stream.decompress(data, limit + 1)
+    except zlib.error:
+        raise ProblemError(Problem(400, "invalid_gzip", "The body is not gzip.")) from None
+    if len(found) > limit:
+        raise ProblemError(too_large(limit))
+    if not stream.eof or stream.unused_data:
+        raise ProblemError(Problem(400, "invalid_gzip", "The body is not one complete gzip stream."))
+    return found

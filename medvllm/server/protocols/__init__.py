@@ -1,0 +1,1 @@
+"""The protocols of the server, each in a module of its own."""

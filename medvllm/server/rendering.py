@@ -1,0 +1,46 @@
+"""How each protocol shows a problem. The path of a request tells its protocol."""
+
+from typing import Any
+
+from fastapi.responses import JSONResponse
+
+from medvllm.server.problem import Problem
+
+
+def render(problem: Problem, path: str) -> JSONResponse:
+    """Return the answer for a problem, in the shape of the protocol of a path."""
+    content = next(shape for prefixes, shape in _SHAPES if path.startswith(prefixes))(problem)
+    return JSONResponse(content, problem.status, problem.headers())
+
+
+def openai_error(problem: Problem) -> dict[str, Any]:
+    """Return the record of a problem as OpenAI's API has it."""
+    kind = "invalid_request_error" if problem.status < 500 else "server_error"
+    return {"message": problem.message, "type": kind, "param": problem.param, "code": problem.code}
+
+
+def _openai(problem: Problem) -> dict[str, Any]:
+    return {"error": openai_error(problem)}
+
+
+def _text(problem: Problem) -> dict[str, Any]:
+    """The Open Inference Protocol, Ollama and Presidio: a text."""
+    return {"error": problem.message}
+
+
+def _cohere(problem: Problem) -> dict[str, Any]:
+    return {"message": problem.message}
+
+
+def _tei(problem: Problem) -> dict[str, Any]:
+    kinds = {413: "validation", 422: "validation", 429: "overloaded", 503: "overloaded", 404: "backend"}
+    return {"error": problem.message, "error_type": kinds.get(problem.status, "backend")}
+
+
+# The first that fits. `/v2/rerank` is Cohere's, all else below `/v2` is of the Open Inference Protocol.
+_SHAPES = (
+    (("/v1/rerank", "/v2/rerank"), _cohere),
+    (("/v2", "/api/", "/presidio/"), _text),
+    (("/rerank", "/predict", "/embed", "/info"), _tei),
+    ("/", _openai),
+)

@@ -1,0 +1,106 @@
+"""The texts of a request, with their ids, and the answers for them in place."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from medvllm.engine.model_runner.results import Result
+from medvllm.errors import LoadError, RequestError
+from medvllm.server.config import ServerConfig
+from medvllm.server.problem import Problem, ProblemError, problem_of
+from medvllm.server.rendering import openai_error
+
+
+class StrictModel(BaseModel):
+    """A part of a request, in which an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class TextItem(StrictModel):
+    """A text with the client's own id."""
+
+    id: Annotated[str, Field(max_length=200)]
+    text: str
+
+
+Texts = str | list[str] | list[TextItem]
+
+
+class GivenTexts:
+    """The texts of a request.
+
+    Args:
+        given: One text, a list of texts, or a list of texts with ids.
+        config: The limits of the server.
+
+    Raises:
+        ProblemError: There are too many, or none.
+    """
+
+    def __init__(self, given: Texts, config: ServerConfig) -> None:
+        items = [given] if isinstance(given, str) else given
+        self.texts = [item.text if isinstance(item, TextItem) else item for item in items]
+        self._ids = [item.id if isinstance(item, TextItem) else None for item in items]
+        check_texts(self.texts, config)
+
+    def name(self, position: int) -> dict[str, Any]:
+        """Return the index and, if the client gave one, the id of a text, for its answer."""
+        own = self._ids[position]
+        return {"index": position} | ({} if own is None else {"id": own})
+
+
+def check_texts(texts: Sequence[str], config: ServerConfig, param: str = "input") -> None:
+    """Raise ProblemError unless a request has so many texts and characters as the server takes."""
+    if not texts:
+        raise ProblemError(Problem(422, "no_input", f"{param} has no text.", param))
+    if len(texts) > config.max_texts:
+        message = f"{param} has {len(texts):,} texts; the server takes {config.max_texts:,} in one request."
+        raise ProblemError(Problem(413, "too_many_texts", message, param))
+    if (characters := sum(map(len, texts))) > config.max_characters:
+        message = f"{param} has {characters:,} characters; the server takes {config.max_characters:,} in one request."
+        raise ProblemError(Problem(413, "too_many_characters", message, param))
+
+
+def answer_each(
+    texts: Sequence[str], run: Callable[[list[str]], Result]
+) -> tuple[Result | None, dict[int, Any], dict[int, Problem]]:
+    """Run a task on texts. A text at fault has a problem in its place, and the others have their answers.
+
+    Args:
+        texts: The texts.
+        run: Runs the task. Its result has an item for each text.
+
+    Returns:
+        The result, or None if every text is at fault; the answers and the problems, by the index of their text.
+
+    Raises:
+        MedVLLMError: An error that is not about one text.
+    """
+    left = list(range(len(texts)))
+    problems: dict[int, Problem] = {}
+    while left:
+        try:
+            result = run([texts[index] for index in left])
+        except (RequestError, LoadError) as error:
+            if error.position is None or len(texts) == 1:
+                raise
+            index = left.pop(error.position)
+            problems[index] = _renumber(problem_of(error), index)
+            continue
+        return result, dict(zip(left, result, strict=True)), problems  # type: ignore[call-overload]
+    return None, {}, problems
+
+
+def _renumber(problem: Problem, index: int) -> Problem:
+    """Return the problem of a text with its place among all texts of the request."""
+    assert problem.position is not None
+    message = problem.message.replace(f"Text {problem.position + 1} ", f"Text {index + 1} ", 1)
+    return replace(problem, message=message, position=index)
+
+
+def place_problem(named: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
+    """Return the record of a text at fault."""
+    return {**named, "object": "error", "error": openai_error(problem)}
