@@ -62,11 +62,7 @@ async def _answer_http_error(http: Request, error: Exception) -> Response:
     if isinstance(error, ProblemError):
         return render(error.problem, http.url.path)
     assert isinstance(error, HTTPException)
-    codes = {
-        404: ("not_found", "There is no such route."),
-        405: ("method_not_allowed", "The route has no such method."),
-    }
-    code, message = codes.get(error.status_code, ("invalid_request", "The request cannot be read."))
+    code, message = _HTTP_ERRORS.get(error.status_code, ("invalid_request", "The request cannot be read."))
     return render(Problem(error.status_code, code, message), http.url.path)
 
 
@@ -76,12 +72,14 @@ async def _answer_invalid(http: Request, error: Exception) -> Response:
     first: dict[str, Any] = error.errors()[0]
     place = [str(part) for part in first["loc"] if part != "body"]
     field = ".".join(place) or "body"
-    return render(
-        Problem(422, "invalid_request", f"{field}: {_MESSAGES.get(first['type'], 'it cannot be used')}.", field),
-        http.url.path,
-    )
+    message = f"{field}: {_MESSAGES.get(first['type'], 'it cannot be used')}."
+    return render(Problem(422, "invalid_request", message, field), http.url.path)
 
 
+_HTTP_ERRORS = {
+    404: ("not_found", "There is no such route."),
+    405: ("method_not_allowed", "The route has no such method."),
+}
 # Pydantic's own messages may quote what was given.
 _MESSAGES = {
     "missing": "it is missing",

@@ -25,11 +25,8 @@ class StrictRequest(Request):
             if encoding == "gzip":
                 data = _decompress(data, limit)
             elif encoding != "identity":
-                raise ProblemError(
-                    Problem(
-                        415, "unsupported_encoding", "The body may be compressed with gzip only.", "Content-Encoding"
-                    )
-                )
+                message = "The body may be compressed with gzip only."
+                raise ProblemError(Problem(415, "unsupported_encoding", message, "Content-Encoding"))
             self._body = data
         return self._body
 
