@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -62,7 +61,7 @@ def test_a_text_at_fault_has_an_error_in_its_place(client: httpx2.Client) -> Non
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
-        ({"model": "nr", "input": "a"}, 404, "Model 'nr' is not registered. Did you mean: 'ner'?"),
+        ({"model": "nr", "input": "a"}, 404, "Model 'nr' is not registered. Did you mean: 'ner'"),
         ({"model": "/etc", "input": "a"}, 404, "Model '/etc' is not registered."),
         ({"model": "ner"}, 422, "input: it is missing"),
         ({"model": "ner", "input": ["secret-canary", 3]}, 422, "it must be a text"),

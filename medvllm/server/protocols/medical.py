@@ -45,7 +45,7 @@ class EntitiesRequest(MedicalRequest):
 async def find_entities(asked: EntitiesRequest, http: Request, server: ServerOf) -> dict[str, Any]:
     """Return the entities of each text."""
     given = GivenTexts(asked.input, server.config)
-    options = {"threshold": asked.threshold, "labels": asked.labels, "with_receipt": asked.receipt}
+    options: dict[str, Any] = {"threshold": asked.threshold, "labels": asked.labels, "with_receipt": asked.receipt}
 
     def call() -> Any:
         run = partial(server.runner(asked.model, asked.engine).entities, **options)

@@ -67,7 +67,8 @@ def _shorten(vectors: "NDArray[np.float32]", size: int, model: str) -> "NDArray[
         raise ProblemError(Problem(422, "too_many_dimensions", message, "dimensions"))
     cut = vectors[:, :size]
     lengths = np.linalg.norm(cut, axis=1, keepdims=True)
-    return np.divide(cut, lengths, out=np.zeros_like(cut), where=lengths > 0)
+    shortened: NDArray[np.float32] = np.divide(cut, lengths, out=np.zeros_like(cut), where=lengths > 0)
+    return shortened
 
 
 def _to_base64(vector: "NDArray[np.float32]") -> str:
