@@ -15,7 +15,7 @@ from medvllm.server.calls import Calls
 from medvllm.server.config import ServerConfig
 from medvllm.server.context import Server
 from medvllm.server.problem import Problem, ProblemError, problem_of
-from medvllm.server.protocols import medical, openai_embeddings
+from medvllm.server.protocols import medical, ollama, openai
 from medvllm.server.rendering import render
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def create_app(registry: "ModelRegistry", config: ServerConfig | None = None) ->
         title="medvllm", version=__version__, docs_url=None, redoc_url=None, lifespan=live, strict_content_type=False
     )
     app.state.server, app.state.config = Server(registry, config, calls), config
-    for protocol in (openai_embeddings, medical):
+    for protocol in (openai, ollama, medical):
         app.include_router(protocol.router)
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
@@ -70,8 +70,7 @@ async def _answer_invalid(http: Request, error: Exception) -> Response:
     """Answer a request that does not fit its schema. FastAPI's own answer would repeat the notes in it."""
     assert isinstance(error, RequestValidationError)
     first: dict[str, Any] = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part != "body"]
-    field = ".".join(place) or "body"
+    field = ".".join(map(str, first["loc"][1:])) or "body"  # the first part says whether it is in the body
     message = f"{field}: {_MESSAGES.get(first['type'], 'it cannot be used')}."
     return render(Problem(422, "invalid_request", message, field), http.url.path)
 
@@ -90,6 +89,9 @@ _MESSAGES = {
     "float_type": "it must be a number",
     "bool_type": "it must be true or false",
     "model_attributes_type": "it must be an object",
+    "greater_than_equal": "it is too small",
+    "greater_than": "it is too small",
+    "less_than_equal": "it is too large",
     "literal_error": "it is none of the values that the documentation lists",
 }
 _HANDLERS: dict[Any, Any] = {
