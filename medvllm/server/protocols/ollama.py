@@ -172,30 +172,30 @@ def _embed(server: Server, asked: EmbedRequest, texts: list[str]) -> dict[str, A
 def _list_running(registry: ModelRegistry) -> list[dict[str, Any]]:
     # A model that was loaded without an entry is no model of the server, and its name may be a path.
     loaded = [each for each in registry.loaded_models() if not each.evicted and each.origin != "direct"]
-    return [_describe_running(each, _entry_of(registry, each)) for each in loaded]
+    return [_describe_running(each, registry) for each in loaded]
 
 
-def _entry_of(registry: ModelRegistry, loaded: LoadedModel) -> ModelMetadata | None:
-    """Return the entry of a model in memory; None if it was removed meanwhile."""
-    for name in (loaded.name, f"{loaded.name}@{loaded.version}"):
-        with suppress(ModelNotFoundError):
-            if (found := registry.get_metadata(name)).version == loaded.version:
-                return found
-    return None
-
-
-def _describe_running(loaded: LoadedModel, entry: ModelMetadata | None) -> dict[str, Any]:
+def _describe_running(loaded: LoadedModel, registry: ModelRegistry) -> dict[str, Any]:
+    name, entry = _identify(loaded, registry)
     stays_s = _FOREVER_S if loaded.keep_alive in (None, PINNED) else loaded.keep_alive
-    details = _details(entry) | {"quantization_level": loaded.dtype}
-    length = entry.behaviour.max_length if entry else None
     return {
-        **_head(loaded.name, loaded.size_bytes, entry),
-        "details": details,
+        **_head(name, loaded.size_bytes, entry),
+        "details": _details(entry) | {"quantization_level": loaded.dtype},
         "expires_at": _moment(loaded.last_used + (stays_s or 0)),
         "size_vram": 0 if loaded.device == "cpu" else loaded.size_bytes,
-        "context_length": length or 0,
+        "context_length": (entry.behaviour.max_length if entry else None) or 0,
         "version": loaded.version,
     }
+
+
+def _identify(loaded: LoadedModel, registry: ModelRegistry) -> tuple[str, ModelMetadata | None]:
+    """Return the name that means a model in memory, and its entry, if it is still registered."""
+    numbered = f"{loaded.name}@{loaded.version}"
+    for name in (loaded.name, numbered):
+        with suppress(ModelNotFoundError):
+            if (found := registry.get_metadata(name)).version == loaded.version:
+                return name, found
+    return numbered, None
 
 
 def _describe(entry: ModelMetadata) -> dict[str, Any]:
@@ -216,7 +216,7 @@ def _details(entry: ModelMetadata | None) -> dict[str, Any]:
 
 def _show(entry: ModelMetadata) -> dict[str, Any]:
     family, length = entry.behaviour.architecture, entry.behaviour.max_length
-    about = {} if family is None else {"general.architecture": family}
+    about: dict[str, Any] = {} if family is None else {"general.architecture": family}
     if family is not None and length is not None:
         about |= {f"{family}.context_length": length}
     about |= {f"medvllm.{fact}": value for fact, value in known_facts(entry, is_detailed=True).items()}

@@ -83,7 +83,7 @@ def refuse_token_ids(given: str | list[str] | list[int] | list[list[int]], param
                 400,
                 "token_ids_not_accepted",
                 f"{param} has ids of tokens, which mean other words in this model's vocabulary. Send texts.\n"
-                "LangChain's OpenAIEmbeddings does with: check_embedding_ctx_length=False",
+                "LangChain's OpenAIEmbeddings does so with: check_embedding_ctx_length=False",
                 param,
             )
         )

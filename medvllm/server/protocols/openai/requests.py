@@ -57,7 +57,7 @@ class GenerationRequest(BaseModel):
         """
         for key, value in (self.model_extra or {}).items():
             if value is not None and key in _REFUSED and not _is_any_of(value, _REFUSED[key]):
-                message = f"{key} is not supported with this value: the answer would ignore it.\nLeave it out."
+                message = f"The server cannot do what {key!r} asks for.\nLeave it out."
                 raise ProblemError(Problem(400, "unsupported_parameter", message, key))
         top_p = None if self.top_p == 1 else self.top_p
         top_k = None if self.top_k in (-1, 0) else self.top_k
