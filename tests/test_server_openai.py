@@ -29,6 +29,8 @@ PACKAGES = (
     "llama-index-embeddings-openai-like==0.4.0",
     "haystack-ai==3.4.1",
 )
+# A chat template that leaves out what the system says.
+DEAF = decoders.CHATML.replace("in messages %}", "in messages if message['role'] != 'system' %}")
 ENDLESS = {"model": "endless", "messages": CHAT, "max_tokens": 900_000, "stream": True}
 
 
@@ -40,6 +42,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelRegistry
         registry = ModelRegistry()
         for name, path in (
             ("org/chat", decoders.llama(folder / "chat")),
+            ("deaf", decoders.llama(folder / "deaf", DEAF)),
             ("endless", _endless_decoder(folder / "endless")),
             ("broken", _breaking_decoder(folder / "broken")),
         ):
@@ -299,6 +302,17 @@ def test_what_asks_for_nothing_is_accepted(
     answer = client.post("/v1/chat/completions", json=body).json()
     [expected] = ModelRunner("org/chat", registry=registry).generate([CHAT], max_new_tokens=4)
     assert answer["choices"][0]["message"]["content"] == expected.text
+
+
+def test_a_message_that_the_template_leaves_out_is_reported(client: httpx2.Client) -> None:
+    """Whole and streamed: the model has read only the ranges that the answer lists."""
+    messages = [{"role": "system", "content": "Be brief."}, *CHAT]
+    for model, coverage in (("deaf", {"complete": False, "read": [[9, 15]]}), ("org/chat", None)):
+        body = {"model": model, "messages": messages, "max_tokens": 2}
+        [choice] = client.post("/v1/chat/completions", json=body).json()["choices"]
+        *_, last, end, _ = client.post("/v1/chat/completions", json=body | {"stream": True}).text.split("\n\n")
+        [streamed] = json.loads(last.removeprefix("data: "))["choices"]
+        assert choice.get("coverage") == streamed.get("coverage") == coverage and end == "data: [DONE]"
 
 
 def test_a_body_needs_no_content_type(client: httpx2.Client) -> None:
