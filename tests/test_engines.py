@@ -353,6 +353,18 @@ def test_texts_of_several_callers_run_together(
     assert queue.statistics().shared_batches > before.shared_batches
 
 
+def test_an_engine_stays_in_memory_as_long_as_a_call_asks(
+    registry: ModelRegistry, shared_exports: Exports, engine_home: Path
+) -> None:
+    """`keep_alive` is no option of the model itself, for which torch would compute it."""
+    folder = shared_exports.tagger(engine_home)
+    for keep_alive, kept in ((None, None), ("1m", 60.0), (5, 5.0)):
+        registry.runner(folder, engine="onnx", keep_alive=keep_alive).entities(["no fever"])
+        assert [(each.engine, each.keep_alive) for each in registry.loaded_models()] == [("onnx", kept)]
+    registry.runner(folder, engine="onnx", keep_alive=0).entities(["no fever"])
+    assert registry.loaded_models() == []
+
+
 def test_a_hit_of_an_engine_sees_what_has_changed(
     registry: ModelRegistry,
     shared_exports: Exports,

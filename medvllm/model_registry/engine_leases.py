@@ -125,7 +125,7 @@ class EngineLeases:
 
         Args:
             name: What the caller gave as the model's name.
-            options: The other keywords of the call.
+            options: The other keywords of the call, also `keep_alive`.
             choose_part: Returns what the engine computes for an entry and its files: "tokens", "head_tokens" or
                 "head_texts"; None if no engine can do the task.
             engine: "onnx", "openvino" or "auto".
@@ -159,24 +159,28 @@ class EngineLeases:
         Raises:
             Unsuited: No engine may compute the model.
         """
+        keep_alive = parse_keep_alive(options.get("keep_alive"))
+        options = {option: value for option, value in options.items() if option != "keep_alive"}
         call = key_of(name, options)
         key = None if call is None else (call, choose_part, engine)
         known = None if key is None else self._calls.get(key)
         if known is not None and known.look is not None and known.look.is_trusted():
             cached = known.find_cached()
-            if cached is not None and self._loaded.cache.hit(cached, lease=True):
+            if cached is not None and self._loaded.cache.hit(cached, lease=True, keep_alive=keep_alive):
                 return known.target, cached
             del cached  # a model that has left must not keep its memory from the load
         look = Look.begin()
         if known is not None and self._is_current(known.target):
             choice = known.target
-            if (found := known.find_cached()) is not None and self._loaded.cache.hit(found, lease=True):
+            found = known.find_cached()
+            if found is not None and self._loaded.cache.hit(found, lease=True, keep_alive=keep_alive):
                 self._calls.put(key, known._replace(look=look))
                 return choice, found
             found = None  # as above
         else:
             choice = self._choose(self._resolve(name, LoadOptions.from_kwargs(options), choose_part), engine)
-        loaded = self._loaded.cache.get(choice.identity, partial(self._load, choice), need=_need(choice), lease=True)
+        load = partial(self._load, choice)
+        loaded = self._loaded.cache.get(choice.identity, load, need=_need(choice), lease=True, keep_alive=keep_alive)
         if key is not None:
             self._calls.put(key, KnownCall(choice, weakref.ref(loaded)))
         return choice, loaded
