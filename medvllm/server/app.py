@@ -11,11 +11,12 @@ from starlette.exceptions import HTTPException
 
 from medvllm import __version__
 from medvllm.errors import MedVLLMError
+from medvllm.server import health
 from medvllm.server.calls import Calls
 from medvllm.server.config import ServerConfig
 from medvllm.server.context import Server
 from medvllm.server.problem import Problem, ProblemError, problem_of
-from medvllm.server.protocols import medical, openai_embeddings
+from medvllm.server.protocols import medical, open_inference, openai_embeddings
 from medvllm.server.rendering import render
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def create_app(registry: "ModelRegistry", config: ServerConfig | None = None) ->
         title="medvllm", version=__version__, docs_url=None, redoc_url=None, lifespan=live, strict_content_type=False
     )
     app.state.server, app.state.config = Server(registry, config, calls), config
-    for protocol in (openai_embeddings, medical):
+    for protocol in (openai_embeddings, medical, open_inference, health):
         app.include_router(protocol.router)
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
