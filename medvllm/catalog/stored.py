@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medvllm.catalog.entries import to_toml
+from medvllm.catalog.keys import StoredKeys
 from medvllm.catalog.leased import check_not_leased
 from medvllm.catalog.memo import LookupMemo
 from medvllm.catalog.protection import Protection, check_move, check_protect, missing_requirements
@@ -502,6 +503,11 @@ class StoredCatalog:
             for name, version, detail in noted:
                 transaction.note("imported", name, version or result.numbers.get(name), reason=reason, detail=detail)
         return result, changes
+
+    @property
+    def keys(self) -> StoredKeys:
+        """The API keys of the servers that use this catalogue."""
+        return StoredKeys(self.database)
 
     def record_store(self) -> "RecordStore":
         """Return where the processes that share this catalogue record which models they hold."""

@@ -1,7 +1,7 @@
 """What every route needs: the registry, the calls and the limits of its server."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, TypeVar, cast
 
 from fastapi import Depends, Request
@@ -29,11 +29,13 @@ class Server:
         registry: The models.
         config: The limits.
         calls: Runs the library's calls.
+        about: What the log may say of the request: the name of the entry that it is for.
     """
 
     registry: "ModelRegistry"
     config: ServerConfig
     calls: Calls
+    about: dict[str, str] = field(default_factory=dict)
 
     def entry(self, name: str) -> ModelMetadata:
         """Return the entry of a name, such as "ner", "ner@production" or "ner@3".
@@ -47,7 +49,9 @@ class Server:
                 f"Model {name!r} is not registered.\nThe server has the models of its catalogue only: GET /v1/models"
             )
             raise ProblemError(Problem(404, "model_not_found", message, "model"))
-        return self.registry.get_metadata(name)
+        found = self.registry.get_metadata(name)
+        self.about["model"] = found.name
+        return found
 
     def runner(self, name: str, engine: "EngineName | None" = None) -> ModelRunner:
         """Return a runner of a registered model. Raises: as `entry`."""
@@ -67,8 +71,9 @@ class Server:
 
 
 def server_of(http: Request) -> Server:
-    """Return the server that a request came to."""
-    return cast(Server, http.app.state.server)
+    """Return the server that a request came to, with the limits of the request's key."""
+    server = cast(Server, http.app.state.server)
+    return replace(server, config=http.state.config, about=http.state.about)
 
 
 ServerOf = Annotated[Server, Depends(server_of)]
