@@ -58,7 +58,12 @@ class StoredKeys:
         if not name.strip() or not name.isprintable() or len(name) > _MAX_NAME:
             raise RequestError(f"The name of a key needs 1 to {_MAX_NAME} visible characters.", option="name")
         key = new_key()
-        row = {"name": name, "digest": digest_of(key), "rights": " ".join(rights), "limits": json.dumps(limits or {})}
+        row: dict[str, Any] = {
+            "name": name,
+            "digest": digest_of(key),
+            "rights": " ".join(rights),
+            "limits": json.dumps(limits or {}),
+        }
         row |= {"created": now(), "author": who(), "expires": expires and expires.isoformat(timespec="seconds")}
         with self._database.writer().database.writing() as connection:
             if connection.execute(select(keys.c.name).where(keys.c.name == name)).first():

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from medvllm.api_keys import DEFAULT_RIGHTS, ApiKey, Right
+from medvllm.api_keys import DEFAULT_RIGHTS, RIGHTS, ApiKey, Right
 from medvllm.cli.output import print_json, print_table, printable
 from medvllm.cli.parameters import Json
 from medvllm.cli.streams import say
@@ -14,6 +14,8 @@ from medvllm.quantities import parse_duration
 
 app = typer.Typer(help="Make and revoke the API keys that `medvllm serve` requires.", no_args_is_help=True)
 
+_DAY_S = 86_400
+_MAX_S = 100 * 366 * _DAY_S
 KeyName = Annotated[str, typer.Argument(metavar="NAME", help="A name for the key, such as radiology-pacs.")]
 
 
@@ -21,8 +23,8 @@ KeyName = Annotated[str, typer.Argument(metavar="NAME", help="A name for the key
 def add(
     name: KeyName,
     right: Annotated[
-        list[Right] | None,
-        typer.Option(help="What the key may do. Repeat it for several. By default, read and infer."),
+        list[str] | None,
+        typer.Option(help="read, infer or manage. Repeat it for several. By default, read and infer."),
     ] = None,
     expires: Annotated[str | None, typer.Option(metavar="DURATION", help="For how long it is valid, as 90d.")] = None,
     max_concurrent: Annotated[int | None, typer.Option(min=1, help="How many requests may be open at once.")] = None,
@@ -39,9 +41,9 @@ def add(
     }
     key = registry.catalog.keys.add(
         name,
-        rights=tuple(right or DEFAULT_RIGHTS),
+        rights=_to_rights(right),
         limits={limit: number for limit, number in given.items() if number is not None},
-        expires=None if expires is None else datetime.now(UTC) + _to_duration(expires),
+        expires=None if expires is None else _to_moment(expires),
     )
     typer.echo(key)
     say("Clients send it as: Authorization: Bearer KEY. It is not shown again.")
@@ -67,15 +69,23 @@ def revoke(name: KeyName) -> None:
     typer.echo(f"Revoked {printable(name)}.")
 
 
-def _to_duration(text: str) -> timedelta:
+def _to_rights(stated: list[str] | None) -> tuple[Right, ...]:
+    if unknown := next((right for right in stated or () if right not in RIGHTS), None):
+        raise typer.BadParameter(f"{unknown!r} is none of {', '.join(RIGHTS)}", param_hint="--right")
+    return tuple(right for right in RIGHTS if right in stated) if stated else DEFAULT_RIGHTS
+
+
+def _to_moment(text: str) -> datetime:
+    """Return the moment that is a duration from now."""
     try:
-        seconds = parse_duration(text)
-        if seconds <= 0:
-            raise ValueError("not in the future")
-        datetime.now(UTC) + timedelta(seconds=seconds)
-    except (ValueError, OverflowError):
-        raise typer.BadParameter(f"{text!r} is no duration, such as 12h or 90d", param_hint="--expires") from None
-    return timedelta(seconds=seconds)
+        days = text.removesuffix("d")
+        seconds = float(days) * _DAY_S if days != text else parse_duration(text)
+        if not 0 < seconds < _MAX_S:
+            raise ValueError
+    except ValueError:
+        message = f"{text!r} is no duration of up to 100 years, such as 12h or 90d"
+        raise typer.BadParameter(message, param_hint="--expires") from None
+    return datetime.now(UTC) + timedelta(seconds=seconds)
 
 
 def _row(key: ApiKey) -> tuple[object, ...]:

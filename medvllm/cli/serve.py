@@ -49,6 +49,7 @@ def serve(
         from medvllm.server.keyring import read_keys
         from medvllm.server.listening import is_loopback, listen, url_of
         from medvllm.server.running import make_server, run
+        from medvllm.server.tracing import tracing_of_environment
     except ImportError as error:
         raise MissingDependencyError(
             "The server needs packages that are not installed.\nInstall them with: pip install 'medvllm[serve]'",
@@ -64,7 +65,8 @@ def serve(
             )
         config = ServerConfig(requires_key=has_keys, hosts=tuple(allow_host or ()))
         paths = [None if path is None else str(path) for path in (certificate, certificate_key)]
-        server = make_server(registry, config, certificate=paths[0], certificate_key=paths[1])
+        tracing = tracing_of_environment()
+        server = make_server(registry, config, certificate=paths[0], certificate_key=paths[1], tracing=tracing)
         for name in load or ():
             registry.load_model(name, keep_alive=-1)
             say(f"Loaded {printable(name)}.")

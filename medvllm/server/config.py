@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 MEBIBYTE = 2**20
 
@@ -38,7 +39,9 @@ class ServerConfig:
     def restricted(self, limits: Mapping[str, int]) -> "ServerConfig":
         """Return these limits for a key, each as low as the key's own one."""
         present = {name: getattr(self, name) for name in limits}
-        lower = {name: own if present[name] is None else min(own, present[name]) for name, own in limits.items()}
+        lower: dict[str, Any] = {
+            name: own if present[name] is None else min(own, present[name]) for name, own in limits.items()
+        }
         return replace(self, **lower) if lower else self
 
 

@@ -1,21 +1,29 @@
-"""Connections of a server: HTTP/1.1, with a limit on how long a client may take to send the head of a request."""
+"""Connections of a server: HTTP/1.1, with limits on how long a client may take."""
 
 import asyncio
 from typing import Any, cast
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_TIMEOUT_S = 10.0
+_LINGER_S = 1.0  # for a client to read why its body is not read, before the connection is closed
 
 
 class Connection(H11Protocol):
     """A connection that is closed unless the head of a request arrives in time.
 
     uvicorn itself waits for it without limit: a client that sends a byte from time to time would keep its connection.
+    It also reads, without limit, the rest of a body of which no more is wanted.
     """
 
     head_timeout_s = HEAD_TIMEOUT_S
     _head_timer: asyncio.TimerHandle | None = None
+    _is_over = False  # whether nothing that arrives is read any more
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.access_log = False  # uvicorn's own one has paths and queries, in which there may be texts
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first request."""
@@ -24,12 +32,21 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Read a part of a request."""
+        if self._is_over:
+            return
         super().data_received(data)
         self._watch_head()
 
     def on_response_complete(self) -> None:
-        """Begin to wait for the next request, part of which may be here."""
+        """Begin to wait for the next request, part of which may be here; or end, if the body was not read."""
         super().on_response_complete()
+        if self.conn.their_state is h11.SEND_BODY and not self.transport.is_closing():
+            self._is_over = True
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+            self._stop_timer()
+            self._head_timer = self.loop.call_later(_LINGER_S, self._end_waiting)
+            return
         self._watch_head()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -9,7 +9,7 @@ import uvicorn
 
 from medvllm.server.app import create_app
 from medvllm.server.connection import Connection
-from medvllm.server.tracing import tracing_of_environment
+from medvllm.server.tracing import Tracing
 
 if TYPE_CHECKING:
     from medvllm.model_registry import ModelRegistry
@@ -26,6 +26,7 @@ def make_server(
     *,
     certificate: str | None = None,
     certificate_key: str | None = None,
+    tracing: Tracing | None = None,
 ) -> uvicorn.Server:
     """Return a server, which `run` with a listening socket starts. On SIGTERM it completes its requests, and ends.
 
@@ -34,13 +35,13 @@ def make_server(
         config: The limits.
         certificate: A file with the certificate for TLS, and those that it depends on; None for plain HTTP.
         certificate_key: The file with its key, if the other one does not have it.
+        tracing: Makes a span of each request; None for none.
 
     Raises:
-        MissingDependencyError: Traces are configured, and their packages are missing.
         OSError: The certificate cannot be read.
     """
     made = uvicorn.Config(
-        create_app(registry, config, tracing=tracing_of_environment()),
+        create_app(registry, config, tracing=tracing),
         http=Connection,
         ws="none",
         loop="asyncio",

@@ -42,10 +42,9 @@ class Tracing:
         from opentelemetry.trace import Status, StatusCode
 
         span.update_name(f"{method} {route}")
-        span.set_attributes(
-            {"http.request.method": method, "http.route": route, "http.response.status_code": status}
-            | ({} if model is None else {"medvllm.model": model})
-        )
+        span.set_attributes({"http.request.method": method, "http.route": route, "http.response.status_code": status})
+        if model is not None:
+            span.set_attribute("medvllm.model", model)
         if status >= 500:
             span.set_status(Status(StatusCode.ERROR))
 

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tritonclient.http as triton
@@ -24,7 +26,14 @@ found["unloaded"] = [each for each in client.get_model_repository_index() if eac
 TEXTS = ["Dr. Smith 😀 saw Jones", "", "fever " * 400]
 
 
-def infer(model, texts=TEXTS, binary=True, wanted=None, client=client, **options):
+def infer(
+    model: str,
+    texts: Sequence[str] = TEXTS,
+    binary: bool = True,
+    wanted: Sequence[str] | None = None,
+    client: Any = client,
+    **options: Any,
+) -> Any:
     given = triton.InferInput("text", [len(texts)], "BYTES")
     given.set_data_from_numpy(np.array([text.encode() for text in texts], dtype=object), binary_data=binary)
     outputs = wanted and [triton.InferRequestedOutput(name, binary_data=binary) for name in wanted]
@@ -43,7 +52,7 @@ found["entities"] = [json.loads(text) for text in tagged.as_numpy("entities")]
 found["outputs"] = [output["name"] for output in tagged.get_response()["outputs"]]
 
 
-def error_of(call):
+def error_of(call: Callable[[], object]) -> list[str] | None:
     try:
         call()
     except triton.InferenceServerException as error:
