@@ -64,7 +64,8 @@ class StoredKeys:
             "rights": " ".join(rights),
             "limits": json.dumps(limits or {}),
         }
-        row |= {"created": now(), "author": who(), "expires": expires and expires.isoformat(timespec="seconds")}
+        row |= {"created": now(), "author": who()}
+        row |= {"expires": expires and expires.isoformat(timespec="seconds")}
         with self._database.writer().database.writing() as connection:
             if connection.execute(select(keys.c.name).where(keys.c.name == name)).first():
                 raise RequestError(
