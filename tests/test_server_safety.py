@@ -218,7 +218,7 @@ def test_a_body_without_an_end_is_cut_off(client: httpx2.Client) -> None:
         connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
         chunk = b"1000\r\n" + b"a" * 0x1000 + b"\r\n"
         with pytest.raises(OSError) as error:
-            for _ in range(100_000):
+            while True:
                 connection.sendall(chunk)
         assert not isinstance(error.value, TimeoutError)
 

@@ -1,5 +1,6 @@
 """What a server tells of its requests: log, metrics, traces and headers. None of it has a text of a request."""
 
+import asyncio
 import json
 import logging
 import time
@@ -13,13 +14,14 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from medvllm.server.metrics import Metrics
-from medvllm.server.problem import problem_of
+from medvllm.server.problem import Problem, problem_of
 from medvllm.server.rendering import render
 from medvllm.server.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("medvllm.access")
 
+_ENDING = Problem(503, "server_ending", "The server ends.\nTry again later.", retry_after_s=5)
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 # Notes stay out of the caches of browsers and proxies. A page states a wider policy of its own.
 _HEADERS = {
@@ -70,6 +72,10 @@ class Journal:
         with self._metrics.open(), span as current:
             try:
                 await self._app(scope, receive, send_on)
+            except asyncio.CancelledError:  # the server ends, and has waited long enough
+                if seen["status"] == 499:
+                    await render(_ENDING, scope["path"])(scope, receive, send_on)
+                raise
             except Exception as error:
                 # Of an error of another library, only the type: its message may have a text.
                 logger.error("request %s failed: %s", about["request_id"], type(error).__name__)

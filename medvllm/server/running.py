@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+from medvllm.errors import SettingError
 from medvllm.server.app import create_app
 from medvllm.server.connection import Connection
 from medvllm.server.tracing import Tracing
@@ -38,7 +39,7 @@ def make_server(
         tracing: Makes a span of each request; None for none.
 
     Raises:
-        OSError: The certificate cannot be read.
+        SettingError: The certificate cannot be used.
     """
     made = uvicorn.Config(
         create_app(registry, config, tracing=tracing),
@@ -55,7 +56,17 @@ def make_server(
         ssl_certfile=certificate,
         ssl_keyfile=certificate_key,
     )
-    made.load()  # here, so that an error of the certificate is raised before the server is said to run
+    try:
+        made.load()  # here, so that an error of the certificate is raised before the server is said to run
+    except OSError as error:  # of the file, or of TLS
+        why = (
+            error.strerror if isinstance(error, FileNotFoundError | PermissionError) else "it is no PEM, or has no key"
+        )
+        raise SettingError(
+            f"Certificate {certificate!r} cannot be used: {why}.\n"
+            "Name both files: --certificate CHAIN.pem --certificate-key KEY.pem",
+            value=certificate,
+        ) from error
     return uvicorn.Server(made)
 
 
