@@ -80,6 +80,8 @@ def test_a_key_opens_what_its_rights_say(
         assert [ask(unload, key, {}), ask(unload, "m" * 20, {})] == [403, 200]
         assert ask(infer, key, two) == 413  # the key's own limit
         assert ask(infer, key, {"filler": "x" * 2000}) == 413  # the server's, which no key can raise
+        short = registry.catalog.keys.add("short", rights=("infer",), limits={"max_tokens": 3})
+        assert ask(infer, short, INFER) == 422  # the key's own limit, too
         registry.catalog.keys.revoke("pacs")
         assert ask("/v2", key) == 401
 

@@ -15,6 +15,7 @@ class ServerConfig:
         max_body_bytes: The largest body of a request, also after decompression.
         max_texts: The most texts of one request.
         max_characters: The most characters of all texts of one request.
+        max_tokens: The most tokens that a model reads for one request; None for no limit.
         max_calls: How many calls may compute or wait for a model at once. Each takes a thread.
         max_waiting: How many more calls may wait for a thread. Others are refused with a 503.
         max_concurrent: How many requests of one key may be open at once; None for no limit of its own.
@@ -28,6 +29,7 @@ class ServerConfig:
     max_body_bytes: int = 16 * MEBIBYTE
     max_texts: int = 2048
     max_characters: int = 4_000_000
+    max_tokens: int | None = None
     max_calls: int = 64
     max_waiting: int = 256
     max_concurrent: int | None = None
@@ -43,6 +45,3 @@ class ServerConfig:
             name: own if present[name] is None else min(own, present[name]) for name, own in limits.items()
         }
         return replace(self, **lower) if lower else self
-
-
-KEY_LIMITS = ("max_body_bytes", "max_texts", "max_characters", "max_concurrent")
