@@ -20,7 +20,7 @@ from medvllm.server.journal import Journal
 from medvllm.server.keyring import Keyring
 from medvllm.server.metrics import Metrics
 from medvllm.server.problem import Problem, ProblemError, problem_of
-from medvllm.server.protocols import medical, open_inference, openai_embeddings
+from medvllm.server.protocols import medical, ollama, open_inference, openai
 from medvllm.server.rendering import render
 from medvllm.server.tracing import Tracing
 
@@ -53,7 +53,7 @@ def create_app(
         title="medvllm", version=__version__, docs_url=None, redoc_url=None, lifespan=live, strict_content_type=False
     )
     app.state.server, app.state.metrics = Server(registry, config, calls), Metrics(registry)
-    for protocol in (openai_embeddings, medical, open_inference, health, metrics):
+    for protocol in (openai, ollama, medical, open_inference, health, metrics):
         app.include_router(protocol.router)
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
@@ -81,8 +81,7 @@ async def _answer_invalid(http: Request, error: Exception) -> Response:
     """Answer a request that does not fit its schema. FastAPI's own answer would repeat the notes in it."""
     assert isinstance(error, RequestValidationError)
     first: dict[str, Any] = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part != "body"]
-    field = ".".join(place) or "body"
+    field = ".".join(map(str, first["loc"][1:])) or "body"  # the first part says whether it is in the body
     message = f"{field}: {_MESSAGES.get(first['type'], 'it cannot be used')}."
     return render(Problem(422, "invalid_request", message, field), http.url.path)
 
@@ -101,6 +100,10 @@ _MESSAGES = {
     "float_type": "it must be a number",
     "bool_type": "it must be true or false",
     "model_attributes_type": "it must be an object",
+    "greater_than_equal": "it is too small",
+    "greater_than": "it is too small",
+    "less_than_equal": "it is too large",
+    "too_short": "it has too few items",
     "literal_error": "it is none of the values that the documentation lists",
 }
 _HANDLERS: dict[Any, Any] = {

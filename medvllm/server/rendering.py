@@ -1,5 +1,6 @@
 """How each protocol shows a problem. The path of a request tells its protocol."""
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -9,8 +10,12 @@ from medvllm.server.problem import Problem
 
 def render(problem: Problem, path: str) -> JSONResponse:
     """Return the answer for a problem, in the shape of the protocol of a path."""
-    content = next(shape for prefixes, shape in _SHAPES if path.startswith(prefixes))(problem)
-    return JSONResponse(content, problem.status, problem.headers())
+    return JSONResponse(shape_of(path)(problem), problem.status, problem.headers())
+
+
+def shape_of(path: str) -> Callable[[Problem], dict[str, Any]]:
+    """Return what makes the content of an answer from a problem, in the protocol of a path."""
+    return next(shape for prefixes, shape in _SHAPES if path.startswith(prefixes))
 
 
 def openai_error(problem: Problem) -> dict[str, Any]:
@@ -38,7 +43,7 @@ def _tei(problem: Problem) -> dict[str, Any]:
 
 
 # The first that fits. `/v2/rerank` is Cohere's, all else below `/v2` is of the Open Inference Protocol.
-_SHAPES = (
+_SHAPES: tuple[tuple[str | tuple[str, ...], Callable[[Problem], dict[str, Any]]], ...] = (
     (("/v1/rerank", "/v2/rerank"), _cohere),
     (("/v2", "/api/", "/presidio/"), _text),
     (("/rerank", "/predict", "/embed", "/info"), _tei),

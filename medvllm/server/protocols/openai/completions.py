@@ -1,0 +1,128 @@
+"""`POST /v1/chat/completions` and `POST /v1/completions`: the texts that a decoder generates."""
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from medvllm.engine.model_runner.generation.answers import Piece
+from medvllm.errors import RequestError
+from medvllm.server.body import StrictRoute
+from medvllm.server.context import Server, ServerOf
+from medvllm.server.documented import answer_of, errors_of
+from medvllm.server.problem import ProblemError, problem_of
+from medvllm.server.protocols.openai.answers import ChatForm, CompletionForm, Form
+from medvllm.server.protocols.openai.embeddings import refuse_token_ids
+from medvllm.server.protocols.openai.messages import to_conversation
+from medvllm.server.protocols.openai.requests import ChatRequest, CompletionRequest, GenerationRequest
+from medvllm.server.streaming import stream_events
+from medvllm.server.texts import check_texts
+
+router = APIRouter(route_class=StrictRoute)
+
+# The words of the library in its messages, and what a client writes.
+_WORDS = {
+    "max_new_tokens=…": '"max_tokens"',
+    "generate([text])": "POST /v1/completions",
+    "allow_special_tokens=True": '"allow_special_tokens": true',
+}
+_PARAMS = {"max_new_tokens": "max_tokens"}
+_USAGE = {"prompt_tokens": 9, "completion_tokens": 5, "total_tokens": 14}
+
+
+@router.post(
+    "/v1/chat/completions",
+    response_class=JSONResponse,
+    responses=errors_of("/v1/chat/completions")
+    | {
+        200: answer_of(
+            {
+                "id": "chatcmpl-1",
+                "object": "chat.completion",
+                "created": 1790000000,
+                "model": "my-decoder",
+                "choices": [
+                    {
+                        "index": 0,
+                        "message": {"role": "assistant", "content": "An analgesic.", "refusal": None},
+                        "logprobs": None,
+                        "finish_reason": "stop",
+                    }
+                ],
+                "usage": _USAGE,
+            }
+        )
+    },
+)
+async def create_chat_completion(asked: ChatRequest, http: Request, server: ServerOf) -> Response:
+    """Return the answer of a model to a conversation, written in the model's own chat template.
+
+    With `stream`, the answer comes piece by piece, as server-sent events. An error after the first piece is an event
+    `{"error": …}`, and the last one. When the client goes away, the generation ends.
+
+    The likeliest token is chosen at each step, unless `temperature`, `top_p` or `top_k` ask for sampling. What the
+    server cannot do, such as `tools`, `logprobs`, `response_format` or more than one answer, is refused.
+    """
+    conversation = to_conversation(asked.messages)
+    check_texts([message["content"] for message in conversation], server.config, "messages")
+    return await _answer(asked, http, server, [conversation], ChatForm)
+
+
+@router.post(
+    "/v1/completions",
+    response_class=JSONResponse,
+    responses=errors_of("/v1/completions")
+    | {
+        200: answer_of(
+            {
+                "id": "cmpl-1",
+                "object": "text_completion",
+                "created": 1790000000,
+                "model": "my-decoder",
+                "choices": [{"index": 0, "text": " an analgesic.", "logprobs": None, "finish_reason": "stop"}],
+                "usage": _USAGE,
+            }
+        )
+    },
+)
+async def create_completion(asked: CompletionRequest, http: Request, server: ServerOf) -> Response:
+    """Return the text with which a model continues each prompt. The options are those of `/v1/chat/completions`."""
+    prompts = refuse_token_ids(asked.prompt, "prompt")
+    check_texts(prompts, server.config, "prompt")
+    return await _answer(asked, http, server, prompts, CompletionForm)
+
+
+async def _answer(
+    asked: GenerationRequest, http: Request, server: Server, prompts: list[Any], kind: type[Form]
+) -> Response:
+    options = asked.options()
+    form = kind(asked.model)
+
+    def answer() -> Response:
+        with _in_words_of_clients():
+            return JSONResponse(form.whole(server.runner(asked.model).generate(prompts, **options)))
+
+    def stream() -> Generator[Piece]:
+        with _in_words_of_clients():
+            yield from server.runner(asked.model).generate(prompts, stream=True, **options)
+
+    if not asked.stream:
+        return await server.run(http, answer)
+    has_usage = asked.stream_options is not None and asked.stream_options.include_usage
+    return await stream_events(http, server.stream(http, stream), form.events(has_usage=has_usage))
+
+
+@contextmanager
+def _in_words_of_clients() -> Iterator[None]:
+    """Replace the library's own words in the errors of a generation."""
+    try:
+        yield
+    except RequestError as error:
+        problem = problem_of(error)
+        message, param = problem.message, _PARAMS.get(problem.param or "", problem.param)
+        for word, other in _WORDS.items():
+            message = message.replace(word, other)
+        raise ProblemError(replace(problem, message=message, param=param)) from None

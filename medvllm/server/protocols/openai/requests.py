@@ -1,0 +1,109 @@
+"""Requests of `/v1/chat/completions` and `/v1/completions`, and the options of `ModelRunner.generate` that they are."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from medvllm.server.problem import Problem, ProblemError
+from medvllm.server.protocols.openai.messages import Message
+
+# What other servers can do with an answer, and this one cannot, with the values that ask for nothing.
+_REFUSED: Mapping[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("n", "best_of"), (1,)),
+    **dict.fromkeys(("tools", "functions", "audio", "web_search_options", "suffix"), ([], {}, "")),
+    **dict.fromkeys(("tool_choice", "function_call"), ("none", "auto")),
+    **dict.fromkeys(("logprobs", "echo"), (False,)),
+    **dict.fromkeys(("top_logprobs", "presence_penalty", "frequency_penalty", "min_p", "min_tokens"), (0,)),
+    **dict.fromkeys(("repetition_penalty", "length_penalty"), (1,)),
+    **dict.fromkeys(("logit_bias", "chat_template_kwargs", "bad_words", "stop_token_ids"), ({}, [])),
+    **dict.fromkeys(("use_beam_search", "ignore_eos", "continue_final_message"), (False,)),
+    **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"), ()),
+    **dict.fromkeys(("chat_template", "documents", "allowed_token_ids", "prompt_logprobs", "grammar"), ()),
+    **dict.fromkeys(("truncate_prompt_tokens", "reasoning_effort"), ("none",)),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "add_generation_prompt": (True,),
+}
+
+
+class StreamOptions(BaseModel):
+    """What a stream has besides the text."""
+
+    include_usage: bool = False
+
+
+class GenerationRequest(BaseModel):
+    """How to generate. Unknown keys are ignored, as clients send keys of their own."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str
+    max_tokens: Annotated[int, Field(ge=1, description="The longest answer; by default 256 tokens.")] | None = None
+    stop: str | list[str] | None = None
+    temperature: Annotated[float, Field(ge=0, description="By default 0: the likeliest token.")] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, description="-1 and 0 stand for all tokens.")] | None = None
+    seed: Annotated[int, Field(ge=0)] | None = None
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    allow_special_tokens: bool = False
+
+    def options(self) -> dict[str, Any]:
+        """Return the options of `ModelRunner.generate`.
+
+        Raises:
+            ProblemError: The request asks for more than the server can do.
+        """
+        for key, value in (self.model_extra or {}).items():
+            if value is not None and key in _REFUSED and not _is_any_of(value, _REFUSED[key]):
+                message = f"The server cannot do what {key!r} asks for.\nLeave it out."
+                raise ProblemError(Problem(400, "unsupported_parameter", message, key))
+        top_p = None if self.top_p == 1 else self.top_p
+        top_k = None if self.top_k in (-1, 0) else self.top_k
+        heat = self.temperature
+        if heat is None:  # who narrows the choice wants one: OpenAI samples by default
+            heat = 0.0 if top_p is None and top_k is None else 1.0
+        return {
+            "max_new_tokens": self.max_tokens,
+            "stop": self.stop,
+            "temperature": heat,
+            "top_p": top_p if heat else None,
+            "top_k": top_k if heat else None,
+            "seed": self.seed,
+            "allow_special_tokens": self.allow_special_tokens,
+        }
+
+
+class ChatRequest(GenerationRequest):
+    """A conversation to answer."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {"model": "my-decoder", "messages": [{"role": "user", "content": "What is aspirin?"}]}
+        }
+    )
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1, description="The newer name of max_tokens.")] | None = None
+
+    def options(self) -> dict[str, Any]:
+        """Return the options of `ModelRunner.generate`. Raises: as the other method."""
+        longest = self.max_completion_tokens
+        if None not in (longest, self.max_tokens) and longest != self.max_tokens:
+            message = "max_tokens and max_completion_tokens are two names of one number, and differ. Send one of them."
+            raise ProblemError(Problem(400, "invalid_request", message, "max_tokens"))
+        return super().options() | {"max_new_tokens": longest or self.max_tokens}
+
+
+class CompletionRequest(GenerationRequest):
+    """Texts to continue."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"model": "my-decoder", "prompt": "Aspirin is"}})
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+
+
+def _is_any_of(value: Any, others: tuple[Any, ...]) -> bool:
+    """Return whether a value is one of others. True is not 1."""
+    return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in others)

@@ -1,0 +1,326 @@
+"""OpenAI's and Ollama's API: what their clients, unpatched, get from a server, and what raw requests are told."""
+
+import json
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertModel
+
+from medvllm.engine.model_runner import ModelRegistry, ModelRunner
+from medvllm.server.config import ServerConfig
+from tests.support import decoders, tiny
+from tests.support.serving import serving
+from tests.support.tool_environment import run_client, tool_python
+
+TEXTS = ["the patient denies chest pain", "aspirin 😀"]
+CHAT = [{"role": "user", "content": "fever?"}]
+PACKAGES = (
+    "openai==3.57.0",
+    "ollama==0.6.3",
+    "langchain-openai==1.7.4",
+    "llama-index-embeddings-openai-like==0.4.0",
+    "haystack-ai==3.4.1",
+)
+ENDLESS = {"model": "endless", "messages": CHAT, "max_tokens": 900_000, "stream": True}
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelRegistry]:
+    folder = tmp_path_factory.mktemp("m")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDVLLM_MEMORY_BUDGET", "cpu=3MB")
+        registry = ModelRegistry()
+        for name, path in (
+            ("org/chat", decoders.llama(folder / "chat")),
+            ("endless", _endless_decoder(folder / "endless")),
+            ("broken", _breaking_decoder(folder / "broken")),
+        ):
+            registry.register(name, "clinical", model_path=str(path), task="generate")
+        encoders = {"enc": tiny.bert_encoder(folder / "enc"), "large": _large_encoder(folder / "large")}
+        for name, path in encoders.items():
+            registry.register(name, "clinical", model_path=str(path), task="embed", pooling="mean")
+        yield registry
+
+
+def _endless_decoder(folder: Path) -> Path:
+    """A decoder that never ends an answer: another token is always likelier than the end."""
+    decoders.llama(folder, length=1_000_000)
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"][2] = 0
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def _breaking_decoder(folder: Path) -> Path:
+    """A decoder that computes NaN from its 40th token on."""
+    tiny.gpt2_causal_lm(folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["transformer.wpe.weight"][40:] = torch.nan
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def _large_encoder(folder: Path) -> Path:
+    """An encoder that no budget of the test has room for."""
+    return tiny.bert(folder, BertModel, config={"intermediate_size": 20_000})
+
+
+@pytest.fixture(scope="module")
+def client(registry: ModelRegistry) -> Iterator[httpx2.Client]:
+    with serving(registry) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def full(registry: ModelRegistry) -> Iterator[httpx2.Client]:
+    """A server without a free place."""
+    with serving(registry, ServerConfig(max_calls=1, max_waiting=-1)) as client:
+        yield client
+
+
+def _run_client(script: str, *servers: httpx2.Client) -> Any:
+    return run_client(tool_python("language-models", *PACKAGES), script, *(str(each.base_url) for each in servers))
+
+
+def test_openai_gets_what_the_library_answers(
+    client: httpx2.Client, full: httpx2.Client, registry: ModelRegistry
+) -> None:
+    """Vectors and texts, whole and streamed, sync and async; errors have a code, and final ones are not retried."""
+    found = _run_client("openai_client.py", client, full)
+    assert {"org/chat", "enc"} < set(found["models"])
+    assert len(found["models"]) == len(registry)
+    assert (
+        found["model"] | {"id": "org/chat@1", "name": "org/chat", "version": 1, "tasks": ["generate"]} == found["model"]
+    )
+
+    made = ModelRunner("enc", registry=registry).embed(TEXTS)
+    expected = made.vectors.tolist()
+    assert found["base64"] == found["float"] == found["async"]["vectors"] == expected
+    assert found["tokens"] == sum(coverage.tokens for coverage in made.coverage)
+    short = made.vectors[:, :4] / np.linalg.norm(made.vectors[:, :4], axis=1, keepdims=True)
+    assert np.allclose(found["short"], short, atol=1e-6)
+
+    decoder = ModelRunner("org/chat", registry=registry)
+    [answer] = decoder.generate([CHAT], max_new_tokens=16)
+    total = answer.prompt_tokens + answer.completion_tokens
+    assert found["text"] == found["neutral"] == found["async"]["text"] == answer.text
+    assert (found["reason"], found["usage"], found["again"]) == (answer.finish_reason, total, 1)
+    assert found["streamed"] == {
+        "text": answer.text,
+        "roles": ["assistant"],
+        "reasons": [answer.finish_reason],
+        "usage": total,
+        "ids": 1,
+    }
+    assert found["completed"] == [each.text for each in decoder.generate(TEXTS, max_new_tokens=8)]
+    assert decoder.generate(["fever"], max_new_tokens=8)[0].text[:2] == found["stopped"]
+    assert found["sampled"][0] == found["sampled"][1]
+
+    errors = found["errors"]
+    seen = {name: (error["type"], error["code"], error["param"]) for name, error in errors.items()}
+    assert seen == {
+        "wrong model": ("NotFoundError", "model_not_found", None),
+        "wrong model, streamed": ("NotFoundError", "model_not_found", None),
+        "full": ("RateLimitError", "overloaded", None),
+        "full, streamed": ("RateLimitError", "overloaded", None),
+        "final": ("InternalServerError", "model_too_large", None),
+        "final, streamed": ("InternalServerError", "model_too_large", None),
+        "broken": ("APIError", "model_unusable", None),
+        "ids": ("BadRequestError", "token_ids_not_accepted", "input"),
+        "tools": ("BadRequestError", "unsupported_parameter", "tools"),
+        "several": ("BadRequestError", "unsupported_parameter", "n"),
+        "logprobs": ("BadRequestError", "unsupported_parameter", "logprobs"),
+        "format": ("BadRequestError", "unsupported_parameter", "response_format"),
+        "image": ("BadRequestError", "unsupported_message", "messages.0.content.0"),
+        "too long": ("UnprocessableEntityError", "input_too_long", None),
+        "encoder": ("UnprocessableEntityError", "invalid_request", None),
+        "too many dimensions": ("UnprocessableEntityError", "too_many_dimensions", "dimensions"),
+    }
+    assert "check_embedding_ctx_length=False" in errors["ids"]["message"]
+    assert "Did you mean: 'org/chat'?" in errors["wrong model"]["message"]
+    assert '"max_tokens"' in errors["too long"]["message"]
+    assert errors["full"]["retry_after"] == errors["full, streamed"]["retry_after"] == "1"
+    # The counting client would retry twice.
+    assert {errors[name]["requests"] for name in ("final", "final, streamed", "too long", "ids")} == {1}
+
+
+def test_ollama_gets_what_the_library_answers(
+    client: httpx2.Client, full: httpx2.Client, registry: ModelRegistry
+) -> None:
+    """Lists, vectors of length 1, and models that stay in memory as long as `keep_alive` says."""
+    registry.evict("enc")
+    found = _run_client("ollama_client.py", client, full)
+    assert "enc" not in found["none"] and len(found["names"]) == len(registry)
+    vectors = ModelRunner("enc", registry=registry).embed(["fever", "no pain"]).vectors[:, :4]
+    assert np.allclose(found["vectors"], vectors / np.linalg.norm(vectors, axis=1, keepdims=True), atol=1e-6)
+    until = datetime.fromisoformat(found["minutes"]["enc"][0])
+    assert timedelta(0) < until - datetime.now(UTC) <= timedelta(minutes=10)
+    assert found["minutes"]["enc"][1] == 0 < found["minutes"]["enc"][2] and found["minutes"]["enc"][3] == 64
+    assert datetime.fromisoformat(found["pinned"]["enc"][0]) - until > timedelta(days=20 * 366)
+    assert "enc" not in found["left"]
+    assert found["shown"]["general.architecture"] == "bert" and found["capabilities"] == ["embedding"]
+    errors = found["errors"]
+    statuses = {name: error["status"] for name, error in errors.items()}
+    assert statuses == {
+        "wrong model": 404,
+        "wrong model, shown": 404,
+        "full": 429,
+        "final": 507,
+        "keep_alive": 422,
+    }
+    assert errors["wrong model"]["message"].startswith("Model 'ecn' is not registered. Did you mean: 'enc'?")
+
+
+def test_frameworks_embed_by_their_openai_classes(
+    client: httpx2.Client, full: httpx2.Client, registry: ModelRegistry
+) -> None:
+    """LangChain's default sends ids of tokens, and the refusal says what to set."""
+    found = _run_client("embedders.py", client, full)
+    texts = ["the patient denies chest pain", "aspirin"]
+    expected = ModelRunner("enc", registry=registry).embed(texts).vectors
+    for vectors in (*found["vectors"].values(), found["documents"]):
+        assert np.allclose(vectors, expected, atol=1e-6)
+    assert (found["ids"]["status"], found["ids"]["code"]) == (400, "token_ids_not_accepted")
+    assert "check_embedding_ctx_length=False" in found["ids"]["message"]
+    for errors in found["errors"].values():
+        assert {name: error["status"] for name, error in errors.items()} == {
+            "wrong model": 404,
+            "full": 429,
+            "final": 507,
+        }
+
+
+def test_a_generation_ends_when_its_client_goes_away(client: httpx2.Client, registry: ModelRegistry) -> None:
+    """The lease is released, so that the model can leave."""
+    with client.stream("POST", "/v1/chat/completions", json=ENDLESS) as stream:
+        lines = stream.iter_lines()  # once it is collected, the stream is closed
+        assert next(lines).startswith("data: ") and _leases(registry) == 1
+    deadline = time.monotonic() + 60
+    while _leases(registry):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _leases(registry: ModelRegistry) -> int:
+    return sum(each.leases for each in registry.loaded_models() if each.name == "endless")
+
+
+def test_a_list_has_every_model_and_pages_if_asked(client: httpx2.Client, registry: ModelRegistry) -> None:
+    """Pages joined are the list, and a page says whether there are more. No answer has a path of the machine."""
+    whole = client.get("/v1/models").json()
+    assert [each["id"] for each in whole["data"]] == list(registry) and not whole["has_more"]
+    pages, after = [], ""
+    while True:
+        page = client.get("/v1/models", params={"limit": 20, "after": after}).json()
+        pages += page["data"]
+        if not page["has_more"]:
+            break
+        after = page["data"][-1]["id"]
+    assert pages == whole["data"]
+    texts = [client.get(path).text for path in ("/v1/models", "/v1/models/enc", "/api/tags", "/api/ps")]
+    texts.append(client.post("/api/show", json={"model": "enc"}).text)
+    assert str(Path(registry["enc"].location).parent) not in "".join(texts)
+
+
+@pytest.mark.parametrize("name", ["org/chat", "org/chat@1", "org/chat:1", "org/chat:latest", "models:/org/chat/1"])
+def test_names_of_other_programs_mean_the_same_model(client: httpx2.Client, name: str) -> None:
+    assert client.get(f"/v1/models/{name}").json()["name"] == "org/chat"
+
+
+@pytest.mark.parametrize(
+    "name", ["org/chat@main", "org/chat:refs/pr/1", "org/chat@refs/pr/1", "org/chat:2", "hf://org/chat", "/etc"]
+)
+def test_only_the_catalogue_is_served(client: httpx2.Client, name: str) -> None:
+    """Neither a branch of a repository, which anybody may have written, nor a folder."""
+    for answer in (
+        client.get(f"/v1/models/{name}"),
+        client.post("/v1/completions", json={"model": name, "prompt": "a", "stream": True}),
+    ):
+        assert answer.status_code == 404 and answer.headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "param"),
+    [
+        ({"tools": [{"type": "function"}]}, 400, "tools"),
+        ({"n": 2}, 400, "n"),
+        ({"logprobs": 0}, 400, "logprobs"),
+        ({"logit_bias": {"50256": -100}}, 400, "logit_bias"),
+        ({"presence_penalty": 0.5}, 400, "presence_penalty"),
+        ({"min_p": 0.1}, 400, "min_p"),
+        ({"guided_json": {"type": "object"}}, 400, "guided_json"),
+        ({"response_format": {"type": "json_schema"}}, 400, "response_format"),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, 400, "max_tokens"),
+        ({"max_tokens": 0}, 422, "max_tokens"),
+        ({"temperature": -1}, 422, "temperature"),
+        ({"stop": [""]}, 422, "stop"),
+        ({"messages": []}, 422, "messages"),
+        ({"messages": [{"role": "tool", "content": "secret-canary"}]}, 400, "messages.0.role"),
+        ({"messages": [*CHAT, {"role": "user", "name": "secret-canary", "content": "a"}]}, 400, "messages.1.name"),
+        ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]}, 400, "messages.0.tool_calls"),
+        ({"messages": [{"role": "user", "content": [{"type": "file", "text": "secret-canary"}]}]}, 400, None),
+        ({"messages": [{"role": "secret canary", "content": "secret-canary"}]}, 422, None),
+    ],
+    ids=lambda value: json.dumps(value)[:40] if isinstance(value, dict) else None,
+)
+def test_what_the_server_cannot_do_is_refused(
+    client: httpx2.Client, more: dict[str, Any], status: int, param: str | None
+) -> None:
+    """Nothing is ignored that would change the answer, and no error has a text of the request."""
+    answer = client.post("/v1/chat/completions", json={"model": "org/chat", "messages": CHAT} | more)
+    error = answer.json()["error"]
+    assert answer.status_code == status, error
+    assert param is None or error["param"] == param
+    assert "canary" not in answer.text and answer.headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"n": 1, "tools": [], "tool_choice": "auto", "logit_bias": {}, "user": "u", "metadata": {"a": "b"}},
+        {"temperature": 0, "top_p": 0.5, "top_k": 5},  # at 0, the likeliest token comes in any case
+        {"logprobs": False, "top_logprobs": None, "frequency_penalty": 0.0, "store": False, "stop": None},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "fever?"}], "name": None}]},
+    ],
+    ids=str,
+)
+def test_what_asks_for_nothing_is_accepted(
+    client: httpx2.Client, registry: ModelRegistry, more: dict[str, Any]
+) -> None:
+    body = {"model": "org/chat", "messages": CHAT, "max_tokens": 4} | more
+    answer = client.post("/v1/chat/completions", json=body).json()
+    [expected] = ModelRunner("org/chat", registry=registry).generate([CHAT], max_new_tokens=4)
+    assert answer["choices"][0]["message"]["content"] == expected.text
+
+
+def test_a_body_needs_no_content_type(client: httpx2.Client) -> None:
+    """curl calls a body a form, unless it is told otherwise."""
+    body = json.dumps({"model": "enc", "input": "a"})
+    for kind in ("application/x-www-form-urlencoded", "text/plain", "application/octet-stream"):
+        assert client.post("/v1/embeddings", content=body, headers={"Content-Type": kind}).status_code == 200
+
+
+def test_a_model_is_loaded_and_leaves_without_a_text(client: httpx2.Client, registry: ModelRegistry) -> None:
+    """As Ollama's programs ask for it."""
+    for keep_alive, is_there in (("5m", True), (0, False)):
+        answer = client.post("/api/embed", json={"model": "enc", "keep_alive": keep_alive})
+        assert answer.json()["embeddings"] == []
+        assert ("enc" in [each["name"] for each in client.get("/api/ps").json()["models"]]) is is_there
+
+
+def test_each_route_documents_its_errors(client: httpx2.Client) -> None:
+    """In the shape of its protocol."""
+    paths = client.get("/openapi.json").json()["paths"]
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/api/embed"):
+        described = paths[path]["post"]["responses"]
+        assert {"200", "404", "422", "429", "503", "507"} <= set(described)
+        example = described["404"]["content"]["application/json"]["example"]["error"]
+        assert isinstance(example, str) is path.startswith("/api/")
