@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Literal, get_args
 
 Right = Literal["read", "infer", "manage"]
@@ -40,13 +39,15 @@ class ApiKey:
     @property
     def is_valid(self) -> bool:
         """Whether it is accepted now."""
+        from datetime import UTC, datetime  # imported here, as others below, because the settings import this module
+
         has_expired = self.expires is not None and datetime.fromisoformat(self.expires) <= datetime.now(UTC)
         return self.revoked is None and not has_expired
 
 
 def new_key() -> str:
     """Return a new key."""
-    import secrets  # imported here, as the next one, because the settings import this module
+    import secrets
 
     return _PREFIX + secrets.token_urlsafe(32)
 

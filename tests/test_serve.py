@@ -150,8 +150,8 @@ def test_a_certificate_makes_it_https(start: Start, console: Console, tmp_path: 
         assert refused.code == 1 and f"Certificate {str(wrong)!r} cannot be used: " in refused.err
 
 
-def test_keys_are_made_listed_and_revoked(console: Console) -> None:
-    """The key itself is printed once, and alone on standard output."""
+def test_keys_are_made_listed_and_revoked(console: Console, catalog_url: str) -> None:
+    """In either database. The key itself is printed once, and alone on standard output."""
     key = console("key", "add", "pacs", "--right", "infer", "--max-concurrent", "2", "--expires", "12h").out.strip()
     assert re.fullmatch(r"mvk_[\w-]{43}", key)
     listed = console("key", "list", "--json").out

@@ -260,6 +260,18 @@ def test_a_client_that_does_not_send_its_request_is_disconnected(
     assert answer.count(b"HTTP/1.1 200") == bool(before)
 
 
+def test_a_client_that_does_not_read_its_answers_is_disconnected(
+    registry: ModelRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once it has read nothing for a while. Until then, its request is open."""
+    monkeypatch.setattr(Connection, "stall_timeout_s", 0.5)
+    with serving(registry) as client, _connected(client) as connection:
+        connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 500)
+        for number in ("2.0", "1.0"):  # with that of the metrics themselves
+            while f"\nmedvllm_open_requests {number}\n" not in client.get("/metrics").text:
+                pass
+
+
 def test_no_text_is_in_what_a_server_tells_of_its_requests(
     client: httpx2.Client, registry: ModelRegistry, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medvllm.catalog.entries import to_toml
-from medvllm.catalog.keys import StoredKeys
 from medvllm.catalog.leased import check_not_leased
 from medvllm.catalog.memo import LookupMemo
 from medvllm.catalog.protection import Protection, check_move, check_protect, missing_requirements
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
     from medvllm.catalog import intake
     from medvllm.catalog.events import Alias, Event
+    from medvllm.catalog.keys import StoredKeys
     from medvllm.catalog.log import VersionRecord
     from medvllm.catalog.selection import Selection
     from medvllm.catalog.sql import SqlStore
@@ -505,8 +505,10 @@ class StoredCatalog:
         return result, changes
 
     @property
-    def keys(self) -> StoredKeys:
+    def keys(self) -> "StoredKeys":
         """The API keys of the servers that use this catalogue."""
+        from medvllm.catalog.keys import StoredKeys
+
         return StoredKeys(self.database)
 
     def record_store(self) -> "RecordStore":

@@ -7,6 +7,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_TIMEOUT_S = 10.0
+STALL_TIMEOUT_S = 60.0  # without a byte of the answer that the client reads
 _LINGER_S = 1.0  # for a client to read why its body is not read, before the connection is closed
 
 
@@ -14,11 +15,13 @@ class Connection(H11Protocol):
     """A connection that is closed unless the head of a request arrives in time.
 
     uvicorn itself waits for it without limit: a client that sends a byte from time to time would keep its connection.
-    It also reads, without limit, the rest of a body of which no more is wanted.
+    It also reads the rest of a body of which no more is wanted, and waits for a client that does not read its answer.
     """
 
     head_timeout_s = HEAD_TIMEOUT_S
     _head_timer: asyncio.TimerHandle | None = None
+    stall_timeout_s = STALL_TIMEOUT_S
+    _stall_timer: asyncio.TimerHandle | None = None
     _is_over = False  # whether nothing that arrives is read any more
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -52,7 +55,33 @@ class Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
         self._stop_timer()
+        self._stop_stall_timer()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Begin to wait for a client that does not read."""
+        super().pause_writing()
+        self._watch_unsent()
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        self._stop_stall_timer()
+        super().resume_writing()
+
+    def _watch_unsent(self) -> None:
+        unsent = self.transport.get_write_buffer_size()
+        self._stall_timer = self.loop.call_later(self.stall_timeout_s, self._check_unsent, unsent)
+
+    def _check_unsent(self, before: int) -> None:
+        if self.transport.get_write_buffer_size() < before:
+            self._watch_unsent()
+        else:
+            self.transport.abort()
+
+    def _stop_stall_timer(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
 
     def _watch_head(self) -> None:
         cycle = cast(Any, self.cycle)
