@@ -1,6 +1,7 @@
 """OpenAI's and Ollama's API: what their clients, unpatched, get from a server, and what raw requests are told."""
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -29,6 +30,8 @@ PACKAGES = (
     "llama-index-embeddings-openai-like==0.4.0",
     "haystack-ai==3.4.1",
 )
+# A chat template that leaves out what the system says.
+DEAF = decoders.CHATML.replace("in messages %}", "in messages if message['role'] != 'system' %}")
 ENDLESS = {"model": "endless", "messages": CHAT, "max_tokens": 900_000, "stream": True}
 
 
@@ -40,6 +43,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelRegistry
         registry = ModelRegistry()
         for name, path in (
             ("org/chat", decoders.llama(folder / "chat")),
+            ("deaf", decoders.llama(folder / "deaf", DEAF)),
             ("endless", _endless_decoder(folder / "endless")),
             ("broken", _breaking_decoder(folder / "broken")),
         ):
@@ -261,6 +265,10 @@ def test_only_the_catalogue_is_served(client: httpx2.Client, name: str) -> None:
         ({"max_tokens": 3, "max_completion_tokens": 4}, 400, "max_tokens"),
         ({"max_tokens": 0}, 422, "max_tokens"),
         ({"temperature": -1}, 422, "temperature"),
+        ({"temperature": True}, 422, "temperature"),
+        ({"seed": 2**63}, 422, "seed"),
+        ({"stream": "secret-canary"}, 422, "stream"),
+        ({"stop": ["secret-canary"] * 65}, 422, None),
         ({"stop": [""]}, 422, "stop"),
         ({"messages": []}, 422, "messages"),
         ({"messages": [{"role": "tool", "content": "secret-canary"}]}, 400, "messages.0.role"),
@@ -301,6 +309,17 @@ def test_what_asks_for_nothing_is_accepted(
     assert answer["choices"][0]["message"]["content"] == expected.text
 
 
+def test_a_message_that_the_template_leaves_out_is_reported(client: httpx2.Client) -> None:
+    """Whole and streamed: the model has read only the ranges that the answer lists."""
+    messages = [{"role": "system", "content": "Be brief."}, *CHAT]
+    for model, coverage in (("deaf", {"complete": False, "read": [[9, 15]]}), ("org/chat", None)):
+        body = {"model": model, "messages": messages, "max_tokens": 2}
+        [choice] = client.post("/v1/chat/completions", json=body).json()["choices"]
+        *_, last, end, _ = client.post("/v1/chat/completions", json=body | {"stream": True}).text.split("\n\n")
+        [streamed] = json.loads(last.removeprefix("data: "))["choices"]
+        assert choice.get("coverage") == streamed.get("coverage") == coverage and end == "data: [DONE]"
+
+
 def test_a_body_needs_no_content_type(client: httpx2.Client) -> None:
     """curl calls a body a form, unless it is told otherwise."""
     body = json.dumps({"model": "enc", "input": "a"})
@@ -314,6 +333,16 @@ def test_a_model_is_loaded_and_leaves_without_a_text(client: httpx2.Client, regi
         answer = client.post("/api/embed", json={"model": "enc", "keep_alive": keep_alive})
         assert answer.json()["embeddings"] == []
         assert ("enc" in [each["name"] for each in client.get("/api/ps").json()["models"]]) is is_there
+
+
+def test_the_commands_of_the_page_are_answered(client: httpx2.Client) -> None:
+    """With models of their kinds."""
+    page = (Path(__file__).parents[1] / "docs" / "openai.md").read_text()
+    commands = re.findall(r"^curl http://127.0.0.1:8000(\S+) -d '(.*)'$", page, re.MULTILINE)
+    assert len(commands) == 5
+    for path, body in commands:
+        named = body.replace("my-encoder", "enc").replace("my-decoder", "org/chat")
+        assert client.post(path, content=named).status_code == 200, path
 
 
 def test_each_route_documents_its_errors(client: httpx2.Client) -> None:

@@ -103,6 +103,7 @@ _MESSAGES = {
     "greater_than_equal": "it is too small",
     "greater_than": "it is too small",
     "less_than_equal": "it is too large",
+    "too_long": "it has too many items",
     "too_short": "it has too few items",
     "literal_error": "it is none of the values that the documentation lists",
 }

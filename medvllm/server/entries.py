@@ -1,13 +1,13 @@
 """The entries of the catalogue as the server describes them: without paths of the machine."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 from medvllm.metadata import ModelMetadata
 from medvllm.model_registry import ModelRegistry
 from medvllm.names import parse_name
 
-_PAGE = 500  # entries that are read at once: meanwhile other threads wait
+_PAGE = 1000  # entries that are read at once: meanwhile other threads wait
 # What a list says of an entry. The values of some other facts may be paths.
 _LISTED = (
     *("version", "origin", "model_type", "description", "tags", "tasks", "max_length", "languages", "license"),
@@ -22,9 +22,16 @@ _DETAILS = (
 
 def known_facts(entry: ModelMetadata, *, is_detailed: bool = False) -> dict[str, Any]:
     """Return the facts of an entry that are known, as JSON values."""
-    facts = entry.to_dict()
     names = (*_LISTED, *_DETAILS) if is_detailed else _LISTED
-    return {name: facts[name] for name in names if facts[name] not in (None, "", [], {})}
+    attributes = ("tasks", "model_type")
+    facts = {name: getattr(entry, name) if name in attributes else entry.fact(name) for name in names}
+    return {
+        name: dict(value) if isinstance(value, Mapping) else value for name, value in facts.items() if _is_known(value)
+    }
+
+
+def _is_known(value: object) -> bool:
+    return value is not None and not (isinstance(value, Sized) and not len(value))
 
 
 def repository(entry: ModelMetadata) -> str | None:

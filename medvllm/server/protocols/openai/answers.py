@@ -13,21 +13,20 @@ class Form:
 
     Args:
         model: The name of the model, as the client wrote it.
+        lengths: The characters of each prompt; of a conversation, those of all contents.
     """
 
     prefix: ClassVar[str]
     kind: ClassVar[str]
     event_kind: ClassVar[str]
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, lengths: Sequence[int]) -> None:
+        self._lengths = lengths
         self._id, self._created, self._model = f"{self.prefix}-{uuid.uuid4().hex}", int(time.time()), model
 
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """Return the content of an answer that is not streamed."""
-        choices = [
-            self._choice(number, self._content(answer.text), answer.finish_reason)
-            for number, answer in enumerate(answers)
-        ]
+        choices = [self._last(number, self._content(answer.text), answer) for number, answer in enumerate(answers)]
         return self._head(self.kind) | {"choices": choices, "usage": _usage(answers)}
 
     def events(self, *, has_usage: bool) -> Callable[[Piece | None], Iterator[dict[str, Any]]]:
@@ -49,7 +48,7 @@ class Form:
                 yield head | {"choices": [self._choice(piece.position, content, None)]}
             if piece.answer is not None:
                 answers.append(piece.answer)
-                yield head | {"choices": [self._choice(piece.position, self._end(), piece.answer.finish_reason)]}
+                yield head | {"choices": [self._last(piece.position, self._end(), piece.answer)]}
 
         return describe
 
@@ -58,6 +57,14 @@ class Form:
 
     def _choice(self, number: int, content: dict[str, Any], reason: str | None) -> dict[str, Any]:
         return {"index": number, **content, "logprobs": None, "finish_reason": reason}
+
+    def _last(self, number: int, content: dict[str, Any], answer: Answer) -> dict[str, Any]:
+        """Return the choice that ends an answer. It says so if the model has not read all of its prompt."""
+        choice = self._choice(number, content, answer.finish_reason)
+        length, read = self._lengths[number], answer.coverage.read
+        if sum(end - start for start, end in read) == length:
+            return choice
+        return choice | {"coverage": {"complete": False, "read": read}}
 
     def _content(self, text: str) -> dict[str, Any]:
         raise NotImplementedError

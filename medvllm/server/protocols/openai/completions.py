@@ -65,10 +65,15 @@ async def create_chat_completion(asked: ChatRequest, http: Request, server: Serv
 
     The likeliest token is chosen at each step, unless `temperature`, `top_p` or `top_k` ask for sampling. What the
     server cannot do, such as `tools`, `logprobs`, `response_format` or more than one answer, is refused.
+
+    Some templates leave a message out, such as that of the system. Then the choice has `coverage`, with the ranges that
+    were read of all contents, put one after another.
     """
     conversation = to_conversation(asked.messages)
-    check_texts([message["content"] for message in conversation], server.config, "messages")
-    return await _answer(asked, http, server, [conversation], ChatForm)
+    contents = [message["content"] for message in conversation]
+    check_texts(contents, server.config, "messages")
+    form = ChatForm(asked.model, [sum(map(len, contents))])
+    return await _answer(asked, http, server, [conversation], form)
 
 
 @router.post(
@@ -92,14 +97,11 @@ async def create_completion(asked: CompletionRequest, http: Request, server: Ser
     """Return the text with which a model continues each prompt. The options are those of `/v1/chat/completions`."""
     prompts = refuse_token_ids(asked.prompt, "prompt")
     check_texts(prompts, server.config, "prompt")
-    return await _answer(asked, http, server, prompts, CompletionForm)
+    return await _answer(asked, http, server, prompts, CompletionForm(asked.model, [*map(len, prompts)]))
 
 
-async def _answer(
-    asked: GenerationRequest, http: Request, server: Server, prompts: list[Any], kind: type[Form]
-) -> Response:
+async def _answer(asked: GenerationRequest, http: Request, server: Server, prompts: list[Any], form: Form) -> Response:
     options = asked.options()
-    form = kind(asked.model)
 
     def answer() -> Response:
         with _in_words_of_clients():

@@ -25,7 +25,7 @@ class EmbeddingRequest(BaseModel):
     """The texts to embed. Unknown keys are ignored, as clients send keys of their own."""
 
     model_config = ConfigDict(
-        json_schema_extra={"example": {"model": "my-encoder", "input": ["Patient denies chest pain."]}}
+        strict=True, json_schema_extra={"example": {"model": "my-encoder", "input": ["Patient denies chest pain."]}}
     )
 
     model: str

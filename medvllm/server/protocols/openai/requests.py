@@ -36,15 +36,15 @@ class StreamOptions(BaseModel):
 class GenerationRequest(BaseModel):
     """How to generate. Unknown keys are ignored, as clients send keys of their own."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
 
     model: str
     max_tokens: Annotated[int, Field(ge=1, description="The longest answer; by default 256 tokens.")] | None = None
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], Field(max_length=64)] | None = None
     temperature: Annotated[float, Field(ge=0, description="By default 0: the likeliest token.")] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, description="-1 and 0 stand for all tokens.")] | None = None
-    seed: Annotated[int, Field(ge=0)] | None = None
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     allow_special_tokens: bool = False
