@@ -135,7 +135,8 @@ def read_inference(body: bytes, header_length: str | None) -> Inference:
     except JSONError as error:
         raise ProblemError(Problem(400, "invalid_json", f"{error}.")) from None
     except ValidationError as error:
-        raise RequestValidationError(error.errors(include_input=False, include_url=False)) from None
+        found = error.errors(include_input=False, include_url=False, include_context=False)
+        raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in found]) from None
     inputs, rest = {}, memoryview(body)[length:]
     for tensor in asked.inputs:
         if tensor.name in inputs:
