@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from medvllm.api_keys import ApiKey, Right, digest_of, new_key
+from medvllm.api_keys import RIGHTS, ApiKey, Right, digest_of, new_key
 from medvllm.author import now, who
 from medvllm.catalog.stores import DatabaseHandle
 from medvllm.errors import CatalogError, RequestError
@@ -100,7 +100,7 @@ def _to_key(row: Any) -> ApiKey:
     return ApiKey(
         row.name,
         row.digest,
-        tuple(row.rights.split()),
+        tuple(right for right in RIGHTS if right in row.rights.split()),
         json.loads(row.limits),
         row.created,
         row.author,

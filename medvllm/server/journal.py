@@ -86,7 +86,7 @@ class Journal:
                 elapsed_s = time.perf_counter() - started
                 route = route_of(scope)
                 self._metrics.note(method, route, seen["status"], about.get("model"), elapsed_s)
-                if self._tracing is not None:
+                if self._tracing is not None and current is not None:
                     self._tracing.note(current, method, route, seen["status"], about.get("model"))
                 self._log(scope, about, method, route, seen, elapsed_s)
 
