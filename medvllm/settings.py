@@ -11,6 +11,7 @@ from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from medvllm.api_keys import parse_keys
 from medvllm.errors import SettingError
 from medvllm.near_names import did_you_mean, near_keys
 from medvllm.quantities import parse_budget, parse_duration
@@ -30,16 +31,24 @@ class Setting(Generic[T]):
         parse: Turns the text into a value. Raises ValueError with the reason, which the message puts after "which is".
         help: One or two sentences for the documentation.
         only_environment: Whether settings files cannot contain it, because it determines where they are.
+        is_secret: Whether its text is never shown.
     """
 
     def __init__(
-        self, name: str, default: str, parse: Callable[[str], T], help: str, only_environment: bool = False
+        self,
+        name: str,
+        default: str,
+        parse: Callable[[str], T],
+        help: str,
+        only_environment: bool = False,
+        is_secret: bool = False,
     ) -> None:
         self.name = name
         self.default = default
         self.parse = parse
         self.help = help
         self.only_environment = only_environment
+        self.is_secret = is_secret
 
     def __call__(self) -> T:
         return self._parse(*self.read_text())
@@ -52,6 +61,10 @@ class Setting(Generic[T]):
             return found.text, str(found.file)
         return self.default, "default"
 
+    def shown(self, text: str) -> str:
+        """Return a text of the setting for people, without its secrets."""
+        return "***" if self.is_secret and text != self.default else without_password(text)
+
     def _parse(self, text: str, origin: str) -> T:
         try:
             value = self.parse(text)
@@ -59,7 +72,7 @@ class Setting(Generic[T]):
                 raise ValueError("a relative path; a settings file needs an absolute one")
             return value
         except ValueError as error:
-            shown = without_password(text)
+            shown = self.shown(text)
             raise SettingError(
                 f"{self._where(origin)} is {shown!r}, which is {error}.\n{self._advice(origin)}",
                 setting=self.name,
@@ -325,6 +338,14 @@ REDACTION_KEY_FILE = Setting(
     _optional_path,
     "File with the secret key that redaction uses for hashes, surrogates and shifted dates: 16 bytes or more.",
 )
+API_KEYS = Setting(
+    "MEDVLLM_API_KEYS",
+    "none",
+    parse_keys,
+    "Keys that `medvllm serve` accepts, beside those of `medvllm key`: KEY,KEY:read+infer+manage. A key without rights "
+    "may read and infer.",
+    is_secret=True,
+)
 DEBUG = Setting("MEDVLLM_DEBUG", "off", _switch, "Whether the command line shows tracebacks.")
 
 # Any, because each setting has a type of its own.
@@ -345,5 +366,6 @@ SETTINGS: tuple[Setting[Any], ...] = (
     MAX_QUEUED_TOKENS,
     TRUST_REMOTE_CODE,
     REDACTION_KEY_FILE,
+    API_KEYS,
     DEBUG,
 )

@@ -105,7 +105,7 @@ def test_register_makes_versions_or_says_that_nothing_is_new(medvllm: Medvllm, n
         (["deprecate", "ner", "--successor", "biobret-v1.2"], 1, "Did you mean: 'biobert-base-cased-v1.2'"),
         (["history", "--since", "yesterday"], 2, "'yesterday' is not a date or a time"),
         (["catalog", "apply", "nope.toml"], 2, "nope.toml"),
-        (["catalog", "migrate", "--to", "0007"], 1, "'0007' is not known. Known are: 0001, 0002, 0003."),
+        (["catalog", "migrate", "--to", "0007"], 1, "'0007' is not known. Known are: 0001, 0002, 0003, 0004."),
     ],
 )
 def test_what_is_refused_says_why(medvllm: Medvllm, ner: Path, arguments: list[str], code: int, words: str) -> None:
@@ -257,9 +257,9 @@ def test_editors_can_check_what_is_exported(medvllm: Medvllm, ner: Path) -> None
 
 def test_migrate_and_doctor(medvllm: Medvllm, ner: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What schema there is; a password is nowhere shown."""
-    assert medvllm("catalog", "migrate").out == "The schema is already 0003.\n"
+    assert medvllm("catalog", "migrate").out == "The schema is already 0004.\n"
     said = medvllm("catalog", "migrate", "--to", "0001")
-    assert said.out == "Schema 0003 -> 0001.\n" and ".0003-" in said.err
+    assert said.out == "Schema 0004 -> 0001.\n" and ".0004-" in said.err
     assert [line.split("\t")[0] for line in medvllm("list", "ne[r]").lines] == ["ner"]  # migrated by itself again
     monkeypatch.setenv("MEDVLLM_CATALOG", "postgresql://me:secret@127.0.0.1:9/x")
     for arguments in (("doctor",), ("list",), ("catalog", "migrate")):

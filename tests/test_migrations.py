@@ -81,16 +81,16 @@ def test_the_embedded_one_is_upgraded_when_it_is_opened(
             lambda: registry.register("n", "generic", persist=True),
         )
         for look in looks:
-            with pytest.raises(MigrationError, match="has the schema '0001', .*'0003'.\nRun: medvllm catalog mi"):
+            with pytest.raises(MigrationError, match="has the schema '0001', .*'0004'.\nRun: medvllm catalog mi"):
                 look()
         assert _schema(old) == "0001"
         assert registry.catalog.migrate() == ("0001", None)
-        assert registry.catalog.migrate() == ("0003", None)
+        assert registry.catalog.migrate() == ("0004", None)
     before = rows(old, "catalog_history", "seq")
     if old.startswith("sqlite"):
         Path(old.removeprefix("sqlite:///")).chmod(0o600)
     _check(registry)
-    assert _schema(old) == "0003"
+    assert _schema(old) == "0004"
     assert [event.action for event in registry.catalog.history()].count("migrated") == 1
     if old.startswith("sqlite"):
         file = Path(old.removeprefix("sqlite:///"))
@@ -112,7 +112,7 @@ def test_an_empty_server_is_not_filled_unasked(postgres: Postgres, registry: Mod
         catalog = StoredCatalog(url)
         for look in (catalog.names, catalog.export, lambda: catalog.protect("m", "production")):
             with pytest.raises(
-                MigrationError, match="is empty, but this program needs '0003'.\nRun: medvllm catalog init"
+                MigrationError, match="is empty, but this program needs '0004'.\nRun: medvllm catalog init"
             ):
                 look()
         assert catalog.create() and not catalog.create() and catalog.names() == []
@@ -136,7 +136,7 @@ def test_down_and_up_again_keeps_the_data(catalog_url: str, registry: ModelRegis
     registry.catalog.protect("m", "later", False, reason="an older program")
     for _ in range(2):
         left, backup = registry.catalog.migrate("0001")
-        assert left == "0003" and (backup is not None) == catalog_url.startswith("sqlite")
+        assert left == "0004" and (backup is not None) == catalog_url.startswith("sqlite")
         assert _schema(catalog_url) == "0001"
         assert registry.catalog.migrate()[0] == "0001"
         assert [(a.alias, a.version, a.protected) for a in registry.catalog.aliases()] == [("production", 1, False)]
@@ -146,7 +146,7 @@ def test_down_and_up_again_keeps_the_data(catalog_url: str, registry: ModelRegis
             ("migrated", {"from": "0001", "to": schema.HEAD}),
         ]
     _check(registry)
-    with pytest.raises(MigrationError, match="'0009' is not known.* 0001, 0002, 0003"):
+    with pytest.raises(MigrationError, match="'0009' is not known.* 0001, 0002, 0003, 0004"):
         registry.catalog.migrate("0009")
 
 
@@ -171,12 +171,12 @@ def test_a_newer_schema_is_left_alone(catalog_url: str, registry: ModelRegistry)
     ):
         with pytest.raises(
             MigrationError,
-            match="has the schema '9999', but this program knows none after '0003'",
+            match="has the schema '9999', but this program knows none after '0004'",
         ):
             act()
     assert {table: rows(catalog_url, table, order) for table, order in TABLES.items()} == before
     assert _schema(catalog_url) == "9999"
-    change(catalog_url, "UPDATE catalog_schema SET version_num = '0003'")
+    change(catalog_url, "UPDATE catalog_schema SET version_num = '0004'")
     assert registry.get_metadata("m").version == 1
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from medvllm.catalog import intake
     from medvllm.catalog.events import Alias, Event
+    from medvllm.catalog.keys import StoredKeys
     from medvllm.catalog.log import VersionRecord
     from medvllm.catalog.selection import Selection
     from medvllm.catalog.sql import SqlStore
@@ -502,6 +503,13 @@ class StoredCatalog:
             for name, version, detail in noted:
                 transaction.note("imported", name, version or result.numbers.get(name), reason=reason, detail=detail)
         return result, changes
+
+    @property
+    def keys(self) -> "StoredKeys":
+        """The API keys of the servers that use this catalogue."""
+        from medvllm.catalog.keys import StoredKeys
+
+        return StoredKeys(self.database)
 
     def record_store(self) -> "RecordStore":
         """Return where the processes that share this catalogue record which models they hold."""

@@ -26,6 +26,8 @@ _COMMANDS = {
     "alias": "alias:app",
     "history": "history:app",
     "catalog": "catalog:app",
+    "serve": "serve:serve",
+    "key": "key:app",
     "lock": "lock:lock",
     "verify": "verify:verify",
     "baseline": "baseline:app",

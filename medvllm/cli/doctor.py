@@ -231,7 +231,7 @@ def _setting(setting: settings.Setting[Any]) -> Finding:
         value = setting()
         if setting is settings.DEVICE or setting is settings.DTYPE:
             LoadOptions.from_kwargs({"device" if setting is settings.DEVICE else "dtype": text})
-        shown = str(value) if isinstance(value, Path) else settings.without_password(text)
+        shown = str(value) if isinstance(value, Path) else setting.shown(text)
         return Finding("setting", setting.name, f"{shown} ({origin})")
     except MedVLLMError as error:
         return Finding("setting", setting.name, str(error), "wrong")

@@ -11,12 +11,18 @@ from starlette.exceptions import HTTPException
 
 from medvllm import __version__
 from medvllm.errors import MedVLLMError
+from medvllm.server import health, metrics
 from medvllm.server.calls import Calls
 from medvllm.server.config import ServerConfig
 from medvllm.server.context import Server
+from medvllm.server.guard import Guard
+from medvllm.server.journal import Journal
+from medvllm.server.keyring import Keyring
+from medvllm.server.metrics import Metrics
 from medvllm.server.problem import Problem, ProblemError, problem_of
-from medvllm.server.protocols import medical, ollama, openai
+from medvllm.server.protocols import medical, ollama, open_inference, openai
 from medvllm.server.rendering import render
+from medvllm.server.tracing import Tracing
 
 if TYPE_CHECKING:
     from medvllm.model_registry import ModelRegistry
@@ -24,12 +30,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def create_app(registry: "ModelRegistry", config: ServerConfig | None = None) -> FastAPI:
+def create_app(
+    registry: "ModelRegistry", config: ServerConfig | None = None, *, tracing: Tracing | None = None
+) -> FastAPI:
     """Return the application that serves the models of a registry.
 
     Args:
         registry: The models.
         config: The limits; None for the default ones.
+        tracing: Makes a span of each request; None for none.
     """
     config = config or ServerConfig()
     calls = Calls(config)
@@ -43,18 +52,20 @@ def create_app(registry: "ModelRegistry", config: ServerConfig | None = None) ->
     app = FastAPI(
         title="medvllm", version=__version__, docs_url=None, redoc_url=None, lifespan=live, strict_content_type=False
     )
-    app.state.server, app.state.config = Server(registry, config, calls), config
-    for protocol in (openai, ollama, medical):
+    app.state.server, app.state.metrics = Server(registry, config, calls), Metrics(registry)
+    for protocol in (openai, ollama, medical, open_inference, health, metrics):
         app.include_router(protocol.router)
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
+    app.add_middleware(Guard, config=config, keyring=Keyring(registry))
+    app.add_middleware(Journal, metrics=app.state.metrics, tracing=tracing)  # the outer one
     return app
 
 
 async def _answer_problem(http: Request, error: Exception) -> Response:
     problem = problem_of(error)
     if problem.status >= 500:
-        logger.error("%s %s failed: %s", http.method, http.url.path, type(error).__name__)
+        logger.error("request %s failed: %s", http.state.about["request_id"], type(error).__name__)
     return render(problem, http.url.path)
 
 
@@ -100,5 +111,4 @@ _HANDLERS: dict[Any, Any] = {
     MedVLLMError: _answer_problem,
     HTTPException: _answer_http_error,
     RequestValidationError: _answer_invalid,
-    Exception: _answer_problem,
 }

@@ -1,5 +1,6 @@
 """The body of a request: read within limits, decompressed, and parsed strictly."""
 
+import asyncio
 import zlib
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -19,8 +20,13 @@ class StrictRequest(Request):
     async def body(self) -> bytes:
         """Return the body, decompressed. ProblemError: it is too large, or compressed in another way than gzip."""
         if not hasattr(self, "_body"):
-            limit: int = self.app.state.config.max_body_bytes
-            data = await self._read(limit)
+            limit: int = self.state.config.max_body_bytes
+            try:
+                async with asyncio.timeout(self.state.config.body_timeout_s):
+                    data = await self._read(limit)
+            except TimeoutError:
+                message = "The body did not arrive in time."
+                raise ProblemError(Problem(408, "request_timeout", message, retry_after_s=1)) from None
             encoding = self.headers.get("content-encoding", "identity").strip().lower()
             if encoding == "gzip":
                 data = _decompress(data, limit)

@@ -55,7 +55,7 @@ class Calls:
         if self.count >= limit:
             raise OverloadedError(f"The server already works on {limit} requests.\nTry again later.", limit=limit)
         allowed = self._config.timeout_s if timeout_s is None else min(timeout_s, self._config.timeout_s)
-        request = Request(timeout_s=allowed, priority=priority)
+        request = Request(timeout_s=allowed, priority=priority, max_tokens=http.state.config.max_tokens)
 
         def work() -> T:
             with request:

@@ -1,7 +1,7 @@
 """What every route needs: the registry, the calls and the limits of its server."""
 
 from collections.abc import AsyncGenerator, Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, TypeVar, cast
 
 from fastapi import Depends, Request
@@ -29,11 +29,13 @@ class Server:
         registry: The models.
         config: The limits.
         calls: Runs the library's calls.
+        about: What the log may say of the request: the name of the entry that it is for.
     """
 
     registry: "ModelRegistry"
     config: ServerConfig
     calls: Calls
+    about: dict[str, str] = field(default_factory=dict)
 
     def reference(self, name: str) -> str:
         """Return a name as the registry has it. Some clients write "ner:3" for "ner@3", "ner:latest" for "ner"."""
@@ -57,6 +59,7 @@ class Server:
         is_version = ref.suffix in (None, str(found.version))
         if not is_version and self.registry.catalog.find(found.name, ref.suffix) is None:
             raise _not_found(f"Model {ref.name!r} has no version or alias {ref.suffix!r}.")
+        self.about["model"] = found.name
         return found
 
     def runner(
@@ -100,8 +103,9 @@ def _not_found(what: str) -> ProblemError:
 
 
 def server_of(http: Request) -> Server:
-    """Return the server that a request came to."""
-    return cast(Server, http.app.state.server)
+    """Return the server that a request came to, with the limits of the request's key."""
+    server = cast(Server, http.app.state.server)
+    return replace(server, config=http.state.config, about=http.state.about)
 
 
 ServerOf = Annotated[Server, Depends(server_of)]

@@ -52,7 +52,7 @@ async def stream_events(
                     for content in describe(item):
                         yield _event(content)
         except Exception as error:
-            logger.error("%s %s broke off: %s", http.method, http.url.path, type(error).__name__)
+            logger.error("request %s broke off: %s", http.state.about["request_id"], type(error).__name__)
             yield _event(shape_of(http.url.path)(problem_of(error)))
             return
         for content in describe(None):

@@ -6,26 +6,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx2
-import uvicorn
 
 from medvllm.engine.model_runner import ModelRegistry
-from medvllm.server.app import create_app
 from medvllm.server.config import ServerConfig
+from medvllm.server.listening import listen, url_of
+from medvllm.server.running import make_server
+from medvllm.server.tracing import Tracing
 
 
 @contextmanager
-def serving(registry: ModelRegistry, config: ServerConfig | None = None) -> Iterator[httpx2.Client]:
+def serving(
+    registry: ModelRegistry, config: ServerConfig | None = None, *, tracing: Tracing | None = None
+) -> Iterator[httpx2.Client]:
     """Yield a client of a server that serves the models of a registry."""
-    server = uvicorn.Server(uvicorn.Config(create_app(registry, config), port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run)
+    server = make_server(registry, config or ServerConfig(), tracing=tracing)
+    listener = listen("127.0.0.1", 0)
+    thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:
         deadline = time.monotonic() + 30
         while not server.started:
             assert thread.is_alive() and time.monotonic() < deadline
             time.sleep(0.01)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        with httpx2.Client(base_url=url_of(listener, "http"), timeout=60) as client:
             yield client
     finally:
         server.should_exit = True

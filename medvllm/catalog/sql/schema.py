@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 VERSION_TABLE = "catalog_schema"
 READ_VERSION = f"SELECT version_num FROM {VERSION_TABLE}"
-SCHEMAS = ("0001", "0002", "0003")  # in order; this program uses the last one
+SCHEMAS = ("0001", "0002", "0003", "0004")  # in order; this program uses the last one
 HEAD = SCHEMAS[-1]
 _PROTECTION = "0002"  # the first schema with protected aliases
 _SCRIPTS = Path(__file__).parent / "migrations"

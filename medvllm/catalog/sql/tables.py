@@ -80,3 +80,16 @@ processes = Table(
     Column("seen", DateTime(timezone=True), nullable=False),
     Column("note", Text, nullable=False),
 )
+# API keys of servers. A revoked key stays, so that the name of a key always means the same one.
+keys = Table(
+    "catalog_keys",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("digest", Text, nullable=False),
+    Column("rights", Text, nullable=False),  # words with a blank between them
+    Column("limits", Text, nullable=False),  # JSON
+    Column("created", Text, nullable=False),  # UTC, ISO 8601, as the next ones
+    Column("author", Text, nullable=False),
+    Column("expires", Text),
+    Column("revoked", Text),
+)

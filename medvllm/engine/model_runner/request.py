@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import Literal, get_args
 
 from medvllm.engine.model_runner.bell import Bell
-from medvllm.engine.model_runner.option_checks import check_choice
-from medvllm.errors import DeadlineError, RequestCancelledError, RequestError
+from medvllm.engine.model_runner.option_checks import check_choice, check_count
+from medvllm.errors import DeadlineError, InputTooLongError, RequestCancelledError, RequestError
 
 Priority = Literal["interactive", "bulk"]
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
@@ -25,6 +25,8 @@ class Request:
         timeout_s: Seconds from now until the deadline; None for no deadline.
         priority: "interactive", or "bulk" for work that gives way: where both wait for the same device, four
             interactive batches run for each one in bulk.
+        max_tokens: The most tokens of texts that one call may have a model read; None for no limit. The prompts of
+            `generate` are not counted.
 
     Raises:
         RequestError: An argument cannot be used.
@@ -34,15 +36,20 @@ class Request:
         ...     vectors = ModelRunner("my-encoder").embed(["Patient denies chest pain."]).vectors
     """
 
-    def __init__(self, *, timeout_s: float | None = None, priority: Priority = "interactive") -> None:
+    def __init__(
+        self, *, timeout_s: float | None = None, priority: Priority = "interactive", max_tokens: int | None = None
+    ) -> None:
         if timeout_s is not None and not _is_duration(timeout_s):
             raise RequestError(
                 f"timeout_s must be a number of seconds above 0, or None, not {repr(timeout_s)[:80]}.",
                 option="timeout_s",
             )
         check_choice("priority", priority, PRIORITIES)
+        if max_tokens is not None:
+            check_count("max_tokens", max_tokens)
         self.timeout_s = timeout_s
         self.priority: Priority = priority
+        self.max_tokens = max_tokens
         self._deadline = inf if timeout_s is None else monotonic() + timeout_s
         self._is_cancelled = False
         self._bells: set[Bell] = set()  # of the threads that wait
@@ -97,6 +104,15 @@ class Limits:
                     f"Allow more time: with medvllm.Request(timeout_s={10 * request.timeout_s:g}):",
                     timeout_s=request.timeout_s,
                 )
+
+    def check_tokens(self, tokens: int) -> None:
+        """Raise InputTooLongError if a call has more tokens to read than a request allows."""
+        limit = min((request.max_tokens for request in self._requests if request.max_tokens is not None), default=None)
+        if limit is not None and tokens > limit:
+            raise InputTooLongError(
+                f"The texts have {tokens:,} tokens, and the request allows {limit:,}.\nSend fewer or shorter texts.",
+                limit=limit,
+            )
 
     def wait(self, bell: Bell) -> None:
         """Wait until the bell rings, or the call must end."""

@@ -85,7 +85,11 @@ class Queue(Forked):
             self._lock.release()
 
     def _admit(self, call: Call) -> None:
-        """Raise OverloadedError if too many tokens wait. A call is always admitted while no other one waits."""
+        """Raise OverloadedError if too many tokens wait. A call is always admitted while no other one waits.
+
+        InputTooLongError: The request that the call is part of allows fewer tokens.
+        """
+        call.limits.check_tokens(call.tokens)
         with self._lock:
             queued = sum(waiting.tokens for waiting in self._rotation)
             wait_s = self._counts.estimate_s(queued, len(self._leaders))

@@ -1,0 +1,80 @@
+"""`medvllm serve`: the models of the catalogue over HTTP."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from medvllm.cli.completion import model_names
+from medvllm.cli.output import printable
+from medvllm.cli.streams import say
+from medvllm.errors import MissingDependencyError, SettingError
+from medvllm.model_registry import registry
+
+if TYPE_CHECKING:
+    import socket
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="The address to listen on. 0.0.0.0 is every IPv4 one.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 for any free one.")] = 8000,
+    load: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Load this model at the start, and keep it.", autocompletion=model_names),
+    ] = None,
+    certificate: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The certificate for TLS with its chain, as PEM."),
+    ] = None,
+    certificate_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Its key, as PEM, if FILE of --certificate does not have it.")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A name under which clients reach the server, for example behind a proxy."),
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Require no API key, whoever can reach the server.")] = (
+        False
+    ),
+) -> None:
+    """Serve the models of the catalogue over HTTP, in the protocols of OpenAI, Triton and others.
+
+    Only this machine can reach the server. On another address it requires an API key: medvllm key add NAME.
+
+    Each request is a line of JSON on standard error, without its text. SIGTERM ends the server once the requests that
+    run are answered, after 30 seconds at the latest.
+    """
+    try:
+        from medvllm.server.config import ServerConfig
+        from medvllm.server.keyring import read_keys
+        from medvllm.server.listening import is_loopback, listen, url_of
+        from medvllm.server.running import make_server, run
+        from medvllm.server.tracing import tracing_of_environment
+    except ImportError as error:
+        raise MissingDependencyError(
+            "The server needs packages that are not installed.\nInstall them with: pip install 'medvllm[serve]'",
+            package=error.name,
+        ) from error
+    listener = listen(host, port)
+    with listener:
+        has_keys = not insecure and any(key.is_valid for key in read_keys(registry))
+        if not (has_keys or insecure or is_loopback(listener)):
+            raise SettingError(
+                f"Other machines can reach {host!r}, and there is no API key that they would need.\n"
+                "Make one: medvllm key add NAME\nTo let everybody use the server: --insecure"
+            )
+        config = ServerConfig(requires_key=has_keys, hosts=tuple(allow_host or ()))
+        paths = [None if path is None else str(path) for path in (certificate, certificate_key)]
+        tracing = tracing_of_environment()
+        server = make_server(registry, config, certificate=paths[0], certificate_key=paths[1], tracing=tracing)
+        for name in load or ():
+            registry.load_model(name, keep_alive=-1)
+            say(f"Loaded {printable(name)}.")
+        _announce(listener, url_of(listener, "http" if certificate is None else "https"), has_keys=has_keys)
+        if certificate is None and not is_loopback(listener):
+            say("Anybody on the way can read texts and keys. Use --certificate, or a proxy with TLS.")
+        run(server, listener)
+
+
+def _announce(listener: "socket.socket", url: str, *, has_keys: bool) -> None:
+    say(f"Serving at {url}, {'with API keys' if has_keys else 'without API keys'}. Ctrl-C ends it.")

@@ -1,0 +1,51 @@
+"""The API keys that a server accepts: those of the catalogue, and those of MEDVLLM_API_KEYS."""
+
+import asyncio
+import hmac
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from medvllm import settings
+from medvllm.api_keys import ApiKey, digest_of
+
+if TYPE_CHECKING:
+    from medvllm.model_registry import ModelRegistry
+
+_KEPT_S = 2.0  # a revoked key may be accepted for so long
+
+
+class Keyring:
+    """Finds the key that a client presents, and counts the requests of each key.
+
+    Args:
+        registry: Its catalogue has the keys.
+    """
+
+    def __init__(self, registry: "ModelRegistry") -> None:
+        self._registry = registry
+        self._keys: list[ApiKey] = []
+        self._read_at = -_KEPT_S
+        self._reading = asyncio.Lock()  # one request reads for all
+        self.open_requests: Counter[str] = Counter()  # by the name of their key; only the event loop changes it
+
+    async def find(self, presented: str) -> ApiKey | None:
+        """Return the key that a client presents, or None if it is not accepted.
+
+        Raises:
+            CatalogError: The keys cannot be read. No key is accepted meanwhile.
+        """
+        async with self._reading:
+            if time.monotonic() - self._read_at >= _KEPT_S:
+                self._keys = await asyncio.to_thread(read_keys, self._registry)
+                self._read_at = time.monotonic()
+        digest, found = digest_of(presented), None
+        for key in self._keys:  # all of them, so that the time says nothing
+            if hmac.compare_digest(key.digest, digest):
+                found = key
+        return found if found is not None and found.is_valid else None
+
+
+def read_keys(registry: "ModelRegistry") -> list[ApiKey]:
+    """Return all keys of the catalogue and of the settings, also those that are no longer valid."""
+    return [*settings.API_KEYS(), *registry.catalog.keys.list()]

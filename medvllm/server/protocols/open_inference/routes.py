@@ -1,0 +1,235 @@
+"""The routes of the Open Inference Protocol. Names of models may have slashes, so that longer routes come first."""
+
+import gzip
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Path, Request, Response
+from pydantic import BaseModel
+
+from medvllm import __version__
+from medvllm.local_files import local_files
+from medvllm.metadata import ModelMetadata
+from medvllm.server.body import StrictRoute
+from medvllm.server.context import Server, ServerOf
+from medvllm.server.documented import errors_of
+from medvllm.server.health import check_ready
+from medvllm.server.problem import Problem, ProblemError
+from medvllm.server.protocols.open_inference.messages import (
+    HEADER_LENGTH,
+    INFER_BODY,
+    InferAnswer,
+    Inference,
+    check_names,
+    read_inference,
+    write_answer,
+)
+from medvllm.server.protocols.open_inference.signatures import Signature, rows_of, signature_of
+from medvllm.server.protocols.open_inference.tensors import invalid
+from medvllm.server.texts import check_texts
+
+router = APIRouter(
+    prefix="/v2", tags=["Open Inference Protocol"], route_class=StrictRoute, responses=errors_of("/v2/models")
+)
+
+EXTENSIONS = ("model_repository", "binary_tensor_data")
+# A task has no options of these names, or they are for the server to choose.
+_RESERVED = ("task", "texts", "spans", "query", "with_receipt")
+_MIN_GZIP = 1024  # bytes
+
+Model = Annotated[str, Path(description="The name of an entry, with @version or @alias if you like.")]
+Version = Annotated[str, Path(description="The number of a version, or an alias.")]
+
+
+class IndexRequest(BaseModel):
+    """Which models to list."""
+
+    ready: bool = False
+
+
+class ModelRequest(BaseModel):
+    """How to load or unload a model. Triton's clients send keys of their own."""
+
+    parameters: dict[str, Any] = {}
+
+
+@router.get("")
+def describe_server() -> dict[str, Any]:
+    """Return the name and version of the server, and the extensions of the protocol that it has."""
+    return {"name": "medvllm", "version": __version__, "extensions": list(EXTENSIONS)}
+
+
+@router.get("/health/live")
+def is_live() -> dict[str, Any]:
+    """Answer with 200 while the server runs."""
+    return {"live": True}
+
+
+@router.get("/health/ready")
+async def is_ready(http: Request, server: ServerOf) -> dict[str, Any]:
+    """Answer with 200 while the server can answer requests: its catalogue can be read."""
+    await server.run(http, lambda: check_ready(server.registry))
+    return {"ready": True}
+
+
+@router.post("/repository/index")
+async def list_repository(
+    http: Request, server: ServerOf, asked: Annotated[IndexRequest | None, Body()] = None
+) -> list[dict[str, Any]]:
+    """Return the entries. READY are those in memory; a request loads any other."""
+    return await server.run(http, lambda: _list(server, only_ready=asked is not None and asked.ready))
+
+
+@router.post("/repository/models/{model:path}/load")
+async def load(
+    model: Model, http: Request, server: ServerOf, asked: Annotated[ModelRequest | None, Body()] = None
+) -> dict[str, Any]:
+    """Load a model into memory."""
+    if asked is not None and asked.parameters:
+        raise invalid("A model is loaded as its entry says: parameters of load are not supported.", "parameters")
+
+    def call() -> None:
+        with server.registry.lease(server.entry(model).reference):
+            pass
+
+    await server.run(http, call)
+    return {}
+
+
+@router.post("/repository/models/{model:path}/unload")
+async def unload(
+    model: Model, http: Request, server: ServerOf, asked: Annotated[ModelRequest | None, Body()] = None
+) -> dict[str, Any]:
+    """Let a model leave memory, once its last request is answered. The next request loads it again."""
+    await server.run(http, lambda: server.registry.evict(server.entry(model).name))
+    return {}
+
+
+@router.get("/models/stats", include_in_schema=False)
+@router.get("/models/{model:path}/stats", include_in_schema=False)
+@router.get("/models/{model:path}/config", include_in_schema=False)
+def refuse_extension() -> None:
+    """Refuse what Triton's tools ask for and this server does not have."""
+    raise ProblemError(Problem(404, "not_found", f"The server has the extensions {', '.join(EXTENSIONS)} only."))
+
+
+@router.get("/models/{model:path}/versions/{version}/ready")
+async def is_version_ready(model: Model, version: Version, http: Request, server: ServerOf) -> dict[str, Any]:
+    """Answer with 200 if the version can be asked: its files are here, or it is in memory."""
+    return await is_model_ready(f"{model}@{version}", http, server)
+
+
+@router.get("/models/{model:path}/ready")
+async def is_model_ready(model: Model, http: Request, server: ServerOf) -> dict[str, Any]:
+    """Answer with 200 if the model can be asked: its files are here. The first request loads it."""
+
+    def call() -> dict[str, Any]:
+        entry = server.entry(model)
+        if local_files(entry) is None:
+            message = f"The files of model {entry.name!r} are not on the server, which may have to fetch them."
+            raise ProblemError(Problem(404, "model_not_ready", message))
+        return {"name": entry.name, "ready": True}
+
+    return await server.run(http, call)
+
+
+@router.post("/models/{model:path}/versions/{version}/infer", response_model=InferAnswer, openapi_extra=INFER_BODY)
+async def infer_version(model: Model, version: Version, http: Request, server: ServerOf) -> Response:
+    """Return the answer of one version of a model."""
+    return await infer(f"{model}@{version}", http, server)
+
+
+@router.post("/models/{model:path}/infer", response_model=InferAnswer, openapi_extra=INFER_BODY)
+async def infer(model: Model, http: Request, server: ServerOf) -> Response:
+    """Return the answer of a model for the texts of a request, in JSON or with raw bytes behind it."""
+    asked = read_inference(await http.body(), http.headers.get(HEADER_LENGTH))
+    timeout_s, options = _take_timeout(asked)
+
+    def call() -> tuple[bytes, int | None]:
+        entry = server.entry(model)
+        runner = server.runner(entry.reference)
+        task = runner.task
+        signature = signature_of(entry, task)
+        _check(asked, signature)
+        texts = rows_of(asked.inputs["text"], signature.inputs[0])
+        check_texts([text for tensor in asked.inputs.values() for text in tensor.values], server.config, "inputs")
+        found = signature.read(runner.run(task, texts, **options, **signature.options(asked.inputs)))
+        head = {"model_name": model, "model_version": str(entry.version)}
+        specs = {spec.name: spec for spec in signature.outputs}
+        names = asked.wanted or specs
+        return write_answer(head, {name: (specs[name].datatype, found[name]) for name in names}, asked)
+
+    body, length = await server.run(http, call, timeout_s=timeout_s)
+    headers = {} if length is None else {HEADER_LENGTH: str(length)}
+    if len(body) >= _MIN_GZIP and _accepts_gzip(http.headers.get("accept-encoding", "")):
+        body, headers["Content-Encoding"] = gzip.compress(body, 1), "gzip"
+    return Response(
+        body, media_type="application/json" if length is None else "application/octet-stream", headers=headers
+    )
+
+
+@router.get("/models/{model:path}/versions/{version}")
+async def describe_version(model: Model, version: Version, http: Request, server: ServerOf) -> dict[str, Any]:
+    """Return the tensors of one version of a model."""
+    return await describe_model(f"{model}@{version}", http, server)
+
+
+@router.get("/models/{model:path}")
+async def describe_model(model: Model, http: Request, server: ServerOf) -> dict[str, Any]:
+    """Return the tensors of a model: what a request has, and what the answer has."""
+    return await server.run(http, lambda: _describe(server, server.entry(model)))
+
+
+def _describe(server: Server, entry: ModelMetadata) -> dict[str, Any]:
+    signature = signature_of(entry, server.runner(entry.reference).task)
+    versions = server.registry.catalog.numbers(entry.name) if entry.origin == "stored" else [entry.version]
+    return {
+        "name": entry.name,
+        "versions": [str(number) for number in versions],
+        "platform": "medvllm",
+        "inputs": [spec.to_dict() for spec in signature.inputs],
+        "outputs": [spec.to_dict() for spec in signature.outputs],
+    }
+
+
+def _list(server: Server, *, only_ready: bool) -> list[dict[str, Any]]:
+    present = {(model.name, model.version) for model in server.registry.loaded_models() if not model.evicted}
+    found = []
+    for name, entry in server.registry.list_models().items():
+        is_present = (name, entry.version) in present
+        if is_present or not only_ready:
+            state, reason = ("READY", "") if is_present else ("UNAVAILABLE", "not in memory; a request loads it")
+            found.append({"name": name, "version": str(entry.version), "state": state, "reason": reason})
+    return found
+
+
+def _check(asked: Inference, signature: Signature) -> None:
+    """Raise ProblemError unless the request has the tensors of a task."""
+    needed = [spec.name for spec in signature.inputs]
+    check_names(list(asked.inputs), needed, "inputs")
+    if missing := next((name for name in needed if name not in asked.inputs), None):
+        raise invalid(f"Input {missing!r} is missing.", "inputs")
+    check_names(list(asked.wanted), [spec.name for spec in signature.outputs], "outputs")
+
+
+def _take_timeout(asked: Inference) -> tuple[float | None, dict[str, Any]]:
+    """Return the seconds that a request allows, and the parameters that are options of the task."""
+    options: dict[str, Any] = dict(asked.parameters)
+    timeout = options.pop("timeout", 0)  # microseconds, as Triton has it
+    options.pop("priority", None)  # it changes no answer
+    if options.pop("sequence_id", 0) not in (0, ""):
+        raise invalid("The server has no models with state, so sequence_id cannot be used.", "parameters")
+    options.pop("sequence_start", None), options.pop("sequence_end", None)
+    if type(timeout) is not int or timeout < 0:
+        raise invalid("The parameter timeout must be a number of microseconds.", "parameters")
+    if reserved := next((name for name in options if name in _RESERVED), None):
+        raise invalid(f"The parameter {reserved} cannot be used.", "parameters")
+    return timeout / 1e6 or None, options
+
+
+def _accepts_gzip(header: str) -> bool:
+    """Return whether a client accepts gzip, as its Accept-Encoding says."""
+    for part in header.lower().split(","):
+        coding, _, parameters = part.partition(";")
+        if coding.strip() == "gzip":
+            return parameters.replace(" ", "") not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
+    return False

@@ -1,0 +1,176 @@
+"""`medvllm serve` and `medvllm key`: processes that start, refuse to start, drain and end."""
+
+import json
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+import httpx2
+import pytest
+
+from medvllm.engine.model_runner import ModelRegistry
+from tests.support import tiny
+from tests.support.console import Outcome, command
+
+Console = Callable[..., Outcome]
+Start = Callable[..., "Started"]
+
+
+class Started:
+    """A server in a process of its own, whose lines on standard error are kept."""
+
+    def __init__(self, *options: str) -> None:
+        command = [sys.executable, "-m", "medvllm", "serve", "--port", "0", *options]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.lines: list[str] = []
+        self._arrived = threading.Condition()
+        assert self.process.stderr is not None
+        self._reading = threading.Thread(target=self._read, args=(self.process.stderr,))
+        self._reading.start()
+
+    def wait_for(self, pattern: str) -> str:
+        """Return what the group of a pattern is in the first line that has it."""
+        with self._arrived:
+            found: list[re.Match[str]] = []
+
+            def arrived() -> bool:
+                found[:] = [match for line in self.lines if (match := re.search(pattern, line))]
+                return bool(found) or self.process.poll() is not None
+
+            assert self._arrived.wait_for(arrived, 120) and found, self.lines
+            return found[0][1]
+
+    def end(self, signal_: int = signal.SIGTERM) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(signal_)
+        code = self.process.wait(60)
+        self._reading.join()
+        return code
+
+    def _read(self, stream: IO[str]) -> None:
+        with stream:
+            for line in stream:
+                with self._arrived:
+                    self.lines.append(line)
+                    self._arrived.notify_all()
+        with self._arrived:
+            self._arrived.notify_all()
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    started: list[Started] = []
+
+    def begin(*options: str) -> Started:
+        started.append(Started(*options))
+        return started[-1]
+
+    yield begin
+    for each in started:
+        each.end(signal.SIGKILL)
+
+
+@pytest.fixture
+def console(monkeypatch: pytest.MonkeyPatch) -> Console:
+    return lambda *arguments: command(monkeypatch, *arguments)
+
+
+@pytest.fixture
+def ner(tmp_path: Path) -> None:
+    folder = tiny.bert_token_classifier(tmp_path / "ner", ["O", "B-NAME", "I-NAME"])
+    ModelRegistry().register("ner", "clinical", model_path=str(folder), task="ner", persist=True)
+
+
+def test_a_server_completes_its_requests_before_it_ends(start: Start, ner: None) -> None:
+    """And a second one on its port names it. Both models and lines are as asked."""
+    server = start("--load", "ner")
+    url = server.wait_for(r"Serving at (http\S+),")
+    assert server.lines[0] == "Loaded ner.\n"
+    assert httpx2.post(f"{url}/v2/repository/index", json={"ready": True}).json()[0]["name"] == "ner"
+    second = subprocess.run(
+        [sys.executable, "-m", "medvllm", "serve", "--port", url.rpartition(":")[2]], capture_output=True, text=True
+    )
+    assert second.returncode == 1
+    assert f"is taken by process {server.process.pid} (medvllm serve).\nTo use another one: --port" in second.stderr
+    body = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["Seen by Dr. Smith."]}]}
+    sent = json.dumps(body).encode()
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        head = f"POST /v2/models/ner/infer HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(sent)}\r\n\r\n"
+        connection.sendall(head.encode() + sent[:10])
+        while "medvllm_open_requests 2.0" not in httpx2.get(f"{url}/metrics", timeout=60).text:
+            assert server.process.poll() is None
+        server.process.send_signal(signal.SIGTERM)
+        with pytest.raises(httpx2.ConnectError):
+            while True:
+                httpx2.get(f"{url}/livez", timeout=60)
+        connection.sendall(sent[10:])
+        assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
+    assert server.process.wait(60) == -signal.SIGTERM
+    server.end()
+    last = json.loads(server.lines[-1])
+    assert (last["route"], last["status"], last["model"]) == ("/v2/models/{model:path}/infer", 200, "ner")
+    assert "Smith" not in "".join(server.lines)
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs /proc")
+def test_a_server_that_others_can_reach_needs_a_key(start: Start, console: Console) -> None:
+    """Or the word of who starts it. Keys that exist are also asked for on this machine."""
+    refused = console("serve", "--host", "0.0.0.0", "--port", "0")
+    assert refused.code == 1 and "Make one: medvllm key add NAME" in refused.err
+    insecure = start("--host", "0.0.0.0", "--insecure")
+    assert insecure.wait_for("Serving at .*, (without API keys)")
+    insecure.wait_for("(Anybody on the way can read texts and keys)")
+    key = console("key", "add", "pacs", "--expires", "90d", "--max-texts", "3").out.strip()
+    server = start()
+    url = server.wait_for(r"Serving at (http\S+), with API keys")
+    assert httpx2.get(f"{url}/v2").status_code == 401
+    assert httpx2.get(f"{url}/v2", headers={"Authorization": f"Bearer {key}"}).status_code == 200
+
+
+def test_a_certificate_makes_it_https(start: Start, console: Console, tmp_path: Path) -> None:
+    """A file that is none is named, and nothing starts."""
+    certificate = tmp_path / "server.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(tmp_path / "key.pem"), "-out"]
+    subprocess.run([*command, str(certificate)], check=True, capture_output=True)
+    server = start("--certificate", str(certificate), "--certificate-key", str(tmp_path / "key.pem"))
+    url = server.wait_for(r"Serving at (https\S+),")
+    trust = ssl.create_default_context(cafile=str(certificate))
+    assert httpx2.get(f"{url}/livez", verify=trust).json() == {"status": "ok"}
+    for wrong in (certificate, tmp_path / "none.pem"):  # the key is missing, or both
+        refused = console("serve", "--port", "0", "--certificate", str(wrong))
+        assert refused.code == 1 and f"Certificate {str(wrong)!r} cannot be used: " in refused.err
+
+
+def test_keys_are_made_listed_and_revoked(console: Console, catalog_url: str) -> None:
+    """In either database. The key itself is printed once, and alone on standard output."""
+    key = console("key", "add", "pacs", "--right", "infer", "--max-concurrent", "2", "--expires", "12h").out.strip()
+    assert re.fullmatch(r"mvk_[\w-]{43}", key)
+    listed = console("key", "list", "--json").out
+    [record] = json.loads(listed)
+    assert (record["name"], record["rights"], record["limits"]) == ("pacs", ["infer"], {"max_concurrent": 2})
+    assert key not in listed and "digest" not in record
+    assert "\tinfer\tconcurrent=2\t" in console("key", "list").out
+    taken = console("key", "add", "pacs")
+    assert taken.code == 2 and taken.err.startswith("Error: There is a key 'pacs' already")
+    for options, message in (
+        (("--right", "write"), "'write' is none of read, infer, manage"),
+        (("--expires", "-1"), "is no duration"),
+        (("--expires", "nand"), "is no duration"),
+        (("--expires", "99999999d"), "is no duration"),
+    ):
+        wrong = console("key", "add", "other", *options)
+        assert wrong.code == 2 and message in wrong.err
+    missing = console("key", "revoke", "pac")
+    assert missing.code == 1 and "There is no key 'pac'. Did you mean: 'pacs'?" in missing.err
+    assert console("key", "revoke", "pacs").out == "Revoked pacs.\n"
+    assert "\trevoked 2" in console("key", "list").out
+    assert console("key", "revoke", "pacs").err.startswith("Error: Key 'pacs' is revoked already.")
