@@ -125,7 +125,7 @@ class EngineLeases:
 
         Args:
             name: What the caller gave as the model's name.
-            options: The other keywords of the call.
+            options: The other keywords of the call; `keep_alive` too.
             choose_part: Returns what the engine computes for an entry and its files: "tokens", "head_tokens" or
                 "head_texts"; None if no engine can do the task.
             engine: "onnx", "openvino" or "auto".
@@ -133,7 +133,7 @@ class EngineLeases:
             fallback: Leases the model of torch.
         """
         try:
-            choice, cached = self._acquire(name, options, choose_part, engine)
+            choice, cached = self._acquire(name, dict(options), choose_part, engine)
         except Unsuited as unsuited:
             reason: str | None = str(unsuited)
         else:
@@ -152,31 +152,36 @@ class EngineLeases:
             yield lease
 
     def _acquire(
-        self, name: "str | os.PathLike[str]", options: Mapping[str, Any], choose_part: PartChooser, engine: "EngineName"
+        self, name: "str | os.PathLike[str]", options: dict[str, Any], choose_part: PartChooser, engine: "EngineName"
     ) -> tuple[Choice, CachedModel[Identity]]:
         """Return what a call means and its model in memory, leased.
 
         Raises:
             Unsuited: No engine may compute the model.
         """
+        keep_alive = parse_keep_alive(options.pop("keep_alive", None))
         call = key_of(name, options)
         key = None if call is None else (call, choose_part, engine)
         known = None if key is None else self._calls.get(key)
         if known is not None and known.look is not None and known.look.is_trusted():
             cached = known.find_cached()
-            if cached is not None and self._loaded.cache.hit(cached, lease=True):
+            if cached is not None and self._loaded.cache.hit(cached, lease=True, keep_alive=keep_alive):
                 return known.target, cached
             del cached  # a model that has left must not keep its memory from the load
         look = Look.begin()
         if known is not None and self._is_current(known.target):
             choice = known.target
-            if (found := known.find_cached()) is not None and self._loaded.cache.hit(found, lease=True):
+            if (found := known.find_cached()) is not None and self._loaded.cache.hit(
+                found, lease=True, keep_alive=keep_alive
+            ):
                 self._calls.put(key, known._replace(look=look))
                 return choice, found
             found = None  # as above
         else:
             choice = self._choose(self._resolve(name, LoadOptions.from_kwargs(options), choose_part), engine)
-        loaded = self._loaded.cache.get(choice.identity, partial(self._load, choice), need=_need(choice), lease=True)
+        loaded = self._loaded.cache.get(
+            choice.identity, partial(self._load, choice), need=_need(choice), lease=True, keep_alive=keep_alive
+        )
         if key is not None:
             self._calls.put(key, KnownCall(choice, weakref.ref(loaded)))
         return choice, loaded
