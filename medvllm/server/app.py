@@ -69,13 +69,20 @@ async def _answer_http_error(http: Request, error: Exception) -> Response:
 async def _answer_invalid(http: Request, error: Exception) -> Response:
     """Answer a request that does not fit its schema. FastAPI's own answer would repeat the notes in it."""
     assert isinstance(error, RequestValidationError)
-    first: dict[str, Any] = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part != "body"]
+    # Of a field with several types, the type that fits best says most.
+    first: dict[str, Any] = max(error.errors(), key=lambda each: len(each["loc"]))
+    place = [str(part) for part in first["loc"] if part != "body" and not _is_type(part)]
     field = ".".join(place) or "body"
     message = f"{field}: {_MESSAGES.get(first['type'], 'it cannot be used')}."
     return render(Problem(422, "invalid_request", message, field), http.url.path)
 
 
+def _is_type(part: object) -> bool:
+    """Return whether a part of a place is one of several types, as pydantic writes it, and no key."""
+    return isinstance(part, str) and (part in _TYPES or "[" in part or part[:1].isupper())
+
+
+_TYPES = ("str", "int", "float", "bool")
 _HTTP_ERRORS = {
     404: ("not_found", "There is no such route."),
     405: ("method_not_allowed", "The route has no such method."),
@@ -86,6 +93,7 @@ _MESSAGES = {
     "extra_forbidden": "there is no such field",
     "string_type": "it must be a text",
     "list_type": "it must be a list",
+    "dict_type": "it must be an object",
     "int_type": "it must be a whole number",
     "float_type": "it must be a number",
     "bool_type": "it must be true or false",

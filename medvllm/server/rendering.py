@@ -16,7 +16,9 @@ def render(problem: Problem, path: str) -> JSONResponse:
 def openai_error(problem: Problem) -> dict[str, Any]:
     """Return the record of a problem as OpenAI's API has it."""
     kind = "invalid_request_error" if problem.status < 500 else "server_error"
-    return {"message": problem.message, "type": kind, "param": problem.param, "code": problem.code}
+    error = {"message": problem.message, "type": kind, "param": problem.param, "code": problem.code}
+    place = {"index": problem.position, "id": problem.text_id}
+    return error | {key: value for key, value in place.items() if value is not None}
 
 
 def _openai(problem: Problem) -> dict[str, Any]:

@@ -133,8 +133,8 @@ class ModelRunner:
             prompt_name: The name of the model's prompt to put before each text.
             prompt: The prompt itself. Without any of these, the prompt of the entry's role applies, or the default
                 prompt.
-            long_input: What becomes of a text that is longer than the model: read in overlapping windows ("window"), refused
-                ("error") or cut, as its `coverage` then says ("truncate"). By default, the entry's
+            long_input: What becomes of a text longer than the model: it is read in windows that overlap ("window"),
+                refused ("error") or cut, as its `coverage` then says ("truncate"). By default, the entry's
                 `long_input`, or else windows.
             allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens. By default, they are text.
             with_receipt: Whether the result has a receipt of what answered.
@@ -240,8 +240,8 @@ class ModelRunner:
                 highest score. "average": the label with the highest mean score. "simple": each piece keeps its own
                 label, so a span may begin or end inside a word. By default the entry's; without one, "first" for a
                 NER model or for given words, and "any" for de-identification.
-            long_input: What becomes of a text that is longer than the model: read in overlapping windows ("window"), refused
-                ("error") or cut, as its `coverage` then says ("truncate"). By default, the entry's
+            long_input: What becomes of a text longer than the model: it is read in windows that overlap ("window"),
+                refused ("error") or cut, as its `coverage` then says ("truncate"). By default, the entry's
                 `long_input`, or else windows.
             allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens. By default, they are text.
             with_receipt: Whether the result has a receipt of what answered.
@@ -481,8 +481,8 @@ class ModelRunner:
                 default, the entry's `activation`, the config's `problem_type` or the number of labels decides.
             windows: How the scores of a long text are made of those of its windows: "mean", weighted by the windows'
                 lengths in tokens, or "max".
-            long_input: What becomes of a text that is longer than the model: read in overlapping windows ("window"), refused
-                ("error") or cut, as its `coverage` then says ("truncate"). By default, the entry's
+            long_input: What becomes of a text longer than the model: it is read in windows that overlap ("window"),
+                refused ("error") or cut, as its `coverage` then says ("truncate"). By default, the entry's
                 `long_input`, or else "error".
             allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens. By default, they are text.
             with_receipt: Whether the result has a receipt of what answered.
@@ -565,8 +565,8 @@ class ModelRunner:
             documents: The texts to order.
             top_k: How many documents to return; None for all.
             activation: "sigmoid" for scores from 0 to 1, or "none" for logits.
-            long_input: What becomes of a text that is longer than the model: read in overlapping windows ("window"), refused
-                ("error") or cut, as its `coverage` then says ("truncate"). By default, the entry's
+            long_input: What becomes of a text longer than the model: it is read in windows that overlap ("window"),
+                refused ("error") or cut, as its `coverage` then says ("truncate"). By default, the entry's
                 `long_input`, or else windows.
             allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens. By default, they are text.
             with_receipt: Whether the result has a receipt of what answered.
