@@ -15,7 +15,7 @@ from medvllm.server.calls import Calls
 from medvllm.server.config import ServerConfig
 from medvllm.server.context import Server
 from medvllm.server.problem import Problem, ProblemError, problem_of
-from medvllm.server.protocols import medical, openai_embeddings
+from medvllm.server.protocols import huggingface, medical, openai_embeddings, presidio, rerank, tei, vllm
 from medvllm.server.rendering import render
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def create_app(registry: "ModelRegistry", config: ServerConfig | None = None) ->
         title="medvllm", version=__version__, docs_url=None, redoc_url=None, lifespan=live, strict_content_type=False
     )
     app.state.server, app.state.config = Server(registry, config, calls), config
-    for protocol in (openai_embeddings, medical):
+    for protocol in (openai_embeddings, medical, rerank, tei, vllm, huggingface, presidio):
         app.include_router(protocol.router)
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
@@ -93,6 +93,7 @@ _MESSAGES = {
     "extra_forbidden": "there is no such field",
     "string_type": "it must be a text",
     "list_type": "it must be a list",
+    "dialect": "the request needs either documents, as Cohere has them, or texts, as Text Embeddings Inference does",
     "dict_type": "it must be an object",
     "int_type": "it must be a whole number",
     "float_type": "it must be a number",

@@ -12,7 +12,7 @@ _KEYED = ("hash", "surrogate", "shift_dates")
 
 
 def use_server_keys(
-    operators: Mapping[str, Mapping[str, Any]] | None, keys: Mapping[str, Path]
+    operators: Mapping[str, Mapping[str, Any]] | None, keys: Mapping[str, Path], *, param: str = "operators"
 ) -> dict[str, dict[str, Any]] | None:
     """Return the operators of a request, with the keys that they name.
 
@@ -20,6 +20,7 @@ def use_server_keys(
         operators: The operators of each label, as the client sent them.
         keys: The files of the server's keys by their names. Without a name, the key of MEDVLLM_REDACTION_KEY_FILE is
             used.
+        param: The field of the request that has the operators.
 
     Raises:
         ProblemError: The server has no such key, or an operator would write to the server's disk.
@@ -27,12 +28,11 @@ def use_server_keys(
     """
     if operators is None:
         return None
-    return {label: _use_key(label, operator, keys) for label, operator in operators.items()}
+    return {label: _use_key(f"{param}.{label}", operator, keys) for label, operator in operators.items()}
 
 
-def _use_key(label: str, given: Mapping[str, Any], keys: Mapping[str, Path]) -> dict[str, Any]:
+def _use_key(param: str, given: Mapping[str, Any], keys: Mapping[str, Path]) -> dict[str, Any]:
     operator, kind = dict(given), given.get("type")
-    param = f"operators.{label}"
     if operator.pop("vault", None) is not None:
         message = "Surrogates cannot be kept in a file of the server.\nKeep them equal between calls with a key: key="
         raise ProblemError(Problem(422, "vault_not_accepted", message, f"{param}.vault"))

@@ -26,7 +26,7 @@ def _openai(problem: Problem) -> dict[str, Any]:
 
 
 def _text(problem: Problem) -> dict[str, Any]:
-    """The Open Inference Protocol, Ollama and Presidio: a text."""
+    """The Open Inference Protocol, Ollama, Presidio and Hugging Face: a text."""
     return {"error": problem.message}
 
 
@@ -42,7 +42,7 @@ def _tei(problem: Problem) -> dict[str, Any]:
 # The first that fits. `/v2/rerank` is Cohere's, all else below `/v2` is of the Open Inference Protocol.
 _SHAPES = (
     (("/v1/rerank", "/v2/rerank"), _cohere),
-    (("/v2", "/api/", "/presidio/"), _text),
-    (("/rerank", "/predict", "/embed", "/info"), _tei),
+    (("/v2", "/api/", "/presidio/", "/models/"), _text),
+    (("/rerank", "/predict", "/embed", "/similarity", "/info"), _tei),
     ("/", _openai),
 )
