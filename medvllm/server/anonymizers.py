@@ -80,7 +80,7 @@ def _parse_mask(label: str, options: Mapping[str, Any]) -> PartMask:
     is_character = isinstance(character, str) and len(character) == 1 and character.isprintable()
     if not is_character or type(count) is not int or count < 0 or not isinstance(from_end, bool | None):
         message = (
-            f"The anonymizer of {label!r} needs a masking_char, which is one character, and chars_to_mask, a whole number."
+            f"The anonymizer of {label!r} needs a masking_char, which is one character, and chars_to_mask, a number."
             "\nWrite it as: {'type': 'mask', 'masking_char': '*', 'chars_to_mask': 100, 'from_end': false}"
         )
         raise ProblemError(Problem(422, "invalid_request", message, f"anonymizers.{label}"))

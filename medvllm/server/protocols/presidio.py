@@ -129,7 +129,7 @@ async def list_entities(http: Request, server: ServerOf, choice: Choice, languag
 @router.get("/recognizers")
 async def list_recognizers(server: ServerOf) -> list[str]:
     """Return the names of the models that find what identifies a person."""
-    return server.registry.list_models(task="deid")
+    return list(server.registry.list_models(task="deid"))
 
 
 @router.get("/health")
