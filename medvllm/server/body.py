@@ -1,21 +1,14 @@
 """The body of a request: read within limits, decompressed, and parsed strictly."""
 
-import logging
-import traceback
 import zlib
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from starlette.exceptions import HTTPException
 
-from medvllm.errors import MedVLLMError
-from medvllm.server.problem import Problem, ProblemError, problem_of
+from medvllm.server.problem import Problem, ProblemError
 from medvllm.server.strict_json import JSONError, parse_json
-
-logger = logging.getLogger(__name__)
 
 _GZIP = 16 + zlib.MAX_WBITS
 
@@ -67,16 +60,7 @@ class StrictRoute(APIRoute):
         handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
-            try:
-                return await handler(StrictRequest(request.scope, request.receive))
-            except (MedVLLMError, HTTPException, RequestValidationError):
-                raise
-            except Exception as error:
-                # Whatever else is raised would reach the log of uvicorn with its message, which may quote a note.
-                frame = traceback.extract_tb(error.__traceback__)[-1]
-                place = f"{type(error).__name__} at {frame.filename}:{frame.lineno}"
-                logger.error("%s %s failed: %s", request.method, request.url.path, place)
-                raise ProblemError(problem_of(error)) from None
+            return await handler(StrictRequest(request.scope, request.receive))
 
         return handle
 

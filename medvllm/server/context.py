@@ -49,22 +49,10 @@ class Server:
             raise ProblemError(Problem(404, "model_not_found", message, "model"))
         return self.registry.get_metadata(name)
 
-    def runner(
-        self, name: str, engine: "EngineName | None" = None, keep_alive: str | float | None = None
-    ) -> ModelRunner:
-        """Return a runner of a registered model.
-
-        Args:
-            name: The name.
-            engine: What computes; None for torch.
-            keep_alive: How long the model stays in memory afterwards; None leaves that as it is.
-
-        Raises:
-            ProblemError: As `entry`.
-            ModelNotFoundError: As `entry`.
-        """
+    def runner(self, name: str, engine: "EngineName | None" = None) -> ModelRunner:
+        """Return a runner of a registered model. Raises: as `entry`."""
         self.entry(name)
-        return ModelRunner(name, registry=self.registry, engine=engine or "torch", keep_alive=keep_alive)
+        return ModelRunner(name, registry=self.registry, engine=engine or "torch")
 
     async def run(
         self,

@@ -40,7 +40,7 @@ class MedicalRequest(StrictModel):
 
     def runner(self, server: Server) -> ModelRunner:
         """Return the runner that the request asks for. Raises: as `Server.entry`."""
-        return server.runner(self.model, self.engine, self.keep_alive)
+        return server.runner(self.model, self.engine, keep_alive=self.keep_alive)
 
     def limits(self) -> dict[str, Any]:
         """Return how the call may run, for `Server.run`."""
