@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from contextvars import copy_context
 from typing import TypeVar
 
@@ -74,6 +75,43 @@ class Calls:
             raise
         finally:
             watch.cancel()
+
+    async def stream(
+        self, http: HTTPRequest, call: Callable[[], Generator[T]], *, timeout_s: float | None = None
+    ) -> AsyncGenerator[T]:
+        """Yield what a generator of the library yields, as soon as it comes. When the client goes away, it is closed.
+
+        The generator does not wait for a slow client, so that its model is free as soon as possible.
+
+        Args:
+            http: The request that the call is for. Its body has been read.
+            call: Returns the generator. It is called, and the generator runs, in a thread of its own.
+            timeout_s: Seconds that the client allows; at most the server's own.
+
+        Raises:
+            MedVLLMError: As `run` does.
+        """
+        loop = asyncio.get_running_loop()
+        items: asyncio.Queue[T | None] = asyncio.Queue()
+
+        def work() -> None:
+            with closing(call()) as generated:
+                for item in generated:
+                    loop.call_soon_threadsafe(items.put_nowait, item)
+
+        def end(running: "asyncio.Task[None]") -> None:
+            if not running.cancelled():
+                running.exception()  # asyncio logs, with its message, an error that nobody has looked at
+            items.put_nowait(None)
+
+        running = asyncio.create_task(self.run(http, work, timeout_s=timeout_s))
+        running.add_done_callback(end)
+        try:
+            while (item := await items.get()) is not None:
+                yield item
+            await running
+        finally:
+            running.cancel()
 
     def close(self) -> None:
         """End the threads, once their calls are complete."""

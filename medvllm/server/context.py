@@ -1,6 +1,6 @@
 """What every route needs: the registry, the calls and the limits of its server."""
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, TypeVar, cast
 
@@ -35,24 +35,48 @@ class Server:
     config: ServerConfig
     calls: Calls
 
+    def reference(self, name: str) -> str:
+        """Return a name as the registry writes it. Some clients write "ner:3" for "ner@3", and "ner:latest" for "ner"."""
+        head, colon, suffix = name.rpartition(":")
+        if not (colon and head) or {"@", "/"} & set(suffix) or "@" in head or name in self.registry:
+            return name
+        return head if suffix == "latest" else f"{head}@{suffix}"
+
     def entry(self, name: str) -> ModelMetadata:
-        """Return the entry of a name, such as "ner", "ner@production" or "ner@3".
+        """Return the entry of a name, such as "ner", "ner@production", "ner@3" or "ner:3".
 
         Raises:
-            ProblemError: It is a folder. Files of the server's machine are no models of the server.
-            ModelNotFoundError: There is no such entry.
+            ProblemError: It is a folder, or a branch of a repository. The server has the models of its catalogue only.
+            ModelNotFoundError: There is no such entry, version or alias.
         """
-        if parse_name(name).kind != "name":
-            message = (
-                f"Model {name!r} is not registered.\nThe server has the models of its catalogue only: GET /v1/models"
-            )
-            raise ProblemError(Problem(404, "model_not_found", message, "model"))
-        return self.registry.get_metadata(name)
+        name = self.reference(name)
+        ref = parse_name(name)
+        if ref.kind != "name":
+            raise _not_found(f"Model {name!r} is not registered.")
+        found = self.registry.get_metadata(name)
+        is_version = ref.suffix in (None, str(found.version))
+        if not is_version and self.registry.catalog.find(found.name, ref.suffix) is None:
+            raise _not_found(f"Model {ref.name!r} has no version or alias {ref.suffix!r}.")
+        return found
 
-    def runner(self, name: str, engine: "EngineName | None" = None) -> ModelRunner:
-        """Return a runner of a registered model. Raises: as `entry`."""
+    def runner(
+        self, name: str, engine: "EngineName | None" = None, *, keep_alive: str | float | None = None
+    ) -> ModelRunner:
+        """Return a runner of a registered model.
+
+        Args:
+            name: As for `entry`.
+            engine: What computes; None for torch.
+            keep_alive: How long the model stays in memory after its last use, from now on; None leaves that as it is.
+
+        Raises:
+            ProblemError: As for `entry`.
+            ModelNotFoundError: As for `entry`.
+            RequestError: `keep_alive` is not a duration.
+        """
         self.entry(name)
-        return ModelRunner(name, registry=self.registry, engine=engine or "torch")
+        options = {} if keep_alive is None else {"keep_alive": keep_alive}
+        return ModelRunner(self.reference(name), registry=self.registry, engine=engine or "torch", **options)
 
     async def run(
         self,
@@ -64,6 +88,15 @@ class Server:
     ) -> T:
         """Return what a call returns, as `Calls.run` does."""
         return await self.calls.run(http, call, timeout_s=timeout_s, priority=priority)
+
+    def stream(self, http: Request, call: Callable[[], Generator[T]]) -> AsyncGenerator[T]:
+        """Yield what a generator yields, as `Calls.stream` does."""
+        return self.calls.stream(http, call)
+
+
+def _not_found(what: str) -> ProblemError:
+    message = f"{what}\nThe server has the models of its catalogue only: GET /v1/models"
+    return ProblemError(Problem(404, "model_not_found", message, "model"))
 
 
 def server_of(http: Request) -> Server:
