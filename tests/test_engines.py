@@ -311,7 +311,6 @@ def test_a_run_with_an_engine_imports_no_torch(shared_exports: Exports, engine_h
     assert json.loads(run.stdout)["receipt"]["engine"]["name"] == "onnx"
 
 
-@pytest.mark.parametrize("engine", ["onnx", "openvino"])
 def test_an_engine_stays_as_long_as_the_call_says(
     registry: ModelRegistry, shared_exports: Exports, engine_home: Path
 ) -> None:
@@ -322,6 +321,7 @@ def test_an_engine_stays_as_long_as_the_call_says(
         assert [model.keep_alive for model in registry.loaded_models()] == expected
 
 
+@pytest.mark.parametrize("engine", ["onnx", "openvino"])
 def test_threads_share_an_engine(
     registry: ModelRegistry, shared_exports: Exports, engine_home: Path, home: Path, engine: EngineName
 ) -> None:

@@ -97,7 +97,7 @@ def test_an_answer_says_which_version_answered(client: httpx2.Client, registry: 
     """Also if the name in the request is an alias, or moves."""
     folder = registry.get_metadata("cls").location
     for number in (1, 2):
-        facts = {"model_path": folder, "task": "classify", "description": f"version {number}"}
+        facts: Any = {"model_path": folder, "task": "classify", "description": f"version {number}"}
         registry.register("triage", "clinical", **facts, persist=True, replace=number > 1)
     for name, version in (("triage", "2"), ("triage@1", "1"), ("triage@2", "2")):
         assert client.post("/v1/classify", json={"model": name, "input": "a"}).json()["version"] == version
@@ -122,3 +122,18 @@ def test_a_wrong_request_says_what_is_wrong(client: httpx2.Client, route: str) -
     assert answer.status_code == 422 and answer.json()["error"]["message"] == "input.0.text: it is missing."
     answer = client.post(f"/v1/{route}", json={"model": "nix", "input": [{"id": "a", "text": "b", "spans": []}]})
     assert "secret-canary" not in answer.text and answer.status_code in (404, 422)
+
+
+def test_the_description_has_each_route_with_its_errors(client: httpx2.Client) -> None:
+    """In the shape of its protocol, and not in FastAPI's, which would repeat the note."""
+    described = client.get("/openapi.json").json()
+    shapes = {"/v1/redact": {"error"}, "/v2/rerank": {"message"}, "/embed": {"error", "error_type"}}
+    for path, keys in shapes.items():
+        responses = described["paths"][path]["post"]["responses"]
+        assert {"200", "400", "404", "413", "422", "429", "503", "507"} <= responses.keys()
+        assert all(
+            answer["content"]["application/json"]["example"].keys() == keys
+            for status, answer in responses.items()
+            if status != "200"
+        )
+    assert "HTTPValidationError" not in client.get("/openapi.json").text

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response
@@ -14,6 +15,7 @@ from medvllm.errors import MedVLLMError
 from medvllm.server.calls import Calls
 from medvllm.server.config import ServerConfig
 from medvllm.server.context import Server
+from medvllm.server.documentation import describe_api
 from medvllm.server.problem import Problem, ProblemError, problem_of
 from medvllm.server.protocols import huggingface, medical, openai_embeddings, presidio, rerank, tei, vllm
 from medvllm.server.rendering import render
@@ -46,9 +48,16 @@ def create_app(registry: "ModelRegistry", config: ServerConfig | None = None) ->
     app.state.server, app.state.config = Server(registry, config, calls), config
     for protocol in (openai_embeddings, medical, rerank, tei, vllm, huggingface, presidio):
         app.include_router(protocol.router)
+    app.openapi = partial(_describe_once, app)  # type: ignore[method-assign]
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
     return app
+
+
+def _describe_once(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        app.openapi_schema = describe_api(app)
+    return app.openapi_schema
 
 
 async def _answer_problem(http: Request, error: Exception) -> Response:

@@ -36,7 +36,7 @@ class Server:
     calls: Calls
 
     def reference(self, name: str) -> str:
-        """Return a name as the registry writes it. Some clients write "ner:3" for "ner@3", and "ner:latest" for "ner"."""
+        """Return a name as the registry has it. Some clients write "ner:3" for "ner@3", "ner:latest" for "ner"."""
         head, colon, suffix = name.rpartition(":")
         if not (colon and head) or {"@", "/"} & set(suffix) or "@" in head or name in self.registry:
             return name
