@@ -98,3 +98,27 @@ def test_a_full_server_is_said_to_be_full(full: httpx2.Client) -> None:
     with pytest.raises(HfHubHTTPError, match="Try again later") as caught:
         _at(full, "deid").token_classification("secret-canary")
     assert caught.value.response.status_code == 429 and int(caught.value.response.headers["Retry-After"]) <= 30
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "key"),
+    [
+        ("/v1/redact", {"model": "deid", "input": "secret-canary"}, "error"),
+        ("/v1/classify", {"model": "cls", "input": "secret-canary"}, "error"),
+        ("/v2/rerank", {"model": "rank", "query": "secret-canary", "documents": ["a"]}, "message"),
+        ("/rerank?model=rank", {"query": "secret-canary", "texts": ["a"]}, "error_type"),
+        ("/embed?model=minilm", {"inputs": "secret-canary"}, "error_type"),
+        ("/predict?model=cls", {"inputs": "secret-canary"}, "error_type"),
+        ("/classify", {"model": "cls", "input": "secret-canary"}, "error"),
+        ("/score", {"model": "rank", "text_1": "secret-canary", "text_2": "a"}, "error"),
+        ("/presidio/analyze?model=deid", {"text": "secret-canary"}, "error"),
+        ("/presidio/anonymize", {"text": "secret-canary", "analyzer_results": []}, "error"),
+    ],
+)
+def test_each_protocol_says_that_the_server_is_full(
+    full: httpx2.Client, route: str, body: dict[str, Any], key: str
+) -> None:
+    """In its own shape, with the seconds to wait, and before the catalogue is asked."""
+    answer = full.post(route, json=body)
+    assert answer.status_code == 429 and key in answer.json() and 0 < int(answer.headers["Retry-After"]) <= 30
+    assert "Try again later" in answer.text and "secret-canary" not in answer.text

@@ -80,9 +80,9 @@ async def _run(http: Request, server: Server, model: str, task: str | None, aske
         is_batch = not isinstance(asked.inputs, str)
         texts = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
     check_texts(texts, server.config, "inputs")
-    long_input = chosen.long_input(server.entry(model))
 
     def call() -> Any:
+        long_input = chosen.long_input(server.entry(model))
         runner = server.runner(model)
         own = usual_task(task) if task else runner.task
         run = _compare if task == "sentence-similarity" else _TASKS.get(own)

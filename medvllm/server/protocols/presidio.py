@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
+from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, Field
 
 from medvllm.engine.model_runner.redaction.operators import Found, Operators
@@ -77,11 +78,16 @@ async def analyze(asked: AnalyzeRequest, http: Request, server: ServerOf, choice
     texts = [asked.text] if isinstance(asked.text, str) else asked.text
     check_texts(texts, server.config, "text")
     name = choice.name()
-    entry = server.entry(name)
-    _check_language(entry, asked.language)
-    options: dict[str, Any] = {"threshold": asked.score_threshold, "labels": asked.entities or None}
-    options["long_input"] = TEIRequest().long_input(entry)
-    found: EntityResults = await server.run(http, lambda: server.runner(name).run("deid", texts, **options))
+
+    def call() -> EntityResults:
+        entry = server.entry(name)
+        _check_language(entry, asked.language)
+        options: dict[str, Any] = {"threshold": asked.score_threshold, "labels": asked.entities or None}
+        options["long_input"] = TEIRequest().long_input(entry)
+        results: EntityResults = server.runner(name).run("deid", texts, **options)
+        return results
+
+    found = await server.run(http, call)
     answers = [
         [
             {
@@ -117,22 +123,22 @@ async def anonymize(asked: AnonymizeRequest, http: Request, server: ServerOf) ->
 async def list_entities(http: Request, server: ServerOf, choice: Choice, language: str | None = None) -> list[str]:
     """Return the labels that the model can find."""
     name = choice.name()
-    _check_language(server.entry(name), language)
 
     def call() -> list[str]:
-        with server.registry.lease(name) as lease:
+        _check_language(server.entry(name), language)
+        with server.registry.lease(server.reference(name)) as lease:
             return list(read_labels(lease).kinds)
 
     return await server.run(http, call)
 
 
 @router.get("/recognizers")
-async def list_recognizers(server: ServerOf) -> list[str]:
+async def list_recognizers(http: Request, server: ServerOf) -> list[str]:
     """Return the names of the models that find what identifies a person."""
-    return list(server.registry.list_models(task="deid"))
+    return await server.run(http, lambda: list(server.registry.list_models(task="deid")))
 
 
-@router.get("/health")
+@router.get("/health", response_class=PlainTextResponse)
 async def check_health() -> str:
     """Return that the service is there."""
     return "The service is up"

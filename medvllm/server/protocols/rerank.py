@@ -81,8 +81,7 @@ async def rerank_documents(asked: CohereRequest, http: Request, server: ServerOf
         raise ProblemError(Problem(422, "unsupported_option", message, "rank_fields"))
     name = choice.name(asked.model)
     texts = [document if isinstance(document, str) else document.text for document in asked.documents]
-    options: dict[str, Any] = {"top_k": asked.top_n, "long_input": TEIRequest().long_input(server.entry(name))}
-    ranking = await _rank(http, server, name, asked.query, texts, "documents", options)
+    ranking = await _rank(http, server, name, asked.query, texts, "documents", TEIRequest(), top_k=asked.top_n)
     results: list[dict[str, Any]] = [{"index": each.index, "relevance_score": each.score} for each in ranking]
     if asked.return_documents:
         for result in results:
@@ -103,17 +102,29 @@ async def rerank_either(asked: EitherRequest, http: Request, server: ServerOf, c
     if isinstance(asked, CohereRequest):
         return await rerank_documents(asked, http, server, choice)
     name = choice.name(asked.model)
-    options: dict[str, Any] = {"long_input": asked.long_input(server.entry(name))}
-    options["activation"] = "none" if asked.raw_scores else "sigmoid"
+    activation = "none" if asked.raw_scores else "sigmoid"
+    ranking = await _rank(http, server, name, asked.query, asked.texts, "texts", asked, activation=activation)
     return [
         {"index": each.index, "score": each.score} | ({"text": asked.texts[each.index]} if asked.return_text else {})
-        for each in await _rank(http, server, name, asked.query, asked.texts, "texts", options)
+        for each in ranking
     ]
 
 
 async def _rank(
-    http: Request, server: Server, name: str, query: str, texts: Sequence[str], param: str, options: dict[str, Any]
+    http: Request,
+    server: Server,
+    name: str,
+    query: str,
+    texts: Sequence[str],
+    param: str,
+    asked: TEIRequest,
+    **options: Any,
 ) -> Ranking:
     check_texts(texts, server.config, param)
     check_characters([query, *texts], server.config, param)
-    return await server.run(http, lambda: server.runner(name).rerank(query, texts, **options))
+
+    def call() -> Ranking:
+        long_input = asked.long_input(server.entry(name))
+        return server.runner(name).rerank(query, texts, long_input=long_input, **options)
+
+    return await server.run(http, call)

@@ -144,9 +144,10 @@ async def find_similarity(asked: SimilarityRequest, http: Request, server: Serve
 
 
 @router.get("/info")
-async def describe_server(server: ServerOf, choice: Choice) -> dict[str, Any]:
+async def describe_server(http: Request, server: ServerOf, choice: Choice) -> dict[str, Any]:
     """Return the facts of a model and the limits of the server."""
-    entry = server.entry(choice.name())
+    name = choice.name()
+    entry = await server.run(http, lambda: server.entry(name))
     behaviour, config = entry.behaviour, server.config
     kinds: dict[str | None, dict[str, Any]] = {
         "classify": {"classifier": _labels_of(entry)},
@@ -169,11 +170,13 @@ async def describe_server(server: ServerOf, choice: Choice) -> dict[str, Any]:
 async def embed_texts(http: Request, server: Server, name: str, texts: Sequence[str], asked: TEIRequest) -> Embeddings:
     """Return the vectors of the texts of a request."""
     check_texts(texts, server.config, "inputs")
-    long_input = asked.long_input(server.entry(name))
     prompt_name = asked.prompt_name if isinstance(asked, EmbedOptions) else None
-    return await server.run(
-        http, lambda: server.runner(name).embed(texts, prompt_name=prompt_name, long_input=long_input)
-    )
+
+    def call() -> Embeddings:
+        long_input = asked.long_input(server.entry(name))
+        return server.runner(name).embed(texts, prompt_name=prompt_name, long_input=long_input)
+
+    return await server.run(http, call)
 
 
 async def classify_texts(
@@ -181,9 +184,12 @@ async def classify_texts(
 ) -> list[Classification]:
     """Return the labels of the texts or pairs of a request."""
     check_texts(["".join(text) for text in texts], server.config, "inputs")
-    long_input = asked.long_input(server.entry(name))
-    options: dict[str, Any] = {"activation": "none" if raw else None, "long_input": long_input}
-    return await server.run(http, lambda: server.runner(name).classify(texts, **options))
+
+    def call() -> list[Classification]:
+        long_input = asked.long_input(server.entry(name))
+        return server.runner(name).classify(texts, activation="none" if raw else None, long_input=long_input)
+
+    return await server.run(http, call)
 
 
 def finish_vectors(made: Embeddings, name: str, asked: EmbedOptions) -> list[list[float]]:

@@ -3,12 +3,13 @@
 import time
 import uuid
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from medvllm.engine.model_runner import ModelRunner
+from medvllm.engine.model_runner.classification.classify import ClassificationResults
 from medvllm.engine.model_runner.embedding.similarity import compare
 from medvllm.server.body import StrictRoute
 from medvllm.server.context import ServerOf
@@ -90,9 +91,13 @@ async def classify(asked: ClassifyRequest, http: Request, server: ServerOf, choi
     texts = [asked.input] if isinstance(asked.input, str) else asked.input
     check_texts(texts, server.config)
     name = choice.name(asked.model)
-    options: dict[str, Any] = {"long_input": TEIRequest().long_input(server.entry(name))}
-    options["activation"] = "none" if asked.use_activation is False else None
-    results = await server.run(http, lambda: server.runner(name).classify(texts, **options))
+    activation: Literal["none"] | None = "none" if asked.use_activation is False else None
+
+    def call() -> ClassificationResults:
+        long_input = TEIRequest().long_input(server.entry(name))
+        return server.runner(name).classify(texts, activation=activation, long_input=long_input)
+
+    results = await server.run(http, call)
     data = []
     for index, found in enumerate(results):
         scores = {label.label: label.score for label in found}
@@ -110,9 +115,9 @@ async def score(asked: ScoreRequest, http: Request, server: ServerOf, choice: Ch
     check_texts([second for _, second in pairs], server.config, "text_2")
     check_characters([text for pair in pairs for text in pair], server.config, "text_2")
     name = choice.name(asked.model)
-    options: dict[str, Any] = {"long_input": TEIRequest().long_input(server.entry(name))}
 
     def call() -> tuple[list[float], int, int | None]:
+        options: dict[str, Any] = {"long_input": TEIRequest().long_input(server.entry(name))}
         runner = server.runner(name)
         if runner.task == "embed":
             return _compare(runner, pairs, options)

@@ -52,12 +52,11 @@ async def redact(asked: RedactRequest, http: Request, server: ServerOf) -> dict[
     store a batch with a gap in it, and a surrogate may depend on all texts. Leave it out, and send the others again.
     """
     given = GivenTexts(asked.input, server.config)
-    operators = use_server_keys(asked.operators, server.config.redaction_keys)
 
     def call() -> Any:
         return asked.runner(server).redact(
             given.texts,
-            operators=operators,
+            operators=use_server_keys(asked.operators, server.config.redaction_keys),
             threshold=asked.threshold,
             labels=asked.labels,
             documents=asked.documents,
