@@ -125,7 +125,7 @@ class EngineLeases:
 
         Args:
             name: What the caller gave as the model's name.
-            options: The other keywords of the call; `keep_alive` too.
+            options: The other keywords of the call, also `keep_alive`.
             choose_part: Returns what the engine computes for an entry and its files: "tokens", "head_tokens" or
                 "head_texts"; None if no engine can do the task.
             engine: "onnx", "openvino" or "auto".
@@ -133,7 +133,7 @@ class EngineLeases:
             fallback: Leases the model of torch.
         """
         try:
-            choice, cached = self._acquire(name, dict(options), choose_part, engine)
+            choice, cached = self._acquire(name, options, choose_part, engine)
         except Unsuited as unsuited:
             reason: str | None = str(unsuited)
         else:
@@ -152,14 +152,15 @@ class EngineLeases:
             yield lease
 
     def _acquire(
-        self, name: "str | os.PathLike[str]", options: dict[str, Any], choose_part: PartChooser, engine: "EngineName"
+        self, name: "str | os.PathLike[str]", options: Mapping[str, Any], choose_part: PartChooser, engine: "EngineName"
     ) -> tuple[Choice, CachedModel[Identity]]:
         """Return what a call means and its model in memory, leased.
 
         Raises:
             Unsuited: No engine may compute the model.
         """
-        keep_alive = parse_keep_alive(options.pop("keep_alive", None))
+        keep_alive = parse_keep_alive(options.get("keep_alive"))
+        options = {option: value for option, value in options.items() if option != "keep_alive"}
         call = key_of(name, options)
         key = None if call is None else (call, choose_part, engine)
         known = None if key is None else self._calls.get(key)
@@ -171,17 +172,15 @@ class EngineLeases:
         look = Look.begin()
         if known is not None and self._is_current(known.target):
             choice = known.target
-            if (found := known.find_cached()) is not None and self._loaded.cache.hit(
-                found, lease=True, keep_alive=keep_alive
-            ):
+            found = known.find_cached()
+            if found is not None and self._loaded.cache.hit(found, lease=True, keep_alive=keep_alive):
                 self._calls.put(key, known._replace(look=look))
                 return choice, found
             found = None  # as above
         else:
             choice = self._choose(self._resolve(name, LoadOptions.from_kwargs(options), choose_part), engine)
-        loaded = self._loaded.cache.get(
-            choice.identity, partial(self._load, choice), need=_need(choice), lease=True, keep_alive=keep_alive
-        )
+        load = partial(self._load, choice)
+        loaded = self._loaded.cache.get(choice.identity, load, need=_need(choice), lease=True, keep_alive=keep_alive)
         if key is not None:
             self._calls.put(key, KnownCall(choice, weakref.ref(loaded)))
         return choice, loaded
