@@ -311,6 +311,16 @@ def test_a_run_with_an_engine_imports_no_torch(shared_exports: Exports, engine_h
     assert json.loads(run.stdout)["receipt"]["engine"]["name"] == "onnx"
 
 
+def test_an_engine_stays_as_long_as_the_call_says(
+    registry: ModelRegistry, shared_exports: Exports, engine_home: Path
+) -> None:
+    """From the first call on, and from each later one."""
+    folder = shared_exports.tagger(engine_home)
+    for keep_alive, expected in (("10m", [600.0]), (60, [60.0]), (None, [60.0]), (0, [])):
+        ModelRunner(folder, registry=registry, engine="onnx", keep_alive=keep_alive).entities(["no fever"])
+        assert [model.keep_alive for model in registry.loaded_models()] == expected
+
+
 @pytest.mark.parametrize("engine", ["onnx", "openvino"])
 def test_threads_share_an_engine(
     registry: ModelRegistry, shared_exports: Exports, engine_home: Path, home: Path, engine: EngineName

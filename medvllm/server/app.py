@@ -3,6 +3,7 @@
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response
@@ -15,12 +16,23 @@ from medvllm.server import health, metrics
 from medvllm.server.calls import Calls
 from medvllm.server.config import ServerConfig
 from medvllm.server.context import Server
+from medvllm.server.documentation import describe_api
 from medvllm.server.guard import Guard
 from medvllm.server.journal import Journal
 from medvllm.server.keyring import Keyring
 from medvllm.server.metrics import Metrics
 from medvllm.server.problem import Problem, ProblemError, problem_of
-from medvllm.server.protocols import medical, ollama, open_inference, openai
+from medvllm.server.protocols import (
+    huggingface,
+    medical,
+    ollama,
+    open_inference,
+    openai,
+    presidio,
+    rerank,
+    tei,
+    vllm,
+)
 from medvllm.server.rendering import render
 from medvllm.server.tracing import Tracing
 
@@ -53,13 +65,22 @@ def create_app(
         title="medvllm", version=__version__, docs_url=None, redoc_url=None, lifespan=live, strict_content_type=False
     )
     app.state.server, app.state.metrics = Server(registry, config, calls), Metrics(registry)
-    for protocol in (openai, ollama, medical, open_inference, health, metrics):
+    # Cohere's /v2/rerank comes before the names of models that the Open Inference Protocol has there.
+    own = (openai, ollama, medical, rerank, tei, vllm, huggingface, presidio)
+    for protocol in (*own, open_inference, health, metrics):
         app.include_router(protocol.router)
+    app.openapi = partial(_describe_once, app)  # type: ignore[method-assign]
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
     app.add_middleware(Guard, config=config, keyring=Keyring(registry))
     app.add_middleware(Journal, metrics=app.state.metrics, tracing=tracing)  # the outer one
     return app
+
+
+def _describe_once(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        app.openapi_schema = describe_api(app)
+    return app.openapi_schema
 
 
 async def _answer_problem(http: Request, error: Exception) -> Response:
@@ -80,12 +101,20 @@ async def _answer_http_error(http: Request, error: Exception) -> Response:
 async def _answer_invalid(http: Request, error: Exception) -> Response:
     """Answer a request that does not fit its schema. FastAPI's own answer would repeat the notes in it."""
     assert isinstance(error, RequestValidationError)
-    first: dict[str, Any] = error.errors()[0]
-    field = ".".join(map(str, first["loc"][1:])) or "body"  # the first part says whether it is in the body
+    # Of a field with several types, the type that fits best says most.
+    first: dict[str, Any] = max(error.errors(), key=lambda each: len(each["loc"]))
+    # The first part says whether it is in the body.
+    field = ".".join(str(part) for part in first["loc"][1:] if not _is_type(part)) or "body"
     message = f"{field}: {_MESSAGES.get(first['type'], 'it cannot be used')}."
     return render(Problem(422, "invalid_request", message, field), http.url.path)
 
 
+def _is_type(part: object) -> bool:
+    """Return whether a part of a place is one of several types, as pydantic writes it, and no key."""
+    return isinstance(part, str) and (part in _TYPES or "[" in part or part[:1].isupper())
+
+
+_TYPES = ("str", "int", "float", "bool")
 _HTTP_ERRORS = {
     404: ("not_found", "There is no such route."),
     405: ("method_not_allowed", "The route has no such method."),
@@ -96,6 +125,8 @@ _MESSAGES = {
     "extra_forbidden": "there is no such field",
     "string_type": "it must be a text",
     "list_type": "it must be a list",
+    "dialect": "the request needs either documents, as Cohere has them, or texts, as Text Embeddings Inference does",
+    "dict_type": "it must be an object",
     "int_type": "it must be a whole number",
     "float_type": "it must be a number",
     "bool_type": "it must be true or false",

@@ -1,7 +1,8 @@
 """How a server is set up."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 MEBIBYTE = 2**20
@@ -24,6 +25,8 @@ class ServerConfig:
         requires_key: Whether a request needs an API key. Without one, everybody who reaches the server may do all.
         hosts: Names, beside localhost, that of this machine and addresses, under which clients may reach the server. A
             web page can make a browser send requests here under a name of its own.
+        loaded: The models that the server loads at its start. If there is one, it answers requests that name none.
+        redaction_keys: The files of the keys that a client of `/v1/redact` can name.
     """
 
     max_body_bytes: int = 16 * MEBIBYTE
@@ -37,6 +40,8 @@ class ServerConfig:
     body_timeout_s: float = 60.0
     requires_key: bool = False
     hosts: tuple[str, ...] = ()
+    loaded: tuple[str, ...] = ()
+    redaction_keys: Mapping[str, Path] = field(default_factory=dict)
 
     def restricted(self, limits: Mapping[str, int]) -> "ServerConfig":
         """Return these limits for a key, each as low as the key's own one."""

@@ -1,6 +1,6 @@
 """Offsets in a text, counted as the client counts: not every language has strings of code points."""
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from typing import Literal
 
 OffsetUnit = Literal["codepoint", "utf16", "utf8"]
@@ -16,7 +16,7 @@ class Offsets:
     """
 
     def __init__(self, text: str, unit: OffsetUnit) -> None:
-        self.length = len(text)
+        self.length = self._size = len(text)
         # Behind each of these characters, offsets are larger by so much than the code points before them.
         self._places: list[int] = []
         self._extra = [0]
@@ -35,3 +35,8 @@ class Offsets:
     def __call__(self, offset: int) -> int:
         """Return the offset in the client's unit."""
         return offset + self._extra[bisect_right(self._places, offset)]
+
+    def to_codepoints(self, offset: int) -> int | None:
+        """Return how many code points are before an offset; None inside of a character or behind the text."""
+        before = bisect_left(range(self._size + 1), offset, key=self)
+        return before if before <= self._size and self(before) == offset else None

@@ -21,6 +21,7 @@ class Problem:
         param: The field of the request that is at fault; None for others.
         retry_after_s: The seconds after which the same request may succeed; None if it will not.
         position: The index of the text at fault, from 0.
+        text_id: The id that the client gave to this text.
     """
 
     status: int
@@ -29,6 +30,7 @@ class Problem:
     param: str | None = None
     retry_after_s: float | None = None
     position: int | None = None
+    text_id: str | None = None
 
     def headers(self) -> dict[str, str]:
         """Return the headers of the answer. Clients that retry on this status are told whether it helps."""
@@ -85,6 +87,7 @@ _KINDS: dict[type[BaseException], tuple[int, str, bool]] = {
     errors.SourceError: (500, "model_files_unusable", False),
     errors.LoadError: (500, "model_unusable", False),
     errors.CatalogError: (503, "catalog_unusable", False),
+    errors.SettingError: (500, "server_misconfigured", False),
     errors.MissingDependencyError: (501, "not_installed", True),
 }
 _RETRY_S = {429: 1.0, 502: 10.0, 503: 5.0}

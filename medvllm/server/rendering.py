@@ -21,7 +21,9 @@ def shape_of(path: str) -> Callable[[Problem], dict[str, Any]]:
 def openai_error(problem: Problem) -> dict[str, Any]:
     """Return the record of a problem as OpenAI's API has it."""
     kind = "invalid_request_error" if problem.status < 500 else "server_error"
-    return {"message": problem.message, "type": kind, "param": problem.param, "code": problem.code}
+    error = {"message": problem.message, "type": kind, "param": problem.param, "code": problem.code}
+    place = {"index": problem.position, "id": problem.text_id}
+    return error | {key: value for key, value in place.items() if value is not None}
 
 
 def _openai(problem: Problem) -> dict[str, Any]:
@@ -29,7 +31,7 @@ def _openai(problem: Problem) -> dict[str, Any]:
 
 
 def _text(problem: Problem) -> dict[str, Any]:
-    """The Open Inference Protocol, Ollama and Presidio: a text."""
+    """The Open Inference Protocol, Ollama, Presidio and Hugging Face: a text."""
     return {"error": problem.message}
 
 
@@ -45,7 +47,7 @@ def _tei(problem: Problem) -> dict[str, Any]:
 # The first that fits. `/v2/rerank` is Cohere's, all else below `/v2` is of the Open Inference Protocol.
 _SHAPES: tuple[tuple[str | tuple[str, ...], Callable[[Problem], dict[str, Any]]], ...] = (
     (("/v1/rerank", "/v2/rerank"), _cohere),
-    (("/v2", "/api/", "/presidio/"), _text),
-    (("/rerank", "/predict", "/embed", "/info"), _tei),
+    (("/v2", "/api/", "/presidio/", "/models/"), _text),
+    (("/rerank", "/predict", "/embed", "/similarity", "/info"), _tei),
     ("/", _openai),
 )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,6 +26,7 @@ class TextItem(StrictModel):
     text: str
 
 
+T = TypeVar("T")
 Texts = str | list[str] | list[TextItem]
 
 
@@ -46,6 +47,28 @@ class GivenTexts:
         self._ids = [item.id if isinstance(item, TextItem) else None for item in items]
         check_texts(self.texts, config)
 
+    @classmethod
+    def of(
+        cls, texts: Sequence[str], ids: Sequence[str | None], config: ServerConfig, others: Sequence[str] = ()
+    ) -> "GivenTexts":
+        """Return the texts of a request that has them with more.
+
+        Args:
+            texts: The texts.
+            ids: Their ids.
+            config: The limits of the server.
+            others: Further texts, whose characters count too.
+        """
+        check_texts(texts, config)
+        check_characters([*texts, *others], config)
+        given = cls.__new__(cls)
+        given.texts, given._ids = list(texts), list(ids)
+        return given
+
+    def named(self, problem: Problem) -> Problem:
+        """Return the problem of a text of the request, with the id that the client gave it."""
+        return problem if problem.position is None else replace(problem, text_id=self._ids[problem.position])
+
     def name(self, position: int) -> dict[str, Any]:
         """Return the index and, if the client gave one, the id of a text, for its answer."""
         own = self._ids[position]
@@ -59,18 +82,23 @@ def check_texts(texts: Sequence[str], config: ServerConfig, param: str = "input"
     if len(texts) > config.max_texts:
         message = f"{param} has {len(texts):,} texts; the server takes {config.max_texts:,} in one request."
         raise ProblemError(Problem(413, "too_many_texts", message, param))
+    check_characters(texts, config, param)
+
+
+def check_characters(texts: Sequence[str], config: ServerConfig, param: str = "input") -> None:
+    """Raise ProblemError unless the texts of a request have so many characters as the server takes."""
     if (characters := sum(map(len, texts))) > config.max_characters:
         message = f"{param} has {characters:,} characters; the server takes {config.max_characters:,} in one request."
         raise ProblemError(Problem(413, "too_many_characters", message, param))
 
 
 def answer_each(
-    texts: Sequence[str], run: Callable[[list[str]], Result]
+    texts: Sequence[T], run: Callable[[list[T]], Result]
 ) -> tuple[Result | None, dict[int, Any], dict[int, Problem]]:
     """Run a task on texts. A text at fault has a problem in its place, and the others have their answers.
 
     Args:
-        texts: The texts.
+        texts: The texts, or their numbers.
         run: Runs the task. Its result has an item for each text.
 
     Returns:

@@ -33,11 +33,13 @@ class Fill:
         token: The tokenizer's name of the word piece, such as "Ġaspirin" for one after a blank. No two have one name.
         text: What the word piece reads as, such as " aspirin".
         score: Its probability, from 0 to 1.
+        id: Its number in the vocabulary.
     """
 
     token: str
     text: str
     score: float
+    id: int
 
 
 class FilledText(list[list[Fill]]):
@@ -217,6 +219,6 @@ def _rank(tokenizer: Any, names: Mapping[int, str], scores: "NDArray[np.float32]
     known = np.array([number for number in names if number < len(scores)], dtype=np.int64)
     best = known[np.argsort(-scores[known], kind="stable")[:count]]
     return [
-        Fill(names[number], str(tokenizer.decode([number])), score)
+        Fill(names[number], str(tokenizer.decode([number])), score, number)
         for number, score in zip(best.tolist(), scores[best].tolist(), strict=True)
     ]

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from typing import Any
 
+from medvllm.engine.model_runner.reading.windows import LONG_INPUTS
 from medvllm.errors import RequestError
 from medvllm.near_names import did_you_mean, near_names
 
@@ -21,6 +22,12 @@ def check_choice(option: str, value: Any, choices: Collection[str]) -> None:
     raise RequestError(
         f"{option} must be one of {', '.join(map(repr, choices))}, not {repr(value)[:80]}.{near}", option=option
     )
+
+
+def check_long_input(value: object) -> None:
+    """Raise RequestError unless a value says what becomes of a long text; None leaves it to the entry."""
+    if value is not None:
+        check_choice("long_input", value, LONG_INPUTS)
 
 
 def check_flag(option: str, value: object) -> None:

@@ -22,11 +22,13 @@ class Result:
     Attributes:
         columns: The names of the columns of `rows`.
         task: The task that ran.
+        version: The version of the entry that answered.
         receipt: What exactly answered; None if it was not asked for.
     """
 
     columns: ClassVar[tuple[str, ...]]
     task: str = ""
+    version: int | None = None
     receipt: Receipt | None = None
 
     def rows(self) -> Iterator[tuple[Cell, ...]]:

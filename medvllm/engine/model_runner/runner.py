@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from medvllm.engine.model_runner.classification.classify import ClassificationResults, Combination
     from medvllm.engine.model_runner.classification.head import Activation
     from medvllm.engine.model_runner.classification.marked_spans import SpanLike
+    from medvllm.engine.model_runner.classification.rerank import ScoreActivation
     from medvllm.engine.model_runner.embedding.embed import Embeddings
     from medvllm.engine.model_runner.embedding.prompts import Role
     from medvllm.engine.model_runner.fill_mask import FillMaskResults
     from medvllm.engine.model_runner.generation.answers import GenerationResults, Piece
     from medvllm.engine.model_runner.generation.options import GenerationOptions
     from medvllm.engine.model_runner.ranking import Ranking
+    from medvllm.engine.model_runner.reading.windows import LongInput
     from medvllm.engine.model_runner.redaction.results import RedactionResults
     from medvllm.engine.model_runner.tagging.aggregation import Aggregation
     from medvllm.engine.model_runner.tagging.entities import EntityResults
@@ -118,6 +120,7 @@ class ModelRunner:
         role: "Role | None" = None,
         prompt_name: str | None = None,
         prompt: str | None = None,
+        long_input: "LongInput | None" = None,
         allow_special_tokens: bool = False,
         with_receipt: bool = False,
     ) -> "Embeddings":
@@ -130,6 +133,9 @@ class ModelRunner:
             prompt_name: The name of the model's prompt to put before each text.
             prompt: The prompt itself. Without any of these, the prompt of the entry's role applies, or the default
                 prompt.
+            long_input: What becomes of a text longer than the model: it is read in windows that overlap ("window"),
+                refused ("error") or cut, as its `coverage` then says ("truncate"). By default, the entry's
+                `long_input`, or else windows.
             allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens. By default, they are text.
             with_receipt: Whether the result has a receipt of what answered.
 
@@ -142,7 +148,7 @@ class ModelRunner:
                 search, or it was made for another task and nothing states a pooling.
             LoadError: The model cannot run, or returns NaN or infinity.
         """
-        options: dict[str, Any] = {"role": role, "prompt_name": prompt_name, "prompt": prompt}
+        options: dict[str, Any] = {"role": role, "prompt_name": prompt_name, "prompt": prompt, "long_input": long_input}
         options["allow_special_tokens"] = allow_special_tokens
         return cast("Embeddings", self.run("embed", texts, with_receipt=with_receipt, **options))
 
@@ -219,6 +225,7 @@ class ModelRunner:
         threshold: float = 0.0,
         labels: Sequence[str] | None = None,
         aggregation: "Aggregation | None" = None,
+        long_input: "LongInput | None" = None,
         allow_special_tokens: bool = False,
         with_receipt: bool = False,
     ) -> "EntityResults":
@@ -233,6 +240,9 @@ class ModelRunner:
                 highest score. "average": the label with the highest mean score. "simple": each piece keeps its own
                 label, so a span may begin or end inside a word. By default the entry's; without one, "first" for a
                 NER model or for given words, and "any" for de-identification.
+            long_input: What becomes of a text longer than the model: it is read in windows that overlap ("window"),
+                refused ("error") or cut, as its `coverage` then says ("truncate"). By default, the entry's
+                `long_input`, or else windows.
             allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens. By default, they are text.
             with_receipt: Whether the result has a receipt of what answered.
 
@@ -255,6 +265,7 @@ class ModelRunner:
             "threshold": threshold,
             "labels": labels,
             "aggregation": aggregation,
+            "long_input": long_input,
             "allow_special_tokens": allow_special_tokens,
         }
         return cast("EntityResults", self.run("ner", texts, with_receipt=with_receipt, **options))
@@ -454,6 +465,7 @@ class ModelRunner:
         top_k: int | None = None,
         activation: "Activation | None" = None,
         windows: "Combination | None" = None,
+        long_input: "LongInput | None" = None,
         allow_special_tokens: bool = False,
         with_receipt: bool = False,
     ) -> "ClassificationResults":
@@ -469,6 +481,9 @@ class ModelRunner:
                 default, the entry's `activation`, the config's `problem_type` or the number of labels decides.
             windows: How the scores of a long text are made of those of its windows: "mean", weighted by the windows'
                 lengths in tokens, or "max".
+            long_input: What becomes of a text longer than the model: it is read in windows that overlap ("window"),
+                refused ("error") or cut, as its `coverage` then says ("truncate"). By default, the entry's
+                `long_input`, or else "error".
             allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens. By default, they are text.
             with_receipt: Whether the result has a receipt of what answered.
 
@@ -486,7 +501,8 @@ class ModelRunner:
             >>> result = ModelRunner("pritamdeka/PubMedBERT-MNLI-MedNLI").classify([["No fever.", "He is afebrile."]])
             >>> print(result[0].label, result[0].score)
         """
-        options = {"top_k": top_k, "activation": activation, "windows": windows}
+        options: dict[str, Any] = {"top_k": top_k, "activation": activation, "windows": windows}
+        options["long_input"] = long_input
         options["allow_special_tokens"] = allow_special_tokens
         return cast("ClassificationResults", self.run("classify", texts, with_receipt=with_receipt, **options))
 
@@ -533,6 +549,8 @@ class ModelRunner:
         documents: Iterable[str],
         *,
         top_k: int | None = None,
+        activation: "ScoreActivation | None" = None,
+        long_input: "LongInput | None" = None,
         allow_special_tokens: bool = False,
         with_receipt: bool = False,
     ) -> "Ranking":
@@ -546,6 +564,10 @@ class ModelRunner:
             query: What is asked.
             documents: The texts to order.
             top_k: How many documents to return; None for all.
+            activation: "sigmoid" for scores from 0 to 1, or "none" for logits.
+            long_input: What becomes of a text longer than the model: it is read in windows that overlap ("window"),
+                refused ("error") or cut, as its `coverage` then says ("truncate"). By default, the entry's
+                `long_input`, or else windows.
             allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens. By default, they are text.
             with_receipt: Whether the result has a receipt of what answered.
 
@@ -562,7 +584,8 @@ class ModelRunner:
             >>> ranked = ModelRunner("ncbi/MedCPT-Cross-Encoder").rerank("aspirin dose", ["75 mg daily", "chest pain"])
             >>> print([(document.index, document.score) for document in ranked])
         """
-        options = {"query": query, "top_k": top_k, "allow_special_tokens": allow_special_tokens}
+        options: dict[str, Any] = {"query": query, "top_k": top_k, "activation": activation, "long_input": long_input}
+        options["allow_special_tokens"] = allow_special_tokens
         return cast("Ranking", self.run("rerank", documents, with_receipt=with_receipt, **options))
 
     @drop_hidden_errors
@@ -598,6 +621,7 @@ class ModelRunner:
         with lease_for_task(self._registry, self._name, self._options, self._engine, task, given) as lease:
             limits.check()  # the load may have taken long
             result = run_task(lease, task, given, arguments)
+            result.version = lease.metadata.version
             with translate_other_errors(lease.metadata.name):
                 result.receipt = lease.receipt if with_receipt else None
             return result

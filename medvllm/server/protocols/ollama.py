@@ -22,7 +22,7 @@ from medvllm.options import parse_keep_alive
 from medvllm.quantities import PINNED
 from medvllm.server.body import StrictRoute
 from medvllm.server.context import Server, ServerOf
-from medvllm.server.documented import answer_of, errors_of
+from medvllm.server.documentation import answer_of
 from medvllm.server.entries import iterate_entries, join_pages, known_facts
 from medvllm.server.streaming import stream_text
 from medvllm.server.texts import check_texts
@@ -81,7 +81,7 @@ async def get_version() -> dict[str, str]:
 @router.get(
     "/api/tags",
     response_class=JSONResponse,
-    responses=errors_of("/api/tags", is_look_up=True) | {200: answer_of({"models": [_LISTED]})},
+    responses={200: answer_of({"models": [_LISTED]})},
 )
 async def list_tags(http: Request, server: ServerOf) -> Response:
     """Return the models of the catalogue. `size` is that of the weights on this machine: 0 before they are fetched."""
@@ -95,8 +95,7 @@ async def list_tags(http: Request, server: ServerOf) -> Response:
 
 @router.get(
     "/api/ps",
-    responses=errors_of("/api/ps", is_look_up=True)
-    | {
+    responses={
         200: answer_of(
             {
                 "models": [
@@ -114,8 +113,7 @@ async def list_running(http: Request, server: ServerOf) -> dict[str, Any]:
 
 @router.post(
     "/api/show",
-    responses=errors_of("/api/show")
-    | {
+    responses={
         200: answer_of(
             {"details": _DETAILS, "model_info": {"general.architecture": "bert"}, "capabilities": ["embedding"]}
         )
@@ -129,8 +127,7 @@ async def show_model(asked: ShowRequest, http: Request, server: ServerOf) -> dic
 @router.post(
     "/api/embed",
     response_class=JSONResponse,
-    responses=errors_of("/api/embed")
-    | {
+    responses={
         200: answer_of(
             {
                 "model": "my-encoder",

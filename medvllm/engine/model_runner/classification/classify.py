@@ -17,8 +17,8 @@ from medvllm.engine.model_runner.classification.marked_spans import check_marked
 from medvllm.engine.model_runner.classification.pairs import check_folder, check_has_label, is_cross_encoder
 from medvllm.engine.model_runner.coverage import Coverage
 from medvllm.engine.model_runner.inputs import Text, check_pairs, check_texts_or_pairs
-from medvllm.engine.model_runner.option_checks import check_choice, check_count, check_flag
-from medvllm.engine.model_runner.reading.windows import Window, split_into_windows
+from medvllm.engine.model_runner.option_checks import check_choice, check_count, check_flag, check_long_input
+from medvllm.engine.model_runner.reading.windows import LongInput, Window, split_into_windows
 from medvllm.engine.model_runner.results import Cell, Result
 from medvllm.model_registry import Lease
 
@@ -80,7 +80,13 @@ class Classification(Sequence[Label]):
 
 
 class ClassificationResults(Result, list[Classification]):
-    """The labels of each text, the likeliest first."""
+    """The labels of each text, the likeliest first.
+
+    Attributes:
+        classes: All labels of the model, in the order of its classes.
+    """
+
+    classes: tuple[str, ...] = ()
 
     columns: ClassVar[tuple[str, ...]] = ("text", "label", "score")
 
@@ -100,6 +106,7 @@ def check_classify_options(
     top_k: int | None = None,
     activation: Activation | None = None,
     windows: Combination | None = None,
+    long_input: LongInput | None = None,
     allow_special_tokens: bool = False,
 ) -> None:
     """Raise RequestError for an option of `classify` that cannot be used with any model."""
@@ -109,6 +116,7 @@ def check_classify_options(
         check_choice("activation", activation, ACTIVATIONS)
     if windows is not None:
         check_choice("windows", windows, get_args(Combination))
+    check_long_input(long_input)
     check_flag("allow_special_tokens", allow_special_tokens)
 
 
@@ -119,6 +127,7 @@ def classify(
     top_k: int | None = None,
     activation: Activation | None = None,
     windows: Combination | None = None,
+    long_input: LongInput | None = None,
     allow_special_tokens: bool = False,
 ) -> ClassificationResults:
     """Return the labels of each text with their scores, the likeliest first.
@@ -134,6 +143,7 @@ def classify(
         activation: How logits become scores. By default, the entry or the model's config decides.
         windows: How the scores of a long text are made of those of its windows: "mean", weighted by the windows'
             lengths in tokens, or "max".
+        long_input: What becomes of a text longer than the model, without `windows`; None for what the entry says.
         allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens.
 
     Raises:
@@ -147,14 +157,16 @@ def classify(
     given = _check_given(lease, texts, allow_special_tokens)
     names, chosen = get_labels(lease), choose_activation(lease, activation)
     _check_entailment(lease, names, given)
-    policy = "window" if windows else lease.metadata.behaviour.long_input or "error"
+    policy = "window" if windows else long_input or lease.metadata.behaviour.long_input or "error"
     pieces, coverage = split_into_windows(lease.tokenizer, given, policy, allow_special_tokens=allow_special_tokens)
     scores = apply_activation(compute_logits(lease, pieces), chosen)
     combined = combine_windows(scores, pieces, len(coverage), windows or ("max" if chosen == "sigmoid" else "mean"))
-    return ClassificationResults(
+    results = ClassificationResults(
         Classification(_rank(names, row)[:top_k], covered)
         for row, covered in zip(combined.tolist(), coverage, strict=True)
     )
+    results.classes = tuple(names)
+    return results
 
 
 def combine_windows(

@@ -17,9 +17,9 @@ from medvllm.engine.model_runner.embedding.stated_pooling import check_pooling
 from medvllm.engine.model_runner.inference.compute import compute
 from medvllm.engine.model_runner.inference.finite import check_finite, nonfinite_positions
 from medvllm.engine.model_runner.inputs import Text, check_pairs, check_single_texts
-from medvllm.engine.model_runner.option_checks import check_flag
+from medvllm.engine.model_runner.option_checks import check_flag, check_long_input
 from medvllm.engine.model_runner.reading.commands import check_no_stand_ins, find_commands, has_special_token
-from medvllm.engine.model_runner.reading.windows import Window, split_into_windows
+from medvllm.engine.model_runner.reading.windows import LongInput, Window, split_into_windows
 from medvllm.engine.model_runner.results import Cell, Result
 from medvllm.errors import RequestError
 from medvllm.model_registry import Lease
@@ -65,10 +65,12 @@ def check_embed_options(
     role: Role | None = None,
     prompt_name: str | None = None,
     prompt: str | None = None,
+    long_input: LongInput | None = None,
     allow_special_tokens: bool = False,
 ) -> None:
     """Raise RequestError for an option of `embed` that cannot be used with any model."""
     check_prompt_options(prompt_name, prompt, role)
+    check_long_input(long_input)
     check_flag("allow_special_tokens", allow_special_tokens)
 
 
@@ -79,11 +81,12 @@ def embed(
     role: Role | None = None,
     prompt_name: str | None = None,
     prompt: str | None = None,
+    long_input: LongInput | None = None,
     allow_special_tokens: bool = False,
 ) -> Embeddings:
     """Return a vector for each text, pooled as the entry and the folder say, or else as the mean of its tokens.
 
-    A text longer than the model is read in overlapping windows, and each token counts once.
+    A text longer than the model is by default read in overlapping windows, and each token counts once.
 
     Args:
         lease: The model in use.
@@ -91,6 +94,7 @@ def embed(
         role: Which side of a search the vectors are for: the prompt of that name is put before each text.
         prompt_name: The name of the prompt to put before each text.
         prompt: The prompt itself. Without any of these, the prompt of the entry's role applies, or the default prompt.
+        long_input: What becomes of a text that is longer than the model; None for what the entry says.
         allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens. Those in a prompt always are.
 
     Raises:
@@ -105,7 +109,7 @@ def embed(
         given = check_pairs(texts, behaviour.inputs)
     else:
         given = check_single_texts(lease, texts, "embed")
-    windows, coverage = _read(lease, chosen, given, allow_special_tokens)
+    windows, coverage = _read(lease, chosen, given, long_input, allow_special_tokens)
     if (empty := next((window.text for window in windows if not window.input_ids), None)) is not None:
         raise RequestError(f"Text {empty + 1} has no tokens, so it has no vector.\nLeave it out.", position=empty)
     skipped = count_prompt_tokens(lease.tokenizer, chosen) if behaviour.include_prompt is False else 0
@@ -119,13 +123,13 @@ def embed(
 
 
 def _read(
-    lease: Lease, prompt: str, given: Sequence[Text], allow_special_tokens: bool
+    lease: Lease, prompt: str, given: Sequence[Text], long_input: LongInput | None, allow_special_tokens: bool
 ) -> tuple[list[Window], list[Coverage]]:
     """Return the windows of texts with a prompt before each, and the coverage of the texts without it.
 
     Of a pair, the first text has the prompt.
     """
-    tokenizer, policy = lease.tokenizer, lease.metadata.behaviour.long_input
+    tokenizer, policy = lease.tokenizer, long_input or lease.metadata.behaviour.long_input
     commands = None
     if not allow_special_tokens and has_special_token(tokenizer, prompt):
         commands = find_commands(tokenizer)

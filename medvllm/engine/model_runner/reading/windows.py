@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from medvllm.engine.model_runner.coverage import Coverage
 from medvllm.engine.model_runner.foreign_errors import translate_tokenizer_errors
@@ -15,6 +15,8 @@ from medvllm.errors import InputTooLongError, LoadError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+LongInput = Literal["window", "error", "truncate"]
+LONG_INPUTS: tuple[str, ...] = get_args(LongInput)
 STRIDE = 64  # tokens that neighbouring windows share, so that each token has context on both sides
 
 
@@ -63,7 +65,7 @@ def split_into_windows(
     Args:
         tokenizer: The tokenizer; its `model_max_length` is the length of a window, special tokens included.
         texts: The texts, pairs or lists of words.
-        policy: `long_input` of the entry: "window" (also None), "error" or "truncate".
+        policy: What becomes of a long text: "window" (also None), "error" or "truncate".
         offsets: Whether the windows need `words` and `offsets`.
         allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens. By default, they are text.
 

@@ -2,6 +2,7 @@
 
 import hmac
 from hashlib import sha256
+from pathlib import Path
 
 from medvllm import settings
 from medvllm.errors import SettingError
@@ -16,9 +17,19 @@ def read_key() -> bytes | None:
         SettingError: The file cannot be read, or the key is too short.
     """
     file = settings.REDACTION_KEY_FILE()
-    if file is None:
-        return None
-    name = settings.REDACTION_KEY_FILE.name
+    return None if file is None else read_key_file(file, settings.REDACTION_KEY_FILE.name)
+
+
+def read_key_file(file: Path, name: str) -> bytes:
+    """Return the key in a file, without white space around it.
+
+    Args:
+        file: The file.
+        name: What names it, such as a setting.
+
+    Raises:
+        SettingError: The file cannot be read, or the key is too short.
+    """
     try:
         key = file.read_bytes().strip()
     except OSError as error:

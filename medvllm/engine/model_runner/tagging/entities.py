@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from medvllm.engine.model_runner.coverage import Coverage
 from medvllm.engine.model_runner.inputs import check_texts_or_words
-from medvllm.engine.model_runner.option_checks import check_choice, check_flag
+from medvllm.engine.model_runner.option_checks import check_choice, check_flag, check_long_input
+from medvllm.engine.model_runner.reading.windows import LongInput
 from medvllm.engine.model_runner.results import Cell, Result
 from medvllm.engine.model_runner.tagging.aggregation import AGGREGATIONS, label_by
 from medvllm.engine.model_runner.tagging.spans import Span, find_spans
@@ -58,11 +59,12 @@ def find_entities(
     threshold: float = 0.0,
     labels: Sequence[str] | None = None,
     aggregation: str | None = None,
+    long_input: LongInput | None = None,
     allow_special_tokens: bool = False,
 ) -> EntityResults:
     """Return the spans that the model finds in each text.
 
-    A text longer than the model is read in overlapping windows. A text without any token has no spans.
+    A text longer than the model is by default read in overlapping windows. A text without any token has no spans.
 
     Args:
         lease: The model in use.
@@ -71,13 +73,14 @@ def find_entities(
         labels: The types of entities to return; None for all.
         aggregation: How the labels of a word's pieces become the label of the word. By default, the entry's, or else
             "first" if words are given, "any" if the entry's task is deid, and "first" otherwise.
+        long_input: What becomes of a text that is longer than the model; None for what the entry says.
         allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens.
 
     Raises:
         RequestError: The model is not a token classifier, or an option or a text cannot be used.
     """
     default = "any" if lease.metadata.behaviour.task == "deid" else "first"
-    return _find(lease, texts, threshold, labels, aggregation, allow_special_tokens, default)
+    return _find(lease, texts, threshold, labels, aggregation, long_input, allow_special_tokens, default)
 
 
 def find_identifiers(
@@ -87,6 +90,7 @@ def find_identifiers(
     threshold: float = 0.0,
     labels: Sequence[str] | None = None,
     aggregation: str | None = None,
+    long_input: LongInput | None = None,
     allow_special_tokens: bool = False,
 ) -> EntityResults:
     """Return what identifies a person in each text, as `find_entities` with the default of a de-identification model.
@@ -99,7 +103,7 @@ def find_identifiers(
     stated = lease.metadata.without_folder_facts().tasks
     if labels is None and stated and "deid" not in stated:
         raise not_deid_error(lease, read_labels(lease), f"has the task {stated[0]!r}", "find only these labels")
-    return _find(lease, texts, threshold, labels, aggregation, allow_special_tokens, "any")
+    return _find(lease, texts, threshold, labels, aggregation, long_input, allow_special_tokens, "any")
 
 
 def _find(
@@ -108,6 +112,7 @@ def _find(
     threshold: float,
     labels: Sequence[str] | None,
     aggregation: str | None,
+    long_input: LongInput | None,
     allow_special_tokens: bool,
     default: str,
 ) -> EntityResults:
@@ -115,7 +120,7 @@ def _find(
     given = check_texts_or_words(lease, texts, "ner")
     stated = aggregation or lease.metadata.behaviour.aggregation
     results = EntityResults()
-    for tagged in label_words(lease, given, allow_special_tokens=allow_special_tokens):
+    for tagged in label_words(lease, given, long_input=long_input, allow_special_tokens=allow_special_tokens):
         # Of words split beforehand, models are trained on the first piece only: the others say nothing.
         words = label_by(stated or ("first" if tagged.given else default), tagged)
         spans = [
@@ -132,6 +137,7 @@ def check_entity_options(
     threshold: float = 0.0,
     labels: Sequence[str] | None = None,
     aggregation: str | None = None,
+    long_input: LongInput | None = None,
     allow_special_tokens: bool = False,
 ) -> None:
     """Raise RequestError if an option has a wrong type or value. This needs no model."""
@@ -148,6 +154,7 @@ def check_entity_options(
         )
     if aggregation is not None:
         check_choice("aggregation", aggregation, AGGREGATIONS)
+    check_long_input(long_input)
     check_flag("allow_special_tokens", allow_special_tokens)
 
 

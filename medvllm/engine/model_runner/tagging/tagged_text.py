@@ -8,7 +8,7 @@ from medvllm.activations import softmax
 from medvllm.engine.model_runner.coverage import Coverage
 from medvllm.engine.model_runner.inference.compute import compute
 from medvllm.engine.model_runner.inference.finite import check_finite, is_finite
-from medvllm.engine.model_runner.reading.windows import Window, split_into_windows
+from medvllm.engine.model_runner.reading.windows import LongInput, Window, split_into_windows
 from medvllm.engine.model_runner.tagging.words import Word, cut_words, trim_words
 from medvllm.engine.model_runner.word_list import WordList, split_by_pattern
 from medvllm.errors import RequestError
@@ -73,13 +73,18 @@ class TaggedText:
 
 
 def label_words(
-    lease: Lease, texts: Sequence[str | WordList], *, allow_special_tokens: bool = False
+    lease: Lease,
+    texts: Sequence[str | WordList],
+    *,
+    long_input: LongInput | None = None,
+    allow_special_tokens: bool = False,
 ) -> Iterator[TaggedText]:
-    """Yield what the model says of each text, in order. Long texts are read in overlapping windows.
+    """Yield what the model says of each text, in order. Long texts are by default read in overlapping windows.
 
     Args:
         lease: The model in use.
         texts: The texts, or lists of words. If the entry has a `word_pattern`, it splits the texts into words.
+        long_input: What becomes of a text that is longer than the model; None for what the entry says.
         allow_special_tokens: Whether "[SEP]" and the like in a text are special tokens.
 
     Raises:
@@ -94,7 +99,11 @@ def label_words(
             for position, text in enumerate(texts)
         ]
     windows, coverage = split_into_windows(
-        lease.tokenizer, texts, behaviour.long_input, offsets=True, allow_special_tokens=allow_special_tokens
+        lease.tokenizer,
+        texts,
+        long_input or behaviour.long_input,
+        offsets=True,
+        allow_special_tokens=allow_special_tokens,
     )
     marks = _find_marks(lease.tokenizer, windows)
     # Of words split beforehand, the first piece has the label, also if it is only the mark of a blank.

@@ -11,7 +11,6 @@ from medvllm.local_files import local_files
 from medvllm.metadata import ModelMetadata
 from medvllm.server.body import StrictRoute
 from medvllm.server.context import Server, ServerOf
-from medvllm.server.documented import errors_of
 from medvllm.server.health import check_ready
 from medvllm.server.problem import Problem, ProblemError
 from medvllm.server.protocols.open_inference.messages import (
@@ -27,9 +26,7 @@ from medvllm.server.protocols.open_inference.signatures import Signature, rows_o
 from medvllm.server.protocols.open_inference.tensors import invalid
 from medvllm.server.texts import check_texts
 
-router = APIRouter(
-    prefix="/v2", tags=["Open Inference Protocol"], route_class=StrictRoute, responses=errors_of("/v2/models")
-)
+router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], route_class=StrictRoute)
 
 EXTENSIONS = ("model_repository", "binary_tensor_data")
 # A task has no options of these names, or they are for the server to choose.

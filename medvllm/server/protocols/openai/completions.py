@@ -12,7 +12,7 @@ from medvllm.engine.model_runner.generation.answers import Piece
 from medvllm.errors import RequestError
 from medvllm.server.body import StrictRoute
 from medvllm.server.context import Server, ServerOf
-from medvllm.server.documented import answer_of, errors_of
+from medvllm.server.documentation import answer_of
 from medvllm.server.problem import ProblemError, problem_of
 from medvllm.server.protocols.openai.answers import ChatForm, CompletionForm, Form
 from medvllm.server.protocols.openai.embeddings import refuse_token_ids
@@ -36,8 +36,7 @@ _USAGE = {"prompt_tokens": 9, "completion_tokens": 5, "total_tokens": 14}
 @router.post(
     "/v1/chat/completions",
     response_class=JSONResponse,
-    responses=errors_of("/v1/chat/completions")
-    | {
+    responses={
         200: answer_of(
             {
                 "id": "chatcmpl-1",
@@ -79,8 +78,7 @@ async def create_chat_completion(asked: ChatRequest, http: Request, server: Serv
 @router.post(
     "/v1/completions",
     response_class=JSONResponse,
-    responses=errors_of("/v1/completions")
-    | {
+    responses={
         200: answer_of(
             {
                 "id": "cmpl-1",

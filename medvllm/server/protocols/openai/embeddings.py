@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from medvllm.server.body import StrictRoute
 from medvllm.server.context import Server, ServerOf
-from medvllm.server.documented import answer_of, errors_of
+from medvllm.server.documentation import answer_of
 from medvllm.server.problem import Problem, ProblemError
 from medvllm.server.texts import check_texts
 from medvllm.server.vectors import shorten
@@ -37,8 +37,7 @@ class EmbeddingRequest(BaseModel):
 @router.post(
     "/v1/embeddings",
     response_class=JSONResponse,
-    responses=errors_of("/v1/embeddings")
-    | {
+    responses={
         200: answer_of(
             {
                 "object": "list",

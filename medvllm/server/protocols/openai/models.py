@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from medvllm.metadata import ModelMetadata
 from medvllm.server.body import StrictRoute
 from medvllm.server.context import ServerOf
-from medvllm.server.documented import answer_of, errors_of
+from medvllm.server.documentation import answer_of
 from medvllm.server.entries import iterate_entries, join_pages, known_facts, repository
 from medvllm.server.streaming import stream_text
 
@@ -32,8 +32,7 @@ _EXAMPLE = {
 @router.get(
     "/v1/models",
     response_class=JSONResponse,
-    responses=errors_of("/v1/models", is_look_up=True)
-    | {200: answer_of({"object": "list", "data": [_EXAMPLE], "has_more": False})},
+    responses={200: answer_of({"object": "list", "data": [_EXAMPLE], "has_more": False})},
 )
 async def list_models(
     http: Request,
@@ -69,7 +68,7 @@ async def list_models(
 @router.get(
     "/v1/models/{model:path}",
     response_class=JSONResponse,
-    responses=errors_of("/v1/models", is_look_up=True) | {200: answer_of(_EXAMPLE)},
+    responses={200: answer_of(_EXAMPLE)},
 )
 async def get_model(model: str, http: Request, server: ServerOf) -> dict[str, Any]:
     """Return what is known of a model: "name", "name@version" or "name@alias"; "name:version" is accepted, too."""

@@ -1,9 +1,13 @@
-"""How OpenAPI describes the errors of a route, in the shape of its protocol."""
+"""The OpenAPI description of a server: each route with the errors that it may answer, in the shape of its protocol."""
 
+import json
 from typing import Any
 
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
 from medvllm.server.problem import Problem
-from medvllm.server.rendering import shape_of
+from medvllm.server.rendering import render
 
 _EXAMPLES = (
     Problem(400, "invalid_json", "The body is not JSON: Expecting value at line 1, column 1."),
@@ -27,24 +31,27 @@ _EXAMPLES = (
 _LOOK_UP = (401, 403, 404, 421, 422, 429, 499, 500, 503, 504)  # the others are about a body or a model's files
 
 
-def errors_of(path: str, *, is_look_up: bool = False) -> dict[int | str, dict[str, Any]]:
-    """Return the errors that a route may answer with, for its `responses`.
-
-    Args:
-        path: The route's path, which tells its protocol.
-        is_look_up: Whether the route only looks into the catalogue.
-    """
-    shape = shape_of(path)
-    return {
-        problem.status: {
-            "description": problem.code.replace("_", " ").capitalize(),
-            "content": {"application/json": {"example": shape(problem)}},
-        }
-        for problem in _EXAMPLES
-        if not is_look_up or problem.status in _LOOK_UP
-    }
+def describe_api(app: FastAPI) -> dict[str, Any]:
+    """Return the OpenAPI description of an application."""
+    schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    for path, operations in schema["paths"].items():
+        for operation in operations.values():
+            takes_model = "requestBody" in operation or "{model}" in path
+            errors = [problem for problem in _EXAMPLES if takes_model or problem.status in _LOOK_UP]
+            described = {str(problem.status): _describe(problem, path) for problem in errors}
+            operation["responses"] = operation["responses"] | described
+    for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, which this server never answers
+        schema.get("components", {}).get("schemas", {}).pop(name, None)
+    return schema
 
 
 def answer_of(example: Any) -> dict[str, Any]:
     """Return the description of a good answer, for a route's `responses`."""
     return {"content": {"application/json": {"example": example}}}
+
+
+def _describe(problem: Problem, path: str) -> dict[str, Any]:
+    answer = render(problem, path)
+    headers = {name: {"schema": {"type": "string"}, "example": value} for name, value in problem.headers().items()}
+    content = {"application/json": {"schema": {"type": "object"}, "example": json.loads(bytes(answer.body))}}
+    return {"description": problem.code.replace("_", " ").capitalize(), "headers": headers, "content": content}

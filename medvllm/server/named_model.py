@@ -1,0 +1,48 @@
+"""Which model a request means, in protocols whose requests need not name one."""
+
+from typing import Annotated
+
+from fastapi import Depends, Header, Query, Request
+
+from medvllm.server.context import server_of
+from medvllm.server.problem import Problem, ProblemError
+
+
+class ModelChoice:
+    """What a request says about its model, besides its body.
+
+    Args:
+        http: The request.
+        model: A name of the catalogue, in the address.
+        x_medvllm_model: The same in a header, for clients with a fixed address.
+    """
+
+    def __init__(
+        self,
+        http: Request,
+        model: Annotated[str | None, Query(description="A name of the catalogue.")] = None,
+        x_medvllm_model: Annotated[str | None, Header(description="A name of the catalogue.")] = None,
+    ) -> None:
+        self._path, self._loaded = http.url.path, server_of(http).config.loaded
+        self._named = model or x_medvllm_model
+
+    def name(self, given: str | None = None) -> str:
+        """Return the model that the body names, or else the address or a header, or else the server's only one.
+
+        Args:
+            given: The name in the body.
+
+        Raises:
+            ProblemError: Nothing names a model, and the server did not load exactly one at its start.
+        """
+        if name := given or self._named or (self._loaded[0] if len(self._loaded) == 1 else None):
+            return name
+        loaded = f"several at its start: {', '.join(self._loaded)}" if self._loaded else "none at its start"
+        message = (
+            f"The request names no model, and the server loaded {loaded}.\n"
+            f"Name it in the address, {self._path}?model=NAME, or in the header x-medvllm-model."
+        )
+        raise ProblemError(Problem(422, "no_model", message, "model"))
+
+
+Choice = Annotated[ModelChoice, Depends()]

@@ -1,0 +1,79 @@
+"""The answers of the medical tasks: a record for each text, and what answered."""
+
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from medvllm.engine.model_runner.coverage import Coverage
+from medvllm.engine.model_runner.results import Result
+from medvllm.server.offsets import Offsets
+from medvllm.server.problem import Problem
+from medvllm.server.protocols.medical.request import MedicalRequest
+from medvllm.server.receipts import describe_receipt
+from medvllm.server.texts import GivenTexts, place_problem
+
+
+def describe_answers(
+    given: GivenTexts,
+    answers: Mapping[int, Any],
+    problems: Mapping[int, Problem],
+    describe: Callable[[int, Any], dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """Return a record for each text of a request: its answer, or what is wrong with it.
+
+    Args:
+        given: The texts.
+        answers: The answers, by the index of their text.
+        problems: What is wrong with the other texts.
+        describe: Returns the record of an answer, from the index of its text and itself.
+    """
+    return [
+        place_problem(given.name(index), problems[index])
+        if index in problems
+        else given.name(index) | describe(index, answers[index])
+        for index in range(len(given.texts))
+    ]
+
+
+def make_answer(
+    asked: MedicalRequest, kind: str, data: Sequence[Mapping[str, Any]], tokens: int, result: Result | None
+) -> dict[str, Any]:
+    """Return the whole answer to a request.
+
+    Args:
+        asked: The request.
+        kind: How its id begins, such as "ent".
+        data: The records.
+        tokens: How many tokens the model read.
+        result: What answered; None if every text is at fault.
+    """
+    version = None if result is None else str(result.version)
+    answer = {
+        "object": "list",
+        "id": f"{kind}-{uuid.uuid4().hex}",
+        "created": int(time.time()),
+        "model": asked.model,
+        "version": version,
+        "offset_unit": asked.offset_unit,
+        "data": data,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+    if result is not None and result.receipt is not None:
+        answer["receipt"] = describe_receipt(result.receipt)
+    return answer
+
+
+def count_tokens(coverages: Iterable[Coverage]) -> int:
+    """Return how many tokens a model read."""
+    return sum(coverage.tokens for coverage in coverages)
+
+
+def describe_coverage(coverage: Coverage, text: str, offsets: Offsets) -> dict[str, Any]:
+    """Return what was read of a text, in the client's unit, and whether that is all of it but blanks."""
+    read = [[offsets(start), offsets(end)] for start, end in coverage.read]
+    ends = [0, *(place for part in coverage.read for place in part), len(text)]
+    gaps = zip(ends[::2], ends[1::2], strict=True)
+    is_complete = not coverage.truncated and not any(text[start:end].strip() for start, end in gaps)
+    counts = {"windows": coverage.windows, "tokens": coverage.tokens, "truncated": coverage.truncated}
+    return {"complete": is_complete, "read": read, **counts}

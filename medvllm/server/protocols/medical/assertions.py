@@ -1,0 +1,101 @@
+"""`POST /v1/assertions`: whether what a span names is present, absent or possible."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from medvllm.engine.model_runner.classification.assertions import Assertion
+from medvllm.server.body import StrictRoute
+from medvllm.server.context import ServerOf
+from medvllm.server.offsets import Offsets
+from medvllm.server.problem import Problem, ProblemError
+from medvllm.server.protocols.medical.answer import count_tokens, describe_answers, describe_coverage, make_answer
+from medvllm.server.protocols.medical.request import MedicalRequest
+from medvllm.server.texts import GivenTexts, StrictModel, answer_each
+
+router = APIRouter(route_class=StrictRoute)
+
+
+class SpanItem(BaseModel):
+    """A span of a text. The other keys of an entity of `/v1/entities` are allowed."""
+
+    model_config = ConfigDict(strict=True)
+
+    start: Annotated[int, Field(ge=0)]
+    end: Annotated[int, Field(ge=0)]
+    id: int | str | None = None
+
+
+class TextWithSpans(StrictModel):
+    """A text, with the spans to judge."""
+
+    id: Annotated[str, Field(max_length=200)] | None = None
+    text: str
+    spans: list[SpanItem]
+
+
+class AssertionsRequest(MedicalRequest):
+    """The spans to judge.
+
+    Attributes:
+        input: The texts, each with its spans. Their offsets count what `offset_unit` says.
+        include_text: Whether the answer repeats the text of each span.
+    """
+
+    input: list[TextWithSpans]
+    include_text: bool = True
+
+
+@router.post("/v1/assertions")
+async def find_assertions(asked: AssertionsRequest, http: Request, server: ServerOf) -> dict[str, Any]:
+    """Return what the model says of each span. A text at fault has an error in its place."""
+    texts = [item.text for item in asked.input]
+    given = GivenTexts.of(texts, [item.id for item in asked.input], server.config)
+    units = [Offsets(text, asked.offset_unit) for text in texts]
+    spans = [
+        _places(item.spans, offsets, index)
+        for index, (item, offsets) in enumerate(zip(asked.input, units, strict=True))
+    ]
+
+    def call() -> Any:
+        runner = asked.runner(server)
+
+        def run(chosen: Sequence[int]) -> Any:
+            return runner.assertions(
+                [texts[index] for index in chosen], [spans[index] for index in chosen], with_receipt=asked.receipt
+            )
+
+        return answer_each(range(len(texts)), run)
+
+    def describe(index: int, found: Sequence[Assertion]) -> dict[str, Any]:
+        offsets = units[index]
+        judged = [
+            ({} if span.id is None else {"id": span.id})
+            | {"start": span.start, "end": span.end, "label": each.label, "score": each.score, "scores": each.scores}
+            | ({"text": each.text} if asked.include_text else {})
+            | {"coverage": describe_coverage(each.coverage, texts[index], offsets)}
+            for span, each in zip(asked.input[index].spans, found, strict=True)
+        ]
+        return {"object": "assertions", "length": offsets.length, "assertions": judged}
+
+    result, answers, problems = await server.run(http, call, **asked.limits())
+    data = describe_answers(given, answers, problems, describe)
+    tokens = count_tokens(each.coverage for found in answers.values() for each in found)
+    return make_answer(asked, "ast", data, tokens, result)
+
+
+def _places(spans: Sequence[SpanItem], offsets: Offsets, index: int) -> list[tuple[int, int]]:
+    """Return the places of spans in code points. ProblemError: an offset is inside a character."""
+    places = []
+    for number, span in enumerate(spans):
+        start, end = offsets.to_codepoints(span.start), offsets.to_codepoints(span.end)
+        if start is None or end is None:
+            param = f"input.{index}.spans.{number}"
+            message = (
+                f"{param} begins or ends inside a character, or behind the text.\nIs offset_unit the client's own?"
+            )
+            raise ProblemError(Problem(422, "invalid_span", message, param, position=index))
+        places.append((start, end))
+    return places

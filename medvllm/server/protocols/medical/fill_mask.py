@@ -1,0 +1,49 @@
+"""`POST /v1/fill-mask`: word pieces for the gaps in texts."""
+
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from medvllm.engine.model_runner.fill_mask import FilledText
+from medvllm.server.body import StrictRoute
+from medvllm.server.context import ServerOf
+from medvllm.server.offsets import Offsets
+from medvllm.server.protocols.medical.answer import count_tokens, describe_answers, describe_coverage, make_answer
+from medvllm.server.protocols.medical.request import Count, MedicalRequest
+from medvllm.server.texts import GivenTexts, Texts, answer_each
+
+router = APIRouter(route_class=StrictRoute)
+
+
+class FillMaskRequest(MedicalRequest):
+    """The texts whose gaps to fill.
+
+    Attributes:
+        input: A text, a list of texts, or a list of texts with ids. A gap is written as [MASK].
+        top_k: How many word pieces to return for each gap; 5 by default, or all targets.
+        targets: The only word pieces to score.
+    """
+
+    input: Texts
+    top_k: Count | None = None
+    targets: list[str] | None = None
+
+
+@router.post("/v1/fill-mask")
+async def fill_mask(asked: FillMaskRequest, http: Request, server: ServerOf) -> dict[str, Any]:
+    """Return the likeliest word pieces for each gap of each text. A text at fault has an error in its place."""
+    given = GivenTexts(asked.input, server.config)
+
+    def call() -> Any:
+        options: dict[str, Any] = {"top_k": asked.top_k, "targets": asked.targets, "with_receipt": asked.receipt}
+        return answer_each(given.texts, partial(asked.runner(server).fill_mask, **options))
+
+    def describe(index: int, filled: FilledText) -> dict[str, Any]:
+        offsets = Offsets(given.texts[index], asked.offset_unit)
+        record = {"object": "fill-mask", "length": offsets.length, "gaps": [list(map(vars, gap)) for gap in filled]}
+        return {**record, "coverage": describe_coverage(filled.coverage, given.texts[index], offsets)}
+
+    result, answers, problems = await server.run(http, call, **asked.limits())
+    data = describe_answers(given, answers, problems, describe)
+    return make_answer(asked, "fill", data, count_tokens(filled.coverage for filled in answers.values()), result)

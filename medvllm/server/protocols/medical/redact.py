@@ -1,0 +1,91 @@
+"""`POST /v1/redact`: texts in which whatever is likely to identify someone is written over."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from pydantic import Field
+
+from medvllm.engine.model_runner.redaction.redact import THRESHOLD
+from medvllm.engine.model_runner.redaction.results import Redaction
+from medvllm.errors import LoadError, RequestError
+from medvllm.server.body import StrictRoute
+from medvllm.server.context import ServerOf
+from medvllm.server.offsets import Offsets
+from medvllm.server.problem import ProblemError, problem_of
+from medvllm.server.protocols.medical.answer import count_tokens, describe_answers, describe_coverage, make_answer
+from medvllm.server.protocols.medical.request import MedicalRequest
+from medvllm.server.redaction_keys import use_server_keys
+from medvllm.server.texts import GivenTexts, Texts
+
+router = APIRouter(route_class=StrictRoute)
+
+_EXAMPLE = {"DEFAULT": {"type": "replace"}, "PATIENT": {"type": "hash"}, "DATE": {"type": "shift_dates"}}
+
+
+class RedactRequest(MedicalRequest):
+    """The texts to redact.
+
+    Attributes:
+        input: A text, a list of texts, or a list of texts with ids.
+        operators: For a label, or for "DEFAULT", what is written instead, and its options. Secrets are never sent:
+            "key" is the name of a key of the server.
+        threshold: How likely, from 0 to 1, a piece of a word must be not to be outside of the labels.
+        labels: The labels to redact; all by default. Required if the model is no de-identifier.
+        documents: The document that each text belongs to. Dates of one document are shifted by the same number of days.
+        include_text: Whether the items repeat what was written over.
+    """
+
+    input: Texts
+    operators: Annotated[dict[str, dict[str, Any]], Field(examples=[_EXAMPLE])] | None = None
+    threshold: Annotated[float, Field(gt=0, le=1)] = THRESHOLD
+    labels: list[str] | None = None
+    documents: list[str] | None = None
+    include_text: bool = False
+
+
+@router.post("/v1/redact")
+async def redact(asked: RedactRequest, http: Request, server: ServerOf) -> dict[str, Any]:
+    """Return each text, redacted whole. If one text cannot be, none is returned.
+
+    A text that the model cannot read whole would look redacted and be as it was. So the request fails with a 422 that
+    has its `index`, and the texts beside it have no answer either: a program that stores what it receives must not
+    store a batch with a gap in it, and a surrogate may depend on all texts. Leave it out, and send the others again.
+    """
+    given = GivenTexts(asked.input, server.config)
+
+    def call() -> Any:
+        return asked.runner(server).redact(
+            given.texts,
+            operators=use_server_keys(asked.operators, server.config.redaction_keys),
+            threshold=asked.threshold,
+            labels=asked.labels,
+            documents=asked.documents,
+            with_receipt=asked.receipt,
+        )
+
+    def describe(index: int, done: Redaction) -> dict[str, Any]:
+        text = given.texts[index]
+        source, new = Offsets(text, asked.offset_unit), Offsets(done.text, asked.offset_unit)
+        items = [
+            {
+                "start": new(item.start),
+                "end": new(item.end),
+                "source_start": source(item.source_start),
+                "source_end": source(item.source_end),
+                "label": item.label,
+                "operator": item.operator,
+                "score": item.score,
+            }
+            | ({} if item.reason is None else {"reason": item.reason})
+            | ({"source_text": text[item.source_start : item.source_end]} if asked.include_text else {})
+            for item in done.items
+        ]
+        record = {"object": "redaction", "text": done.text, "length": new.length, "source_length": source.length}
+        return {**record, "items": items, "coverage": describe_coverage(done.coverage, text, source)}
+
+    try:
+        result = await server.run(http, call, **asked.limits())
+    except (RequestError, LoadError) as error:
+        raise ProblemError(given.named(problem_of(error))) from None
+    data = describe_answers(given, dict(enumerate(result)), {}, describe)
+    return make_answer(asked, "red", data, count_tokens(done.coverage for done in result), result)

@@ -1,0 +1,130 @@
+"""Rerank: Cohere's API, which Jina and vLLM have too, and that of Text Embeddings Inference on the same path."""
+
+import uuid
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Discriminator, Field, Tag
+
+from medvllm.engine.model_runner.ranking import Ranking
+from medvllm.server.body import StrictRoute
+from medvllm.server.context import Server, ServerOf
+from medvllm.server.named_model import Choice
+from medvllm.server.problem import Problem, ProblemError
+from medvllm.server.protocols.tei import TEIRequest
+from medvllm.server.texts import check_characters, check_texts
+
+router = APIRouter(tags=["Rerank"], route_class=StrictRoute)
+
+
+class Document(BaseModel):
+    """A document as an object."""
+
+    text: str
+
+
+class CohereRequest(BaseModel):
+    """A query and documents. Unknown keys are ignored: documents are read whole, also those that Cohere would cut.
+
+    Attributes:
+        model: A name of the catalogue.
+        query: What is asked.
+        documents: Texts, or objects with a text.
+        top_n: How many documents to return; all by default.
+        return_documents: Whether the answer repeats the texts.
+        rank_fields: Of a document that is an object, what is read: ["text"] only.
+    """
+
+    model: str | None = None
+    query: str
+    documents: list[str | Document]
+    top_n: Annotated[int, Field(ge=1, strict=True)] | None = None
+    return_documents: bool | None = None
+    rank_fields: list[str] | None = None
+
+
+class TEIRerankRequest(TEIRequest):
+    """A query and texts.
+
+    Attributes:
+        query: What is asked.
+        texts: The texts to order.
+        raw_scores: Whether scores are logits. By default, they are from 0 to 1.
+        return_text: Whether the answer repeats the texts.
+    """
+
+    query: str
+    texts: list[str]
+    raw_scores: bool = False
+    return_text: bool = False
+
+
+def _dialect(given: Any) -> str | None:
+    """Return which of the two keys a request has, if it has one of them."""
+    has = [key for key in ("documents", "texts") if isinstance(given, dict) and given.get(key) is not None]
+    return has[0] if len(has) == 1 else None
+
+
+EitherRequest = Annotated[
+    Annotated[CohereRequest, Tag("documents")] | Annotated[TEIRerankRequest, Tag("texts")],
+    Discriminator(_dialect, custom_error_type="dialect", custom_error_message="dialect"),
+]
+
+
+@router.post("/v1/rerank")
+@router.post("/v2/rerank")
+async def rerank_documents(asked: CohereRequest, http: Request, server: ServerOf, choice: Choice) -> dict[str, Any]:
+    """Return documents in the order of their scores for the query, the best first."""
+    if asked.rank_fields not in (None, ["text"]):
+        message = "Of a document that is an object, its text is read.\nLeave out: rank_fields"
+        raise ProblemError(Problem(422, "unsupported_option", message, "rank_fields"))
+    name = choice.name(asked.model)
+    texts = [document if isinstance(document, str) else document.text for document in asked.documents]
+    ranking = await _rank(http, server, name, asked.query, texts, "documents", TEIRequest(), top_k=asked.top_n)
+    results: list[dict[str, Any]] = [{"index": each.index, "relevance_score": each.score} for each in ranking]
+    if asked.return_documents:
+        for result in results:
+            result["document"] = {"text": texts[result["index"]]}
+    tokens = sum(each.coverage.tokens for each in ranking)
+    head = {"id": f"rerank-{uuid.uuid4().hex}", "model": name, "version": str(ranking.version), "results": results}
+    meta = {"api_version": {"version": "2" if http.url.path.startswith("/v2") else "1"}}
+    return {**head, "meta": meta, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
+
+
+@router.post("/rerank")
+async def rerank_either(asked: EitherRequest, http: Request, server: ServerOf, choice: Choice) -> Any:
+    """Return texts in the order of their scores for the query, in the API that the request is of.
+
+    With `documents`, it is that of `/v1/rerank`. With `texts`, it is that of Text Embeddings Inference, whose answer is
+    a list of `index`, `score` and, with `return_text`, `text`.
+    """
+    if isinstance(asked, CohereRequest):
+        return await rerank_documents(asked, http, server, choice)
+    name = choice.name(asked.model)
+    activation = "none" if asked.raw_scores else "sigmoid"
+    ranking = await _rank(http, server, name, asked.query, asked.texts, "texts", asked, activation=activation)
+    return [
+        {"index": each.index, "score": each.score} | ({"text": asked.texts[each.index]} if asked.return_text else {})
+        for each in ranking
+    ]
+
+
+async def _rank(
+    http: Request,
+    server: Server,
+    name: str,
+    query: str,
+    texts: Sequence[str],
+    param: str,
+    asked: TEIRequest,
+    **options: Any,
+) -> Ranking:
+    check_texts(texts, server.config, param)
+    check_characters([query, *texts], server.config, param)
+
+    def call() -> Ranking:
+        long_input = asked.long_input(server.entry(name))
+        return server.runner(name).rerank(query, texts, long_input=long_input, **options)
+
+    return await server.run(http, call)

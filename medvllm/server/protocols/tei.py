@@ -1,0 +1,211 @@
+"""Text Embeddings Inference: `/embed`, `/predict`, `/similarity` and `/info`. Its `/rerank` is in `rerank.py`."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+
+from medvllm import __version__
+from medvllm.activations import scale
+from medvllm.engine.model_runner.classification.classify import Classification
+from medvllm.engine.model_runner.embedding.embed import Embeddings
+from medvllm.engine.model_runner.embedding.similarity import compare
+from medvllm.engine.model_runner.reading.windows import LongInput
+from medvllm.metadata import ModelMetadata
+from medvllm.server.body import StrictRoute
+from medvllm.server.context import Server, ServerOf
+from medvllm.server.named_model import Choice
+from medvllm.server.problem import Problem, ProblemError
+from medvllm.server.texts import check_texts
+
+router = APIRouter(tags=["Text Embeddings Inference"], route_class=StrictRoute)
+
+
+class TEIRequest(BaseModel):
+    """What requests of Text Embeddings Inference have in common. Unknown keys are ignored.
+
+    Attributes:
+        model: A name of the catalogue. The protocol has none: the address, a header or the server's only model tells.
+        truncate: Whether a long text is cut. By default nothing is: texts are read in windows, or refused.
+        truncation_direction: Where to cut: only the end of a text can be.
+    """
+
+    model: str | None = None
+    truncate: bool | None = None
+    truncation_direction: Literal["Left", "Right", "left", "right"] = "Right"
+
+    def long_input(self, entry: ModelMetadata) -> LongInput | None:
+        """Return what becomes of long texts; None for what the entry says.
+
+        An answer of this protocol cannot say what was read. So an entry that cuts long texts refuses them here, unless
+        the client asks to have them cut.
+
+        Raises:
+            ProblemError: The client asks to cut the beginning.
+        """
+        if self.truncate and self.truncation_direction.lower() == "left":
+            message = "A text can be cut at its end only.\nLeave out truncate to have all of it read."
+            raise ProblemError(Problem(422, "unsupported_option", message, "truncation_direction"))
+        if self.truncate:
+            return "truncate"
+        return "error" if entry.behaviour.long_input == "truncate" else None
+
+
+class EmbedOptions(TEIRequest):
+    """How vectors are made.
+
+    Attributes:
+        normalize: Whether vectors are scaled to length 1. If not, they are as the model makes them.
+        prompt_name: The name of the model's prompt to put before each text.
+        dimensions: How many of the first numbers of a vector to return; all by default.
+    """
+
+    normalize: bool = True
+    prompt_name: str | None = None
+    dimensions: Annotated[int, Field(ge=1, strict=True)] | None = None
+
+
+class EmbedRequest(EmbedOptions):
+    """The texts to embed.
+
+    Attributes:
+        inputs: A text, or a list of texts.
+    """
+
+    inputs: str | list[str]
+
+
+Single = Annotated[list[str], Field(min_length=1, max_length=2)]
+
+
+class PredictRequest(TEIRequest):
+    """The texts to classify.
+
+    Attributes:
+        inputs: A text; a pair of texts as a list; or a batch: a list of lists of one text or two.
+        raw_scores: Whether scores are logits.
+    """
+
+    inputs: str | Single | list[Single]
+    raw_scores: bool = False
+
+
+class Sentences(BaseModel):
+    """A text, and those to compare it with."""
+
+    source_sentence: str
+    sentences: list[str]
+
+
+class SimilarityRequest(BaseModel):
+    """The texts to compare.
+
+    Attributes:
+        model: As in the other requests.
+        inputs: The texts.
+        parameters: `truncate` and `truncation_direction`.
+    """
+
+    model: str | None = None
+    inputs: Sentences
+    parameters: TEIRequest | None = None
+
+
+@router.post("/embed")
+async def embed(asked: EmbedRequest, http: Request, server: ServerOf, choice: Choice) -> list[list[float]]:
+    """Return a vector for each text."""
+    texts = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
+    name = choice.name(asked.model)
+    made = await embed_texts(http, server, name, texts, asked)
+    return finish_vectors(made, name, asked)
+
+
+@router.post("/predict")
+async def predict(asked: PredictRequest, http: Request, server: ServerOf, choice: Choice) -> Any:
+    """Return the labels of a text or a pair, the likeliest first; of a batch, a list of them for each."""
+    given = asked.inputs
+    is_batch = not isinstance(given, str) and not isinstance(given[0], str)
+    items: Sequence[Any] = given if is_batch else [given]
+    texts = [item[0] if len(item) == 1 and not isinstance(item, str) else item for item in items]
+    found = await classify_texts(http, server, choice.name(asked.model), texts, asked, raw=asked.raw_scores)
+    answers = [[vars(label) for label in labels] for labels in found]
+    return answers if is_batch else answers[0]
+
+
+@router.post("/similarity")
+async def find_similarity(asked: SimilarityRequest, http: Request, server: ServerOf, choice: Choice) -> list[float]:
+    """Return how similar each sentence is to the source sentence, as the model's vectors are compared."""
+    texts = [asked.inputs.source_sentence, *asked.inputs.sentences]
+    check_texts(asked.inputs.sentences, server.config, "inputs.sentences")
+    made = await embed_texts(http, server, choice.name(asked.model), texts, asked.parameters or TEIRequest())
+    similarities: list[float] = compare(made.vectors[:1], made.vectors[1:], made.similarity)[0].tolist()
+    return similarities
+
+
+@router.get("/info")
+async def describe_server(http: Request, server: ServerOf, choice: Choice) -> dict[str, Any]:
+    """Return the facts of a model and the limits of the server."""
+    name = choice.name()
+    entry = await server.run(http, lambda: server.entry(name))
+    behaviour, config = entry.behaviour, server.config
+    kinds: dict[str | None, dict[str, Any]] = {
+        "classify": {"classifier": _labels_of(entry)},
+        "rerank": {"reranker": _labels_of(entry)},
+    }
+    return {
+        "model_id": entry.name,
+        "model_sha": entry.source.revision,
+        "model_dtype": entry.parameters.get("dtype", "auto"),
+        "model_type": kinds.get(behaviour.task, {"embedding": {"pooling": behaviour.pooling or "mean"}}),
+        "max_concurrent_requests": config.max_calls + config.max_waiting,
+        "max_input_length": behaviour.max_length,
+        "max_client_batch_size": config.max_texts,
+        "auto_truncate": False,
+        "version": __version__,
+        "entry_version": str(entry.version),
+    }
+
+
+async def embed_texts(http: Request, server: Server, name: str, texts: Sequence[str], asked: TEIRequest) -> Embeddings:
+    """Return the vectors of the texts of a request."""
+    check_texts(texts, server.config, "inputs")
+    prompt_name = asked.prompt_name if isinstance(asked, EmbedOptions) else None
+
+    def call() -> Embeddings:
+        long_input = asked.long_input(server.entry(name))
+        return server.runner(name).embed(texts, prompt_name=prompt_name, long_input=long_input)
+
+    return await server.run(http, call)
+
+
+async def classify_texts(
+    http: Request, server: Server, name: str, texts: Sequence[str | list[str]], asked: TEIRequest, *, raw: bool
+) -> list[Classification]:
+    """Return the labels of the texts or pairs of a request."""
+    check_texts(["".join(text) for text in texts], server.config, "inputs")
+
+    def call() -> list[Classification]:
+        long_input = asked.long_input(server.entry(name))
+        return server.runner(name).classify(texts, activation="none" if raw else None, long_input=long_input)
+
+    return await server.run(http, call)
+
+
+def finish_vectors(made: Embeddings, name: str, asked: EmbedOptions) -> list[list[float]]:
+    """Return vectors as a request wants them. ProblemError: it wants more numbers than they have."""
+    vectors = made.vectors
+    if asked.dimensions is not None and asked.dimensions > vectors.shape[1]:
+        message = f"Model {name!r} makes vectors of {vectors.shape[1]} numbers, so dimensions must not be more."
+        raise ProblemError(Problem(422, "too_many_dimensions", message, "dimensions"))
+    vectors = vectors[:, : asked.dimensions]
+    numbers: list[list[float]] = (scale(vectors) if asked.normalize else vectors).tolist()
+    return numbers
+
+
+def _labels_of(entry: ModelMetadata) -> dict[str, Any]:
+    labels = entry.behaviour.id2label or ()
+    return {
+        "id2label": {str(number): label for number, label in enumerate(labels)},
+        "label2id": {label: number for number, label in enumerate(labels)},
+    }

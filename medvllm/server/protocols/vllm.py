@@ -1,0 +1,162 @@
+"""vLLM's routes for classifiers and cross-encoders: `/classify` and `/score`."""
+
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+
+from medvllm.engine.model_runner import ModelRunner
+from medvllm.engine.model_runner.classification.classify import ClassificationResults
+from medvllm.engine.model_runner.embedding.similarity import compare
+from medvllm.server.body import StrictRoute
+from medvllm.server.context import ServerOf
+from medvllm.server.named_model import Choice
+from medvllm.server.problem import Problem, ProblemError
+from medvllm.server.protocols.tei import TEIRequest
+from medvllm.server.texts import check_characters, check_texts
+
+router = APIRouter(tags=["vLLM"], route_class=StrictRoute)
+
+Texts = str | list[str]
+
+
+class PoolingRequest(BaseModel):
+    """What both requests have in common. Unknown keys are ignored.
+
+    Attributes:
+        model: A name of the catalogue.
+        use_activation: Whether scores are what the entry says; if not, they are logits.
+        truncate_prompt_tokens: Not supported: texts are not cut.
+    """
+
+    model: str | None = None
+    use_activation: bool | None = None
+    truncate_prompt_tokens: int | None = None
+
+    def check(self) -> None:
+        """Raise ProblemError if the client asks to cut texts at a number of tokens."""
+        if self.truncate_prompt_tokens is not None:
+            message = "Texts are not cut at a number of tokens.\nLeave out: truncate_prompt_tokens"
+            raise ProblemError(Problem(422, "unsupported_option", message, "truncate_prompt_tokens"))
+
+
+class ClassifyRequest(PoolingRequest):
+    """The texts to classify."""
+
+    input: Texts
+
+
+class ScoreRequest(PoolingRequest):
+    """The texts to score: one query and its documents, or as many queries as documents.
+
+    Attributes:
+        text_1: The queries; also `queries`, `data_1`.
+        text_2: The documents; also `documents`, `data_2`.
+    """
+
+    text_1: Texts | None = None
+    text_2: Texts | None = None
+    queries: Texts | None = Field(None, description="As text_1.")
+    documents: Texts | None = Field(None, description="As text_2.")
+    data_1: Texts | None = Field(None, description="As text_1.")
+    data_2: Texts | None = Field(None, description="As text_2.")
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Return the pairs to score. ProblemError: a side is missing, or they do not fit."""
+        firsts, seconds = (
+            [given] if isinstance(given, str) else given
+            for given in (
+                next((side for side in sides if side is not None), [])
+                for sides in ((self.text_1, self.queries, self.data_1), (self.text_2, self.documents, self.data_2))
+            )
+        )
+        if not firsts or not seconds:
+            param = "text_2" if firsts else "text_1"
+            raise ProblemError(Problem(422, "no_input", f"{param} has no text.", param))
+        if len(firsts) == 1:
+            firsts *= len(seconds)
+        if len(firsts) != len(seconds):
+            message = f"text_1 has {len(firsts):,} texts and text_2 has {len(seconds):,}.\nSend one query, or as many."
+            raise ProblemError(Problem(422, "invalid_request", message, "text_1"))
+        return list(zip(firsts, seconds, strict=True))
+
+
+@router.post("/classify")
+async def classify(asked: ClassifyRequest, http: Request, server: ServerOf, choice: Choice) -> dict[str, Any]:
+    """Return the likeliest label of each text, and the scores of all labels in the order of the model's classes."""
+    asked.check()
+    texts = [asked.input] if isinstance(asked.input, str) else asked.input
+    check_texts(texts, server.config)
+    name = choice.name(asked.model)
+    activation: Literal["none"] | None = "none" if asked.use_activation is False else None
+
+    def call() -> ClassificationResults:
+        long_input = TEIRequest().long_input(server.entry(name))
+        return server.runner(name).classify(texts, activation=activation, long_input=long_input)
+
+    results = await server.run(http, call)
+    data = []
+    for index, found in enumerate(results):
+        scores = {label.label: label.score for label in found}
+        probs = [scores[label] for label in results.classes]
+        data.append({"index": index, "label": found.label, "probs": probs, "num_classes": len(probs)})
+    return _answer("classify", name, data, sum(found.coverage.tokens for found in results), results.version)
+
+
+@router.post("/score")
+@router.post("/v1/score")
+async def score(asked: ScoreRequest, http: Request, server: ServerOf, choice: Choice) -> dict[str, Any]:
+    """Return the score of each pair: by a cross-encoder, or how similar the vectors of an embedding model are."""
+    asked.check()
+    pairs = asked.pairs()
+    check_texts([second for _, second in pairs], server.config, "text_2")
+    check_characters([text for pair in pairs for text in pair], server.config, "text_2")
+    name = choice.name(asked.model)
+
+    def call() -> tuple[list[float], int, int | None]:
+        options: dict[str, Any] = {"long_input": TEIRequest().long_input(server.entry(name))}
+        runner = server.runner(name)
+        if runner.task == "embed":
+            return _compare(runner, pairs, options)
+        return _score(runner, pairs, options | {"activation": "none" if asked.use_activation is False else None})
+
+    scores, tokens, version = await server.run(http, call)
+    data = [{"index": index, "object": "score", "score": number} for index, number in enumerate(scores)]
+    return _answer("score", name, data, tokens, version)
+
+
+def _score(
+    runner: ModelRunner, pairs: Sequence[tuple[str, str]], options: dict[str, Any]
+) -> tuple[list[float], int, int | None]:
+    """Return the scores of pairs by a cross-encoder, the tokens that it read, and its version."""
+    scores, tokens, version = [0.0] * len(pairs), 0, None
+    of_query: dict[str, list[int]] = {}
+    for index, (query, _) in enumerate(pairs):
+        of_query.setdefault(query, []).append(index)
+    for query, indices in of_query.items():
+        ranking = runner.rerank(query, [pairs[index][1] for index in indices], **options)
+        version = ranking.version
+        for ranked in ranking:
+            scores[indices[ranked.index]] = ranked.score
+            tokens += ranked.coverage.tokens
+    return scores, tokens, version
+
+
+def _compare(
+    runner: ModelRunner, pairs: Sequence[tuple[str, str]], options: dict[str, Any]
+) -> tuple[list[float], int, int | None]:
+    """Return how similar the texts of each pair are, the tokens that the model read, and its version."""
+    texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+    made = runner.embed(texts, **options)
+    row = {text: made.vectors[[place]] for place, text in enumerate(texts)}
+    scores = [float(compare(row[first], row[second], made.similarity)[0, 0]) for first, second in pairs]
+    return scores, sum(coverage.tokens for coverage in made.coverage), made.version
+
+
+def _answer(kind: str, name: str, data: list[dict[str, Any]], tokens: int, version: int | None) -> dict[str, Any]:
+    head = {"id": f"{kind}-{uuid.uuid4().hex}", "object": "list", "created": int(time.time()), "model": name}
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return {**head, "version": str(version), "data": data, "usage": usage}

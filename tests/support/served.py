@@ -1,0 +1,29 @@
+"""A registry with a tiny model for each task, for servers."""
+
+from pathlib import Path
+
+from medvllm.engine.model_runner import ModelRegistry
+from tests.support import cross_encoders, taggers, tiny
+
+NOTE = "Dr. Müller 😀 saw Jones on 03/14/2019."
+LABELS = ["PRESENT", "ABSENT", "POSSIBLE"]
+_IDENTIFIERS = {"Müller": "B-NAME", "Jones": "B-NAME", "03/14/2019": "B-DATE"}
+
+
+def registry_of_all_tasks(folder: Path) -> ModelRegistry:
+    """A registry with the models deid, cut (a tagger that cuts long texts), cls, assert, mlm, rank and minilm."""
+    registry = ModelRegistry()
+    deid = taggers.mark(folder / "deid", "wordpiece", NOTE, _IDENTIFIERS, ["O", "B-NAME", "B-DATE"])
+    cut = tiny.bert_token_classifier(folder / "cut", ["O", "B-NAME", "I-NAME"])
+    cls = tiny.bert_sequence_classifier(folder / "cls", config=tiny.labelled(LABELS))
+    minilm, rank = cross_encoders.MINILM, cross_encoders.write(folder / "rank")
+    mlm = tiny.bert_masked_lm(folder / "mlm")
+    markers = ["[entity] ", " [entity]"]
+    registry.register("deid", "clinical", model_path=str(deid), task="deid", languages=["en"])
+    registry.register("cut", "clinical", model_path=str(cut), task="ner", max_length=8, long_input="truncate")
+    registry.register("cls", "clinical", model_path=str(cls), task="classify")
+    registry.register("assert", "clinical", model_path=str(cls), task="assertions", entity_markers=markers)
+    registry.register("mlm", "clinical", model_path=str(mlm), task="fill-mask")
+    registry.register("rank", "clinical", model_path=str(rank), task="rerank")
+    registry.register("minilm", "clinical", model_path=str(minilm), task="embed")
+    return registry

@@ -1,0 +1,135 @@
+"""Presidio's two services: what a model finds, and texts in which it is written over."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from medvllm.engine.model_runner import ModelRegistry, ModelRunner
+from medvllm.server.config import ServerConfig
+from tests.support.served import NOTE, registry_of_all_tasks
+from tests.support.serving import serving
+
+KEY = "0123456789abcdef"
+TEXT = "Dr. Jones saw Müller"
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> ModelRegistry:
+    return registry_of_all_tasks(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def client(registry: ModelRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
+    file: Path = tmp_path_factory.mktemp("keys") / "study.key"
+    file.write_text(KEY)
+    with serving(registry, ServerConfig(loaded=("deid",), redaction_keys={"study": file})) as client:
+        yield client
+
+
+def test_analyze_finds_what_the_library_finds(client: httpx2.Client, registry: ModelRegistry) -> None:
+    """In a text, or in a list of texts; of some labels; and what found it."""
+    [expected] = ModelRunner("deid", registry=registry).run("deid", [NOTE])
+    answer = client.post("/presidio/analyze", json={"text": NOTE, "language": "en"}).json()
+    found = [(each["entity_type"], each["start"], each["end"], each["score"]) for each in answer]
+    assert found == [(span.label, span.start, span.end, span.score) for span in expected.spans]
+    body = {"text": [NOTE, "no"], "language": "en", "entities": ["NAME"], "return_decision_process": True}
+    first, second = client.post("/presidio/analyze", json=body).json()
+    assert {each["entity_type"] for each in first} == {"NAME"} and second == []
+    assert first[0]["analysis_explanation"]["recognizer"] == "deid"
+    assert client.get("/presidio/supportedentities", params={"language": "en"}).json() == ["NAME", "DATE"]
+    assert "deid" in client.get("/presidio/recognizers").json() and client.get("/presidio/health").is_success
+
+
+@pytest.mark.parametrize(
+    ("query", "more", "status", "message"),
+    [
+        ("", {"language": "de"}, 422, "is for the languages en, not 'de'"),
+        ("", {"entities": ["PERSON"]}, 422, "has no label 'PERSON'"),
+        ("", {"ad_hoc_recognizers": [{"name": "zip"}]}, 422, "ad_hoc_recognizers"),
+        ("", {"allow_list": ["Müller"]}, 422, "allow_list"),
+        ("", {"score_threshold": 2}, 422, "score_threshold: "),
+        ("?model=cut", {}, 422, "may leave names in a text"),
+        ("?model=nix", {}, 404, "'nix' is not registered"),
+    ],
+)
+def test_what_the_model_cannot_do_is_refused(
+    client: httpx2.Client, query: str, more: dict[str, Any], status: int, message: str
+) -> None:
+    """Rather than ignored: a missed name looks like a text without names."""
+    answer = client.post(f"/presidio/analyze{query}", json={"text": NOTE, **more})
+    assert answer.status_code == status and message in answer.json()["error"] and "Jones" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("anonymizers", "expected"),
+    [
+        ({}, "Dr. <NAME> saw <DOCTOR>"),
+        ({"DEFAULT": {"type": "replace", "new_value": "X"}}, "Dr. X saw X"),
+        ({"NAME": {"type": "redact"}}, "Dr.  saw <DOCTOR>"),
+        ({"DEFAULT": {"type": "keep"}, "NAME": {"type": "replace"}}, "Dr. <NAME> saw Müller"),
+        (
+            {"NAME": {"type": "mask", "masking_char": "*", "chars_to_mask": 3, "from_end": True}},
+            "Dr. Jo*** saw <DOCTOR>",
+        ),
+        ({"DEFAULT": {"type": "mask", "masking_char": "#", "chars_to_mask": 99}}, "Dr. ##### saw ######"),
+    ],
+)
+def test_anonymize_writes_over_the_results(client: httpx2.Client, anonymizers: dict[str, Any], expected: str) -> None:
+    """With the operators of Presidio; the items have their places in the new text."""
+    results = [
+        {"start": 14, "end": 20, "score": 0.9, "entity_type": "DOCTOR"},
+        {"start": 4, "end": 9, "score": 0.8, "entity_type": "NAME", "recognition_metadata": {}},
+    ]
+    body = {"text": TEXT, "analyzer_results": results, "anonymizers": anonymizers}
+    answer = client.post("/presidio/anonymize", json=body).json()
+    assert answer["text"] == expected
+    for item in answer["items"]:
+        assert expected[item["start"] : item["end"]] == item["text"]
+
+
+def test_results_that_overlap_leave_nothing_readable(client: httpx2.Client) -> None:
+    """They are written over as one, with the label of the likeliest."""
+    results = [
+        {"start": 4, "end": 7, "score": 0.5, "entity_type": "A"},
+        {"start": 6, "end": 13, "score": 0.9, "entity_type": "B"},
+        {"start": 5, "end": 9, "score": 0.1, "entity_type": "C"},
+    ]
+    answer = client.post("/presidio/anonymize", json={"text": TEXT, "analyzer_results": results}).json()
+    assert answer["text"] == "Dr. <B> Müller"
+
+
+def test_a_hash_has_a_key_of_the_server(client: httpx2.Client, registry: ModelRegistry) -> None:
+    """A hash without one could be reversed with a list of names. Keys and salts are never sent."""
+    body: dict[str, Any] = {
+        "text": TEXT,
+        "analyzer_results": [{"start": 4, "end": 9, "score": 1, "entity_type": "NAME"}],
+    }
+    by_name = client.post(
+        "/presidio/anonymize", json=body | {"anonymizers": {"NAME": {"type": "hash", "key": "study"}}}
+    )
+    [item] = by_name.json()["items"]
+    operators = {"NAME": {"type": "hash", "key": KEY, "length": 64}}
+    [expected] = ModelRunner("deid", registry=registry).redact(["Jones"], operators=operators)
+    assert item["text"] == expected.text and len(item["text"]) == 64
+    for bad in (
+        {"type": "hash"},
+        {"type": "hash", "hash_type": "md5"},
+        {"type": "encrypt", "key": "secret-canary-key"},
+    ):
+        answer = client.post("/presidio/anonymize", json=body | {"anonymizers": {"NAME": bad}})
+        assert answer.status_code == 422 and "secret-canary" not in answer.text
+    answer = client.post(
+        "/presidio/anonymize", json=body | {"anonymizers": {"NAME": {"type": "hash", "salt": "s" * 16}}}
+    )
+    assert answer.status_code == 422
+
+
+@pytest.mark.parametrize("place", [(4, 900), (9, 4), (4, 4), (-1, 4)])
+def test_a_result_that_is_not_in_the_text_is_refused(client: httpx2.Client, place: tuple[int, int]) -> None:
+    """Rather than ignored."""
+    results = [{"start": place[0], "end": place[1], "score": 1, "entity_type": "NAME"}]
+    answer = client.post("/presidio/anonymize", json={"text": TEXT, "analyzer_results": results})
+    assert answer.status_code == 422 and "analyzer_results.0" in answer.json()["error"]

@@ -1,0 +1,165 @@
+"""Rerank in the APIs of Cohere and of Text Embeddings Inference, and the other routes of the latter and of vLLM."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+
+from medvllm.engine.model_runner import ModelRegistry, ModelRunner
+from medvllm.server.config import ServerConfig
+from tests.support.cross_encoders import DOCUMENTS, QUERY
+from tests.support.served import LABELS, registry_of_all_tasks
+from tests.support.serving import serving
+
+LONG = "a " * 100
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> ModelRegistry:
+    registry = registry_of_all_tasks(tmp_path_factory.mktemp("models"))
+    folder = registry.get_metadata("minilm").location
+    registry.register("cut-vectors", "clinical", model_path=folder, task="embed", max_length=8, long_input="truncate")
+    return registry
+
+
+@pytest.fixture(scope="module")
+def client(registry: ModelRegistry) -> Iterator[httpx2.Client]:
+    with serving(registry, ServerConfig(loaded=("rank",))) as client:
+        yield client
+
+
+@pytest.mark.parametrize("route", ["/v1/rerank", "/v2/rerank", "/rerank"])
+def test_documents_are_ranked_in_coheres_api(client: httpx2.Client, registry: ModelRegistry, route: str) -> None:
+    """Texts or objects, the best first, with the index in the request; texts come back only if the client asks."""
+    expected = ModelRunner("rank", registry=registry).rerank(QUERY, DOCUMENTS, top_k=3)
+    documents = [DOCUMENTS[0], *({"text": text, "title": "t"} for text in DOCUMENTS[1:])]
+    body = {"model": "rank", "query": QUERY, "documents": documents, "top_n": 3, "max_tokens_per_doc": 4}
+    answer = client.post(route, json=body).json()
+    assert [(each["index"], each["relevance_score"]) for each in answer["results"]] == [
+        (each.index, each.score) for each in expected
+    ]
+    assert "document" not in answer["results"][0] and answer["model"] == "rank" and answer["version"] == "1"
+    [first, *_] = client.post(route, json=body | {"return_documents": True}).json()["results"]
+    assert first["document"] == {"text": DOCUMENTS[first["index"]]}
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_texts_are_ranked_in_the_api_of_tei(client: httpx2.Client, registry: ModelRegistry, raw: bool) -> None:
+    """On the same path, with raw scores or those from 0 to 1; the only loaded model answers."""
+    expected = ModelRunner("rank", registry=registry).rerank(QUERY, DOCUMENTS, activation="none" if raw else "sigmoid")
+    body = {"query": QUERY, "texts": DOCUMENTS, "raw_scores": raw, "return_text": True}
+    assert client.post("/rerank", json=body).json() == [
+        {"index": each.index, "score": each.score, "text": DOCUMENTS[each.index]} for each in expected
+    ]
+    assert any(each.score < 0 for each in expected) == raw
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "status", "message"),
+    [
+        ("/rerank", {"query": "a"}, 422, "either documents"),
+        ("/rerank", {"query": "a", "texts": ["b"], "documents": ["secret-canary"]}, 422, "either documents"),
+        ("/rerank", ["secret-canary"], 422, "either documents"),
+        ("/rerank", {"query": "a", "texts": []}, 422, "texts has no text"),
+        ("/rerank", {"query": "a", "texts": ["secret-canary", 3]}, 422, "texts.1: it must be a text"),
+        ("/v1/rerank", {"model": "rank", "query": "a", "documents": []}, 422, "documents has no text"),
+        ("/v2/rerank", {"model": "rank", "query": "a", "documents": ["b"], "top_n": 0}, 422, "top_n: "),
+        ("/v2/rerank", {"model": "nix", "query": "a", "documents": ["secret-canary"]}, 404, "'nix' is not registered"),
+        ("/v2/rerank", {"model": "cls", "query": "secret-canary", "documents": ["b"]}, 422, "has 3 labels"),
+        ("/v1/rerank", {"model": "rank", "query": "a", "documents": ["b"], "rank_fields": ["x"]}, 422, "rank_fields"),
+        ("/embed?model=minilm", {"inputs": [[1, 2]]}, 422, "inputs.0: it must be a text"),
+        ("/embed?model=minilm", {"inputs": "a", "dimensions": 999}, 422, "dimensions"),
+        ("/embed?model=minilm", {"inputs": "a", "truncate": True, "truncation_direction": "Left"}, 422, "at its end"),
+        ("/embed?model=cut-vectors", {"inputs": [LONG]}, 422, "longer than the 8 tokens"),
+        ("/predict?model=cls", {"inputs": ["a", "b", "c"]}, 422, "inputs"),
+        ("/predict?model=cls", {"inputs": [["a"], [LONG]]}, 422, "Text 2 is longer"),
+        ("/score", {"model": "rank", "text_1": ["a", "b"], "text_2": ["c", "d", "e"]}, 422, "text_1 has 2 texts"),
+        ("/score", {"model": "rank", "text_1": "a"}, 422, "text_2 has no text"),
+        ("/classify", {"model": "cls", "input": "a", "truncate_prompt_tokens": 5}, 422, "truncate_prompt_tokens"),
+    ],
+)
+def test_a_wrong_request_is_told_what_is_wrong(
+    client: httpx2.Client, route: str, body: Any, status: int, message: str
+) -> None:
+    """In the shape of its protocol, without a text of the request."""
+    answer = client.post(route, json=body)
+    content = answer.json()
+    said = content.get("message") or content["error"]
+    assert answer.status_code == status and message in (said if isinstance(said, str) else said["message"])
+    assert "secret-canary" not in answer.text and answer.headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize("loaded", [(), ("rank", "cls")])
+def test_a_request_without_a_model_is_refused_if_it_may_mean_several(
+    registry: ModelRegistry, loaded: tuple[str, ...]
+) -> None:
+    """The message says how to name one, in the address or in a header."""
+    body = {"query": QUERY, "texts": DOCUMENTS}
+    with serving(registry, ServerConfig(loaded=loaded)) as client:
+        answer = client.post("/rerank", json=body)
+        assert answer.status_code == 422 and "/rerank?model=NAME" in answer.json()["error"]
+        assert all(name in answer.json()["error"] for name in loaded)
+        assert client.post("/rerank?model=rank", json=body).status_code == 200
+        assert client.post("/rerank", json=body, headers={"x-medvllm-model": "rank"}).status_code == 200
+
+
+def test_vectors_are_those_of_the_library(client: httpx2.Client, registry: ModelRegistry) -> None:
+    """Scaled to length 1 unless the client says otherwise; a long text is cut only if it asks for that."""
+    texts = ["no fever", "chest pain"]
+    expected = ModelRunner("minilm", registry=registry).embed(texts).vectors
+    made = client.post("/embed?model=minilm", json={"inputs": texts}).json()
+    np.testing.assert_allclose(made, expected, atol=1e-6)
+    [short] = client.post("/embed?model=minilm", json={"inputs": texts[0], "dimensions": 8}).json()
+    np.testing.assert_allclose(short, expected[0, :8] / np.linalg.norm(expected[0, :8]), atol=1e-6)
+    cut = ModelRunner("cut-vectors", registry=registry).embed([LONG]).vectors
+    answer = client.post("/embed?model=cut-vectors", json={"inputs": LONG, "truncate": True})
+    np.testing.assert_allclose(answer.json(), cut, atol=1e-6)
+    similar = client.post(
+        "/similarity?model=minilm", json={"inputs": {"source_sentence": texts[0], "sentences": texts}}
+    ).json()
+    np.testing.assert_allclose(similar, expected[0] @ expected.T, atol=1e-6)
+
+
+def test_predict_takes_a_text_a_pair_or_a_batch(client: httpx2.Client, registry: ModelRegistry) -> None:
+    """A list of two texts is a pair; a batch is a list of lists."""
+    runner = ModelRunner("cls", registry=registry)
+
+    def predict(inputs: Any, **options: Any) -> Any:
+        return client.post("/predict?model=cls", json={"inputs": inputs, **options}).json()
+
+    def expect(*texts: Any, **options: Any) -> Any:
+        return [[vars(label) for label in labels] for labels in runner.classify(list(texts), **options)]
+
+    assert [predict("no fever")] == expect("no fever") == [predict(["no fever"])]
+    assert [predict(["no fever", "pain"])] == expect(("no fever", "pain"))
+    assert predict([["no fever"], ["pain"]], raw_scores=True) == expect("no fever", "pain", activation="none")
+    assert predict([["a", "b"], ["c", "d"]]) == expect(("a", "b"), ("c", "d"))
+    info = client.get("/info?model=cls").json()
+    assert info["model_id"] == "cls" and not info["auto_truncate"] and "classifier" in info["model_type"]
+
+
+def test_vllms_classify_has_scores_in_the_order_of_the_classes(client: httpx2.Client, registry: ModelRegistry) -> None:
+    """So that the place of a number tells its label."""
+    texts = ["no fever", "the patient was given aspirin"]
+    answer = client.post("/classify", json={"model": "cls", "input": texts}).json()
+    for record, labels in zip(answer["data"], ModelRunner("cls", registry=registry).classify(texts), strict=True):
+        scores = {label.label: label.score for label in labels}
+        assert record["probs"] == [scores[label] for label in LABELS] and record["label"] == labels.label
+
+
+def test_vllms_score_takes_one_query_or_as_many_as_documents(client: httpx2.Client, registry: ModelRegistry) -> None:
+    """By a cross-encoder, or by the vectors of an embedding model; the answers are in the order of the request."""
+    documents = DOCUMENTS[:2]
+    ranked = {each.index: each.score for each in ModelRunner("rank", registry=registry).rerank(QUERY, documents)}
+    body: dict[str, Any] = {"model": "rank", "text_1": QUERY, "text_2": documents}
+    scores = [each["score"] for each in client.post("/score", json=body).json()["data"]]
+    np.testing.assert_allclose(scores, [ranked[0], ranked[1]], atol=1e-6)
+    body = {"model": "rank", "queries": [QUERY, QUERY, documents[0]], "documents": [*documents, "x"]}
+    many = [each["score"] for each in client.post("/v1/score", json=body).json()["data"]]
+    np.testing.assert_allclose(many[:2], scores, atol=1e-6)
+    body = {"model": "minilm", "data_1": documents[0], "data_2": documents}
+    compared = [each["score"] for each in client.post("/score", json=body).json()["data"]]
+    expected = ModelRunner("minilm", registry=registry).similarity(documents[:1], documents)[0]
+    np.testing.assert_allclose(compared, expected, atol=1e-6)
