@@ -16,7 +16,7 @@ from medvllm.loading import positions, prepared, remote_code
 from medvllm.loading.bounds import limit_new_weights
 from medvllm.loading.checks import labels, quantization, soundness, weights
 from medvllm.loading.from_pretrained_lock import exclusive_load, tie_weights
-from medvllm.loading.memory import allocated_bytes, mapped_bytes, size_bytes
+from medvllm.loading.memory import allocated_bytes, keep_freed_memory, mapped_bytes, size_bytes
 from medvllm.loading.placement import copy_to_device, device_memory_error
 from medvllm.loading.replay import Checkpoint, NoTemplate, Template, make_template, source_facts, templates
 from medvllm.loading.rust_panics import raise_as_errors
@@ -51,6 +51,7 @@ def load_model(metadata: ModelMetadata, identity: Identity, config: PreTrainedCo
         DeviceMemoryError: The device does not have enough memory.
         LoadError: Any other failure.
     """
+    keep_freed_memory()
     if identity.is_offloaded:
         return _load_offloaded(metadata, identity, config, snapshot)
     start = time.perf_counter()
