@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # Tokens in a batch. On a CPU, small batches of similar lengths are faster than large ones.
-_BUDGETS = {"cpu": 1024}
+BUDGETS = {"cpu": 1024}
 _DEVICE_BUDGET = 16_384
 
 
@@ -81,7 +81,7 @@ class TorchForward:
     @property
     def budget(self) -> int:
         """The number of tokens that run together."""
-        return _BUDGETS.get(str(self._lease.model.device), _DEVICE_BUDGET)
+        return BUDGETS.get(str(self._lease.model.device), _DEVICE_BUDGET)
 
     @property
     def layout(self) -> Layout:
