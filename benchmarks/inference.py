@@ -97,9 +97,9 @@ def _compare_vectors(
     lengths = [min(len(text.split()) + 2, limit) for text in texts]
     wastes = [figure(find_waste(lengths, batch)) for batch in (32, 8)]
     reading = (
-        f"All read at most {limit} tokens of a note. The smallest cosine of our vectors is "
+        f"All read at most {limit} tokens of a note. Our smallest cosine is "
         f"{_cosine(ours[:_ALONE], alone):.7f} with those of single texts, and {min(others.values()):.7f} with those of "
-        f"the peers. Of texts sorted by length, padded batches of 32 compute {wastes[0]} tokens for each one that "
+        f"the peers. Of texts sorted by length, padded batches of 32 have about {wastes[0]} tokens for each one that "
         f"counts, and batches of 8 {wastes[1]}: the most that leaving out the padding can gain."
     )
     peer = _ENCODE if _ENCODE in programs else next(program for program in programs if program != _EMBED)

@@ -52,6 +52,7 @@ class Program:
     def __init__(
         self, library: str, folder: Path, python: Path | None = None, batch: int = 0, limit: int = 512, threads: int = 1
     ) -> None:
+        self._library = library
         self._request = {"batch": batch, "limit": limit}
         command = [str(python or sys.executable), "-c", _SOURCE.read_text(), library, str(folder), str(threads)]
         environment = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(threads)}
@@ -74,7 +75,7 @@ class Program:
             if line.startswith("took "):
                 took = json.loads(line.removeprefix("took "))
                 return Answered(json.loads(path.with_suffix(".answer").read_text()), took["wall"], took["CPU"])
-        raise RuntimeError(f"{self._process.args[3:]} ended: {self._process.wait()}")  # type: ignore[index]
+        raise RuntimeError(f"The program of {self._library!r} ended: {self._process.wait()}")
 
     def close(self) -> None:
         """End the process."""
