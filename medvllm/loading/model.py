@@ -21,6 +21,7 @@ from medvllm.loading.placement import copy_to_device, device_memory_error
 from medvllm.loading.replay import Checkpoint, NoTemplate, Template, make_template, source_facts, templates
 from medvllm.loading.rust_panics import raise_as_errors
 from medvllm.loading.stateless import find_stateful, make_stateless
+from medvllm.loading.torch_threads import torch_threads
 from medvllm.metadata import ModelMetadata
 from medvllm.options import Identity
 from medvllm.sources.snapshot import Snapshot
@@ -57,6 +58,7 @@ def load_model(metadata: ModelMetadata, identity: Identity, config: PreTrainedCo
     device = str(identity.options.device)
     allocated = allocated_bytes(device)
     cls: Any = identity.options.model_class
+    torch_threads.set_up()
     _warn_of_slow_dtype(metadata, identity)
     try:
         # A caller's inference mode would mark the weights for every other caller.
