@@ -275,7 +275,8 @@ DTYPE = Setting(
     "MEDVLLM_DTYPE",
     "auto",
     str,
-    "Default dtype of the weights: float32, bfloat16, float16, or auto (the checkpoint's own).",
+    "Default dtype of the weights: float32, bfloat16, float16, or auto (the checkpoint's own, or float32 on a CPU that "
+    "has no instructions for it).",
 )
 HUB_TIMEOUT = Setting("MEDVLLM_HUB_TIMEOUT", "5", _seconds, "Seconds to wait for a connection to the Hub.")
 LOCK_FILE = Setting(

@@ -60,6 +60,8 @@ class Plan:
         budget_bytes: The device's budget; None means no limit.
         leaving: The models that would be evicted, in order.
         load_s: Seconds that the last load took; None if it is not known.
+        dtype: The dtype of its weights in memory.
+        stored_dtype: The dtype of the checkpoint; None if it has none.
     """
 
     name: str
@@ -71,6 +73,8 @@ class Plan:
     budget_bytes: int | None
     leaving: tuple[Leaving, ...]
     load_s: float | None
+    dtype: str | None = None
+    stored_dtype: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values."""

@@ -157,7 +157,9 @@ class Session:
         need, base = self._need(target), target.base
         if base is not None and self._cache.plan(base.identity, self._need(base)).fit != "loaded":
             need = self._whole_need(target)
-        return self._cache.plan(target.identity, need)
+        plan = self._cache.plan(target.identity, need)
+        files = target.snapshot if base is None else base.snapshot
+        return replace(plan, dtype=target.identity.options.dtype, stored_dtype=files.dtype)
 
     def load_tokenizer(self, name: "str | os.PathLike[str]", revision: str | None) -> "PreTrainedTokenizerBase":
         """Return the tokenizer of a name; the model is not loaded."""
