@@ -64,7 +64,9 @@ def _ours(folder: Path) -> dict[str, Callable[[], float]]:
     load = partial(registry.load_model, _NAME)
 
     def first() -> float:
-        registry.register(_NAME, "custom", model_path=str(folder), replace=True)
+        registry.register(
+            _NAME, "custom", model_path=str(folder), parameters=checkpoints.dtype_of(folder), replace=True
+        )
         registry.clear_cache()
         return again()
 
