@@ -157,9 +157,7 @@ class Session:
         need, base = self._need(target), target.base
         if base is not None and self._cache.plan(base.identity, self._need(base)).fit != "loaded":
             need = self._whole_need(target)
-        plan = self._cache.plan(target.identity, need)
-        files = target.snapshot if base is None else base.snapshot
-        return replace(plan, dtype=target.identity.options.dtype, stored_dtype=files.dtype)
+        return self._cache.plan(target.identity, need)
 
     def load_tokenizer(self, name: "str | os.PathLike[str]", revision: str | None) -> "PreTrainedTokenizerBase":
         """Return the tokenizer of a name; the model is not loaded."""
@@ -256,6 +254,11 @@ class Session:
 
     def _need(self, target: LoadTarget) -> Need:
         """Return what a load needs: what the last one took or, before the first, what the files' headers say."""
+        files = target.snapshot if target.base is None else target.base.snapshot
+        return replace(self._size(target), dtype=target.identity.options.dtype, stored_dtype=files.dtype)
+
+    def _size(self, target: LoadTarget) -> Need:
+        """Return the same, without the dtypes."""
         options, keep_alive = target.identity.options, target.metadata.memory.keep_alive
         device = str(options.device)
         keep_alive_s = settings.KEEP_ALIVE() if keep_alive is None else parse_keep_alive(keep_alive)
