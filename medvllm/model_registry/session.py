@@ -83,6 +83,7 @@ class Session:
             del cached  # a model that has left must not keep its memory from the load
         return self._acquire_checked(name, options, key, known, lease, keep_alive_s)
 
+    @settings.shared_look()
     def _acquire_checked(
         self,
         name: "str | os.PathLike[str]",
