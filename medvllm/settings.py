@@ -6,10 +6,10 @@ The environment takes precedence over `config.toml` in MEDVLLM_HOME, which takes
 
 import os
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -111,11 +111,11 @@ _files = SettingsFiles()
 
 
 def _read_files() -> Mapping[str, Any]:
-    if (shared := _shared.look) is not None and time.monotonic() < shared.until:
+    if (shared := _shared_look.get()) is not None and time.monotonic() < shared.until:
         return shared.found
     found = _files.read(files(), (setting.name for setting in SETTINGS if not setting.only_environment))
     if shared is not None:
-        _shared.look = _SharedLook(found, time.monotonic() + _SHARED_S)
+        _shared_look.set(_SharedLook(found, time.monotonic() + _SHARED_S))
     return found
 
 
@@ -125,11 +125,11 @@ def shared_look() -> Iterator[None]:
 
     A look that is older than 10 ms is repeated, because a load may wait for a long time.
     """
-    before, _shared.look = _shared.look, _shared.look or _SharedLook({}, 0.0)
+    before = _shared_look.set(_shared_look.get() or _SharedLook({}, 0.0))
     try:
         yield
     finally:
-        _shared.look = before
+        _shared_look.reset(before)
 
 
 class _SharedLook(NamedTuple):
@@ -139,11 +139,7 @@ class _SharedLook(NamedTuple):
     until: float
 
 
-class _Shared(threading.local):
-    look: _SharedLook | None = None  # None outside a block
-
-
-_shared = _Shared()
+_shared_look: ContextVar[_SharedLook | None] = ContextVar("shared_look", default=None)  # None outside a block
 
 
 def files() -> tuple[Path, Path]:

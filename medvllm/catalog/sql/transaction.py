@@ -265,9 +265,7 @@ class Transaction:
 
     def read_registered_facts(self, name: str) -> dict[int, dict[str, Any]]:
         """Return the facts with which each version of a name was stored, including versions that were removed."""
-        rows = (
-            event for event in events(self._reader, name, None) if event.action == "registered"
-        )
+        rows = (event for event in events(self._reader, name, None) if event.action == "registered")
         return {event.version: event.detail["facts"] for event in rows if event.version}
 
     def facts(self, name: str, number: int) -> Facts:
