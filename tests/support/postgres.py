@@ -17,6 +17,7 @@ from typing import Any
 import psycopg
 
 USER = "medvllm"
+_NEEDED_BYTES = 2 << 30
 
 
 def programs() -> Path | None:
@@ -26,12 +27,19 @@ def programs() -> Path | None:
     return Path(found).parent if found else None
 
 
+def _in_memory() -> Path | None:
+    """Return a folder in memory with room enough, where files are made and removed at a fraction of a disk's cost."""
+    folder = Path("/dev/shm")
+    has_room = os.access(folder, os.W_OK) and shutil.disk_usage(folder).free > _NEEDED_BYTES
+    return folder if has_room else None
+
+
 class Postgres:
     """A server on a free port of 127.0.0.1, without sockets elsewhere; as a context, it is started and removed."""
 
     def __init__(self, programs: Path) -> None:
         self._programs = programs
-        self._folder = Path(tempfile.mkdtemp(prefix="medvllm-postgres-"))
+        self._folder = Path(tempfile.mkdtemp(prefix="medvllm-postgres-", dir=_in_memory()))
         self._databases = count(1)
         # The server refuses to run as root; Debian's package brings a user for it.
         self._as: dict[str, Any] = {}
