@@ -158,7 +158,7 @@ def _read(layers: int, ids: Tensor, mask: Tensor, types: Tensor | None = None) -
     encoder.encoder.layer = encoder.encoder.layer[:layers]
     kinds = torch.zeros_like(ids) if types is None else types
     states = torch.zeros(*ids.shape, encoder.config.hidden_size)
-    for rows in torch.arange(len(ids)).split(16):
+    for rows in torch.split(torch.arange(len(ids)), 16):
         part = rows[:, None], torch.arange(int(mask[rows].sum(1).max()))
         with torch.inference_mode():
             read = encoder(input_ids=ids[part], attention_mask=mask[part], token_type_ids=kinds[part])
