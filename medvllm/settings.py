@@ -186,11 +186,11 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _count(text: str) -> int | None:
-    if text.lower() == "none":
+def _count(text: str, *, word: str = "none") -> int | None:
+    if text.lower() == word:
         return None
     if not text.isdecimal() or int(text) < 1:
-        raise ValueError("neither none nor a whole number of 1 or more")
+        raise ValueError(f"neither {word} nor a whole number of 1 or more")
     return int(text)
 
 
@@ -275,7 +275,8 @@ DTYPE = Setting(
     "MEDVLLM_DTYPE",
     "auto",
     str,
-    "Default dtype of the weights: float32, bfloat16, float16, or auto (the checkpoint's own).",
+    "Default dtype of the weights: float32, bfloat16, float16, or auto (the checkpoint's own, or float32 on a CPU that "
+    "has no instructions for it).",
 )
 HUB_TIMEOUT = Setting("MEDVLLM_HUB_TIMEOUT", "5", _seconds, "Seconds to wait for a connection to the Hub.")
 LOCK_FILE = Setting(
@@ -325,6 +326,13 @@ REDACTION_KEY_FILE = Setting(
     _optional_path,
     "File with the secret key that redaction uses for hashes, surrogates and shifted dates: 16 bytes or more.",
 )
+THREADS = Setting(
+    "MEDVLLM_THREADS",
+    "auto",
+    partial(_count, word="auto"),
+    "Threads that compute a batch on a CPU. auto means the cores that the process may use. A program that calls "
+    "torch.set_num_threads or sets OMP_NUM_THREADS keeps its own number.",
+)
 DEBUG = Setting("MEDVLLM_DEBUG", "off", _switch, "Whether the command line shows tracebacks.")
 
 # Any, because each setting has a type of its own.
@@ -345,5 +353,6 @@ SETTINGS: tuple[Setting[Any], ...] = (
     MAX_QUEUED_TOKENS,
     TRUST_REMOTE_CODE,
     REDACTION_KEY_FILE,
+    THREADS,
     DEBUG,
 )

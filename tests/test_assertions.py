@@ -110,6 +110,15 @@ def test_markers_that_are_special_tokens_stay_special(registry: ModelRegistry, t
     assert inside.scores == pytest.approx(dict(zip(LABELS, expected.tolist(), strict=True)), abs=1e-6)
 
 
+def test_a_marker_is_found_in_a_side_of_a_pair(registry: ModelRegistry, tmp_path: Path) -> None:
+    """As it stands there: a quote is no end of a text."""
+    runner = runner_of(registry, write(tmp_path / "m"), entity_markers=["<\\' ", " '>"])
+    marked = "denies <\\' fever '> today"
+    assert len(runner.classify([(marked, "a note"), ("a note", marked)])) == 2
+    with pytest.raises(RequestError, match="Text 1 has no marked span"):
+        runner.classify([("denies <\\' fever", "a '> note")])
+
+
 def test_offsets_may_come_from_a_table(registry: ModelRegistry, tmp_path: Path) -> None:
     """Its integers are NumPy's."""
     runner = runner_of(registry, write(tmp_path / "m"))

@@ -245,6 +245,9 @@ def test_the_default_label_of_a_word_is_said(shared: ModelRegistry, tmp_path: Pa
     shared.register("first", "clinical", model_path=folder, task="deid", aggregation="first")
     assert found(folder) == found("tagger") == found("first") == ["Jones"]
     assert found(folder, "deid") == found("deid") == found("deid", "deid") == ["Smiths", "Jones"]
+    with pytest.raises(RequestError, match=r"'tagger' has the task 'ner', so it may leave names.*\n.*\n.*labels=\["):
+        found("tagger", "deid")
+    assert found("tagger", "deid", labels=["PER"]) == ["Smiths", "Jones"]
     assert found("first", "deid") == ["Jones"] and found("tagger", aggregation="any") == ["Smiths", "Jones"]
     assert found("tagger", aggregation="simple") == ["s", "Jones"]
 

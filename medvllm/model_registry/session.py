@@ -254,6 +254,11 @@ class Session:
 
     def _need(self, target: LoadTarget) -> Need:
         """Return what a load needs: what the last one took or, before the first, what the files' headers say."""
+        files = target.snapshot if target.base is None else target.base.snapshot
+        return replace(self._size(target), dtype=target.identity.options.dtype, stored_dtype=files.dtype)
+
+    def _size(self, target: LoadTarget) -> Need:
+        """Return the same, without the dtypes."""
         options, keep_alive = target.identity.options, target.metadata.memory.keep_alive
         device = str(options.device)
         keep_alive_s = settings.KEEP_ALIVE() if keep_alive is None else parse_keep_alive(keep_alive)

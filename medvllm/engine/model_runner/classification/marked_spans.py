@@ -77,8 +77,8 @@ def check_marked(lease: Lease, texts: Sequence[Text], *, allow_special_tokens: b
     # A marker that is a special token marks nothing if it is read as text.
     is_read = allow_special_tokens or not has_special_token(lease.tokenizer, before + after)
     for position, text in enumerate(texts, 1):
-        _, begin, rest = str(text).partition(before)
-        if not (is_read and begin and after in rest):
+        sides = (text,) if isinstance(text, str) else text
+        if not (is_read and any(after in side.partition(before)[2] for side in sides)):
             raise RequestError(
                 f"Text {position} has no marked span, and model {lease.metadata.name!r} judges nothing else: a span "
                 f"stands between {before!r} and {after!r}.\n"

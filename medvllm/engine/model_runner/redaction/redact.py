@@ -10,7 +10,7 @@ from medvllm.engine.model_runner.redaction.findings import Finding, find_likely,
 from medvllm.engine.model_runner.redaction.marks import find_marks
 from medvllm.engine.model_runner.redaction.operators import Found, Operators, Replace, parse_operators
 from medvllm.engine.model_runner.redaction.results import RedactedItem, Redaction, RedactionResults
-from medvllm.engine.model_runner.tagging.entities import check_labels
+from medvllm.engine.model_runner.tagging.entities import check_labels, not_deid_error
 from medvllm.engine.model_runner.tagging.tagged_text import TaggedText, is_token_classifier, label_words, read_labels
 from medvllm.errors import InputTooLongError, RequestError
 from medvllm.label_schemes import LabelScheme
@@ -112,13 +112,8 @@ def _check_model(lease: Lease, labels: Sequence[str] | None) -> LabelScheme:
         )
     scheme = read_labels(lease)
     if labels is None and "deid" not in tasks:
-        task = f"has the task {tasks[0]!r}" if tasks else "has no entry that says what it finds"
-        raise RequestError(
-            f"Model {name!r} {task}, so it may leave names in a text.\n"
-            "If it finds all that identifies someone, register it with: task='deid'\n"
-            f"To redact only what it finds, say so: labels={list(scheme.kinds)!r}",
-            model=name,
-        )
+        has = f"has the task {tasks[0]!r}" if tasks else "has no entry that says what it finds"
+        raise not_deid_error(lease, scheme, has, "redact only what it finds")
     return scheme
 
 

@@ -92,7 +92,13 @@ def find_identifiers(
     """Return what identifies a person in each text, as `find_entities` with the default of a de-identification model.
 
     The default of `aggregation` is "any": a word that is missed is worse than one that is found for nothing.
+
+    Raises:
+        RequestError: The entry names other tasks, and no `labels` are given; or as for `find_entities`.
     """
+    stated = lease.metadata.without_folder_facts().tasks
+    if labels is None and stated and "deid" not in stated:
+        raise not_deid_error(lease, read_labels(lease), f"has the task {stated[0]!r}", "find only these labels")
     return _find(lease, texts, threshold, labels, aggregation, allow_special_tokens, "any")
 
 
@@ -143,6 +149,23 @@ def check_entity_options(
     if aggregation is not None:
         check_choice("aggregation", aggregation, AGGREGATIONS)
     check_flag("allow_special_tokens", allow_special_tokens)
+
+
+def not_deid_error(lease: Lease, scheme: LabelScheme, has: str, way_out: str) -> RequestError:
+    """Return the error for a tagger that nobody calls a de-identifier, in a call that trusts it to find all names.
+
+    Args:
+        lease: The model in use.
+        scheme: Its labels.
+        has: What its entry says instead, such as "has the task 'ner'".
+        way_out: What a caller can do with its labels, such as "redact only what it finds".
+    """
+    return RequestError(
+        f"Model {lease.metadata.name!r} {has}, so it may leave names in a text.\n"
+        "If it finds all that identifies someone, register it with: task='deid'\n"
+        f"To {way_out}, say so: labels={list(scheme.kinds)!r}",
+        model=lease.metadata.name,
+    )
 
 
 def check_labels(lease: Lease, scheme: LabelScheme, labels: Iterable[str] | None) -> tuple[str, ...] | None:
