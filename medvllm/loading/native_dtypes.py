@@ -1,6 +1,7 @@
 """The dtypes that a processor has instructions for. It computes others by converting them to float32 and back."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,6 +23,11 @@ def is_native(dtype: str, processor: Mapping[str, Any] | None = None) -> bool:
     """
     if dtype not in _INSTRUCTIONS:
         return True
-    if processor is None:
-        processor = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(processor.get(instruction) for instruction in _INSTRUCTIONS[dtype])
+    known = _this_processor() if processor is None else processor
+    return any(known.get(instruction) for instruction in _INSTRUCTIONS[dtype])
+
+
+@cache
+def _this_processor() -> Mapping[str, Any]:
+    read: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
+    return read()

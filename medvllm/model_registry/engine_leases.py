@@ -26,7 +26,7 @@ from medvllm.metadata import ModelMetadata
 from medvllm.model_cache import CachedModel, Need, ValueCache
 from medvllm.model_registry.engine_preparation import Preparation, Unsuited, prepare
 from medvllm.model_registry.entry_resolver import Basis, EntryResolver
-from medvllm.model_registry.known_calls import KnownCall, KnownCalls, Look, key_of
+from medvllm.model_registry.known_calls import KnownCall, KnownCalls, Look, Turn, key_of
 from medvllm.model_registry.lease import Lease
 from medvllm.model_registry.loaded_models import LoadedModels
 from medvllm.names import parse_name
@@ -178,7 +178,7 @@ class EngineLeases:
             choice = self._choose(self._resolve(name, LoadOptions.from_kwargs(options), choose_part), engine)
         loaded = self._loaded.cache.get(choice.identity, partial(self._load, choice), need=_need(choice), lease=True)
         if key is not None:
-            self._calls.put(key, KnownCall(choice, weakref.ref(loaded)))
+            self._calls.put(key, KnownCall(choice, weakref.ref(loaded), Turn()))
         return choice, loaded
 
     def _is_current(self, choice: Choice) -> bool:
