@@ -34,19 +34,19 @@ def tables(quick: bool) -> list[Table]:
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         folder = Path(temporary)
         found = []
-        encoders = make_environment(folder / "sentence-transformers", "sentence-transformers")
+        peers = make_environment(folder / "peers", "sentence-transformers", "openmed")
         few = 25 if quick else 200
         notes = {_MIX: few if quick else 1000, _SHORT: 3 * few, _BIMODAL: few, _LONG: few // 4}
-        programs = _start_embedders(stack, _MINILM, 256, encoders)
+        programs = _start_embedders(stack, _MINILM, 256, peers)
         found += [_compare_vectors("MiniLM", programs, make, 256, folder, runs) for make in notes.items()]
         base = _write_base(folder / "bert-base")
-        programs = _start_embedders(stack, base, 512, encoders)
+        programs = _start_embedders(stack, base, 512, peers)
         found.append(_compare_vectors("BERT-base's shape", programs, (_MIX, few // 3), 512, folder, runs))
         programs = _start_layouts(stack)
         for distribution in (_MIX, _SHORT, _BIMODAL, _EQUAL):
             found.append(_compare_layouts(programs, distribution, few, folder, runs))
         tagger = _write_tagger(folder / "tagger")
-        programs = _start_taggers(stack, tagger, make_environment(folder / "openmed", "openmed"))
+        programs = _start_taggers(stack, tagger, peers)
         found += [_compare_spans(programs, make, folder, runs) for make in ((_SHORT, 2 * few), (_BIMODAL, few // 2))]
     return found
 
@@ -104,7 +104,7 @@ def _compare_vectors(
     )
     peer = _ENCODE if _ENCODE in programs else next(program for program in programs if program != _EMBED)
     if peer != _ENCODE:
-        reading += " sentence-transformers could not be installed."
+        reading += " sentence-transformers and openmed could not be installed."
     return _table(f"Vectors: {name}, {len(texts):,} notes, {notes[0]} words", answers, peer, reading)
 
 
@@ -132,7 +132,7 @@ def _compare_spans(programs: Programs, notes: tuple[str, int], folder: Path, run
         f"{'; '.join(same)}."
     )
     if len(same) < 3:
-        reading += " openmed could not be installed."
+        reading += " openmed could not be installed beside sentence-transformers."
     return _table(f"Entities: MiniLM's body, {len(texts)} notes, {notes[0]} words", answers, _TAGS, reading)
 
 
