@@ -5,14 +5,11 @@ from weakref import WeakKeyDictionary
 
 from medvllm.engine.model_runner.inference.part import Part, find_part
 from medvllm.engine.model_runner.inference.torch_forward import TorchForward
+from medvllm.engine.model_runner.inference.trial import PROBE, differs_by_rounding, without_callers_settings
 from medvllm.engine.model_runner.reading.windows import Window
 from medvllm.model_registry import Lease
 
-_PROBE = "Patient denies chest pain; ALS was ruled out on 3 May."
 _TOKENS = 24
-# Relative differences that rounding causes, by dtype. Inputs of one length are mostly rounded alike.
-_ROUNDING = {"float64": 1e-5, "float32": 1e-5}
-_COARSE_ROUNDING = 1e-3
 
 _is_causal: "WeakKeyDictionary[Any, bool]" = WeakKeyDictionary()  # by module
 
@@ -45,20 +42,17 @@ def is_causal(lease: Lease, part: Part) -> bool:
 
 def _try_causality(lease: Lease, part: Part) -> bool:
     """Return whether what a model makes of the beginning of a text stays the same with another ending."""
-    import numpy as np
-
     tokenizer = lease.tokenizer
     plain = [number for number in range(len(tokenizer)) if number not in tokenizer.all_special_ids]
-    ids: list[int] = tokenizer(_PROBE, add_special_tokens=False, verbose=False)["input_ids"]
+    ids: list[int] = tokenizer(PROBE, add_special_tokens=False, verbose=False)["input_ids"]
     ids = (ids if len(ids) > 1 else plain)[: min(tokenizer.model_max_length, _TOKENS)]
     half = len(ids) // 2
     begin, end = ids[:half], ids[half : 2 * half]
     # Not a piece of the text: to a vocabulary of another script, all pieces are the unknown token.
     other = [next((number for number in plain if number not in ids), ids[0])] * half
     # One after the other: the rows of a batch may affect each other.
-    forward = TorchForward(lease, part)
-    found = [forward.run([Window(0, begin + rest, [])])[0][:half] for rest in (end, other)]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        error = float(np.linalg.norm(found[1] - found[0]) / np.linalg.norm(found[0]))
-    # If it is NaN, so is the answer, which is an error of its own.
-    return not error > _ROUNDING.get(str(lease.model.dtype).removeprefix("torch."), _COARSE_ROUNDING)
+    with without_callers_settings(lease):
+        forward = TorchForward(lease, part)
+        found = [forward.run([Window(0, begin + rest, [])])[0][:half] for rest in (end, other)]
+    # If there is NaN, so there is in the answer, which is an error of its own.
+    return differs_by_rounding(lease, found[1], found[0], "one shape") is not False
