@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medvllm.cli.completion import model_names
-from medvllm.cli.history import describe
+from medvllm.catalog.event_words import describe_event
 from medvllm.cli.output import print_json, printable
 from medvllm.cli.parameters import Json, Reason
 from medvllm.model_registry import registry
@@ -103,7 +103,7 @@ def _lines(imported: "Imported", dry_run: bool) -> list[str]:
         f"  {printable(name)}  {words.get(state, 'already here' if state == 'here' else state)}"
         for name, state in imported.models.items()
     ]
-    lines += [f"  {printable(describe(event))}" for event in imported.changes]
+    lines += [f"  {printable(describe_event(event))}" for event in imported.changes]
     lines += [printable(note[:1].upper() + note[1:] + ".") for note in imported.notes]
     if dry_run:
         return [*lines, "Nothing changed: this was a dry run."]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from medvllm.cli.history import describe
+from medvllm.catalog.event_words import describe_event
 from medvllm.cli.output import print_json, printable
 from medvllm.cli.parameters import Json, Reason
 from medvllm.cli.streams import write_utf8
@@ -56,7 +56,7 @@ def apply(
         print_json([event.to_dict() for event in events])
         return
     for event in events:
-        typer.echo(printable(describe(event)))
+        typer.echo(printable(describe_event(event)))
     count = f"{len(events)} change{'' if len(events) == 1 else 's'}"
     typer.echo(f"{count} would be made." if dry_run else f"{count}.", err=True)
     if obstacles:

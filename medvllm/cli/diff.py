@@ -7,9 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from medvllm.cli.completion import model_names
-from medvllm.cli.output import one_line, print_json, print_table
+from medvllm.cli.output import print_json, print_table
 from medvllm.cli.parameters import Json
 from medvllm.model_registry import registry
+from medvllm.one_line import one_line
 
 
 def diff(

@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from medvllm.catalog.events import Event
+from medvllm.catalog.event_words import describe_event
 from medvllm.cli.completion import stored_names
-from medvllm.cli.output import one_line, print_json, print_table
+from medvllm.cli.output import print_json, print_table
 from medvllm.cli.parameters import Json
 from medvllm.cli.plain_help import Group
 from medvllm.model_registry import registry
@@ -61,7 +61,7 @@ def list_(
     if not events:
         typer.echo("There are no events.", err=True)
     columns = ("NO", "TIME", "WHO", "WHAT", "REASON")
-    rows = ((e.seq, e.at[:19] + "Z", f"{e.who}@{e.machine}", describe(e), e.reason) for e in events)
+    rows = ((e.seq, e.at[:19] + "Z", f"{e.who}@{e.machine}", describe_event(e), e.reason) for e in events)
     print_table(columns, rows)
 
 
@@ -81,38 +81,3 @@ def verify(as_json: Json = False) -> None:
             typer.echo(f"The last hash is {digest}", err=True)
     if flaws:
         raise typer.Exit(1)
-
-
-def describe(event: Event) -> str:
-    """Return in a few words what an event did."""
-    version = event.name if event.version is None else f"{event.name}@{event.version}"
-    alias, before = f"{event.name}@{event.alias}", event.detail.get("from")
-    words: dict[str, str] = {
-        "created": "catalogue created",
-        "migrated": f"catalogue migrated from schema {before} to {event.detail.get('to')}",
-        "registered": f"+ {version}",
-        "changed": f"~ {version}: {'; '.join(_fact(*item) for item in sorted(event.detail.get('facts', {}).items()))}",
-        "unregistered": f"- {version}",
-        "aliased": f"{'+' if before is None else '~'} {alias} -> {event.version}{_was(before)}",
-        "unaliased": f"- {alias}{_was(before)}",
-        "locked": f"locked {version}: files {str(event.detail.get('digest'))[:12]}",
-        "imported": f"imported {version}: bundle {str(event.detail.get('bundle'))[:12]}",
-        "protected": f"~ {alias} protected",
-        "unprotected": f"~ {alias} no longer protected",
-        "loaded": f"loaded {event.name if event.detail.get('origin') == 'direct' else version}",
-    }
-    return words.get(event.action, event.action)
-
-
-def _fact(fact: str, value: Any) -> str:
-    """Return in a few words what a fact is now."""
-    if value is None:
-        return f"no {fact}"
-    if fact in ("baseline", "baseline_digest"):
-        return fact
-    text = str(one_line(value, ", "))
-    return f"{fact} {text if len(text) <= 80 else text[:79] + '…'}"
-
-
-def _was(before: Any) -> str:
-    return "" if before is None else f" (was {before})"

@@ -69,12 +69,6 @@ def print_groups(
         sys.stdout.write(draw(columns, shown, in_lines=in_lines))
 
 
-def one_line(value: object, separator: str) -> object:
-    """Return a list or a dict as text in one line, and any other value unchanged."""
-    items = [f"{key}={text}" for key, text in value.items()] if isinstance(value, dict) else value
-    return separator.join(map(str, items)) if isinstance(items, list) else items
-
-
 def printable(value: object) -> str:
     """Return a value as text, with control characters and other invisible characters escaped."""
     text = "-" if value is None or value == () or value == [] else str(value)

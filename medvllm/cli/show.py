@@ -7,13 +7,14 @@ import typer
 
 from medvllm.catalog.log import VersionRecord
 from medvllm.cli.completion import model_names
-from medvllm.cli.output import one_line, print_groups, print_json
+from medvllm.cli.output import print_groups, print_json
 from medvllm.cli.parameters import Json
 from medvllm.facts import GROUPS, known_facts
 from medvllm.local_files import local_files
 from medvllm.metadata import ModelMetadata
 from medvllm.model_registry import registry
 from medvllm.names import is_commit, parse_name
+from medvllm.one_line import one_line
 from medvllm.quantities import shown_size
 
 _Row = tuple[str, object, object]

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from medvllm import __version__
 from medvllm.errors import MedVLLMError
-from medvllm.server import health, metrics
+from medvllm.server import health, metrics, page
 from medvllm.server.calls import Calls
 from medvllm.server.config import ServerConfig
 from medvllm.server.context import Server
@@ -67,7 +67,7 @@ def create_app(
     app.state.server, app.state.metrics = Server(registry, config, calls), Metrics(registry)
     # Cohere's /v2/rerank comes before the names of models that the Open Inference Protocol has there.
     own = (openai, ollama, medical, rerank, tei, vllm, huggingface, presidio)
-    for protocol in (*own, open_inference, health, metrics):
+    for protocol in (*own, open_inference, health, metrics, page):
         app.include_router(protocol.router)
     app.openapi = partial(_describe_once, app)  # type: ignore[method-assign]
     for kind, handler in _HANDLERS.items():

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from medvllm.api_keys import ApiKey
+from medvllm.api_keys import RIGHTS, ApiKey
 from medvllm.errors import MedVLLMError
 from medvllm.server.config import ServerConfig
 from medvllm.server.keyring import Keyring
@@ -42,7 +42,7 @@ class Guard:
             return
         headers = Headers(scope=scope)
         state = scope.setdefault("state", {})
-        state["config"], state["key"] = self._config, None
+        state["config"], state["key"], state["rights"] = self._config, None, RIGHTS
         if (problem := self._wrong_message(scope["method"], headers)) is not None:
             await _refuse(problem, scope, receive, send)
             return
@@ -53,7 +53,7 @@ class Guard:
         if isinstance(key, Problem):
             await _refuse(key, scope, receive, send)
             return
-        state["config"], state["key"] = self._config.restricted(key.limits), key.name
+        state["config"], state["key"], state["rights"] = self._config.restricted(key.limits), key.name, key.rights
         limit, count = state["config"].max_concurrent, self._keyring.open_requests
         if limit is not None and count[key.name] >= limit:
             message = f"The key has {limit} requests open already, which is its limit."

@@ -10,15 +10,16 @@ _HIDDEN = "a folder of the server"
 
 def describe_receipt(receipt: Receipt) -> dict[str, Any]:
     """Return a receipt as JSON values. What is a path of this machine is replaced; digests say which files they are."""
-    shown: dict[str, Any] = _hide(receipt.to_dict())
+    shown: dict[str, Any] = hide_paths(receipt.to_dict())
     return shown
 
 
-def _hide(value: Any) -> Any:
+def hide_paths(value: Any) -> Any:
+    """Return a value of JSON in which each text that is a path of this machine is replaced."""
     if isinstance(value, dict):
-        return {key: _hide(item) for key, item in value.items()}
+        return {key: hide_paths(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_hide(item) for item in value]
+        return [hide_paths(item) for item in value]
     return _HIDDEN if isinstance(value, str) and _is_path(value) else value
 
 

@@ -3,13 +3,16 @@
 from collections.abc import Callable
 from typing import Any
 
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 
+from medvllm.server.html import is_page, render_problem
 from medvllm.server.problem import Problem
 
 
-def render(problem: Problem, path: str) -> JSONResponse:
-    """Return the answer for a problem, in the shape of the protocol of a path."""
+def render(problem: Problem, path: str) -> Response:
+    """Return the answer for a problem, in the shape of the protocol of a path, or as a page."""
+    if is_page(path):
+        return render_problem(problem)
     return JSONResponse(shape_of(path)(problem), problem.status, problem.headers())
 
 

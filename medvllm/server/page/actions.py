@@ -1,0 +1,256 @@
+"""What a visitor can try with a model: each action is one request of the server's own protocols."""
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple, cast
+
+from fastapi import Request
+from fastapi.responses import Response
+from pydantic import BaseModel
+
+from medvllm.metadata import ModelMetadata
+from medvllm.server.context import Server
+from medvllm.server.named_model import ModelChoice
+from medvllm.server.page.form import Form
+from medvllm.server.page.heat_map import similarities
+from medvllm.server.page.highlight import cut, tints_of
+from medvllm.server.problem import Problem, ProblemError
+from medvllm.server.protocols.medical.assertions import AssertionsRequest, find_assertions
+from medvllm.server.protocols.medical.classify import ClassifyRequest, classify
+from medvllm.server.protocols.medical.entities import EntitiesRequest, find_entities
+from medvllm.server.protocols.medical.fill_mask import FillMaskRequest, fill_mask
+from medvllm.server.protocols.medical.redact import RedactRequest, redact
+from medvllm.server.protocols.openai.completions import create_chat_completion, create_completion
+from medvllm.server.protocols.openai.embeddings import EmbeddingRequest, create_embeddings
+from medvllm.server.protocols.openai.requests import ChatRequest, CompletionRequest
+from medvllm.server.protocols.rerank import CohereRequest, rerank_documents
+
+_MAX_SENTENCES = 40  # more squares than that nobody reads
+
+
+class Action(NamedTuple):
+    """Something to try.
+
+    Attributes:
+        word: Its name in addresses and templates.
+        title: Its name for people.
+        route: The route that does it.
+        body: Returns the body of the request from what the visitor wrote.
+        request: The class of the body.
+        answer: The route's function.
+        describe: Returns what the template shows of an answer, from the body and the answer; None if the answer is
+            sent piece by piece.
+    """
+
+    word: str
+    title: str
+    route: str
+    body: Callable[[Form], dict[str, Any]]
+    request: type[BaseModel]
+    answer: Callable[..., Awaitable[Any]]
+    describe: Callable[[Mapping[str, Any], Any], dict[str, Any]] | None = None
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the answer is sent piece by piece."""
+        return self.describe is None
+
+    async def run(self, body: Mapping[str, Any], http: Request, server: Server) -> dict[str, Any]:
+        """Return what the template shows of the answer to a request.
+
+        Raises:
+            ValidationError: The body does not fit the route.
+            ProblemError, MedVLLMError: As the route raises them.
+        """
+        assert self.describe is not None
+        asked = self.request.model_validate(body)
+        more = (ModelChoice(http),) if self.answer is rerank_documents else ()
+        found = await self.answer(asked, http, server, *more)
+        return self.describe(body, json.loads(bytes(found.body)) if isinstance(found, Response) else found)
+
+
+def actions_of(entry: ModelMetadata) -> list[Action]:
+    """Return what can be tried with an entry, the most likely first."""
+    return [ACTIONS[word] for task in entry.tasks for word in _WORDS.get(task, ())]
+
+
+def _entities_body(form: Form) -> dict[str, Any]:
+    return {"input": _needed(form, "text"), "threshold": form.number("threshold", 0)}
+
+
+def _describe_entities(body: Mapping[str, Any], answer: Any) -> dict[str, Any]:
+    text, [record] = body["input"], answer["data"]
+    spans = record["entities"]
+    tints = tints_of(span["label"] for span in spans)
+    counts = {label: sum(span["label"] == label for span in spans) for label in tints}
+    parts = cut(text, spans, record["coverage"]["read"])
+    found = _counted(len(spans), "entity", "entities")
+    return {"text": text, "parts": parts, "tints": tints, "counts": counts, "record": record, "status": found}
+
+
+def _redact_body(form: Form) -> dict[str, Any]:
+    operator = form.text("operator") or "replace"
+    return {
+        "input": _needed(form, "text"),
+        "operators": {"DEFAULT": {"type": operator}},
+        "threshold": form.number("threshold", 0.5),
+    }
+
+
+def _describe_redaction(body: Mapping[str, Any], answer: Any) -> dict[str, Any]:
+    text, [record] = body["input"], answer["data"]
+    items = record["items"]
+    sources = [{**item, "start": item["source_start"], "end": item["source_end"]} for item in items]
+    tints = tints_of(item["label"] for item in items)
+    return {
+        "before": cut(text, sources, record["coverage"]["read"]),
+        "after": cut(record["text"], items),
+        "redacted": record["text"],
+        "tints": tints,
+        "record": record,
+        "status": _counted(len(items), "change"),
+    }
+
+
+def _classify_body(form: Form) -> dict[str, Any]:
+    return {"input": _needed(form, "text")}
+
+
+def _describe_classes(body: Mapping[str, Any], answer: Any) -> dict[str, Any]:
+    [record] = answer["data"]
+    return {"record": record, "parts": cut(body["input"], (), record["coverage"]["read"]), "status": "Classified."}
+
+
+def _assertions_body(form: Form) -> dict[str, Any]:
+    text, phrase = _needed(form, "text"), _needed(form, "phrase").strip("\n")
+    spans, start = [], text.find(phrase)
+    while start >= 0:
+        spans.append({"start": start, "end": start + len(phrase)})
+        start = text.find(phrase, start + len(phrase))
+    if not spans:
+        raise _invalid("The text does not have the words to judge, in the same spelling.", "phrase")
+    return {"input": [{"text": text, "spans": spans}]}
+
+
+def _describe_assertions(body: Mapping[str, Any], answer: Any) -> dict[str, Any]:
+    text, [record] = body["input"][0]["text"], answer["data"]
+    judged = record["assertions"]
+    tints = tints_of(each["label"] for each in judged)
+    status = _counted(len(judged), "span")
+    return {"parts": cut(text, judged), "tints": tints, "judged": judged, "record": record, "status": status}
+
+
+def _gaps_body(form: Form) -> dict[str, Any]:
+    return {"input": _needed(form, "text"), "top_k": form.count("top_k", 5)}
+
+
+def _describe_gaps(body: Mapping[str, Any], answer: Any) -> dict[str, Any]:
+    [record] = answer["data"]
+    return {"record": record, "text": body["input"], "status": _counted(len(record["gaps"]), "gap")}
+
+
+def _rank_body(form: Form) -> dict[str, Any]:
+    documents = form.lines("documents")
+    if not documents:
+        raise _invalid("There is no document. Write one a line.", "documents")
+    return {"query": _needed(form, "query"), "documents": documents}
+
+
+def _describe_ranks(body: Mapping[str, Any], answer: Any) -> dict[str, Any]:
+    ranked = [
+        {"place": each["index"] + 1, "text": body["documents"][each["index"]], "score": each["relevance_score"]}
+        for each in answer["results"]
+    ]
+    return {"ranked": ranked, "status": _counted(len(ranked), "document")}
+
+
+def _vectors_body(form: Form) -> dict[str, Any]:
+    sentences = form.lines("sentences")
+    if not 1 <= len(sentences) <= _MAX_SENTENCES:
+        raise _invalid(f"Write 1 to {_MAX_SENTENCES} sentences, one a line; here are {len(sentences)}.", "sentences")
+    return {"input": sentences}
+
+
+def _describe_vectors(body: Mapping[str, Any], answer: Any) -> dict[str, Any]:
+    vectors = [record["embedding"] for record in answer["data"]]
+    cut_off = [record["index"] + 1 for record in answer["data"] if record.get("truncated")]
+    rows = list(zip(body["input"], similarities(vectors), strict=True))
+    return {"rows": rows, "size": len(vectors[0]), "truncated": cut_off, "status": _counted(len(rows), "vector")}
+
+
+def _chat_body(form: Form) -> dict[str, Any]:
+    messages = [{"role": "user", "content": _needed(form, "text")}]
+    return {"messages": messages, "max_tokens": form.count("max_tokens", 128)}
+
+
+def _completion_body(form: Form) -> dict[str, Any]:
+    return {"prompt": _needed(form, "text"), "max_tokens": form.count("max_tokens", 128)}
+
+
+def _needed(form: Form, name: str) -> str:
+    if not (text := form.text(name)).strip():
+        raise _invalid("It is empty. Write a text first.", name)
+    return text
+
+
+def _invalid(message: str, param: str) -> ProblemError:
+    return ProblemError(Problem(422, "invalid_request", message, param))
+
+
+def _counted(count: int, one: str, many: str | None = None) -> str:
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
+
+
+# Which actions a task has.
+_WORDS = {
+    "ner": ("entities",),
+    "deid": ("redact", "entities"),
+    "classify": ("classify",),
+    "assertions": ("assertions",),
+    "fill-mask": ("fill-mask",),
+    "rerank": ("rerank",),
+    "embed": ("embed",),
+    "generate": ("chat", "complete"),
+}
+_Answer = Callable[..., Awaitable[Any]]
+ACTIONS = {
+    action.word: action
+    for action in (
+        Action(
+            "entities",
+            "Find entities",
+            "/v1/entities",
+            _entities_body,
+            EntitiesRequest,
+            find_entities,
+            _describe_entities,
+        ),
+        Action("redact", "Redact", "/v1/redact", _redact_body, RedactRequest, redact, _describe_redaction),
+        Action("classify", "Classify", "/v1/classify", _classify_body, ClassifyRequest, classify, _describe_classes),
+        Action(
+            "assertions",
+            "Judge assertions",
+            "/v1/assertions",
+            _assertions_body,
+            AssertionsRequest,
+            find_assertions,
+            _describe_assertions,
+        ),
+        Action("fill-mask", "Fill gaps", "/v1/fill-mask", _gaps_body, FillMaskRequest, fill_mask, _describe_gaps),
+        Action("rerank", "Rank", "/v1/rerank", _rank_body, CohereRequest, cast(_Answer, rerank_documents), _describe_ranks),
+        Action(
+            "embed", "Compare", "/v1/embeddings", _vectors_body, EmbeddingRequest, create_embeddings, _describe_vectors
+        ),
+        Action(
+            "chat", "Ask", "/v1/chat/completions", _chat_body, ChatRequest, create_chat_completion
+        ),
+        Action(
+            "complete",
+            "Continue",
+            "/v1/completions",
+            _completion_body,
+            CompletionRequest,
+            create_completion,
+        ),
+    )
+}

@@ -1,0 +1,54 @@
+"""What a form of the page sends."""
+
+from collections.abc import Mapping
+from urllib.parse import parse_qsl
+
+from fastapi import Request
+
+from medvllm.server.problem import Problem, ProblemError
+
+_MAX_FIELDS = 50
+
+
+class Form:
+    """The fields of a form. A field that was not sent is empty.
+
+    Args:
+        fields: Their values. Browsers send a line break as CR LF, and count it as one character: here it is LF.
+    """
+
+    def __init__(self, fields: Mapping[str, str]) -> None:
+        self._fields = {name: value.replace("\r\n", "\n").replace("\r", "\n") for name, value in fields.items()}
+
+    def text(self, name: str) -> str:
+        """Return a field as it is."""
+        return self._fields.get(name, "")
+
+    def lines(self, name: str) -> list[str]:
+        """Return the lines of a field that are not blank."""
+        return [line for line in self.text(name).split("\n") if line.strip()]
+
+    def number(self, name: str, default: float) -> float:
+        """Return the number in a field; the default if it is empty. ProblemError: it is no number."""
+        written = self.text(name).strip()
+        try:
+            return float(written) if written else default
+        except ValueError:
+            raise ProblemError(Problem(422, "invalid_request", f"{name}: it must be a number.", name)) from None
+
+    def count(self, name: str, default: int) -> int:
+        """Return the whole number in a field; the default if it is empty. ProblemError: it is none."""
+        number = self.number(name, default)
+        if not number.is_integer():
+            raise ProblemError(Problem(422, "invalid_request", f"{name}: it must be a whole number.", name))
+        return int(number)
+
+
+async def read_form(http: Request) -> Form:
+    """Return the form in the body of a request. ProblemError: the body is none."""
+    body = await http.body()
+    try:
+        pairs = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=_MAX_FIELDS)
+    except ValueError:  # also of an encoding
+        raise ProblemError(Problem(400, "invalid_form", "The body is not a form in UTF-8.")) from None
+    return Form(dict(pairs))

@@ -1,0 +1,75 @@
+"""A page that is sent while its answer is made: browsers show each piece as it comes, without a script."""
+
+import json
+import uuid
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import HTMLResponse, StreamingResponse
+from markupsafe import escape
+
+from medvllm.server.context import Server
+from medvllm.server.page.actions import Action
+
+_LENGTH = "content-length"
+
+
+async def stream_answer(
+    action: Action, body: Mapping[str, Any], http: Request, server: Server, show: Callable[..., HTMLResponse]
+) -> StreamingResponse:
+    """Return a page in which the answer to a request of a decoder appears piece by piece.
+
+    Args:
+        action: What is asked.
+        body: The request.
+        http: The request of the browser.
+        server: The server.
+        show: Returns the page for a `result`.
+
+    Raises:
+        ValidationError: The body does not fit the route.
+        ProblemError, MedVLLMError: The first piece cannot be made.
+    """
+    more = {"stream": True, "stream_options": {"include_usage": True}}
+    answer = await action.answer(action.request.model_validate({**body, **more}), http, server)
+    place = uuid.uuid4().hex  # where the pieces go
+    shown: dict[str, Any] = {"text": place, "status": "Answer", "ending": "", "problem": None}
+    begun = show(result=shown)
+    headers = {name: value for name, value in begun.headers.items() if name != _LENGTH}
+
+    async def parts() -> AsyncGenerator[str]:
+        yield bytes(begun.body).decode().partition(place)[0]
+        async with aclosing(_records(answer)) as records:
+            async for record in records:
+                if "error" in record:
+                    shown["problem"] = record["error"]["message"]
+                    break
+                yield str(escape(_piece_of(record)))
+                shown["ending"] = _ending_of(record) or shown["ending"]
+        yield bytes(show(result=shown).body).decode().partition(place)[2]
+
+    return StreamingResponse(parts(), headers=headers)
+
+
+async def _records(answer: StreamingResponse) -> AsyncGenerator[dict[str, Any]]:
+    """Yield the events of an answer of OpenAI's API."""
+    async for event in answer.body_iterator:
+        content = str(event).removeprefix("data: ").strip()
+        if content != "[DONE]":
+            yield json.loads(content)
+
+
+def _piece_of(record: Mapping[str, Any]) -> str:
+    for choice in record["choices"]:
+        return str(choice.get("text") or choice.get("delta", {}).get("content") or "")
+    return ""
+
+
+def _ending_of(record: Mapping[str, Any]) -> str | None:
+    """Return how the answer ended, and how long it is, once an event says so."""
+    if record.get("usage"):
+        tokens = record["usage"]["completion_tokens"]
+        return f"{tokens:,} {'token' if tokens == 1 else 'tokens'}."
+    return None
