@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medvllm.cli.completion import model_names
 from medvllm.catalog.event_words import describe_event
+from medvllm.cli.completion import model_names
 from medvllm.cli.output import print_json, printable
 from medvllm.cli.parameters import Json, Reason
 from medvllm.model_registry import registry

@@ -1,4 +1,4 @@
-"""The files that pages of the server link to: style, scripts and icon. They come with medvllm, and from nowhere else."""
+"""The files that pages of the server link to: style, scripts and icon. All of them come with medvllm."""
 
 import hashlib
 from functools import cache

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from fastapi import Request
 from fastapi.responses import Response
@@ -237,13 +237,13 @@ ACTIONS = {
             _describe_assertions,
         ),
         Action("fill-mask", "Fill gaps", "/v1/fill-mask", _gaps_body, FillMaskRequest, fill_mask, _describe_gaps),
-        Action("rerank", "Rank", "/v1/rerank", _rank_body, CohereRequest, cast(_Answer, rerank_documents), _describe_ranks),
+        Action(
+            "rerank", "Rank", "/v1/rerank", _rank_body, CohereRequest, cast(_Answer, rerank_documents), _describe_ranks
+        ),
         Action(
             "embed", "Compare", "/v1/embeddings", _vectors_body, EmbeddingRequest, create_embeddings, _describe_vectors
         ),
-        Action(
-            "chat", "Ask", "/v1/chat/completions", _chat_body, ChatRequest, create_chat_completion
-        ),
+        Action("chat", "Ask", "/v1/chat/completions", _chat_body, ChatRequest, create_chat_completion),
         Action(
             "complete",
             "Continue",

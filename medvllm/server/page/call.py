@@ -1,7 +1,6 @@
 """A request to the server, as a person copies it to a terminal or a program."""
 
 import json
-import pprint
 import shlex
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -30,12 +29,12 @@ class Call(NamedTuple):
 
     def as_python(self) -> str:
         """Return the lines for Python."""
-        body = pprint.pformat(dict(self.body), width=84, sort_dicts=False)
+        body = json.dumps(self.body, ensure_ascii=False, indent=4)  # texts, numbers and lists: Python reads it, too
         headers = ""
         if self.needs_key:
             headers = '    headers={"Authorization": f"Bearer {os.environ[\'MEDVLLM_API_KEY\']}"},\n'
         imports = "import os\n\nimport httpx2" if self.needs_key else "import httpx2"
-        indented = body.replace("\n", "\n         ")
+        indented = body.replace("\n", "\n    ")
         return (
             f"{imports}\n\nanswer = httpx2.post(\n    {self.address!r},\n{headers}    json={indented},\n"
             "    timeout=300,\n)\nanswer.raise_for_status()\nprint(answer.json())"

@@ -46,9 +46,7 @@ class FactRow(NamedTuple):
 
 
 @router.get("/entry")
-async def show_entry(
-    http: Request, server: ServerOf, name: Annotated[str, Query(max_length=500)] = ""
-) -> HTMLResponse:
+async def show_entry(http: Request, server: ServerOf, name: Annotated[str, Query(max_length=500)] = "") -> HTMLResponse:
     """Show an entry, or one of its versions."""
     context = await server.run(http, lambda: _describe(server, name))
     return render_view(http, "catalogue", "entry.html", **context)
@@ -100,7 +98,7 @@ def _certainty(provenance: str | None) -> tuple[str, str]:
         return "declared", ""
     if provenance == READ:
         return "seen", READ
-    word, colon, where = provenance.partition(":")
+    word, _, where = provenance.partition(":")
     known = word.strip().lower()
     return (known, where.strip()) if known in ("seen", "verified", "likely") else ("declared", provenance)
 

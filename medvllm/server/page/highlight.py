@@ -1,6 +1,7 @@
 """A text in parts: where spans begin and end, and what was not read."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 TINTS = 8
@@ -16,7 +17,7 @@ class Part(NamedTuple):
 
 
 def cut(text: str, spans: Iterable[Mapping[str, Any]], read: Iterable[Sequence[int]] | None = None) -> list[Part]:
-    """Return the parts of a text, in order. Spans may overlap: none is dropped.
+    """Return the parts of a text, in order. Spans may overlap; an empty one is in no part.
 
     Args:
         text: The text.
@@ -25,16 +26,23 @@ def cut(text: str, spans: Iterable[Mapping[str, Any]], read: Iterable[Sequence[i
     """
     ordered = sorted(spans, key=lambda span: (span["start"], -span["end"]))
     ranges = [(0, len(text))] if read is None else [(start, end) for start, end in read]
-    places = {0, len(text)}
-    places.update(span[side] for span in ordered for side in ("start", "end"))
-    places.update(place for each in ranges for place in each)
-    edges = sorted(places)
+    edges = {0, len(text)}
+    edges.update(span[side] for span in ordered for side in ("start", "end"))
+    edges.update(place for each in ranges for place in each)
     parts = []
-    for start, end in zip(edges, edges[1:], strict=False):
-        inside = [span for span in ordered if span["start"] <= start and end <= span["end"]]
+    inside: list[Mapping[str, Any]] = []
+    begun = passed = 0  # how many spans have begun, and how many ranges have ended
+    for start, end in pairwise(sorted(edges)):
+        while begun < len(ordered) and ordered[begun]["start"] <= start:
+            inside.append(ordered[begun])
+            begun += 1
+        while passed < len(ranges) and ranges[passed][1] <= start:
+            passed += 1
+        inside = [span for span in inside if span["end"] > start]
+        is_read = passed < len(ranges) and ranges[passed][0] <= start
+        part = text[start:end]
         ending = [span for span in inside if span["end"] == end]
-        is_read = not text[start:end].strip() or any(first <= start and end <= last for first, last in ranges)
-        parts.append(Part(text[start:end], inside, ending, is_read))
+        parts.append(Part(part, inside, ending, is_read or not part.strip()))
     return parts
 
 
