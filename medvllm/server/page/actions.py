@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 from fastapi import Request
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from medvllm.metadata import ModelMetadata
@@ -55,18 +55,17 @@ class Action(NamedTuple):
         """Whether the answer is sent piece by piece."""
         return self.describe is None
 
-    async def run(self, body: Mapping[str, Any], http: Request, server: Server) -> dict[str, Any]:
-        """Return what the template shows of the answer to a request.
+    async def ask(self, body: Mapping[str, Any], http: Request, server: Server) -> Any:
+        """Return the answer to a request: its JSON values, or a stream.
 
         Raises:
             ValidationError: The body does not fit the route.
             ProblemError, MedVLLMError: As the route raises them.
         """
-        assert self.describe is not None
         asked = self.request.model_validate(body)
-        more = (ModelChoice(http),) if self.answer is rerank_documents else ()
-        found = await self.answer(asked, http, server, *more)
-        return self.describe(body, json.loads(bytes(found.body)) if isinstance(found, Response) else found)
+        more = (ModelChoice(http),) if self.request is CohereRequest else ()
+        answer = await self.answer(asked, http, server, *more)
+        return json.loads(bytes(answer.body)) if isinstance(answer, JSONResponse) else answer
 
 
 def actions_of(entry: ModelMetadata) -> list[Action]:
@@ -212,7 +211,6 @@ _WORDS = {
     "embed": ("embed",),
     "generate": ("chat", "complete"),
 }
-_Answer = Callable[..., Awaitable[Any]]
 ACTIONS = {
     action.word: action
     for action in (
@@ -237,9 +235,7 @@ ACTIONS = {
             _describe_assertions,
         ),
         Action("fill-mask", "Fill gaps", "/v1/fill-mask", _gaps_body, FillMaskRequest, fill_mask, _describe_gaps),
-        Action(
-            "rerank", "Rank", "/v1/rerank", _rank_body, CohereRequest, cast(_Answer, rerank_documents), _describe_ranks
-        ),
+        Action("rerank", "Rank", "/v1/rerank", _rank_body, CohereRequest, rerank_documents, _describe_ranks),
         Action(
             "embed", "Compare", "/v1/embeddings", _vectors_body, EmbeddingRequest, create_embeddings, _describe_vectors
         ),

@@ -33,12 +33,12 @@ def cut(text: str, spans: Iterable[Mapping[str, Any]], read: Iterable[Sequence[i
     inside: list[Mapping[str, Any]] = []
     begun = passed = 0  # how many spans have begun, and how many ranges have ended
     for start, end in pairwise(sorted(edges)):
-        while begun < len(ordered) and ordered[begun]["start"] <= start:
-            inside.append(ordered[begun])
+        inside = [span for span in inside if span["end"] > start]
+        while begun < len(ordered) and ordered[begun]["start"] == start:
+            inside += [ordered[begun]] if ordered[begun]["end"] > start else []
             begun += 1
         while passed < len(ranges) and ranges[passed][1] <= start:
             passed += 1
-        inside = [span for span in inside if span["end"] > start]
         is_read = passed < len(ranges) and ranges[passed][0] <= start
         part = text[start:end]
         ending = [span for span in inside if span["end"] == end]

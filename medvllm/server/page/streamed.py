@@ -33,7 +33,7 @@ async def stream_answer(
         ProblemError, MedVLLMError: The first piece cannot be made.
     """
     more = {"stream": True, "stream_options": {"include_usage": True}}
-    answer = await action.answer(action.request.model_validate({**body, **more}), http, server)
+    answer = await action.ask({**body, **more}, http, server)
     place = uuid.uuid4().hex  # where the pieces go
     shown: dict[str, Any] = {"text": place, "status": "Answer", "ending": "", "problem": None}
     begun = show(result=shown)

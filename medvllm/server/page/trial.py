@@ -46,15 +46,20 @@ async def ask(http: Request, server: ServerOf, name: _Name = "", action: _Word =
         body = {"model": name, **chosen.body(form)}
         call = Call(f"{str(http.base_url).rstrip('/')}{chosen.route}", body, server.config.requires_key)
         if chosen.is_streamed:
-            show = partial(_show, http, server, name, entry, chosen, form, call=call)
-            return await stream_answer(chosen, body, http, server, show)
-        result = await chosen.run(body, http, server)
+            shown = partial(_show, http, server, name, entry, chosen, form, call=call)
+            return await stream_answer(chosen, body, http, server, shown)
+        answer = await chosen.ask(body, http, server)
     except (ProblemError, MedVLLMError, ValidationError) as error:
         problem = _invalid(error) if isinstance(error, ValidationError) else problem_of(error)
         if problem.status >= 500:
             logger.error("request %s failed: %s", http.state.about["request_id"], type(error).__name__)
         return _show(http, server, name, entry, chosen, form, problem=problem)
-    return _show(http, server, name, entry, chosen, form, result=result, call=call)
+
+    def show() -> HTMLResponse:  # in a thread: a long note has many marks
+        assert chosen is not None and chosen.describe is not None
+        return _show(http, server, name, entry, chosen, form, result=chosen.describe(body, answer), call=call)
+
+    return await server.run(http, show)
 
 
 def _choose(server: Server, name: str, word: str) -> tuple[ModelMetadata, Action | None]:
