@@ -104,7 +104,7 @@ def _describe_redaction(body: Mapping[str, Any], answer: Any) -> dict[str, Any]:
     return {
         "before": cut(text, sources, record["coverage"]["read"]),
         "after": cut(record["text"], items),
-        "redacted": record["text"],
+        "says_labels": body["operators"]["DEFAULT"]["type"] == "replace",
         "tints": tints,
         "record": record,
         "status": _counted(len(items), "change"),
