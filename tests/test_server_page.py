@@ -120,9 +120,11 @@ def test_an_entry_shows_its_versions_and_who_made_them(
     registry.register("ward", "clinical", license="mit", provenance={"license": "seen: the card"}, reason="v1", **facts)
     registry.register("ward", "clinical", license="apache-2.0", replace=True, reason="other terms", **facts)
     registry.catalog.set_alias("ward", "production", 1)
+    registry.catalog.protect("ward", "stable", reason="patients depend on it")
     registry.lock("ward@1", reason="the board agreed")
     page = Page(client.get("/entry?name=ward@1").text)
     for text in (
+        "The alias stable is protected, and not set yet.",
         "mit",
         "the card",
         "production",

@@ -32,6 +32,7 @@ FIELDS = {
     "minilm/embed": {"sentences": "no fever\npain\nno pain"},
     "writer/complete": {"text": "Aspirin is"},
 }
+COLOURED = ("catalogue", "entry", "memory", "difference", "deid/redact", "minilm/embed")  # looked at in the dark, too
 
 found = {"console": [], "elsewhere": [], "dialogs": [], "violations": {}, "too_wide": [], "answers": {}}
 
@@ -44,11 +45,12 @@ def watch(page):
     return page
 
 
-def check(page, what):
-    page.evaluate(f"{AXE};0")
-    run = "async rules => (await axe.run(document, {runOnly: rules})).violations"
-    if violations := [[each["id"], each["nodes"][0]["html"]] for each in page.evaluate(run, RULES)]:
-        found["violations"][what] = violations
+def check(page, what, scheme):
+    if scheme == "light" or what in COLOURED:
+        page.evaluate(f"{AXE};0")
+        run = "async rules => (await axe.run(document, {runOnly: rules})).violations"
+        if violations := [[each["id"], each["nodes"][0]["html"]] for each in page.evaluate(run, RULES)]:
+            found["violations"][f"{what}, {scheme}"] = violations
     if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
         found["too_wide"].append(what)
 
@@ -71,12 +73,12 @@ with sync_playwright() as playwright:
         page = watch(browser.new_page(color_scheme=scheme, viewport={"width": width, "height": height}))
         for view, address in VIEWS.items():
             page.goto(BASE + address)
-            check(page, f"{view}, {scheme}")
+            check(page, view, scheme)
         found["console"] = [text for text in found["console"] if "404" not in text]  # the problem is asked for
         for what, fields in FIELDS.items():
             ask(page, *what.split("/"), fields)
             found["answers"][what] = page.inner_text("#result")
-            check(page, f"{what}, {scheme}")
+            check(page, what, scheme)
         page.close()
 
     page = watch(browser.new_page())

@@ -117,7 +117,11 @@ def _classify_body(form: Form) -> dict[str, Any]:
 
 def _describe_classes(body: Mapping[str, Any], answer: Any) -> dict[str, Any]:
     [record] = answer["data"]
-    return {"record": record, "parts": cut(body["input"], (), record["coverage"]["read"]), "status": "Classified."}
+    return {
+        "record": record,
+        "parts": cut(body["input"], (), record["coverage"]["read"]),
+        "status": _counted(len(record["labels"]), "label"),
+    }
 
 
 def _assertions_body(form: Form) -> dict[str, Any]:
