@@ -69,3 +69,8 @@ def test_answers_and_refusals_appear(seen: dict[str, Any]) -> None:
 def test_it_works_without_javascript(seen: dict[str, Any], registry: ModelRegistry) -> None:
     """Filters are links, and forms are sent as they are."""
     assert seen["plain"]["rows"] == len(registry.list_models(search="deid")) and "q=deid" in seen["plain"]["address"]
+
+
+def test_paper_gets_the_answer_in_dark_ink(seen: dict[str, Any]) -> None:
+    """Also from a browser that is dark. The form is not printed."""
+    assert seen["printed"] == ["rgb(23, 32, 31)", "rgb(255, 255, 255)", False, True]

@@ -95,6 +95,11 @@ with sync_playwright() as playwright:
     ask(page, "deid", "entities", {"text": NOTE})
     found["places"] = places(page)
     found["field"] = page.input_value("textarea")
+    page.emulate_media(media="print", color_scheme="dark")
+    ink = page.eval_on_selector("body", "element => getComputedStyle(element).color")
+    paper = page.eval_on_selector("#result .card", "element => getComputedStyle(element).backgroundColor")
+    found["printed"] = [ink, paper, page.is_visible(".ask"), page.is_visible("#result .note")]
+    page.emulate_media(media="screen", color_scheme="light")
     page.goto(f"{BASE}/")
     page.go_back()
     found["kept"] = page.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}])")
