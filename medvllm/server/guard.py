@@ -43,10 +43,11 @@ class Guard:
         headers = Headers(scope=scope)
         state = scope.setdefault("state", {})
         state["config"], state["key"] = self._config, None
+        state["is_own"] = self._keyring.is_own(_presented_key(headers))  # a command of the server's user
         if (problem := self._wrong_message(scope["method"], headers)) is not None:
             await _refuse(problem, scope, receive, send)
             return
-        if not self._config.requires_key or scope["path"] in OPEN:
+        if not self._config.requires_key or state["is_own"] or scope["path"] in OPEN:
             await self._app(scope, receive, send)
             return
         key = await self._admit(scope, headers)
