@@ -58,7 +58,7 @@ def timeout_of(left_s: float) -> "httpx2.Timeout":
     """Return how long to wait for each step of a request. The server answers in time, if only that it is late."""
     import httpx2
 
-    return httpx2.Timeout(left_s + CONNECT_S, connect=min(left_s, CONNECT_S))
+    return httpx2.Timeout(left_s + min(left_s, CONNECT_S), connect=min(left_s, CONNECT_S))
 
 
 def _is_here(url: str) -> bool:
