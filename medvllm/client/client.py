@@ -1,5 +1,6 @@
 """The client for programs that wait for each answer."""
 
+import os
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from types import TracebackType
@@ -19,6 +20,7 @@ from medvllm.client.options import (
     RedactOptions,
     RerankOptions,
 )
+from medvllm.forking import Lock
 
 if TYPE_CHECKING:
     import httpx2
@@ -60,7 +62,9 @@ class Client:
         self.url = choose_url(base_url)
         self._options = http_options(self.url, api_key)
         self._timeout_s = timeout_s
+        self._lock = Lock()  # guards the attributes below
         self._http: httpx2.Client | None = None
+        self._process = 0  # which opened the connections: a fork must not write to those of its parent
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
@@ -75,8 +79,9 @@ class Client:
 
     def close(self) -> None:
         """Close the connections to the server. The next call opens others."""
-        if self._http is not None:
-            self._http.close()
+        with self._lock:
+            if self._http is not None and self._process == os.getpid():
+                self._http.close()
             self._http = None
 
     def embed(self, model: str, texts: "Iterable[Text]", **options: Unpack[EmbedOptions]) -> "Embeddings":
@@ -180,11 +185,12 @@ class Client:
         return self._send(calls.unload_call(model))
 
     def _connection(self) -> "httpx2.Client":
-        if self._http is None:
-            import httpx2
+        with self._lock:
+            if self._http is None or self._process != os.getpid():
+                import httpx2
 
-            self._http = httpx2.Client(**self._options)
-        return self._http
+                self._http, self._process = httpx2.Client(**self._options), os.getpid()
+            return self._http
 
     def _send(self, call: Call[T]) -> T:
         import httpx2

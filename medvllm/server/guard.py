@@ -19,6 +19,7 @@ from medvllm.server.rendering import render
 from medvllm.server.rights import OPEN, right_of
 
 _AMBIGUOUS = "ambiguous_length"
+_OWN_KEY = "of the server's user"  # its name in the log
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="medvllm", Basic realm="medvllm", charset="UTF-8"'}
 
 
@@ -42,8 +43,8 @@ class Guard:
             return
         headers = Headers(scope=scope)
         state = scope.setdefault("state", {})
-        state["config"], state["key"] = self._config, None
         state["is_own"] = self._keyring.is_own(_presented_key(headers))  # a command of the server's user
+        state["config"], state["key"] = self._config, _OWN_KEY if state["is_own"] else None
         if (problem := self._wrong_message(scope["method"], headers)) is not None:
             await _refuse(problem, scope, receive, send)
             return
