@@ -75,11 +75,11 @@ def serve(
         for name in load or ():
             registry.load_model(name, keep_alive=-1)
             say(f"Loaded {printable(name)}.")
-        _announce(listener, url_of(listener, "http" if certificate is None else "https"), has_keys=has_keys)
         if certificate is None and not is_loopback(listener):
             say("Anybody on the way can read texts and keys. Use --certificate, or a proxy with TLS.")
         if certificate is None:
             _publish(listener, own_key)
+        _announce(listener, url_of(listener, "http" if certificate is None else "https"), has_keys=has_keys)
         run(server, listener)
 
 

@@ -101,8 +101,9 @@ class ServerPlace:
     def __init__(self, url: str, name: str) -> None:
         from medvllm.client import Client
 
-        self._client, self._name = Client(url), name
-        self._facts = self._client.model(name)
+        self._url, self._name = url, name
+        with Client(url) as client:
+            self._facts = client.model(name)
 
     def task(self) -> str | None:
         """Return the model's own task; None if the server must load the model to know it."""
@@ -116,12 +117,13 @@ class ServerPlace:
         self, stack: ExitStack, arguments: dict[str, Any], engine: str, *, with_receipt: bool
     ) -> "ServerAnswerer | None":
         """Return the server."""
+        from medvllm.client import Client
         from medvllm.client.server_answerer import ServerAnswerer
 
-        stack.callback(self._client.close)
+        client = stack.enter_context(Client(self._url))
         operators = arguments.pop("operators", None)
         options = {"engine": engine}
-        return ServerAnswerer(self._client, self._name, options=options, operators=operators, with_receipt=with_receipt)
+        return ServerAnswerer(client, self._name, options=options, operators=operators, with_receipt=with_receipt)
 
 
 def check_place(server: str | None, *, local: bool, loading: Mapping[str, Any]) -> None:
