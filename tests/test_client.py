@@ -3,10 +3,12 @@
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -318,6 +320,23 @@ def test_a_fork_has_connections_of_its_own(client: Client) -> None:
     if not child:
         os._exit(0 if client._connection() is not before and client.loaded() is not None else 1)
     assert os.waitpid(child, 0)[1] == 0 and client._connection() is before and client.loaded() is not None
+
+
+def test_the_page_on_the_client_runs(
+    url: str, registry: ModelRegistry, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its blocks in order, as a reader would paste them."""
+    names = {"my-tagger": "deid", "my-encoder": "minilm", "my-decoder": "chat", "my-classifier": "cls"}
+    for name, other in names.items():
+        entry = registry.get_metadata(other)
+        registry.register(name, "clinical", model_path=entry.location, task=entry.tasks[0], replace=True)
+    monkeypatch.setenv("MEDVLLM_SERVER", url)
+    page = (Path(__file__).parents[1] / "docs" / "client.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    namespace: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "client.md", "exec"), namespace)
+    assert len(blocks) == 2 and "Jones" in capsys.readouterr().out
 
 
 def test_reserved_words_are_no_options(url: str) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -319,6 +321,21 @@ def test_a_server_can_be_named(resident: ServerRecord, run: Run, monkeypatch: py
     assert run("deid", "a", *server, "--local").code == run("deid", "a", *server, "--device", "cpu").code == 2
     monkeypatch.setenv("MEDVLLM_API_KEY", "x" * 40)
     assert "API key" in (denied := run("deid", "a", *server)).err and denied.code == 1
+
+
+def test_the_commands_of_the_page_run(
+    resident: ServerRecord, entries: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the server of this user, and with one that is named."""
+    monkeypatch.setenv("MEDVLLM_API_KEY", KEY)
+    shared_registry.register("my-tagger", "clinical", model_path=entries[0]["model_path"], task="deid", persist=True)
+    page = (
+        (Path(__file__).parents[1] / "docs" / "client.md").read_text().replace("https://med.example.org", resident.url)
+    )
+    lines = "".join(re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)).splitlines()
+    commands = [shlex.split(line)[1:] for line in lines if not line.endswith("&")]
+    found = [command(monkeypatch, *words) for words in commands]
+    assert [done.code for done in found] == [0] * 5 and LINE in found[0].err and found[0].out == found[1].out
 
 
 def test_models_of_a_server_are_listed_loaded_and_unloaded(
