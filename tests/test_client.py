@@ -31,7 +31,7 @@ from medvllm.errors import (
 )
 from medvllm.server.config import ServerConfig
 from tests.support import decoders
-from tests.support.scripted import Reply, scripted
+from tests.support.scripted import HUNG_UP, Reply, scripted
 from tests.support.served import NOTE, registry_of_all_tasks
 from tests.support.serving import serving
 
@@ -120,7 +120,7 @@ def test_receipts_have_no_folders_unless_the_key_is_of_the_servers_user(url: str
         own = client.entities("deid", [NOTE], with_receipt=True).receipt
     with Client(url) as client:
         other = client.entities("deid", [NOTE], with_receipt=True).receipt
-    assert own == expected and own is not None and own.digest == expected.digest
+    assert own is not None and expected is not None and own == expected and own.digest == expected.digest
     assert other is not None and other.snapshot == "a folder of the server" and other.proof == own.proof
 
 
@@ -202,7 +202,7 @@ def _problem(code: str, **fields: Any) -> bytes:
         (Reply(500, _problem("model_unusable", kind="LoadError")), LoadError, 1),
         (Reply(503, _problem("catalog_unusable", kind="os.system")), CatalogError, 1),
         (Reply(401, _problem("invalid_api_key")), ServerError, 1),
-        (Reply(302, b"", {"Location": "/v1/loaded"}), ServerError, 1),
+        (Reply(302, b"", {"Location": "/v1/memory"}), ServerError, 1),
         (Reply(200, b"<html>"), ServerError, 1),
         (Reply(200, b"[1]"), ServerError, 1),
         (Reply(200, b'{"task": "ner"}'), ServerError, 1),
@@ -235,6 +235,18 @@ def test_a_retry_succeeds() -> None:
 
     with scripted(lambda sent: replies.pop(0)) as server, Client(server.url) as client:
         assert client.loaded() == [] == asyncio.run(ask(server.url)) and not replies
+
+
+def test_a_connection_that_the_server_has_ended_is_opened_again() -> None:
+    """Once: the client noticed it too late. A stream, too."""
+    done = Reply(200, b'{"models": []}')
+    stream = Reply(200, b"data: [DONE]\n\n")
+    replies = [done, HUNG_UP, done, HUNG_UP, stream, HUNG_UP, HUNG_UP]
+    with scripted(lambda sent: replies.pop(0)) as server, Client(server.url) as client:
+        assert client.loaded() == client.loaded() == [] == list(client.generate("m", ["a"], stream=True))
+        with pytest.raises(ServerError, match="broke off"):
+            client.loaded()
+        assert not replies
 
 
 def test_a_server_that_never_answers_is_given_up() -> None:

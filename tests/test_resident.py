@@ -343,7 +343,10 @@ def test_models_of_a_server_are_listed_loaded_and_unloaded(
 ) -> None:
     """Of the user's own one, or of one that is named."""
     monkeypatch.setenv("MEDVLLM_API_KEY", KEY)
-    console = lambda *words: command(monkeypatch, *words)  # noqa: E731
+
+    def console(*words: str) -> Outcome:
+        return command(monkeypatch, *words)
+
     assert "deid@1 in memory" in console("load", "deid", "--keep-alive", "-1").err
     assert console("ps", "--server", resident.url).out.split("\t")[::7] == ["deid@1", "pinned\n"]
     assert json.loads(console("ps", "--server", resident.url, "--json").out)[0]["keep_alive"] == -1

@@ -199,7 +199,8 @@ class AsyncClient:
                     return exchange.read(response.content)
                 await asyncio.sleep(exchange.wait_s)
                 continue
-            raise failure  # not above, where it would have the request as its context
+            if failure is not None:
+                raise failure  # not above, where it would have the request as its context
 
     async def _stream(self, call: Call[Any]) -> "AsyncGenerator[Piece]":
         exchange = Exchange(self.url, call, self._timeout_s)
@@ -229,4 +230,5 @@ class AsyncClient:
         else:
             exchange.check_complete()
             return
-        raise failure
+        if failure is not None:
+            raise failure

@@ -85,7 +85,7 @@ def page_call(after: str | None) -> Call[dict[str, Any]]:
 
 def loaded_call() -> Call[list[dict[str, Any]]]:
     """Return the call that asks for the models in memory."""
-    return Call("GET", "/v1/loaded", lambda content: list(content["models"]))
+    return Call("GET", "/v1/memory", lambda content: list(content["models"]))
 
 
 def load_call(name: str, keep_alive: float | str | None) -> Call[dict[str, Any]]:

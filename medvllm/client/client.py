@@ -208,7 +208,8 @@ class Client:
                     return exchange.read(response.content)
                 time.sleep(exchange.wait_s)
                 continue
-            raise failure  # not above, where it would have the request as its context
+            if failure is not None:
+                raise failure  # not above, where it would have the request as its context
 
     def _stream(self, call: Call[Any]) -> "Generator[Piece]":
         exchange = Exchange(self.url, call, self._timeout_s)
@@ -236,4 +237,5 @@ class Client:
         else:
             exchange.check_complete()
             return
-        raise failure
+        if failure is not None:
+            raise failure

@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 _EVENT = "data: "
 _LAST = "[DONE]"
+_HUNG_UP = "without sending a response"  # as httpx says it
 
 
 class Exchange(Generic[T]):
@@ -38,7 +39,7 @@ class Exchange(Generic[T]):
         self._url, self._call = url, call
         self._timeout_s = timeout_s if call.timeout_s is None else call.timeout_s
         self._deadline = time.monotonic() + self._timeout_s
-        self._tries = 0
+        self._tries = self._hang_ups = 0
         self._is_complete = False
         self.wait_s: float | None = None
 
@@ -56,10 +57,17 @@ class Exchange(Generic[T]):
             "timeout": timeout_of(left_s),
         }
 
-    def failure(self, error: "httpx2.HTTPError") -> MedVLLMError:
-        """Return the error of the library for one of the connection. It has no cause: that has the whole request."""
+    def failure(self, error: "httpx2.HTTPError") -> MedVLLMError | None:
+        """Return the error of the library for one of the connection. It has no cause: that has the whole request.
+
+        None means that the request is to be sent again: a server may end a connection between two requests, and the
+        client notices it too late.
+        """
         import httpx2
 
+        if isinstance(error, httpx2.RemoteProtocolError) and _HUNG_UP in str(error) and not self._hang_ups:
+            self._hang_ups, self.wait_s = 1, 0.0
+            return None
         if isinstance(error, httpx2.ConnectTimeout):
             return faults.not_reached(self._url, "it does not answer")
         if isinstance(error, httpx2.ConnectError | httpx2.UnsupportedProtocol | httpx2.ProxyError):

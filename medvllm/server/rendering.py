@@ -53,7 +53,7 @@ def _tei(problem: Problem) -> dict[str, Any]:
 # The first that fits. `/v2/rerank` is Cohere's, all else below `/v2` is of the Open Inference Protocol.
 _SHAPES: tuple[tuple[str | tuple[str, ...], Callable[[Problem], dict[str, Any]]], ...] = (
     (("/v1/rerank", "/v2/rerank"), _cohere),
-    (("/v1/run", "/v1/load", "/v1/unload"), _native),
+    (("/v1/run", "/v1/load", "/v1/unload", "/v1/memory"), _native),
     (("/v2", "/api/", "/presidio/", "/models/"), _text),
     (("/rerank", "/predict", "/embed", "/similarity", "/info"), _tei),
     ("/", _openai),

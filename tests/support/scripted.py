@@ -26,6 +26,7 @@ class Reply:
     length: int | None = None
 
 
+HUNG_UP = Reply(0)  # it closes the connection, and answers nothing
 Script = Callable[[Sent], Reply | None]  # None: it never answers
 
 
@@ -50,6 +51,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.sent.append(sent)
         if (reply := self.server.script(sent)) is None:
             self.server.ending.wait()
+            self.close_connection = True
+            return
+        if reply == HUNG_UP:
             self.close_connection = True
             return
         self.send_response(reply.status)

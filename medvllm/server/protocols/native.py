@@ -132,7 +132,7 @@ async def run_task(asked: RunRequest, http: Request, server: ServerOf) -> Respon
     return await stream_events(http, server.stream(http, stream), _describe_piece)
 
 
-@router.get("/v1/loaded", responses={200: answer_of({"models": [_LOADED]})})
+@router.get("/v1/memory", responses={200: answer_of({"models": [_LOADED]})})
 async def list_loaded(http: Request, server: ServerOf) -> dict[str, Any]:
     """Return the models in memory, in the order of loading."""
     return await server.run(http, lambda: {"models": list(_list_loaded(server.registry))})
