@@ -111,7 +111,7 @@ def _to_list(texts: Iterable[Any]) -> list[Any]:
     return list(texts)
 
 
-def _to_json(value: object) -> Any:
+def _to_json(value: Any) -> Any:  # of any type that a caller may have
     """Return a span, an array or a number of NumPy, or another mapping or series, as JSON has it."""
     if hasattr(value, "start") and hasattr(value, "end"):
         return {"start": value.start, "end": value.end}

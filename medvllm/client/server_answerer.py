@@ -58,16 +58,16 @@ class ServerAnswerer:
         """Return the answers of the server."""
         given = {name: value for name, value in arguments.items() if name != "operators"} | self._options
         given |= {} if self._operators is None else {"operators": self._operators}
-        failure: MedVLLMError | None = None
+        found: Result
         try:
-            found: Result = self._client.run(task, self._model, texts, with_receipt=self._with_receipt, **given)
+            found = self._client.run(task, self._model, texts, with_receipt=self._with_receipt, **given)
             self._check_version(found.version)
         except MedVLLMError as error:
             failure = error
-        if failure is not None:
-            raise self._not_answered(failure)
-        self.receipt, self.has_answered = found.receipt, True
-        return found
+        else:
+            self.receipt, self.has_answered = found.receipt, True
+            return found
+        raise self._not_answered(failure)
 
     def stream(self, texts: Sequence[Any], arguments: Mapping[str, Any]) -> Generator[Piece]:
         """Yield the answers of the server, piece by piece."""

@@ -20,9 +20,11 @@ class Place(Protocol):
 
     def task(self) -> str | None:
         """Return the model's own task; None if the model must be loaded to know it."""
+        ...
 
     def inputs(self) -> Sequence[str]:
         """Return the names of the model's inputs, if they are known."""
+        ...
 
     def answerer(
         self, stack: ExitStack, arguments: dict[str, Any], engine: str, *, with_receipt: bool
@@ -35,6 +37,7 @@ class Place(Protocol):
             engine: What computes.
             with_receipt: Whether a receipt is made.
         """
+        ...
 
 
 class LocalPlace:

@@ -111,12 +111,15 @@ class Answerer(Protocol):
 
     def streams(self, task: str | None, texts: Sequence[Any]) -> bool:
         """Return whether the answers come piece by piece, if somebody listens."""
+        ...
 
     def run(self, task: str | None, texts: Sequence[Any], arguments: Mapping[str, Any]) -> Result:
         """Return the answers. NotAnsweredError: a model in memory is to answer instead."""
+        ...
 
     def stream(self, texts: Sequence[Any], arguments: Mapping[str, Any]) -> Generator[Piece]:
         """Yield the answers of the task generate, piece by piece. NotAnsweredError: as for `run`."""
+        ...
 
 
 class NotAnsweredError(Exception):
