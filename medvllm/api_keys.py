@@ -59,6 +59,14 @@ def digest_of(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
+def prove(key: str, nonce: str) -> str:
+    """Return what shows that somebody has a key, without telling it: an HMAC-SHA-256 over a text of the asker."""
+    import hashlib
+    import hmac
+
+    return hmac.new(key.encode(), f"medvllm server: {nonce}".encode(), hashlib.sha256).hexdigest()
+
+
 def parse_keys(text: str) -> tuple[ApiKey, ...]:
     """Return the keys in a text such as "KEY,KEY:read+infer+manage". ValueError: one cannot be used."""
     if text.lower() == "none":

@@ -8,7 +8,7 @@ MedVLLMError(Exception)
   OutputError(OSError)
   LoadError(RuntimeError) > WeightsMismatchError, UnsafeWeightsError, BudgetError, DeviceMemoryError
   RequestError(ValueError) > InputTooLongError
-  OverloadedError(RuntimeError)   DeadlineError(TimeoutError)   RequestCancelledError
+  OverloadedError(RuntimeError)   DeadlineError(TimeoutError)   RequestCancelledError   ServerError(RuntimeError)
 
 A message says what happened and to which thing. Its last line is often a command to run next. A message never
 contains the text of a note, a prompt, a token or a password.
@@ -38,6 +38,7 @@ __all__ = [
     "OverloadedError",
     "RequestCancelledError",
     "RequestError",
+    "ServerError",
     "SettingError",
     "SnapshotNotFoundError",
     "SourceError",
@@ -329,3 +330,19 @@ class DeadlineError(MedVLLMError, TimeoutError):
 
 class RequestCancelledError(MedVLLMError):
     """A request was cancelled before its answer was complete."""
+
+
+class ServerError(MedVLLMError, RuntimeError):
+    """A server of medvllm cannot be reached, refuses the client, or fails.
+
+    Attributes:
+        url: The server's address.
+        status: The HTTP status of its answer; None if there was none.
+        code: The word for programs in its answer.
+        retry_after_s: The seconds after which the same request may succeed; None if it will not.
+    """
+
+    url: str | None = None
+    status: int | None = None
+    code: str | None = None
+    retry_after_s: float | None = None

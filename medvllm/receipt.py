@@ -151,6 +151,15 @@ class Receipt:
 
         return sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Receipt":
+        """Return the receipt of which `to_dict` made these values."""
+        given = dict(content)
+        given.pop("format")
+        proof = Proof(**{fact: value for fact, value in given.pop("verified").items() if fact != "digest"})
+        base = given.pop("base", None)
+        return cls(proof=proof, base=None if base is None else cls.from_dict(base), **given)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the receipt as JSON values. The keys are stable: later releases may only add some."""
         return {

@@ -283,6 +283,20 @@ def _lock(text: str) -> Path | None:
     return None if text.lower() == "auto" else _path(text)
 
 
+def _url(text: str) -> str:
+    scheme, separator, rest = text.partition("://")
+    if scheme.lower() not in ("http", "https") or not separator or not rest.strip("/") or not text.isprintable():
+        raise ValueError("not an address such as http://127.0.0.1:8000")
+    from urllib.parse import urlsplit
+
+    try:
+        if urlsplit(text).port == 0 or not urlsplit(text).hostname:
+            raise ValueError
+    except ValueError:
+        raise ValueError("not an address: its host or its port is none") from None
+    return text.rstrip("/")
+
+
 def _optional_path(text: str) -> Path | None:
     return None if text.lower() == "none" else _path(text)
 
@@ -386,6 +400,19 @@ API_KEYS = Setting(
     "may read and infer.",
     is_secret=True,
 )
+SERVER = Setting(
+    "MEDVLLM_SERVER",
+    "http://127.0.0.1:8000",
+    _url,
+    "Address of the server that `medvllm.client` asks.",
+)
+API_KEY = Setting(
+    "MEDVLLM_API_KEY",
+    "none",
+    lambda text: None if text.lower() == "none" else text,
+    "Key that `medvllm.client` and --server send to a server.",
+    is_secret=True,
+)
 DEBUG = Setting("MEDVLLM_DEBUG", "off", _switch, "Whether the command line shows tracebacks.")
 
 # Any, because each setting has a type of its own.
@@ -408,5 +435,7 @@ SETTINGS: tuple[Setting[Any], ...] = (
     REDACTION_KEY_FILE,
     THREADS,
     API_KEYS,
+    SERVER,
+    API_KEY,
     DEBUG,
 )

@@ -88,6 +88,19 @@ def ner(tmp_path: Path) -> None:
     ModelRegistry().register("ner", "clinical", model_path=str(folder), task="ner", persist=True)
 
 
+def test_commands_of_the_user_find_the_server(start: Start, ner: None, console: Console, home: Path) -> None:
+    """Also one that requires keys. Once it is killed, they load the model themselves, and its record is removed."""
+    console("key", "add", "pacs")
+    server = start("--load", "ner")
+    server.wait_for(r"Serving at (http\S+),")
+    found, local = console("run", "ner", "Seen by Dr. Smith."), console("run", "ner", "Seen by Dr. Smith.", "--local")
+    assert "Answered by the server of this user" in found.err and local.err == ""
+    assert found.out == local.out and found.code == 0
+    server.end(signal.SIGKILL)
+    assert console("run", "ner", "Seen by Dr. Smith.") == local
+    assert not list((home / "medvllm" / "run" / "servers").iterdir()) and "Smith" not in "".join(server.lines)
+
+
 def test_a_server_completes_its_requests_before_it_ends(start: Start, ner: None) -> None:
     """And a second one on its port names it. Both models and lines are as asked."""
     server = start("--load", "ner")

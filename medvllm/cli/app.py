@@ -19,6 +19,8 @@ _COMMANDS = {
     "run": "run:run",
     "plan": "plan:plan",
     "ps": "ps:ps",
+    "load": "load:load",
+    "unload": "load:unload",
     "register": "register:register",
     "unregister": "unregister:unregister",
     "tag": "tag:tag",

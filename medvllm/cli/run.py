@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,8 +13,10 @@ import typer
 from medvllm import destination
 from medvllm.cli.parameters import Device, Dtype, Json, ModelName, load_options
 from medvllm.cli.running.options import check_options, parse_operators, split_labels
+from medvllm.cli.running.places import LocalPlace, Place, ServerPlace, check_place
+from medvllm.cli.streams import say
 from medvllm.engines.kinds import check_engine
-from medvllm.errors import ModelNotFoundError, RequestError
+from medvllm.errors import RequestError
 from medvllm.progress import is_terminal, track_texts
 from medvllm.words import usual_task
 
@@ -107,11 +109,19 @@ def run(
     receipt_file: Annotated[
         Path | None, typer.Option("--receipt", metavar="FILE", help="Also write a receipt of what answered, as JSON.")
     ] = None,
+    server: Annotated[
+        str | None, typer.Option(metavar="URL", help="Ask this server, with the key of MEDVLLM_API_KEY.")
+    ] = None,
+    local: Annotated[
+        bool, typer.Option("--local", help="Load the model here, also if a server of this user runs.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run texts through a model and print or write the results: vectors, entities, labels, redacted notes or answers.
 
     Files are read, and results written, in parts: they may be larger than the memory.
+
+    If a server of this user runs (medvllm serve) with the same catalogue and settings, it answers for a few texts.
     """
     options = {
         "top_k": top_k,
@@ -135,29 +145,36 @@ def run(
     }
     given = {argument: value for argument, value in options.items() if value is not None}
     _check_usage(texts, file, format, text_column, id_column, output, receipt_file, as_json=as_json)
+    loading = load_options(device, dtype)
+    check_place(server, local=local, loading=loading)
 
     from medvllm.engine.model_runner.corpus_run import CorpusRun
 
-    chosen_engine = check_engine(engine)
-    chosen = _choose_task(name, task)
+    place = ServerPlace(server, name) if server is not None else LocalPlace(name)
+    chosen_engine = check_engine("torch" if server is not None else engine)  # that of a server is checked there
+    chosen = usual_task(task) if task is not None else place.task()
     if chosen is not None:
         check_options(chosen, given)
     _check_output(output, receipt_file, chosen, has_ids=id_column is not None)
     run = None
     try:
         with ExitStack() as stack:
-            columns = _columns(name, chosen, text_column, id_column)
+            columns = _columns(place, chosen, text_column, id_column)
             corpus = stack.enter_context(_open_corpus(texts, file, format, columns))
             shown = stack.enter_context(_open_output(output, as_json=as_json))
+            with_receipt = as_json or receipt_file is not None or _has_receipt(output)
+            is_elsewhere = server is not None or not (local or loading)
+            answerer = place.answerer(stack, given, engine, with_receipt=with_receipt) if is_elsewhere else None
             run = CorpusRun(
                 name,
                 corpus,
                 chosen,
                 arguments=given,
-                with_receipt=as_json or receipt_file is not None or _has_receipt(output),
+                with_receipt=with_receipt,
                 engine=chosen_engine,
                 listen=getattr(shown, "listen", None),
-                **load_options(device, dtype),
+                server=answerer,
+                **loading,
             )
             advance = stack.enter_context(_track(output, corpus))
             with _naming_options(given), closing(iter(run)) as answered:
@@ -165,6 +182,8 @@ def run(
                     shown.write(answers)
                     advance(corpus.done, answers.offset + len(answers.given))
             shown.finish(run.receipt.to_dict() if run.receipt else None)
+            if answerer is not None and answerer.has_answered and server is None:
+                say(f"Answered by the server of this user at {answerer.url}. To run the model here: --local")
     finally:  # write the receipt even if the results cannot be written
         if receipt_file is not None and run is not None and run.receipt is not None:
             content = json.dumps(run.receipt.to_dict(), indent=2) + "\n"
@@ -199,31 +218,15 @@ def _check_usage(
         raise typer.BadParameter("--output and --receipt must be two files")
 
 
-def _choose_task(name: str, task: str | None) -> str | None:
-    """Return the task that was asked for, or the entry's; None if the model must be loaded to know it."""
-    from medvllm.engine.model_runner import registry
-    from medvllm.engine.model_runner.tasks import task_of_entry
-
-    if task is not None:
-        return usual_task(task)
-    with suppress(ModelNotFoundError):
-        return task_of_entry(registry.get_metadata(name))
-    return None
-
-
-def _columns(name: str, task: str | None, text_column: list[str] | None, id_column: str | None) -> "Columns":
+def _columns(place: "Place", task: str | None, text_column: list[str] | None, id_column: str | None) -> "Columns":
     """Return the columns to read. Without --text-column, a model of pairs takes those of its inputs."""
     from medvllm.corpora.reading.columns import Columns
-    from medvllm.engine.model_runner import registry
     from medvllm.engine.model_runner.corpus_run import EXTRA_COLUMNS
 
     extra = (EXTRA_COLUMNS[task],) if task in EXTRA_COLUMNS else ()
     columns = Columns(tuple(text_column or ()), id_column, extra)
-    if task in _PAIR_TASKS:
-        with suppress(ModelNotFoundError):
-            inputs = registry.get_metadata(name).behaviour.inputs
-            return replace(columns, usual=tuple(inputs)) if len(inputs) == 2 else columns
-    return columns
+    inputs = place.inputs() if task in _PAIR_TASKS else ()
+    return replace(columns, usual=tuple(inputs)) if len(inputs) == 2 else columns
 
 
 def _check_output(output: Path | None, receipt_file: Path | None, task: str | None, *, has_ids: bool) -> None:

@@ -1,10 +1,12 @@
 """`medvllm serve`: the models of the catalogue over HTTP."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from medvllm.api_keys import new_key
 from medvllm.cli.completion import model_names
 from medvllm.cli.output import printable
 from medvllm.cli.streams import say
@@ -13,6 +15,8 @@ from medvllm.model_registry import registry
 
 if TYPE_CHECKING:
     import socket
+
+logger = logging.getLogger(__name__)
 
 
 def serve(
@@ -63,17 +67,33 @@ def serve(
                 f"Other machines can reach {host!r}, and there is no API key that they would need.\n"
                 "Make one: medvllm key add NAME\nTo let everybody use the server: --insecure"
             )
-        config = ServerConfig(requires_key=has_keys, hosts=tuple(allow_host or ()))
+        own_key = new_key()
+        config = ServerConfig(requires_key=has_keys, hosts=tuple(allow_host or ()), own_key=own_key)
         paths = [None if path is None else str(path) for path in (certificate, certificate_key)]
         tracing = tracing_of_environment()
         server = make_server(registry, config, certificate=paths[0], certificate_key=paths[1], tracing=tracing)
         for name in load or ():
             registry.load_model(name, keep_alive=-1)
             say(f"Loaded {printable(name)}.")
-        _announce(listener, url_of(listener, "http" if certificate is None else "https"), has_keys=has_keys)
         if certificate is None and not is_loopback(listener):
             say("Anybody on the way can read texts and keys. Use --certificate, or a proxy with TLS.")
+        if certificate is None:
+            _publish(listener, own_key)
+        _announce(listener, url_of(listener, "http" if certificate is None else "https"), has_keys=has_keys)
         run(server, listener)
+
+
+def _publish(listener: "socket.socket", key: str) -> None:
+    """Let commands of this user find the server. If that fails, they load models themselves."""
+    from medvllm.client.conditions import current_conditions
+    from medvllm.client.server_record import ServerRecord
+    from medvllm.processes.process import Process
+    from medvllm.server.listening import local_url_of
+
+    try:
+        ServerRecord(local_url_of(listener), key, current_conditions(), Process.current()).publish()
+    except OSError as error:
+        logger.info("commands of this user cannot find the server: %s", error.strerror)
 
 
 def _announce(listener: "socket.socket", url: str, *, has_keys: bool) -> None:

@@ -25,6 +25,7 @@ from medvllm.server.problem import Problem, ProblemError, problem_of
 from medvllm.server.protocols import (
     huggingface,
     medical,
+    native,
     ollama,
     open_inference,
     openai,
@@ -66,13 +67,13 @@ def create_app(
     )
     app.state.server, app.state.metrics = Server(registry, config, calls), Metrics(registry)
     # Cohere's /v2/rerank comes before the names of models that the Open Inference Protocol has there.
-    own = (openai, ollama, medical, rerank, tei, vllm, huggingface, presidio)
+    own = (openai, ollama, medical, native, rerank, tei, vllm, huggingface, presidio)
     for protocol in (*own, open_inference, health, metrics, page):
         app.include_router(protocol.router)
     app.openapi = partial(_describe_once, app)  # type: ignore[method-assign]
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
-    app.add_middleware(Guard, config=config, keyring=Keyring(registry))
+    app.add_middleware(Guard, config=config, keyring=Keyring(registry, config.own_key))
     app.add_middleware(Journal, metrics=app.state.metrics, tracing=tracing)  # the outer one
     return app
 

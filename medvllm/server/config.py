@@ -27,6 +27,7 @@ class ServerConfig:
             web page can make a browser send requests here under a name of its own.
         loaded: The models that the server loads at its start. If there is one, it answers requests that name none.
         redaction_keys: The files of the keys that a client of `/v1/redact` can name.
+        own_key: The key with which commands of this user find the server and may do all; None for none.
     """
 
     max_body_bytes: int = 16 * MEBIBYTE
@@ -42,6 +43,7 @@ class ServerConfig:
     hosts: tuple[str, ...] = ()
     loaded: tuple[str, ...] = ()
     redaction_keys: Mapping[str, Path] = field(default_factory=dict)
+    own_key: str | None = field(default=None, repr=False)
 
     def restricted(self, limits: Mapping[str, int]) -> "ServerConfig":
         """Return these limits for a key, each as low as the key's own one."""

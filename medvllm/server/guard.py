@@ -19,6 +19,7 @@ from medvllm.server.rendering import render
 from medvllm.server.rights import OPEN, right_of
 
 _AMBIGUOUS = "ambiguous_length"
+_OWN_KEY = "of the server's user"  # its name in the log
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="medvllm", Basic realm="medvllm", charset="UTF-8"'}
 
 
@@ -42,11 +43,13 @@ class Guard:
             return
         headers = Headers(scope=scope)
         state = scope.setdefault("state", {})
-        state["config"], state["key"], state["rights"] = self._config, None, RIGHTS
+        state["is_own"] = self._keyring.is_own(_presented_key(headers))  # a command of the server's user
+        own_key = _OWN_KEY if state["is_own"] else None
+        state["config"], state["key"], state["rights"] = self._config, own_key, RIGHTS
         if (problem := self._wrong_message(scope["method"], headers)) is not None:
             await _refuse(problem, scope, receive, send)
             return
-        if not self._config.requires_key or scope["path"] in OPEN:
+        if not self._config.requires_key or state["is_own"] or scope["path"] in OPEN:
             await self._app(scope, receive, send)
             return
         key = await self._admit(scope, headers)

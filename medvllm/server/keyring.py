@@ -20,14 +20,22 @@ class Keyring:
 
     Args:
         registry: Its catalogue has the keys.
+        own_key: The key with which commands of the server's user may do all; None for none.
     """
 
-    def __init__(self, registry: "ModelRegistry") -> None:
+    def __init__(self, registry: "ModelRegistry", own_key: str | None = None) -> None:
         self._registry = registry
+        self._own_digest = None if own_key is None else digest_of(own_key)
         self._keys: list[ApiKey] = []
         self._read_at = -_KEPT_S
         self._reading = asyncio.Lock()  # one request reads for all
         self.open_requests: Counter[str] = Counter()  # by the name of their key; only the event loop changes it
+
+    def is_own(self, presented: str | None) -> bool:
+        """Return whether a client presents the key of the server's user."""
+        if presented is None or self._own_digest is None:
+            return False
+        return hmac.compare_digest(self._own_digest, digest_of(presented))
 
     async def find(self, presented: str) -> ApiKey | None:
         """Return the key that a client presents, or None if it is not accepted.

@@ -50,6 +50,14 @@ def url_of(listener: socket.socket, scheme: str) -> str:
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
+def local_url_of(listener: socket.socket) -> str:
+    """Return the URL at which this machine reaches the server of a socket, without TLS."""
+    host, port = listener.getsockname()[:2]
+    if ipaddress.ip_address(host.partition("%")[0]).is_unspecified:
+        return f"http://{'[::1]' if ':' in host else '127.0.0.1'}:{port}"
+    return url_of(listener, "http")
+
+
 def _why(error: OSError, host: str, port: int) -> str:
     other = f"--port {port + 1 if 0 < port < 65535 else 8000}"
     if error.errno == errno.EADDRINUSE:

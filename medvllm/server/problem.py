@@ -1,7 +1,9 @@
 """What a server answers in place of a result. Each protocol renders it in its own shape."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import ceil
+from typing import Any
 
 from starlette.exceptions import HTTPException
 
@@ -22,6 +24,8 @@ class Problem:
         retry_after_s: The seconds after which the same request may succeed; None if it will not.
         position: The index of the text at fault, from 0.
         text_id: The id that the client gave to this text.
+        kind: The class of the library's error, for its own client; None if the server itself refuses.
+        details: The attributes of that error which clients may see, without those above.
     """
 
     status: int
@@ -31,6 +35,8 @@ class Problem:
     retry_after_s: float | None = None
     position: int | None = None
     text_id: str | None = None
+    kind: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     def headers(self) -> dict[str, str]:
         """Return the headers of the answer. Clients that retry on this status are told whether it helps."""
@@ -68,7 +74,9 @@ def problem_of(error: BaseException) -> Problem:
     if isinstance(error, errors.BudgetError) and getattr(error.plan, "fit", "later") == "never":
         status, code, retry_after_s = 507, "model_too_large", None
     message = str(error) if is_shown else f"The model cannot be loaded or run: {type(error).__name__}."
-    return Problem(status, code, message, param, retry_after_s, position)
+    shown = {name: getattr(error, name, None) for name in _DETAILS} if is_shown else {}
+    details = {name: value for name, value in shown.items() if value is not None and value != ()}
+    return Problem(status, code, message, param, retry_after_s, position, kind=type(error).__name__, details=details)
 
 
 # Status, code, and whether the client sees the message.
@@ -90,4 +98,9 @@ _KINDS: dict[type[BaseException], tuple[int, str, bool]] = {
     errors.SettingError: (500, "server_misconfigured", False),
     errors.MissingDependencyError: (501, "not_installed", True),
 }
+# No values: they may be texts.
+_DETAILS = (
+    *("option", "keyword", "argument", "model", "task", "limit", "queued_tokens", "timeout_s"),
+    *("candidates", "package", "reference"),
+)
 _RETRY_S = {429: 1.0, 502: 10.0, 503: 5.0}

@@ -33,6 +33,12 @@ def _openai(problem: Problem) -> dict[str, Any]:
     return {"error": openai_error(problem)}
 
 
+def _native(problem: Problem) -> dict[str, Any]:
+    """The server's own client: it raises the library's error again."""
+    own = {} if problem.kind is None else {"kind": problem.kind, "details": dict(problem.details)}
+    return {"error": openai_error(problem) | own}
+
+
 def _text(problem: Problem) -> dict[str, Any]:
     """The Open Inference Protocol, Ollama, Presidio and Hugging Face: a text."""
     return {"error": problem.message}
@@ -50,6 +56,7 @@ def _tei(problem: Problem) -> dict[str, Any]:
 # The first that fits. `/v2/rerank` is Cohere's, all else below `/v2` is of the Open Inference Protocol.
 _SHAPES: tuple[tuple[str | tuple[str, ...], Callable[[Problem], dict[str, Any]]], ...] = (
     (("/v1/rerank", "/v2/rerank"), _cohere),
+    (("/v1/run", "/v1/load", "/v1/unload", "/v1/memory"), _native),
     (("/v2", "/api/", "/presidio/", "/models/"), _text),
     (("/rerank", "/predict", "/embed", "/similarity", "/info"), _tei),
     ("/", _openai),

@@ -5,7 +5,7 @@ import re
 from medvllm.api_keys import Right
 
 # They answer orchestrators, which have no keys, and say nothing of the models.
-OPEN = ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready")
+OPEN = ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/v1/identity")
 # POST that only reads.
 _READ = re.compile(r"/v2/repository/index|/api/show|/presidio/(?:recognizers|supportedentities)")
 _MANAGE = re.compile(r".*/(?:load|unload|pin|unpin)")

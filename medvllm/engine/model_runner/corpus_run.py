@@ -3,11 +3,11 @@
 import os
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from itertools import chain
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from medvllm.corpora.repeated_ids import RepeatedIds
 from medvllm.corpora.rows import CHUNK_CHARACTERS, Row, split_into_chunks
@@ -96,6 +96,64 @@ class CorpusAnswers:
 Listener = Callable[[CorpusAnswers, Piece], None]
 
 
+class Answerer(Protocol):
+    """What answers the chunks of a corpus: a model in memory, or a server.
+
+    Attributes:
+        takes_parts: Whether the answers for a corpus may be asked for in several chunks.
+        receipt: What exactly answered, after the last answers; None if it was not asked for.
+    """
+
+    takes_parts: bool
+
+    @property
+    def receipt(self) -> Receipt | None: ...
+
+    def streams(self, task: str | None, texts: Sequence[Any]) -> bool:
+        """Return whether the answers come piece by piece, if somebody listens."""
+        ...
+
+    def run(self, task: str | None, texts: Sequence[Any], arguments: Mapping[str, Any]) -> Result:
+        """Return the answers. NotAnsweredError: a model in memory is to answer instead."""
+        ...
+
+    def stream(self, texts: Sequence[Any], arguments: Mapping[str, Any]) -> Generator[Piece]:
+        """Yield the answers of the task generate, piece by piece. NotAnsweredError: as for `run`."""
+        ...
+
+
+class NotAnsweredError(Exception):
+    """A server that could have answered did not, and nothing was lost: a model in memory can answer."""
+
+
+class _ModelInMemory:
+    """Answers with a leased model."""
+
+    takes_parts = True
+
+    def __init__(self, lease: Lease, *, with_receipt: bool) -> None:
+        self._lease, self._with_receipt = lease, with_receipt
+
+    @property
+    def receipt(self) -> Receipt | None:
+        return self._lease.receipt if self._with_receipt else None
+
+    def streams(self, task: str | None, texts: Sequence[Any]) -> bool:
+        return (task or default_task(self._lease, texts)) == _STREAMED_TASK
+
+    def run(self, task: str | None, texts: Sequence[Any], arguments: Mapping[str, Any]) -> Result:
+        return run_task(self._lease, task, texts, arguments)
+
+    def stream(self, texts: Sequence[Any], arguments: Mapping[str, Any]) -> Generator[Piece]:
+        with closing(stream(self._lease, texts, check_generate_options(**arguments), current_limits())) as pieces:
+            while True:
+                with translate_other_errors(self._lease.metadata.name):  # an error of the listener is its own
+                    piece = next(pieces, None)
+                if piece is None:
+                    return
+                yield piece
+
+
 class CorpusRun:
     """Runs a task over a corpus. Iterating over it yields the answers, chunk by chunk.
 
@@ -108,6 +166,7 @@ class CorpusRun:
         arguments: The options of the task.
         with_receipt: Whether `receipt` is made.
         listen: What is told each piece of a text that is generated, before the answers of its chunk are yielded.
+        server: What answers in place of a model in memory; None for nothing.
         registry: The registry that loads the model.
         engine: What computes, as for `ModelRunner`.
         options: The options of `registry.load_model`.
@@ -126,11 +185,12 @@ class CorpusRun:
         arguments: Mapping[str, Any] | None = None,
         with_receipt: bool = False,
         listen: "Listener | None" = None,
+        server: Answerer | None = None,
         registry: ModelRegistry = registry,
         engine: EngineName = "torch",
         **options: Any,
     ) -> None:
-        self._listen = listen
+        self._listen, self._server = listen, server
         self._name, self._rows, self._registry, self._options = name, rows, registry, options
         self._engine: EngineName = check_engine(engine)
         self._arguments, self._with_receipt = dict(arguments or {}), with_receipt
@@ -143,7 +203,9 @@ class CorpusRun:
         if self.task == "redact":  # all chunks get the same operators, with the same keys
             operators = parse_operators(self._arguments.get("operators"))
             self._arguments["operators"] = operators
-            size = inf if operators.need_all_texts else size
+            # The operators of a server draw their keys for each call.
+            in_one_call = operators.need_all_texts or (self._server is not None and self._server.takes_parts)
+            size = inf if in_one_call else size
         chunks = split_into_chunks(self._rows, size)
         if (first := next(chunks, None)) is None:
             return
@@ -152,10 +214,14 @@ class CorpusRun:
         ranking = _Ranking(self._arguments.get("top_k"), has_ids=has_ids)
         if self.task is not None:  # what has a value for each text is checked again with its chunk
             check_task(self.task, self._arguments_for(first, has_ids=has_ids))
-        texts = [row.text for row in first]
-        with lease_for_task(self._registry, self._name, self._options, self._engine, self.task, texts) as lease:
-            for chunk in chain([first], chunks):
-                answers = self._answer(lease, chunk, offset, has_ids=has_ids)
+        second = None if self._server is None or self._server.takes_parts else next(chunks, None)
+        with ExitStack() as stack:
+            answerer = self._server if second is None else None
+            for chunk in chain([first], () if second is None else [second], chunks):
+                answers = None if answerer is None else self._try(answerer, chunk, offset, has_ids=has_ids)
+                if answers is None:
+                    answerer = stack.enter_context(self._model_in_memory(first))
+                    answers = self._answer(answerer, chunk, offset, has_ids=has_ids)
                 offset += len(chunk)
                 if answers.task in _RANKING_TASKS:
                     ranking.add(answers)
@@ -163,26 +229,38 @@ class CorpusRun:
                     yield answers
             if ranking.is_needed:
                 yield ranking.answers()
-            self.receipt = lease.receipt if self._with_receipt else None
+            self.receipt = None if answerer is None else answerer.receipt
+
+    @contextmanager
+    def _model_in_memory(self, first: Sequence[Row]) -> Iterator[Answerer]:
+        texts = [row.text for row in first]
+        with lease_for_task(self._registry, self._name, self._options, self._engine, self.task, texts) as lease:
+            yield _ModelInMemory(lease, with_receipt=self._with_receipt)
+
+    def _try(self, answerer: Answerer, chunk: list[Row], offset: int, *, has_ids: bool) -> CorpusAnswers | None:
+        try:
+            return self._answer(answerer, chunk, offset, has_ids=has_ids)
+        except NotAnsweredError:
+            return None
 
     @drop_hidden_errors
-    def _answer(self, lease: Lease, chunk: list[Row], offset: int, *, has_ids: bool) -> CorpusAnswers:
+    def _answer(self, answerer: Answerer, chunk: list[Row], offset: int, *, has_ids: bool) -> CorpusAnswers:
         if not has_ids and (late := next((row for row in chunk if row.id is not None), None)):
             raise RequestError(f"There is an id in {late.place}, but none before.\nGive each row an id, or none.")
         with _naming_places(chunk, offset):
             texts = [row.text for row in chunk]
             arguments = self._arguments_for(chunk, has_ids=has_ids)
-            if self._listen is not None and (self.task or default_task(lease, texts)) == _STREAMED_TASK:
-                result: Result = self._stream(lease, chunk, offset, arguments, has_ids=has_ids)
+            if self._listen is not None and answerer.streams(self.task, texts):
+                result: Result = self._stream(answerer, chunk, offset, arguments, has_ids=has_ids)
             else:
-                result = run_task(lease, self.task, texts, arguments)
+                result = answerer.run(self.task, texts, arguments)
         self.task = result.task  # the first chunk decides for all
         if self.task not in _DOCUMENT_TASKS:
             self._repeated.add(chunk)
         return CorpusAnswers(result, chunk, offset, has_ids=has_ids)
 
     def _stream(
-        self, lease: Lease, chunk: Sequence[Row], offset: int, arguments: Mapping[str, Any], *, has_ids: bool
+        self, answerer: Answerer, chunk: Sequence[Row], offset: int, arguments: Mapping[str, Any], *, has_ids: bool
     ) -> Result:
         """Generate the answers one after another, and tell their pieces."""
         assert self._listen is not None
@@ -191,16 +269,12 @@ class CorpusRun:
         made = GenerationResults()
         made.task = _STREAMED_TASK
         answers = CorpusAnswers(made, chunk, offset, has_ids=has_ids)
-        texts, options = [row.text for row in chunk], check_generate_options(**arguments)
-        with closing(stream(lease, texts, options, current_limits())) as pieces:
-            while True:
-                with translate_other_errors(lease.metadata.name):  # an error of the listener is its own
-                    piece = next(pieces, None)
-                if piece is None:
-                    return made
+        with closing(answerer.stream([row.text for row in chunk], arguments)) as pieces:
+            for piece in pieces:
                 self._listen(answers, piece)
                 if piece.answer is not None:
                     made.append(piece.answer)
+        return made
 
     def _arguments_for(self, chunk: Sequence[Row], *, has_ids: bool) -> dict[str, Any]:
         """Return the arguments of the task, with those that have a value for each text."""

@@ -1,0 +1,69 @@
+"""Where a server is, and how its client connects."""
+
+import ipaddress
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from medvllm import settings
+from medvllm.errors import SettingError
+
+if TYPE_CHECKING:
+    import httpx2
+
+CONNECT_S = 5.0
+
+
+def choose_url(given: str | None) -> str:
+    """Return the address of a server: the one that is given, or that of MEDVLLM_SERVER.
+
+    Raises:
+        SettingError: It is no address of a server.
+    """
+    if given is None:
+        return settings.SERVER()
+    try:
+        return settings.SERVER.parse(given)
+    except ValueError as error:
+        shown = settings.without_password(given)
+        raise SettingError(
+            f"The address of the server is {shown!r}, which is {error}.\nWrite it as: http://127.0.0.1:8000",
+            value=shown,
+        ) from None
+
+
+def http_options(url: str, key: str | None) -> dict[str, Any]:
+    """Return the options of an HTTP client for a server.
+
+    Args:
+        url: The address of the server.
+        key: The API key; None for that of MEDVLLM_API_KEY, if there is one.
+
+    Raises:
+        SettingError: The key cannot be sent.
+    """
+    chosen = settings.API_KEY() if key is None else key
+    if chosen is not None and not (chosen.isascii() and chosen.isprintable() and chosen.strip()):
+        raise SettingError(
+            f"The API key has characters that cannot be sent.\nIs it whole? Set it with: {settings.API_KEY.name}",
+            setting=settings.API_KEY.name,
+        )
+    headers = {"Content-Type": "application/json"}
+    if chosen is not None:
+        headers["Authorization"] = f"Bearer {chosen.strip()}"
+    # A proxy of the environment must not see what is sent to this machine.
+    return {"base_url": url, "headers": headers, "follow_redirects": False, "trust_env": not _is_here(url)}
+
+
+def timeout_of(left_s: float) -> "httpx2.Timeout":
+    """Return how long to wait for each step of a request. The server answers in time, if only that it is late."""
+    import httpx2
+
+    return httpx2.Timeout(left_s + min(left_s, CONNECT_S), connect=min(left_s, CONNECT_S))
+
+
+def _is_here(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
