@@ -239,11 +239,11 @@ def test_a_model_without_an_engine_is_computed_by_torch(
     caplog.set_level(logging.WARNING)
     decoder = tiny.llama_causal_lm(tmp_path / "decoder")
     tagger = tiny.bert_token_classifier(tmp_path / "tagger", ["O", "B-X"])
-    for folder, options, run, reason in (
-        (decoder, {}, lambda runner: runner.generate(["no"], max_new_tokens=1, with_receipt=True), "this task"),
-        (tagger, {"dtype": "bfloat16"}, lambda runner: runner.entities(["no"], with_receipt=True), "float32"),
+    for folder, dtype, run, reason in (
+        (decoder, None, lambda runner: runner.generate(["no"], max_new_tokens=1, with_receipt=True), "this task"),
+        (tagger, "bfloat16", lambda runner: runner.entities(["no"], with_receipt=True), "float32"),
     ):
-        runner = registry.runner(folder, engine="onnx", **options)
+        runner = registry.runner(folder, engine="onnx", dtype=dtype)
         for _ in range(2):
             receipt = run(runner).receipt  # type: ignore[no-untyped-call]
             assert receipt.engine["name"] == "torch"
@@ -363,7 +363,7 @@ def test_a_hit_of_an_engine_sees_what_has_changed(
     """At once what this process did, and within TRUST_S what others did. In between, it asks the system nothing."""
     folder = str(shared_exports.minilm(engine_home))
     registry.register("m", "generic", model_path=folder)
-    leasing = partial(lease_for_task, registry, "m", {}, "onnx", "embed")
+    leasing = partial(lease_for_task, registry, "m", {}, "onnx", "float32", "embed")
 
     def engine(*, later: bool = False) -> str:
         if later:

@@ -19,6 +19,7 @@ class Job:
         options: The options of the load, completed with those of the entry.
         part: What the graph computes.
         folder: The folder of the export.
+        source: For an export in int8, the folder of the export in float32 that it is made of; None otherwise.
         engines: The engines to compare.
     """
 
@@ -27,6 +28,7 @@ class Job:
     options: LoadOptions
     part: str
     folder: Path
+    source: Path | None
     engines: tuple[str, ...]
 
 

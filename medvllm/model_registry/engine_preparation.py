@@ -39,6 +39,13 @@ class Preparation:
     verdicts: tuple[Verdict, ...] = ()
     rejection: str | None = None
 
+    @property
+    def refusal(self) -> str:
+        """Why no engine may serve."""
+        if self.export is None or self.rejection is not None:
+            return self.rejection or "it was not exported"
+        return "; ".join(f"{each.engine} was refused: {each.refusal}" for each in self.verdicts if each.refusal)
+
 
 def prepare(
     metadata: ModelMetadata,
@@ -47,6 +54,7 @@ def prepare(
     part: str,
     folder: Path,
     engines: tuple[str, ...],
+    source: Path | None = None,
 ) -> Preparation:
     """Return the export of a model with the verdicts on engines. What is not known yet is made now.
 
@@ -57,6 +65,7 @@ def prepare(
         part: What the engines compute.
         folder: The folder of the export.
         engines: The engines.
+        source: For an export in int8, the folder of the export in float32.
     """
     export = find_export(folder)
     if export is None and folder.exists():
@@ -65,7 +74,7 @@ def prepare(
     missing = tuple(engine for engine in engines if verdicts.get(engine) is None)
     if missing and (export is None or export.rejection is None):
         logger.info("preparing %r for %s, once", metadata.name, ", ".join(missing))
-        outcome = _run_preparer(Job(metadata, snapshot, options, part, folder, missing))
+        outcome = _run_preparer(Job(metadata, snapshot, options, part, folder, source, missing))
         export = find_export(folder)
         if outcome.rejection is not None or export is None:
             return Preparation(None, (), outcome.rejection or "its export was removed meanwhile")

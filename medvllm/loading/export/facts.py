@@ -25,6 +25,7 @@ def describe_model(model: Any, part: Part, identity: Identity, tokenizer: Any) -
     fields |= {name: getattr(config, name) for name in sorted(names) if hasattr(config, name)}
     facts = {
         "part": part.name,
+        "precision": "float32",
         "model_class": type(model).__name__,
         "options": identity.options.to_dict(),
         "config": fields,
