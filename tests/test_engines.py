@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -102,15 +103,101 @@ def test_entities_are_those_of_torch(registry: ModelRegistry, shared_exports: Ex
     assert redacted[0] == redacted[1] != NOTES
 
 
-def test_labels_are_those_of_torch(registry: ModelRegistry, shared_exports: Exports, engine_home: Path) -> None:
-    """Of single texts, long ones too, and the task of its own."""
-    folder = shared_exports.classifier(engine_home)
+def test_labels_are_those_of_torch(registry: ModelRegistry, tmp_path: Path, home: Path) -> None:
+    """Of single texts, long ones too, and the task of its own. A process of its own exports the model."""
+    folder = tiny.bert_sequence_classifier(tmp_path / "classifier", config=tiny.labelled(["HISTORY", "EXAM", "PLAN"]))
     given = ["Seen for chest pain.", "History of asthma; stable.", "No change in insulin. " * 80]
-    found = registry.runner(folder, engine="onnx").run(None, given, windows="mean")
+    runner = registry.runner(folder, engine="onnx")
+    found = runner.run(None, given, windows="mean", with_receipt=True)
+    assert found.receipt.engine["name"] == "onnx"
     wanted = registry.runner(folder).classify(given, windows="mean")
     assert [[label.label for label in each] for each in found] == [[label.label for label in each] for each in wanted]
     one, two = (np.array([label.score for each in results for label in each]) for results in (found, wanted))
     np.testing.assert_allclose(one, two, atol=1e-5)
+    assert [each.name for each in (home / "medvllm" / "prepared").glob("*.*") if not each.name.endswith(".lock")] == []
+
+
+def test_int8_serves_where_the_answers_stay(
+    registry: ModelRegistry, shared_exports: Exports, engine_home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The real model has the same nearest neighbours. An answer never depends on the texts beside it."""
+    folder = shared_exports.minilm(engine_home)
+    runner = registry.runner(folder, engine="onnx", precision="int8")
+    found = runner.embed(TEXTS, with_receipt=True)
+    wanted = registry.runner(folder, engine="onnx").embed(TEXTS)
+    assert found.receipt and found.receipt.engine
+    assert (found.receipt.engine["name"], found.receipt.engine["precision"]) == ("onnx", "int8")
+    cosines = (found.vectors * wanted.vectors).sum(1)
+    assert 0.97 < cosines.min() < 0.99999
+    for text, vector in zip(TEXTS, found.vectors, strict=True):
+        np.testing.assert_array_equal(runner.embed([text]).vectors[0], vector)
+    by_dtype = {loaded.dtype: loaded for loaded in registry.loaded_models()}
+    assert by_dtype["int8"].size_bytes < 0.8 * by_dtype["float32"].size_bytes
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert pickle.loads(pickle.dumps(runner))._precision == "int8"
+    # What it was found to keep is remembered. If it deviates, float32 serves, and no memory is kept for int8.
+    registry.register("recorded", "clinical", model_path=str(folder))
+    cases = registry.runner("recorded").record_baseline().baseline
+    moved = [case | {"projections": [number * 2 for number in case["projections"]]} for case in cases]
+    for baseline, computes in ((cases, "int8"), (moved, None)):
+        registry.register("recorded", "clinical", replace=True, model_path=str(folder), baseline=baseline)
+        for _ in range(2):
+            named = registry.runner("recorded", engine="onnx", precision="int8")
+            receipt: Any = named.embed(["no fever"], with_receipt=True).receipt
+            assert receipt.engine.get("precision") == computes
+        assert ("int8" in {each.dtype for each in registry.loaded_models() if each.name == "recorded"}) == bool(
+            computes
+        )
+    assert receipt.engine["asked_precision"] == "int8"
+    assert "baseline of its entry" in receipt.engine["reason"]
+
+
+@pytest.mark.slow
+def test_int8_is_refused_where_a_label_changes(
+    registry: ModelRegistry, shared_exports: Exports, engine_home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Then the engine computes in float32; the log says so once, and the receipt always. The entities are torch's."""
+    folder = shared_exports.tagger(engine_home)
+    runner = registry.runner(folder, engine="onnx", precision="int8")
+    for _ in range(2):
+        found = runner.entities(NOTES, with_receipt=True)
+        assert found.receipt and found.receipt.engine
+        assert (found.receipt.engine["name"], found.receipt.engine["precision"]) == ("onnx", "float32")
+        assert "tokens of synthetic texts have another label" in found.receipt.engine["reason"]
+    assert caplog.text.count("is computed in float32, not in int8") == 1
+    assert {loaded.dtype for loaded in registry.loaded_models()} == {"float32"}
+
+
+def test_a_precision_that_no_engine_has_is_refused_at_once(registry: ModelRegistry) -> None:
+    """With what to use: torch and OpenVINO do not compute in int8, and there is no int4."""
+    for engine, precision, message in (
+        ("torch", "int8", "engine='onnx', precision='int8'"),
+        ("openvino", "int8", "engine='onnx', precision='int8'"),
+        ("onnx", "int4", "float32, int8"),
+        ("onnx", "INT8", "Did you mean 'int8'|float32, int8"),
+        ("onnx", None, "float32, int8"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            registry.runner("x", engine=engine, precision=precision)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match=r"registry\.runner"):
+        registry.load_model(str(MINILM), precision="int8")
+
+
+def test_a_graph_of_changed_files_leaves_the_memory(
+    registry: ModelRegistry, shared_exports: Exports, engine_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the first call that sees the change, whatever computes from then on."""
+    source = shared_exports.minilm(engine_home)
+    folder = tmp_path / "copy"
+    shutil.copytree(source, folder)
+    runner = registry.runner(str(folder), engine="onnx")
+    runner.embed(["no fever"])
+    assert [each.engine for each in registry.loaded_models()] == ["onnx"]
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 1e-5}))
+    monkeypatch.setattr(sys, "executable", "/bin/false")  # nothing can be prepared
+    runner.embed(["no fever"])
+    assert [each.engine for each in registry.loaded_models()] == ["torch"]
 
 
 @pytest.mark.parametrize("changed", ["model.onnx", "model.onnx.data", "tokenizer.json", "prepared.json"])

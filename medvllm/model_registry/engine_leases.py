@@ -212,7 +212,7 @@ class EngineLeases:
                 return choice, found
             found = None  # as above
         else:
-            target = self._resolve(name, LoadOptions.from_kwargs(options), choose_part)
+            target = self.resolve(name, LoadOptions.from_kwargs(options), choose_part)
             if known is not None:
                 self._let_go(known.target, target)
             choice = self._choose(target, engine, precision)
@@ -240,7 +240,12 @@ class EngineLeases:
             and choice.export.fingerprint.is_current()
         )
 
-    def _resolve(self, name: "str | os.PathLike[str]", given: LoadOptions, choose_part: PartChooser) -> EngineTarget:
+    def resolve(self, name: "str | os.PathLike[str]", given: LoadOptions, choose_part: PartChooser) -> EngineTarget:
+        """Return what a call means.
+
+        Raises:
+            Unsuited: No engine can do what it asks for.
+        """
         ref = parse_name(name)
         found = self._entries.find(ref)
         metadata = found.metadata

@@ -9,7 +9,10 @@ from pathlib import Path
 from filelock import FileLock
 
 from medvllm.engine.model_runner import ModelRegistry
-from medvllm.engines import EngineName
+from medvllm.engine.model_runner.engine_lease import PartOf
+from medvllm.engines import Job, find_export, keep_verdict
+from medvllm.loading.export.preparer import prepare
+from medvllm.options import LoadOptions
 from tests.support.trained import MINILM
 
 
@@ -24,23 +27,23 @@ class Exports:
     def __init__(self, shared: Path, trained: Path) -> None:
         self._shared, self.trained = shared, trained
 
-    def prepare(self, folder: Path, home: Path, task: str, engine: EngineName = "onnx") -> None:
-        """Put the export of a model into a home, with its verdict.
+    def prepare(self, folder: Path, home: Path, task: str, engines: tuple[str, ...] = ("onnx",)) -> None:
+        """Put the export of a model into a home, with its verdicts.
+
+        It is made in this process, which has imported torch already.
 
         Args:
             folder: The folder of the model.
             home: What MEDVLLM_HOME is in the test.
             task: The task that needs it.
-            engine: The engine.
+            engines: The engines.
         """
-        own = self._shared / f"{folder.name}-{task}-{engine}"
+        own = self._shared / f"{folder.name}-{task}-{len(engines)}"
         with FileLock(f"{own}.lock"):
             if not (own / "done").exists():
                 shutil.rmtree(own, ignore_errors=True)
                 with _home(own):
-                    registry = ModelRegistry()
-                    registry.runner(folder, engine=engine).run(task, ["no fever"])
-                    registry.clear_cache()
+                    _export(folder, task, engines)
                 (own / "done").touch()
         for prepared in (own / "prepared").iterdir():
             if prepared.is_dir():
@@ -51,7 +54,7 @@ class Exports:
 
     def minilm(self, home: Path) -> Path:
         """The real model, as an encoder, for every engine."""
-        self.prepare(MINILM, home, "embed", "auto")
+        self.prepare(MINILM, home, "embed", ("onnx", "openvino"))
         return MINILM
 
     def tagger(self, home: Path) -> Path:
@@ -60,11 +63,15 @@ class Exports:
         self.prepare(folder, home, "ner")
         return folder
 
-    def classifier(self, home: Path) -> Path:
-        """A classifier of whole texts."""
-        folder = self.trained / "classifier"
-        self.prepare(folder, home, "classify")
-        return folder
+
+def _export(folder: Path, task: str, engines: tuple[str, ...]) -> None:
+    target = ModelRegistry().engine_leases.resolve(folder, LoadOptions(), PartOf(task, has_gap=False))
+    given = target.metadata, target.snapshot, target.options, target.part, target.folder
+    outcome = prepare(Job(*given, None, engines))
+    export = find_export(target.folder)
+    assert export is not None
+    for verdict in outcome.verdicts:
+        keep_verdict(export, verdict)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ _GAPS = "[MASK]", "<mask>"
 
 
 @dataclass(frozen=True)
-class _PartOf:
+class PartOf:
     """Chooses the part of a model for a task; None is the model's own one, which texts with gaps may decide."""
 
     task: str | None
@@ -75,7 +75,7 @@ def lease_for_task(
     return registry.engine_leases.lease(
         name,
         options,
-        _PartOf(task, task is None and any(_is_gapped(text) for text in texts)),
+        PartOf(task, task is None and any(_is_gapped(text) for text in texts)),
         engine,
         precision=precision,
         gate=_GATE,
