@@ -183,23 +183,6 @@ def test_a_precision_that_no_engine_has_is_refused_at_once(registry: ModelRegist
         registry.load_model(str(MINILM), precision="int8")
 
 
-def test_a_graph_of_changed_files_leaves_the_memory(
-    registry: ModelRegistry, shared_exports: Exports, engine_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With the first call that sees the change, whatever computes from then on."""
-    source = shared_exports.minilm(engine_home)
-    folder = tmp_path / "copy"
-    shutil.copytree(source, folder)
-    runner = registry.runner(str(folder), engine="onnx")
-    runner.embed(["no fever"])
-    assert [each.engine for each in registry.loaded_models()] == ["onnx"]
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 1e-5}))
-    monkeypatch.setattr(sys, "executable", "/bin/false")  # nothing can be prepared
-    runner.embed(["no fever"])
-    assert [each.engine for each in registry.loaded_models()] == ["torch"]
-
-
 @pytest.mark.parametrize("changed", ["model.onnx", "model.onnx.data", "tokenizer.json", "prepared.json"])
 def test_a_changed_file_is_not_used(
     registry: ModelRegistry,

@@ -213,8 +213,6 @@ class EngineLeases:
             found = None  # as above
         else:
             target = self.resolve(name, LoadOptions.from_kwargs(options), choose_part)
-            if known is not None:
-                self._let_go(known.target, target)
             choice = self._choose(target, engine, precision)
         for kept in _must_keep(choice, gate):
             if kept and (reason := engines.known_deviation(choice.export, choice.verdict.engine, kept)):
@@ -223,12 +221,6 @@ class EngineLeases:
         if key is not None:
             self._calls.put(key, KnownCall(choice, weakref.ref(loaded)))
         return choice, loaded
-
-    def _let_go(self, before: Choice, target: EngineTarget) -> None:
-        """Evict what was opened before from files that have changed since."""
-        is_same_folder = before.target.snapshot.path == target.snapshot.path
-        if is_same_folder and (before.target.folder != target.folder or not before.export.fingerprint.is_current()):
-            self._loaded.evict(before.metadata.name, "replaced")
 
     def _is_current(self, choice: Choice) -> bool:
         """Return whether a call still means what it meant before, and its files are unchanged."""
