@@ -1,5 +1,6 @@
 """Checkpoints with random weights, in the shape of real ones."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -27,6 +28,11 @@ def bert(folder: Path, config: BertConfig) -> Path:
 def llama(folder: Path, config: LlamaConfig) -> Path:
     """Write a Llama in bfloat16 and return its folder."""
     return _write(folder, LlamaForCausalLM, config, torch.bfloat16)
+
+
+def dtype_of(folder: Path) -> dict[str, str]:
+    """Return the options that load a checkpoint in its own dtype on every CPU, as `from_pretrained` does."""
+    return {"dtype": json.loads((folder / "config.json").read_text())["dtype"]}
 
 
 def _write(folder: Path, cls: type[PreTrainedModel], config: PretrainedConfig, dtype: torch.dtype) -> Path:

@@ -60,11 +60,13 @@ def _read(folder: Path) -> None:
 
 def _ours(folder: Path) -> dict[str, Callable[[], float]]:
     """Return the steps that load through the registry, each of which relies on the one before."""
+    from benchmarks import checkpoints
+
     registry = ModelRegistry()
-    load = partial(registry.load_model, _NAME)
+    load, own = partial(registry.load_model, _NAME), checkpoints.dtype_of(folder)
 
     def first() -> float:
-        registry.register(_NAME, "custom", model_path=str(folder), replace=True)
+        registry.register(_NAME, "custom", model_path=str(folder), parameters=own, replace=True)
         registry.clear_cache()
         return again()
 

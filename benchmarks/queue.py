@@ -76,7 +76,7 @@ def tables(quick: bool) -> list[Table]:
 
 
 _READ_PLAIN = (
-    "Notes of 4 to 200 words, tokenised before. In the queue two batches run at once, or as many as have threads of "
+    "Notes of 4 to 200 words, tokenised before. In the queue as many batches run at once as have threads of "
     "their own; otherwise all 32 threads run at once."
 )
 _READ_CPU = "What the batches save: small ones cost more for each token."

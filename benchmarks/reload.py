@@ -59,13 +59,14 @@ def _reloads(model: str, write: Callable[[Path], Path], cls: Any, quick: bool) -
 
 def _ours(folder: Path) -> dict[str, Callable[[], float]]:
     """Return the steps that load through the registry, each of which relies on the one before."""
+    from benchmarks import checkpoints
     from medvllm.loading.replay import templates
 
     registry = ModelRegistry()
-    load = partial(registry.load_model, _NAME)
+    load, own = partial(registry.load_model, _NAME), checkpoints.dtype_of(folder)
 
     def first() -> float:
-        registry.register(_NAME, "custom", model_path=str(folder), replace=True)
+        registry.register(_NAME, "custom", model_path=str(folder), parameters=own, replace=True)
         return again()
 
     def again() -> float:

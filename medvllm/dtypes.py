@@ -24,6 +24,9 @@ LOADABLE = ("float32", "bfloat16", "float16", "float64")
 FLOATING = {kind: name for kind, (name, _) in SAFETENSORS.items() if name in LOADABLE}
 SIZE_BYTES = dict(SAFETENSORS.values())
 
+# The dtypes whose numbers float32 holds exactly.
+WIDENED = ("bfloat16", "float16")
+
 _SHORT = {"float": "float32", "fp32": "float32", "bf16": "bfloat16", "half": "float16", "fp16": "float16"}
 _SHORT |= {"double": "float64"}
 

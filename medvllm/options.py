@@ -50,7 +50,7 @@ class LoadOptions:
 
     Attributes:
         device: Where the model runs, such as "cpu" or "cuda:0".
-        dtype: The dtype of its weights, such as "float32", or "auto" for the checkpoint's own.
+        dtype: The dtype of its weights, such as "float32", or "auto" for what suits the checkpoint and the device.
         revision: A branch, tag or commit on the Hub.
         model_class: The class to load, or its name as "module:Class".
         attn_implementation: The attention implementation, as transformers names it.
@@ -188,7 +188,7 @@ def dtype_name(value: object) -> str | None:
     """Return the name of a dtype, such as "float32".
 
     Args:
-        value: A torch.dtype or a text. "auto" means the checkpoint's own dtype. None stays None.
+        value: A torch.dtype or a text. "auto" means what suits the checkpoint and the device. None stays None.
 
     Raises:
         RequestError: A model cannot be loaded in this dtype.

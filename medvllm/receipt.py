@@ -53,6 +53,7 @@ class Proof:
         changed: The files that have changed on disk since they were read. A model that is mapped from such a file may
             have changed too.
         architecture: The model_type in the config.
+        dtype: The dtype of the checkpoint. The one that computes is in the options.
         size_bytes: The size of the model in memory.
         tokenizer_sha256: A hash of the tokenizer in use: its vocabulary, casing and maximum length. None without one.
         labels_sha256: A hash of the label map. None for a model without named labels.
@@ -64,6 +65,7 @@ class Proof:
     locked: bool
     changed: list[str]
     architecture: str | None
+    dtype: str | None
     size_bytes: int
     tokenizer_sha256: str | None
     labels_sha256: str | None

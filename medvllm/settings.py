@@ -6,10 +6,13 @@ The environment takes precedence over `config.toml` in MEDVLLM_HOME, which takes
 
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from medvllm.errors import SettingError
 from medvllm.near_names import did_you_mean, near_keys
@@ -18,6 +21,7 @@ from medvllm.settings_files import PREFIX, SYSTEM, SettingsFiles
 
 T = TypeVar("T")
 
+_SHARED_S = 0.01  # how long a look at the settings files may count in a block of `shared_look`
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
 
@@ -107,7 +111,35 @@ _files = SettingsFiles()
 
 
 def _read_files() -> Mapping[str, Any]:
-    return _files.read(files(), (setting.name for setting in SETTINGS if not setting.only_environment))
+    if (shared := _shared_look.get()) is not None and time.monotonic() < shared.until:
+        return shared.found
+    found = _files.read(files(), (setting.name for setting in SETTINGS if not setting.only_environment))
+    if shared is not None:
+        _shared_look.set(_SharedLook(found, time.monotonic() + _SHARED_S))
+    return found
+
+
+@contextmanager
+def shared_look() -> Iterator[None]:
+    """Look at the settings files once for all settings that this thread reads in the block, such as those of a load.
+
+    A look that is older than 10 ms is repeated, because a load may wait for a long time.
+    """
+    before = _shared_look.set(_shared_look.get() or _SharedLook({}, 0.0))
+    try:
+        yield
+    finally:
+        _shared_look.reset(before)
+
+
+class _SharedLook(NamedTuple):
+    """What a look at the settings files found, and until when it counts, on the monotonic clock."""
+
+    found: Mapping[str, Any]
+    until: float
+
+
+_shared_look: ContextVar[_SharedLook | None] = ContextVar("shared_look", default=None)  # None outside a block
 
 
 def files() -> tuple[Path, Path]:
@@ -186,11 +218,11 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _count(text: str) -> int | None:
-    if text.lower() == "none":
+def _count(text: str, *, word: str = "none") -> int | None:
+    if text.lower() == word:
         return None
     if not text.isdecimal() or int(text) < 1:
-        raise ValueError("neither none nor a whole number of 1 or more")
+        raise ValueError(f"neither {word} nor a whole number of 1 or more")
     return int(text)
 
 
@@ -275,7 +307,8 @@ DTYPE = Setting(
     "MEDVLLM_DTYPE",
     "auto",
     str,
-    "Default dtype of the weights: float32, bfloat16, float16, or auto (the checkpoint's own).",
+    "Default dtype of the weights: float32, bfloat16, float16, or auto (the checkpoint's own, or float32 on a CPU that "
+    "has no instructions for it).",
 )
 HUB_TIMEOUT = Setting("MEDVLLM_HUB_TIMEOUT", "5", _seconds, "Seconds to wait for a connection to the Hub.")
 LOCK_FILE = Setting(
@@ -325,6 +358,13 @@ REDACTION_KEY_FILE = Setting(
     _optional_path,
     "File with the secret key that redaction uses for hashes, surrogates and shifted dates: 16 bytes or more.",
 )
+THREADS = Setting(
+    "MEDVLLM_THREADS",
+    "auto",
+    partial(_count, word="auto"),
+    "Threads that compute a batch on a CPU. auto means the cores that the process may use. A program that calls "
+    "torch.set_num_threads or sets OMP_NUM_THREADS keeps its own number.",
+)
 DEBUG = Setting("MEDVLLM_DEBUG", "off", _switch, "Whether the command line shows tracebacks.")
 
 # Any, because each setting has a type of its own.
@@ -345,5 +385,6 @@ SETTINGS: tuple[Setting[Any], ...] = (
     MAX_QUEUED_TOKENS,
     TRUST_REMOTE_CODE,
     REDACTION_KEY_FILE,
+    THREADS,
     DEBUG,
 )

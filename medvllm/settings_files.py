@@ -56,13 +56,16 @@ class SettingsFiles:
 def _stamp(file: Path) -> object:
     """Return a value that changes when the file does; None if the file does not exist."""
     try:
-        status = os.stat(file)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        if os.path.islink(file):  # for example to a disk that is not mounted
-            raise _unreadable(file, error) from error
+        status = os.lstat(file)
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise _unreadable(file, error) from error
+    if stat.S_ISLNK(status.st_mode):
+        try:
+            status = os.stat(file)
+        except OSError as error:  # for example a link to a disk that is not mounted
+            raise _unreadable(file, error) from error
     if not stat.S_ISREG(status.st_mode):  # reading a pipe could block
         reason = os.strerror(errno.EISDIR) if stat.S_ISDIR(status.st_mode) else "it is not a file"
         raise _unreadable(file, OSError(errno.EINVAL, reason))

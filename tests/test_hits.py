@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from medvllm import settings
 from medvllm.catalog import stores
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import MedVLLMError, RequestError
@@ -55,6 +57,33 @@ def test_a_hit_does_little_work(registry: ModelRegistry, folder: Path, kind: str
     functions, of_system = least_work(partial(call, registry))
     assert functions <= most and of_system == []
     assert registry.statistics().loads == 1
+
+
+def test_a_reload_looks_at_the_settings_files_once(
+    registry: ModelRegistry, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads ten settings; each would look at two files. A slow load looks again, which is put off here."""
+    monkeypatch.setattr(settings, "_SHARED_S", 3600.0)
+    names: list[str] = []
+    registry.clear_cache()
+    sys.setprofile(lambda frame, event, function: names.append(function.__name__) if event == "c_call" else None)
+    try:
+        registry.load_model("m")
+    finally:
+        sys.setprofile(None)
+    assert names.count("lstat") == 2
+
+
+def test_threads_count_every_hit(registry: ModelRegistry, folder: Path) -> None:
+    """They take no lock for it. To ask for the counts changes none."""
+    before = registry.statistics().hits
+
+    def work(_: int) -> int:
+        return sum(registry.load_model("m") is not None and registry.statistics().hits >= 0 for _ in range(500))
+
+    with ThreadPoolExecutor(8) as pool:
+        done = sum(pool.map(work, range(8)))
+    assert registry.statistics().hits == before + done == registry.loaded_models()[0].hits
 
 
 def test_a_lease_that_nobody_ends_is_returned(registry: ModelRegistry, folder: Path) -> None:

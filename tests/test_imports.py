@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from medvllm.engine.model_runner import ModelRegistry
+
 PACKAGE = Path(__file__).parents[1] / "medvllm"
 HEAVY = {"torch", "transformers", "huggingface_hub", "tokenizers", "numpy", "sqlalchemy", "ray", "fastapi", "httpx2"}
 
@@ -34,6 +36,18 @@ def test_looking_imports_nothing_heavy() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("words", [("list",), ("show", "m"), ("history", "m")])
+def test_stored_entries_are_shown_without_sqlalchemy(registry: ModelRegistry, words: tuple[str, ...]) -> None:
+    """A SQLite file is read by Python's own module."""
+    registry.register("m", "generic", model_path="acme/m", persist=True)
+    code = (
+        "import sys; from medvllm.cli.app import make_app\n"
+        f"words = {[*words]!r}; make_app(words)(words, standalone_mode=False); assert 'sqlalchemy' not in sys.modules"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0 and "m" in run.stdout, run.stderr
 
 
 # What each step must not import, in a process of its own. What Python imports at its start does not count.

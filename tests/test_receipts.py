@@ -27,7 +27,7 @@ def test_a_receipt_has_stable_keys(registry: ModelRegistry, hub: LoopbackHub, tm
         *("format", "name", "version", "origin", "snapshot", "verified", "declared", "options", "libraries")
     ]
     assert list(receipt["verified"]) == [
-        *("digest", "commit", "files", "converted", "locked", "changed", "architecture", "size_bytes"),
+        *("digest", "commit", "files", "converted", "locked", "changed", "architecture", "dtype", "size_bytes"),
         *("tokenizer_sha256", "labels_sha256"),
     ]
     assert (receipt["format"], receipt["snapshot"]) == (1, f"acme/bert@{commit}")

@@ -70,7 +70,7 @@ def test_a_working_directory_that_may_not_be_searched(tmp_path: Path, monkeypatc
                 os.chown(path, 54321, 54321)
         monkeypatch.delenv("MEDVLLM_LOCK_FILE")
         monkeypatch.setenv("HOME", str(place / "home"))
-        monkeypatch.setenv("HF_HOME", str(place / "hf"))
+        monkeypatch.setenv("HF_HUB_CACHE", str(place / "hf"))
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         # What is imported late may lie where the other user may not read: all of it runs once before.
         own, other = str(tmp_path / "m"), str(place / "home" / "m")

@@ -12,10 +12,12 @@ def plan(name: ModelName, device: Device = None, dtype: Dtype = None, as_json: J
     if as_json:
         print_json(found.to_dict())
         return
+    is_own = found.stored_dtype in (None, found.dtype)
     rows = [
         ("fits", found.fit),
         ("size", f"{shown_size(found.size_bytes)} ({found.known_by})"),
         ("device", found.device),
+        ("dtype", found.dtype if is_own else f"{found.dtype} (the files have {found.stored_dtype})"),
         ("budget", "no limit" if found.budget_bytes is None else shown_size(found.budget_bytes)),
         ("load", "not known yet" if found.load_s is None else f"{found.load_s:.2f} s"),
     ]

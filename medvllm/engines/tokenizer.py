@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from medvllm.errors import LoadError
 from medvllm.forking import Lock
+from medvllm.threads import limit_tokenizers
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Encoding, Tokenizer
@@ -60,6 +61,7 @@ class PlainTokenizer:
     def __init__(self, file: Path, facts: Mapping[str, Any]) -> None:
         from tokenizers import Tokenizer
 
+        limit_tokenizers()
         self._setup(Tokenizer.from_file(str(file)), facts)
 
     def _setup(self, backend: "Tokenizer", facts: Mapping[str, Any]) -> None:

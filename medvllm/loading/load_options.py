@@ -9,6 +9,8 @@ from transformers import PreTrainedConfig
 
 from medvllm.errors import LoadError, MedVLLMError, MissingDependencyError
 from medvllm.loading import config, device, model_class, remote_code
+from medvllm.loading.checks.quantization import is_quantized
+from medvllm.loading.native_dtypes import is_native
 from medvllm.metadata import ModelMetadata
 from medvllm.options import Identity, LoadOptions
 from medvllm.sources.snapshot import Snapshot
@@ -98,7 +100,16 @@ def _identify(metadata: ModelMetadata, options: LoadOptions, snapshot: Snapshot)
 
 
 def _dtype(options: LoadOptions, snapshot: Snapshot) -> str:
-    return (options.dtype if options.dtype != "auto" else None) or snapshot.dtype or "float32"
+    """Return the dtype of a load: the stated one or else the checkpoint's own.
+
+    A CPU that has no instructions for the checkpoint's own gets float32: the same numbers, computed several times
+    faster. A quantized model computes as its method wants.
+    """
+    if options.dtype not in (None, "auto"):
+        return str(options.dtype)
+    own = snapshot.dtype or "float32"
+    is_slow = options.device == "cpu" and not is_native(own) and not is_quantized(snapshot.config)
+    return "float32" if is_slow else own
 
 
 def _content(fields: dict[str, object]) -> str:

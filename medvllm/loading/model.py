@@ -4,6 +4,7 @@ import logging
 import time
 from copy import deepcopy
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,10 +18,12 @@ from medvllm.loading.bounds import limit_new_weights
 from medvllm.loading.checks import labels, quantization, soundness, weights
 from medvllm.loading.from_pretrained_lock import exclusive_load, tie_weights
 from medvllm.loading.memory import allocated_bytes, mapped_bytes, size_bytes
+from medvllm.loading.native_dtypes import is_native
 from medvllm.loading.placement import copy_to_device, device_memory_error
 from medvllm.loading.replay import Checkpoint, NoTemplate, Template, make_template, source_facts, templates
 from medvllm.loading.rust_panics import raise_as_errors
 from medvllm.loading.stateless import find_stateful, make_stateless
+from medvllm.loading.torch_threads import torch_threads
 from medvllm.metadata import ModelMetadata
 from medvllm.options import Identity
 from medvllm.sources.snapshot import Snapshot
@@ -51,13 +54,19 @@ def load_model(metadata: ModelMetadata, identity: Identity, config: PreTrainedCo
         DeviceMemoryError: The device does not have enough memory.
         LoadError: Any other failure.
     """
+    torch_threads.set_up()
     if identity.is_offloaded:
         return _load_offloaded(metadata, identity, config, snapshot)
+    if identity.options.device == "cpu":
+        _warn_of_slow_dtype(metadata.name, identity.snapshot, str(identity.options.dtype))
+    return _load(metadata, identity, config, snapshot)
+
+
+def _load(metadata: ModelMetadata, identity: Identity, config: PreTrainedConfig, snapshot: Snapshot) -> LoadResult:
     start = time.perf_counter()
     device = str(identity.options.device)
     allocated = allocated_bytes(device)
     cls: Any = identity.options.model_class
-    _warn_of_slow_dtype(metadata, identity)
     try:
         # A caller's inference mode would mark the weights for every other caller.
         with raise_as_errors(), torch.inference_mode(False):
@@ -101,7 +110,7 @@ def _load_offloaded(
     metadata: ModelMetadata, identity: Identity, config: PreTrainedConfig, snapshot: Snapshot
 ) -> LoadResult:
     on_cpu = replace(identity, is_offloaded=False, options=replace(identity.options, device="cpu"))
-    loaded = load_model(metadata, on_cpu, config, snapshot)
+    loaded = _load(metadata, on_cpu, config, snapshot)
     try:
         copy_to_device(loaded.model, torch.device("cpu"))
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -213,9 +222,15 @@ def _load_soundly(
     )
 
 
-def _warn_of_slow_dtype(metadata: ModelMetadata, identity: Identity) -> None:
-    if identity.options.dtype == "float16" and identity.options.device == "cpu":
-        logger.warning("%r runs in float16 on the CPU, several times slower than in float32 or bfloat16", metadata.name)
+@lru_cache(maxsize=256)  # once for each model, not for each load
+def _warn_of_slow_dtype(name: str, snapshot: str, dtype: str) -> None:
+    """Log a warning if this CPU has no instructions for the dtype that somebody asked for."""
+    if not is_native(dtype):
+        logger.warning(
+            "%r runs in %s on the CPU, which has no instructions for it and is several times slower than in float32. "
+            "Load it with: dtype='float32'",
+            *(name, dtype),
+        )
 
 
 def _warn_of_bidirectional_decoder(metadata: ModelMetadata, model: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from medvllm.model_cache.plan import Need
 from medvllm.model_cache.statistics import DeviceUse
+from medvllm.model_cache.tally import Tally
 from medvllm.quantities import PINNED
 
 
@@ -25,7 +26,7 @@ I = TypeVar("I", bound=Named)  # noqa: E741  # the identity's type
 
 @dataclass(eq=False)
 class CachedModel(Generic[I]):
-    """A model in memory. Only the cache changes it, under its lock."""
+    """A model in memory. Only the cache changes it, under its lock; a hit changes `last_used` and `hits` without it."""
 
     identity: I
     model: Any
@@ -36,7 +37,7 @@ class CachedModel(Generic[I]):
     mapped_bytes: int  # of size_bytes, at load time: a file's pages, shared with every process that maps it
     loaded_at: float  # seconds since the epoch
     last_used: float = 0.0  # on the cache's monotonic clock
-    hits: int = 0
+    hits: Tally = field(default_factory=Tally)  # shared by the copies of this object
     leases: int = 0
     is_listed_as_leased: bool = False  # other processes see that it is leased, or will soon
     keep_alive: float | None = None  # seconds after its last use; PINNED; None: until another model needs the memory

@@ -77,21 +77,25 @@ class ModelCache(Forked, Generic[I]):
             lease: As for `get`.
             keep_alive: As for `get`.
         """
-        now = self._clock()
-        # No calls under the lock, if possible: a thread that is switched out there makes all others queue.
-        with self._lock:
-            if not cached.is_present:
-                return False
-            cached.hits += 1
-            cached.last_used = now
-            cached.leases += lease
-            cached.is_leaving = False
-            self._counts.hits += 1
-            if cached.identity.base is not None and (base := self._accounts.base_of(cached)) is not None:
-                base.last_used = now
-            if keep_alive is not None and (keep_alive != cached.keep_alive or not keep_alive):
-                cached.keep_alive = keep_alive
-                self._settle(cached)
+        if not cached.is_present:
+            return False
+        # Without the lock: a thread that is switched out while it holds the lock makes all others queue. Each line is
+        # one step. A model that leaves the cache between two of them leaves it after the hit.
+        cached.last_used = now = self._clock()
+        cached.is_leaving = False
+        if cached.identity.base is not None and (base := self._accounts.base_of(cached)) is not None:
+            base.last_used = now
+        is_new = keep_alive is not None and (keep_alive != cached.keep_alive or not keep_alive)
+        if lease or is_new:
+            with self._lock:
+                if not cached.is_present:
+                    return False
+                cached.leases += lease
+                if is_new:
+                    cached.keep_alive = keep_alive
+                    self._settle(cached)
+        cached.hits.add()
+        self._counts.hits.add()
         if lease and not cached.is_listed_as_leased:
             self._list_as_leased(cached)
         return True
@@ -271,6 +275,11 @@ class ModelCache(Forked, Generic[I]):
                 cached.is_listed_as_leased = cached.leases > 0 or lingers
             return found
 
+    def hits(self, cached: CachedModel[I]) -> int:
+        """Return how often a model was found in memory."""
+        with self._lock:
+            return cached.hits.value()
+
     def idle_s(self, cached: CachedModel[I]) -> float:
         """Return how many seconds ago a model was used last."""
         return self._clock() - cached.last_used
@@ -383,10 +392,10 @@ class ModelCache(Forked, Generic[I]):
         cached = cached or self._accounts.restore(identity)
         if cached is None:
             return None
-        cached.hits += 1
+        cached.hits.add()
         cached.last_used = self._clock()
         cached.is_leaving = False
-        self._counts.hits += 1
+        self._counts.hits.add()
         if is_back:
             self._limits.on_change()
             cached.keep_alive = need.keep_alive

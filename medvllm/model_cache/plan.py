@@ -22,6 +22,8 @@ class Need:
         keep_alive: Seconds that the model stays after its last use, unless a caller asks for another time.
         in_bfloat16: Returns the bytes that the model would take in bfloat16, if that is less.
         base: The key of an adapter's base, which stays in memory; None for another model.
+        dtype: The dtype of the weights in memory.
+        stored_dtype: The dtype of the checkpoint; None if it has none.
     """
 
     device: str = "cpu"
@@ -31,6 +33,8 @@ class Need:
     keep_alive: float | None = None
     in_bfloat16: Callable[[], int | None] = lambda: None
     base: Hashable | None = None
+    dtype: str | None = None
+    stored_dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class Plan:
         budget_bytes: The device's budget; None means no limit.
         leaving: The models that would be evicted, in order.
         load_s: Seconds that the last load took; None if it is not known.
+        dtype: The dtype of its weights in memory.
+        stored_dtype: The dtype of the checkpoint; None if it has none.
     """
 
     name: str
@@ -71,6 +77,8 @@ class Plan:
     budget_bytes: int | None
     leaving: tuple[Leaving, ...]
     load_s: float | None
+    dtype: str | None = None
+    stored_dtype: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values."""

@@ -273,9 +273,8 @@ class Room(Generic[I]):
                 most is not None and sum(model.identity.base is None for model in pinned) >= most
             )
             fit = "never" if is_never else "later"
-        return Plan(
-            identity.name, need.device, fit, need.size_bytes, need.known_by, used, limit, tuple(leaving), need.load_s
-        )
+        about = need.size_bytes, need.known_by, used, limit, tuple(leaving), need.load_s
+        return Plan(identity.name, need.device, fit, *about, dtype=need.dtype, stored_dtype=need.stored_dtype)
 
     def _budget_error(self, plan: Plan, need: Need, bounds: Bounds) -> BudgetError:
         pinned = [model for model in self.accounts.pinned() if model.device == plan.device]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from medvllm.load_result import LoadResult
+from medvllm.model_cache.tally import Tally
 
 Reason = Literal["room", "count", "expired", "asked", "replaced", "memory", "offloaded", "restored", "refused"]
 
@@ -72,9 +73,9 @@ class Statistics:
 
 @dataclass
 class Counts:
-    """The counts while they change, under the cache's lock."""
+    """The counts while they change: `hits` at any time, and the others under the cache's lock."""
 
-    hits: int = 0
+    hits: Tally = field(default_factory=Tally)
     misses: int = 0
     shared_waits: int = 0
     loads: int = 0
@@ -100,4 +101,5 @@ class Counts:
         counts: dict[str, Any] = {
             name: dict(value) if isinstance(value, Counter) else value for name, value in vars(self).items()
         }
+        counts["hits"] = self.hits.value()
         return Statistics(**counts, waiting=waiting, devices=dict(devices), reloads_per_minute=dict(reloads_per_minute))

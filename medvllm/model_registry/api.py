@@ -332,7 +332,8 @@ class ModelRegistry:
                 loaded directly.
             model_class: The class to load, or "module:Class".
             device: "cpu", "cuda", "cuda:1", "mps", "auto", or a `torch.device`.
-            dtype: "float32", "bfloat16", "float16", "float64", "auto" (the checkpoint's own), or a `torch.dtype`.
+            dtype: "float32", "bfloat16", "float16", "float64", or a `torch.dtype`. "auto" is the checkpoint's own, or
+                float32 on a CPU that has no instructions for that.
             torch_dtype: The same, by its older name.
             revision: A branch, tag or commit on the Hub, in place of the entry's.
             use_cache: False gives you a copy of your own, to train or change.

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from medvllm import engines, settings, sources
 from medvllm.catalog import Catalog
 from medvllm.classes import class_path
-from medvllm.cores import count_cores
 from medvllm.engines import EngineModel, Export, Verdict
 from medvllm.engines.vector_modules import Activation, Modules, load_modules
 from medvllm.errors import BudgetError, DigestMismatchError
@@ -27,13 +26,14 @@ from medvllm.metadata import ModelMetadata
 from medvllm.model_cache import CachedModel, Need, ValueCache
 from medvllm.model_registry.engine_preparation import Preparation, Unsuited, prepare
 from medvllm.model_registry.entry_resolver import Basis, EntryResolver
-from medvllm.model_registry.known_calls import KnownCall, KnownCalls, Look, key_of
+from medvllm.model_registry.known_calls import KnownCall, KnownCalls, Look, Turn, key_of
 from medvllm.model_registry.lease import Lease
 from medvllm.model_registry.loaded_models import LoadedModels
 from medvllm.names import parse_name
 from medvllm.options import Identity, LoadOptions, parse_keep_alive
 from medvllm.receipt import Receipt
 from medvllm.sources.sentence import Scoring
+from medvllm.threads import count_threads
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -219,7 +219,7 @@ class EngineLeases:
                 raise Unsuited(reason)
         loaded = self._loaded.cache.get(choice.identity, partial(self._load, choice), need=_need(choice), lease=True)
         if key is not None:
-            self._calls.put(key, KnownCall(choice, weakref.ref(loaded)))
+            self._calls.put(key, KnownCall(choice, weakref.ref(loaded), Turn()))
         return choice, loaded
 
     def _is_current(self, choice: Choice) -> bool:
@@ -312,7 +312,7 @@ class EngineLeases:
         """Open an export in its engine: the cache calls this once it has reserved the room."""
         start = time.perf_counter()
         export = choice.export
-        model = engines.open_model(export, choice.verdict.engine, count_cores())
+        model = engines.open_model(export, choice.verdict.engine, count_threads())
         if changed := export.fingerprint.changed_paths():
             raise DigestMismatchError(
                 f"{changed[0]} changed after it was verified and before it was used.\n"
@@ -432,4 +432,5 @@ def _check_options(metadata: ModelMetadata, options: LoadOptions) -> None:
 def _need(choice: Choice) -> Need:
     keep_alive = choice.target.metadata.memory.keep_alive
     keep_alive_s = settings.KEEP_ALIVE() if keep_alive is None else parse_keep_alive(keep_alive)
-    return Need("cpu", engines.memory_bytes(choice.export), "headers", None, keep_alive_s)
+    size_bytes, stored = engines.memory_bytes(choice.export), choice.target.snapshot.dtype
+    return Need("cpu", size_bytes, "headers", None, keep_alive_s, dtype="float32", stored_dtype=stored)

@@ -5,8 +5,10 @@ catalogue, the lock, and the model's files and folders. In between, a call costs
 what this process itself has changed, are looked at by every call.
 """
 
+import threading
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from medvllm import settings
@@ -52,17 +54,40 @@ class Look(NamedTuple):
         )
 
 
+class Turn:
+    """Lets one thread look, and the others that call the same wait for it.
+
+    Each of them would otherwise give up the interpreter at every system call of its own look. Nobody waits for longer
+    than TRUST_S: the disk may hang, and in a forked child the thread that looked may be missing.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def take(self) -> Iterator[bool]:
+        """Wait for the turn. Yields whether the caller has it."""
+        has_turn = self._lock.acquire(timeout=TRUST_S)
+        try:
+            yield has_turn
+        finally:
+            if has_turn:
+                self._lock.release()
+
+
 class KnownCall(NamedTuple, Generic[T]):
     """What a call meant, and where its model was found.
 
     Attributes:
         target: What it meant.
         find_cached: Returns its model; None once it has gone. A call that is remembered keeps no model in memory.
+        turn: For the threads that want to look.
         look: The last look; None if there was none since the model was loaded.
     """
 
     target: T
     find_cached: Callable[[], CachedModel[Identity] | None]
+    turn: Turn
     look: Look | None = None
 
 

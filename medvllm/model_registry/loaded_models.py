@@ -119,7 +119,7 @@ class LoadedModels:
                 model_class=str(class_path(cached.identity.options.model_class)),
                 size_bytes=cached.size_bytes,
                 leases=cached.leases,
-                hits=cached.hits,
+                hits=self.cache.hits(cached),
                 load_s=cached.load_s,
                 loaded_at=cached.loaded_at,
                 last_used=now - self.cache.idle_s(cached),

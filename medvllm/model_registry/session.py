@@ -19,7 +19,7 @@ from medvllm.errors import BudgetError, DeviceMemoryError
 from medvllm.load_result import LoadResult
 from medvllm.model_cache import CachedModel, KnownBy, Need, Plan
 from medvllm.model_registry.entry_resolver import EntryResolver
-from medvllm.model_registry.known_calls import KnownCall, KnownCalls, Look, key_of
+from medvllm.model_registry.known_calls import KnownCall, KnownCalls, Look, Turn, key_of
 from medvllm.model_registry.lease import Leasing
 from medvllm.model_registry.loaded_models import LoadedModels
 from medvllm.model_registry.nesting import Nesting
@@ -83,6 +83,7 @@ class Session:
             del cached  # a model that has left must not keep its memory from the load
         return self._acquire_checked(name, options, key, known, lease, keep_alive_s)
 
+    @settings.shared_look()
     def _acquire_checked(
         self,
         name: "str | os.PathLike[str]",
@@ -93,18 +94,25 @@ class Session:
         keep_alive_s: float | None,
     ) -> tuple[LoadTarget, CachedModel[Identity]]:
         """Do the same, after a look at everything that the meaning of the call depends on."""
-        look = Look.begin()
-        target = known.target if known is not None else None
-        if target is not None and not self.resolver.is_current(target):
-            target = None
-        if target is not None and known is not None and target.is_lasting and target.fingerprint.is_current():
-            if (cached := known.find_cached()) is not None and self._cache.hit(
-                cached, lease=lease, keep_alive=keep_alive_s
-            ):
-                self._calls.put(key, known._replace(look=look))
-                return target, cached
-            cached = None  # as above
-        else:
+        target: LoadTarget | None = None
+        is_same = False
+        if known is not None:
+            with known.turn.take() as has_turn:  # one thread looks, and the others use what it has seen
+                seen = self._calls.get(key)
+                if seen is not None and seen.look is not None and seen.look.is_trusted():
+                    cached = seen.find_cached()
+                    if cached is not None and self._cache.hit(cached, lease=lease, keep_alive=keep_alive_s):
+                        return seen.target, cached
+                look = Look.begin()
+                target = known.target if self.resolver.is_current(known.target) else None
+                is_same = target is not None and target.is_lasting and target.fingerprint.is_current()
+                cached = known.find_cached() if is_same else None
+                if cached is not None and self._cache.hit(cached, lease=lease, keep_alive=keep_alive_s):
+                    turn = known.turn if has_turn else Turn()
+                    self._calls.put(key, known._replace(look=look, turn=turn))
+                    return known.target, cached
+                cached = None  # a model that has left must not keep its memory from the load
+        if target is None or not is_same:
             # Resolve: which entry, which files, which options.
             target = self._resolve_again(name, LoadOptions.from_kwargs(options), target)
         # Reserve, load, publish: the cache makes room for what the load needs, and all who ask meanwhile share it.
@@ -120,7 +128,7 @@ class Session:
                 may_wait=not is_nested,
             )
         if key is not None and not is_nested:
-            self._calls.put(key, KnownCall(target, weakref.ref(loaded)))
+            self._calls.put(key, KnownCall(target, weakref.ref(loaded), Turn()))
         return target, loaded
 
     def load_copy(self, name: "str | os.PathLike[str]", options: Mapping[str, Any]) -> Any:
@@ -254,6 +262,11 @@ class Session:
 
     def _need(self, target: LoadTarget) -> Need:
         """Return what a load needs: what the last one took or, before the first, what the files' headers say."""
+        files = target.snapshot if target.base is None else target.base.snapshot
+        return replace(self._size(target), dtype=target.identity.options.dtype, stored_dtype=files.dtype)
+
+    def _size(self, target: LoadTarget) -> Need:
+        """Return the same, without the dtypes."""
         options, keep_alive = target.identity.options, target.metadata.memory.keep_alive
         device = str(options.device)
         keep_alive_s = settings.KEEP_ALIVE() if keep_alive is None else parse_keep_alive(keep_alive)

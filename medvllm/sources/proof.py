@@ -24,6 +24,7 @@ def prove(snapshot: Snapshot, size_bytes: int, tokenizer_sha256: str | None, lab
         locked=snapshot.locked and not changed,
         changed=changed,
         architecture=architecture if isinstance(architecture, str) else None,
+        dtype=snapshot.dtype,
         size_bytes=size_bytes,
         tokenizer_sha256=tokenizer_sha256,
         labels_sha256=labels_sha256,

@@ -55,7 +55,7 @@ def train_all(folder: Path) -> None:
     """
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(MINILM)
-    notes = make_notes(320, "train")
+    notes = sorted(make_notes(240, "train"), key=lambda note: len(note.text))  # each batch is as long as its own texts
     ids, mask, words = _encode_notes(tokenizer, notes)
     features = _read(_TAGGER_LAYERS, ids, mask)
     for name, scheme, kinds in (
@@ -68,9 +68,10 @@ def train_all(folder: Path) -> None:
         head = nn.Linear(features.shape[-1], len(labels))
         _train(features.flatten(0, 1), head, _tag(notes, words, labels).flatten())
         _write(folder / name, BertForTokenClassification, {"classifier": head}, labels)
-    texts, sections = make_sections(180)
-    _train_sequences(folder / "classifier", tokenizer(texts, padding=True, return_tensors="pt"), sections, SECTIONS)
-    queries, documents, relevant = make_pairs(320)
+    known = dict(zip(*make_sections(180), strict=True))
+    encoded = tokenizer([*known], padding=True, return_tensors="pt")
+    _train_sequences(folder / "classifier", encoded, torch.stack([*known.values()]), SECTIONS)
+    queries, documents, relevant = make_pairs(200)
     encoded = tokenizer(queries, documents, padding=True, return_tensors="pt")
     _train_sequences(folder / "cross-encoder", encoded, relevant, ["RELEVANT"])
 
@@ -156,20 +157,23 @@ def _read(layers: int, ids: Tensor, mask: Tensor, types: Tensor | None = None) -
     encoder = BertModel.from_pretrained(MINILM)  # in eval mode
     encoder.encoder.layer = encoder.encoder.layer[:layers]
     kinds = torch.zeros_like(ids) if types is None else types
-    parts = zip(*(torch.split(tensor, 32) for tensor in (ids, mask, kinds)), strict=True)
-    with torch.inference_mode():
-        states = [encoder(input_ids=a, attention_mask=b, token_type_ids=c).last_hidden_state for a, b, c in parts]
-    return torch.cat(states).clone()
+    states = torch.zeros(*ids.shape, encoder.config.hidden_size)
+    for rows in torch.split(torch.arange(len(ids)), 16):
+        part = rows[:, None], torch.arange(int(mask[rows].sum(1).max()))
+        with torch.inference_mode():
+            read = encoder(input_ids=ids[part], attention_mask=mask[part], token_type_ids=kinds[part])
+        states[part] = read.last_hidden_state
+    return states
 
 
-def _train(features: Tensor, layers: nn.Module, targets: Tensor, *, steps: int = 300) -> None:
+def _train(features: Tensor, layers: nn.Module, targets: Tensor, *, steps: int = 200) -> None:
     """Train layers to classify features of shape [rows, size]; a target of -100 does not count."""
     features, targets = features[targets != -100], targets[targets != -100]
     optimizer = torch.optim.AdamW(layers.parameters(), lr=3e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, total_iters=steps)
     chance = torch.Generator().manual_seed(0)
     for _ in range(steps):
-        rows = torch.randint(len(features), (512,), generator=chance)
+        rows = torch.randint(len(features), (min(512, len(features)),), generator=chance)
         logits = layers(features[rows])
         if targets.is_floating_point():
             loss = nn.functional.binary_cross_entropy_with_logits(logits.squeeze(-1), targets[rows])

@@ -7,7 +7,8 @@ from typing import Any
 from sqlalchemy import Connection, Row, select
 
 from medvllm.catalog.events import ACTIONS, Event
-from medvllm.catalog.sql.history import FIRST, event_of, is_moment
+from medvllm.catalog.sql.history import FIRST, is_moment
+from medvllm.catalog.sql.recorded_events import event_of
 from medvllm.catalog.sql.replay import Replay
 from medvllm.catalog.sql.tables import head, history
 from medvllm.catalog.sql.texts import sha256
@@ -50,7 +51,7 @@ class _Chain:
             yield f"row {row.seq} stands before the first event"
             return
         yield from _missing(self._expected, row.seq - 1)
-        event = event_of(row)
+        event = event_of(row.seq, row.at, row.name, row.record)
         if event is None or not self.replay.add(event):
             yield f"event {row.seq} is not what was written, or not where"
         elif row.seq == self._expected and row.hash != sha256(f"{self._before}{row.record}"):

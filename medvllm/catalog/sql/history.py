@@ -1,13 +1,12 @@
 """The history. Rows are only added, and each has a hash over itself and the row before it."""
 
-import json
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeGuard
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, insert, select, update
 
 from medvllm.author import who
 from medvllm.catalog.events import ACTIONS, Event
@@ -88,54 +87,3 @@ def end_of(connection: Connection) -> tuple[int, str]:
             "To see what is wrong: medvllm history verify"
         )
     return found[0].length, found[0].hash
-
-
-def events(connection: Connection, name: str | None, since: str | None) -> Iterator[Event]:
-    """Iterate over the events in their order.
-
-    Args:
-        connection: A connection in a transaction.
-        name: Only events of this name.
-        since: Only events from this moment on (UTC, ISO 8601).
-
-    Raises:
-        CatalogError: An event is not what was written.
-    """
-    query = select(history.c.seq, history.c.at, history.c.name, history.c.record).order_by(history.c.seq)
-    if name is not None:
-        query = query.where(history.c.name == name)
-    if since is not None:
-        query = query.where(history.c.at >= since)
-    with connection.execute(query.execution_options(yield_per=1000)) as rows:  # closed even if the caller stops early
-        for row in rows:
-            event = event_of(row)
-            if event is None:
-                raise CatalogError(
-                    f"The history is damaged: event {row.seq} is not what was written.\n"
-                    "To see what else is wrong: medvllm history verify"
-                )
-            yield event
-
-
-def event_of(row: Row[*tuple[Any, ...]]) -> Event | None:
-    """Return the event of a row, or None if the row is not what was written."""
-    try:
-        event = Event(**json.loads(row.record))
-        is_written = to_json(event.to_dict()) == row.record and _is_sound(event)
-    except (ValueError, TypeError, RecursionError):
-        return None
-    return event if is_written and (row.seq, row.at, row.name) == (event.seq, event.at, event.name) else None
-
-
-def _is_sound(event: Event) -> bool:
-    """Return whether each field has the right type."""
-    texts = event.at, event.who, event.machine, event.action
-    others = event.name, event.alias, event.reason
-    return (
-        type(event.seq) is int
-        and event.seq > 0
-        and all(isinstance(text, str) for text in texts)
-        and all(text is None or isinstance(text, str) for text in others)
-        and (event.version is None or (type(event.version) is int and event.version > 0))
-        and isinstance(event.detail, dict)
-    )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from medvllm.catalog.events import Alias, Event
 from medvllm.catalog.selection import Selection
-from medvllm.catalog.sql import lookups
+from medvllm.catalog.sql import lookups, recorded_events
 from medvllm.catalog.sql.conditions import Conditions
 from medvllm.catalog.sql.database import Database
 from medvllm.catalog.sql.lookups import VersionRow
@@ -99,10 +99,8 @@ class SqlStore:
 
     def events(self, name: str | None, since: str | None) -> Iterator[Event]:
         """Iterate over the events in their order."""
-        from medvllm.catalog.sql import history
-
-        with self.database.reading() as connection:
-            yield from history.events(connection, name, since)
+        with self.database.looking() as reader:
+            yield from recorded_events.events(reader, name, since)
 
     def position(self) -> tuple[int, str]:
         """Return the number of events and the hash of the last one, as the catalogue keeps them."""

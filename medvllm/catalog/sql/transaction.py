@@ -12,9 +12,10 @@ from sqlalchemy import select
 from medvllm.catalog.events import DEFAULT, Alias, Event
 from medvllm.catalog.record import Facts, content, is_same, mutable
 from medvllm.catalog.sql.facts import normalize_facts
-from medvllm.catalog.sql.history import Journal, events
+from medvllm.catalog.sql.history import Journal
 from medvllm.catalog.sql.lookups import MAX_NUMBER, list_aliases, list_names, list_owners, number_of
 from medvllm.catalog.sql.reader import ConnectionReader
+from medvllm.catalog.sql.recorded_events import events
 from medvllm.catalog.sql.states import read_facts, read_state, write_changes
 from medvllm.catalog.sql.tables import versions
 from medvllm.catalog.state import NameState, apply_event
@@ -264,7 +265,7 @@ class Transaction:
 
     def read_registered_facts(self, name: str) -> dict[int, dict[str, Any]]:
         """Return the facts with which each version of a name was stored, including versions that were removed."""
-        rows = (event for event in events(self._connection, name, None) if event.action == "registered")
+        rows = (event for event in events(self._reader, name, None) if event.action == "registered")
         return {event.version: event.detail["facts"] for event in rows if event.version}
 
     def facts(self, name: str, number: int) -> Facts:

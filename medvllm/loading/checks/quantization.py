@@ -24,6 +24,11 @@ def check_method(metadata: ModelMetadata, config: Any) -> None:
             raise _refusal(metadata, field, method)
 
 
+def is_quantized(config: Mapping[str, Any]) -> bool:
+    """Return whether a config declares a quantization."""
+    return any(_find_declared(config))
+
+
 def check_read(metadata: ModelMetadata, model: Any, snapshot: Snapshot) -> None:
     """Raise unless quantized weights were read as such.
 

