@@ -26,7 +26,7 @@ GRAPH, GRAPH_DATA, TOKENIZER = "model.onnx", "model.onnx.data", "tokenizer.json"
 # The first has an operator for attention, which runs faster. It also has one for rotary positions, which torch exports
 # wrongly: models with these get the second.
 OPSETS = (23, 20)
-_FORMAT = 2  # increase it when the content of a folder changes: older folders are then not used
+_FORMAT = 3  # increase it when the content of a folder changes: older folders are then not used
 _EXPORTERS = ("onnx", "onnxscript")  # besides torch and transformers
 
 

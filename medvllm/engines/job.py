@@ -39,7 +39,9 @@ class Outcome:
     Attributes:
         rejection: Why no engine can compute the model; None if there is an export.
         verdicts: The verdict on each engine.
+        failure: What kept it from finding out, such as a full disk. Another try may succeed.
     """
 
-    rejection: str | None
+    rejection: str | None = None
     verdicts: tuple[Verdict, ...] = ()
+    failure: str | None = None

@@ -46,6 +46,7 @@ class EngineModel(Forked):
         dtype: The precision of the weights, "float32" or "int8".
         part: What the graph computes: "tokens", "head_tokens" or "head_texts".
         types: How many texts of a pair have an embedding; 1 if they are not told apart.
+        is_causal: Whether what the graph computes for a token never depends on the tokens after it.
         engine: The name of the engine.
         export: The exported files.
         name_or_path: The folder of the export.
@@ -58,6 +59,7 @@ class EngineModel(Forked):
         self.dtype = export.precision
         self.part: Part = export.facts["part"]
         self.types: int = export.facts["types"]
+        self.is_causal: bool = export.facts["is_causal"]
         self.config = PlainConfig(export.facts["config"])
         self.name_or_path = str(export.folder)
         self._session: GraphSession | None = _SESSIONS[engine](export.folder / GRAPH, threads)

@@ -23,8 +23,8 @@ from medvllm.errors import BudgetError, DigestMismatchError
 from medvllm.forking import Lock
 from medvllm.load_result import LoadResult
 from medvllm.metadata import ModelMetadata
-from medvllm.model_cache import CachedModel, Need, ValueCache
-from medvllm.model_registry.engine_preparation import Preparation, Unsuited, prepare
+from medvllm.model_cache import CachedModel, Need
+from medvllm.model_registry.engine_preparation import Preparation, Preparations, Unsuited, prepare
 from medvllm.model_registry.entry_resolver import Basis, EntryResolver
 from medvllm.model_registry.known_calls import KnownCall, KnownCalls, Look, Turn, key_of
 from medvllm.model_registry.lease import Lease
@@ -119,7 +119,7 @@ class EngineLeases:
 
     def __init__(self, catalog: Catalog, entries: EntryResolver, loaded: LoadedModels) -> None:
         self._catalog, self._entries, self._loaded = catalog, entries, loaded
-        self._preparations: ValueCache[tuple[Path, tuple[str, ...]], Preparation] = ValueCache()
+        self._preparations = Preparations()
         self._calls: KnownCalls[Choice] = KnownCalls()
         self._said: set[tuple[str, str, str]] = set()  # why a model is not computed as asked, as the log has said
         self._lock = Lock()  # guards _said
@@ -213,6 +213,7 @@ class EngineLeases:
             found = None  # as above
         else:
             target = self.resolve(name, LoadOptions.from_kwargs(options), choose_part)
+            self._let_go(target)
             choice = self._choose(target, engine, precision)
         for kept in _must_keep(choice, gate):
             if kept and (reason := engines.known_deviation(choice.export, choice.verdict.engine, kept)):
@@ -221,6 +222,18 @@ class EngineLeases:
         if key is not None:
             self._calls.put(key, KnownCall(choice, weakref.ref(loaded), Turn()))
         return choice, loaded
+
+    def _let_go(self, target: EngineTarget) -> None:
+        """Evict the models of an entry if one of them was opened from files that have changed since."""
+        name = target.metadata.name
+        self._loaded.evict_outdated(name, target.snapshot)
+        graphs = (
+            each.model.export
+            for each, is_evicted in self._loaded.cache.models()
+            if each.identity.name == name and each.identity.engine and not is_evicted
+        )
+        if any(not export.fingerprint.is_current() for export in graphs):
+            self._loaded.evict(name, "replaced")
 
     def _is_current(self, choice: Choice) -> bool:
         """Return whether a call still means what it meant before, and its files are unchanged."""
@@ -297,16 +310,7 @@ class EngineLeases:
         folder, source = target.folder, None
         if precision == "int8":
             folder, source = engines.export_folder(*given, precision), target.folder
-        key = folder, candidates
-
-        def make() -> Preparation:
-            return prepare(*given, folder, candidates, source)
-
-        found = self._preparations.get(key, make)
-        if found.export is not None and not found.export.fingerprint.is_current():
-            self._preparations.discard(lambda other: other == key)
-            found = self._preparations.get(key, make)
-        return found
+        return self._preparations.get(folder, candidates, partial(prepare, *given, folder, candidates, source))
 
     def _load(self, choice: Choice) -> LoadResult:
         """Open an export in its engine: the cache calls this once it has reserved the room."""

@@ -2,18 +2,25 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock
+from transformers import BertForTokenClassification
 
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.engine.model_runner.engine_lease import PartOf
 from medvllm.engines import Job, find_export, keep_verdict
 from medvllm.loading.export.preparer import prepare
 from medvllm.options import LoadOptions
-from tests.support.trained import MINILM
+from tests.support import tiny
+from tests.support.notes import CLINICAL
+from tests.support.tiny import labelled
+from tests.support.trained import MINILM, tagger_labels
+
+_SIZE = {"num_hidden_layers": 1, "intermediate_size": 256}  # few nodes: an export takes seconds for each layer
 
 
 class Exports:
@@ -53,15 +60,29 @@ class Exports:
         shutil.copy2(own / "digests.db", home / "digests.db")
 
     def minilm(self, home: Path) -> Path:
-        """The real model, as an encoder, for every engine."""
-        self.prepare(MINILM, home, "embed", ("onnx", "openvino"))
+        """The real model, as an encoder."""
+        self.prepare(MINILM, home, "embed")
         return MINILM
 
+    def encoder(self, home: Path) -> Path:
+        """A tiny encoder, for every engine."""
+        folder = self._make("encoder", partial(tiny.bert_encoder, config=_SIZE))
+        self.prepare(folder, home, "embed", ("onnx", "openvino"))
+        return folder
+
     def tagger(self, home: Path) -> Path:
-        """A tagger that knows drugs and problems."""
-        folder = self.trained / "tagger-bio"
+        """A tiny tagger of drugs and problems."""
+        labels = tagger_labels("BIO", CLINICAL)
+        folder = self._make(
+            "tagger", partial(tiny.bert, cls=BertForTokenClassification, config=_SIZE | labelled(labels))
+        )
         self.prepare(folder, home, "ner")
         return folder
+
+    def _make(self, name: str, make: Callable[[Path], Path]) -> Path:
+        folder = self._shared / name
+        with FileLock(f"{folder}.lock"):
+            return folder if folder.exists() else make(folder)
 
 
 def _export(folder: Path, task: str, engines: tuple[str, ...]) -> None:

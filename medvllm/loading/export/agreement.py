@@ -11,6 +11,7 @@ from medvllm.engines.kinds import engine_version
 from medvllm.engines.model import EngineModel
 from medvllm.engines.verdict import Verdict
 from medvllm.loading.export.parts import Part
+from medvllm.loading.export.shortage import is_shortage
 
 # Of the largest number of a batch. In int8, rows of random tokens show only that nothing is broken: whether the labels
 # and the neighbours of texts stay the same is compared with texts.
@@ -56,6 +57,8 @@ def compare(part: Part, model: EngineModel, longest: int, special: Sequence[int]
         try:
             found = model.compute_rows(batch.ids, batch.types)
         except Exception as error:  # a library may raise anything
+            if is_shortage(error):
+                raise
             return refuse(f"it cannot compute {shape}: {type(error).__name__}")
         wanted = [part.compute([ids], [types]).numpy()[0] for ids, types in zip(batch.ids, batch.types, strict=True)]
         if [rows.shape for rows in found] != [rows.shape for rows in wanted]:

@@ -64,8 +64,10 @@ def prepare(job: "Job") -> "Outcome":
         export = find(job.folder)
     if export.rejection is not None:
         return Outcome(export.rejection)
-    if (flaw := source.find_flaw(export)) is not None:
-        return Outcome(flaw)
+    if not source.is_described_by(export):  # somebody has changed the record
+        for folder in filter(None, (job.folder, job.source)):
+            shutil.rmtree(folder)
+        return Outcome(failure="the record of its export described another model, and was removed")
     part, verdicts = source.reference(), []
     torch_s = measure(lambda ids: part.compute(ids), part, source.longest)
     for engine in job.engines:
@@ -118,11 +120,11 @@ class _Source:
         write_graph(part, folder)
         return self._describe(model, identity)
 
-    def find_flaw(self, export: "Export") -> str | None:
-        """Return what is wrong with the record of an export; None if it describes this model."""
+    def is_described_by(self, export: "Export") -> bool:
+        """Return whether the record of an export describes this model."""
         model, identity = self._load(None)
         described = self._describe(model, identity) | {"precision": export.precision}
-        return None if export.facts == described else "its record describes another model"
+        return bool(export.facts == described)
 
     def reference(self) -> Any:
         """Return the part of the model with plain attention."""
