@@ -48,21 +48,6 @@ NOTES = [note.text for note in make_notes(12, "test")]
 TEXTS = ["No fever.", "Given aspirin 75 mg for chest pain. " * 60, "x", NOTES[0], "naïve café 😀 [SEP]"]
 
 
-@pytest.fixture(scope="session")
-def shared_exports(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Exports:
-    base = tmp_path_factory.getbasetemp()
-    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exports"
-    shared.mkdir(exist_ok=True)
-    return Exports(shared, trained)
-
-
-@pytest.fixture
-def engine_home(home: Path) -> Path:
-    folder = home / "medvllm"
-    folder.mkdir(mode=0o700)
-    return folder
-
-
 def _only_export(engine_home: Path) -> Export:
     [folder] = [each for each in (engine_home / "prepared").iterdir() if each.is_dir()]
     export = find_export(folder)
@@ -179,10 +164,14 @@ def test_the_real_model_in_an_engine(registry: ModelRegistry, shared_exports: Ex
 
 @pytest.mark.slow
 def test_int8_is_refused_where_a_label_changes(
-    registry: ModelRegistry, shared_exports: Exports, engine_home: Path, caplog: pytest.LogCaptureFixture
+    registry: ModelRegistry,
+    shared_exports: Exports,
+    trained: Path,
+    engine_home: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Then the engine computes in float32; the log says so once, and the receipt always. The entities are torch's."""
-    folder = shared_exports.trained / "tagger-bio"
+    folder = trained / "tagger-bio"
     shared_exports.prepare(folder, engine_home, "ner")
     runner = registry.runner(folder, engine="onnx", precision="int8")
     for _ in range(2):

@@ -28,11 +28,10 @@ class Exports:
 
     Args:
         shared: A folder that the workers share.
-        trained: The folder of the trained models.
     """
 
-    def __init__(self, shared: Path, trained: Path) -> None:
-        self._shared, self.trained = shared, trained
+    def __init__(self, shared: Path) -> None:
+        self._shared = shared
 
     def prepare(self, folder: Path, home: Path, task: str, engines: tuple[str, ...] = ("onnx",)) -> None:
         """Put the export of a model into a home, with its verdicts.
