@@ -12,7 +12,7 @@ from transformers import BertForTokenClassification
 
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.engine.model_runner.engine_lease import PartOf
-from medvllm.engines import Job, find_export, keep_verdict
+from medvllm.engines import Job, export_folder, find_export, keep_verdict
 from medvllm.loading.export.preparer import prepare
 from medvllm.options import LoadOptions
 from tests.support import tiny
@@ -33,7 +33,9 @@ class Exports:
     def __init__(self, shared: Path) -> None:
         self._shared = shared
 
-    def prepare(self, folder: Path, home: Path, task: str, engines: tuple[str, ...] = ("onnx",)) -> None:
+    def prepare(
+        self, folder: Path, home: Path, task: str, engines: tuple[str, ...] = ("onnx",), *, has_int8: bool = False
+    ) -> None:
         """Put the export of a model into a home, with its verdicts.
 
         It is made in this process, which has imported torch already.
@@ -43,13 +45,14 @@ class Exports:
             home: What MEDVLLM_HOME is in the test.
             task: The task that needs it.
             engines: The engines.
+            has_int8: Whether an export in int8 is made, too.
         """
         own = self._shared / f"{folder.name}-{task}-{len(engines)}"
         with FileLock(f"{own}.lock"):
             if not (own / "done").exists():
                 shutil.rmtree(own, ignore_errors=True)
                 with _home(own):
-                    _export(folder, task, engines)
+                    _export(folder, task, engines, has_int8)
                 (own / "done").touch()
         for prepared in (own / "prepared").iterdir():
             if prepared.is_dir():
@@ -66,7 +69,7 @@ class Exports:
     def encoder(self, home: Path) -> Path:
         """A tiny encoder, for every engine."""
         folder = self._make("encoder", partial(tiny.bert_encoder, config=_SIZE))
-        self.prepare(folder, home, "embed", ("onnx", "openvino"))
+        self.prepare(folder, home, "embed", ("onnx", "openvino"), has_int8=True)
         return folder
 
     def tagger(self, home: Path) -> Path:
@@ -84,14 +87,18 @@ class Exports:
             return folder if folder.exists() else make(folder)
 
 
-def _export(folder: Path, task: str, engines: tuple[str, ...]) -> None:
+def _export(folder: Path, task: str, engines: tuple[str, ...], has_int8: bool) -> None:
     target = ModelRegistry().engine_leases.resolve(folder, LoadOptions(), PartOf(task, has_gap=False))
-    given = target.metadata, target.snapshot, target.options, target.part, target.folder
-    outcome = prepare(Job(*given, None, engines))
-    export = find_export(target.folder)
-    assert export is not None
-    for verdict in outcome.verdicts:
-        keep_verdict(export, verdict)
+    given = target.metadata, target.snapshot, target.options, target.part
+    jobs = [Job(*given, target.folder, None, engines)]
+    if has_int8:
+        jobs.append(Job(*given, export_folder(*given, "int8"), target.folder, ("onnx",)))
+    for job in jobs:
+        outcome = prepare(job)
+        export = find_export(job.folder)
+        assert export is not None
+        for verdict in outcome.verdicts:
+            keep_verdict(export, verdict)
 
 
 @contextmanager
