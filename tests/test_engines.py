@@ -1,5 +1,6 @@
 """Engines: they serve only what agrees with torch, from files that are proven, and say so."""
 
+import errno
 import importlib.metadata
 import json
 import logging
@@ -22,12 +23,13 @@ import numpy as np
 import pytest
 
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
-from medvllm.engine.model_runner.engine_lease import lease_for_task
+from medvllm.engine.model_runner.engine_lease import PartOf, lease_for_task
 from medvllm.engine.model_runner.inference.queue import queue
 from medvllm.engines import (
     EngineModel,
     EngineName,
     Export,
+    Job,
     engine_version,
     find_export,
     keep_verdict,
@@ -36,7 +38,10 @@ from medvllm.engines import (
 )
 from medvllm.engines.export import GRAPH
 from medvllm.errors import MedVLLMError, MissingDependencyError, RequestError
+from medvllm.loading.export.preparer import prepare
+from medvllm.model_registry.engine_preparation import Preparation, Preparations
 from medvllm.model_registry.known_calls import TRUST_S
+from medvllm.options import LoadOptions
 from tests.support import tiny
 from tests.support.exports import Exports
 from tests.support.notes import make_notes
@@ -267,6 +272,119 @@ def test_a_model_of_changed_files_leaves_the_memory(
     runner.embed(["no fever"])
     assert [each.name for each in registry.loaded_models()] == [str(other), str(folder)]
     assert [each.engine for each in registry.loaded_models()] == ["torch", "torch"]
+
+
+@pytest.mark.parametrize("failure", ["kill -9 $$", "echo 'OSError: no room' >&2; exit 1"])
+def test_a_preparation_that_failed_is_tried_again(
+    registry: ModelRegistry,
+    shared_exports: Exports,
+    engine_home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: str,
+) -> None:
+    """By the next call. Meanwhile torch computes, and the receipt says what happened."""
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\n{failure}\n")
+    program.chmod(0o700)
+    folder = shared_exports.tagger(tmp_path / "other")
+    monkeypatch.setattr(sys, "executable", str(program))
+    runner = registry.runner(folder, engine="onnx")
+    first: Any = runner.entities(["no fever"], with_receipt=True).receipt
+    assert first.engine["name"] == "torch"
+    assert re.search("ended by SIGKILL|OSError: no room", first.engine["reason"])
+    shared_exports.tagger(engine_home)
+    second: Any = runner.entities(["no fever"], with_receipt=True).receipt
+    assert second.engine["name"] == "onnx"
+
+
+def test_a_home_that_cannot_be_written_is_told_at_once(
+    registry: ModelRegistry, tmp_path: Path, engine_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No process is started for it, and the next call looks again."""
+    folder = tiny.bert_encoder(tmp_path / "encoder")
+    runner = registry.runner(folder, engine="onnx")
+    prepared = engine_home / "prepared"
+    prepared.write_text("in the way")
+    marker = tmp_path / "started"
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\ntouch {marker}\nkill -9 $$\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(program))
+    for reason, was_started in ((str(prepared), False), ("SIGKILL", True)):
+        receipt: Any = runner.embed(["no fever"], with_receipt=True).receipt
+        assert receipt.engine["name"] == "torch"
+        assert reason in receipt.engine["reason"]
+        assert marker.exists() == was_started
+        prepared.unlink(missing_ok=True)
+
+
+def test_what_fails_again_waits_before_the_next_try() -> None:
+    """For a time that grows with what the tries took. A verdict is kept."""
+    now, tries = 0.0, 0
+    outcomes = [Preparation(None, failure="killed")] * 3 + [Preparation(None, rejection="no such part")]
+
+    def make() -> Preparation:
+        nonlocal now, tries
+        now, tries = now + 10, tries + 1
+        return outcomes[tries - 1]
+
+    preparations = Preparations(clock=lambda: now)
+
+    def ask(wanted: int) -> str:
+        found = preparations.get(Path("folder"), ("onnx",), make).refusal
+        assert tries == wanted
+        return found
+
+    ask(1)
+    ask(2)  # at once
+    now += 9
+    ask(2)
+    now += 2
+    ask(3)
+    now += 29
+    ask(3)
+    now += 2
+    for _ in range(3):
+        assert ask(4) == "no such part"
+
+
+def test_a_shortage_is_no_verdict_on_a_model() -> None:
+    """Errors of the disk and of memory, also those that led to another error, and those that only words tell apart."""
+    from medvllm.loading.export.shortage import is_shortage
+
+    try:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise RuntimeError("the export failed") from error
+    except RuntimeError as error:
+        wrapped = error
+    for error in (wrapped, MemoryError(), RuntimeError("[enforce fail] can't allocate memory: you tried 8 bytes")):
+        assert is_shortage(error)
+    for error in (OSError("could not get source code"), ValueError("unsupported operator"), KeyError("x")):
+        assert not is_shortage(error)
+
+
+@pytest.mark.slow
+def test_an_export_without_room_is_not_recorded(
+    registry: ModelRegistry, tmp_path: Path, engine_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And leaves nothing behind. With room, the next one succeeds."""
+    import resource
+
+    folder = tiny.bert_encoder(tmp_path / "encoder", config={"num_hidden_layers": 1})
+    target = registry.engine_leases.resolve(folder, LoadOptions(), PartOf("embed", has_gap=False))
+    job = Job(target.metadata, target.snapshot, target.options, target.part, target.folder, None, ("onnx",))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(Exception, match=r"."):
+            prepare(job)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [each.name for each in target.folder.parent.iterdir() if each.is_dir()] == []
+    assert prepare(job).rejection is None
 
 
 class _Tampered:

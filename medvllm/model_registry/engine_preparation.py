@@ -59,9 +59,13 @@ class Preparations:
 
     A failure is no verdict: the next call tries again. After a second failure in a row, the calls of some time get its
     reason at once: nobody should wait each time for what fails each time. That time grows with what the tries took.
+
+    Args:
+        clock: Returns monotonic seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._made: ValueCache[_Key, Preparation] = ValueCache()
         self._failures: dict[_Key, _Failure] = {}
 
@@ -75,7 +79,7 @@ class Preparations:
         """
         key = folder, engines
         failure = self._failures.get(key)
-        if failure is not None and time.monotonic() < failure.until:
+        if failure is not None and self._clock() < failure.until:
             return failure.preparation
         found = self._made.get(key, partial(self._make, key, make))
         if found.export is not None and not found.export.fingerprint.is_current():
@@ -86,12 +90,12 @@ class Preparations:
         return found
 
     def _make(self, key: "_Key", make: Callable[[], Preparation]) -> Preparation:
-        start = time.monotonic()
+        start = self._clock()
         found = make()
         if found.failure is None:
             self._failures.pop(key, None)
             return found
-        before, now = self._failures.get(key), time.monotonic()
+        before, now = self._failures.get(key), self._clock()
         count = 1 if before is None else before.count + 1
         pause_s = min((2 ** min(count - 1, 20) - 1) * (now - start), _TIMEOUT_S)
         self._failures[key] = _Failure(found, count, now + pause_s)

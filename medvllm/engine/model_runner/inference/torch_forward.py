@@ -98,6 +98,8 @@ class TorchForward:
             return self._run_block(batch)
         verdict = self._verdict()
         if verdict.layout == "packed":
+            if verdict.first_position and any(self._has_padding(window) for window in batch):
+                return [self._run_block([window])[0] for window in batch]
             try:
                 return self._run_row(batch, verdict.first_position)
             except DeviceMemoryError:
@@ -108,6 +110,10 @@ class TorchForward:
         found = [pair for part in plan_batches(self, batch) for pair in zip(part, self._run_block(part), strict=True)]
         numbers = {id(window): rows for window, rows in found}
         return [numbers[id(window)] for window in batch]
+
+    def _has_padding(self, window: Window) -> bool:
+        """Return whether a text has the padding token in it. A model that counts from its number does not count it."""
+        return find_padding_id(self._lease, self._module) in window.input_ids
 
     def _run_row(self, batch: Sequence[Window], first_position: int | None) -> "list[NDArray[np.float32]]":
         """Return the numbers of windows in one row without padding."""
