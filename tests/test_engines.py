@@ -53,10 +53,10 @@ NOTES = [note.text for note in make_notes(12, "test")]
 TEXTS = ["No fever.", "Given aspirin 75 mg for chest pain. " * 60, "x", NOTES[0], "naïve café 😀 [SEP]"]
 
 
-def _only_export(engine_home: Path) -> Export:
-    [folder] = [each for each in (engine_home / "prepared").iterdir() if each.is_dir()]
-    export = find_export(folder)
-    assert export is not None
+def _export_in(engine_home: Path) -> Export:
+    """The export in float32."""
+    folders = [each for each in (engine_home / "prepared").iterdir() if each.is_dir()]
+    [export] = [export for export in map(find_export, folders) if export is not None and export.precision == "float32"]
     return export
 
 
@@ -214,7 +214,7 @@ def test_a_changed_file_is_not_used(
 ) -> None:
     """Its digest or its verdict is another one. Where it cannot be made again, torch computes, and says so."""
     folder = shared_exports.encoder(engine_home)
-    export = _only_export(engine_home)
+    export = _export_in(engine_home)
     file = export.folder / changed
     if changed == "prepared.json":
         record = json.loads(file.read_text())
@@ -240,7 +240,7 @@ def test_a_file_that_changes_later_is_seen(
     runner = registry.runner(shared_exports.encoder(engine_home), engine="onnx")
     first: Any = runner.embed(["no fever"], with_receipt=True).receipt
     assert first.engine["name"] == "onnx"
-    (_only_export(engine_home).folder / "model.onnx").write_bytes(b"another")
+    (_export_in(engine_home).folder / "model.onnx").write_bytes(b"another")
     monkeypatch.setattr(sys, "executable", "/bin/false")
     second: Any = runner.embed(["no fever"], with_receipt=True).receipt
     assert second.engine["name"] == "torch"
@@ -360,10 +360,10 @@ def test_a_shortage_is_no_verdict_on_a_model() -> None:
             raise RuntimeError("the export failed") from error
     except RuntimeError as error:
         wrapped = error
-    for error in (wrapped, MemoryError(), RuntimeError("[enforce fail] can't allocate memory: you tried 8 bytes")):
-        assert is_shortage(error)
-    for error in (OSError("could not get source code"), ValueError("unsupported operator"), KeyError("x")):
-        assert not is_shortage(error)
+    for raised in (wrapped, MemoryError(), RuntimeError("[enforce fail] can't allocate memory: you tried 8 bytes")):
+        assert is_shortage(raised)
+    for raised in (OSError("could not get source code"), ValueError("unsupported operator"), KeyError("x")):
+        assert not is_shortage(raised)
 
 
 @pytest.mark.slow
@@ -394,7 +394,7 @@ class _Tampered:
         from medvllm.loading.export.parts import Part
 
         self._source = exports.tagger(engine_home)
-        export = _only_export(engine_home)
+        export = _export_in(engine_home)
         shutil.copytree(export.folder, copy)
         self._export = replace(export, folder=copy)
         model = registry.load_model(self._source, attn_implementation="eager")
@@ -513,7 +513,7 @@ def test_an_engine_counts_in_memory_and_on_the_disk(
     [loaded] = registry.loaded_models()
     assert loaded.engine == "onnx"
     assert loaded.model_class.endswith(":BertForTokenClassification")
-    assert loaded.size_bytes >= _only_export(engine_home).size_bytes
+    assert loaded.size_bytes >= _export_in(engine_home).size_bytes
     assert registry.evict(folder) == 1
     assert registry.loaded_models() == []
     users = Users({"tagger": registry.get_metadata("tagger")}, [])
@@ -639,7 +639,7 @@ def test_auto_takes_the_fastest(
 ) -> None:
     """Of the engines that agree and of torch, by what the comparison measured. Torch is no cause for a warning."""
     folder = shared_exports.encoder(engine_home)
-    export = _only_export(engine_home)
+    export = _export_in(engine_home)
     verdicts = {name: verdict for name in ("onnx", "openvino") if (verdict := known_verdict(export, name))}
     assert set(verdicts) == {"onnx", "openvino"}
     for fastest in ("torch", "onnx", "openvino"):
@@ -672,7 +672,7 @@ def test_a_child_process_opens_its_own_session(
 def test_a_verdict_is_for_one_cpu_and_version(shared_exports: Exports, engine_home: Path) -> None:
     """Another kind of CPU, or another version of the library, is compared again."""
     shared_exports.encoder(engine_home)
-    export = _only_export(engine_home)
+    export = _export_in(engine_home)
     assert known_verdict(export, "onnx") is not None
     assert known_verdict(replace(export, facts={**export.facts, "padding_id": 7}), "onnx") is None
     assert isinstance(open_model(export, "onnx", 1), EngineModel)
