@@ -35,17 +35,22 @@ def write_int8_graph(source: Path, folder: Path) -> None:
     chosen = [name for name, (size_in, size_out) in products.items() if size_in <= size_out]
     if not chosen:
         raise NotExportable("it has no product of matrices that could be computed in int8")
-    logging.getLogger().setLevel(logging.ERROR)  # the library advises a step that the exporter has done
-    quantize_dynamic(
-        source / GRAPH,
-        folder / GRAPH,
-        op_types_to_quantize=["MatMul"],
-        nodes_to_quantize=chosen,
-        per_channel=True,
-        # Where two products of bytes are added in 16 bits, weights of 7 bits keep the sum in range.
-        reduce_range=saturates_int8(),
-        weight_type=QuantType.QInt8,
-        use_external_data_format=True,
-    )
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # the library advises a step that the exporter has done
+    try:
+        quantize_dynamic(
+            source / GRAPH,
+            folder / GRAPH,
+            op_types_to_quantize=["MatMul"],
+            nodes_to_quantize=chosen,
+            per_channel=True,
+            # Where two products of bytes are added in 16 bits, weights of 7 bits keep the sum in range.
+            reduce_range=saturates_int8(),
+            weight_type=QuantType.QInt8,
+            use_external_data_format=True,
+        )
+    finally:
+        root.setLevel(level)
     if not (folder / GRAPH_DATA).exists():
         raise NotExportable("its weights in int8 were not written")
