@@ -9,7 +9,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import digests, engines, entries, evictions, hits, imports, loads, queue, reload, stored
+from benchmarks import digests, engines, entries, evictions, hits, imports, inference, loads, queue, reload, stored
 from benchmarks.measure import Table
 from medvllm import __version__
 from medvllm.settings import SETTINGS
@@ -20,6 +20,7 @@ GROUPS = {
     "loads": loads.tables,
     "reload": reload.tables,
     "evictions": evictions.tables,
+    "inference": inference.tables,
     "engines": engines.tables,
     "digests": digests.tables,
     "entries": entries.tables,

@@ -642,13 +642,11 @@ def _text(folder: Path) -> Path:
     ],
 )
 def test_a_bomb_that_goes_off_ends_in_an_error_of_ours(tmp_path: Path, home: Path, make: Any, message: str) -> None:
-    """Within seconds, with the file's name, and nothing left behind."""
+    """With the file's name, and nothing left behind. One that went on would run into the time limit of all tests."""
     folder = make(tmp_path / "m")
-    start = time.monotonic()
     with pytest.raises(UnsafeWeightsError, match=message) as caught:
         _convert(folder)
     assert str(folder / "pytorch_model.bin") in str(caught.value)
-    assert time.monotonic() - start < 30
     assert _leftovers(home) == []
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import math
+import platform
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import torch
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import BudgetError, RequestError, SettingError
 from medvllm.options import LoadOptions
-from tests.support import tiny
+from tests.support import children, tiny
+from tests.support.trained import MINILM
 
 
 @pytest.fixture
@@ -220,3 +222,22 @@ def test_the_weights_of_an_offloaded_model_are_in_host_memory(
     assert [loaded.name for loaded in registry.loaded_models()] == ["m1"]
     with pytest.raises(BudgetError), registry.lease("m1"):
         registry.session.load_offloaded(target)
+
+
+_FAULTS = """
+from resource import RUSAGE_SELF, getrusage
+import torch
+from medvllm import registry
+torch.set_num_threads(1)
+runner = registry.runner({folder!r})
+for _ in range(2):
+    before = getrusage(RUSAGE_SELF).ru_minflt
+    runner.embed(["fever and cough " * 40] * 8)
+print(getrusage(RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have rules of their own")
+def test_a_batch_uses_the_memory_of_the_one_before() -> None:
+    """Few new pages, which the system would have to clear; more than 9,000 if each layer got new ones."""
+    assert int(children.out(_FAULTS.format(folder=str(MINILM)))) < 3000

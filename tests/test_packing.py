@@ -10,10 +10,12 @@ import torch
 import transformers
 
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
+from medvllm.engine.model_runner.inference.causality import is_causal
 from medvllm.engine.model_runner.inference.part import Part
 from medvllm.engine.model_runner.inference.torch_forward import TorchForward
 from medvllm.engine.model_runner.reading.windows import Window
 from tests.support import kinds
+from tests.support.trained import MINILM
 
 PACKED = [
     "BertModel",
@@ -202,3 +204,13 @@ def test_every_task_answers_a_list_as_it_answers_each_text(registry: ModelRegist
     for filled, text in zip(filler.fill_mask(gaps), gaps, strict=True):
         for gap, same in zip(filled, filler.fill_mask([text])[0], strict=True):
             assert [fill.token for fill in gap] == [fill.token for fill in same]
+
+
+@pytest.mark.parametrize("setting", [lambda: torch.autocast("cpu"), lambda: torch.device("meta"), torch.inference_mode])
+def test_a_trial_does_not_depend_on_the_callers_thread(registry: ModelRegistry, tmp_path: Path, setting: Any) -> None:
+    """Its outcome holds for all callers: of a trial that fails, they would all have smaller batches."""
+    with registry.lease(MINILM) as lease, registry.lease(kinds.write(tmp_path / "m", "GPTNeoXModel")) as decoder:
+        with setting():
+            assert TorchForward(lease, "tokens").layout == "packed"
+            assert not is_causal(lease, "tokens") and is_causal(decoder, "tokens")
+        _check(TorchForward(lease, "tokens"), _windows(LENGTHS))

@@ -3,16 +3,13 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from medvllm.rounding import PROBE, differs_by_rounding
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
-_PROBE = "Patient denies chest pain; ALS was ruled out on 3 May."
 _TOKENS = 24
-# Relative differences that rounding causes, by dtype. Inputs of one length are mostly rounded alike.
-_ROUNDING = {"float64": 1e-5, "float32": 1e-5}
-_COARSE_ROUNDING = 1e-3
 
 
 def tell_causality(config: Any) -> bool | None:
@@ -36,7 +33,7 @@ def try_causality(compute: "Callable[[list[int]], NDArray[np.float32]]", tokeniz
         dtype: The dtype that the model computes in.
     """
     plain = [number for number in range(len(tokenizer)) if number not in tokenizer.all_special_ids]
-    ids: list[int] = tokenizer(_PROBE, add_special_tokens=False, verbose=False)["input_ids"]
+    ids: list[int] = tokenizer(PROBE, add_special_tokens=False, verbose=False)["input_ids"]
     ids = (ids if len(ids) > 1 else plain)[: min(tokenizer.model_max_length, _TOKENS)]
     half = len(ids) // 2
     begin, end = ids[:half], ids[half : 2 * half]
@@ -44,7 +41,5 @@ def try_causality(compute: "Callable[[list[int]], NDArray[np.float32]]", tokeniz
     other = [next((number for number in plain if number not in ids), ids[0])] * half
     # One after the other: the rows of a batch may affect each other.
     found = [compute(begin + rest)[:half] for rest in (end, other)]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        error = float(np.linalg.norm(found[1] - found[0]) / np.linalg.norm(found[0]))
-    # If it is NaN, so is the answer, which is an error of its own.
-    return not error > _ROUNDING.get(str(dtype).removeprefix("torch."), _COARSE_ROUNDING)
+    # If there is NaN, so there is in the answer, which is an error of its own.
+    return differs_by_rounding(dtype, found[1], found[0], "one shape") is not False

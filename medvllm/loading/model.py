@@ -17,7 +17,7 @@ from medvllm.loading import positions, prepared, remote_code
 from medvllm.loading.bounds import limit_new_weights
 from medvllm.loading.checks import labels, quantization, soundness, weights
 from medvllm.loading.from_pretrained_lock import exclusive_load, tie_weights
-from medvllm.loading.memory import allocated_bytes, mapped_bytes, size_bytes
+from medvllm.loading.memory import allocated_bytes, keep_freed_memory, mapped_bytes, size_bytes
 from medvllm.loading.native_dtypes import is_native
 from medvllm.loading.placement import copy_to_device, device_memory_error
 from medvllm.loading.replay import Checkpoint, NoTemplate, Template, make_template, source_facts, templates
@@ -55,6 +55,7 @@ def load_model(metadata: ModelMetadata, identity: Identity, config: PreTrainedCo
         LoadError: Any other failure.
     """
     torch_threads.set_up()
+    keep_freed_memory()
     if identity.is_offloaded:
         return _load_offloaded(metadata, identity, config, snapshot)
     if identity.options.device == "cpu":

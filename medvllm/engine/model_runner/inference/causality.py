@@ -5,6 +5,7 @@ from weakref import WeakKeyDictionary
 
 from medvllm.engine.model_runner.inference.part import Part, find_part
 from medvllm.engine.model_runner.inference.torch_forward import TorchForward
+from medvllm.engine.model_runner.inference.trial import without_callers_settings
 from medvllm.engine.model_runner.reading.windows import Window
 from medvllm.engines import EngineModel
 from medvllm.model_registry import Lease
@@ -35,10 +36,11 @@ def is_causal(lease: Lease, part: Part) -> bool:
     if (told := tell_causality(module.config)) is not None:
         return told
     if (known := _is_causal.get(module)) is None:
-        forward = TorchForward(lease, part)
+        with without_callers_settings(lease):
+            forward = TorchForward(lease, part)
 
-        def compute(ids: list[int]) -> "NDArray[np.float32]":
-            return forward.run([Window(0, ids, [])])[0]
+            def compute(ids: list[int]) -> "NDArray[np.float32]":
+                return forward.run([Window(0, ids, [])])[0]
 
-        known = _is_causal[module] = try_causality(compute, lease.tokenizer, lease.model.dtype)
+            known = _is_causal[module] = try_causality(compute, lease.tokenizer, lease.model.dtype)
     return known

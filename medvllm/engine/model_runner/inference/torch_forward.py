@@ -13,9 +13,11 @@ from medvllm.engine.model_runner.inference.forward import Layout
 from medvllm.engine.model_runner.inference.packing import PackedRow, first_positions
 from medvllm.engine.model_runner.inference.part import Part, find_part, judges_whole_texts
 from medvllm.engine.model_runner.inference.token_ids import check_ids, find_padding_id
+from medvllm.engine.model_runner.inference.trial import without_callers_settings
 from medvllm.engine.model_runner.reading.windows import Window
 from medvllm.errors import DeviceMemoryError, LoadError, MedVLLMError
 from medvllm.model_registry import Lease
+from medvllm.rounding import PROBE, differs_by_rounding
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,12 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # Tokens in a batch. On a CPU, small batches of similar lengths are faster than large ones.
-_BUDGETS = {"cpu": 1024}
+BUDGETS = {"cpu": 1024}
 _DEVICE_BUDGET = 16_384
-# Relative differences that rounding causes, by dtype. Padding that changes the answer causes larger ones.
-_ROUNDING = {"float64": 2e-5, "float32": 2e-5, "float16": 1e-2}
-_COARSE_ROUNDING = 5e-2
-_PROBE = "Patient denies chest pain; ALS was ruled out on 3 May."
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ class TorchForward:
     @property
     def budget(self) -> int:
         """The number of tokens that run together."""
-        return _BUDGETS.get(str(self._lease.model.device), _DEVICE_BUDGET)
+        return BUDGETS.get(str(self._lease.model.device), _DEVICE_BUDGET)
 
     @property
     def layout(self) -> Layout:
@@ -176,6 +174,10 @@ class TorchForward:
         return known[self._part]
 
     def _find_verdict(self, *, packs: bool = True) -> _Verdict:
+        with without_callers_settings(self._lease):
+            return self._try_layouts(packs=packs)
+
+    def _try_layouts(self, *, packs: bool) -> _Verdict:
         from medvllm.loading.stateless import depends_on_length, rows_compete
 
         if rows_compete(self._module) or _takes_one_row(self._module):
@@ -195,7 +197,7 @@ class TorchForward:
     def _make_probes(self) -> list[Window]:
         """Return short windows of medvllm's own: two of one length, and a longer one."""
         length = min(self._lease.tokenizer.model_max_length, 37)
-        ids = self._lease.tokenizer(_PROBE, verbose=False)["input_ids"][:length]
+        ids = self._lease.tokenizer(PROBE, verbose=False)["input_ids"][:length]
         part = len(ids) * 5 // 8
         return [Window(0, ids, []), Window(0, ids[:part], []), Window(0, ids[-part:], [])] if part else []
 
@@ -210,9 +212,10 @@ class TorchForward:
 
     def _agrees(self, run: "Callable[[], list[NDArray[np.float32]]]", alone: "Sequence[NDArray[np.float32]]") -> bool:
         """Return whether windows have the numbers together that they have alone. A failure is no agreement."""
-        dtype = str(self._lease.model.dtype).removeprefix("torch.")
+        dtype = self._lease.model.dtype
         try:
-            return all(_is_close(*pair, dtype) for pair in zip(run(), alone, strict=True))
+            pairs = zip(run(), alone, strict=True)
+            return all(differs_by_rounding(dtype, *pair, "other shapes") for pair in pairs)
         except MedVLLMError:  # it takes no padding, or no row of several texts
             return False
 
@@ -223,16 +226,6 @@ def _read_thread_settings(device: str) -> tuple[object, ...]:
 
     is_cast = torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if is_cast else None, torch.get_default_device()
-
-
-def _is_close(found: "NDArray[np.float32]", expected: "NDArray[np.float32]", dtype: str) -> bool:
-    """Return whether numbers differ by rounding only. Each token counts: padding may change only the last one."""
-    import numpy as np
-
-    norms = np.linalg.norm(expected, axis=-1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        error = float((np.linalg.norm(found - expected, axis=-1) / norms).max())
-    return error <= _ROUNDING.get(dtype, _COARSE_ROUNDING)
 
 
 def _take_wanted(rows: "torch.Tensor", batch: Sequence[Window], begins: Sequence[int]) -> "list[NDArray[np.float32]]":
