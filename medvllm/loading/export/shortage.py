@@ -7,7 +7,10 @@ _CODES = {
     *(errno.ENOMEM, errno.EMFILE, errno.ENFILE),
 }
 # Libraries raise some of these as errors of their own, which only their words tell apart.
-_WORDS = "allocate memory", "failed to allocate", "bad_alloc", "bad allocation", "out of memory", "no space left"
+_WORDS = (
+    *("allocate memory", "failed to allocate", "bad_alloc", "bad allocation", "out of memory", "no space left"),
+    " requested and ",  # NumPy: how many items it should write, and how many it has written
+)
 
 
 def is_shortage(error: BaseException) -> bool:
