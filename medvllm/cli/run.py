@@ -13,7 +13,7 @@ import typer
 from medvllm import destination
 from medvllm.cli.parameters import Device, Dtype, Json, ModelName, load_options
 from medvllm.cli.running.options import check_options, parse_operators, split_labels
-from medvllm.engines.kinds import check_engine
+from medvllm.engines.kinds import check_engine, check_precision
 from medvllm.errors import ModelNotFoundError, RequestError
 from medvllm.progress import is_terminal, track_texts
 from medvllm.words import usual_task
@@ -104,6 +104,9 @@ def run(
     engine: Annotated[
         str, typer.Option(help="What computes: torch, onnx, openvino, or auto for the fastest.")
     ] = "torch",
+    precision: Annotated[
+        str, typer.Option(help="In which precision an engine may compute: float32, or int8 for onnx.")
+    ] = "float32",
     receipt_file: Annotated[
         Path | None, typer.Option("--receipt", metavar="FILE", help="Also write a receipt of what answered, as JSON.")
     ] = None,
@@ -139,6 +142,7 @@ def run(
     from medvllm.engine.model_runner.corpus_run import CorpusRun
 
     chosen_engine = check_engine(engine)
+    chosen_precision = check_precision(precision, chosen_engine)
     chosen = _choose_task(name, task)
     if chosen is not None:
         check_options(chosen, given)
@@ -156,6 +160,7 @@ def run(
                 arguments=given,
                 with_receipt=as_json or receipt_file is not None or _has_receipt(output),
                 engine=chosen_engine,
+                precision=chosen_precision,
                 listen=getattr(shown, "listen", None),
                 **load_options(device, dtype),
             )

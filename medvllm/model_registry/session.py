@@ -256,7 +256,9 @@ class Session:
     ) -> LoadTarget:
         """Return what a call means now. If its files have changed, what was loaded from them is evicted."""
         target = self.resolver.resolve(name, given)
-        if before is not None and before.snapshot.path == target.snapshot.path and before.identity != target.identity:
+        if before is None:  # the first call for a name, or a path
+            self._loaded.evict_outdated(target.metadata.name, target.snapshot)
+        elif before.snapshot.path == target.snapshot.path and before.identity != target.identity:
             self._loaded.evict(before.metadata.name, "replaced")
         return target
 

@@ -20,7 +20,7 @@ from medvllm.engine.model_runner.redaction.operators import parse_operators
 from medvllm.engine.model_runner.request import current_limits
 from medvllm.engine.model_runner.results import Result
 from medvllm.engine.model_runner.tasks import check_task, default_task, run_task
-from medvllm.engines.kinds import EngineName, check_engine
+from medvllm.engines.kinds import EngineName, Precision, check_engine, check_precision
 from medvllm.errors import LoadError, RequestError
 from medvllm.model_registry import Lease, ModelRegistry, registry
 from medvllm.receipt import Receipt
@@ -110,6 +110,7 @@ class CorpusRun:
         listen: What is told each piece of a text that is generated, before the answers of its chunk are yielded.
         registry: The registry that loads the model.
         engine: What computes, as for `ModelRunner`.
+        precision: In which precision an engine may compute, as for `ModelRunner`.
         options: The options of `registry.load_model`.
 
     Attributes:
@@ -128,11 +129,13 @@ class CorpusRun:
         listen: "Listener | None" = None,
         registry: ModelRegistry = registry,
         engine: EngineName = "torch",
+        precision: Precision = "float32",
         **options: Any,
     ) -> None:
         self._listen = listen
         self._name, self._rows, self._registry, self._options = name, rows, registry, options
         self._engine: EngineName = check_engine(engine)
+        self._precision: Precision = check_precision(precision, self._engine)
         self._arguments, self._with_receipt = dict(arguments or {}), with_receipt
         self.task = None if task is None else usual_task(task)
         self.receipt: Receipt | None = None
@@ -153,7 +156,10 @@ class CorpusRun:
         if self.task is not None:  # what has a value for each text is checked again with its chunk
             check_task(self.task, self._arguments_for(first, has_ids=has_ids))
         texts = [row.text for row in first]
-        with lease_for_task(self._registry, self._name, self._options, self._engine, self.task, texts) as lease:
+        leasing = lease_for_task(
+            self._registry, self._name, self._options, self._engine, self._precision, self.task, texts
+        )
+        with leasing as lease:
             for chunk in chain([first], chunks):
                 answers = self._answer(lease, chunk, offset, has_ids=has_ids)
                 offset += len(chunk)
