@@ -436,5 +436,6 @@ def _check_options(metadata: ModelMetadata, options: LoadOptions) -> None:
 def _need(choice: Choice) -> Need:
     keep_alive = choice.target.metadata.memory.keep_alive
     keep_alive_s = settings.KEEP_ALIVE() if keep_alive is None else parse_keep_alive(keep_alive)
-    size_bytes, stored = engines.memory_bytes(choice.export), choice.target.snapshot.dtype
-    return Need("cpu", size_bytes, "headers", None, keep_alive_s, dtype="float32", stored_dtype=stored)
+    export, stored = choice.export, choice.target.snapshot.dtype
+    size_bytes = engines.memory_bytes(export)
+    return Need("cpu", size_bytes, "headers", None, keep_alive_s, dtype=export.precision, stored_dtype=stored)
