@@ -7,7 +7,6 @@ computed by torch, and the log and the receipt say why.
 import logging
 import os
 import time
-import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -26,7 +25,7 @@ from medvllm.metadata import ModelMetadata
 from medvllm.model_cache import CachedModel, Need
 from medvllm.model_registry.engine_preparation import Preparation, Preparations, Unsuited, prepare
 from medvllm.model_registry.entry_resolver import Basis, EntryResolver
-from medvllm.model_registry.known_calls import KnownCall, KnownCalls, Look, Turn, key_of
+from medvllm.model_registry.known_calls import KnownCalls, key_of
 from medvllm.model_registry.lease import Lease
 from medvllm.model_registry.loaded_models import LoadedModels
 from medvllm.names import parse_name
@@ -198,20 +197,13 @@ class EngineLeases:
         """
         call = key_of(name, options)
         key = None if call is None else (call, choose_part, engine, precision)
-        known = None if key is None else self._calls.get(key)
-        if known is not None and known.look is not None and known.look.is_trusted():
-            cached = known.find_cached()
-            if cached is not None and self._loaded.cache.hit(cached, lease=True):
-                return known.target, cached
-            del cached  # a model that has left must not keep its memory from the load
-        look = Look.begin()
-        if known is not None and self._is_current(known.target):
-            choice = known.target
-            if (found := known.find_cached()) is not None and self._loaded.cache.hit(found, lease=True):
-                self._calls.put(key, known._replace(look=look))
-                return choice, found
-            found = None  # as above
-        else:
+        hit = partial(self._loaded.cache.hit, lease=True)
+        if (found := self._calls.find_trusted(key, hit)) is not None:
+            return found
+        choice, cached = self._calls.look(key, hit, self._is_current)
+        if choice is not None and cached is not None:
+            return choice, cached
+        if choice is None:
             target = self.resolve(name, LoadOptions.from_kwargs(options), choose_part)
             self._let_go(target)
             choice = self._choose(target, engine, precision)
@@ -219,8 +211,7 @@ class EngineLeases:
             if kept and (reason := engines.known_deviation(choice.export, choice.verdict.engine, kept)):
                 raise Unsuited(reason)
         loaded = self._loaded.cache.get(choice.identity, partial(self._load, choice), need=_need(choice), lease=True)
-        if key is not None:
-            self._calls.put(key, KnownCall(choice, weakref.ref(loaded), Turn()))
+        self._calls.put(key, choice, loaded)
         return choice, loaded
 
     def _let_go(self, target: EngineTarget) -> None:
@@ -425,7 +416,7 @@ def _check_options(metadata: ModelMetadata, options: LoadOptions) -> None:
     if metadata.source.trust_remote_code:
         raise Unsuited("it runs code of its own")
     if options.device not in (None, "cpu"):
-        raise Unsuited(f"the device is {options.device!r}, and engines run on the CPU")
+        raise Unsuited(f"the device is {options.device!r}, and engines run on the CPU: state device='cpu' to use one")
     if options.dtype not in (None, "auto", "float32"):
         raise Unsuited(f"the dtype is {options.dtype!r}, and engines compute in float32")
     for path in (*metadata.class_paths, class_path(options.model_class)):
