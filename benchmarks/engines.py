@@ -14,7 +14,7 @@ from benchmarks.measure import Table, beside, duration, figure, interleaved
 from medvllm import settings
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.engines import EngineName, installed_engines
-from medvllm.engines.verdict import cpu_flags
+from medvllm.engines.cpu import cpu_flags
 
 _FIRST = """
 import sys

@@ -32,6 +32,7 @@ _REFUSED = {
     "Remove it from the checkpoint and register the entry with expected_missing_keys=[…]",
     "output_loading_info": "the registry checks the loading info itself",
     "engine": "run the model with registry.runner(name, engine='onnx')",
+    "precision": "run the model with registry.runner(name, engine='onnx', precision='int8')",
     "subfolder": "load the folder by its path",
     "variant": "register the folder that contains it",
     "use_cache": "for a copy of your own, call load_model(…, use_cache=False)",

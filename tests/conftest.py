@@ -7,7 +7,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -23,6 +23,9 @@ from tests.support.clock import HurriedClock, hurry
 from tests.support.loopback import LoopbackHub
 from tests.support.postgres import Postgres, programs
 from tests.support.skips import pytest_addoption, pytest_sessionfinish  # noqa: F401, they are hooks
+
+if TYPE_CHECKING:
+    from tests.support.exports import Exports
 
 gc.disable()  # until the tests are collected: what they import stays
 
@@ -78,6 +81,25 @@ def _set_aside() -> None:
 def _imported(_session_home: None) -> None:
     importlib.import_module("transformers.models.auto.modeling_auto")
     _set_aside()
+
+
+@pytest.fixture(scope="session")
+def shared_exports(_session_home: None, tmp_path_factory: pytest.TempPathFactory) -> "Exports":
+    """Exports for engines, each made once for all workers."""
+    from tests.support.exports import Exports
+
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exports"
+    shared.mkdir(exist_ok=True)
+    return Exports(shared)
+
+
+@pytest.fixture
+def engine_home(home: Path) -> Path:
+    """MEDVLLM_HOME, which exists."""
+    folder = home / "medvllm"
+    folder.mkdir(mode=0o700)
+    return folder
 
 
 @pytest.fixture(scope="session")

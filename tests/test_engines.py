@@ -1,9 +1,11 @@
 """Engines: they serve only what agrees with torch, from files that are proven, and say so."""
 
+import errno
 import importlib.metadata
 import json
 import logging
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -21,12 +23,13 @@ import numpy as np
 import pytest
 
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
-from medvllm.engine.model_runner.engine_lease import lease_for_task
+from medvllm.engine.model_runner.engine_lease import PartOf, lease_for_task
 from medvllm.engine.model_runner.inference.queue import queue
 from medvllm.engines import (
     EngineModel,
     EngineName,
     Export,
+    Job,
     engine_version,
     find_export,
     keep_verdict,
@@ -35,7 +38,10 @@ from medvllm.engines import (
 )
 from medvllm.engines.export import GRAPH
 from medvllm.errors import MedVLLMError, MissingDependencyError, RequestError
+from medvllm.loading.export.preparer import prepare
+from medvllm.model_registry.engine_preparation import Preparation, Preparations
 from medvllm.model_registry.known_calls import TRUST_S
+from medvllm.options import LoadOptions
 from tests.support import tiny
 from tests.support.exports import Exports
 from tests.support.notes import make_notes
@@ -47,31 +53,16 @@ NOTES = [note.text for note in make_notes(12, "test")]
 TEXTS = ["No fever.", "Given aspirin 75 mg for chest pain. " * 60, "x", NOTES[0], "naïve café 😀 [SEP]"]
 
 
-@pytest.fixture(scope="session")
-def shared_exports(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Exports:
-    base = tmp_path_factory.getbasetemp()
-    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exports"
-    shared.mkdir(exist_ok=True)
-    return Exports(shared, trained)
-
-
-@pytest.fixture
-def engine_home(home: Path) -> Path:
-    folder = home / "medvllm"
-    folder.mkdir(mode=0o700)
-    return folder
-
-
-def _only_export(engine_home: Path) -> Export:
-    [folder] = [each for each in (engine_home / "prepared").iterdir() if each.is_dir()]
-    export = find_export(folder)
-    assert export is not None
+def _export_in(engine_home: Path) -> Export:
+    """The export in float32."""
+    folders = [each for each in (engine_home / "prepared").iterdir() if each.is_dir()]
+    [export] = [export for export in map(find_export, folders) if export is not None and export.precision == "float32"]
     return export
 
 
 def test_vectors_are_those_of_torch(registry: ModelRegistry, shared_exports: Exports, engine_home: Path) -> None:
-    """The real model, with long texts, pairs of windows and signs."""
-    folder = shared_exports.minilm(engine_home)
+    """Of long texts, pairs of windows and signs."""
+    folder = shared_exports.encoder(engine_home)
     found = registry.runner(folder, engine="onnx").embed(TEXTS, with_receipt=True)
     wanted = registry.runner(folder).embed(TEXTS)
     assert found.coverage == wanted.coverage
@@ -102,15 +93,114 @@ def test_entities_are_those_of_torch(registry: ModelRegistry, shared_exports: Ex
     assert redacted[0] == redacted[1] != NOTES
 
 
-def test_labels_are_those_of_torch(registry: ModelRegistry, shared_exports: Exports, engine_home: Path) -> None:
-    """Of single texts, long ones too, and the task of its own."""
-    folder = shared_exports.classifier(engine_home)
+def test_labels_are_those_of_torch(registry: ModelRegistry, tmp_path: Path, home: Path) -> None:
+    """Of single texts, long ones too, and the task of its own. A process of its own exports the model."""
+    folder = tmp_path / "classifier"
+    config = tiny.labelled(["HISTORY", "EXAM", "PLAN"]) | {"num_hidden_layers": 1}
+    tiny.bert_sequence_classifier(folder, config=config)
     given = ["Seen for chest pain.", "History of asthma; stable.", "No change in insulin. " * 80]
-    found = registry.runner(folder, engine="onnx").run(None, given, windows="mean")
+    runner = registry.runner(folder, engine="onnx")
+    found = runner.run(None, given, windows="mean", with_receipt=True)
+    assert found.receipt.engine["name"] == "onnx"
     wanted = registry.runner(folder).classify(given, windows="mean")
     assert [[label.label for label in each] for each in found] == [[label.label for label in each] for each in wanted]
     one, two = (np.array([label.score for each in results for label in each]) for results in (found, wanted))
     np.testing.assert_allclose(one, two, atol=1e-5)
+    assert [each.name for each in (home / "medvllm" / "prepared").glob("*.*") if not each.name.endswith(".lock")] == []
+
+
+def test_int8_serves_where_the_answers_stay(
+    registry: ModelRegistry, shared_exports: Exports, engine_home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same neighbours stay the nearest ones, and an answer never depends on the texts beside it."""
+    folder = shared_exports.encoder(engine_home)
+    runner = registry.runner(folder, engine="onnx", precision="int8")
+    found = runner.embed(TEXTS, with_receipt=True)
+    wanted = registry.runner(folder, engine="onnx").embed(TEXTS)
+    assert found.receipt and found.receipt.engine
+    assert (found.receipt.engine["name"], found.receipt.engine["precision"]) == ("onnx", "int8")
+    cosines = (found.vectors * wanted.vectors).sum(1)
+    assert cosines.min() > 0.97
+    assert not np.allclose(found.vectors, wanted.vectors, atol=2e-6)
+    for text, vector in zip(TEXTS, found.vectors, strict=True):
+        np.testing.assert_array_equal(runner.embed([text]).vectors[0], vector)
+    by_dtype = {loaded.dtype: loaded for loaded in registry.loaded_models()}
+    assert by_dtype["int8"].size_bytes < by_dtype["float32"].size_bytes
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert pickle.loads(pickle.dumps(ModelRunner("x", engine="onnx", precision="int8")))._precision == "int8"
+
+
+def test_int8_keeps_the_baseline_of_the_entry(
+    registry: ModelRegistry, shared_exports: Exports, engine_home: Path
+) -> None:
+    """Or float32 serves, and int8 takes no memory. What was found is remembered."""
+    folder = str(shared_exports.encoder(engine_home))
+    registry.register("recorded", "clinical", model_path=folder)
+    cases = registry.runner("recorded").record_baseline().baseline
+    moved = [case | {"projections": [number * 2 for number in case["projections"]]} for case in cases]
+    for baseline, computes in ((cases, "int8"), (moved, "float32")):
+        registry.register("recorded", "clinical", replace=True, model_path=folder, baseline=baseline)
+        for _ in range(2):
+            named = registry.runner("recorded", engine="onnx", precision="int8")
+            receipt: Any = named.embed(["no fever"], with_receipt=True).receipt
+            assert receipt.engine.get("precision") == (computes if computes == "int8" else None)
+        dtypes = {each.dtype for each in registry.loaded_models() if each.name == "recorded"}
+        assert ("int8" in dtypes) == (computes == "int8")
+    assert receipt.engine["asked_precision"] == "int8"
+    assert "baseline of its entry" in receipt.engine["reason"]
+
+
+@pytest.mark.slow
+def test_the_real_model_in_an_engine(registry: ModelRegistry, shared_exports: Exports, engine_home: Path) -> None:
+    """It has the vectors of torch and, in int8, the nearest neighbours of float32 in less memory."""
+    folder = shared_exports.minilm(engine_home)
+    plain, onnx = registry.runner(folder), registry.runner(folder, engine="onnx")
+    int8 = registry.runner(folder, engine="onnx", precision="int8")
+    texts = [*TEXTS, *NOTES]
+    wanted, found = plain.embed(texts), onnx.embed(texts, with_receipt=True)
+    np.testing.assert_allclose(found.vectors, wanted.vectors, atol=2e-6)
+    rounded = int8.embed(texts, with_receipt=True)
+    computed: Any = [each.receipt.engine for each in (found, rounded) if each.receipt]
+    assert [(each["name"], each["precision"]) for each in computed] == [("onnx", "float32"), ("onnx", "int8")]
+    assert 0.97 < (rounded.vectors * wanted.vectors).sum(1).min() < 0.99999
+    by_dtype = {loaded.dtype: loaded for loaded in registry.loaded_models() if loaded.engine == "onnx"}
+    assert by_dtype["int8"].size_bytes < 0.8 * by_dtype["float32"].size_bytes
+
+
+@pytest.mark.slow
+def test_int8_is_refused_where_a_label_changes(
+    registry: ModelRegistry,
+    shared_exports: Exports,
+    trained: Path,
+    engine_home: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Then the engine computes in float32; the log says so once, and the receipt always. The entities are torch's."""
+    folder = trained / "tagger-bio"
+    shared_exports.prepare(folder, engine_home, "ner")
+    runner = registry.runner(folder, engine="onnx", precision="int8")
+    for _ in range(2):
+        found = runner.entities(NOTES, with_receipt=True)
+        assert found.receipt and found.receipt.engine
+        assert (found.receipt.engine["name"], found.receipt.engine["precision"]) == ("onnx", "float32")
+        assert "tokens of synthetic texts have another label" in found.receipt.engine["reason"]
+    assert caplog.text.count("is computed in float32, not in int8") == 1
+    assert {loaded.dtype for loaded in registry.loaded_models()} == {"float32"}
+
+
+def test_a_precision_that_no_engine_has_is_refused_at_once(registry: ModelRegistry) -> None:
+    """With what to use: torch and OpenVINO do not compute in int8, and there is no int4."""
+    for engine, precision, message in (
+        ("torch", "int8", "engine='onnx', precision='int8'"),
+        ("openvino", "int8", "engine='onnx', precision='int8'"),
+        ("onnx", "int4", "float32, int8"),
+        ("onnx", "INT8", "Did you mean 'int8'|float32, int8"),
+        ("onnx", None, "float32, int8"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            registry.runner("x", engine=engine, precision=precision)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match=r"registry\.runner"):
+        registry.load_model(str(MINILM), precision="int8")
 
 
 @pytest.mark.parametrize("changed", ["model.onnx", "model.onnx.data", "tokenizer.json", "prepared.json"])
@@ -123,8 +213,8 @@ def test_a_changed_file_is_not_used(
     changed: str,
 ) -> None:
     """Its digest or its verdict is another one. Where it cannot be made again, torch computes, and says so."""
-    folder = shared_exports.minilm(engine_home)
-    export = _only_export(engine_home)
+    folder = shared_exports.encoder(engine_home)
+    export = _export_in(engine_home)
     file = export.folder / changed
     if changed == "prepared.json":
         record = json.loads(file.read_text())
@@ -146,14 +236,156 @@ def test_a_changed_file_is_not_used(
 def test_a_file_that_changes_later_is_seen(
     registry: ModelRegistry, shared_exports: Exports, engine_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the next call."""
-    runner = registry.runner(shared_exports.minilm(engine_home), engine="onnx")
+    """At the next call, and what was opened from it leaves the memory."""
+    runner = registry.runner(shared_exports.encoder(engine_home), engine="onnx")
     first: Any = runner.embed(["no fever"], with_receipt=True).receipt
     assert first.engine["name"] == "onnx"
-    (_only_export(engine_home).folder / "model.onnx").write_bytes(b"another")
+    (_export_in(engine_home).folder / "model.onnx").write_bytes(b"another")
     monkeypatch.setattr(sys, "executable", "/bin/false")
     second: Any = runner.embed(["no fever"], with_receipt=True).receipt
     assert second.engine["name"] == "torch"
+    assert [each.engine for each in registry.loaded_models()] == ["torch"]
+
+
+@pytest.mark.parametrize("as_name", [str, Path])
+@pytest.mark.parametrize("engine", ["torch", "onnx"])
+def test_a_model_of_changed_files_leaves_the_memory(
+    registry: ModelRegistry,
+    shared_exports: Exports,
+    engine_home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    engine: EngineName,
+    as_name: Callable[[Path], str | Path],
+) -> None:
+    """With the first call that sees the change, whatever computes from then on. Another model stays."""
+    source = shared_exports.encoder(engine_home)
+    folder, other = tmp_path / "copy", tmp_path / "other"
+    shutil.copytree(source, folder)
+    shutil.copytree(source, other)
+    registry.runner(other).embed(["no fever"])
+    runner = registry.runner(as_name(folder), engine=engine)
+    runner.embed(["no fever"])
+    assert [each.engine for each in registry.loaded_models()] == ["torch", engine]
+    tiny.edit_config(folder, layer_norm_eps=1e-5)
+    monkeypatch.setattr(sys, "executable", "/bin/false")  # nothing can be prepared
+    runner.embed(["no fever"])
+    assert [each.name for each in registry.loaded_models()] == [str(other), str(folder)]
+    assert [each.engine for each in registry.loaded_models()] == ["torch", "torch"]
+
+
+@pytest.mark.parametrize("failure", ["kill -9 $$", "echo 'OSError: no room' >&2; exit 1"])
+def test_a_preparation_that_failed_is_tried_again(
+    registry: ModelRegistry,
+    shared_exports: Exports,
+    engine_home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: str,
+) -> None:
+    """By the next call. Meanwhile torch computes, and the receipt says what happened."""
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\n{failure}\n")
+    program.chmod(0o700)
+    folder = shared_exports.tagger(tmp_path / "other")
+    monkeypatch.setattr(sys, "executable", str(program))
+    runner = registry.runner(folder, engine="onnx")
+    first: Any = runner.entities(["no fever"], with_receipt=True).receipt
+    assert first.engine["name"] == "torch"
+    assert re.search("ended by SIGKILL|OSError: no room", first.engine["reason"])
+    shared_exports.tagger(engine_home)
+    second: Any = runner.entities(["no fever"], with_receipt=True).receipt
+    assert second.engine["name"] == "onnx"
+
+
+def test_a_home_that_cannot_be_written_is_told_at_once(
+    registry: ModelRegistry, tmp_path: Path, engine_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No process is started for it, and the next call looks again."""
+    folder = tiny.bert_encoder(tmp_path / "encoder")
+    runner = registry.runner(folder, engine="onnx")
+    prepared = engine_home / "prepared"
+    prepared.write_text("in the way")
+    marker = tmp_path / "started"
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\ntouch {marker}\nkill -9 $$\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(program))
+    for reason, was_started in ((str(prepared), False), ("SIGKILL", True)):
+        receipt: Any = runner.embed(["no fever"], with_receipt=True).receipt
+        assert receipt.engine["name"] == "torch"
+        assert reason in receipt.engine["reason"]
+        assert marker.exists() == was_started
+        if not was_started:
+            prepared.unlink()
+
+
+def test_what_fails_again_waits_before_the_next_try() -> None:
+    """For a time that grows with what the tries took. A verdict is kept."""
+    now, tries = 0.0, 0
+    outcomes = [Preparation(None, failure="killed")] * 3 + [Preparation(None, rejection="no such part")]
+
+    def make() -> Preparation:
+        nonlocal now, tries
+        now, tries = now + 10, tries + 1
+        return outcomes[tries - 1]
+
+    preparations = Preparations(clock=lambda: now)
+
+    def ask(wanted: int) -> str:
+        found = preparations.get(Path("folder"), ("onnx",), make).refusal
+        assert tries == wanted
+        return found
+
+    ask(1)
+    ask(2)  # at once
+    now += 9
+    ask(2)
+    now += 2
+    ask(3)
+    now += 29
+    ask(3)
+    now += 2
+    for _ in range(3):
+        assert ask(4) == "no such part"
+
+
+def test_a_shortage_is_no_verdict_on_a_model() -> None:
+    """Errors of the disk and of memory, also those that led to another error, and those that only words tell apart."""
+    from medvllm.loading.export.shortage import is_shortage
+
+    try:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise RuntimeError("the export failed") from error
+    except RuntimeError as error:
+        wrapped = error
+    no_memory = RuntimeError("[enforce fail] can't allocate memory: you tried 8 bytes")
+    half_written = OSError("problem writing element 1024 to file")
+    assert all(map(is_shortage, (wrapped, no_memory, half_written, MemoryError())))
+    assert not any(map(is_shortage, (OSError("could not get source code"), ValueError("unsupported operator"))))
+
+
+@pytest.mark.slow
+def test_an_export_without_room_is_not_recorded(
+    registry: ModelRegistry, tmp_path: Path, engine_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And leaves nothing behind. With room, the next one succeeds."""
+    import resource
+
+    folder = tiny.bert_encoder(tmp_path / "encoder", config={"num_hidden_layers": 1})
+    target = registry.engine_leases.resolve(folder, LoadOptions(), PartOf("embed", has_gap=False))
+    job = Job(target.metadata, target.snapshot, target.options, target.part, target.folder, None, ("onnx",))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(OSError, match="writing"):
+            prepare(job)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [each.name for each in target.folder.parent.iterdir() if each.is_dir()] == []
+    assert prepare(job).rejection is None
 
 
 class _Tampered:
@@ -163,7 +395,7 @@ class _Tampered:
         from medvllm.loading.export.parts import Part
 
         self._source = exports.tagger(engine_home)
-        export = _only_export(engine_home)
+        export = _export_in(engine_home)
         shutil.copytree(export.folder, copy)
         self._export = replace(export, folder=copy)
         model = registry.load_model(self._source, attn_implementation="eager")
@@ -239,11 +471,11 @@ def test_a_model_without_an_engine_is_computed_by_torch(
     caplog.set_level(logging.WARNING)
     decoder = tiny.llama_causal_lm(tmp_path / "decoder")
     tagger = tiny.bert_token_classifier(tmp_path / "tagger", ["O", "B-X"])
-    for folder, options, run, reason in (
-        (decoder, {}, lambda runner: runner.generate(["no"], max_new_tokens=1, with_receipt=True), "this task"),
-        (tagger, {"dtype": "bfloat16"}, lambda runner: runner.entities(["no"], with_receipt=True), "float32"),
+    for folder, dtype, run, reason in (
+        (decoder, None, lambda runner: runner.generate(["no"], max_new_tokens=1, with_receipt=True), "this task"),
+        (tagger, "bfloat16", lambda runner: runner.entities(["no"], with_receipt=True), "float32"),
     ):
-        runner = registry.runner(folder, engine="onnx", **options)
+        runner = registry.runner(folder, engine="onnx", dtype=dtype)
         for _ in range(2):
             receipt = run(runner).receipt  # type: ignore[no-untyped-call]
             assert receipt.engine["name"] == "torch"
@@ -282,7 +514,7 @@ def test_an_engine_counts_in_memory_and_on_the_disk(
     [loaded] = registry.loaded_models()
     assert loaded.engine == "onnx"
     assert loaded.model_class.endswith(":BertForTokenClassification")
-    assert loaded.size_bytes >= _only_export(engine_home).size_bytes
+    assert loaded.size_bytes >= _export_in(engine_home).size_bytes
     assert registry.evict(folder) == 1
     assert registry.loaded_models() == []
     users = Users({"tagger": registry.get_metadata("tagger")}, [])
@@ -293,7 +525,7 @@ def test_an_engine_counts_in_memory_and_on_the_disk(
 
 def test_a_run_with_an_engine_imports_no_torch(shared_exports: Exports, engine_home: Path) -> None:
     """Neither torch nor transformers, from the first import to the answer and its receipt."""
-    folder = shared_exports.minilm(engine_home)
+    folder = shared_exports.encoder(engine_home)
     code = textwrap.dedent(
         f"""
         import sys
@@ -326,7 +558,7 @@ def test_threads_share_an_engine(
     registry: ModelRegistry, shared_exports: Exports, engine_home: Path, home: Path, engine: EngineName
 ) -> None:
     """Each gets the answer for its own text, and no library leaves files in the user's home or tells of its use."""
-    runner = registry.runner(shared_exports.minilm(engine_home), engine=engine)
+    runner = registry.runner(shared_exports.encoder(engine_home), engine=engine)
     texts = [text * (number % 5 + 1) for number, text in enumerate(NOTES)]
     wanted = runner.embed(texts).vectors
     with ThreadPoolExecutor(4) as pool:
@@ -343,7 +575,7 @@ def test_texts_of_several_callers_run_together(
     registry: ModelRegistry, shared_exports: Exports, engine_home: Path, engine: EngineName
 ) -> None:
     """In one batch of an engine, and each caller gets its own answer. Those of torch are not among them."""
-    folder = shared_exports.minilm(engine_home)
+    folder = shared_exports.encoder(engine_home)
     runner, other = registry.runner(folder, engine=engine), registry.runner(folder)
 
     def embed(text: str, runner: ModelRunner = runner) -> Any:
@@ -383,9 +615,9 @@ def test_a_hit_of_an_engine_sees_what_has_changed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """At once what this process did, and within TRUST_S what others did. In between, it asks the system nothing."""
-    folder = str(shared_exports.minilm(engine_home))
+    folder = str(shared_exports.encoder(engine_home))
     registry.register("m", "generic", model_path=folder)
-    leasing = partial(lease_for_task, registry, "m", {}, "onnx", "embed")
+    leasing = partial(lease_for_task, registry, "m", {}, "onnx", "float32", "embed")
 
     def engine(*, later: bool = False) -> str:
         if later:
@@ -429,8 +661,8 @@ def test_auto_takes_the_fastest(
     registry: ModelRegistry, shared_exports: Exports, engine_home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Of the engines that agree and of torch, by what the comparison measured. Torch is no cause for a warning."""
-    folder = shared_exports.minilm(engine_home)
-    export = _only_export(engine_home)
+    folder = shared_exports.encoder(engine_home)
+    export = _export_in(engine_home)
     verdicts = {name: verdict for name in ("onnx", "openvino") if (verdict := known_verdict(export, name))}
     assert set(verdicts) == {"onnx", "openvino"}
     for fastest in ("torch", "onnx", "openvino"):
@@ -448,7 +680,7 @@ def test_a_child_process_opens_its_own_session(
     registry: ModelRegistry, shared_exports: Exports, engine_home: Path
 ) -> None:
     """A forked child has none of the library's threads, and would wait for them."""
-    runner = registry.runner(shared_exports.minilm(engine_home), engine="onnx")
+    runner = registry.runner(shared_exports.encoder(engine_home), engine="onnx")
     wanted = runner.embed(NOTES).vectors
     file = engine_home / "vectors.npy"
     if (child := os.fork()) == 0:
@@ -462,8 +694,8 @@ def test_a_child_process_opens_its_own_session(
 
 def test_a_verdict_is_for_one_cpu_and_version(shared_exports: Exports, engine_home: Path) -> None:
     """Another kind of CPU, or another version of the library, is compared again."""
-    shared_exports.minilm(engine_home)
-    export = _only_export(engine_home)
+    shared_exports.encoder(engine_home)
+    export = _export_in(engine_home)
     assert known_verdict(export, "onnx") is not None
     assert known_verdict(replace(export, facts={**export.facts, "padding_id": 7}), "onnx") is None
     assert isinstance(open_model(export, "onnx", 1), EngineModel)
@@ -473,7 +705,7 @@ def test_the_page_on_engines_runs(
     shared_exports: Exports, engine_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a folder of the name that it has there."""
-    (tmp_path / "my-encoder").symlink_to(shared_exports.minilm(engine_home))
+    (tmp_path / "my-encoder").symlink_to(shared_exports.encoder(engine_home))
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[1] / "docs" / "engines.md").read_text()
     [block] = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
@@ -486,7 +718,7 @@ def test_an_engine_keeps_the_baseline_of_the_entry(
     registry: ModelRegistry, shared_exports: Exports, engine_home: Path
 ) -> None:
     """Or torch computes, and the receipt names the case that deviates."""
-    folder = str(shared_exports.minilm(engine_home))
+    folder = str(shared_exports.encoder(engine_home))
     registry.register("recorded", "clinical", model_path=folder)
     cases = registry.runner("recorded").record_baseline().baseline
     moved = [case | {"projections": [number * 1.1 for number in case["projections"]]} for case in cases]

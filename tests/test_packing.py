@@ -78,6 +78,8 @@ def test_windows_in_one_row_have_the_numbers_that_each_has_alone(
         _check(forward, windows)
         _check(forward, windows[4:7] + windows[:2])
         _check(forward, [Window(0, list(range(4, 30)), [], wanted=[5, 0, 7]), Window(1, [9] * 7, [], wanted=[])])
+        padding = Window(0, [5, 1, 9, 1, 1, 8], [])  # the padding token in a text: RoBERTa counts no position for it
+        _check(forward, [padding, *_windows([7, 3])])
 
 
 @pytest.mark.parametrize("kind", PADDED)

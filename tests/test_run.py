@@ -119,7 +119,9 @@ def test_vectors_in_a_file(notes: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_documents_are_ranked_over_all_chunks(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if they were one list; the index and the id are those of the file."""
-    documents = ["This review covers asthma.", "This review covers insulin.", "This review covers murmur."] * 2
+    # No two are equal: those of one score may change places when other texts are beside them.
+    covered = ("asthma", "insulin", "murmur", "a fracture of the hip", "metformin", "migraine")
+    documents = [f"This review covers {what}." for what in covered]
     query = "What is known about diabetes?"
     shared_registry.register(
         "ranker", "clinical", model_path=str(trained / "cross-encoder"), task="rerank", activation="none", replace=True

@@ -15,7 +15,7 @@ from medvllm.cli.parameters import Device, Dtype, Json, ModelName, load_options
 from medvllm.cli.running.options import check_options, parse_operators, split_labels
 from medvllm.cli.running.places import LocalPlace, Place, ServerPlace, check_place
 from medvllm.cli.streams import say
-from medvllm.engines.kinds import check_engine
+from medvllm.engines.kinds import check_engine, check_precision
 from medvllm.errors import RequestError
 from medvllm.progress import is_terminal, track_texts
 from medvllm.words import usual_task
@@ -106,6 +106,9 @@ def run(
     engine: Annotated[
         str, typer.Option(help="What computes: torch, onnx, openvino, or auto for the fastest.")
     ] = "torch",
+    precision: Annotated[
+        str, typer.Option(help="In which precision an engine may compute: float32, or int8 for onnx.")
+    ] = "float32",
     receipt_file: Annotated[
         Path | None, typer.Option("--receipt", metavar="FILE", help="Also write a receipt of what answered, as JSON.")
     ] = None,
@@ -151,7 +154,9 @@ def run(
     from medvllm.engine.model_runner.corpus_run import CorpusRun
 
     place = ServerPlace(server, name) if server is not None else LocalPlace(name)
-    chosen_engine = check_engine("torch" if server is not None else engine)  # that of a server is checked there
+    is_named = server is not None  # such a server checks what is to compute
+    chosen_engine = check_engine("torch" if is_named else engine)
+    chosen_precision = check_precision("float32" if is_named else precision, chosen_engine)
     chosen = usual_task(task) if task is not None else place.task()
     if chosen is not None:
         check_options(chosen, given)
@@ -163,8 +168,9 @@ def run(
             corpus = stack.enter_context(_open_corpus(texts, file, format, columns))
             shown = stack.enter_context(_open_output(output, as_json=as_json))
             with_receipt = as_json or receipt_file is not None or _has_receipt(output)
-            is_elsewhere = server is not None or not (local or loading)
-            answerer = place.answerer(stack, given, engine, with_receipt=with_receipt) if is_elsewhere else None
+            is_elsewhere = is_named or not (local or loading)
+            asked = {"engine": engine, "precision": precision}
+            answerer = place.answerer(stack, given, asked, with_receipt=with_receipt) if is_elsewhere else None
             run = CorpusRun(
                 name,
                 corpus,
@@ -172,6 +178,7 @@ def run(
                 arguments=given,
                 with_receipt=with_receipt,
                 engine=chosen_engine,
+                precision=chosen_precision,
                 listen=getattr(shown, "listen", None),
                 server=answerer,
                 **loading,

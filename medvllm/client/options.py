@@ -10,11 +10,12 @@ if TYPE_CHECKING:
     from medvllm.engine.model_runner.embedding.prompts import Role
     from medvllm.engine.model_runner.reading.windows import LongInput
     from medvllm.engine.model_runner.tagging.aggregation import Aggregation
-    from medvllm.engines import EngineName
+    from medvllm.engines import EngineName, Precision
 
 # What the request has beside the options of the task, and its word there.
 OF_REQUEST = {
     "engine": "engine",
+    "precision": "precision",
     "with_receipt": "receipt",
     "priority": "priority",
     "timeout_s": "timeout_s",
@@ -27,6 +28,8 @@ class RequestOptions(TypedDict, total=False):
 
     engine: "EngineName"
     """What computes; torch by default."""
+    precision: "Precision"
+    """In which precision an engine may compute; float32 by default."""
     with_receipt: bool
     """Whether the result has a receipt of what answered. Folders of the server are left out."""
     priority: Literal["interactive", "bulk"]

@@ -2,10 +2,18 @@
 
 from medvllm.engines.export import TOKENIZER, Export, export_folder, find_export
 from medvllm.engines.job import Job, Outcome
-from medvllm.engines.kinds import ENGINES, EngineName, check_engine, engine_version, installed_engines
+from medvllm.engines.kinds import (
+    ENGINES,
+    EngineName,
+    Precision,
+    check_engine,
+    check_precision,
+    engine_version,
+    installed_engines,
+)
 from medvllm.engines.model import EngineModel, memory_bytes, open_model
 from medvllm.engines.tokenizer import PlainTokenizer
-from medvllm.engines.verdict import Verdict, find_deviation, keep_verdict, known_verdict
+from medvllm.engines.verdict import Verdict, find_deviation, keep_verdict, known_deviation, known_verdict
 
 __all__ = [
     "ENGINES",
@@ -16,14 +24,17 @@ __all__ = [
     "Job",
     "Outcome",
     "PlainTokenizer",
+    "Precision",
     "Verdict",
     "check_engine",
+    "check_precision",
     "engine_version",
     "export_folder",
     "find_deviation",
     "find_export",
     "installed_engines",
     "keep_verdict",
+    "known_deviation",
     "known_verdict",
     "memory_bytes",
     "open_model",

@@ -6,6 +6,8 @@ from importlib import metadata as packages
 from pathlib import Path
 from typing import Any
 
+from medvllm.engines.cpu import saturates_int8
+from medvllm.engines.kinds import Precision
 from medvllm.metadata import ModelMetadata
 from medvllm.options import LoadOptions
 from medvllm.receipt import library_versions
@@ -24,7 +26,7 @@ GRAPH, GRAPH_DATA, TOKENIZER = "model.onnx", "model.onnx.data", "tokenizer.json"
 # The first has an operator for attention, which runs faster. It also has one for rotary positions, which torch exports
 # wrongly: models with these get the second.
 OPSETS = (23, 20)
-_FORMAT = 1  # increase it when the content of a folder changes: older folders are then not used
+_FORMAT = 3  # increase it when the content of a folder changes: older folders are then not used
 _EXPORTERS = ("onnx", "onnxscript")  # besides torch and transformers
 
 
@@ -52,12 +54,20 @@ class Export:
         return digest_content({**self.files, RECORD: Digest(0, repr(sorted(self.facts.items())))})
 
     @property
+    def precision(self) -> Precision:
+        """The precision of the weights that products of matrices read."""
+        precision: Precision = self.facts["precision"]
+        return precision
+
+    @property
     def size_bytes(self) -> int:
         """The size of the graph with its weights."""
         return sum(self.files[name].size for name in (GRAPH, GRAPH_DATA) if name in self.files)
 
 
-def export_folder(metadata: ModelMetadata, snapshot: Snapshot, options: LoadOptions, part: str) -> Path:
+def export_folder(
+    metadata: ModelMetadata, snapshot: Snapshot, options: LoadOptions, part: str, precision: Precision = "float32"
+) -> Path:
     """Return the folder for the export of a model, whether it exists yet or not.
 
     It is named after everything that an export depends on: the files, the facts of the entry that say how they are
@@ -68,10 +78,14 @@ def export_folder(metadata: ModelMetadata, snapshot: Snapshot, options: LoadOpti
         snapshot: The model's files.
         options: The options of the load, completed with those of the entry.
         part: What the graph computes: "tokens", "head_tokens" or "head_texts".
+        precision: The precision of the weights.
     """
     versions = {**library_versions(), **{name: _version(name) for name in _EXPORTERS}}
     how = metadata.behaviour._asdict(), metadata.class_paths, metadata.source.trust_remote_code
-    return prepared_folder("engine", _FORMAT, OPSETS, made_of(snapshot), how, options.to_dict(), part, versions)
+    key = _FORMAT, OPSETS, made_of(snapshot), how, options.to_dict(), part, versions
+    if precision == "float32":
+        return prepared_folder("engine", *key)
+    return prepared_folder("engine", *key, precision, _version("onnxruntime"), saturates_int8())
 
 
 def find_export(folder: Path) -> Export | None:
@@ -83,12 +97,18 @@ def find_export(folder: Path) -> Export | None:
     return Export(folder, record["engine"], recorded_files(record), taken, record["rejection"])
 
 
-def record_export(folder: Path, snapshot: Snapshot, fill: Callable[[Path], tuple[str | None, dict[str, Any]]]) -> None:
+def record_export(
+    folder: Path,
+    snapshot: Snapshot,
+    size_bytes: int,
+    fill: Callable[[Path], tuple[str | None, dict[str, Any]]],
+) -> None:
     """Make an export unless it exists.
 
     Args:
         folder: Its folder.
         snapshot: The model's files.
+        size_bytes: About how large it will be.
         fill: Writes the files of an export into a folder. Returns why there cannot be one, and the facts of the model.
 
     Raises:
@@ -99,7 +119,7 @@ def record_export(folder: Path, snapshot: Snapshot, fill: Callable[[Path], tuple
         rejection, facts = fill(work)
         return rejection, {"engine": facts}
 
-    write_prepared(folder, made_of(snapshot), snapshot.size_bytes("float32"), fill_with_facts)
+    write_prepared(folder, made_of(snapshot), size_bytes, fill_with_facts)
 
 
 def made_of(snapshot: Snapshot) -> dict[str, str]:

@@ -19,6 +19,7 @@ class Job:
         options: The options of the load, completed with those of the entry.
         part: What the graph computes.
         folder: The folder of the export.
+        source: For an export in int8, the folder of the export in float32 that it is made of; None otherwise.
         engines: The engines to compare.
     """
 
@@ -27,6 +28,7 @@ class Job:
     options: LoadOptions
     part: str
     folder: Path
+    source: Path | None
     engines: tuple[str, ...]
 
 
@@ -37,7 +39,9 @@ class Outcome:
     Attributes:
         rejection: Why no engine can compute the model; None if there is an export.
         verdicts: The verdict on each engine.
+        failure: What kept it from finding out, such as a full disk. Another try may succeed.
     """
 
-    rejection: str | None
+    rejection: str | None = None
     verdicts: tuple[Verdict, ...] = ()
+    failure: str | None = None

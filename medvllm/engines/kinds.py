@@ -1,4 +1,4 @@
-"""The engines by name, and which of them are installed."""
+"""The engines and the precisions by name, and which engines are installed."""
 
 from functools import cache
 from importlib import metadata as packages
@@ -11,6 +11,8 @@ EngineName = Literal["torch", "onnx", "openvino", "auto"]
 GraphEngine = Literal["onnx", "openvino"]
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 GRAPH_ENGINES: tuple[GraphEngine, ...] = get_args(GraphEngine)
+Precision = Literal["float32", "int8"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 _PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}
 
@@ -34,6 +36,31 @@ def check_engine(engine: object) -> EngineName:
     near = did_you_mean(near_names(engine, ENGINES)) if isinstance(engine, str) else ""
     raise RequestError(
         f"There is no engine {str(engine)[:80]!r}.{near}\nUse one of: {', '.join(ENGINES)}", option="engine"
+    )
+
+
+def check_precision(precision: object, engine: EngineName) -> Precision:
+    """Return the name of a precision.
+
+    Raises:
+        RequestError: There is no such precision, or the engine does not compute in it.
+        MissingDependencyError: The library that computes in it is not installed.
+    """
+    for known in PRECISIONS:
+        if precision == known:
+            if known == "int8" and engine not in ("onnx", "auto"):
+                raise RequestError(
+                    f"Engine {engine!r} does not compute in precision 'int8'; engine 'onnx' does.\n"
+                    "Use: engine='onnx', precision='int8'",
+                    option="precision",
+                )
+            if known == "int8":
+                check_engine("onnx")
+            return known
+    near = did_you_mean(near_names(precision, PRECISIONS)) if isinstance(precision, str) else ""
+    raise RequestError(
+        f"There is no precision {str(precision)[:80]!r} for engines.{near}\nUse one of: {', '.join(PRECISIONS)}",
+        option="precision",
     )
 
 

@@ -24,9 +24,10 @@ Part = Literal["tokens", "head_tokens", "head_texts"]
 class GraphSession(Protocol):
     """A graph that a library has opened."""
 
-    precision: str
     inputs: list[str]
 
+    @property
+    def precision(self) -> str: ...
     def compute(self, feeds: "Mapping[str, np.ndarray[Any, Any]]") -> "np.ndarray[Any, Any]": ...
     def properties(self) -> dict[str, Any]: ...
 
@@ -42,21 +43,23 @@ class EngineModel(Forked):
     Attributes:
         config: The config of the model.
         device: Always "cpu".
-        dtype: The precision of the weights.
+        dtype: The precision of the weights, "float32" or "int8".
         part: What the graph computes: "tokens", "head_tokens" or "head_texts".
         types: How many texts of a pair have an embedding; 1 if they are not told apart.
+        is_causal: Whether what the graph computes for a token never depends on the tokens after it.
         engine: The name of the engine.
         export: The exported files.
         name_or_path: The folder of the export.
     """
 
     device = "cpu"
-    dtype = "float32"
 
     def __init__(self, export: Export, engine: str, threads: int) -> None:
         self.export, self.engine, self._threads = export, engine, threads
+        self.dtype = export.precision
         self.part: Part = export.facts["part"]
         self.types: int = export.facts["types"]
+        self.is_causal: bool = export.facts["is_causal"]
         self.config = PlainConfig(export.facts["config"])
         self.name_or_path = str(export.folder)
         self._session: GraphSession | None = _SESSIONS[engine](export.folder / GRAPH, threads)
@@ -68,12 +71,22 @@ class EngineModel(Forked):
         """Return what the graph computes for each row of token ids.
 
         Args:
-            rows: The token ids, with special tokens. Shorter rows are padded.
+            rows: The token ids, with special tokens. Shorter rows are padded. In int8, each row is computed alone: the
+                numbers of all rows of a batch would be rounded to one scale, and an answer would depend on its
+                neighbours.
             types: For each token, the number of its text in a pair. Empty, or an empty row, if all are 0.
 
         Returns:
             For each row an array in float32: of shape [tokens, size], or [classes] if the graph judges whole texts.
         """
+        if self.dtype == "int8" and len(rows) > 1:
+            kinds_of = types or ((),) * len(rows)
+            return [self._compute_batch([row], [kinds])[0] for row, kinds in zip(rows, kinds_of, strict=True)]
+        return self._compute_batch(rows, types)
+
+    def _compute_batch(
+        self, rows: Sequence[Sequence[int]], types: Sequence[Sequence[int]]
+    ) -> "list[np.ndarray[Any, Any]]":
         import numpy as np
 
         session = self._open_session()
@@ -98,7 +111,7 @@ class EngineModel(Forked):
 
     @property
     def precision(self) -> str:
-        """The precision that the engine says it computes in."""
+        """The precision that the engine computes in, read back from its library or from the graph that it opened."""
         return self._open_session().precision
 
     def get_input_embeddings(self) -> SimpleNamespace:
@@ -111,7 +124,7 @@ class EngineModel(Forked):
         return {
             "name": self.engine,
             "version": verdict.version,
-            "precision": self.precision,
+            "precision": verdict.precision,
             "threads": self._threads,
             **session.properties(),
             "files": {name: vars(digest) for name, digest in self.export.files.items()},

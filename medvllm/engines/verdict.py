@@ -2,18 +2,16 @@
 
 import hashlib
 import json
-import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
+from medvllm.engines.cpu import cpu_capability
 from medvllm.engines.export import Export
 from medvllm.engines.kinds import engine_version
 from medvllm.sources.digest_cache import digest_cache
 
-_FORMAT = 1  # increase it when the comparison changes: older verdicts are then not used
+_FORMAT = 2  # increase it when the comparison changes: older verdicts are then not used
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,7 @@ class Verdict:
     Attributes:
         engine: The engine.
         version: The version of its library.
-        precision: The precision of its numbers, read back from the library.
+        precision: The precision of its numbers, read back from the library or from the graph that it opened.
         refusal: Why it must not serve; None if it agrees.
         shapes: How many batches were compared.
         difference: The largest difference of two numbers, as a part of the largest number.
@@ -59,45 +57,33 @@ def keep_verdict(export: Export, verdict: Verdict) -> None:
     digest_cache().keep_verdict(_key(export, verdict.engine), json.dumps(asdict(verdict)))
 
 
-@cache
-def cpu_capability() -> str:
-    """Return a name for what this CPU can compute: the architecture and a digest of its flags."""
-    digest = hashlib.sha256(" ".join(sorted(_read_flags())).encode()).hexdigest()[:12]
-    return f"{platform.machine()}-{digest}"
-
-
-def cpu_flags() -> str:
-    """Return what of this CPU decides how fast models run: the flags for vectors and for matrices."""
-    known = [flag for flag in _read_flags() if flag.startswith(("avx", "amx", "sve", "asimd"))]
-    return " ".join([platform.machine(), *sorted(known)])
-
-
-def _read_flags() -> list[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    return next((line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))), "").split()
-
-
-def find_deviation(
-    export: Export, engine: str, baseline: Sequence[Mapping[str, Any]], compute: Callable[[], str | None]
-) -> str | None:
-    """Return how an engine deviates from the baseline of an entry, or None. What was computed once is remembered.
+def find_deviation(export: Export, engine: str, content: Any, compute: Callable[[], str | None]) -> str | None:
+    """Return how an engine deviates from what it must keep, or None. What was computed once is remembered.
 
     Args:
         export: The export.
         engine: The engine.
-        baseline: The baseline.
+        content: What the answer depends on, besides the export and the engine: JSON values.
         compute: Computes the answer.
     """
-    content = json.dumps(baseline, sort_keys=True, default=str)
-    key = json.dumps([_key(export, engine), hashlib.sha256(content.encode()).hexdigest()])
+    key = _deviation_key(export, engine, content)
     if (text := digest_cache().verdict(key)) is None:
         text = json.dumps(compute())
         digest_cache().keep_verdict(key, text)
     found: str | None = json.loads(text)
     return found
+
+
+def known_deviation(export: Export, engine: str, content: Any) -> str | None:
+    """Return the deviation that `find_deviation` found before; None if it found none, or was not asked yet."""
+    text = digest_cache().verdict(_deviation_key(export, engine, content))
+    found: str | None = None if text is None else json.loads(text)
+    return found
+
+
+def _deviation_key(export: Export, engine: str, content: Any) -> str:
+    text = json.dumps(content, sort_keys=True, default=str)
+    return json.dumps([_key(export, engine), hashlib.sha256(text.encode()).hexdigest()])
 
 
 def _key(export: Export, engine: str) -> str:

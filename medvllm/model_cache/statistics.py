@@ -8,7 +8,7 @@ from typing import Any, Literal
 from medvllm.load_result import LoadResult
 from medvllm.model_cache.tally import Tally
 
-Reason = Literal["room", "count", "expired", "asked", "replaced", "memory", "offloaded", "restored"]
+Reason = Literal["room", "count", "expired", "asked", "replaced", "memory", "offloaded", "restored", "refused"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Statistics:
         waiting: Loads that wait for memory now.
         evictions: Evictions by reason: "room" (for bytes), "count" (for the number of models), "expired" (its
             keep_alive was over), "asked" (by a caller), "replaced" (by another version or other files), "memory" (the
-            device was full), "offloaded" (to host memory) and "restored" (from host memory).
+            device was full), "offloaded" (to host memory), "restored" (from host memory) and "refused" (an engine
+            that must not serve).
         loaded_by: Loads by how they were done: "transformers", "replay", "offload" (back from host memory)
             or "adapter" (into a base that is in memory).
         reload_fallback_reasons: Why loaded models cannot be replayed the next time, with the number of loads.

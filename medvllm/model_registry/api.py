@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from medvllm.catalog.announcements import Announcement
     from medvllm.catalog.difference import Difference
     from medvllm.engine.model_runner.runner import ModelRunner
-    from medvllm.engines import EngineName
+    from medvllm.engines import EngineName, Precision
     from medvllm.metadata import ModelMetadata
     from medvllm.model_cache import ModelCache, Plan, Statistics
     from medvllm.model_registry.bundle_export import Exported
@@ -382,12 +382,15 @@ class ModelRegistry:
         """
         return self.session.lease(name, options, keep_alive)
 
-    def runner(self, name: Name, *, engine: "EngineName" = "torch", **options: Any) -> "ModelRunner":
+    def runner(
+        self, name: Name, *, engine: "EngineName" = "torch", precision: "Precision" = "float32", **options: Any
+    ) -> "ModelRunner":
         """Return a runner of the model's tasks. Nothing is loaded until it is given texts.
 
         Args:
             name: As for `load_model`.
             engine: What computes: "torch", "onnx", "openvino", or "auto" for the fastest of them on this machine.
+            precision: "int8" lets ONNX Runtime compute in 8 bits, if the answers to synthetic texts stay the same.
             **options: The options of `load_model`.
 
         Example:
@@ -395,7 +398,7 @@ class ModelRegistry:
         """
         from medvllm.engine.model_runner.runner import ModelRunner
 
-        return ModelRunner(name, registry=self, engine=engine, **options)
+        return ModelRunner(name, registry=self, engine=engine, precision=precision, **options)
 
     def load_tokenizer(self, name: Name, *, revision: str | None = None) -> "PreTrainedTokenizerBase":
         """Return the tokenizer of a model, with the entry's casing and maximum length. Threads can share it.

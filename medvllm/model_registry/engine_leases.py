@@ -7,7 +7,6 @@ computed by torch, and the log and the receipt say why.
 import logging
 import os
 import time
-import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -19,14 +18,14 @@ from medvllm.catalog import Catalog
 from medvllm.classes import class_path
 from medvllm.engines import EngineModel, Export, Verdict
 from medvllm.engines.vector_modules import Activation, Modules, load_modules
-from medvllm.errors import DigestMismatchError
+from medvllm.errors import BudgetError, DigestMismatchError
 from medvllm.forking import Lock
 from medvllm.load_result import LoadResult
 from medvllm.metadata import ModelMetadata
-from medvllm.model_cache import CachedModel, Need, ValueCache
-from medvllm.model_registry.engine_preparation import Preparation, Unsuited, prepare
+from medvllm.model_cache import CachedModel, Need
+from medvllm.model_registry.engine_preparation import Preparation, Preparations, Unsuited, prepare
 from medvllm.model_registry.entry_resolver import Basis, EntryResolver
-from medvllm.model_registry.known_calls import KnownCall, KnownCalls, Look, Turn, key_of
+from medvllm.model_registry.known_calls import KnownCalls, key_of
 from medvllm.model_registry.lease import Lease
 from medvllm.model_registry.loaded_models import LoadedModels
 from medvllm.names import parse_name
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
-    from medvllm.engines import EngineName
+    from medvllm.engines import EngineName, Precision
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +50,22 @@ class PartChooser(Hashable, Protocol):
     def __call__(self, metadata: ModelMetadata, snapshot: sources.Snapshot) -> str | None: ...
 
 
-Gate = Callable[[Lease], str | None]  # returns how a model deviates from the baseline of its entry
+class Gate(Protocol):
+    """What a model must keep besides the comparison with torch.
+
+    Attributes:
+        content: What `find_difference` depends on besides the models, as JSON values.
+    """
+
+    content: Any
+
+    def find_deviation(self, lease: Lease, /) -> str | None:
+        """Return how a model deviates from the baseline of its entry."""
+
+    def find_difference(self, lease: Lease, reference: Lease, /) -> str | None:
+        """Return what a model in int8 decides in another way than one in float32."""
+
+
 Fallback = Callable[[], AbstractContextManager[Lease]]
 
 
@@ -104,9 +118,9 @@ class EngineLeases:
 
     def __init__(self, catalog: Catalog, entries: EntryResolver, loaded: LoadedModels) -> None:
         self._catalog, self._entries, self._loaded = catalog, entries, loaded
-        self._preparations: ValueCache[tuple[Path, tuple[str, ...]], Preparation] = ValueCache()
+        self._preparations = Preparations()
         self._calls: KnownCalls[Choice] = KnownCalls()
-        self._said: set[tuple[str, str, str]] = set()  # why torch computes a model, as the log has said
+        self._said: set[tuple[str, str, str]] = set()  # why a model is not computed as asked, as the log has said
         self._lock = Lock()  # guards _said
         self.release, self.free_bytes = loaded.cache.release, loaded.cache.free_bytes
 
@@ -118,6 +132,7 @@ class EngineLeases:
         choose_part: PartChooser,
         engine: "EngineName",
         *,
+        precision: "Precision",
         gate: Gate,
         fallback: Fallback,
     ) -> Iterator[Lease]:
@@ -129,30 +144,51 @@ class EngineLeases:
             choose_part: Returns what the engine computes for an entry and its files: "tokens", "head_tokens" or
                 "head_texts"; None if no engine can do the task.
             engine: "onnx", "openvino" or "auto".
-            gate: Compares the model with the baseline of its entry.
+            precision: "int8" allows it. If it is refused, the engine computes in float32, and the receipt says why.
+            gate: Compares the model with the baseline of its entry, and int8 with float32.
             fallback: Leases the model of torch.
         """
+
+        def in_float32(engine: Any) -> AbstractContextManager[Lease]:
+            return self.lease(name, options, choose_part, engine, precision="float32", gate=gate, fallback=fallback)
+
         try:
-            choice, cached = self._acquire(name, options, choose_part, engine)
+            choice, cached = self._acquire(name, options, choose_part, engine, precision, gate)
         except Unsuited as unsuited:
             reason: str | None = str(unsuited)
         else:
             lease = Lease(choice, cached, self)
             try:
-                reason = self._check_baseline(choice, lease, gate)
+                reason = self._find_refusal(choice, lease, gate, partial(in_float32, choice.verdict.engine))
                 if reason is None:
                     yield lease
                     return
             finally:
                 lease.end()
+            self._loaded.cache.discard(choice.identity, "refused")
         assert reason is not None
-        self._say(str(name), engine, reason)
+        if precision == "int8":
+            with in_float32(engine) as lease:
+                if lease.engine is None:
+                    lease.engine = {"asked_precision": precision, "reason": reason}
+                    self._say(str(name), f"in float32, not in {precision}", reason)
+                else:
+                    lease.engine["asked_precision"] = precision
+                yield lease
+            return
+        self._say(str(name), f"by torch, not by engine {engine!r}", reason, is_expected=engine == "auto")
         with fallback() as lease:
             lease.engine = {"name": "torch", "asked": engine, "reason": reason}
             yield lease
 
     def _acquire(
-        self, name: "str | os.PathLike[str]", options: Mapping[str, Any], choose_part: PartChooser, engine: "EngineName"
+        self,
+        name: "str | os.PathLike[str]",
+        options: Mapping[str, Any],
+        choose_part: PartChooser,
+        engine: "EngineName",
+        precision: "Precision",
+        gate: Gate,
     ) -> tuple[Choice, CachedModel[Identity]]:
         """Return what a call means and its model in memory, leased.
 
@@ -162,28 +198,36 @@ class EngineLeases:
         keep_alive = parse_keep_alive(options.get("keep_alive"))
         options = {option: value for option, value in options.items() if option != "keep_alive"}
         call = key_of(name, options)
-        key = None if call is None else (call, choose_part, engine)
-        known = None if key is None else self._calls.get(key)
-        if known is not None and known.look is not None and known.look.is_trusted():
-            cached = known.find_cached()
-            if cached is not None and self._loaded.cache.hit(cached, lease=True, keep_alive=keep_alive):
-                return known.target, cached
-            del cached  # a model that has left must not keep its memory from the load
-        look = Look.begin()
-        if known is not None and self._is_current(known.target):
-            choice = known.target
-            found = known.find_cached()
-            if found is not None and self._loaded.cache.hit(found, lease=True, keep_alive=keep_alive):
-                self._calls.put(key, known._replace(look=look))
-                return choice, found
-            found = None  # as above
-        else:
-            choice = self._choose(self._resolve(name, LoadOptions.from_kwargs(options), choose_part), engine)
+        key = None if call is None else (call, choose_part, engine, precision)
+        hit = partial(self._loaded.cache.hit, lease=True, keep_alive=keep_alive)
+        if (found := self._calls.find_trusted(key, hit)) is not None:
+            return found
+        choice, cached = self._calls.look(key, hit, self._is_current)
+        if choice is not None and cached is not None:
+            return choice, cached
+        if choice is None:
+            target = self.resolve(name, LoadOptions.from_kwargs(options), choose_part)
+            self._let_go(target)
+            choice = self._choose(target, engine, precision)
+        for kept in _must_keep(choice, gate):
+            if kept and (reason := engines.known_deviation(choice.export, choice.verdict.engine, kept)):
+                raise Unsuited(reason)
         load = partial(self._load, choice)
         loaded = self._loaded.cache.get(choice.identity, load, need=_need(choice), lease=True, keep_alive=keep_alive)
-        if key is not None:
-            self._calls.put(key, KnownCall(choice, weakref.ref(loaded), Turn()))
+        self._calls.put(key, choice, loaded)
         return choice, loaded
+
+    def _let_go(self, target: EngineTarget) -> None:
+        """Evict the models of an entry if one of them was opened from files that have changed since."""
+        name = target.metadata.name
+        self._loaded.evict_outdated(name, target.snapshot)
+        graphs = (
+            each.model.export
+            for each, is_evicted in self._loaded.cache.models()
+            if each.identity.name == name and each.identity.engine and not is_evicted
+        )
+        if any(not export.fingerprint.is_current() for export in graphs):
+            self._loaded.evict(name, "replaced")
 
     def _is_current(self, choice: Choice) -> bool:
         """Return whether a call still means what it meant before, and its files are unchanged."""
@@ -195,7 +239,12 @@ class EngineLeases:
             and choice.export.fingerprint.is_current()
         )
 
-    def _resolve(self, name: "str | os.PathLike[str]", given: LoadOptions, choose_part: PartChooser) -> EngineTarget:
+    def resolve(self, name: "str | os.PathLike[str]", given: LoadOptions, choose_part: PartChooser) -> EngineTarget:
+        """Return what a call means.
+
+        Raises:
+            Unsuited: No engine can do what it asks for.
+        """
         ref = parse_name(name)
         found = self._entries.find(ref)
         metadata = found.metadata
@@ -211,7 +260,7 @@ class EngineLeases:
         is_lasting = ref.kind != "folder"
         return EngineTarget(metadata, snapshot, options, part, folder, found.basis, fingerprint, is_lasting)
 
-    def _choose(self, target: EngineTarget, engine: "EngineName") -> Choice:
+    def _choose(self, target: EngineTarget, engine: "EngineName", precision: "Precision") -> Choice:
         """Return the engine that computes a model: the one that was asked for, or the fastest.
 
         Raises:
@@ -220,19 +269,25 @@ class EngineLeases:
         candidates = engines.installed_engines() if engine == "auto" else (engine,)
         if not candidates:
             raise Unsuited("no engine is installed")
-        found = self._prepare(target, candidates)
-        if found.export is None or found.rejection is not None:
-            raise Unsuited(found.rejection or "it was not exported")
-        accepted = [verdict for verdict in found.verdicts if verdict.refusal is None]
+        found = [self._prepare(target, candidates)] if engine == "auto" or precision == "float32" else []
+        if precision == "int8":
+            found.append(self._prepare(target, ("onnx",), precision))
+        accepted = [
+            (verdict, export)
+            for export, verdicts in ((each.export, each.verdicts) for each in found)
+            if export is not None
+            for verdict in verdicts
+            if verdict.refusal is None
+        ]
         if not accepted:
-            raise Unsuited("; ".join(f"{verdict.engine} was refused: {verdict.refusal}" for verdict in found.verdicts))
-        chosen = min(accepted, key=lambda verdict: verdict.cpu_s)
+            raise Unsuited("; ".join(dict.fromkeys(each.refusal for each in found)))
+        chosen, export = min(accepted, key=lambda each: each[0].cpu_s)
         if engine == "auto" and chosen.cpu_s >= chosen.torch_cpu_s:
             raise Unsuited(
                 f"torch is the fastest here: {chosen.torch_cpu_s:.2f} s, {chosen.engine} {chosen.cpu_s:.2f} s"
             )
-        export, metadata = found.export, target.metadata
-        options = replace(target.options, model_class=export.facts["options"]["model_class"])
+        metadata, model_class = target.metadata, export.facts["options"]["model_class"]
+        options = replace(target.options, model_class=model_class, dtype=export.precision)
         identity = Identity(
             *(metadata.name, metadata.version, metadata.origin, target.snapshot.identity),
             options,
@@ -241,18 +296,15 @@ class EngineLeases:
         )
         return Choice(target, export, chosen, identity)
 
-    def _prepare(self, target: EngineTarget, candidates: tuple[str, ...]) -> Preparation:
+    def _prepare(
+        self, target: EngineTarget, candidates: tuple[str, ...], precision: "Precision" = "float32"
+    ) -> Preparation:
         """Return the export of a model with the verdicts on engines. What is not known yet is made now."""
-        key = target.folder, candidates
-
-        def make() -> Preparation:
-            return prepare(target.metadata, target.snapshot, target.options, target.part, target.folder, candidates)
-
-        found = self._preparations.get(key, make)
-        if found.export is not None and not found.export.fingerprint.is_current():
-            self._preparations.discard(lambda other: other == key)
-            found = self._preparations.get(key, make)
-        return found
+        given = target.metadata, target.snapshot, target.options, target.part
+        folder, source = target.folder, None
+        if precision == "int8":
+            folder, source = engines.export_folder(*given, precision), target.folder
+        return self._preparations.get(folder, candidates, partial(prepare, *given, folder, candidates, source))
 
     def _load(self, choice: Choice) -> LoadResult:
         """Open an export in its engine: the cache calls this once it has reserved the room."""
@@ -314,22 +366,43 @@ class EngineLeases:
         receipt = Receipt.of(target.metadata, choice.identity, snapshot.commit, proof, snapshot.bundle)
         return replace(receipt, engine=model.describe(choice.verdict))
 
-    def _check_baseline(self, choice: Choice, lease: Lease, gate: Gate) -> str | None:
-        """Return how an engine deviates from the baseline of the entry. It is computed once for an export."""
-        if not choice.target.metadata.baseline:
-            return None
-        return engines.find_deviation(
-            choice.export, choice.verdict.engine, choice.target.metadata.baseline, partial(gate, lease)
-        )
+    def _find_refusal(
+        self, choice: Choice, lease: Lease, gate: Gate, exact: Callable[[], AbstractContextManager[Lease]]
+    ) -> str | None:
+        """Return why an engine must not serve: the baseline of the entry or, in int8, what float32 decides.
 
-    def _say(self, name: str, engine: str, reason: str) -> None:
-        """Log once why torch computes a model. It is a warning if another engine was asked for."""
+        Each is computed once for an export.
+        """
+
+        def compare() -> str | None:
+            with exact() as reference:
+                return gate.find_difference(lease, reference)
+
+        checks: tuple[Callable[[], str | None], ...] = (partial(gate.find_deviation, lease), compare)
+        for kept, check in zip(_must_keep(choice, gate), checks, strict=True):
+            try:
+                found = engines.find_deviation(choice.export, choice.verdict.engine, kept, check) if kept else None
+            except BudgetError:
+                found = "the memory budget has no room to compare it with float32"
+            if found is not None:
+                return found
+        return None
+
+    def _say(self, name: str, how: str, reason: str, *, is_expected: bool = False) -> None:
+        """Log once why a model is not computed as the caller asked. It is a warning, unless that is expected."""
         with self._lock:
-            if (said := (name, engine, reason)) in self._said:
+            if (said := (name, how, reason)) in self._said:
                 return
             self._said.add(said)
-        level = logging.INFO if engine == "auto" else logging.WARNING
-        logger.log(level, "%r is computed by torch, not by engine %r: %s", name, engine, reason)
+        level = logging.INFO if is_expected else logging.WARNING
+        logger.log(level, "%r is computed %s: %s", name, how, reason)
+
+
+def _must_keep(choice: Choice, gate: Gate) -> tuple[Any, Any]:
+    """Return what an engine must keep: the baseline of the entry, and what float32 decides; empty if not so."""
+    metadata = choice.target.metadata
+    texts = [gate.content, metadata.behaviour._asdict()] if choice.export.precision == "int8" else ()
+    return metadata.baseline, texts
 
 
 def _find_activation_of_torch(name: str) -> Activation | None:
@@ -346,7 +419,7 @@ def _check_options(metadata: ModelMetadata, options: LoadOptions) -> None:
     if metadata.source.trust_remote_code:
         raise Unsuited("it runs code of its own")
     if options.device not in (None, "cpu"):
-        raise Unsuited(f"the device is {options.device!r}, and engines run on the CPU")
+        raise Unsuited(f"the device is {options.device!r}, and engines run on the CPU: state device='cpu' to use one")
     if options.dtype not in (None, "auto", "float32"):
         raise Unsuited(f"the dtype is {options.dtype!r}, and engines compute in float32")
     for path in (*metadata.class_paths, class_path(options.model_class)):
@@ -357,5 +430,6 @@ def _check_options(metadata: ModelMetadata, options: LoadOptions) -> None:
 def _need(choice: Choice) -> Need:
     keep_alive = choice.target.metadata.memory.keep_alive
     keep_alive_s = settings.KEEP_ALIVE() if keep_alive is None else parse_keep_alive(keep_alive)
-    size_bytes, stored = engines.memory_bytes(choice.export), choice.target.snapshot.dtype
-    return Need("cpu", size_bytes, "headers", None, keep_alive_s, dtype="float32", stored_dtype=stored)
+    export, stored = choice.export, choice.target.snapshot.dtype
+    size_bytes = engines.memory_bytes(export)
+    return Need("cpu", size_bytes, "headers", None, keep_alive_s, dtype=export.precision, stored_dtype=stored)

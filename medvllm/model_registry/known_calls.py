@@ -7,6 +7,7 @@ what this process itself has changed, are looked at by every call.
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -25,6 +26,8 @@ _CONDITIONS = settings.Texts(settings.CATALOG, settings.ALLOW_UNREGISTERED, sett
 _PLAIN_TYPES: frozenset[type] = frozenset({str, type(None)})
 
 T = TypeVar("T")  # what a call meant
+Hit = Callable[[CachedModel[Identity]], bool]
+Found = tuple[T, CachedModel[Identity]]
 
 
 class Look(NamedTuple):
@@ -44,14 +47,6 @@ class Look(NamedTuple):
     def begin(cls) -> "Look":
         """Return a look that begins now."""
         return cls(tuple(_CONDITIONS.values()), own_changes.number, time.monotonic() + TRUST_S)
-
-    def is_trusted(self) -> bool:
-        """Return whether it began less than TRUST_S ago, and this process has changed nothing since."""
-        return (
-            time.monotonic() < self.trusted_until
-            and own_changes.number == self.own_changes
-            and tuple(_CONDITIONS.values()) == self.conditions
-        )
 
 
 class Turn:
@@ -96,10 +91,67 @@ class KnownCalls(Generic[T]):
 
     def __init__(self) -> None:
         self._calls: dict[Hashable, KnownCall[T]] = {}
-        self.get = self._calls.get
 
-    def put(self, key: Hashable, call: KnownCall[T]) -> None:
-        """Remember a call."""
+    def put(self, key: Hashable, target: T, cached: CachedModel[Identity]) -> None:
+        """Remember a call whose model was loaded now.
+
+        Args:
+            key: The key of the call; None if it is not remembered.
+            target: What the call meant.
+            cached: Its model.
+        """
+        if key is not None:
+            self._put(key, KnownCall(target, weakref.ref(cached), Turn()))
+
+    def find_trusted(self, key: Hashable, hit: Hit) -> Found[T] | None:
+        """Return what a call means and its model in memory, if its last look is trusted.
+
+        That look began less than TRUST_S ago, and this process has changed nothing since.
+
+        Args:
+            key: The key of the call; None if it is not remembered.
+            hit: Counts a use of the model; returns False if it has left memory.
+        """
+        known = self._calls.get(key)
+        if (
+            known is not None
+            and (look := known.look) is not None
+            and time.monotonic() < look.trusted_until
+            and own_changes.number == look.own_changes
+            and tuple(_CONDITIONS.values()) == look.conditions
+            and (cached := known.find_cached()) is not None
+            and hit(cached)
+        ):
+            return known.target, cached
+        return None
+
+    def look(self, key: Hashable, hit: Hit, is_current: Callable[[T], bool]) -> Found[T] | tuple[T | None, None]:
+        """Return what a call means and its model in memory, after a look at everything that the meaning depends on.
+
+        Args:
+            key: The key of the call; None if it is not remembered.
+            hit: As for `find_trusted`.
+            is_current: Looks whether a call still means what it meant, and its files are unchanged.
+
+        Returns:
+            What the call means, or None if that must be found out; its model, or None if it must be loaded.
+        """
+        known = self._calls.get(key)
+        if known is None:
+            return None, None
+        with known.turn.take() as has_turn:  # one thread looks, and the others use what it has seen
+            if (found := self.find_trusted(key, hit)) is not None:
+                return found
+            look = Look.begin()
+            if not is_current(known.target):
+                return None, None
+            cached = known.find_cached()
+            if cached is not None and hit(cached):
+                self._put(key, known._replace(look=look, turn=known.turn if has_turn else Turn()))
+                return known.target, cached
+        return known.target, None
+
+    def _put(self, key: Hashable, call: KnownCall[T]) -> None:
         if len(self._calls) >= _MAX_CALLS:
             self._calls.clear()
         self._calls[key] = call

@@ -58,7 +58,7 @@ class Lease:
 
     Attributes:
         size_bytes: The bytes of the model's parameters and buffers; those of an adapter without its base's.
-        engine: For the receipt, which engine was asked for and why torch computes. None otherwise.
+        engine: For the receipt, what was asked for and why torch, or another precision, computes. None otherwise.
     """
 
     engine: dict[str, Any] | None = None
@@ -110,7 +110,7 @@ class Lease:
     def receipt(self) -> Receipt:
         """What exactly answers, and how each fact of it is known. The tokenizer is loaded for it."""
         receipt = self._lender.receipt_of(self._target, self.model, self.size_bytes)
-        return receipt if self.engine is None else replace(receipt, engine=self.engine)
+        return receipt if self.engine is None else replace(receipt, engine=(receipt.engine or {}) | self.engine)
 
     def free_bytes(self) -> int | None:
         """Return the bytes that the memory budget of the model's device has left; None without a budget."""

@@ -15,6 +15,7 @@ from medvllm.classes import class_path
 from medvllm.model_cache import CachedModel, Limits, ModelCache, Reason, ValueCache, default_cpu_budget
 from medvllm.options import Identity
 from medvllm.quantities import PINNED
+from medvllm.sources import Snapshot
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,23 @@ class LoadedModels:
         left = self.cache.evict(name, reason)
         self.tokenizers.discard(lambda key: name is None or key[0] == name)
         return left
+
+    def evict_outdated(self, name: str, snapshot: Snapshot) -> None:
+        """Evict the models of an entry if one of them was loaded from files of its folder that have changed since.
+
+        Args:
+            name: The entry.
+            snapshot: The entry's files as they are now.
+        """
+        if snapshot.repo:  # the folder of a commit has its files only
+            return
+        folder = snapshot.identity.rpartition("@")[0]
+        found = (each.identity for each, is_evicted in self.cache.models() if not is_evicted)
+        if any(
+            each.name == name and each.snapshot.rpartition("@")[0] == folder and each.snapshot != snapshot.identity
+            for each in found
+        ):
+            self.evict(name, "replaced")
 
     def record_stores(self) -> list[processes.RecordStore]:
         """Return where this process records what is in memory: beside the catalogue, or else in MEDVLLM_HOME."""

@@ -6,7 +6,6 @@ and `medvllm.loading` reads the files.
 
 import contextlib
 import os
-import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -19,7 +18,7 @@ from medvllm.errors import BudgetError, DeviceMemoryError
 from medvllm.load_result import LoadResult
 from medvllm.model_cache import CachedModel, KnownBy, Need, Plan
 from medvllm.model_registry.entry_resolver import EntryResolver
-from medvllm.model_registry.known_calls import KnownCall, KnownCalls, Look, Turn, key_of
+from medvllm.model_registry.known_calls import Hit, KnownCalls, key_of
 from medvllm.model_registry.lease import Leasing
 from medvllm.model_registry.loaded_models import LoadedModels
 from medvllm.model_registry.nesting import Nesting
@@ -75,13 +74,9 @@ class Session:
         """
         key = key_of(name, options, loading.PLAIN_TYPES)
         keep_alive_s = None if keep_alive is None else parse_keep_alive(keep_alive)
-        known = None if key is None else self._calls.get(key)
-        if known is not None and known.look is not None and known.look.is_trusted():
-            cached = known.find_cached()
-            if cached is not None and self._cache.hit(cached, lease=lease, keep_alive=keep_alive_s):
-                return known.target, cached
-            del cached  # a model that has left must not keep its memory from the load
-        return self._acquire_checked(name, options, key, known, lease, keep_alive_s)
+        hit = partial(self._cache.hit, lease=lease, keep_alive=keep_alive_s)
+        found = self._calls.find_trusted(key, hit)
+        return found or self._acquire_checked(name, options, key, hit, lease, keep_alive_s)
 
     @settings.shared_look()
     def _acquire_checked(
@@ -89,32 +84,18 @@ class Session:
         name: "str | os.PathLike[str]",
         options: Mapping[str, Any],
         key: Hashable,
-        known: KnownCall[LoadTarget] | None,
+        hit: Hit,
         lease: bool,
         keep_alive_s: float | None,
     ) -> tuple[LoadTarget, CachedModel[Identity]]:
         """Do the same, after a look at everything that the meaning of the call depends on."""
-        target: LoadTarget | None = None
-        is_same = False
-        if known is not None:
-            with known.turn.take() as has_turn:  # one thread looks, and the others use what it has seen
-                seen = self._calls.get(key)
-                if seen is not None and seen.look is not None and seen.look.is_trusted():
-                    cached = seen.find_cached()
-                    if cached is not None and self._cache.hit(cached, lease=lease, keep_alive=keep_alive_s):
-                        return seen.target, cached
-                look = Look.begin()
-                target = known.target if self.resolver.is_current(known.target) else None
-                is_same = target is not None and target.is_lasting and target.fingerprint.is_current()
-                cached = known.find_cached() if is_same else None
-                if cached is not None and self._cache.hit(cached, lease=lease, keep_alive=keep_alive_s):
-                    turn = known.turn if has_turn else Turn()
-                    self._calls.put(key, known._replace(look=look, turn=turn))
-                    return known.target, cached
-                cached = None  # a model that has left must not keep its memory from the load
-        if target is None or not is_same:
+        target, cached = self._calls.look(key, hit, self._is_same)
+        if target is not None and cached is not None:
+            return target, cached
+        if target is None:
             # Resolve: which entry, which files, which options.
-            target = self._resolve_again(name, LoadOptions.from_kwargs(options), target)
+            target = self._resolve(name, options)
+            self._loaded.evict_outdated(target.metadata.name, target.snapshot)
         # Reserve, load, publish: the cache makes room for what the load needs, and all who ask meanwhile share it.
         # Inside a load this thread holds the lock that every load needs: to wait for another load would never end.
         is_nested = self._nesting.depth > 0
@@ -127,9 +108,13 @@ class Session:
                 keep_alive=keep_alive_s,
                 may_wait=not is_nested,
             )
-        if key is not None and not is_nested:
-            self._calls.put(key, KnownCall(target, weakref.ref(loaded), Turn()))
+        if not is_nested:
+            self._calls.put(key, target, loaded)
         return target, loaded
+
+    def _is_same(self, target: LoadTarget) -> bool:
+        """Return whether a call still means what it meant before, and its files are unchanged."""
+        return self.resolver.is_current(target) and target.is_lasting and target.fingerprint.is_current()
 
     def load_copy(self, name: "str | os.PathLike[str]", options: Mapping[str, Any]) -> Any:
         """Return a model that is the caller's own: loaded now, and shared with nobody."""
@@ -250,15 +235,6 @@ class Session:
 
     def _resolve(self, name: "str | os.PathLike[str]", options: Mapping[str, Any]) -> LoadTarget:
         return self.resolver.resolve(name, LoadOptions.from_kwargs(options))
-
-    def _resolve_again(
-        self, name: "str | os.PathLike[str]", given: LoadOptions, before: LoadTarget | None
-    ) -> LoadTarget:
-        """Return what a call means now. If its files have changed, what was loaded from them is evicted."""
-        target = self.resolver.resolve(name, given)
-        if before is not None and before.snapshot.path == target.snapshot.path and before.identity != target.identity:
-            self._loaded.evict(before.metadata.name, "replaced")
-        return target
 
     def _need(self, target: LoadTarget) -> Need:
         """Return what a load needs: what the last one took or, before the first, what the files' headers say."""

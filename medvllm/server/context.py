@@ -15,7 +15,7 @@ from medvllm.server.config import ServerConfig
 from medvllm.server.problem import Problem, ProblemError
 
 if TYPE_CHECKING:
-    from medvllm.engines import EngineName
+    from medvllm.engines import EngineName, Precision
     from medvllm.model_registry import ModelRegistry
 
 T = TypeVar("T")
@@ -63,13 +63,19 @@ class Server:
         return found
 
     def runner(
-        self, name: str, engine: "EngineName | None" = None, *, keep_alive: str | float | None = None
+        self,
+        name: str,
+        engine: "EngineName" = "torch",
+        precision: "Precision" = "float32",
+        *,
+        keep_alive: str | float | None = None,
     ) -> ModelRunner:
         """Return a runner of a registered model.
 
         Args:
             name: As for `entry`.
-            engine: What computes; None for torch.
+            engine: What computes.
+            precision: In which precision an engine may compute.
             keep_alive: How long the model stays in memory after its last use, from now on; None leaves that as it is.
 
         Raises:
@@ -79,7 +85,7 @@ class Server:
         """
         self.entry(name)
         options = {} if keep_alive is None else {"keep_alive": keep_alive}
-        return ModelRunner(self.reference(name), registry=self.registry, engine=engine or "torch", **options)
+        return ModelRunner(self.reference(name), registry=self.registry, engine=engine, precision=precision, **options)
 
     async def run(
         self,

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +22,25 @@ def prepared_folder(*key: Any) -> Path:
     return settings.HOME() / "prepared" / hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
+def check_room(folder: Path, size_bytes: int) -> None:
+    """Check that a folder can be made.
+
+    Args:
+        folder: The folder.
+        size_bytes: The size of its content.
+
+    Raises:
+        OSError: There is no space for the content, or no permission.
+    """
+    make_own(folder.parent)
+    if not is_trusted(folder.parent):
+        raise OSError(f"other users may write to {folder.parent}")
+    if not os.access(folder.parent, os.W_OK | os.X_OK):
+        raise OSError(f"this process may not write to {folder.parent}")
+    if shutil.disk_usage(folder.parent).free < 2 * size_bytes:
+        raise OSError(f"the disk of {folder.parent} has too little free space for it")
+
+
 def write_prepared(
     folder: Path, made_of: Mapping[str, str], size_bytes: int, fill: Callable[[Path], tuple[str | None, dict[str, Any]]]
 ) -> None:
@@ -36,11 +56,7 @@ def write_prepared(
     Raises:
         OSError: There is no space for the content, or no permission.
     """
-    make_own(folder.parent)
-    if not is_trusted(folder.parent):
-        raise OSError(f"other users may write to {folder.parent}")
-    if shutil.disk_usage(folder.parent).free < 2 * size_bytes:
-        raise OSError(f"the disk of {folder.parent} has too little free space for it")
+    check_room(folder, size_bytes)
 
     def fill_and_record(work: Path) -> None:
         rejection, facts = fill(work)

@@ -2,15 +2,25 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock
+from transformers import BertForTokenClassification
 
 from medvllm.engine.model_runner import ModelRegistry
-from medvllm.engines import EngineName
-from tests.support.trained import MINILM
+from medvllm.engine.model_runner.engine_lease import PartOf
+from medvllm.engines import Job, export_folder, find_export, keep_verdict
+from medvllm.loading.export.preparer import prepare
+from medvllm.options import LoadOptions
+from tests.support import tiny
+from tests.support.notes import CLINICAL
+from tests.support.tiny import labelled
+from tests.support.trained import MINILM, tagger_labels
+
+_SIZE = {"num_hidden_layers": 1, "intermediate_size": 256}  # few nodes: an export takes seconds for each layer
 
 
 class Exports:
@@ -18,29 +28,31 @@ class Exports:
 
     Args:
         shared: A folder that the workers share.
-        trained: The folder of the trained models.
     """
 
-    def __init__(self, shared: Path, trained: Path) -> None:
-        self._shared, self.trained = shared, trained
+    def __init__(self, shared: Path) -> None:
+        self._shared = shared
 
-    def prepare(self, folder: Path, home: Path, task: str, engine: EngineName = "onnx") -> None:
-        """Put the export of a model into a home, with its verdict.
+    def prepare(
+        self, folder: Path, home: Path, task: str, engines: tuple[str, ...] = ("onnx",), *, has_int8: bool = False
+    ) -> None:
+        """Put the export of a model into a home, with its verdicts.
+
+        It is made in this process, which has imported torch already.
 
         Args:
             folder: The folder of the model.
             home: What MEDVLLM_HOME is in the test.
             task: The task that needs it.
-            engine: The engine.
+            engines: The engines.
+            has_int8: Whether an export in int8 is made, too.
         """
-        own = self._shared / f"{folder.name}-{task}-{engine}"
+        own = self._shared / f"{folder.name}-{task}-{len(engines)}"
         with FileLock(f"{own}.lock"):
             if not (own / "done").exists():
                 shutil.rmtree(own, ignore_errors=True)
                 with _home(own):
-                    registry = ModelRegistry()
-                    registry.runner(folder, engine=engine).run(task, ["no fever"])
-                    registry.clear_cache()
+                    _export(folder, task, engines, has_int8)
                 (own / "done").touch()
         for prepared in (own / "prepared").iterdir():
             if prepared.is_dir():
@@ -50,21 +62,43 @@ class Exports:
         shutil.copy2(own / "digests.db", home / "digests.db")
 
     def minilm(self, home: Path) -> Path:
-        """The real model, as an encoder, for every engine."""
-        self.prepare(MINILM, home, "embed", "auto")
+        """The real model, as an encoder."""
+        self.prepare(MINILM, home, "embed")
         return MINILM
 
+    def encoder(self, home: Path) -> Path:
+        """A tiny encoder, for every engine."""
+        folder = self._make("encoder", partial(tiny.bert_encoder, config=_SIZE))
+        self.prepare(folder, home, "embed", ("onnx", "openvino"), has_int8=True)
+        return folder
+
     def tagger(self, home: Path) -> Path:
-        """A tagger that knows drugs and problems."""
-        folder = self.trained / "tagger-bio"
+        """A tiny tagger of drugs and problems."""
+        labels = tagger_labels("BIO", CLINICAL)
+        folder = self._make(
+            "tagger", partial(tiny.bert, cls=BertForTokenClassification, config=_SIZE | labelled(labels))
+        )
         self.prepare(folder, home, "ner")
         return folder
 
-    def classifier(self, home: Path) -> Path:
-        """A classifier of whole texts."""
-        folder = self.trained / "classifier"
-        self.prepare(folder, home, "classify")
-        return folder
+    def _make(self, name: str, make: Callable[[Path], Path]) -> Path:
+        folder = self._shared / name
+        with FileLock(f"{folder}.lock"):
+            return folder if folder.exists() else make(folder)
+
+
+def _export(folder: Path, task: str, engines: tuple[str, ...], has_int8: bool) -> None:
+    target = ModelRegistry().engine_leases.resolve(folder, LoadOptions(), PartOf(task, has_gap=False))
+    given = target.metadata, target.snapshot, target.options, target.part
+    jobs = [Job(*given, target.folder, None, engines)]
+    if has_int8:
+        jobs.append(Job(*given, export_folder(*given, "int8"), target.folder, ("onnx",)))
+    for job in jobs:
+        outcome = prepare(job)
+        export = find_export(job.folder)
+        assert export is not None
+        for verdict in outcome.verdicts:
+            keep_verdict(export, verdict)
 
 
 @contextmanager

@@ -27,14 +27,14 @@ class Place(Protocol):
         ...
 
     def answerer(
-        self, stack: ExitStack, arguments: dict[str, Any], engine: str, *, with_receipt: bool
+        self, stack: ExitStack, arguments: dict[str, Any], options: Mapping[str, Any], *, with_receipt: bool
     ) -> "ServerAnswerer | None":
         """Return the server that answers; None for a model in the memory of this process.
 
         Args:
             stack: Closes the connections to the server.
             arguments: The options of the task. What only the server can read is taken out.
-            engine: What computes.
+            options: What computes, and how: the options of the request.
             with_receipt: Whether a receipt is made.
         """
         ...
@@ -65,7 +65,7 @@ class LocalPlace:
         return ()
 
     def answerer(
-        self, stack: ExitStack, arguments: dict[str, Any], engine: str, *, with_receipt: bool
+        self, stack: ExitStack, arguments: dict[str, Any], options: Mapping[str, Any], *, with_receipt: bool
     ) -> "ServerAnswerer | None":
         """Return a server of this user that can answer; None if there is none. The model must be in the catalogue."""
         operators = arguments.get("operators")
@@ -86,7 +86,7 @@ class LocalPlace:
         return ServerAnswerer(
             client,
             self._name,
-            options={"engine": engine},
+            options=options,
             operators=operators,
             with_receipt=with_receipt,
             version=entry.version,
@@ -117,7 +117,7 @@ class ServerPlace:
         return tuple(self._facts.get("inputs", ()))
 
     def answerer(
-        self, stack: ExitStack, arguments: dict[str, Any], engine: str, *, with_receipt: bool
+        self, stack: ExitStack, arguments: dict[str, Any], options: Mapping[str, Any], *, with_receipt: bool
     ) -> "ServerAnswerer | None":
         """Return the server."""
         from medvllm.client import Client
@@ -125,7 +125,6 @@ class ServerPlace:
 
         client = stack.enter_context(Client(self._url))
         operators = arguments.pop("operators", None)
-        options = {"engine": engine}
         return ServerAnswerer(client, self._name, options=options, operators=operators, with_receipt=with_receipt)
 
 

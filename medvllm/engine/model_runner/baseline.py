@@ -28,7 +28,7 @@ _TEXTS = (
 )
 _PROJECTIONS = 16  # numbers kept of each output; a distance estimated from them is off by about a fifth
 # Relative error of an output that is allowed. Other libraries and CPUs cause about 1e-6.
-_TOLERANCE = {"float64": 1e-3, "float32": 1e-3}
+_TOLERANCE = {"float64": 1e-3, "float32": 1e-3, "int8": 0.15}
 _COARSE_TOLERANCE = 3e-2  # for 16-bit numbers
 _SMALLEST_NORM = 1e-6  # avoids a division by zero for an output of zeros
 
@@ -128,7 +128,7 @@ def _run_torch(lease: Lease, encoding: Mapping[str, Any]) -> "NDArray[np.float32
 def _compare(lease: Lease, recorded: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
     """Return how a case differs from the recorded one, or None if it does not."""
     for fact in ("dtype", "max_length"):
-        if recorded[fact] != found[fact] and not (fact == "dtype" and _is_widened(lease, recorded, found)):
+        if recorded[fact] != found[fact] and not (fact == "dtype" and _is_comparable(lease, recorded, found)):
             return f"{fact} is {found[fact]}, was {recorded[fact]}"
     for fact, words in (("ids", "token ids"), ("shape", "shape of the output")):
         if recorded[fact] != found[fact]:
@@ -146,11 +146,14 @@ def _compare(lease: Lease, recorded: Mapping[str, Any], found: Mapping[str, Any]
     return None
 
 
-def _is_widened(lease: Lease, *cases: Mapping[str, Any]) -> bool:
-    """Return whether cases have the same weights: in the checkpoint's 16 bits, or in float32, which holds them exactly.
+def _is_comparable(lease: Lease, *cases: Mapping[str, Any]) -> bool:
+    """Return whether cases of two dtypes have the same weights.
 
-    A machine that has no instructions for the first computes in the second.
+    The first dtype may be the checkpoint's own of 16 bits, and the second float32, which holds its numbers exactly: a
+    machine that has no instructions for the first computes in the second. An engine rounds any dtype to int8.
     """
+    if isinstance(lease.model, EngineModel) and lease.model.dtype == "int8":
+        return True
     own = lease.receipt.proof.dtype
     return own in WIDENED and {case["dtype"] for case in cases} <= {own, "float32"}
 

@@ -20,7 +20,7 @@ from medvllm.engine.model_runner.redaction.operators import parse_operators
 from medvllm.engine.model_runner.request import current_limits
 from medvllm.engine.model_runner.results import Result
 from medvllm.engine.model_runner.tasks import check_task, default_task, run_task
-from medvllm.engines.kinds import EngineName, check_engine
+from medvllm.engines.kinds import EngineName, Precision, check_engine, check_precision
 from medvllm.errors import LoadError, RequestError
 from medvllm.model_registry import Lease, ModelRegistry, registry
 from medvllm.receipt import Receipt
@@ -169,6 +169,7 @@ class CorpusRun:
         server: What answers in place of a model in memory; None for nothing.
         registry: The registry that loads the model.
         engine: What computes, as for `ModelRunner`.
+        precision: In which precision an engine may compute, as for `ModelRunner`.
         options: The options of `registry.load_model`.
 
     Attributes:
@@ -188,11 +189,13 @@ class CorpusRun:
         server: Answerer | None = None,
         registry: ModelRegistry = registry,
         engine: EngineName = "torch",
+        precision: Precision = "float32",
         **options: Any,
     ) -> None:
         self._listen, self._server = listen, server
         self._name, self._rows, self._registry, self._options = name, rows, registry, options
         self._engine: EngineName = check_engine(engine)
+        self._precision: Precision = check_precision(precision, self._engine)
         self._arguments, self._with_receipt = dict(arguments or {}), with_receipt
         self.task = None if task is None else usual_task(task)
         self.receipt: Receipt | None = None
@@ -234,7 +237,8 @@ class CorpusRun:
     @contextmanager
     def _model_in_memory(self, first: Sequence[Row]) -> Iterator[Answerer]:
         texts = [row.text for row in first]
-        with lease_for_task(self._registry, self._name, self._options, self._engine, self.task, texts) as lease:
+        given = self._name, self._options, self._engine, self._precision, self.task, texts
+        with lease_for_task(self._registry, *given) as lease:
             yield _ModelInMemory(lease, with_receipt=self._with_receipt)
 
     def _try(self, answerer: Answerer, chunk: list[Row], offset: int, *, has_ids: bool) -> CorpusAnswers | None:

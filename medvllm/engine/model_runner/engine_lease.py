@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from medvllm.heads import task_of_class
+from medvllm.engine.model_runner.engine_gate import EngineGate
 from medvllm.model_registry import Lease, ModelRegistry
 
 if TYPE_CHECKING:
     from medvllm.engine.model_runner.inference.part import Part
-    from medvllm.engines import EngineName
+    from medvllm.engines import EngineName, Precision
     from medvllm.metadata import ModelMetadata
     from medvllm.sources import Snapshot
 
@@ -28,11 +28,12 @@ _PARTS: "dict[str, Part]" = {
 }
 
 
+_GATE = EngineGate()
 _GAPS = "[MASK]", "<mask>"
 
 
 @dataclass(frozen=True)
-class _PartOf:
+class PartOf:
     """Chooses the part of a model for a task; None is the model's own one, which texts with gaps may decide."""
 
     task: str | None
@@ -54,6 +55,7 @@ def lease_for_task(
     name: "str | os.PathLike[str]",
     options: Mapping[str, Any],
     engine: "EngineName",
+    precision: "Precision",
     task: str | None,
     texts: Sequence[Any] = (),
 ) -> AbstractContextManager[Lease]:
@@ -64,6 +66,7 @@ def lease_for_task(
         name: The name of the model.
         options: The options of the load.
         engine: What computes. If an engine cannot, torch does, and the log and the receipt say why.
+        precision: The precision that an engine may compute in.
         task: The task; None for the model's own one.
         texts: The texts. Without a task, they may decide it.
     """
@@ -72,22 +75,13 @@ def lease_for_task(
     return registry.engine_leases.lease(
         name,
         options,
-        _PartOf(task, task is None and any(_is_gapped(text) for text in texts)),
+        PartOf(task, task is None and any(_is_gapped(text) for text in texts)),
         engine,
-        gate=_find_deviation,
+        precision=precision,
+        gate=_GATE,
         fallback=partial(registry.lease, name, **options),
     )
 
 
 def _is_gapped(text: object) -> bool:
     return isinstance(text, str) and any(gap in text for gap in _GAPS)
-
-
-def _find_deviation(lease: Lease) -> str | None:
-    """Return how a model deviates from the baseline of its entry, if that is of what the engine computes."""
-    if lease.model.part == "tokens" and task_of_class(type(lease.model).__name__) is not None:
-        return None  # the baseline is of its head
-    from medvllm.engine.model_runner.baseline import find_deviations
-
-    found = find_deviations(lease, lease.metadata.baseline)
-    return next((f"it deviates from the baseline of its entry in {case}: {what}" for case, what in found.items()), None)

@@ -10,7 +10,7 @@ from medvllm.engine.model_runner.foreign_errors import drop_hidden_errors, trans
 from medvllm.engine.model_runner.inputs import Text, check_query, to_list
 from medvllm.engine.model_runner.option_checks import check_count
 from medvllm.engine.model_runner.request import Limits, current_limits
-from medvllm.engines.kinds import EngineName, check_engine
+from medvllm.engines.kinds import EngineName, Precision, check_engine, check_precision
 from medvllm.errors import CatalogError, ModelNotFoundError, RequestError
 from medvllm.metadata import ModelMetadata
 from medvllm.model_registry import ModelRegistry, registry
@@ -58,10 +58,12 @@ class ModelRunner:
         engine: What computes: "torch", which is the reference; "onnx" or "openvino", which compute an exported graph on
             the CPU; or "auto", the fastest of them on this machine. An engine serves only after it has agreed with
             torch. Otherwise torch serves, and the log and the receipt say why.
+        precision: "int8" lets ONNX Runtime compute in 8 bits, if the answers to synthetic texts stay the same.
+            Otherwise it computes in float32, and the log and the receipt say why.
         options: The options of `registry.load_model`, for example `device` and `dtype`.
 
     Raises:
-        RequestError: There is no such engine.
+        RequestError: There is no such engine, or it does not compute in this precision.
         MissingDependencyError: The library of the engine is not installed.
 
     Example:
@@ -75,17 +77,20 @@ class ModelRunner:
         *,
         registry: ModelRegistry = registry,
         engine: "EngineName" = "torch",
+        precision: "Precision" = "float32",
         **options: Any,
     ) -> None:
         self._name, self._registry, self._options = name, registry, options
         self._engine: EngineName = check_engine(engine)
+        self._precision: Precision = check_precision(precision, self._engine)
         # In a runner that came from another process: the entries behind the name that only that process knew.
         self._entries: tuple[ModelMetadata, ...] = ()
 
     def __reduce__(self) -> "tuple[Any, ...]":
         """Pickle as a name, with the entries behind it that only this process knows: also that of a base."""
         entries = self._entries or self._registry.process_entries(self._name)
-        return _rebuild, (type(self), self._name, self._registry, self._options, self._engine, entries)
+        computed = {"engine": self._engine, "precision": self._precision}
+        return _rebuild, (type(self), self._name, self._registry, self._options | computed, entries)
 
     def __repr__(self) -> str:
         return f"ModelRunner({str(self._name)!r})"
@@ -618,7 +623,9 @@ class ModelRunner:
         limits.check()
         self._adopt_entries()
         given = to_list(texts)  # outside of the translation: an error of the caller's generator is the caller's
-        with lease_for_task(self._registry, self._name, self._options, self._engine, task, given) as lease:
+        with lease_for_task(
+            self._registry, self._name, self._options, self._engine, self._precision, task, given
+        ) as lease:
             limits.check()  # the load may have taken long
             result = run_task(lease, task, given, arguments)
             result.version = lease.metadata.version
@@ -668,7 +675,13 @@ class ModelRunner:
         with suppress(ModelNotFoundError):
             behaviour = self._registry.get_metadata(self._name).behaviour
             if behaviour.counterpart and behaviour.role not in (None, role):
-                return type(self)(behaviour.counterpart, registry=self._registry, engine=self._engine, **self._options)
+                return type(self)(
+                    behaviour.counterpart,
+                    registry=self._registry,
+                    engine=self._engine,
+                    precision=self._precision,
+                    **self._options,
+                )
         return self
 
     def _adopt_entries(self) -> None:
@@ -681,10 +694,9 @@ def _rebuild(
     name: "str | os.PathLike[str]",
     registry: ModelRegistry,
     options: dict[str, Any],
-    engine: "EngineName",
     entries: tuple[ModelMetadata, ...],
 ) -> ModelRunner:
     """Return the runner that another process sent."""
-    runner = kind(name, registry=registry, engine=engine, **options)
+    runner = kind(name, registry=registry, **options)
     runner._entries = entries
     return runner

@@ -9,6 +9,7 @@ import torch
 
 from medvllm.engines.export import GRAPH, GRAPH_DATA, OPSETS
 from medvllm.loading.export.parts import Part
+from medvllm.loading.export.shortage import is_shortage
 
 _EXAMPLE = (2, 16)  # windows and tokens; both are free in the graph
 
@@ -55,6 +56,8 @@ def _export(part: Part, folder: Path, opset: int) -> None:
                 verbose=False,
             )
     except Exception as error:  # an export may raise anything
+        if is_shortage(error):
+            raise
         raise NotExportable(f"torch cannot export it ({type(error).__name__})") from error
 
 

@@ -7,8 +7,10 @@ network and other programs before it imports torch.
 import json
 import os
 import pickle
+import shutil
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,14 +52,22 @@ def prepare(job: "Job") -> "Outcome":
         except (NotExportable, NoSuchPart) as reason:
             return str(reason), {}
 
-    record_export(job.folder, job.snapshot, fill)
-    export = find_export(job.folder)
-    if export is None:
-        raise OSError(f"{job.folder} changed while it was checked")
+    def find(folder: Path) -> "Export":
+        if (found := find_export(folder)) is None:
+            raise OSError(f"{folder} changed while it was checked")
+        return found
+
+    record_export(job.source or job.folder, job.snapshot, job.snapshot.size_bytes("float32"), fill)
+    export = find(job.source or job.folder)
+    if export.rejection is None and job.source is not None:
+        record_export(job.folder, job.snapshot, export.size_bytes, partial(_fill_int8, export))
+        export = find(job.folder)
     if export.rejection is not None:
         return Outcome(export.rejection)
-    if (flaw := source.find_flaw(export)) is not None:
-        return Outcome(flaw)
+    if not source.is_described_by(export):  # somebody has changed the record
+        for folder in filter(None, (job.folder, job.source)):
+            shutil.rmtree(folder)
+        return Outcome(failure="the record of its export described another model, and was removed")
     part, verdicts = source.reference(), []
     torch_s = measure(lambda ids: part.compute(ids), part, source.longest)
     for engine in job.engines:
@@ -68,6 +78,20 @@ def prepare(job: "Job") -> "Outcome":
             verdict = replace(verdict, cpu_s=own_s, torch_cpu_s=torch_s)
         verdicts.append(verdict)
     return Outcome(None, tuple(verdicts))
+
+
+def _fill_int8(source: "Export", work: Path) -> tuple[str | None, dict[str, Any]]:
+    """Write the files of an export in int8, made of one in float32."""
+    from medvllm.engines.export import TOKENIZER
+    from medvllm.loading.export.graph import NotExportable
+    from medvllm.loading.export.quantized import write_int8_graph
+
+    try:
+        write_int8_graph(source.folder, work)
+    except NotExportable as reason:
+        return str(reason), {}
+    shutil.copyfile(source.folder / TOKENIZER, work / TOKENIZER)
+    return None, {**source.facts, "precision": "int8"}
 
 
 class _Source:
@@ -96,10 +120,11 @@ class _Source:
         write_graph(part, folder)
         return self._describe(model, identity)
 
-    def find_flaw(self, export: "Export") -> str | None:
-        """Return what is wrong with the record of an export; None if it describes this model."""
+    def is_described_by(self, export: "Export") -> bool:
+        """Return whether the record of an export describes this model."""
         model, identity = self._load(None)
-        return None if export.facts == self._describe(model, identity) else "its record describes another model"
+        described = self._describe(model, identity) | {"precision": export.precision}
+        return bool(export.facts == described)
 
     def reference(self) -> Any:
         """Return the part of the model with plain attention."""

@@ -15,6 +15,7 @@ from medvllm.engine.model_runner.generation.answers import Piece
 from medvllm.engine.model_runner.request import Priority
 from medvllm.engine.model_runner.results import Result
 from medvllm.engine.model_runner.tasks import check_task
+from medvllm.engines.kinds import EngineName, Precision
 from medvllm.model_registry import ModelRegistry
 from medvllm.receipt import Receipt
 from medvllm.server.body import StrictRoute
@@ -22,7 +23,6 @@ from medvllm.server.config import ServerConfig
 from medvllm.server.context import ServerOf
 from medvllm.server.documentation import answer_of
 from medvllm.server.problem import Problem, ProblemError
-from medvllm.server.protocols.medical.request import Engine
 from medvllm.server.receipts import describe_receipt
 from medvllm.server.redaction_keys import use_server_keys
 from medvllm.server.streaming import stream_events
@@ -56,6 +56,7 @@ class RunRequest(StrictModel):
         texts: The texts, or what the task takes in their place: pairs, lists of words, conversations.
         arguments: The options of the task, as `ModelRunner` has them. Secrets of operators are named, and never sent.
         engine: What computes; torch by default.
+        precision: In which precision an engine may compute; float32 by default.
         receipt: Whether the answer has a receipt of what answered.
         stream: Whether a text that is generated comes piece by piece, as server-sent events.
         priority: "interactive" calls go before those that are "bulk".
@@ -67,7 +68,8 @@ class RunRequest(StrictModel):
     task: str | None = None
     texts: list[Any]
     arguments: Annotated[dict[str, Any], Field(default_factory=dict)]
-    engine: Engine | None = None
+    engine: EngineName = "torch"
+    precision: Precision = "float32"
     receipt: bool = False
     stream: bool = False
     priority: Priority = "interactive"
@@ -113,7 +115,7 @@ async def run_task(asked: RunRequest, http: Request, server: ServerOf) -> Respon
     is_own: bool = http.state.is_own
 
     def call() -> Response:
-        runner = server.runner(asked.model, asked.engine, keep_alive=asked.keep_alive)
+        runner = server.runner(asked.model, asked.engine, asked.precision, keep_alive=asked.keep_alive)
         arguments = _arguments(asked, server.config)
         made = runner.run(asked.task, asked.texts, with_receipt=asked.receipt, **arguments)
         head = {"model": server.about["model"], "version": made.version, "task": made.task}
@@ -121,7 +123,7 @@ async def run_task(asked: RunRequest, http: Request, server: ServerOf) -> Respon
 
     def stream() -> Generator[Piece]:
         arguments = check_task("generate", asked.arguments)
-        runner = server.runner(asked.model, asked.engine, keep_alive=asked.keep_alive)
+        runner = server.runner(asked.model, asked.engine, asked.precision, keep_alive=asked.keep_alive)
         yield from runner.generate(asked.texts, stream=True, **arguments)
 
     if not asked.stream:

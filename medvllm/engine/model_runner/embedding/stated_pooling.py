@@ -5,6 +5,7 @@ from contextlib import suppress
 from medvllm.engine.model_runner.classification.pairs import is_cross_encoder
 from medvllm.engine.model_runner.inference.causality import is_causal
 from medvllm.engine.model_runner.inference.part import judges_whole_texts
+from medvllm.engines import EngineModel
 from medvllm.errors import LoadError, RequestError
 from medvllm.heads import task_of_class
 from medvllm.model_registry import Lease
@@ -56,9 +57,10 @@ def _ranks(lease: Lease) -> bool:
 
 def _generates(lease: Lease) -> bool:
     """Return whether a model was trained to generate text: a decoder, or an encoder with a decoder behind it."""
-    base = lease.model.base_model
-    if getattr(base.config, "is_encoder_decoder", False):
-        return getattr(base, "decoder", None) is not None  # an encoder that was saved alone has none
+    if not isinstance(lease.model, EngineModel):
+        base = lease.model.base_model
+        if getattr(base.config, "is_encoder_decoder", False):
+            return getattr(base, "decoder", None) is not None  # an encoder that was saved alone has none
     with suppress(LoadError):  # what it cannot run, it cannot embed
         return is_causal(lease, "tokens")
     return False

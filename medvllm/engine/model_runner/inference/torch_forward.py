@@ -13,10 +13,11 @@ from medvllm.engine.model_runner.inference.forward import Layout
 from medvllm.engine.model_runner.inference.packing import PackedRow, first_positions
 from medvllm.engine.model_runner.inference.part import Part, find_part, judges_whole_texts
 from medvllm.engine.model_runner.inference.token_ids import check_ids, find_padding_id
-from medvllm.engine.model_runner.inference.trial import PROBE, differs_by_rounding, without_callers_settings
+from medvllm.engine.model_runner.inference.trial import without_callers_settings
 from medvllm.engine.model_runner.reading.windows import Window
 from medvllm.errors import DeviceMemoryError, LoadError, MedVLLMError
 from medvllm.model_registry import Lease
+from medvllm.rounding import PROBE, differs_by_rounding
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,6 +96,8 @@ class TorchForward:
             return self._run_block(batch)
         verdict = self._verdict()
         if verdict.layout == "packed":
+            if verdict.first_position and any(self._has_padding(window) for window in batch):
+                return [self._run_block([window])[0] for window in batch]
             try:
                 return self._run_row(batch, verdict.first_position)
             except DeviceMemoryError:
@@ -105,6 +108,10 @@ class TorchForward:
         found = [pair for part in plan_batches(self, batch) for pair in zip(part, self._run_block(part), strict=True)]
         numbers = {id(window): rows for window, rows in found}
         return [numbers[id(window)] for window in batch]
+
+    def _has_padding(self, window: Window) -> bool:
+        """Return whether a text has the padding token in it. A model that counts from its number does not count it."""
+        return find_padding_id(self._lease, self._module) in window.input_ids
 
     def _run_row(self, batch: Sequence[Window], first_position: int | None) -> "list[NDArray[np.float32]]":
         """Return the numbers of windows in one row without padding."""
@@ -205,9 +212,10 @@ class TorchForward:
 
     def _agrees(self, run: "Callable[[], list[NDArray[np.float32]]]", alone: "Sequence[NDArray[np.float32]]") -> bool:
         """Return whether windows have the numbers together that they have alone. A failure is no agreement."""
+        dtype = self._lease.model.dtype
         try:
             pairs = zip(run(), alone, strict=True)
-            return all(differs_by_rounding(self._lease, *pair, "other shapes") for pair in pairs)
+            return all(differs_by_rounding(dtype, *pair, "other shapes") for pair in pairs)
         except MedVLLMError:  # it takes no padding, or no row of several texts
             return False
 

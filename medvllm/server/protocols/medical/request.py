@@ -6,11 +6,11 @@ from pydantic import Field
 
 from medvllm.engine.model_runner import ModelRunner
 from medvllm.engine.model_runner.request import Priority
+from medvllm.engines.kinds import EngineName, Precision
 from medvllm.server.context import Server
 from medvllm.server.offsets import OffsetUnit
 from medvllm.server.texts import StrictModel
 
-Engine = Literal["torch", "onnx", "openvino", "auto"]
 LongText = Literal["window", "error", "truncate"]
 Score = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -24,6 +24,7 @@ class MedicalRequest(StrictModel):
         offset_unit: What offsets count: code points as Python does, UTF-16 code units as JavaScript and Java do, or
             bytes of UTF-8 as Go and Rust do. The answer repeats it.
         engine: What computes; torch by default.
+        precision: In which precision an engine may compute; float32 by default.
         receipt: Whether the answer has a receipt of what answered.
         priority: "interactive" calls go before those that are "bulk".
         timeout_s: Seconds after which the call ends.
@@ -32,7 +33,8 @@ class MedicalRequest(StrictModel):
 
     model: Annotated[str, Field(examples=["ner@production"])]
     offset_unit: OffsetUnit = "codepoint"
-    engine: Engine | None = None
+    engine: EngineName = "torch"
+    precision: Precision = "float32"
     receipt: bool = False
     priority: Priority = "interactive"
     timeout_s: Annotated[float, Field(gt=0)] | None = None
@@ -40,7 +42,7 @@ class MedicalRequest(StrictModel):
 
     def runner(self, server: Server) -> ModelRunner:
         """Return the runner that the request asks for. Raises: as `Server.entry`."""
-        return server.runner(self.model, self.engine, keep_alive=self.keep_alive)
+        return server.runner(self.model, self.engine, self.precision, keep_alive=self.keep_alive)
 
     def limits(self) -> dict[str, Any]:
         """Return how the call may run, for `Server.run`."""
