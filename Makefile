@@ -82,4 +82,4 @@ release-notes: $(STAMP) ## Move the fragments of changelog.d/ into CHANGELOG.md.
 	$(BIN)/towncrier build $(ARGS)
 
 clean: ## Remove the environment and all caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist *.egg-info
+	rm -rf $(VENV) .clients .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist *.egg-info

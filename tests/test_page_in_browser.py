@@ -8,7 +8,7 @@ import pytest
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
 from tests.support.pages import HOSTILE_NAME, HOSTILE_TEXT, registry_of_pages
 from tests.support.serving import serving
-from tests.support.tool_environment import run_client, tool_python
+from tests.support.tool_environment import run_client
 
 NOTE = "😀a\n\nDr. Müller saw Jones."
 
@@ -23,10 +23,9 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> ModelRegistry:
 
 @pytest.fixture(scope="module")
 def seen(registry: ModelRegistry) -> dict[str, Any]:
-    python = tool_python("browser", "playwright==1.65.2", "axe-playwright-python==0.1.8")
     with serving(registry) as client:
         base = str(client.base_url).rstrip("/")
-        found: dict[str, Any] = run_client(python, "browser.py", base, str(chromium), HOSTILE_NAME, HOSTILE_TEXT)
+        found: dict[str, Any] = run_client("browser.py", base, str(chromium), HOSTILE_NAME, HOSTILE_TEXT)
     return found
 
 

@@ -14,7 +14,7 @@ from medvllm.server.config import ServerConfig
 from tests.support.cross_encoders import DOCUMENTS, QUERY
 from tests.support.served import NOTE, registry_of_all_tasks
 from tests.support.serving import serving
-from tests.support.tool_environment import run_client, tool_python
+from tests.support.tool_environment import run_client
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +37,7 @@ def full(registry: ModelRegistry) -> Iterator[httpx2.Client]:
 
 def test_coheres_clients(client: httpx2.Client, full: httpx2.Client, registry: ModelRegistry) -> None:
     """Both rank as the library does. A wrong model, a wrong task and a full server raise what they mean."""
-    python = tool_python("cohere", "cohere==7.3.1")
-    found = run_client(python, "cohere_rerank.py", str(client.base_url), str(full.base_url), QUERY, *DOCUMENTS)
+    found = run_client("cohere_rerank.py", str(client.base_url), str(full.base_url), QUERY, *DOCUMENTS)
     ranking = ModelRunner("rank", registry=registry).rerank(QUERY, DOCUMENTS)
     assert found["v1"] == found["v2"] == [[each.index, each.score] for each in ranking[:2]]
     assert found["text"] == DOCUMENTS[ranking[0].index]

@@ -14,7 +14,7 @@ from medvllm.engine.model_runner import ModelRegistry, ModelRunner
 from medvllm.server.config import ServerConfig
 from tests.support import cross_encoders, tiny
 from tests.support.serving import serving
-from tests.support.tool_environment import run_client, tool_python
+from tests.support.tool_environment import run_client
 
 TEXTS = ["Dr. Smith 😀 saw Jones", "", "fever " * 400]
 LENGTH = "Inference-Header-Content-Length"
@@ -42,9 +42,8 @@ def client(registry: ModelRegistry) -> Iterator[httpx2.Client]:
 
 def test_tritonclient_gets_what_the_library_answers(client: httpx2.Client, registry: ModelRegistry) -> None:
     """Binary, JSON and gzip alike; errors are texts with a status, and none has a note in it."""
-    python = tool_python("triton", "tritonclient[http]==2.73.0")
     with serving(registry, ServerConfig(max_calls=1, max_waiting=-1)) as full:
-        found = run_client(python, "triton.py", *(f"127.0.0.1:{each.base_url.port}" for each in (client, full)))
+        found = run_client("triton.py", *(f"127.0.0.1:{each.base_url.port}" for each in (client, full)))
     assert found["live"] and found["ready"] and found["model_ready"] and found["version_ready"]
     assert not found["wrong_model_ready"] and found["server"]["name"] == "medvllm"
     assert found["metadata"]["inputs"] == [{"name": "text", "datatype": "BYTES", "shape": [-1]}]

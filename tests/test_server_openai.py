@@ -19,17 +19,10 @@ from medvllm.engine.model_runner import ModelRegistry, ModelRunner
 from medvllm.server.config import ServerConfig
 from tests.support import decoders, tiny
 from tests.support.serving import serving
-from tests.support.tool_environment import run_client, tool_python
+from tests.support.tool_environment import run_client
 
 TEXTS = ["the patient denies chest pain", "aspirin 😀"]
 CHAT = [{"role": "user", "content": "fever?"}]
-PACKAGES = (
-    "openai==3.57.0",
-    "ollama==0.6.3",
-    "langchain-openai==1.7.4",
-    "llama-index-embeddings-openai-like==0.4.0",
-    "haystack-ai==3.4.1",
-)
 # A chat template that leaves out what the system says.
 DEAF = decoders.CHATML.replace("in messages %}", "in messages if message['role'] != 'system' %}")
 ENDLESS = {"model": "endless", "messages": CHAT, "max_tokens": 900_000, "stream": True}
@@ -91,7 +84,7 @@ def full(registry: ModelRegistry) -> Iterator[httpx2.Client]:
 
 
 def _run_client(script: str, *servers: httpx2.Client) -> Any:
-    return run_client(tool_python("language-models", *PACKAGES), script, *(str(each.base_url) for each in servers))
+    return run_client(script, *(str(each.base_url) for each in servers))
 
 
 def test_openai_gets_what_the_library_answers(

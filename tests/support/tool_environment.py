@@ -1,5 +1,6 @@
-"""Environments in which the tests run programs of others, such as the clients of a protocol."""
+"""The environment in which the tests run programs of others: the clients of a protocol, and the driver of a browser."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -10,32 +11,30 @@ from typing import Any
 
 from filelock import FileLock
 
-_FOLDER = Path.home() / ".cache" / "medvllm-tests"
 _CLIENTS = Path(__file__).parents[1] / "clients"
+_PINNED = _CLIENTS / "requirements.txt"
+_FOLDER = Path(__file__).parents[2] / ".clients" / f"{sys.version_info[0]}.{sys.version_info[1]}"
+_HOME = str(Path.home())  # where uv keeps what it has fetched; a test has a home of its own
 
 
-def tool_python(name: str, *packages: str) -> Path:
-    """Return the Python of an environment with these packages, which is made once and kept.
-
-    Args:
-        name: A word for the environment.
-        packages: Pinned, as pip takes them.
-    """
-    key = "-".join((name, *(package.replace("[", "-").replace("]", "") for package in sorted(packages))))
-    folder = _FOLDER / f"{sys.version_info[0]}.{sys.version_info[1]}-{key}"
-    python, done = folder / "bin" / "python", folder / "done"
-    _FOLDER.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not done.exists():
-            venv.create(folder, clear=True, with_pip=True)
-            subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
-            done.touch()
-    return python
-
-
-def run_client(python: Path, script: str, *arguments: str) -> Any:
+def run_client(script: str, *arguments: str) -> Any:
     """Return what a script of tests/clients/ prints as JSON."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    done = subprocess.run([python, _CLIENTS / script, *arguments], capture_output=True, text=True, env=clean)
+    command = [_client_python(), _CLIENTS / script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=clean)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def _client_python() -> Path:
+    """Return the Python of the environment. It is made when it is first needed, and again if its packages change."""
+    python, made = _FOLDER / "bin" / "python", _FOLDER / "packages"
+    digest = hashlib.sha256(_PINNED.read_bytes()).hexdigest()
+    _FOLDER.parent.mkdir(exist_ok=True)
+    with FileLock(f"{_FOLDER}.lock"):
+        if not made.exists() or made.read_text() != digest:
+            venv.create(_FOLDER, clear=True)
+            command = [sys.executable, "-m", "uv", "pip", "sync", "--quiet", "--python", python, _PINNED]
+            subprocess.run(command, check=True, env=os.environ | {"HOME": _HOME})
+            made.write_text(digest)
+    return python
