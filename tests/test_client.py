@@ -31,7 +31,7 @@ from medvllm.errors import (
 )
 from medvllm.server.config import ServerConfig
 from tests.support import decoders
-from tests.support.scripted import HUNG_UP, Reply, scripted
+from tests.support.scripted import DRIPPING, HUNG_UP, Reply, scripted
 from tests.support.served import NOTE, registry_of_all_tasks
 from tests.support.serving import serving
 
@@ -244,9 +244,77 @@ def test_a_connection_that_the_server_has_ended_is_opened_again() -> None:
     replies = [done, HUNG_UP, done, HUNG_UP, stream, HUNG_UP, HUNG_UP]
     with scripted(lambda sent: replies.pop(0)) as server, Client(server.url) as client:
         assert client.loaded() == client.loaded() == [] == list(client.generate("m", ["a"], stream=True))
-        with pytest.raises(ServerError, match="broke off"):
+        with pytest.raises(ServerError, match="closed the connection"):
             client.loaded()
         assert not replies
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        (Reply(301, b"", {"Location": "https://u:p@med.example.org/x"}), r"MEDVLLM_SERVER=https://med\.example\.org$"),
+        (Reply(302, b"", {"Location": "/login"}), r"status 302, and not as .*\nIs this its address\?"),
+        (Reply(302, b"", {"Location": "https://[::1"}), r"Is this its address\?"),
+        (Reply(200, b"<html>"), r"status 200, and not as .*\nIs this its address\?"),
+        (Reply(502, b"<html>"), r"status 502, and not as .*\nIs this its address\?"),
+        (Reply(404, _problem("not_found")), r"another version(?s:.)*curl http://127\.0\.0\.1:\d+/api/version$"),
+        (Reply(405, _problem("method_not_allowed")), "another version"),
+        (Reply(200, b'{"task": "later", "version": 1, "records": []}'), "another version"),
+        (Reply(200, b'{"task": "ner", "version": 1, "records": [{}]}'), "another version"),
+        (HUNG_UP, r"closed the connection without an answer\.\nDoes it use TLS\? Then it is: https://127"),
+        (Reply(200, b'{"task": "ner"', length=1000), "broke off"),
+    ],
+)
+def test_what_is_no_server_of_this_version_is_told_apart(reply: Reply, message: str) -> None:
+    """Another address, another version, and a server that is none need different steps."""
+
+    async def ask(url: str) -> None:
+        async with AsyncClient(url) as client:
+            await client.entities("m", ["a"])
+
+    with scripted(lambda sent: reply) as server, Client(server.url) as client:
+        for call in (lambda: client.entities("m", ["a"]), lambda: asyncio.run(ask(server.url))):
+            with pytest.raises(ServerError, match=message):
+                call()
+
+
+def test_what_a_later_server_adds_is_left_out() -> None:
+    """Of records that the client knows, in whole answers and in streams."""
+    span = {"start": 0, "end": 5, "label": "NAME", "score": 0.5, "text": "Jones", "later": [1]}
+    coverage = {"read": [[0, 5]], "tokens": 3, "unknown": 0, "windows": 1, "truncated": False, "later": 1}
+    content = {"task": "ner", "version": 1, "records": [coverage | {"spans": [span]}], "classes": [], "later": 1}
+    usage = {"prompt_tokens": 1, "completion_tokens": 2, "later": 3}
+    answer = coverage | {"text": "a", "finish_reason": "stop", "usage": usage}
+    event = {"text": "a", "position": 0, "answer": answer, "later": 1}
+    replies = [
+        Reply(200, json.dumps(content).encode()),
+        Reply(200, f"event: later\ndata: {json.dumps(event)}\r\n\ndata: [DONE]\n\n".encode()),
+    ]
+    with scripted(lambda sent: replies.pop(0)) as server, Client(server.url) as client:
+        [[found]] = [entities.spans for entities in client.entities("m", ["Jones"])]
+        [piece] = client.generate("m", ["x"], stream=True)
+    assert (found.start, found.end, found.label, found.text) == (0, 5, "NAME", "Jones")
+    assert piece.answer is not None and piece.answer.completion_tokens == 2
+
+
+def test_an_answer_without_an_end_is_given_up() -> None:
+    """Although a byte of it comes from time to time, in each kind of call."""
+
+    async def ask(url: str, *, stream: bool) -> None:
+        async with AsyncClient(url, timeout_s=0.1) as client:
+            if stream:
+                _ = [piece async for piece in client.stream("m", ["a"])]
+            await client.loaded()
+
+    with scripted(lambda sent: DRIPPING) as server, Client(server.url, timeout_s=0.1) as client:
+        for call in (
+            client.loaded,
+            lambda: list(client.generate("m", ["a"], stream=True)),
+            lambda: asyncio.run(ask(server.url, stream=False)),
+            lambda: asyncio.run(ask(server.url, stream=True)),
+        ):
+            with pytest.raises(DeadlineError, match=r"within 0\.1 s"):
+                call()
 
 
 def test_a_server_that_never_answers_is_given_up() -> None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import httpx2
 
 CONNECT_S = 5.0
+_PROXIED = ("http://", "https://", "all://")  # for which the environment may name a proxy
 
 
 def choose_url(given: str | None) -> str:
@@ -50,8 +51,13 @@ def http_options(url: str, key: str | None) -> dict[str, Any]:
     headers = {"Content-Type": "application/json"}
     if chosen is not None:
         headers["Authorization"] = f"Bearer {chosen.strip()}"
-    # A proxy of the environment must not see what is sent to this machine.
-    return {"base_url": url, "headers": headers, "follow_redirects": False, "trust_env": not _is_here(url)}
+    options: dict[str, Any] = {"base_url": url, "headers": headers, "follow_redirects": False}
+    if not _is_here(url):
+        return options
+    if url.startswith("http:"):  # the certificates that TLS needs take longer to read than a short answer
+        return options | {"trust_env": False, "verify": False}
+    # A proxy of the environment must not see what is sent to this machine. The certificates that it names are used.
+    return options | {"mounts": dict.fromkeys(_PROXIED)}
 
 
 def timeout_of(left_s: float) -> "httpx2.Timeout":

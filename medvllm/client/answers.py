@@ -1,7 +1,8 @@
 """Answers of a server as the results of the library."""
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from medvllm.errors import MissingDependencyError
 
@@ -9,6 +10,8 @@ if TYPE_CHECKING:
     from medvllm.engine.model_runner.coverage import Coverage
     from medvllm.engine.model_runner.generation.answers import Answer, Piece
     from medvllm.engine.model_runner.results import Result
+
+T = TypeVar("T")
 
 # The classes of the results are imported in the functions, so that importing the client is fast.
 
@@ -30,6 +33,12 @@ def read_piece(content: Mapping[str, Any]) -> "Piece":
 
     answer = content["answer"]
     return Piece(content["text"], content["position"], None if answer is None else _answer(answer))
+
+
+def _make(kind: type[T], record: Mapping[str, Any], **others: Any) -> T:
+    """Return an object of a record. What a later release adds to it is left out; what it lacks is an error."""
+    known: Any = kind  # a dataclass
+    return kind(**{each.name: record[each.name] for each in fields(known) if each.name in record}, **others)
 
 
 def _coverage(record: Mapping[str, Any]) -> "Coverage":
@@ -59,9 +68,11 @@ def _entities(content: Mapping[str, Any]) -> "Result":
     from medvllm.engine.model_runner.tagging.entities import Entities, EntityResults
     from medvllm.engine.model_runner.tagging.spans import Span, WordSpan
 
+    def span_of(record: Mapping[str, Any]) -> Span:
+        return _make(WordSpan if "first_word" in record else Span, record)
+
     return EntityResults(
-        Entities([(WordSpan if "first_word" in span else Span)(**span) for span in record["spans"]], _coverage(record))
-        for record in content["records"]
+        Entities(list(map(span_of, record["spans"])), _coverage(record)) for record in content["records"]
     )
 
 
@@ -69,7 +80,7 @@ def _redactions(content: Mapping[str, Any]) -> "Result":
     from medvllm.engine.model_runner.redaction.results import RedactedItem, Redaction, RedactionResults
 
     return RedactionResults(
-        Redaction(record["text"], [RedactedItem(**item) for item in record["items"]], _coverage(record))
+        Redaction(record["text"], [_make(RedactedItem, item) for item in record["items"]], _coverage(record))
         for record in content["records"]
     )
 
@@ -78,7 +89,7 @@ def _classifications(content: Mapping[str, Any]) -> "Result":
     from medvllm.engine.model_runner.classification.classify import Classification, ClassificationResults, Label
 
     found = ClassificationResults(
-        Classification(tuple(Label(**label) for label in record["labels"]), _coverage(record))
+        Classification(tuple(_make(Label, label) for label in record["labels"]), _coverage(record))
         for record in content["records"]
     )
     found.classes = tuple(content["classes"])
@@ -88,12 +99,8 @@ def _classifications(content: Mapping[str, Any]) -> "Result":
 def _assertions(content: Mapping[str, Any]) -> "Result":
     from medvllm.engine.model_runner.classification.assertions import Assertion, AssertionResults
 
-    facts = ("start", "end", "label", "score", "scores", "text")
     return AssertionResults(
-        [
-            Assertion(**{fact: found[fact] for fact in facts}, coverage=_coverage(found))
-            for found in record["assertions"]
-        ]
+        [_make(Assertion, found, coverage=_coverage(found)) for found in record["assertions"]]
         for record in content["records"]
     )
 
@@ -108,7 +115,7 @@ def _fills(content: Mapping[str, Any]) -> "Result":
     from medvllm.engine.model_runner.fill_mask import Fill, FilledText, FillMaskResults
 
     return FillMaskResults(
-        FilledText(([Fill(**fill) for fill in gap] for gap in record["gaps"]), _coverage(record))
+        FilledText(([_make(Fill, fill) for fill in gap] for gap in record["gaps"]), _coverage(record))
         for record in content["records"]
     )
 
@@ -116,7 +123,7 @@ def _fills(content: Mapping[str, Any]) -> "Result":
 def _answer(record: Mapping[str, Any]) -> "Answer":
     from medvllm.engine.model_runner.generation.answers import Answer
 
-    return Answer(record["text"], record["finish_reason"], **record["usage"], coverage=_coverage(record))
+    return _make(Answer, {**record, **record["usage"]}, coverage=_coverage(record))
 
 
 def _generations(content: Mapping[str, Any]) -> "Result":

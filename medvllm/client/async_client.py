@@ -190,13 +190,19 @@ class AsyncClient:
         while True:
             request = exchange.request()
             try:
-                response = await self._connection().request(**request)
+                async with self._connection().stream(**request) as response:
+                    exchange.has_begun = True
+                    parts: list[bytes] = []
+                    async for part in response.aiter_bytes():
+                        exchange.check_time()
+                        parts.append(part)
             except httpx2.HTTPError as error:
                 failure = exchange.failure(error)
             else:
-                exchange.judge(response.status_code, response.headers, response.content)
+                body = b"".join(parts)
+                exchange.judge(response.status_code, response.headers, body)
                 if exchange.wait_s is None:
-                    return exchange.read(response.content)
+                    return exchange.read(body)
                 await asyncio.sleep(exchange.wait_s)
                 continue
             if failure is not None:
@@ -218,12 +224,13 @@ class AsyncClient:
         request = exchange.request()
         try:
             async with self._connection().stream(**request) as response:
+                exchange.has_begun = True
                 body = b"" if response.status_code == 200 else await response.aread()
                 exchange.judge(response.status_code, response.headers, body)
                 if exchange.wait_s is not None:
                     return
-                async for line in response.aiter_lines():
-                    if (piece := exchange.read_line(line)) is not None:
+                async for part in response.aiter_bytes():
+                    for piece in exchange.read_part(part):
                         yield piece
         except httpx2.HTTPError as error:
             failure = exchange.failure(error)

@@ -199,13 +199,19 @@ class Client:
         while True:
             request = exchange.request()
             try:
-                response = self._connection().request(**request)
+                with self._connection().stream(**request) as response:
+                    exchange.has_begun = True
+                    parts: list[bytes] = []
+                    for part in response.iter_bytes():
+                        exchange.check_time()
+                        parts.append(part)
             except httpx2.HTTPError as error:
                 failure = exchange.failure(error)
             else:
-                exchange.judge(response.status_code, response.headers, response.content)
+                body = b"".join(parts)
+                exchange.judge(response.status_code, response.headers, body)
                 if exchange.wait_s is None:
-                    return exchange.read(response.content)
+                    return exchange.read(body)
                 time.sleep(exchange.wait_s)
                 continue
             if failure is not None:
@@ -225,13 +231,13 @@ class Client:
         request = exchange.request()
         try:
             with self._connection().stream(**request) as response:
+                exchange.has_begun = True
                 body = b"" if response.status_code == 200 else response.read()
                 exchange.judge(response.status_code, response.headers, body)
                 if exchange.wait_s is not None:
                     return
-                for line in response.iter_lines():
-                    if (piece := exchange.read_line(line)) is not None:
-                        yield piece
+                for part in response.iter_bytes():
+                    yield from exchange.read_part(part)
         except httpx2.HTTPError as error:
             failure = exchange.failure(error)
         else:

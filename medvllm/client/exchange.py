@@ -2,11 +2,11 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from medvllm.client import faults
-from medvllm.client.address import timeout_of
+from medvllm.client.address import CONNECT_S, timeout_of
 from medvllm.client.answers import read_piece
 from medvllm.client.call import Call
 from medvllm.errors import MedVLLMError
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_EVENT = "data: "
-_LAST = "[DONE]"
+_EVENT = b"data: "
+_LAST = b"[DONE]"
+_NOTHING: Any = object()
 _HUNG_UP = "without sending a response"  # as httpx says it
 
 
@@ -33,15 +34,19 @@ class Exchange(Generic[T]):
 
     Attributes:
         wait_s: The seconds after which the request is to be sent again; None if it is not.
+        has_begun: Whether the head of an answer is there. Clients say so.
     """
 
     def __init__(self, url: str, call: Call[T], timeout_s: float) -> None:
         self._url, self._call = url, call
         self._timeout_s = timeout_s if call.timeout_s is None else call.timeout_s
         self._deadline = time.monotonic() + self._timeout_s
+        self._end = self._deadline + min(self._timeout_s, CONNECT_S)  # the server may still say that it is late
+        self._line = b""  # of a stream, as far as it is here
         self._tries = self._hang_ups = 0
         self._is_complete = False
         self.wait_s: float | None = None
+        self.has_begun = False
 
     def request(self) -> dict[str, Any]:
         """Return the arguments of the next request. DeadlineError: the time is over."""
@@ -49,6 +54,7 @@ class Exchange(Generic[T]):
         if left_s <= 0:
             raise faults.too_late(self._timeout_s)
         self._tries += 1
+        self.has_begun = False
         content = self._call.body(left_s)
         return {
             "method": self._call.method,
@@ -74,7 +80,7 @@ class Exchange(Generic[T]):
             return faults.not_reached(self._url, str(error))
         if isinstance(error, httpx2.TimeoutException):
             return faults.too_late(self._timeout_s)
-        return faults.broken_off(self._url)
+        return faults.broken_off(self._url) if self.has_begun else faults.hung_up(self._url)
 
     def judge(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         """Set `wait_s` for an answer. If it is an error, and does not help to ask again, raise it."""
@@ -85,31 +91,45 @@ class Exchange(Generic[T]):
         if self.wait_s is None:
             raise faults.error_of(status, headers, body, self._url)
 
+    def check_time(self) -> None:
+        """Raise DeadlineError if an answer is still arriving when the time is over, however little comes at a time."""
+        if time.monotonic() > self._end:
+            raise faults.too_late(self._timeout_s)
+
     def read(self, body: bytes) -> T:
         """Return the result that a good answer has."""
+        content = _NOTHING
         try:
-            return self._call.read(json.loads(body))
+            content = json.loads(body)
+            return self._call.read(content)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             pass  # the error may have a part of the answer
-        raise faults.error_of(200, {}, b"", self._url)
+        raise faults.error_of(200, {}, b"", self._url) if content is _NOTHING else faults.unknown_form(self._url)
 
-    def read_line(self, line: str) -> "Piece | None":
-        """Return the piece that a line of a stream has, if any, or raise the error that it has."""
+    def read_part(self, part: bytes) -> "Iterator[Piece]":
+        """Yield the pieces that a part of a stream completes, or raise the error that it has."""
+        self.check_time()
+        *lines, self._line = (self._line + part).split(b"\n")
+        for line in lines:
+            if (piece := self._read_line(line.rstrip(b"\r"))) is not None:
+                yield piece
+
+    def _read_line(self, line: bytes) -> "Piece | None":
         if not line.startswith(_EVENT):
             return None
         if line == _EVENT + _LAST:
             self._is_complete = True
             return None
+        content = _NOTHING
         try:
             content = json.loads(line.removeprefix(_EVENT))
-            error = content.get("error")
-            if error is None:
+            if (error := content.get("error")) is None:
                 return read_piece(content)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             error = None
         if isinstance(error, dict):
             raise faults.error_in(error, self._url)
-        raise faults.broken_off(self._url)
+        raise faults.broken_off(self._url) if content is _NOTHING else faults.unknown_form(self._url)
 
     def check_complete(self) -> None:
         """Raise ServerError if a stream ended before its last event."""

@@ -3,13 +3,19 @@
 import json
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urljoin, urlsplit
 
-from medvllm import errors
+from medvllm import __version__, errors
 from medvllm.errors import MedVLLMError, RequestError, ServerError
 
 _TRIES = 3
 _LONGEST_WAIT_S = 30.0
 _RETRIED = (408, 429, 502, 503)
+_WAYS_OUT = {  # of errors of TLS
+    "CERTIFICATE_VERIFY_FAILED": "If it is the certificate of your server, name its file: SSL_CERT_FILE=CHAIN.pem",
+    "WRONG_VERSION_NUMBER": "Does it use TLS? If not, its address begins with http://",
+    "RECORD_LAYER_FAILURE": "Does it use TLS? If not, its address begins with http://",
+}
 _NOTHING_DONE = "Is it running? Start one: medvllm serve"
 
 
@@ -24,8 +30,13 @@ def error_of(status: int, headers: Mapping[str, str], body: bytes, url: str) -> 
     """
     problem = _problem(body)
     if problem is None:
+        if 300 <= status < 400 and (other := _origin(url, headers.get("location", ""))) is not None:
+            message = f"The server at {url} sends its clients to {other}.\nUse that address: MEDVLLM_SERVER={other}"
+            return ServerError(message, url=url, status=status)
         message = f"The server at {url} answered with status {status}, and not as a server of medvllm does.\n"
         return ServerError(f"{message}Is this its address? Set it with: MEDVLLM_SERVER", url=url, status=status)
+    if problem.get("code") in ("not_found", "method_not_allowed"):  # of a route, not of a model
+        return unknown_form(url, status)
     return error_in(problem, url, status, retry_s(headers))
 
 
@@ -72,7 +83,25 @@ def wait_s(status: int, headers: Mapping[str, str], tries: int, left_s: float) -
 
 def not_reached(url: str, why: str) -> ServerError:
     """Return the error for a server that does not answer."""
-    return ServerError(f"The server at {url} cannot be reached: {why}.\n{_NOTHING_DONE}", url=url)
+    way_out = next((text for word, text in _WAYS_OUT.items() if word in why), _NOTHING_DONE)
+    return ServerError(f"The server at {url} cannot be reached: {why}.\n{way_out}", url=url)
+
+
+def unknown_form(url: str, status: int | None = None) -> ServerError:
+    """Return the error for a server that is of another version: it lacks a route, or its answer is not understood."""
+    return ServerError(
+        f"The server at {url} has another version of medvllm, which version {__version__} cannot talk to.\n"
+        f"Its version, which the client needs, too: curl {url}/api/version",
+        url=url,
+        status=status,
+    )
+
+
+def hung_up(url: str) -> ServerError:
+    """Return the error for a server that closes each connection without an answer."""
+    is_plain = url.startswith("http:")
+    way_out = f"Does it use TLS? Then it is: https{url.removeprefix('http')}" if is_plain else _NOTHING_DONE
+    return ServerError(f"The server at {url} closed the connection without an answer.\n{way_out}", url=url)
 
 
 def broken_off(url: str) -> ServerError:
@@ -86,6 +115,17 @@ def too_late(seconds: float) -> errors.DeadlineError:
         f"The server did not answer within {seconds:g} s.\nAllow more time: timeout_s={10 * seconds:g}",
         timeout_s=seconds,
     )
+
+
+def _origin(url: str, location: str) -> str | None:
+    """Return the scheme and host of another server that a redirection names, without a user or a path."""
+    try:
+        own, other = urlsplit(url), urlsplit(urljoin(url, location))
+        origin = f"{other.scheme}://{other.netloc.rpartition('@')[2]}"
+    except ValueError:
+        return None
+    is_other = other.scheme in ("http", "https") and (other.scheme, other.netloc) != (own.scheme, own.netloc)
+    return origin if is_other and origin.isascii() and origin.isprintable() else None
 
 
 def _problem(body: bytes) -> Mapping[str, Any] | None:

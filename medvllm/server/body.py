@@ -11,14 +11,15 @@ from fastapi.routing import APIRoute
 from medvllm.server.problem import Problem, ProblemError
 from medvllm.server.strict_json import JSONError, parse_json
 
-_GZIP = 16 + zlib.MAX_WBITS
+# The formats of zlib by the names that HTTP has for them.
+_ENCODINGS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
 
 class StrictRequest(Request):
     """A request whose body is read and parsed as the server wants it."""
 
     async def body(self) -> bytes:
-        """Return the body, decompressed. ProblemError: it is too large, or compressed in another way than gzip."""
+        """Return the body, decompressed. ProblemError: it is too large, or compressed in an unknown way."""
         if not hasattr(self, "_body"):
             limit: int = self.state.config.max_body_bytes
             try:
@@ -28,10 +29,10 @@ class StrictRequest(Request):
                 message = "The body did not arrive in time."
                 raise ProblemError(Problem(408, "request_timeout", message, retry_after_s=1)) from None
             encoding = self.headers.get("content-encoding", "identity").strip().lower()
-            if encoding == "gzip":
-                data = _decompress(data, limit)
+            if encoding in _ENCODINGS:
+                data = _decompress(data, encoding, limit)
             elif encoding != "identity":
-                message = "The body may be compressed with gzip only."
+                message = "The body may be compressed with gzip or deflate only."
                 raise ProblemError(Problem(415, "unsupported_encoding", message, "Content-Encoding"))
             self._body = data
         return self._body
@@ -78,15 +79,16 @@ def too_large(limit: int) -> Problem:
     return Problem(413, "body_too_large", f"The body may have at most {limit:,} bytes, also after decompression.")
 
 
-def _decompress(data: bytes, limit: int) -> bytes:
-    """Return the bytes of a gzip stream, without making more than the limit of them."""
-    stream = zlib.decompressobj(_GZIP)
+def _decompress(data: bytes, encoding: str, limit: int) -> bytes:
+    """Return the bytes of a compressed stream, without making more than the limit of them."""
+    stream = zlib.decompressobj(_ENCODINGS[encoding])
     try:
         found = stream.decompress(data, limit + 1)
     except zlib.error:
-        raise ProblemError(Problem(400, "invalid_gzip", "The body is not gzip.")) from None
+        raise ProblemError(Problem(400, f"invalid_{encoding}", f"The body is not {encoding}.")) from None
     if len(found) > limit:
         raise ProblemError(too_large(limit))
     if not stream.eof or stream.unused_data:
-        raise ProblemError(Problem(400, "invalid_gzip", "The body is not one complete gzip stream."))
+        message = f"The body is not one complete {encoding} stream."
+        raise ProblemError(Problem(400, f"invalid_{encoding}", message))
     return found

@@ -27,6 +27,7 @@ class Reply:
 
 
 HUNG_UP = Reply(0)  # it closes the connection, and answers nothing
+DRIPPING = Reply(200, b" ", length=1_000_000)  # a byte from time to time
 Script = Callable[[Sent], Reply | None]  # None: it never answers
 
 
@@ -34,6 +35,9 @@ class Scripted(ThreadingHTTPServer):
     """The server, with its address and the requests that came so far."""
 
     daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing: the client went away."""
 
     def __init__(self, script: Script) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -62,6 +66,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(reply.body) if reply.length is None else reply.length))
         self.end_headers()
         self.wfile.write(reply.body)
+        while reply is DRIPPING and not self.server.ending.wait(0.01):
+            self.wfile.write(reply.body)
         self.close_connection = reply.length is not None
 
     do_GET = do_POST

@@ -111,7 +111,7 @@ async def _answer(asked: GenerationRequest, http: Request, server: Server, promp
 
     if not asked.stream:
         return await server.run(http, answer)
-    has_usage = asked.stream_options is not None and asked.stream_options.include_usage
+    has_usage = asked.stream_options is not None and bool(asked.stream_options.include_usage)
     return await stream_events(http, server.stream(http, stream), form.events(has_usage=has_usage))
 
 

@@ -1,6 +1,7 @@
 """`POST /v1/embeddings`."""
 
 import base64
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -11,6 +12,7 @@ from medvllm.server.body import StrictRoute
 from medvllm.server.context import Server, ServerOf
 from medvllm.server.documentation import answer_of
 from medvllm.server.problem import Problem, ProblemError
+from medvllm.server.protocols.openai.requests import refuse_others
 from medvllm.server.texts import check_texts
 from medvllm.server.vectors import shorten
 
@@ -21,16 +23,30 @@ if TYPE_CHECKING:
 router = APIRouter(route_class=StrictRoute)
 
 
+# What other servers can do with texts or vectors, and this one cannot, with the values that ask for nothing.
+_REFUSED: Mapping[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("input_type", "task", "prompt_name", "instruction", "normalize", "late_chunking"), ()),
+    **dict.fromkeys(("truncate_prompt_tokens", "messages"), ()),
+    "add_special_tokens": (True,),
+    "embedding_type": ("float",),
+    "embed_dtype": ("float32",),
+    "endianness": ("native", "little"),
+    "truncate": ("NONE", False),
+}
+
+
 class EmbeddingRequest(BaseModel):
     """The texts to embed. Unknown keys are ignored, as clients send keys of their own."""
 
     model_config = ConfigDict(
-        strict=True, json_schema_extra={"example": {"model": "my-encoder", "input": ["Patient denies chest pain."]}}
+        extra="allow",
+        strict=True,
+        json_schema_extra={"example": {"model": "my-encoder", "input": ["Patient denies chest pain."]}},
     )
 
     model: str
     input: str | list[str] | list[int] | list[list[int]]
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1)] | None = None
 
 
@@ -54,6 +70,7 @@ async def create_embeddings(asked: EmbeddingRequest, http: Request, server: Serv
     A record of a text that was cut has `"truncated": true`. With `dimensions`, the first numbers of each vector are
     kept, and scaled to length 1. Ids of tokens are refused, because they are of another model's vocabulary.
     """
+    refuse_others(asked.model_extra, _REFUSED)
     texts = refuse_token_ids(asked.input, "input")
     check_texts(texts, server.config)
     return await server.run(http, lambda: JSONResponse(_embed(server, asked, texts)))  # in the thread: it may be large
@@ -89,7 +106,7 @@ def refuse_token_ids(given: str | list[str] | list[int] | list[list[int]], param
     return texts
 
 
-def _encode(vector: "NDArray[np.float32]", encoding: str) -> str | list[float]:
+def _encode(vector: "NDArray[np.float32]", encoding: str | None) -> str | list[float]:
     if encoding == "base64":
         return base64.b64encode(vector.astype("<f4").tobytes()).decode()
     numbers: list[float] = vector.tolist()

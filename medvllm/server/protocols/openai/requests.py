@@ -30,7 +30,7 @@ _REFUSED: Mapping[str, tuple[Any, ...]] = {
 class StreamOptions(BaseModel):
     """What a stream has besides the text."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 class GenerationRequest(BaseModel):
@@ -42,7 +42,7 @@ class GenerationRequest(BaseModel):
     max_tokens: Annotated[int, Field(ge=1, description="The longest answer; by default 256 tokens.")] | None = None
     stop: str | Annotated[list[str], Field(max_length=64)] | None = None
     temperature: Annotated[float, Field(ge=0, description="By default 0: the likeliest token.")] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1, description="0 stands for the likeliest token.")] | None = None
     top_k: Annotated[int, Field(ge=-1, description="-1 and 0 stand for all tokens.")] | None = None
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
     stream: bool | None = False
@@ -55,13 +55,10 @@ class GenerationRequest(BaseModel):
         Raises:
             ProblemError: The request asks for more than the server can do.
         """
-        for key, value in (self.model_extra or {}).items():
-            if value is not None and key in _REFUSED and not _is_any_of(value, _REFUSED[key]):
-                message = f"The server cannot do what {key!r} asks for.\nLeave it out."
-                raise ProblemError(Problem(400, "unsupported_parameter", message, key))
+        refuse_others(self.model_extra, _REFUSED)
         top_p = None if self.top_p == 1 else self.top_p
         top_k = None if self.top_k in (-1, 0) else self.top_k
-        heat = self.temperature
+        heat = 0.0 if top_p == 0 else self.temperature
         if heat is None:  # who narrows the choice wants one: OpenAI samples by default
             heat = 0.0 if top_p is None and top_k is None else 1.0
         return {
@@ -102,6 +99,19 @@ class CompletionRequest(GenerationRequest):
     model_config = ConfigDict(json_schema_extra={"example": {"model": "my-decoder", "prompt": "Aspirin is"}})
 
     prompt: str | list[str] | list[int] | list[list[int]]
+
+
+def refuse_others(given: Mapping[str, Any] | None, refused: Mapping[str, tuple[Any, ...]]) -> None:
+    """Raise ProblemError if a request has a key that would change its answer, and that the server does not know.
+
+    Args:
+        given: The keys of the request beside those that the server knows.
+        refused: Keys that other servers know, each with the values that ask for nothing.
+    """
+    for key, value in (given or {}).items():
+        if value is not None and key in refused and not _is_any_of(value, refused[key]):
+            message = f"The server cannot do what {key!r} asks for.\nLeave it out."
+            raise ProblemError(Problem(400, "unsupported_parameter", message, key))
 
 
 def _is_any_of(value: Any, others: tuple[Any, ...]) -> bool:
