@@ -34,6 +34,7 @@ from tests.support import decoders
 from tests.support.scripted import DRIPPING, HUNG_UP, Reply, scripted
 from tests.support.served import NOTE, registry_of_all_tasks
 from tests.support.serving import serving
+from tests.support.waiting import wait_until
 
 OWN_KEY = "k" * 40
 CANARY = "Zyxwvutcanary"
@@ -140,8 +141,7 @@ def test_a_text_is_streamed_in_pieces(client: Client, registry: ModelRegistry) -
     next(stream)
     assert next(model for model in client.loaded() if model["name"] == "chat")["leases"] > 0
     stream.close()
-    while next(model for model in client.loaded() if model["name"] == "chat")["leases"]:
-        pass
+    wait_until(lambda: not next(model for model in client.loaded() if model["name"] == "chat")["leases"], step_s=0.01)
 
 
 def test_models_are_listed_loaded_and_unloaded(client: Client, registry: ModelRegistry) -> None:

@@ -27,7 +27,8 @@ from medvllm.errors import (
     RequestCancelledError,
     RequestError,
 )
-from tests.support.toy_forward import SECONDS, Callers, Gate, ToyForward, compute, wait_until, windows
+from tests.support.toy_forward import SECONDS, Callers, Gate, ToyForward, compute, windows
+from tests.support.waiting import wait_until
 
 LONG = [0] * 8  # a window that fills a batch
 

@@ -29,6 +29,7 @@ from tests.support.scripted import Reply, Sent, scripted
 from tests.support.served import NOTE, registry_of_all_tasks
 from tests.support.serving import serving
 from tests.support.users import NOBODY
+from tests.support.waiting import wait_until
 
 Run = Callable[..., Outcome]
 
@@ -364,13 +365,11 @@ def test_ctrl_c_ends_the_call_on_the_server(resident: ServerRecord, run: Run) ->
         client.load("chat")
 
         def interrupt() -> None:
-            while not client.loaded()[0]["leases"]:
-                pass
+            wait_until(lambda: bool(client.loaded()[0]["leases"]), step_s=0.01)
             os.kill(os.getpid(), signal.SIGINT)
 
         thread = threading.Thread(target=interrupt)
         thread.start()
         assert run("chat", *["a"] * 500, "--max-new-tokens", "400").code == 130
         thread.join()
-        while client.loaded()[0]["leases"]:
-            pass
+        wait_until(lambda: not client.loaded()[0]["leases"], step_s=0.01)

@@ -1,6 +1,7 @@
 """`medvllm serve` and `medvllm key`: processes that start, refuse to start, drain and end."""
 
 import json
+import os
 import re
 import signal
 import socket
@@ -8,6 +9,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
@@ -16,8 +18,9 @@ import httpx2
 import pytest
 
 from medvllm.engine.model_runner import ModelRegistry
-from tests.support import tiny
+from tests.support import tiny, warm
 from tests.support.console import Outcome, command
+from tests.support.waiting import wait_until
 
 Console = Callable[..., Outcome]
 Start = Callable[..., "Started"]
@@ -27,13 +30,19 @@ class Started:
     """A server in a process of its own, whose lines on standard error are kept."""
 
     def __init__(self, *options: str) -> None:
-        command = [sys.executable, "-m", "medvllm", "serve", "--port", "0", *options]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        reading, writing = os.pipe()
+        self._process = warm.start("-m", "medvllm.cli", "serve", "--port", "0", *options, stderr=writing)
+        os.close(writing)
+        self.pid = self._process.pid
         self.lines: list[str] = []
         self._arrived = threading.Condition()
-        assert self.process.stderr is not None
-        self._reading = threading.Thread(target=self._read, args=(self.process.stderr,))
+        self._status: int | None = None
+        self._reading = threading.Thread(target=self._read, args=(os.fdopen(reading),))
         self._reading.start()
+
+    @property
+    def is_running(self) -> bool:
+        return self._reading.is_alive()
 
     def wait_for(self, pattern: str) -> str:
         """Return what the group of a pattern is in the first line that has it."""
@@ -42,17 +51,22 @@ class Started:
 
             def arrived() -> bool:
                 found[:] = [match for line in self.lines if (match := re.search(pattern, line))]
-                return bool(found) or self.process.poll() is not None
+                return bool(found) or not self.is_running
 
             assert self._arrived.wait_for(arrived, 120) and found, self.lines
             return found[0][1]
 
-    def end(self, signal_: int = signal.SIGTERM) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(signal_)
-        code = self.process.wait(60)
-        self._reading.join()
-        return code
+    def wait(self) -> int:
+        """Return the exit status."""
+        if self._status is None:
+            self._status = self._process.wait(60)
+            self._reading.join()
+        return self._status
+
+    def end(self, signal_: int) -> None:
+        if self._status is None:
+            os.kill(self.pid, signal_)
+            self.wait()
 
     def _read(self, stream: IO[str]) -> None:
         with stream:
@@ -101,36 +115,47 @@ def test_commands_of_the_user_find_the_server(start: Start, ner: None, console: 
     assert not list((home / "medvllm" / "run" / "servers").iterdir()) and "Smith" not in "".join(server.lines)
 
 
-def test_a_server_completes_its_requests_before_it_ends(start: Start, ner: None) -> None:
+def test_a_server_completes_its_requests_before_it_ends(start: Start, ner: None, console: Console) -> None:
     """And a second one on its port names it. Both models and lines are as asked."""
     server = start("--load", "ner")
     url = server.wait_for(r"Serving at (http\S+),")
     assert server.lines[0] == "Loaded ner.\n"
     assert httpx2.post(f"{url}/v2/repository/index", json={"ready": True}).json()[0]["name"] == "ner"
-    second = subprocess.run(
-        [sys.executable, "-m", "medvllm", "serve", "--port", url.rpartition(":")[2]], capture_output=True, text=True
-    )
-    assert second.returncode == 1
-    assert f"is taken by process {server.process.pid} (medvllm serve).\nTo use another one: --port" in second.stderr
+    second = console("serve", "--port", url.rpartition(":")[2])
+    assert second.code == 1 and f"is taken by process {server.pid} (" in second.err
+    assert ").\nTo use another one: --port" in second.err
     body = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["Seen by Dr. Smith."]}]}
     sent = json.dumps(body).encode()
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=60) as connection:
         head = f"POST /v2/models/ner/infer HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(sent)}\r\n\r\n"
         connection.sendall(head.encode() + sent[:10])
-        while "medvllm_open_requests 2.0" not in httpx2.get(f"{url}/metrics", timeout=60).text:
-            assert server.process.poll() is None
-        server.process.send_signal(signal.SIGTERM)
-        with pytest.raises(httpx2.ConnectError):
+        with httpx2.Client(base_url=url, timeout=60) as client:
+            wait_until(lambda: "medvllm_open_requests 2.0" in client.get("/metrics").text, step_s=0.01)
+        os.kill(server.pid, signal.SIGTERM)
+        with pytest.raises(ConnectionRefusedError):
             while True:
-                httpx2.get(f"{url}/livez", timeout=60)
+                socket.create_connection((host, int(port))).close()
+                time.sleep(0.01)
         connection.sendall(sent[10:])
         assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
-    assert server.process.wait(60) == -signal.SIGTERM
-    server.end()
+    assert server.wait() == -signal.SIGTERM
     last = json.loads(server.lines[-1])
     assert (last["route"], last["status"], last["model"]) == ("/v2/models/{model:path}/infer", 200, "ner")
     assert "Smith" not in "".join(server.lines)
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs /proc")
+def test_a_server_that_has_the_port_is_called_by_its_name(tmp_path: Path, console: Console) -> None:
+    """And not as the interpreter that runs it."""
+    program = tmp_path / "medvllm"
+    program.write_text("import socket\nport = socket.create_server(('127.0.0.1', 0))\n")
+    with program.open("a") as code:
+        code.write("print(port.getsockname()[1], flush=True)\nopen(0).read()")
+    with subprocess.Popen([sys.executable, program, "serve"], stdin=-1, stdout=-1, text=True) as other:
+        assert other.stdout is not None
+        refused = console("serve", "--port", other.stdout.readline().strip())
+    assert refused.code == 1 and f"is taken by process {other.pid} (medvllm serve).\n" in refused.err
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs /proc")

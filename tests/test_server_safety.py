@@ -28,6 +28,7 @@ from medvllm.server.rights import right_of
 from medvllm.server.tracing import Tracing, tracing_of_environment
 from tests.support import tiny
 from tests.support.serving import serving
+from tests.support.waiting import wait_until
 
 CANARY = "secret-canary"
 INFER = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [f"{CANARY} Smith"]}]}
@@ -268,8 +269,8 @@ def test_a_client_that_does_not_read_its_answers_is_disconnected(
     with serving(registry) as client, _connected(client) as connection:
         connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 500)
         for number in ("2.0", "1.0"):  # with that of the metrics themselves
-            while f"\nmedvllm_open_requests {number}\n" not in client.get("/metrics").text:
-                pass
+            line = f"\nmedvllm_open_requests {number}\n"
+            wait_until(lambda line=line: line in client.get("/metrics").text, step_s=0.02)
 
 
 def test_no_text_is_in_what_a_server_tells_of_its_requests(

@@ -1,7 +1,6 @@
 """A forward without a model: its numbers are known, and a test decides when its batches end."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from medvllm.engine.model_runner.inference.queue import Queue
 from medvllm.engine.model_runner.inference.slots import count_slots
 from medvllm.engine.model_runner.reading.windows import Window
 from medvllm.engine.model_runner.request import current_limits
+from tests.support.waiting import wait_until
 
 SECONDS = 30  # after which a test gives up
 
@@ -61,14 +61,6 @@ def compute(queue: Queue, forward: ToyForward, *rows: Sequence[int]) -> list[lis
         assert window.text not in found
         found[window.text] = numbers[:, 0].tolist()
     return [found[window.text] for window in given]
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    """Wait until something is so."""
-    end = time.monotonic() + SECONDS
-    while not is_so():
-        assert time.monotonic() < end
-        time.sleep(0.001)
 
 
 class Gate:

@@ -50,7 +50,7 @@ import atexit, importlib, json, os, signal, socket, sys, runpy, threading, trace
 import alembic.command, alembic.config, huggingface_hub, psycopg, sqlalchemy, typer, rich.console
 import torch, tokenizers, safetensors.torch
 import medvllm.cli.app, medvllm.engine.model_runner, medvllm.loading, medvllm.sources
-import medvllm.catalog.sql.check, medvllm.catalog.sql.transaction
+import medvllm.catalog.sql.check, medvllm.catalog.sql.transaction, medvllm.server.running
 medvllm.cli.app.make_app()
 import pydantic, typing_inspection.introspection, medvllm.engine.model_runner.tasks
 import transformers.models.bert.tokenization_bert
@@ -256,6 +256,14 @@ def run(*arguments: str, stdin: str | bytes = b"", **environment: str) -> subpro
 def medvllm(*arguments: str, stdin: str | bytes = b"", **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command line."""
     return run("-m", "medvllm.cli", *arguments, stdin=stdin, **environment)
+
+
+def start(*arguments: str, stderr: int) -> Process:
+    """Start ``python ARGUMENTS``, whose standard error is a descriptor."""
+    server = _server(os.environ)
+    assert server is not None
+    with open(os.devnull, "r+b") as nothing:
+        return server.start(arguments, os.environ, (nothing.fileno(), nothing.fileno(), stderr))
 
 
 _CLIENT = """#!{python} -SE
