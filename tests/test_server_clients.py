@@ -39,7 +39,7 @@ def test_coheres_clients(client: httpx2.Client, full: httpx2.Client, registry: M
     """Both rank as the library does. A wrong model, a wrong task and a full server raise what they mean."""
     found = run_client("cohere_rerank.py", str(client.base_url), str(full.base_url), QUERY, *DOCUMENTS)
     ranking = ModelRunner("rank", registry=registry).rerank(QUERY, DOCUMENTS)
-    assert found["v1"] == found["v2"] == [[each.index, each.score] for each in ranking[:2]]
+    assert found["v1"] == found["v2"] == found["async"] == [[each.index, each.score] for each in ranking[:2]]
     assert found["text"] == DOCUMENTS[ranking[0].index]
     assert found["wrong"][:2] == ["NotFoundError", 404] and "'nix' is not registered" in found["wrong"][2]["message"]
     assert found["final"][:2] == ["UnprocessableEntityError", 422] and "3 labels" in found["final"][2]["message"]

@@ -3,6 +3,7 @@
 import gzip
 import json
 import struct
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,7 +42,7 @@ def client(registry: ModelRegistry) -> Iterator[httpx2.Client]:
 
 
 def test_tritonclient_gets_what_the_library_answers(client: httpx2.Client, registry: ModelRegistry) -> None:
-    """Binary, JSON and gzip alike; errors are texts with a status, and none has a note in it."""
+    """Binary, JSON and compressed alike; errors are texts with a status, and none has a note in it."""
     with serving(registry, ServerConfig(max_calls=1, max_waiting=-1)) as full:
         found = run_client("triton.py", *(f"127.0.0.1:{each.base_url.port}" for each in (client, full)))
     assert found["live"] and found["ready"] and found["model_ready"] and found["version_ready"]
@@ -53,7 +54,7 @@ def test_tritonclient_gets_what_the_library_answers(client: httpx2.Client, regis
         assert np.array_equal(np.array(vectors, np.float32), expected)
     spans = [each["spans"] for each in ModelRunner("ner", registry=registry).entities(TEXTS).to_dict()]
     assert found["entities"] == json.loads(json.dumps(spans)) and found["outputs"] == ["entities"]
-    assert found["ids"] == ["r1"] * 4
+    assert found["ids"] == ["r1"] * 7
     expected_errors = {
         "wrong model": ("404", "Model 'nr' is not registered."),
         "full queue": ("429", "Try again later"),
@@ -137,6 +138,28 @@ def test_the_parts_of_a_binary_request_must_fit_together(
         return
     error = answer.json()
     assert answer.status_code in (400, 422) and list(error) == ["error"] and message in error["error"]
+
+
+@pytest.mark.parametrize(("encoding", "format_"), [("gzip", 31), ("deflate", 15)])
+def test_a_compressed_body_is_one_stream_of_bounded_size(client: httpx2.Client, encoding: str, format_: int) -> None:
+    """It is never decompressed further than a body may be long."""
+
+    def compress(data: bytes) -> bytes:
+        stream = zlib.compressobj(9, zlib.DEFLATED, format_)
+        return stream.compress(data) + stream.flush()
+
+    good = compress(json.dumps({"inputs": [_text("ab")]}).encode())
+    for body, status, message in (
+        (good, 200, None),
+        (good + b"x", 400, f"one complete {encoding} stream"),
+        (good[:-1], 400, f"one complete {encoding} stream"),
+        (b"{}", 400, f"is not {encoding}"),
+        (compress(b" " * (ServerConfig().max_body_bytes + 1)), 413, "also after decompression"),
+    ):
+        answer = client.post("/v2/models/ner/infer", content=body, headers={"Content-Encoding": encoding})
+        assert answer.status_code == status and (message or "outputs") in answer.text
+    other = client.post("/v2/models/ner/infer", content=good, headers={"Content-Encoding": "br"})
+    assert other.status_code == 415 and "gzip or deflate only" in other.json()["error"]
 
 
 @pytest.mark.parametrize("length", ["99999", "-1", "1_0", "٣", "", "1e1"])

@@ -101,6 +101,7 @@ def test_openai_gets_what_the_library_answers(
     made = ModelRunner("enc", registry=registry).embed(TEXTS)
     expected = made.vectors.tolist()
     assert found["base64"] == found["float"] == found["async"]["vectors"] == expected
+    assert found["async"]["statuses"] == [404, 429, 507]
     assert found["tokens"] == sum(coverage.tokens for coverage in made.coverage)
     short = made.vectors[:, :4] / np.linalg.norm(made.vectors[:, :4], axis=1, keepdims=True)
     assert np.allclose(found["short"], short, atol=1e-6)
@@ -288,6 +289,8 @@ def test_what_the_server_cannot_do_is_refused(
     [
         {"n": 1, "tools": [], "tool_choice": "auto", "logit_bias": {}, "user": "u", "metadata": {"a": "b"}},
         {"temperature": 0, "top_p": 0.5, "top_k": 5},  # at 0, the likeliest token comes in any case
+        {"temperature": 1.5, "top_p": 0},
+        {"stream": None, "stream_options": {"include_usage": None}, "seed": None, "max_completion_tokens": None},
         {"logprobs": False, "top_logprobs": None, "frequency_penalty": 0.0, "store": False, "stop": None},
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "fever?"}], "name": None}]},
     ],
@@ -300,6 +303,26 @@ def test_what_asks_for_nothing_is_accepted(
     answer = client.post("/v1/chat/completions", json=body).json()
     [expected] = ModelRunner("org/chat", registry=registry).generate([CHAT], max_new_tokens=4)
     assert answer["choices"][0]["message"]["content"] == expected.text
+
+
+def test_embeddings_ignore_what_changes_nothing(client: httpx2.Client) -> None:
+    """And refuse what would make other vectors. Clients send null for what they leave out."""
+    body = {"model": "enc", "input": "secret-canary"}
+    expected = client.post("/v1/embeddings", json=body).json()
+    for more in (
+        {"encoding_format": None, "dimensions": None, "user": None},
+        {"user": "u", "add_special_tokens": True, "truncate": "NONE", "embed_dtype": "float32", "priority": 1},
+    ):
+        assert client.post("/v1/embeddings", json=body | more).json() == expected
+    for key, value in (
+        ("input_type", "query"),
+        ("normalize", False),
+        ("truncate_prompt_tokens", 4),
+        ("truncate", "END"),
+    ):
+        answer = client.post("/v1/embeddings", json=body | {key: value})
+        assert answer.status_code == 400 and answer.json()["error"]["param"] == key
+        assert "canary" not in answer.text and answer.headers["x-should-retry"] == "false"
 
 
 def test_a_message_that_the_template_leaves_out_is_reported(client: httpx2.Client) -> None:

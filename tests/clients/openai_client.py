@@ -33,7 +33,14 @@ async def describe_async():
         stream = await client.chat.completions.create(model="org/chat", messages=CHAT, max_tokens=16, stream=True)
         pieces = [chunk.choices[0].delta.content or "" async for chunk in stream]
         vectors = await client.embeddings.create(model="enc", input=TEXTS)
-    return {"text": "".join(pieces), "vectors": [each.embedding for each in vectors.data]}
+    statuses = []
+    for url, model in ((base, "ecn"), (full, "enc"), (base, "large")):
+        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+            try:
+                await client.embeddings.create(model=model, input=TEXTS)
+            except openai.APIStatusError as error:
+                statuses.append(error.status_code)
+    return {"text": "".join(pieces), "vectors": [each.embedding for each in vectors.data], "statuses": statuses}
 
 
 def error_of(call):

@@ -1,5 +1,6 @@
 """tritonclient[http] against a server: argv[1] is host:port, argv[2] one that is full. Prints what it saw as JSON."""
 
+import asyncio
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import tritonclient.http as triton
+import tritonclient.http.aio as async_triton
 
 client, full = map(triton.InferenceServerClient, sys.argv[1:])
 found = {
@@ -40,11 +42,25 @@ def infer(
     return client.infer(model, [given], outputs=outputs, **options)
 
 
+async def infer_async() -> Any:
+    given = async_triton.InferInput("text", [len(TEXTS)], "BYTES")
+    given.set_data_from_numpy(np.array([text.encode() for text in TEXTS], dtype=object))
+    async with async_triton.InferenceServerClient(sys.argv[1]) as client:
+        return await client.infer("org/embedder", [given], request_id="r1")
+
+
 answers = [
-    infer("org/embedder", binary=binary, request_id="r1", **zipped)
+    infer(
+        "org/embedder",
+        binary=binary,
+        request_id="r1",
+        request_compression_algorithm=compression,
+        response_compression_algorithm=compression,
+    )
     for binary in (True, False)
-    for zipped in ({}, {"request_compression_algorithm": "gzip", "response_compression_algorithm": "gzip"})
+    for compression in (None, "gzip", "deflate")
 ]
+answers.append(asyncio.run(infer_async()))
 found["ids"] = [answer.get_response()["id"] for answer in answers]
 found["vectors"] = [answer.as_numpy("embedding").tolist() for answer in answers]
 tagged = infer("ner", wanted=["entities"], model_version="1")
