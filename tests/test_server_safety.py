@@ -15,16 +15,14 @@ from typing import Any
 import httpx2
 import pytest
 
-from medvllm.api_keys import RIGHTS, digest_of
+from medvllm.api_keys import digest_of
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import SettingError
 from medvllm.server import keyring
-from medvllm.server.app import create_app
 from medvllm.server.config import ServerConfig
 from medvllm.server.connection import Connection
 from medvllm.server.guard import host_of
 from medvllm.server.listening import listen
-from medvllm.server.rights import right_of
 from medvllm.server.tracing import Tracing, tracing_of_environment
 from tests.support import tiny
 from tests.support.serving import serving
@@ -114,17 +112,6 @@ def test_no_key_is_stored_or_shown(registry: ModelRegistry, monkeypatch: pytest.
         with pytest.raises(SettingError, match="MEDVLLM_API_KEYS is '\\*\\*\\*', which is not usable: ") as error:
             keyring.read_keys(registry)
         assert key not in str(error.value) and CANARY not in str(error.value) and error.value.value == "***"
-
-
-def test_what_is_not_known_needs_the_right_to_manage(registry: ModelRegistry) -> None:
-    """Of all routes that there are, few only read though they are POST."""
-    assert {right_of("POST", "/v1/entities"), right_of("POST", "/embed")} == {"infer"}
-    assert right_of("DELETE", "/v1/models/ner") == right_of("PUT", "/x") == right_of("OPTIONS", "/x") == "manage"
-    for path, methods in create_app(registry).openapi()["paths"].items():
-        for method in methods:
-            right = right_of(method.upper(), path)
-            assert right in RIGHTS and (method != "get" or right == "read"), path
-            assert ("load" in path or "pin" in path.split("/")[-1]) is (right == "manage"), path
 
 
 @pytest.mark.parametrize(

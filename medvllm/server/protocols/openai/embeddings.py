@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from medvllm.server.body import StrictRoute
 from medvllm.server.context import Server, ServerOf
-from medvllm.server.documentation import answer_of
+from medvllm.server.examples import answer_of
 from medvllm.server.problem import Problem, ProblemError
 from medvllm.server.texts import check_texts
 from medvllm.server.vectors import shorten
