@@ -23,7 +23,7 @@ ELSEWHERE = re.compile(
 )
 # What a reader would have to type into Python or a shell.
 FOREIGN = re.compile(
-    r"medvllm \w|runner\.|registry\.|\w\(\[|egister (?:it|the)|register\(|pip install|export |openssl|python -c"
+    r"medvllm \w|runner\.|registry\.|\w\(\[|(?:Register|register) (?:it|the)|register\(|pip install|export |openssl|python -c"
     r"|(?<!\w)--?[a-z]+\b"
     r"|(?<![\w'\[.])[a-z_]+=[\['(\w]|\bTrue\b|\bNone\b|://|\./"
 )

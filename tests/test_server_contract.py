@@ -2,7 +2,9 @@
 
 import json
 import re
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,6 +33,15 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
         yield client
 
 
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def _commands_of(page: str) -> list[str]:
+    blocks = re.findall(r"^```sh\n(.*?)^```", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if re.match("curl .?http://127.0.0.1:8000", line)]
+
+
+PAGES = [file.name for file in sorted(DOCS.glob("*.md")) if _commands_of(file.name)]
 OPERATIONS = operations_of(create_app(ModelRegistry()).openapi())
 
 
@@ -60,6 +71,15 @@ def test_a_method_that_a_route_does_not_have_is_refused(client: httpx2.Client, p
             continue
         assert answer.status_code == 405 and own <= set(answer.headers["allow"].split(", ")), method
         assert "/openapi.json" in answer.text and answer.headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_commands_of_a_page_are_answered(client: httpx2.Client, page: str) -> None:
+    """As a reader pastes them, but for the port."""
+    for command in _commands_of(page):
+        line = command.replace("http://127.0.0.1:8000", str(client.base_url).rstrip("/"), 1)
+        done = subprocess.run(["bash", "-c", f"{line} -sS --fail-with-body"], capture_output=True, text=True)
+        assert done.returncode == 0 and done.stdout, (command, done.stdout, done.stderr)
 
 
 CHECKS = (

@@ -9,7 +9,7 @@ ASK = "Ask whoever runs the server"
 
 # What only the one who runs the server can do.
 _FOR_OPERATOR = re.compile(
-    r"[Rr]egister|medvllm (?!list|show)|pip install|export |PYTHONPATH|openssl|python -c|unpin|\bvault="
+    r"register|Register|medvllm (?!list|show)|pip install|export |PYTHONPATH|openssl|python -c|unpin|\bvault="
     r"|\bState\b|max_length"
 )
 _MODELS = "The models of the server: GET /v1/models"
