@@ -23,8 +23,8 @@ ELSEWHERE = re.compile(
 )
 # What a reader would have to type into Python or a shell.
 FOREIGN = re.compile(
-    r"medvllm \w|runner\.|registry\.|\w\(\[|(?:Register|register) (?:it|the)|register\(|pip install|export |openssl|python -c"
-    r"|(?<!\w)--?[a-z]+\b"
+    r"medvllm \w|runner\.|registry\.|\w\(\[|(?:Register|register) (?:it|the)|register\(|pip install|export |openssl"
+    r"|python -c|(?<!\w)--?[a-z]+\b"
     r"|(?<![\w'\[.])[a-z_]+=[\['(\w]|\bTrue\b|\bNone\b|://|\./"
 )
 PATHS = ("/v1/entities", "/v1/completions", "/v1/rerank", "/v2/models/x/infer", "/models/x", "/api/embed", "/embed")

@@ -1,6 +1,7 @@
 """The OpenAPI document of a server holds: its examples work, and each answer is one that it describes."""
 
 import json
+import logging
 import re
 import subprocess
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from hypothesis.errors import Unsatisfiable
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.server.app import create_app
 from medvllm.server.config import ServerConfig
+from medvllm.server.rights import right_of
 from tests.support.openapi import examples_in, operations_of
 from tests.support.served import registry_of_documentation
 from tests.support.serving import serving
@@ -42,6 +44,8 @@ def _commands_of(page: str) -> list[str]:
 
 
 PAGES = [file.name for file in sorted(DOCS.glob("*.md")) if _commands_of(file.name)]
+CHAT = [{"role": "user", "content": "a"}]
+ARGUMENTS = {"max_new_tokens": 3}
 OPERATIONS = operations_of(create_app(ModelRegistry()).openapi())
 
 
@@ -58,6 +62,35 @@ def test_what_is_documented_works(client: httpx2.Client, operation: Any) -> None
         if kind == "application/json":
             for content in (answer.json(), *examples_in(operation.answer(200)["content"][kind])):
                 jsonschema.validate(content, operation.schema(200))
+        runs = right_of(operation.method.upper(), operation.path) == "infer" and "anonymize" not in operation.path
+        assert answer.headers.get("x-medvllm-version") == ("1" if runs else None)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"model": "my-decoder", "prompt": "a", "max_tokens": 3, "stream": True}),
+        ("/v1/chat/completions", {"model": "my-decoder", "messages": CHAT, "max_tokens": 3, "stream": True}),
+        (
+            "/v1/run",
+            {"model": "my-decoder", "task": "generate", "texts": ["a"], "arguments": ARGUMENTS, "stream": True},
+        ),
+    ],
+)
+def test_a_stream_says_at_its_start_which_version_answers(
+    client: httpx2.Client, path: str, body: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """In a header, and in the log. It is of the media type that is documented."""
+    caplog.set_level(logging.INFO, "medvllm.access")
+    with client.stream("POST", path, json=body) as answer:
+        assert answer.headers["x-medvllm-version"] == "1", answer.read()
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert answer.read().endswith(b"data: [DONE]\n\n")
+    [described] = [each for each in OPERATIONS if each.path == path]
+    assert described.answer(200)["content"]["text/event-stream"]["example"].endswith("data: [DONE]\n\n")
+    while not (lines := [each.getMessage() for each in caplog.records if each.name == "medvllm.access"]):
+        pass  # a line comes just after its answer
+    assert json.loads(lines[0])["version"] == "1"
 
 
 @pytest.mark.parametrize("path", sorted({operation.path for operation in OPERATIONS}))
