@@ -19,6 +19,15 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+class TolerantModel(BaseModel):
+    """A part of a request of another project's protocol, whose clients send keys of their own: they are ignored.
+
+    Values are not converted: "3" is no number, and 1 is not true.
+    """
+
+    model_config = ConfigDict(strict=True)
+
+
 class TextItem(StrictModel):
     """A text with the client's own id."""
 

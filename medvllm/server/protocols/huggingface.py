@@ -46,8 +46,8 @@ class Parameters(EmbedOptions):
     """
 
     aggregation_strategy: Literal["none", "simple", "first", "average", "max"] | None = None
-    ignore_labels: tuple[str, ...] = ()
-    top_k: Annotated[int, Field(ge=1, strict=True)] | None = None
+    ignore_labels: Annotated[list[str], Field(default_factory=list)]
+    top_k: Annotated[int, Field(ge=1)] | None = None
     function_to_apply: Literal["softmax", "sigmoid", "none"] | None = None
     targets: list[str] | None = None
     encoding_format: Literal["float"] = "float"

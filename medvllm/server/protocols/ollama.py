@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from medvllm import __version__
 from medvllm.activations import scale
@@ -25,7 +25,7 @@ from medvllm.server.context import Server, ServerOf
 from medvllm.server.entries import iterate_entries, join_pages, known_facts
 from medvllm.server.examples import answer_of
 from medvllm.server.streaming import stream_text
-from medvllm.server.texts import check_texts
+from medvllm.server.texts import TolerantModel, check_texts
 from medvllm.server.vectors import shorten
 
 router = APIRouter(tags=["Ollama"], route_class=StrictRoute)
@@ -52,11 +52,11 @@ _DETAILED = _LISTED | {"details": _DETAILS | {"family": "bert", "families": ["be
 _LOADED = {"expires_at": "2026-12-01T12:00:00+00:00", "size_vram": 0, "context_length": 512, "version": 1}
 
 
-class EmbedRequest(BaseModel):
+class EmbedRequest(TolerantModel):
     """The texts to embed. Unknown keys are ignored, as clients send keys of their own."""
 
     model_config = ConfigDict(
-        strict=True, json_schema_extra={"example": {"model": "my-encoder", "input": ["Patient denies chest pain."]}}
+        json_schema_extra={"example": {"model": "my-encoder", "input": ["Patient denies chest pain."]}}
     )
 
     model: str
@@ -68,7 +68,7 @@ class EmbedRequest(BaseModel):
     )
 
 
-class ShowRequest(BaseModel):
+class ShowRequest(TolerantModel):
     """The model to show."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"model": "my-encoder"}})

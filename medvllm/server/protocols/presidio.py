@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from medvllm.engine.model_runner.redaction.operators import DEFAULT, Found, Operators
 from medvllm.engine.model_runner.tagging.entities import EntityResults
@@ -20,7 +20,7 @@ from medvllm.server.examples import answer_of
 from medvllm.server.named_model import Choice
 from medvllm.server.problem import Problem, ProblemError
 from medvllm.server.protocols.tei import TEIRequest
-from medvllm.server.texts import check_texts
+from medvllm.server.texts import TolerantModel, check_texts
 
 router = APIRouter(prefix="/presidio", tags=["Presidio"], route_class=StrictRoute)
 
@@ -43,7 +43,7 @@ _READ = {
 }
 
 
-class AnalyzeRequest(BaseModel):
+class AnalyzeRequest(TolerantModel):
     """The texts in which to find what identifies a person. Unknown keys are ignored.
 
     Attributes:
@@ -63,7 +63,7 @@ class AnalyzeRequest(BaseModel):
 
     text: str | list[str]
     language: str | None = None
-    score_threshold: Annotated[float, Field(ge=0, le=1, strict=True)] = 0.0
+    score_threshold: Annotated[float, Field(ge=0, le=1)] = 0.0
     entities: list[str] | None = None
     return_decision_process: bool | None = None
     ad_hoc_recognizers: list[Any] | None = None
@@ -71,16 +71,16 @@ class AnalyzeRequest(BaseModel):
     model: str | None = None
 
 
-class AnalyzerResult(BaseModel):
+class AnalyzerResult(TolerantModel):
     """A part of the text to anonymize. Other keys are ignored."""
 
-    start: Annotated[int, Field(ge=0, strict=True)]
-    end: Annotated[int, Field(ge=0, strict=True)]
+    start: Annotated[int, Field(ge=0)]
+    end: Annotated[int, Field(ge=0)]
     score: float = 0.0
     entity_type: str
 
 
-class AnonymizeRequest(BaseModel):
+class AnonymizeRequest(TolerantModel):
     """A text, and what to write over in it.
 
     Attributes:
@@ -102,18 +102,18 @@ class AnonymizeRequest(BaseModel):
 
     text: str
     analyzer_results: list[AnalyzerResult]
-    anonymizers: dict[str, dict[str, Any]] = {}
+    anonymizers: Annotated[dict[str, dict[str, Any]], Field(default_factory=dict)]
 
 
-class Anonymized(BaseModel):
+class Anonymized(TolerantModel):
     """A part of an anonymized text. Other keys are ignored."""
 
-    start: Annotated[int, Field(ge=0, strict=True)]
-    end: Annotated[int, Field(ge=0, strict=True)]
+    start: Annotated[int, Field(ge=0)]
+    end: Annotated[int, Field(ge=0)]
     entity_type: str
 
 
-class DeanonymizeRequest(BaseModel):
+class DeanonymizeRequest(TolerantModel):
     """An anonymized text, and what to read back in it.
 
     Attributes:

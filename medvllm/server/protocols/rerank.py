@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from medvllm.engine.model_runner.ranking import Ranking
 from medvllm.server.body import StrictRoute
@@ -14,7 +14,7 @@ from medvllm.server.examples import answer_of
 from medvllm.server.named_model import Choice
 from medvllm.server.problem import Problem, ProblemError
 from medvllm.server.protocols.tei import TEIRequest
-from medvllm.server.texts import check_characters, check_texts
+from medvllm.server.texts import TolerantModel, check_characters, check_texts
 
 router = APIRouter(tags=["Rerank"], route_class=StrictRoute)
 
@@ -29,13 +29,13 @@ _ANSWER = {
 _TEI_ANSWER = [{"index": 1, "score": 0.9, "text": "No fever."}]
 
 
-class Document(BaseModel):
+class Document(TolerantModel):
     """A document as an object."""
 
     text: str
 
 
-class CohereRequest(BaseModel):
+class CohereRequest(TolerantModel):
     """A query and documents. Unknown keys are ignored: documents are read whole, also those that Cohere would cut.
 
     Attributes:
@@ -50,7 +50,7 @@ class CohereRequest(BaseModel):
     model: str | None = None
     query: str
     documents: list[str | Document]
-    top_n: Annotated[int, Field(ge=1, strict=True)] | None = None
+    top_n: Annotated[int, Field(ge=1)] | None = None
     return_documents: bool | None = None
     rank_fields: list[str] | None = None
 

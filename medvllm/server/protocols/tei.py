@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from medvllm import __version__
 from medvllm.activations import scale
@@ -18,7 +18,7 @@ from medvllm.server.context import Server, ServerOf
 from medvllm.server.examples import Map, answer_of
 from medvllm.server.named_model import Choice
 from medvllm.server.problem import Problem, ProblemError
-from medvllm.server.texts import check_texts
+from medvllm.server.texts import TolerantModel, check_texts
 
 router = APIRouter(tags=["Text Embeddings Inference"], route_class=StrictRoute)
 
@@ -44,7 +44,7 @@ _OTHER_INFO = {
 }
 
 
-class TEIRequest(BaseModel):
+class TEIRequest(TolerantModel):
     """What requests of Text Embeddings Inference have in common. Unknown keys are ignored.
 
     Attributes:
@@ -85,7 +85,7 @@ class EmbedOptions(TEIRequest):
 
     normalize: bool = True
     prompt_name: str | None = None
-    dimensions: Annotated[int, Field(ge=1, strict=True)] | None = None
+    dimensions: Annotated[int, Field(ge=1)] | None = None
 
 
 class EmbedRequest(EmbedOptions):
@@ -117,14 +117,14 @@ class PredictRequest(TEIRequest):
     raw_scores: bool = False
 
 
-class Sentences(BaseModel):
+class Sentences(TolerantModel):
     """A text, and those to compare it with."""
 
     source_sentence: str
     sentences: list[str]
 
 
-class SimilarityRequest(BaseModel):
+class SimilarityRequest(TolerantModel):
     """The texts to compare.
 
     Attributes:

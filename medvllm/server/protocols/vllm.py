@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from medvllm.engine.model_runner import ModelRunner
 from medvllm.engine.model_runner.classification.classify import ClassificationResults
@@ -17,7 +17,7 @@ from medvllm.server.examples import answer_of
 from medvllm.server.named_model import Choice
 from medvllm.server.problem import Problem, ProblemError
 from medvllm.server.protocols.tei import TEIRequest
-from medvllm.server.texts import check_characters, check_texts
+from medvllm.server.texts import TolerantModel, check_characters, check_texts
 
 router = APIRouter(tags=["vLLM"], route_class=StrictRoute)
 
@@ -39,7 +39,7 @@ _SCORES = {
 }
 
 
-class PoolingRequest(BaseModel):
+class PoolingRequest(TolerantModel):
     """What both requests have in common. Unknown keys are ignored.
 
     Attributes:

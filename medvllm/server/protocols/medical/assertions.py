@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from medvllm.engine.model_runner.classification.assertions import Assertion
 from medvllm.server.body import StrictRoute
@@ -23,7 +23,7 @@ from medvllm.server.protocols.medical.answer import (
     make_answer,
 )
 from medvllm.server.protocols.medical.request import MedicalRequest
-from medvllm.server.texts import GivenTexts, StrictModel, answer_each
+from medvllm.server.texts import GivenTexts, StrictModel, TolerantModel, answer_each
 
 router = APIRouter(route_class=StrictRoute)
 
@@ -44,10 +44,8 @@ _RECORDS = (
 _INPUT = [{"id": "n1", "text": "No fever.", "spans": [{"id": 0, "start": 3, "end": 8}]}]
 
 
-class SpanItem(BaseModel):
+class SpanItem(TolerantModel):
     """A span of a text. The other keys of an entity of `/v1/entities` are allowed."""
-
-    model_config = ConfigDict(strict=True)
 
     start: Annotated[int, Field(ge=0)]
     end: Annotated[int, Field(ge=0)]

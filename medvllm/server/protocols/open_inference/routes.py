@@ -4,7 +4,7 @@ import gzip
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Path, Request, Response
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict, Field
 
 from medvllm import __version__
 from medvllm.local_files import local_files
@@ -25,7 +25,7 @@ from medvllm.server.protocols.open_inference.messages import (
 )
 from medvllm.server.protocols.open_inference.signatures import Signature, rows_of, signature_of
 from medvllm.server.protocols.open_inference.tensors import invalid
-from medvllm.server.texts import check_texts
+from medvllm.server.texts import TolerantModel, check_texts
 
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], route_class=StrictRoute)
 
@@ -66,7 +66,7 @@ Model = Annotated[
 Version = Annotated[str, Path(description="The number of a version, or an alias.", examples=["1"])]
 
 
-class IndexRequest(BaseModel):
+class IndexRequest(TolerantModel):
     """Which models to list."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"ready": True}})
@@ -74,12 +74,12 @@ class IndexRequest(BaseModel):
     ready: bool = False
 
 
-class ModelRequest(BaseModel):
+class ModelRequest(TolerantModel):
     """How to load or unload a model. Triton's clients send keys of their own."""
 
     model_config = ConfigDict(json_schema_extra={"example": {}})
 
-    parameters: dict[str, Any] = {}
+    parameters: Annotated[dict[str, Any], Field(default_factory=dict)]
 
 
 @router.get("", responses={200: _SERVER})
