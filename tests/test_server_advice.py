@@ -73,6 +73,7 @@ def test_a_program_of_the_library_reads_the_names_of_the_library() -> None:
         ),
         ("/v1/classify", "No.\nMark with: runner.assertions(texts, spans)", "No.\nMark with: POST /v1/assertions"),
         ("/v1/classify", "No 'x'.\nList them with: medvllm list", "No 'x'.\nThe models of the server: GET /v1/models"),
+        ("/embed", "No 'n@7'.\nShow its versions: medvllm show n", "No 'n@7'.\nIts versions: GET /v2/models/n"),
         ("/v1/run", "No 'x'.\nList them with: medvllm list", "No 'x'.\nThe models of the server: GET /v1/models"),
     ],
 )

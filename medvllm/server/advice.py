@@ -13,7 +13,8 @@ _FOR_OPERATOR = re.compile(
     r"|\bState\b|max_length"
 )
 _MODELS = "The models of the server: GET /v1/models"
-_PLACES = re.compile(r"hf://|file://|models:/|\./|medvllm (?:list|show)")
+_SHOW = re.compile(r"medvllm show (\S+)")
+_PLACES = re.compile(r"hf://|file://|models:/|\./|medvllm list")
 _CALL = re.compile(r"(?:runner\.)?\b(entities|assertions|rerank|generate)\((.*)\)$")
 _ROUTES = {
     "entities": "POST /v1/entities",
@@ -43,6 +44,8 @@ def for_client(message: str, names: Mapping[str, str] | None) -> str:
 
 
 def _translate(line: str, names: Mapping[str, str] | None) -> str:
+    if found := _SHOW.search(line):
+        return f"Its versions: GET /v2/models/{found[1]}"
     if _PLACES.search(line):
         return _MODELS
     if "long_input='window'" in line and names is not None and names.get("long_input"):
