@@ -93,6 +93,21 @@ def test_a_stream_says_at_its_start_which_version_answers(
     assert json.loads(lines[0])["version"] == "1"
 
 
+def test_each_route_documents_its_errors() -> None:
+    """In the shape of its protocol, and not in FastAPI's, which would repeat the note."""
+    shapes = {"/v1/redact": {"error"}, "/v2/rerank": {"message"}, "/embed": {"error", "error_type"}}
+    for operation in OPERATIONS:
+        assert {"200", "401", "403", "404", "422", "429", "500", "503", "504"} <= operation.content["responses"].keys()
+        if operation.method == "post":
+            assert {"400", "413", "415", "502", "507"} <= operation.content["responses"].keys()
+        if operation.path in shapes:
+            for status in operation.content["responses"].keys() - {"200"}:
+                [example] = examples_in(operation.answer(int(status))["content"]["application/json"])
+                assert example.keys() == shapes[operation.path]
+                jsonschema.validate(example, operation.schema(int(status)))
+    assert "HTTPValidationError" not in json.dumps(OPERATIONS[0].document)
+
+
 @pytest.mark.parametrize("path", sorted({operation.path for operation in OPERATIONS}))
 def test_a_method_that_a_route_does_not_have_is_refused(client: httpx2.Client, path: str) -> None:
     """With the methods that it has."""
