@@ -20,7 +20,7 @@ _HOME = str(Path.home())  # where uv keeps what it has fetched; a test has a hom
 def run_client(script: str, *arguments: str) -> Any:
     """Return what a script of tests/clients/ prints as JSON."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    command = [_client_python(), _CLIENTS / script, *arguments]
+    command: list[str | Path] = [_client_python(), _CLIENTS / script, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=clean)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -34,7 +34,7 @@ def _client_python() -> Path:
     with FileLock(f"{_FOLDER}.lock"):
         if not made.exists() or made.read_text() != digest:
             venv.create(_FOLDER, clear=True)
-            command = [sys.executable, "-m", "uv", "pip", "sync", "--quiet", "--python", python, _PINNED]
+            command = [sys.executable, "-m", "uv", "pip", "sync", "--quiet", "--python", str(python), str(_PINNED)]
             subprocess.run(command, check=True, env=os.environ | {"HOME": _HOME})
             made.write_text(digest)
     return python
