@@ -159,7 +159,7 @@ def test_a_compressed_body_is_one_stream_of_bounded_size(client: httpx2.Client, 
         answer = client.post("/v2/models/ner/infer", content=body, headers={"Content-Encoding": encoding})
         assert answer.status_code == status and (message or "outputs") in answer.text
     other = client.post("/v2/models/ner/infer", content=good, headers={"Content-Encoding": "br"})
-    assert other.status_code == 415 and "gzip or deflate only" in other.json()["error"]
+    assert other.status_code == 415 and "gzip or deflate" in other.json()["error"]
 
 
 @pytest.mark.parametrize("length", ["99999", "-1", "1_0", "٣", "", "1e1"])

@@ -34,7 +34,7 @@ class StrictRequest(Request):
                 data = _decompress(data, encoding, limit)
             elif encoding != "identity":
                 message = (
-                    "The body may be compressed with gzip or deflate only.\nSend it as it is, without Content-Encoding."
+                    "The body may be compressed with gzip or deflate.\nSend it as it is, without Content-Encoding."
                 )
                 raise ProblemError(Problem(415, "unsupported_encoding", message, "Content-Encoding"))
             self._body = data

@@ -18,7 +18,7 @@ _EXAMPLES = (
     Problem(404, "model_not_found", "Model 'nr' is not registered. Did you mean: 'ner'?", "model"),
     Problem(408, "request_timeout", "The body did not arrive in time.", None, 1.0),
     Problem(413, "too_many_texts", "input has 3,000 texts; the server takes 2,048 in one request.", "input"),
-    Problem(415, "unsupported_encoding", "The body may be compressed with gzip or deflate only.", "Content-Encoding"),
+    Problem(415, "unsupported_encoding", "The body may be compressed with gzip or deflate.", "Content-Encoding"),
     Problem(421, "unknown_host", "The server does not know the name in the header Host."),
     Problem(422, "invalid_request", "model: it is missing.", "model"),
     Problem(429, "overloaded", "The server already works on 320 requests.\nTry again later.", None, 1.0),
