@@ -15,12 +15,14 @@ import pytest
 
 from medvllm import settings
 from medvllm.api_keys import prove
+from medvllm.catalog import stores
 from medvllm.client import Client
 from medvllm.client.conditions import current_conditions
 from medvllm.client.resident import find_resident
 from medvllm.client.server_record import ServerRecord, read_records
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.engine.model_runner import registry as shared_registry
+from medvllm.files import make_own, make_own_file
 from medvllm.processes.process import Process
 from medvllm.server.config import ServerConfig
 from tests.support import decoders
@@ -53,15 +55,30 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.fixture
-def stored(entries: list[dict[str, Any]], home: Path) -> None:
-    for entry in entries:
-        shared_registry.register(model_type="clinical", persist=True, **entry)
+@pytest.fixture(scope="module")
+def catalogue(entries: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The file of a catalogue with the entries."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDVLLM_HOME", str(folder))
+        for entry in entries:
+            ModelRegistry().register(model_type="clinical", persist=True, **entry)
+        stores.close_all()  # so that the log beside the file is gone
+    return (folder / "catalog.db").read_bytes()
 
 
 @pytest.fixture
-def resident(stored: None) -> Iterator[ServerRecord]:
+def stored(catalogue: bytes, home: Path) -> None:
+    file = home / "medvllm" / "catalog.db"
+    make_own(file.parent)
+    make_own_file(file)
+    file.write_bytes(catalogue)
+
+
+@pytest.fixture
+def resident(stored: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServerRecord]:
     """A server of this user, with its record. Its models are those of another registry."""
+    monkeypatch.setattr("medvllm.client.resident._ANSWER_S", 60.0)  # this machine may be busy
     own = ModelRegistry()
     with serving(own, ServerConfig(own_key=KEY, requires_key=True)) as http:
         url = str(http.base_url).rstrip("/")

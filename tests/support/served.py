@@ -1,9 +1,11 @@
 """A registry with a tiny model for each task, for servers."""
 
+import shutil
 from pathlib import Path
 
 from medvllm.engine.model_runner import ModelRegistry
-from tests.support import cross_encoders, decoders, taggers, tiny
+from tests.support import decoders, taggers, tiny
+from tests.support.cross_encoders import MINILM
 
 NOTE = "Dr. Müller 😀 saw Jones on 03/14/2019."
 LABELS = ["PRESENT", "ABSENT", "POSSIBLE"]
@@ -25,7 +27,7 @@ def registry_of_all_tasks(folder: Path) -> ModelRegistry:
     deid = taggers.mark(folder / "deid", "wordpiece", NOTE, _IDENTIFIERS, ["O", "B-NAME", "B-DATE"])
     cut = tiny.bert_token_classifier(folder / "cut", ["O", "B-NAME", "I-NAME"])
     cls = tiny.bert_sequence_classifier(folder / "cls", config=tiny.labelled(LABELS))
-    minilm, rank = cross_encoders.MINILM, cross_encoders.write(folder / "rank")
+    rank = tiny.bert_sequence_classifier(folder / "rank", config=tiny.labelled(["LABEL_0"]))
     mlm = tiny.bert_masked_lm(folder / "mlm")
     markers = ["[entity] ", " [entity]"]
     registry.register("deid", "clinical", model_path=str(deid), task="deid", languages=["en"])
@@ -34,8 +36,17 @@ def registry_of_all_tasks(folder: Path) -> ModelRegistry:
     registry.register("assert", "clinical", model_path=str(cls), task="assertions", entity_markers=markers)
     registry.register("mlm", "clinical", model_path=str(mlm), task="fill-mask")
     registry.register("rank", "clinical", model_path=str(rank), task="rerank")
-    registry.register("minilm", "clinical", model_path=str(minilm), task="embed")
+    registry.register("minilm", "clinical", model_path=str(_tiny_minilm(folder / "minilm")), task="embed")
     return registry
+
+
+def _tiny_minilm(folder: Path) -> Path:
+    """A model with MiniLM's modules and vectors as long as its, whose files are hashed at once."""
+    tiny.bert_encoder(folder, config={"hidden_size": 384, "num_hidden_layers": 1, "max_position_embeddings": 256})
+    for name in ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(MINILM / name, folder / name)
+    return folder
 
 
 def registry_of_documentation(folder: Path) -> ModelRegistry:
