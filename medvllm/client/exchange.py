@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from medvllm.client import faults
 from medvllm.client.answers import read_piece
