@@ -87,9 +87,7 @@ def _one_at_a_time(ways: Mapping[str, Measure], notes: Sequence[str], runs: int)
     wall = {way: Series(tuple(each.wall / each.texts for each in values)) for way, values in measured.items()}
     cpu = {way: Series(tuple(each.cpu / each.texts for each in values)) for way, values in measured.items()}
     return [
-        Table(
-            "One text after another, through a server and directly: wall time", beside(wall, peers), reading, duration
-        ),
+        Table("One text after another: wall time", beside(wall, peers), reading, duration),
         Table("One text after another: CPU time of what answers", beside(cpu, peers), "", duration),
     ]
 

@@ -68,9 +68,8 @@ def test_the_dashboard_and_the_alerts_ask_for_what_the_server_has(registry: Mode
         for name in re.findall(r"\b(?:medvllm|process)_[a-z_]+\b", each):
             assert {name, re.sub(r"_(total|bucket)$", "", name)} & known, (name, each)
     labels = {*re.findall(r"(\w+)=\"", text), "le", "instance", "job"}
-    used = {
-        label.strip() for each in asked for found in re.findall(r" by \((.*?)\)", each) for label in found.split(",")
-    }
+    groups = [found for each in asked for found in re.findall(r" by \((.*?)\)", each)]
+    used = {label.strip() for group in groups for label in group.split(",")}
     used |= {label for each in asked for label in re.findall(r"(\w+)=~?\"", each)}
     labels |= {"model", "device", "kind", "reason"}  # of what is in memory
     assert used <= labels, used - labels
