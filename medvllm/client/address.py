@@ -1,16 +1,11 @@
 """Where a server is, and how its client connects."""
 
 import ipaddress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from medvllm import settings
 from medvllm.errors import SettingError
-
-if TYPE_CHECKING:
-    import httpx2
-
-CONNECT_S = 5.0
 
 
 def choose_url(given: str | None) -> str:
@@ -51,17 +46,11 @@ def http_options(url: str, key: str | None) -> dict[str, Any]:
     if chosen is not None:
         headers["Authorization"] = f"Bearer {chosen.strip()}"
     # A proxy of the environment must not see what is sent to this machine.
-    return {"base_url": url, "headers": headers, "follow_redirects": False, "trust_env": not _is_here(url)}
+    return {"base_url": url, "headers": headers, "follow_redirects": False, "trust_env": not is_here(url)}
 
 
-def timeout_of(left_s: float) -> "httpx2.Timeout":
-    """Return how long to wait for each step of a request. The server answers in time, if only that it is late."""
-    import httpx2
-
-    return httpx2.Timeout(left_s + min(left_s, CONNECT_S), connect=min(left_s, CONNECT_S))
-
-
-def _is_here(url: str) -> bool:
+def is_here(url: str) -> bool:
+    """Return whether an address is one of this machine, for itself only."""
     host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback

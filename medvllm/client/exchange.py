@@ -3,24 +3,21 @@
 import json
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from medvllm.client import faults
-from medvllm.client.address import timeout_of
 from medvllm.client.answers import read_piece
 from medvllm.client.call import Call
+from medvllm.client.connection import LostError, Request
 from medvllm.errors import MedVLLMError
 
 if TYPE_CHECKING:
-    import httpx2
-
     from medvllm.engine.model_runner.generation.answers import Piece
 
 T = TypeVar("T")
 
 _EVENT = "data: "
 _LAST = "[DONE]"
-_HUNG_UP = "without sending a response"  # as httpx says it
 
 
 class Exchange(Generic[T]):
@@ -43,38 +40,26 @@ class Exchange(Generic[T]):
         self._is_complete = False
         self.wait_s: float | None = None
 
-    def request(self) -> dict[str, Any]:
-        """Return the arguments of the next request. DeadlineError: the time is over."""
+    def request(self) -> Request:
+        """Return the next request. DeadlineError: the time is over."""
         left_s = self._deadline - time.monotonic()
         if left_s <= 0:
             raise faults.too_late(self._timeout_s)
         self._tries += 1
-        content = self._call.body(left_s)
-        return {
-            "method": self._call.method,
-            "url": self._call.path,
-            "content": content,
-            "timeout": timeout_of(left_s),
-        }
+        return Request(self._call.method, self._call.path, self._call.body(left_s), left_s)
 
-    def failure(self, error: "httpx2.HTTPError") -> MedVLLMError | None:
-        """Return the error of the library for one of the connection. It has no cause: that has the whole request.
+    def failure(self, lost: LostError) -> MedVLLMError | None:
+        """Return the error of the library for a request that got no whole answer.
 
         None means that the request is to be sent again: a server may end a connection between two requests, and the
         client notices it too late.
         """
-        import httpx2
-
-        if isinstance(error, httpx2.RemoteProtocolError) and _HUNG_UP in str(error) and not self._hang_ups:
+        if lost.why == "hung up" and not self._hang_ups:
             self._hang_ups, self.wait_s = 1, 0.0
             return None
-        if isinstance(error, httpx2.ConnectTimeout):
-            return faults.not_reached(self._url, "it does not answer")
-        if isinstance(error, httpx2.ConnectError | httpx2.UnsupportedProtocol | httpx2.ProxyError):
-            return faults.not_reached(self._url, str(error))
-        if isinstance(error, httpx2.TimeoutException):
-            return faults.too_late(self._timeout_s)
-        return faults.broken_off(self._url)
+        if lost.why in ("silent", "unreachable"):
+            return faults.not_reached(self._url, lost.reason or "it does not answer")
+        return faults.too_late(self._timeout_s) if lost.why == "too late" else faults.broken_off(self._url)
 
     def judge(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         """Set `wait_s` for an answer. If it is an error, and does not help to ask again, raise it."""
