@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from medvllm.catalog.events import Alias
 from medvllm.catalog.sql.conditions import Conditions
-from medvllm.catalog.sql.reader import Reader, Values
+from medvllm.catalog.sql.reader import Reader
 from medvllm.catalog.sql.texts import sha256
 from medvllm.errors import CatalogError
 
@@ -17,7 +17,7 @@ _VERSIONS = "SELECT v.name, v.number, v.model_type, v.facts, v.sha256 FROM catal
 _IS_MEANT = "n.name = v.name AND n.current = v.number"  # by the bare name
 _MEANT = f"{_VERSIONS} JOIN catalog_names n ON {_IS_MEANT}"
 _POINTED_TO = f"{_VERSIONS} JOIN catalog_aliases a ON a.name = v.name AND a.number = v.number"
-# Read all versions once, and then look whether those that fit are meant: in the order of names, each row costs a search.
+# Read all versions, and then look whether those that fit are meant: in the order of names, each row costs a search.
 _FITTING = "SELECT v.name FROM catalog_versions v %s LIMIT :most"
 _AMONG = (
     f"WITH fitting AS MATERIALIZED (SELECT DISTINCT value AS name FROM %s) {_VERSIONS} "
@@ -111,6 +111,14 @@ def stream_named(reader: Reader, names: Collection[str]) -> Iterator[VersionRow]
     """Iterate over the versions that some bare names mean, sorted by name."""
     listed = "json_each(:names)" if reader.is_sqlite else "json_array_elements_text(CAST(:names AS json))"
     return map(VersionRow._make, reader.stream(_AMONG % listed, {"names": json.dumps(names)}))
+
+
+def list_locations(reader: Reader) -> list[tuple[str, str | None]]:
+    """Return the name of each version, and its `model_path`: None if it has none."""
+    path = "v.facts ->> 'model_path'"
+    if not reader.is_sqlite:  # it refuses to look into JSON with this character, whichever fact has it
+        path = "CASE WHEN v.facts LIKE '%\\u0000%' THEN '/' ELSE CAST(v.facts AS json) ->> 'model_path' END"
+    return reader.read(f"SELECT v.name, {path} FROM catalog_versions v")
 
 
 def list_numbers(reader: Reader, name: str) -> list[int]:
