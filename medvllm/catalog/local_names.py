@@ -47,12 +47,14 @@ class _Places:
     def __init__(self, locations: Iterable[tuple[str, str | None]]) -> None:
         self._root = _Folder()
         self._folders: dict[str, _Folder] = {}  # by their path
+        self._unsure: list[str] = []  # names whose location cannot be told from others
         self._repositories: dict[str, list[str]] = {}  # by the name of the repository's folder in the cache
         for name, location in locations:
             self._add(name, location or name)
 
     def present(self) -> Iterator[str]:
         """Yield the names whose folder, or whose repository's, exists."""
+        yield from self._unsure
         yield from _present(self._root, "/")
         for folder in _existing(os.fspath(hub_cache()), self._repositories):
             yield from self._repositories[folder]
@@ -73,6 +75,9 @@ class _Places:
 
     def _add_folder(self, name: str, path: str) -> None:
         above, _, own = path.rstrip("/").rpartition("/")
+        if not own:
+            self._unsure.append(name)
+            return
         folder = self._folders.get(above)
         if folder is None:
             folder = self._root

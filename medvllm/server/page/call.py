@@ -27,10 +27,11 @@ class Call(NamedTuple):
 
     def as_curl(self) -> str:
         """Return the command for a shell. The body is a here-document: an argument may have 128 KiB only."""
-        key = ' -H "Authorization: Bearer $MEDVLLM_API_KEY"' if self.needs_key else ""
-        body = _without_controls(json.dumps(self.body, ensure_ascii=False, indent=2))
-        # A body may be long, and the end of a JSON text is no line of its own in any text.
-        return f"curl {shlex.quote(self.url + self.route)}{key} -H 'Content-Type: application/json' -d @- <<'END'\n{body}\nEND"
+        words = [f"curl {shlex.quote(self.url + self.route)}", "-H 'Content-Type: application/json'"]
+        if self.needs_key:
+            words.append('-H "Authorization: Bearer $MEDVLLM_API_KEY"')
+        body = _without_controls(json.dumps(self.body, ensure_ascii=False, indent=2))  # it has no line "END"
+        return " \\\n  ".join([*words, f"-d @- <<'END'\n{body}\nEND"])
 
     def as_python(self) -> str:
         """Return the lines for Python."""

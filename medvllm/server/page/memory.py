@@ -14,7 +14,7 @@ from medvllm.model_cache.statistics import DeviceUse
 from medvllm.model_registry import ModelRegistry
 from medvllm.model_registry.loaded_models import LoadedModel
 from medvllm.options import parse_keep_alive
-from medvllm.processes import Process
+from medvllm.processes.process import Process
 from medvllm.quantities import PINNED
 from medvllm.server.body import StrictRoute
 from medvllm.server.context import Server, ServerOf
