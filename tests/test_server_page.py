@@ -16,6 +16,7 @@ import pytest
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
 from medvllm.server.config import ServerConfig
 from medvllm.server.page.highlight import cut
+from tests.support.children import held
 from tests.support.pages import HOSTILE_NAME, HOSTILE_TEXT, Page, registry_of_pages
 from tests.support.served import NOTE
 from tests.support.serving import serving
@@ -111,7 +112,7 @@ def test_filters_are_those_of_the_registry(
 def test_files_that_are_here_can_be_asked_for(client: httpx2.Client) -> None:
     """Only the tests' own models are on the machine."""
     shown = client.get("/", params={"here": "true"}).text
-    assert client.get("/", params={"here": "true", "mine": "true"}).text.count("<tr>") == shown.count("<tr>") == 10
+    assert client.get("/", params={"here": "true", "mine": "true"}).text.count("<tr>") == shown.count("<tr>") == 11
 
 
 def test_an_entry_shows_its_versions_and_who_made_them(
@@ -156,6 +157,42 @@ def test_the_memory_is_changed_by_forms(client: httpx2.Client, registry: ModelRe
     assert stays == [False, True, False]
     assert "/entry?name=mlm" not in client.post("/memory/unload", data={"model": "mlm"}, follow_redirects=True).text
     assert resident() == []
+
+
+_OTHER_PROCESS = """
+import sys
+from medvllm import settings
+from medvllm.processes import ProcessRecord, RecordFolder
+from medvllm.processes.process import Process
+model = dict(name="ward", version=3, origin="stored", snapshot="s", device="cpu", dtype="float32", model_class="a:B",
+             size_bytes=5_000_000, mapped_bytes=0, leases=1, hits=0, load_s=0.1, loaded_at=1.0, last_used=1.0,
+             keep_alive=None, evicted=False, offloaded=False)
+folder = {**model, "name": "/secret/folder", "origin": "direct", "leases": 0}
+record = ProcessRecord(Process.current(), "train.py", (model, folder))
+RecordFolder(settings.HOME() / "run").write("0" * 32, record.to_json())
+print("written", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_the_memory_of_other_processes_is_shown(client: httpx2.Client) -> None:
+    """As `medvllm ps` has it, but without the folders of models that have no entry."""
+    assert "Other processes" not in client.get("/memory").text
+    with held(_OTHER_PROCESS) as process:
+        assert process.stdout.readline() == "written\n"
+        shown = Page(client.get("/memory").text).text
+        for text in (
+            "Other processes",
+            "10.0 MB",
+            "ward",
+            "in use: 1",
+            f"process {process.pid}",
+            "train.py",
+            "a folder",
+        ):
+            assert text in shown, text
+        assert "/secret" not in shown
+    assert "Other processes" not in client.get("/memory").text
 
 
 @pytest.mark.parametrize(
@@ -207,14 +244,16 @@ def test_what_was_not_read_is_marked(client: httpx2.Client) -> None:
 @pytest.mark.parametrize(
     ("name", "action", "fields", "expected"),
     [
+        ("deid", "entities", {"text": f"{NOTE} it's\n'END'\nEND $(id)", "threshold": "0.1"}, "from deid, version 1"),
+        ("nli", "classify", {"text": "no fever", "second": "fever"}, "PRESENT"),
         ("deid", "redact", {"text": NOTE}, "Original"),
         ("cls", "classify", {"text": "no fever"}, "PRESENT"),
         ("assert", "assertions", {"text": "no fever", "phrase": "fever"}, "3–8"),
         ("mlm", "fill-mask", {"text": "no [MASK] now", "top_k": "3"}, "Gap 1"),
         ("rank", "rerank", {"query": "fever", "documents": "no fever\npain\n"}, "2 documents"),
         ("minilm", "embed", {"sentences": "no fever\npain"}, "Cosine of each pair. 384 numbers"),
-        ("writer", "complete", {"text": "Aspirin is", "max_tokens": "4"}, "4 tokens."),
-        ("writer", "chat", {"text": "What is it?", "max_tokens": "4"}, "4 tokens."),
+        ("writer", "complete", {"text": "Aspirin is", "max_tokens": "4"}, "4 tokens. The answer stops there"),
+        ("writer", "chat", {"text": "What is it?", "max_tokens": "4"}, "4 tokens. The answer stops there"),
     ],
 )
 def test_each_task_can_be_tried_and_copied(
