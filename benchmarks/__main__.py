@@ -9,7 +9,20 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import digests, engines, entries, evictions, hits, imports, inference, loads, queue, reload, stored
+from benchmarks import (
+    digests,
+    engines,
+    entries,
+    evictions,
+    hits,
+    imports,
+    inference,
+    loads,
+    queue,
+    reload,
+    server,
+    stored,
+)
 from benchmarks.measure import Table
 from medvllm import __version__
 from medvllm.settings import SETTINGS
@@ -26,6 +39,7 @@ GROUPS = {
     "entries": entries.tables,
     "stored": stored.tables,
     "queue": queue.tables,
+    "server": server.tables,
 }
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 

@@ -45,7 +45,7 @@ def tables(quick: bool) -> list[Table]:
         programs = _start_layouts(stack)
         for distribution in (_MIX, _SHORT, _BIMODAL, _EQUAL):
             found.append(_compare_layouts(programs, distribution, few, folder, runs))
-        tagger = _write_tagger(folder / "tagger")
+        tagger = write_tagger(folder / "tagger")
         programs = _start_taggers(stack, tagger, peers)
         found += [_compare_spans(programs, make, folder, runs) for make in ((_SHORT, 2 * few), (_BIMODAL, few // 2))]
     return found
@@ -170,7 +170,7 @@ def _write_base(folder: Path) -> Path:
     return folder
 
 
-def _write_tagger(folder: Path) -> Path:
+def write_tagger(folder: Path) -> Path:
     """Write a tagger of drugs: MiniLM with a head that is fitted by least squares to notes whose drugs are known."""
     import torch
     from transformers import AutoModelForTokenClassification, AutoTokenizer

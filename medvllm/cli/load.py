@@ -52,9 +52,9 @@ def unload(name: Name, server: Server = None) -> None:
 
 def _client(server: str | None) -> "Client":
     if server is not None:
-        from medvllm.client import Client
+        from medvllm.client.local_client import client_of_command
 
-        return Client(server)
+        return client_of_command(server)
     from medvllm.client.resident import find_resident
 
     if (found := find_resident()) is None:

@@ -45,9 +45,9 @@ _COLUMNS = ("MODEL", "DEVICE", "DTYPE", "SIZE", "SHARED", "LEASES", "IDLE", "STA
 
 
 def _print_server(url: str, *, as_json: bool) -> None:
-    from medvllm.client import Client
+    from medvllm.client.local_client import client_of_command
 
-    with Client(url) as client:
+    with client_of_command(url) as client:
         models = client.loaded()
     if as_json:
         print_json(models)

@@ -104,8 +104,12 @@ def run(
     device: Device = None,
     dtype: Dtype = None,
     engine: Annotated[
-        str, typer.Option(help="What computes: torch, onnx, openvino, or auto for the fastest.")
-    ] = "torch",
+        str | None,
+        typer.Option(
+            help="What computes: torch, onnx, openvino, or auto for the fastest. By default torch, or what "
+            "--server has."
+        ),
+    ] = None,
     precision: Annotated[
         str, typer.Option(help="In which precision an engine may compute: float32, or int8 for onnx.")
     ] = "float32",
@@ -155,7 +159,7 @@ def run(
 
     place = ServerPlace(server, name) if server is not None else LocalPlace(name)
     is_named = server is not None  # such a server checks what is to compute
-    chosen_engine = check_engine("torch" if is_named else engine)
+    chosen_engine = check_engine("torch" if is_named or engine is None else engine)
     chosen_precision = check_precision("float32" if is_named else precision, chosen_engine)
     chosen = usual_task(task) if task is not None else place.task()
     if chosen is not None:
@@ -169,7 +173,7 @@ def run(
             shown = stack.enter_context(_open_output(output, as_json=as_json))
             with_receipt = as_json or receipt_file is not None or _has_receipt(output)
             is_elsewhere = is_named or not (local or loading)
-            asked = {"engine": engine, "precision": precision}
+            asked = {"engine": engine if is_named else chosen_engine, "precision": precision}
             answerer = place.answerer(stack, given, asked, with_receipt=with_receipt) if is_elsewhere else None
             run = CorpusRun(
                 name,

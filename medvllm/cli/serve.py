@@ -11,6 +11,7 @@ from medvllm.cli.completion import model_names
 from medvllm.cli.output import printable
 from medvllm.cli.parameters import split_pair
 from medvllm.cli.streams import say
+from medvllm.engines.kinds import check_engine
 from medvllm.errors import MissingDependencyError, SettingError
 from medvllm.model_registry import registry
 
@@ -27,6 +28,13 @@ def serve(
         list[str] | None,
         typer.Option(metavar="NAME", help="Load this model at the start, and keep it.", autocompletion=model_names),
     ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="What computes requests that do not say it: torch, onnx, openvino, or auto for the fastest. Where an "
+            "engine cannot compute a model, torch does."
+        ),
+    ] = "torch",
     certificate: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="The certificate for TLS with its chain, as PEM."),
@@ -56,12 +64,13 @@ def serve(
     run are answered, after 30 seconds at the latest.
     """
     try:
+        from medvllm.engine.model_runner.engine_lease import lease_for_task
         from medvllm.server.config import ServerConfig
         from medvllm.server.keyring import read_keys
         from medvllm.server.listening import is_loopback, listen, url_of
         from medvllm.server.running import make_server, run
         from medvllm.server.tracing import tracing_of_environment
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise MissingDependencyError(
             "The server needs packages that are not installed.\nInstall them with: pip install 'medvllm[serve]'",
             package=error.name,
@@ -82,13 +91,15 @@ def serve(
             loaded=tuple(load or ()),
             redaction_keys=keys,
             own_key=own_key,
+            engine=check_engine(engine),
         )
         paths = [None if path is None else str(path) for path in (certificate, certificate_key)]
         tracing = tracing_of_environment()
         server = make_server(registry, config, certificate=paths[0], certificate_key=paths[1], tracing=tracing)
         for name in load or ():
             registry.get_metadata(name)  # what is not registered, clients could not ask for
-            registry.load_model(name, keep_alive=-1)
+            with lease_for_task(registry, name, {"keep_alive": -1}, config.engine, "float32", None):
+                pass
             say(f"Loaded {printable(name)}.")
         if certificate is None and not is_loopback(listener):
             say("Anybody on the way can read texts and keys. Use --certificate, or a proxy with TLS.")

@@ -10,7 +10,19 @@ Example:
     ```
 """
 
-from medvllm.client.async_client import AsyncClient
+from typing import TYPE_CHECKING, Any
+
 from medvllm.client.client import Client
 
+if TYPE_CHECKING:
+    from medvllm.client.async_client import AsyncClient
+
 __all__ = ["AsyncClient", "Client"]
+
+
+def __getattr__(name: str) -> Any:  # asyncio takes longer to import than all else
+    if name == "AsyncClient":
+        from medvllm.client.async_client import AsyncClient
+
+        return AsyncClient
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,16 +1,12 @@
 """Where a server is, and how its client connects."""
 
 import ipaddress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from medvllm import settings
 from medvllm.errors import SettingError
 
-if TYPE_CHECKING:
-    import httpx2
-
-CONNECT_S = 5.0
 _PROXIED = ("http://", "https://", "all://")  # for which the environment may name a proxy
 
 
@@ -52,7 +48,7 @@ def http_options(url: str, key: str | None) -> dict[str, Any]:
     if chosen is not None:
         headers["Authorization"] = f"Bearer {chosen.strip()}"
     options: dict[str, Any] = {"base_url": url, "headers": headers, "follow_redirects": False}
-    if not _is_here(url):
+    if not is_here(url):
         return options
     if url.startswith("http:"):  # the certificates that TLS needs take longer to read than a short answer
         return options | {"trust_env": False, "verify": False}
@@ -60,14 +56,8 @@ def http_options(url: str, key: str | None) -> dict[str, Any]:
     return options | {"mounts": dict.fromkeys(_PROXIED)}
 
 
-def timeout_of(left_s: float) -> "httpx2.Timeout":
-    """Return how long to wait for each step of a request. The server answers in time, if only that it is late."""
-    import httpx2
-
-    return httpx2.Timeout(left_s + min(left_s, CONNECT_S), connect=min(left_s, CONNECT_S))
-
-
-def _is_here(url: str) -> bool:
+def is_here(url: str) -> bool:
+    """Return whether an address is one of this machine, for itself only."""
     host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast
 from medvllm.client import call as calls
 from medvllm.client.address import choose_url, http_options
 from medvllm.client.call import Call
+from medvllm.client.connection import Request
 from medvllm.client.exchange import Exchange
 from medvllm.client.options import (
     AssertionOptions,
@@ -20,6 +21,7 @@ from medvllm.client.options import (
     RedactOptions,
     RerankOptions,
 )
+from medvllm.client.pooled_connection import lost_by, timeout_of
 
 if TYPE_CHECKING:
     import httpx2
@@ -188,16 +190,16 @@ class AsyncClient:
 
         exchange = Exchange(self.url, call, self._timeout_s)
         while True:
-            request = exchange.request()
+            request = _arguments_of(exchange.request())
             try:
                 async with self._connection().stream(**request) as response:
-                    exchange.has_begun = True
+                    exchange.begin()
                     parts: list[bytes] = []
                     async for part in response.aiter_bytes():
                         exchange.check_time()
                         parts.append(part)
             except httpx2.HTTPError as error:
-                failure = exchange.failure(error)
+                failure = exchange.failure(lost_by(error))
             else:
                 body = b"".join(parts)
                 exchange.judge(response.status_code, response.headers, body)
@@ -221,21 +223,32 @@ class AsyncClient:
     async def _stream_once(self, exchange: Exchange[Any]) -> "AsyncGenerator[Piece]":
         import httpx2
 
-        request = exchange.request()
+        request = _arguments_of(exchange.request())
         try:
             async with self._connection().stream(**request) as response:
-                exchange.has_begun = True
+                exchange.begin()
                 body = b"" if response.status_code == 200 else await response.aread()
                 exchange.judge(response.status_code, response.headers, body)
                 if exchange.wait_s is not None:
                     return
                 async for part in response.aiter_bytes():
+                    exchange.check_time()
                     for piece in exchange.read_part(part):
                         yield piece
         except httpx2.HTTPError as error:
-            failure = exchange.failure(error)
+            failure = exchange.failure(lost_by(error))
         else:
             exchange.check_complete()
             return
         if failure is not None:
             raise failure
+
+
+def _arguments_of(request: Request) -> dict[str, Any]:
+    """Return a request as httpx takes it."""
+    return {
+        "method": request.method,
+        "url": request.path,
+        "content": request.content,
+        "timeout": timeout_of(request.left_s),
+    }

@@ -3,12 +3,14 @@
 import os
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast, overload
 
 from medvllm.client import call as calls
 from medvllm.client.address import choose_url, http_options
 from medvllm.client.call import Call
+from medvllm.client.connection import Connection, LostError
 from medvllm.client.exchange import Exchange
 from medvllm.client.options import (
     AssertionOptions,
@@ -23,8 +25,6 @@ from medvllm.client.options import (
 from medvllm.forking import Lock
 
 if TYPE_CHECKING:
-    import httpx2
-
     from medvllm.engine.model_runner.classification.assertions import AssertionResults
     from medvllm.engine.model_runner.classification.classify import ClassificationResults
     from medvllm.engine.model_runner.classification.marked_spans import SpanLike
@@ -63,7 +63,7 @@ class Client:
         self._options = http_options(self.url, api_key)
         self._timeout_s = timeout_s
         self._lock = Lock()  # guards the attributes below
-        self._http: httpx2.Client | None = None
+        self._http: Connection | None = None
         self._process = 0  # which opened the connections: a fork must not write to those of its parent
 
     def __repr__(self) -> str:
@@ -184,38 +184,34 @@ class Client:
         """Let the models of an entry leave the server's memory, and return how many left."""
         return self._send(calls.unload_call(model))
 
-    def _connection(self) -> "httpx2.Client":
+    def _connect(self) -> Connection:
+        from medvllm.client.pooled_connection import PooledConnection
+
+        return PooledConnection(self._options)
+
+    def _connection(self) -> Connection:
         with self._lock:
             if self._http is None or self._process != os.getpid():
-                import httpx2
-
-                self._http, self._process = httpx2.Client(**self._options), os.getpid()
+                self._http, self._process = self._connect(), os.getpid()
             return self._http
 
     def _send(self, call: Call[T]) -> T:
-        import httpx2
-
         exchange = Exchange(self.url, call, self._timeout_s)
         while True:
             request = exchange.request()
             try:
-                with self._connection().stream(**request) as response:
-                    exchange.has_begun = True
-                    parts: list[bytes] = []
-                    for part in response.iter_bytes():
-                        exchange.check_time()
-                        parts.append(part)
-            except httpx2.HTTPError as error:
+                with closing(self._connection().send(request)) as answer:
+                    body = b"".join(exchange.in_time(answer.parts()))
+            except LostError as error:
                 failure = exchange.failure(error)
             else:
-                body = b"".join(parts)
-                exchange.judge(response.status_code, response.headers, body)
+                exchange.judge(answer.status, answer.headers, body)
                 if exchange.wait_s is None:
                     return exchange.read(body)
                 time.sleep(exchange.wait_s)
                 continue
             if failure is not None:
-                raise failure  # not above, where it would have the request as its context
+                raise failure
 
     def _stream(self, call: Call[Any]) -> "Generator[Piece]":
         exchange = Exchange(self.url, call, self._timeout_s)
@@ -226,19 +222,17 @@ class Client:
             time.sleep(exchange.wait_s)
 
     def _stream_once(self, exchange: Exchange[Any]) -> "Generator[Piece]":
-        import httpx2
-
         request = exchange.request()
         try:
-            with self._connection().stream(**request) as response:
-                exchange.has_begun = True
-                body = b"" if response.status_code == 200 else response.read()
-                exchange.judge(response.status_code, response.headers, body)
+            with closing(self._connection().send(request)) as answer:
+                parts = exchange.in_time(answer.parts())
+                body = b"" if answer.status == 200 else b"".join(parts)
+                exchange.judge(answer.status, answer.headers, body)
                 if exchange.wait_s is not None:
                     return
-                for part in response.iter_bytes():
+                for part in parts:
                     yield from exchange.read_part(part)
-        except httpx2.HTTPError as error:
+        except LostError as error:
             failure = exchange.failure(error)
         else:
             exchange.check_complete()

@@ -9,7 +9,7 @@ from pathlib import Path
 import medvllm
 from medvllm import settings
 from medvllm.catalog.location import TEXTS, location
-from medvllm.sources import Lock
+from medvllm.sources.lock_path import lock_path
 
 # They change no answer.
 _WITHOUT_EFFECT = {
@@ -28,7 +28,7 @@ def current_conditions() -> str:
     Raises:
         MedVLLMError: A setting cannot be used, or the catalogue cannot be reached.
     """
-    catalog, lock = location(TEXTS()), Lock.current_path()
+    catalog, lock = location(TEXTS()), lock_path()
     facts = {
         "version": medvllm.__version__,
         "code": str(Path(medvllm.__file__).resolve()),

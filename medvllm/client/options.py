@@ -27,7 +27,7 @@ class RequestOptions(TypedDict, total=False):
     """What the requests of all tasks have."""
 
     engine: "EngineName"
-    """What computes; torch by default."""
+    """What computes; that of the server by default."""
     precision: "Precision"
     """In which precision an engine may compute; float32 by default."""
     with_receipt: bool

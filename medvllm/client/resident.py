@@ -6,8 +6,8 @@ import secrets
 
 from medvllm.api_keys import prove
 from medvllm.client.call import Call
-from medvllm.client.client import Client
 from medvllm.client.conditions import current_conditions
+from medvllm.client.local_client import LocalClient
 from medvllm.client.server_record import ServerRecord, read_records
 from medvllm.errors import MedVLLMError
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 _ANSWER_S = 0.5  # until a server counts as one that hangs
 
 
-class ResidentClient(Client):
+class ResidentClient(LocalClient):
     """A client of a server of this user.
 
     Args:

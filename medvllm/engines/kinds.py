@@ -1,7 +1,6 @@
 """The engines and the precisions by name, and which engines are installed."""
 
 from functools import cache
-from importlib import metadata as packages
 from typing import Literal, get_args
 
 from medvllm.errors import MissingDependencyError, RequestError
@@ -67,6 +66,8 @@ def check_precision(precision: object, engine: EngineName) -> Precision:
 @cache
 def engine_version(engine: str) -> str | None:
     """Return the version of an engine's library, without importing it. None if it is not installed."""
+    from importlib import metadata as packages  # here: listing and torch need none
+
     try:
         return packages.version(_PACKAGES[engine])
     except packages.PackageNotFoundError:

@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medvllm.engines import EngineName
 
 MEBIBYTE = 2**20
 
@@ -25,6 +28,7 @@ class ServerConfig:
         requires_key: Whether a request needs an API key. Without one, everybody who reaches the server may do all.
         hosts: Names, beside localhost, that of this machine and addresses, under which clients may reach the server. A
             web page can make a browser send requests here under a name of its own.
+        engine: What computes if a request does not say it. If it cannot compute a model, torch does.
         loaded: The models that the server loads at its start. If there is one, it answers requests that name none.
         redaction_keys: The files of the keys that a client of `/v1/redact` can name.
         own_key: The key with which commands of this user find the server and may do all; None for none.
@@ -41,6 +45,7 @@ class ServerConfig:
     body_timeout_s: float = 60.0
     requires_key: bool = False
     hosts: tuple[str, ...] = ()
+    engine: "EngineName" = "torch"
     loaded: tuple[str, ...] = ()
     redaction_keys: Mapping[str, Path] = field(default_factory=dict)
     own_key: str | None = field(default=None, repr=False)

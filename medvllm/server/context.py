@@ -1,13 +1,16 @@
 """What every route needs: the registry, the calls and the limits of its server."""
 
 from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 from fastapi import Depends, Request
 
+from medvllm.engine.model_runner.engine_lease import lease_for_task
 from medvllm.engine.model_runner.request import Priority
 from medvllm.metadata import ModelMetadata
+from medvllm.model_registry import Lease
 from medvllm.names import parse_name
 from medvllm.server.calls import Calls
 from medvllm.server.config import ServerConfig
@@ -65,7 +68,7 @@ class Server:
     def runner(
         self,
         name: str,
-        engine: "EngineName" = "torch",
+        engine: "EngineName | None" = None,
         precision: "Precision" = "float32",
         *,
         keep_alive: str | float | None = None,
@@ -74,7 +77,7 @@ class Server:
 
         Args:
             name: As for `entry`.
-            engine: What computes.
+            engine: What computes; None for that of the server.
             precision: In which precision an engine may compute.
             keep_alive: How long the model stays in memory after its last use, from now on; None leaves that as it is.
 
@@ -85,8 +88,23 @@ class Server:
         """
         self.entry(name)
         options: dict[str, Any] = {} if keep_alive is None else {"keep_alive": keep_alive}
-        options |= {"registry": self.registry, "engine": engine, "precision": precision}
+        options |= {"registry": self.registry, "engine": engine or self.config.engine, "precision": precision}
         return ServedRunner(self.reference(name), self.about, **options)
+
+    def lease(self, name: str, *, keep_alive: str | float | None = None) -> AbstractContextManager[Lease]:
+        """Return what leases a model that computes requests without an engine, for the duration of a `with` block.
+
+        Args:
+            name: As for `entry`.
+            keep_alive: As for `runner`.
+
+        Raises:
+            ProblemError: As for `entry`.
+            ModelNotFoundError: As for `entry`.
+        """
+        self.entry(name)
+        options = {} if keep_alive is None else {"keep_alive": keep_alive}
+        return lease_for_task(self.registry, self.reference(name), options, self.config.engine, "float32", None)
 
     async def run(
         self,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
@@ -56,6 +56,7 @@ class Metrics:
         )
         self._open = Gauge("medvllm_open_requests", "Requests without a complete answer.", registry=self.collectors)
         self._models: set[str] = set()
+        ProcessCollector(registry=self.collectors)  # its memory, CPU time and files
         self.collectors.register(_Memory(registry))
 
     def open(self) -> AbstractContextManager[object]:

@@ -13,11 +13,10 @@ from medvllm.destination import write_output
 from medvllm.errors import CatalogError, DigestMismatchError, MedVLLMError, SourceError
 from medvllm.metadata import ModelMetadata
 from medvllm.own_changes import own_changes
+from medvllm.sources.lock_path import LOCK_NAME, lock_path
 from medvllm.sources.lock_text import parse_lock, to_toml
 from medvllm.sources.lock_writer import hold_lock_file
 from medvllm.sources.locked_model import Approval, LockedModel
-
-_NAME = "medvllm.lock"
 
 
 class Lock:
@@ -34,21 +33,8 @@ class Lock:
 
     @staticmethod
     def current_path() -> Path:
-        """Return the lock file in use.
-
-        It is the file that MEDVLLM_LOCK_FILE names, or else `medvllm.lock` in the working directory. With
-        MEDVLLM_REQUIRE_LOCK, it is `medvllm.lock` in MEDVLLM_HOME instead, because a file in the working directory may
-        have come with the models.
-        """
-        stated = settings.LOCK_FILE()
-        if stated is not None:
-            return stated
-        if settings.REQUIRE_LOCK():
-            return settings.HOME() / _NAME
-        try:
-            return Path.cwd() / _NAME
-        except OSError:  # the working directory was removed
-            return Path(_NAME)
+        """Return the lock file in use, as `lock_path` does."""
+        return lock_path()
 
     @classmethod
     def current(cls) -> "Lock":
@@ -101,7 +87,7 @@ class Lock:
         """
         found, name = self.get(metadata), metadata.reference
         if found is None and settings.REQUIRE_LOCK():
-            own = Path(_NAME).absolute() if settings.LOCK_FILE() is None and os.path.isfile(_NAME) else None
+            own = Path(LOCK_NAME).absolute() if settings.LOCK_FILE() is None and os.path.isfile(LOCK_NAME) else None
             other = "" if own is None else f"\nOr, if the lock in this folder is yours: export MEDVLLM_LOCK_FILE={own}"
             raise DigestMismatchError(
                 f"Model {name!r} is not in {self.file}, and only locked models may be loaded "

@@ -1,6 +1,5 @@
 """The options of `medvllm run` that a task takes as arguments."""
 
-import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,13 +18,12 @@ def check_options(task: str, given: Mapping[str, Any]) -> None:
         given: The arguments that the options stand for. The option of argument top_k is --top-k.
     """
     from medvllm.engine.model_runner.corpus_run import EXTRA_COLUMNS, SET_FOR_EACH_TEXT
-    from medvllm.engine.model_runner.tasks import TASKS, check_task
+    from medvllm.engine.model_runner.tasks import TASKS, check_task, parameters_of
 
     if task not in TASKS:
         check_task(task, {})  # raises the error for a task that does not exist
     own = {*SET_FOR_EACH_TEXT, EXTRA_COLUMNS.get(task)}
-    _, _, *parameters = inspect.signature(TASKS[task]).parameters.values()  # without the lease and the texts
-    known = {each.name: each for each in parameters if each.name not in own}
+    known = {name: each for name, each in parameters_of(task).items() if name not in own}
     if unknown := next((name for name in given if name not in known), None):
         options = ", ".join(map(option_of, known)) or "none"
         raise typer.BadParameter(f"task {task!r} takes no {option_of(unknown)}. Its options: {options}")

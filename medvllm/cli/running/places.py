@@ -102,10 +102,10 @@ class ServerPlace:
     """
 
     def __init__(self, url: str, name: str) -> None:
-        from medvllm.client import Client
+        from medvllm.client.local_client import client_of_command
 
         self._url, self._name = url, name
-        with Client(url) as client:
+        with client_of_command(url) as client:
             self._facts = client.model(name)
 
     def task(self) -> str | None:
@@ -120,10 +120,10 @@ class ServerPlace:
         self, stack: ExitStack, arguments: dict[str, Any], options: Mapping[str, Any], *, with_receipt: bool
     ) -> "ServerAnswerer | None":
         """Return the server."""
-        from medvllm.client import Client
+        from medvllm.client.local_client import client_of_command
         from medvllm.client.server_answerer import ServerAnswerer
 
-        client = stack.enter_context(Client(self._url))
+        client = stack.enter_context(client_of_command(self._url))
         operators = arguments.pop("operators", None)
         return ServerAnswerer(client, self._name, options=options, operators=operators, with_receipt=with_receipt)
 

@@ -11,18 +11,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from medvllm.corpora.repeated_ids import RepeatedIds
 from medvllm.corpora.rows import CHUNK_CHARACTERS, Row, split_into_chunks
-from medvllm.engine.model_runner.engine_lease import lease_for_task
-from medvllm.engine.model_runner.foreign_errors import drop_hidden_errors, translate_other_errors
+from medvllm.engine.model_runner.foreign_errors import drop_hidden_errors
 from medvllm.engine.model_runner.generation.answers import GenerationResults, Piece
-from medvllm.engine.model_runner.generation.generate import stream
-from medvllm.engine.model_runner.generation.options import check_generate_options
-from medvllm.engine.model_runner.redaction.operators import parse_operators
-from medvllm.engine.model_runner.request import current_limits
 from medvllm.engine.model_runner.results import Result
-from medvllm.engine.model_runner.tasks import check_task, default_task, run_task
+from medvllm.engine.model_runner.tasks import check_task
 from medvllm.engines.kinds import EngineName, Precision, check_engine, check_precision
 from medvllm.errors import LoadError, RequestError
-from medvllm.model_registry import Lease, ModelRegistry, registry
+from medvllm.model_registry import ModelRegistry, registry
 from medvllm.receipt import Receipt
 from medvllm.words import usual_task
 
@@ -126,34 +121,6 @@ class NotAnsweredError(Exception):
     """A server that could have answered did not, and nothing was lost: a model in memory can answer."""
 
 
-class _ModelInMemory:
-    """Answers with a leased model."""
-
-    takes_parts = True
-
-    def __init__(self, lease: Lease, *, with_receipt: bool) -> None:
-        self._lease, self._with_receipt = lease, with_receipt
-
-    @property
-    def receipt(self) -> Receipt | None:
-        return self._lease.receipt if self._with_receipt else None
-
-    def streams(self, task: str | None, texts: Sequence[Any]) -> bool:
-        return (task or default_task(self._lease, texts)) == _STREAMED_TASK
-
-    def run(self, task: str | None, texts: Sequence[Any], arguments: Mapping[str, Any]) -> Result:
-        return run_task(self._lease, task, texts, arguments)
-
-    def stream(self, texts: Sequence[Any], arguments: Mapping[str, Any]) -> Generator[Piece]:
-        with closing(stream(self._lease, texts, check_generate_options(**arguments), current_limits())) as pieces:
-            while True:
-                with translate_other_errors(self._lease.metadata.name):  # an error of the listener is its own
-                    piece = next(pieces, None)
-                if piece is None:
-                    return
-                yield piece
-
-
 class CorpusRun:
     """Runs a task over a corpus. Iterating over it yields the answers, chunk by chunk.
 
@@ -204,6 +171,8 @@ class CorpusRun:
     def __iter__(self) -> Generator[CorpusAnswers]:
         size: float = CHUNK_CHARACTERS
         if self.task == "redact":  # all chunks get the same operators, with the same keys
+            from medvllm.engine.model_runner.redaction.operators import parse_operators
+
             operators = parse_operators(self._arguments.get("operators"))
             self._arguments["operators"] = operators
             # The operators of a server draw their keys for each call.
@@ -236,10 +205,14 @@ class CorpusRun:
 
     @contextmanager
     def _model_in_memory(self, first: Sequence[Row]) -> Iterator[Answerer]:
+        # Here, because a server may answer in its place: all that runs a model takes as long to import as it answers.
+        from medvllm.engine.model_runner.engine_lease import lease_for_task
+        from medvllm.engine.model_runner.model_in_memory import ModelInMemory
+
         texts = [row.text for row in first]
         given = self._name, self._options, self._engine, self._precision, self.task, texts
         with lease_for_task(self._registry, *given) as lease:
-            yield _ModelInMemory(lease, with_receipt=self._with_receipt)
+            yield ModelInMemory(lease, with_receipt=self._with_receipt)
 
     def _try(self, answerer: Answerer, chunk: list[Row], offset: int, *, has_ids: bool) -> CorpusAnswers | None:
         try:

@@ -2,51 +2,40 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from medvllm.engine.model_runner.classification.assertions import check_assertion_options, find_assertions
-from medvllm.engine.model_runner.classification.classify import check_classify_options, classify
-from medvllm.engine.model_runner.classification.rerank import check_rerank_options, rerank
-from medvllm.engine.model_runner.embedding.embed import check_embed_options, embed
-from medvllm.engine.model_runner.fill_mask import check_fill_mask_options, fill_mask
 from medvllm.engine.model_runner.foreign_errors import translate_other_errors
-from medvllm.engine.model_runner.generation.generate import generate
-from medvllm.engine.model_runner.generation.options import check_generate_options
-from medvllm.engine.model_runner.redaction.operators import Operators
-from medvllm.engine.model_runner.redaction.redact import check_redact_options, redact
 from medvllm.engine.model_runner.results import Result
-from medvllm.engine.model_runner.tagging.entities import check_entity_options, find_entities, find_identifiers
 from medvllm.errors import RequestError
 from medvllm.heads import task_of_class
 from medvllm.metadata import ModelMetadata
-from medvllm.model_registry import Lease
 from medvllm.near_names import did_you_mean, near_names
 
-# Each function takes a lease, the texts and its own options.
-TASKS: dict[str, Callable[..., Result]] = {
-    "embed": embed,
-    "fill-mask": fill_mask,
-    "ner": find_entities,
-    "deid": find_identifiers,
-    "redact": redact,
-    "classify": classify,
-    "rerank": rerank,
-    "generate": generate,
-    "assertions": find_assertions,
+if TYPE_CHECKING:
+    from medvllm.model_registry import Lease
+
+# Each task with its module, imported once the task is used, and two functions of it. The first takes a lease, the texts
+# and the options of the task. The second takes the options and raises RequestError for those that no model could use;
+# it may return operators, in which the keys of a call are drawn and read.
+TASKS = {
+    "embed": ("embedding.embed", "embed", "check_embed_options"),
+    "fill-mask": ("fill_mask", "fill_mask", "check_fill_mask_options"),
+    "ner": ("tagging.entities", "find_entities", "check_entity_options"),
+    "deid": ("tagging.entities", "find_identifiers", "check_entity_options"),
+    "redact": ("redaction.redact", "redact", "check_redact_options"),
+    "classify": ("classification.classify", "classify", "check_classify_options"),
+    "rerank": ("classification.rerank", "rerank", "check_rerank_options"),
+    "generate": ("generation.generate", "generate", "check_generate_options"),
+    "assertions": ("classification.assertions", "find_assertions", "check_assertion_options"),
 }
-# Each function takes the options of a task and raises RequestError for those that no model could use. It may return
-# operators, in which the keys of a call are drawn and read.
-_OPTION_CHECKS: dict[str, Callable[..., object]] = {
-    "embed": check_embed_options,
-    "fill-mask": check_fill_mask_options,
-    "ner": check_entity_options,
-    "deid": check_entity_options,
-    "redact": check_redact_options,
-    "classify": check_classify_options,
-    "rerank": check_rerank_options,
-    "assertions": check_assertion_options,
-    "generate": check_generate_options,
-}
+
+
+def parameters_of(task: str) -> dict[str, inspect.Parameter]:
+    """Return the options of a task by their names."""
+    parameters = inspect.signature(_run_of(task)).parameters
+    return {name: each for name, each in parameters.items() if name not in ("lease", "texts")}
 
 
 def check_task(task: object, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,7 +53,7 @@ def check_task(task: object, arguments: Mapping[str, Any]) -> dict[str, Any]:
             f"It can run: {', '.join(TASKS)}",
             task=task,
         )
-    known = [name for name in inspect.signature(TASKS[task]).parameters if name not in ("lease", "texts")]
+    known = list(parameters_of(task))
     if unknown := next((name for name in arguments if name not in known), None):
         raise RequestError(
             f"Task {task!r} takes no argument {unknown!r}.{did_you_mean(near_names(unknown, known))}\n"
@@ -72,11 +61,11 @@ def check_task(task: object, arguments: Mapping[str, Any]) -> dict[str, Any]:
             task=task,
             argument=unknown,
         )
-    read = _OPTION_CHECKS[task](**arguments)
-    return {**arguments, "operators": read} if isinstance(read, Operators) else dict(arguments)
+    read = _check_of(task)(**arguments)
+    return {**arguments, "operators": read} if task == "redact" else dict(arguments)
 
 
-def run_task(lease: Lease, task: str | None, texts: Sequence[Any], arguments: Mapping[str, Any]) -> Result:
+def run_task(lease: "Lease", task: str | None, texts: Sequence[Any], arguments: Mapping[str, Any]) -> Result:
     """Run a task on a model in use, or the model's own task if none is named.
 
     Args:
@@ -92,7 +81,7 @@ def run_task(lease: Lease, task: str | None, texts: Sequence[Any], arguments: Ma
         chosen = task or default_task(lease, texts)
         if task is None:
             arguments = check_task(chosen, arguments)
-        result = TASKS[chosen](lease, texts, **arguments)
+        result = _run_of(chosen)(lease, texts, **arguments)
         result.task = chosen
         return result
 
@@ -107,7 +96,7 @@ def task_of_entry(entry: ModelMetadata) -> str | None:
     return tasks[0] if tasks else None
 
 
-def default_task(lease: Lease, texts: Iterable[Any]) -> str:
+def default_task(lease: "Lease", texts: Iterable[Any]) -> str:
     """Return the task of a model in use, as `own_task` says."""
     kind, has_gap = type(lease.model).__name__, False
     if kind.endswith("ForMaskedLM"):
@@ -133,3 +122,19 @@ def own_task(metadata: ModelMetadata, class_name: str, *, has_gap: bool, is_scor
     if class_name.endswith("ForMaskedLM"):
         return "fill-mask" if has_gap else "embed"
     return task_of_class(class_name) or "embed"
+
+
+def _run_of(task: str) -> Callable[..., Result]:
+    module, run, _ = TASKS[task]
+    found: Callable[..., Result] = getattr(_import(module), run)
+    return found
+
+
+def _check_of(task: str) -> Callable[..., object]:
+    module, _, check = TASKS[task]
+    found: Callable[..., object] = getattr(_import(module), check)
+    return found
+
+
+def _import(module: str) -> ModuleType:
+    return import_module(f"medvllm.engine.model_runner.{module}")

@@ -55,7 +55,7 @@ class RunRequest(StrictModel):
         task: The task; the model's own one by default.
         texts: The texts, or what the task takes in their place: pairs, lists of words, conversations.
         arguments: The options of the task, as `ModelRunner` has them. Secrets of operators are named, and never sent.
-        engine: What computes; torch by default.
+        engine: What computes; that of the server by default.
         precision: In which precision an engine may compute; float32 by default.
         receipt: Whether the answer has a receipt of what answered.
         stream: Whether a text that is generated comes piece by piece, as server-sent events.
@@ -72,7 +72,7 @@ class RunRequest(StrictModel):
     task: str | None = None
     texts: list[Any]
     arguments: Annotated[dict[str, Any], Field(default_factory=dict)]
-    engine: EngineName = "torch"
+    engine: EngineName | None = None
     precision: Precision = "float32"
     receipt: bool = False
     stream: bool = False
@@ -159,10 +159,8 @@ async def load(asked: LoadRequest, http: Request, server: ServerOf) -> dict[str,
     """Load a model into memory."""
 
     def call() -> dict[str, Any]:
-        entry = server.entry(asked.model)
-        options = {} if asked.keep_alive is None else {"keep_alive": asked.keep_alive}
-        with server.registry.lease(server.reference(asked.model), **options) as lease:
-            return {"model": entry.name, "version": lease.metadata.version}
+        with server.lease(asked.model, keep_alive=asked.keep_alive) as lease:
+            return {"model": lease.metadata.name, "version": lease.metadata.version}
 
     return await server.run(http, call)
 

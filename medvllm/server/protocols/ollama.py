@@ -159,8 +159,7 @@ def _embed(server: Server, asked: EmbedRequest, texts: list[str]) -> dict[str, A
         vectors = scale(shorten(made.vectors, asked.dimensions, asked.model)).tolist()
         tokens = sum(coverage.tokens for coverage in made.coverage)
     else:
-        server.entry(asked.model)
-        with server.registry.lease(server.reference(asked.model), keep_alive=asked.keep_alive):
+        with server.lease(asked.model, keep_alive=asked.keep_alive):
             pass
     counts = {"total_duration": time.perf_counter_ns() - begin, "prompt_eval_count": tokens}
     return {"model": asked.model, "embeddings": vectors, **counts}

@@ -212,7 +212,7 @@ async def list_entities(http: Request, server: ServerOf, choice: Choice, languag
 
     def call() -> list[str]:
         _check_language(server.entry(name), language)
-        with server.registry.lease(server.reference(name)) as lease:
+        with server.lease(name) as lease:
             return list(read_labels(lease).kinds)
 
     return await server.run(http, call)

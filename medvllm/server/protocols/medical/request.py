@@ -23,7 +23,7 @@ class MedicalRequest(StrictModel):
         model: A name of the catalogue, such as "ner", "ner@production" or "ner@3".
         offset_unit: What offsets count: code points as Python does, UTF-16 code units as JavaScript and Java do, or
             bytes of UTF-8 as Go and Rust do. The answer repeats it.
-        engine: What computes; torch by default.
+        engine: What computes; that of the server by default.
         precision: In which precision an engine may compute; float32 by default.
         receipt: Whether the answer has a receipt of what answered.
         priority: "interactive" calls go before those that are "bulk".
@@ -33,7 +33,7 @@ class MedicalRequest(StrictModel):
 
     model: str
     offset_unit: OffsetUnit = "codepoint"
-    engine: EngineName = "torch"
+    engine: EngineName | None = None
     precision: Precision = "float32"
     receipt: bool = False
     priority: Priority = "interactive"

@@ -118,7 +118,7 @@ async def load(
         raise invalid("A model is loaded as its entry says: parameters of load are not supported.", "parameters")
 
     def call() -> None:
-        with server.registry.lease(server.entry(model).reference):
+        with server.lease(model):
             pass
 
     await server.run(http, call)

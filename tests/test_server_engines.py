@@ -1,0 +1,69 @@
+"""A server whose requests an engine computes."""
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from medvllm.engine.model_runner import ModelRegistry
+from medvllm.server.config import ServerConfig
+from tests.support import tiny
+from tests.support.console import command
+from tests.support.exports import Exports
+from tests.support.serving import serving
+
+
+def test_a_server_with_a_prepared_engine_imports_no_torch(shared_exports: Exports, engine_home: Path) -> None:
+    """Neither torch nor transformers, in any protocol. A request that asks for torch still gets it."""
+    folder = shared_exports.tagger(engine_home)
+    code = textwrap.dedent(
+        f"""
+        import json, sys
+        from medvllm.engine.model_runner import ModelRegistry
+        from medvllm.server.config import ServerConfig
+        from tests.support.serving import serving
+
+        registry = ModelRegistry()
+        registry.register("tagger", "clinical", model_path={str(folder)!r}, task="ner")
+        text = {{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["No fever."]}}
+        asked = {{
+            "/v1/load": {{"model": "tagger", "keep_alive": -1}},
+            "/v2/repository/models/tagger/load": {{}},
+            "/v2/models/tagger/infer": {{"inputs": [text]}},
+            "/v1/entities": {{"model": "tagger", "input": ["No fever."]}},
+            "/v1/run": {{"model": "tagger", "texts": ["No fever."], "receipt": True}},
+        }}
+        with serving(registry, ServerConfig(engine="onnx")) as http:
+            statuses = {{route: http.post(route, json=body).status_code for route, body in asked.items()}}
+            answered = http.post("/v1/run", json=asked["/v1/run"]).json()["receipt"]["engine"]["name"]
+            loaded = [model.engine for model in registry.loaded_models()]
+            imported = sorted({{"torch", "transformers"}} & set(sys.modules))
+            by_torch = http.post("/v1/run", json=asked["/v1/run"] | {{"engine": "torch"}}).json()["receipt"]["engine"]
+        print(json.dumps([statuses, answered, loaded, imported, by_torch]))
+        """
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    statuses, answered, loaded, imported, by_torch = json.loads(run.stdout)
+    assert set(statuses.values()) == {200}, statuses
+    assert (answered, loaded, imported, by_torch) == ("onnx", ["onnx"], [], None)
+
+
+def test_what_an_engine_cannot_compute_is_computed_by_torch(
+    registry: ModelRegistry, tmp_path: Path, home: Path
+) -> None:
+    """A decoder is, without an error."""
+    folder = tiny.gpt2_causal_lm(tmp_path / "decoder")
+    registry.register("decoder", "clinical", model_path=str(folder), task="generate")
+    with serving(registry, ServerConfig(engine="onnx")) as http:
+        asked = {"model": "decoder", "prompt": "No", "max_tokens": 2}
+        assert http.post("/v1/completions", json=asked).status_code == 200
+
+
+def test_an_unknown_engine_is_refused_before_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message names those that there are."""
+    refused = command(monkeypatch, "serve", "--port", "0", "--engine", "onx")
+    assert refused.code == 2 and "'onx'" in refused.err and "torch, onnx, openvino, auto" in refused.err
