@@ -28,6 +28,7 @@ def registry_of_all_tasks(folder: Path) -> ModelRegistry:
     cut = tiny.bert_token_classifier(folder / "cut", ["O", "B-NAME", "I-NAME"])
     cls = tiny.bert_sequence_classifier(folder / "cls", config=tiny.labelled(LABELS))
     rank = tiny.bert_sequence_classifier(folder / "rank", config=tiny.labelled(["LABEL_0"]))
+    tiny.edit_weights(rank, lambda name, weight: weight - 1 if name == "classifier.bias" else weight)  # below 0
     mlm = tiny.bert_masked_lm(folder / "mlm")
     markers = ["[entity] ", " [entity]"]
     registry.register("deid", "clinical", model_path=str(deid), task="deid", languages=["en"])
