@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -248,6 +249,10 @@ def test_a_client_that_does_not_send_its_request_is_disconnected(
     assert answer.count(b"HTTP/1.1 200") == bool(before)
 
 
+def _is_in_metrics(client: httpx2.Client, line: str) -> bool:
+    return line in client.get("/metrics").text
+
+
 def test_a_client_that_does_not_read_its_answers_is_disconnected(
     registry: ModelRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,8 +261,7 @@ def test_a_client_that_does_not_read_its_answers_is_disconnected(
     with serving(registry) as client, _connected(client) as connection:
         connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 500)
         for number in ("2.0", "1.0"):  # with that of the metrics themselves
-            line = f"\nmedvllm_open_requests {number}\n"
-            wait_until(lambda line=line: line in client.get("/metrics").text, step_s=0.02)
+            wait_until(partial(_is_in_metrics, client, f"\nmedvllm_open_requests {number}\n"), step_s=0.02)
 
 
 def test_no_text_is_in_what_a_server_tells_of_its_requests(
