@@ -98,7 +98,7 @@ def test_each_route_has_the_right_that_was_decided() -> None:
     """Also those that the OpenAPI document leaves out."""
     found = {}
     for route in iter_route_contexts(create_app(ModelRegistry()).routes):
-        path = route.path_format
+        path = route.path_format or ""
         for method in route.methods or ():
             found[f"{method} {path}"] = "none" if path in OPEN else right_of(method, path)
     assert found == OF_ROUTE

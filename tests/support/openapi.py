@@ -16,7 +16,8 @@ class Operation:
 
     @property
     def content(self) -> dict[str, Any]:
-        return self.document["paths"][self.path][self.method]
+        described: dict[str, Any] = self.document["paths"][self.path][self.method]
+        return described
 
     @property
     def name(self) -> str:
@@ -48,7 +49,8 @@ class Operation:
 
     def schema(self, status: int, kind: str = "application/json") -> dict[str, Any]:
         """The JSON schema of the answers with a status, with all that it refers to."""
-        return self.answer(status)["content"][kind]["schema"] | {"components": self.document["components"]}
+        schema: dict[str, Any] = self.answer(status)["content"][kind]["schema"]
+        return schema | {"components": self.document["components"]}
 
     def example_in(self, parameter: dict[str, Any]) -> Any:
         examples = parameter["schema"].get("examples") or [parameter.get("example")]

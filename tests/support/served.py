@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from medvllm.engine.model_runner import ModelRegistry
 from tests.support import decoders, taggers, tiny
@@ -57,7 +58,7 @@ def registry_of_documentation(folder: Path) -> ModelRegistry:
     registry.register("my-decoder", "clinical", model_path=str(decoder), task="generate")
     for name, other in _DOCUMENTED.items():
         entry = registry.get_metadata(other)
-        facts = {"languages": ["en"]} if other == "deid" else {}
-        markers = {"entity_markers": list(entry.behaviour.entity_markers)} if other == "assert" else {}
-        registry.register(name, "clinical", model_path=entry.location, task=entry.behaviour.task, **facts, **markers)
+        facts: dict[str, Any] = {"languages": ["en"]} if other == "deid" else {}
+        facts |= {"entity_markers": list(entry.behaviour.entity_markers)} if other == "assert" else {}
+        registry.register(name, "clinical", model_path=entry.location, task=entry.behaviour.task, **facts)
     return registry
