@@ -101,12 +101,17 @@ def test_commands_of_the_user_find_the_server(start: Start, ner: None, console: 
     assert not list((home / "medvllm" / "run" / "servers").iterdir()) and "Smith" not in "".join(server.lines)
 
 
-def test_a_server_completes_its_requests_before_it_ends(start: Start, ner: None) -> None:
-    """And a second one on its port names it. Both models and lines are as asked."""
-    server = start("--load", "ner")
+def test_a_server_completes_its_requests_before_it_ends(start: Start, ner: None, tmp_path: Path) -> None:
+    """And a second one on its port names it. Models, keys and lines are as asked."""
+    (tmp_path / "study.key").write_text("0123456789abcdef")
+    server = start("--load", "ner", "--redaction-key", f"study={tmp_path / 'study.key'}")
     url = server.wait_for(r"Serving at (http\S+),")
     assert server.lines[0] == "Loaded ner.\n"
     assert httpx2.post(f"{url}/v2/repository/index", json={"ready": True}).json()[0]["name"] == "ner"
+    assert httpx2.get(f"{url}/info").json()["model_id"] == "ner"  # the only one that it loaded
+    hashed = {"anonymizers": {"NAME": {"type": "hash", "key": "study"}}}
+    found = {"text": "ab", "analyzer_results": [{"start": 0, "end": 2, "entity_type": "NAME"}]}
+    assert len(httpx2.post(f"{url}/presidio/anonymize", json=found | hashed).json()["text"]) == 64
     second = subprocess.run(
         [sys.executable, "-m", "medvllm", "serve", "--port", url.rpartition(":")[2]], capture_output=True, text=True
     )
@@ -187,3 +192,16 @@ def test_keys_are_made_listed_and_revoked(console: Console, catalog_url: str) ->
     assert console("key", "revoke", "pacs").out == "Revoked pacs.\n"
     assert "\trevoked 2" in console("key", "list").out
     assert console("key", "revoke", "pacs").err.startswith("Error: Key 'pacs' is revoked already.")
+
+
+def test_a_redaction_key_that_cannot_be_used_ends_the_start(console: Console, tmp_path: Path) -> None:
+    """Before the port is taken; and so does a name without a file."""
+    key = tmp_path / "study.key"
+    key.write_text("short")
+    for given, code, message in (
+        (f"study={key}", 1, "has 5 bytes; it needs 16 or more"),
+        (f"study={tmp_path / 'none'}", 1, "cannot be read: No such file"),
+        ("study", 2, "NAME=FILE"),
+    ):
+        said = console("serve", "--port", "0", "--redaction-key", given)
+        assert said.code == code and message in said.err, given

@@ -25,7 +25,10 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> ModelRegistry:
 def client(registry: ModelRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
     file: Path = tmp_path_factory.mktemp("keys") / "study.key"
     file.write_text(KEY)
-    with serving(registry, ServerConfig(loaded=("deid",), redaction_keys={"study": file})) as client:
+    other: Path = file.with_name("other.key")
+    other.write_text(KEY[::-1])
+    config = ServerConfig(loaded=("deid",), redaction_keys={"study": file, "other": other})
+    with serving(registry, config) as client:
         yield client
 
 
@@ -118,6 +121,8 @@ def test_a_hash_has_a_key_of_the_server(client: httpx2.Client, registry: ModelRe
         {"type": "hash"},
         {"type": "hash", "hash_type": "md5"},
         {"type": "encrypt", "key": "secret-canary-key"},
+        {"type": "encrypt"},
+        {"type": "encrypt", "key": "study", "salt": "secret-canary"},
     ):
         answer = client.post("/presidio/anonymize", json=body | {"anonymizers": {"NAME": bad}})
         assert answer.status_code == 422 and "secret-canary" not in answer.text
@@ -133,3 +138,53 @@ def test_a_result_that_is_not_in_the_text_is_refused(client: httpx2.Client, plac
     results = [{"start": place[0], "end": place[1], "score": 1, "entity_type": "NAME"}]
     answer = client.post("/presidio/anonymize", json={"text": TEXT, "analyzer_results": results})
     assert answer.status_code == 422 and "analyzer_results.0" in answer.json()["error"]
+
+
+def test_what_was_encrypted_can_be_read_back(client: httpx2.Client) -> None:
+    """With the key of the server that wrote it. The items have their places in each text; what was kept stays."""
+    results = [
+        {"start": 14, "end": 20, "score": 0.9, "entity_type": "DOCTOR"},
+        {"start": 4, "end": 9, "score": 0.8, "entity_type": "NAME"},
+    ]
+    encrypt = {"NAME": {"type": "encrypt", "key": "study"}, "DEFAULT": {"type": "replace"}}
+    body = {"text": TEXT, "analyzer_results": results, "anonymizers": encrypt}
+    hidden, again = (client.post("/presidio/anonymize", json=body).json() for _ in range(2))
+    assert "Jones" not in hidden["text"] and hidden["items"][0]["operator"] == "encrypt" and hidden != again
+    decrypt = {"NAME": {"type": "decrypt", "key": "study"}, "DEFAULT": {"type": "deanonymize_keep"}}
+    asked = {"text": hidden["text"], "anonymizer_results": hidden["items"], "deanonymizers": decrypt}
+    shown = client.post("/presidio/deanonymize", json=asked).json()
+    assert shown["text"] == "Dr. Jones saw <DOCTOR>"
+    assert [(each["operator"], each["text"]) for each in shown["items"]] == [
+        ("decrypt", "Jones"),
+        ("deanonymize_keep", "<DOCTOR>"),
+    ]
+    for item in shown["items"]:
+        assert shown["text"][item["start"] : item["end"]] == item["text"]
+    other = client.post(
+        "/presidio/deanonymize", json=asked | {"deanonymizers": {"DEFAULT": {"type": "decrypt", "key": "other"}}}
+    )
+    assert other.json()["error"].startswith("The text from 4 to ") and hidden["items"][0]["text"] not in other.text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"deanonymizers": {"DEFAULT": {"type": "hash"}}}, "Only what encrypt wrote can be read back"),
+        ({"deanonymizers": {"DEFAULT": {"type": "decrypt", "key": "secret-canary"}}}, "no key of that name"),
+        ({"deanonymizers": {"DEFAULT": {"type": "decrypt"}}}, "'decrypt' needs a key"),
+        ({"deanonymizers": {"DATE": {"type": "deanonymize_keep"}}}, "says nothing of 'NAME'"),
+        ({"anonymizer_results": [{"start": 4, "end": 99, "entity_type": "NAME"}]}, "anonymizer_results.0 is not in"),
+        ({"anonymizer_results": [{"start": 4, "end": 9, "entity_type": "NAME"}] * 2}, "overlap"),
+        ({}, "was not written by encrypt"),
+    ],
+)
+def test_what_cannot_be_read_back_is_refused(client: httpx2.Client, change: dict[str, Any], message: str) -> None:
+    """Rather than left as it is: the caller would take it for the text of the note."""
+    body = {
+        "text": TEXT,
+        "anonymizer_results": [{"start": 4, "end": 9, "entity_type": "NAME"}],
+        "deanonymizers": {"DEFAULT": {"type": "decrypt", "key": "study"}},
+    }
+    answer = client.post("/presidio/deanonymize", json=body | change)
+    assert answer.status_code == 422 and message in answer.json()["error"]
+    assert "Jones" not in answer.text and "secret-canary" not in answer.text

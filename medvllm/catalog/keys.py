@@ -1,6 +1,7 @@
 """The API keys in the database of a stored catalogue."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,11 @@ class StoredKeys:
         from medvllm.catalog.sql.tables import keys
 
         if not name.strip() or not name.isprintable() or len(name) > _MAX_NAME:
-            raise RequestError(f"The name of a key needs 1 to {_MAX_NAME} visible characters.", option="name")
+            raise RequestError(
+                f"The name of a key needs 1 to {_MAX_NAME} visible characters.\n"
+                "Name the program that will use it: medvllm key add radiology-pacs",
+                option="name",
+            )
         key = new_key()
         row: dict[str, Any] = {
             "name": name,
@@ -70,7 +75,7 @@ class StoredKeys:
             if connection.execute(select(keys.c.name).where(keys.c.name == name)).first():
                 raise RequestError(
                     f"There is a key {name!r} already, or was. Its name is not given again.\n"
-                    "List the keys: medvllm key list",
+                    f"Use another name: medvllm key add {shlex.quote(f'{name}-2')}",
                     option="name",
                     value=name,
                 )

@@ -59,7 +59,7 @@ def list_(as_json: Json = False) -> None:
         print_json([{name: value for name, value in vars(key).items() if name != "digest"} for key in keys])
         return
     if not keys:
-        typer.echo("There are no keys.", err=True)
+        say("There are no keys. Make one: medvllm key add NAME")
     columns = ("NAME", "RIGHTS", "LIMITS", "CREATED", "BY", "STATE")
     print_table(columns, [(*_row(key), _state(key)) for key in keys])
 

@@ -25,12 +25,18 @@ def load_options(device: str | None, dtype: str | None) -> dict[str, Any]:
     return {name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None}
 
 
-def split_pair(text: str, option: Literal["--fact", "--tag"]) -> tuple[str, str]:
-    """Return the two sides of FACT=VALUE or KEY=VALUE, or raise a usage error."""
+_PAIRS = {
+    "--fact": "FACT=VALUE, for example license=mit",
+    "--tag": "KEY=VALUE, for example owner=radiology",
+    "--redaction-key": "NAME=FILE, for example study=study.key",
+}
+
+
+def split_pair(text: str, option: Literal["--fact", "--tag", "--redaction-key"]) -> tuple[str, str]:
+    """Return the two sides of a text such as FACT=VALUE, or raise a usage error."""
     key, equals, value = text.partition("=")
     if not equals or not key or not value:
-        form = "FACT=VALUE, for example license=mit" if option == "--fact" else "KEY=VALUE, for example owner=radiology"
-        raise typer.BadParameter(f"{text!r} is not {form}", param_hint=option)
+        raise typer.BadParameter(f"{text!r} is not {_PAIRS[option]}", param_hint=option)
     return key, value
 
 

@@ -9,6 +9,7 @@ import typer
 from medvllm.api_keys import new_key
 from medvllm.cli.completion import model_names
 from medvllm.cli.output import printable
+from medvllm.cli.parameters import split_pair
 from medvllm.cli.streams import say
 from medvllm.engines.kinds import check_engine
 from medvllm.errors import MissingDependencyError, SettingError
@@ -45,6 +46,12 @@ def serve(
         list[str] | None,
         typer.Option(metavar="NAME", help="A name under which clients reach the server, for example behind a proxy."),
     ] = None,
+    redaction_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE", help="A secret key that clients can name, for hashes and shifted dates: its file."
+        ),
+    ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Require no API key, whoever can reach the server.")] = (
         False
     ),
@@ -68,6 +75,7 @@ def serve(
             "The server needs packages that are not installed.\nInstall them with: pip install 'medvllm[serve]'",
             package=error.name,
         ) from error
+    keys = _read_redaction_keys(redaction_key or [])
     listener = listen(host, port)
     with listener:
         has_keys = not insecure and any(key.is_valid for key in read_keys(registry))
@@ -78,12 +86,18 @@ def serve(
             )
         own_key = new_key()
         config = ServerConfig(
-            requires_key=has_keys, hosts=tuple(allow_host or ()), own_key=own_key, engine=check_engine(engine)
+            requires_key=has_keys,
+            hosts=tuple(allow_host or ()),
+            engine=check_engine(engine),
+            loaded=tuple(load or ()),
+            redaction_keys=keys,
+            own_key=own_key,
         )
         paths = [None if path is None else str(path) for path in (certificate, certificate_key)]
         tracing = tracing_of_environment()
         server = make_server(registry, config, certificate=paths[0], certificate_key=paths[1], tracing=tracing)
         for name in load or ():
+            registry.get_metadata(name)  # what is not registered, clients could not ask for
             with lease_for_task(registry, name, {"keep_alive": -1}, config.engine, "float32", None):
                 pass
             say(f"Loaded {printable(name)}.")
@@ -93,6 +107,20 @@ def serve(
             _publish(listener, own_key)
         _announce(listener, url_of(listener, "http" if certificate is None else "https"), has_keys=has_keys)
         run(server, listener)
+
+
+def _read_redaction_keys(stated: list[str]) -> dict[str, Path]:
+    """Return the files of NAME=FILE by their names. SettingError: one has no key that can be used."""
+    from medvllm.engine.model_runner.redaction.keys import read_key_file
+
+    found: dict[str, Path] = {}
+    for text in stated:
+        name, file = split_pair(text, "--redaction-key")
+        if name in found:
+            raise typer.BadParameter(f"{name!r} is given twice", param_hint="--redaction-key")
+        found[name] = Path(file).absolute()
+        read_key_file(found[name], f"--redaction-key {name}")
+    return found
 
 
 def _publish(listener: "socket.socket", key: str) -> None:

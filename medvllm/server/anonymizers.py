@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from medvllm.engine.model_runner.redaction.operators import DEFAULT, Found, Operator, Operators, parse_operators
+from medvllm.server.encryption import Encrypt
 from medvllm.server.problem import Problem, ProblemError
-from medvllm.server.redaction_keys import use_server_keys
+from medvllm.server.redaction_keys import find_key, use_server_keys
 
 _HASH_LENGTH = 64  # hexadecimal digits of a SHA-256, which is what clients have room for
 
@@ -47,7 +48,7 @@ class PartMask(Operator):
 def parse_anonymizers(given: Mapping[str, Mapping[str, Any]], keys: Mapping[str, Path]) -> Operators:
     """Return the operators that a client of Presidio asks for. Types of entities without one are replaced.
 
-    A hash is one with a key of the server: others can be reversed with a list of names.
+    A hash is one with a key of the server: others can be reversed with a list of names. So is an encryption.
 
     Args:
         given: The anonymizer of each type of entity, and of "DEFAULT".
@@ -66,6 +67,8 @@ def parse_anonymizers(given: Mapping[str, Mapping[str, Any]], keys: Mapping[str,
             own[label] = Label()
         elif kind == "mask":
             own[label] = _parse_mask(label, options)
+        elif kind == "encrypt":
+            own[label] = Encrypt(_find_key(f"anonymizers.{label}", kind, options, keys))
         elif kind == "hash" and options.pop("hash_type", "sha256") == "sha256":
             others[label] = {"type": "hash", "length": _HASH_LENGTH, **options}
         else:
@@ -73,6 +76,46 @@ def parse_anonymizers(given: Mapping[str, Mapping[str, Any]], keys: Mapping[str,
     default = own.pop(DEFAULT, None) if DEFAULT not in others else None
     parsed = parse_operators(use_server_keys(others, keys, param="anonymizers"))
     return Operators({**parsed.by_label, **own}, parsed.default if DEFAULT in others else default or Label())
+
+
+def parse_deanonymizers(
+    given: Mapping[str, Mapping[str, Any]], keys: Mapping[str, Path]
+) -> Mapping[str, Encrypt | None]:
+    """Return what reads back the texts of each type of entity, and of "DEFAULT"; None for what stays as it is.
+
+    Args:
+        given: The deanonymizers.
+        keys: The files of the server's keys by their names.
+
+    Raises:
+        ProblemError: The server has no such key, or there is no such deanonymizer.
+        SettingError: The file of a key cannot be read.
+    """
+    found: dict[str, Encrypt | None] = {}
+    for label, deanonymizer in given.items():
+        kind, options = (
+            deanonymizer.get("type"),
+            {name: value for name, value in deanonymizer.items() if name != "type"},
+        )
+        param = f"deanonymizers.{label}"
+        if kind == "decrypt":
+            found[label] = Encrypt(_find_key(param, "decrypt", options, keys))
+        elif kind in ("keep", "deanonymize_keep"):
+            found[label] = None
+        else:
+            message = (
+                "Only what encrypt wrote can be read back: replace, redact, mask and hash leave nothing of a text.\n"
+                "Use one of: {'type': 'decrypt', 'key': NAME}, {'type': 'deanonymize_keep'}"
+            )
+            raise ProblemError(Problem(422, "unsupported_option", message, param))
+    return found
+
+
+def _find_key(param: str, kind: str, options: Mapping[str, Any], keys: Mapping[str, Path]) -> bytes:
+    if other := next((name for name in options if name != "key"), None):
+        message = f"{kind!r} takes no option {other[:20]!r}.\nIts options: key"
+        raise ProblemError(Problem(422, "invalid_request", message, param))
+    return find_key(options.get("key"), keys, what=repr(kind), param=param)
 
 
 def _parse_mask(label: str, options: Mapping[str, Any]) -> PartMask:

@@ -21,7 +21,7 @@ from medvllm.server.guard import Guard
 from medvllm.server.journal import Journal
 from medvllm.server.keyring import Keyring
 from medvllm.server.metrics import Metrics
-from medvllm.server.problem import Problem, ProblemError, problem_of
+from medvllm.server.problem import Problem, ProblemError, problem_for
 from medvllm.server.protocols import (
     huggingface,
     medical,
@@ -85,9 +85,11 @@ def _describe_once(app: FastAPI) -> dict[str, Any]:
 
 
 async def _answer_problem(http: Request, error: Exception) -> Response:
-    problem = problem_of(error)
+    problem = problem_for(http, error)
     if problem.status >= 500:
-        logger.error("request %s failed: %s", http.state.about["request_id"], type(error).__name__)
+        # No message of the library has a text of a request.
+        why = str(error).replace("\n", " ")
+        logger.error("request %s failed: %s: %s", http.state.about["request_id"], type(error).__name__, why)
     return render(problem, http.url.path)
 
 
@@ -96,7 +98,9 @@ async def _answer_http_error(http: Request, error: Exception) -> Response:
         return render(error.problem, http.url.path)
     assert isinstance(error, HTTPException)
     code, message = _HTTP_ERRORS.get(error.status_code, ("invalid_request", "The request cannot be read."))
-    return render(Problem(error.status_code, code, message), http.url.path)
+    answer = render(Problem(error.status_code, code, message), http.url.path)
+    answer.headers.update(error.headers or {})  # which methods the route has
+    return answer
 
 
 async def _answer_invalid(http: Request, error: Exception) -> Response:
@@ -106,7 +110,9 @@ async def _answer_invalid(http: Request, error: Exception) -> Response:
     first: dict[str, Any] = max(error.errors(), key=lambda each: len(each["loc"]))
     # The first part says whether it is in the body.
     field = ".".join(str(part) for part in first["loc"][1:] if not _is_type(part)) or "body"
-    message = f"{field}: {_MESSAGES.get(first['type'], 'it cannot be used')}."
+    message = (
+        f"{field}: {_MESSAGES.get(first['type'], 'it cannot be used')}.\nThe fields of each route: GET /openapi.json"
+    )
     return render(Problem(422, "invalid_request", message, field), http.url.path)
 
 
@@ -116,9 +122,10 @@ def _is_type(part: object) -> bool:
 
 
 _TYPES = ("str", "int", "float", "bool")
+_ROUTES = "The routes and their methods: GET /openapi.json"
 _HTTP_ERRORS = {
-    404: ("not_found", "There is no such route."),
-    405: ("method_not_allowed", "The route has no such method."),
+    404: ("not_found", f"There is no such route.\n{_ROUTES}"),
+    405: ("method_not_allowed", f"The route has no such method.\n{_ROUTES}"),
 }
 # Pydantic's own messages may quote what was given.
 _MESSAGES = {

@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute
 from medvllm.server.problem import Problem, ProblemError
 from medvllm.server.strict_json import JSONError, parse_json
 
+_PARTS = "Send it in several requests."
 _GZIP = 16 + zlib.MAX_WBITS
 
 
@@ -25,13 +26,13 @@ class StrictRequest(Request):
                 async with asyncio.timeout(self.state.config.body_timeout_s):
                     data = await self._read(limit)
             except TimeoutError:
-                message = "The body did not arrive in time."
+                message = "The body did not arrive in time.\nSend it again."
                 raise ProblemError(Problem(408, "request_timeout", message, retry_after_s=1)) from None
             encoding = self.headers.get("content-encoding", "identity").strip().lower()
             if encoding == "gzip":
                 data = _decompress(data, limit)
             elif encoding != "identity":
-                message = "The body may be compressed with gzip only."
+                message = "The body may be compressed with gzip only.\nSend it as it is, without Content-Encoding."
                 raise ProblemError(Problem(415, "unsupported_encoding", message, "Content-Encoding"))
             self._body = data
         return self._body
@@ -75,7 +76,9 @@ class StrictRoute(APIRoute):
 
 def too_large(limit: int) -> Problem:
     """Return the problem of a body that is too large."""
-    return Problem(413, "body_too_large", f"The body may have at most {limit:,} bytes, also after decompression.")
+    return Problem(
+        413, "body_too_large", f"The body may have at most {limit:,} bytes, also after decompression.\n{_PARTS}"
+    )
 
 
 def _decompress(data: bytes, limit: int) -> bytes:

@@ -3,11 +3,10 @@
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 from fastapi import Depends, Request
 
-from medvllm.engine.model_runner import ModelRunner
 from medvllm.engine.model_runner.engine_lease import lease_for_task
 from medvllm.engine.model_runner.request import Priority
 from medvllm.metadata import ModelMetadata
@@ -16,6 +15,7 @@ from medvllm.names import parse_name
 from medvllm.server.calls import Calls
 from medvllm.server.config import ServerConfig
 from medvllm.server.problem import Problem, ProblemError
+from medvllm.server.served_runner import ServedRunner
 
 if TYPE_CHECKING:
     from medvllm.engines import EngineName, Precision
@@ -32,7 +32,7 @@ class Server:
         registry: The models.
         config: The limits.
         calls: Runs the library's calls.
-        about: What the log may say of the request: the name of the entry that it is for.
+        about: What the log may say of the request: the name of the entry that it is for, and the version that answered.
     """
 
     registry: "ModelRegistry"
@@ -72,7 +72,7 @@ class Server:
         precision: "Precision" = "float32",
         *,
         keep_alive: str | float | None = None,
-    ) -> ModelRunner:
+    ) -> ServedRunner:
         """Return a runner of a registered model.
 
         Args:
@@ -87,9 +87,9 @@ class Server:
             RequestError: `keep_alive` is not a duration.
         """
         self.entry(name)
-        options = {} if keep_alive is None else {"keep_alive": keep_alive}
-        engine = engine or self.config.engine
-        return ModelRunner(self.reference(name), registry=self.registry, engine=engine, precision=precision, **options)
+        options: dict[str, Any] = {} if keep_alive is None else {"keep_alive": keep_alive}
+        options |= {"registry": self.registry, "engine": engine or self.config.engine, "precision": precision}
+        return ServedRunner(self.reference(name), self.about, **options)
 
     def lease(self, name: str, *, keep_alive: str | float | None = None) -> AbstractContextManager[Lease]:
         """Return what leases a model that computes requests without an engine, for the duration of a `with` block.

@@ -19,6 +19,7 @@ from medvllm.server.rendering import render
 from medvllm.server.rights import OPEN, right_of
 
 _AMBIGUOUS = "ambiguous_length"
+_ASK = "Ask whoever runs the server for a key that has it: medvllm key add NAME --right RIGHT"
 _OWN_KEY = "of the server's user"  # its name in the log
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="medvllm", Basic realm="medvllm", charset="UTF-8"'}
 
@@ -59,7 +60,7 @@ class Guard:
         state["config"], state["key"], state["rights"] = self._config.restricted(key.limits), key.name, key.rights
         limit, count = state["config"].max_concurrent, self._keyring.open_requests
         if limit is not None and count[key.name] >= limit:
-            message = f"The key has {limit} requests open already, which is its limit."
+            message = f"The key has {limit} requests open already, which is its limit.\nTry again after one of them."
             await _refuse(Problem(429, "too_many_requests", message, retry_after_s=1), scope, receive, send)
             return
         count[key.name] += 1
@@ -81,22 +82,31 @@ class Guard:
             return Problem(401, "invalid_api_key", message)
         if (right := right_of(scope["method"], scope["path"])) not in key.rights:
             allowed = ", ".join(key.rights) or "do nothing"
-            message = f"The key may {allowed}, and this request needs the right to {right}."
+            message = f"The key may {allowed}, and this request needs the right to {right}.\n{_ASK}"
             return Problem(403, "permission_denied", message)
         return key
 
     def _wrong_message(self, method: str, headers: Headers) -> Problem | None:
         if "transfer-encoding" in headers and "content-length" in headers:
-            return Problem(400, _AMBIGUOUS, "The request has both Transfer-Encoding and Content-Length.")
+            return Problem(
+                400, _AMBIGUOUS, "The request has both Transfer-Encoding and Content-Length.\nSend one of them."
+            )
         host = host_of(headers.get("host", ""))
         if not self._is_own(host):
-            message = "The server does not know the name in the header Host.\nAllow it: medvllm serve --allow-host NAME"
+            message = (
+                "The server does not know the name in the header Host.\n"
+                "Ask whoever runs the server to allow the name: medvllm serve --allow-host NAME"
+            )
             return Problem(421, "unknown_host", message)
         origin = headers.get("origin")
         is_foreign = origin is not None and (urlsplit(origin).hostname or "") not in {host, *self._config.hosts}
         is_sent_elsewhere = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
         if is_foreign or (is_sent_elsewhere and method not in ("GET", "HEAD")):
-            return Problem(403, "foreign_origin", "Pages of other sites may not use the server.")
+            return Problem(
+                403,
+                "foreign_origin",
+                "Pages of other sites may not use the server.\nSend the request without Origin, from a program.",
+            )
         return None
 
     def _is_own(self, host: str) -> bool:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request
 
 from medvllm.server.context import ServerOf
+from medvllm.server.examples import answer_of
 
 if TYPE_CHECKING:
     from medvllm.model_registry import ModelRegistry
@@ -12,13 +13,13 @@ if TYPE_CHECKING:
 router = APIRouter(tags=["Operation"])
 
 
-@router.get("/livez")
+@router.get("/livez", responses={200: answer_of({"status": "ok"})})
 async def is_live() -> dict[str, Any]:
     """Answer with 200 while the process runs. It needs no key."""
     return {"status": "ok"}
 
 
-@router.get("/readyz")
+@router.get("/readyz", responses={200: answer_of({"status": "ok"})})
 async def is_ready(http: Request, server: ServerOf) -> dict[str, Any]:
     """Answer with 200 while the catalogue can be read. It needs no key."""
     await server.run(http, lambda: check_ready(server.registry))

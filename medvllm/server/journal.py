@@ -5,7 +5,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from medvllm.server.metrics import Metrics
 from medvllm.server.problem import Problem, problem_of
 from medvllm.server.rendering import render
+from medvllm.server.served_runner import VERSION
 from medvllm.server.tracing import Tracing
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class Journal:
         async def send_on(message: Message) -> None:
             if message["type"] == "http.response.start":
                 seen["status"] = message["status"]
-                _add_headers(message, about["request_id"])
+                _add_headers(message, about)
             seen["bytes"] += len(message.get("body", b""))
             await send(message)
 
@@ -119,8 +120,10 @@ def route_of(scope: MutableMapping[str, Any]) -> str:
     return str(getattr(scope.get("route"), "path", "none"))
 
 
-def _add_headers(message: Message, request_id: str) -> None:
+def _add_headers(message: Message, about: Mapping[str, str]) -> None:
     headers = MutableHeaders(scope=message)
     for name, value in _HEADERS.items():
         headers.setdefault(name, value)
-    headers["X-Request-Id"] = request_id
+    headers["X-Request-Id"] = about["request_id"]
+    if VERSION in about and message["status"] < 400:
+        headers["X-Medvllm-Version"] = about[VERSION]

@@ -1,11 +1,12 @@
 """What a server answers in place of a result. Each protocol renders it in its own shape."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Any
 
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
 from medvllm import errors
 
@@ -26,6 +27,7 @@ class Problem:
         text_id: The id that the client gave to this text.
         kind: The class of the library's error, for its own client; None if the server itself refuses.
         details: The attributes of that error which clients may see, without those above.
+        is_local: Whether the client is a command of the server's user, who runs the library on the same machine.
     """
 
     status: int
@@ -37,6 +39,7 @@ class Problem:
     text_id: str | None = None
     kind: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+    is_local: bool = False
 
     def headers(self) -> dict[str, str]:
         """Return the headers of the answer. Clients that retry on this status are told whether it helps."""
@@ -64,8 +67,8 @@ def problem_of(error: BaseException) -> Problem:
         return error.problem
     kind = next((found for cls in type(error).__mro__ if (found := _KINDS.get(cls))), None)
     if kind is None:
-        return Problem(500, "internal_error", "The server failed. Its log says why.")
-    status, code, is_shown = kind
+        return Problem(500, "internal_error", f"The server failed.\n{_ASK}")
+    status, code, shown_as = kind
     position = getattr(error, "position", None)
     param = getattr(error, "option", None) or getattr(error, "argument", None) or getattr(error, "keyword", None)
     retry_after_s = _RETRY_S.get(status)
@@ -73,30 +76,39 @@ def problem_of(error: BaseException) -> Problem:
         retry_after_s = error.retry_after_s
     if isinstance(error, errors.BudgetError) and getattr(error.plan, "fit", "later") == "never":
         status, code, retry_after_s = 507, "model_too_large", None
-    message = str(error) if is_shown else f"The model cannot be loaded or run: {type(error).__name__}."
-    shown = {name: getattr(error, name, None) for name in _DETAILS} if is_shown else {}
+    message = str(error) if shown_as is None else shown_as.format(type(error).__name__)
+    shown = {} if shown_as is not None else {name: getattr(error, name, None) for name in _DETAILS}
     details = {name: value for name, value in shown.items() if value is not None and value != ()}
     return Problem(status, code, message, param, retry_after_s, position, kind=type(error).__name__, details=details)
 
 
-# Status, code, and whether the client sees the message.
-_KINDS: dict[type[BaseException], tuple[int, str, bool]] = {
-    errors.ModelNotFoundError: (404, "model_not_found", True),
-    errors.ModelNameError: (404, "model_not_found", True),
-    errors.InputTooLongError: (422, "input_too_long", True),
-    errors.RequestError: (422, "invalid_request", True),
-    errors.OverloadedError: (429, "overloaded", True),
-    errors.DeadlineError: (504, "deadline_exceeded", True),
-    errors.RequestCancelledError: (499, "client_closed_request", True),
-    errors.BudgetError: (503, "memory_full", True),
-    errors.DeviceMemoryError: (503, "memory_full", False),
-    errors.GatedModelError: (403, "model_gated", False),
-    errors.HubUnreachableError: (502, "hub_unreachable", False),
-    errors.SourceError: (500, "model_files_unusable", False),
-    errors.LoadError: (500, "model_unusable", False),
-    errors.CatalogError: (503, "catalog_unusable", False),
-    errors.SettingError: (500, "server_misconfigured", False),
-    errors.MissingDependencyError: (501, "not_installed", True),
+def problem_for(http: Request, error: BaseException) -> Problem:
+    """Return the problem that an error stands for, for the client of a request."""
+    return replace(problem_of(error), is_local=http.state.is_own)
+
+
+_ASK = "Ask whoever runs the server. The log has more, under the X-Request-Id of this answer."
+_LATER = "Try again later, or ask whoever runs the server."
+_FILES = f"The files of the model are missing, not complete or not as they should be on the server: {{}}.\n{_ASK}"
+_MEMORY = f"The device of the server ran out of memory: {{}}.\nSend fewer or shorter texts. {_LATER}"
+# Status, code, and the message for clients; None for the error's own one.
+_KINDS: dict[type[BaseException], tuple[int, str, str | None]] = {
+    errors.ModelNotFoundError: (404, "model_not_found", None),
+    errors.ModelNameError: (404, "model_not_found", None),
+    errors.InputTooLongError: (422, "input_too_long", None),
+    errors.RequestError: (422, "invalid_request", None),
+    errors.OverloadedError: (429, "overloaded", None),
+    errors.DeadlineError: (504, "deadline_exceeded", None),
+    errors.RequestCancelledError: (499, "client_closed_request", None),
+    errors.BudgetError: (503, "memory_full", None),
+    errors.DeviceMemoryError: (503, "memory_full", _MEMORY),
+    errors.GatedModelError: (403, "model_gated", f"The Hub does not give the model to the server: {{}}.\n{_ASK}"),
+    errors.HubUnreachableError: (502, "hub_unreachable", f"The server cannot reach the Hub: {{}}.\n{_LATER}"),
+    errors.SourceError: (500, "model_files_unusable", _FILES),
+    errors.LoadError: (500, "model_unusable", f"The model cannot be loaded or run: {{}}.\n{_ASK}"),
+    errors.CatalogError: (503, "catalog_unusable", f"The server cannot read its catalogue: {{}}.\n{_LATER}"),
+    errors.SettingError: (500, "server_misconfigured", f"A setting of the server cannot be used: {{}}.\n{_ASK}"),
+    errors.MissingDependencyError: (501, "not_installed", None),
 }
 # No values: they may be texts.
 _DETAILS = (

@@ -38,21 +38,40 @@ def _use_key(param: str, given: Mapping[str, Any], keys: Mapping[str, Path]) -> 
         raise ProblemError(Problem(422, "vault_not_accepted", message, f"{param}.vault"))
     if kind not in _KEYED:
         return operator
-    name = operator.pop("key", None)
-    if name is None:
-        if kind == "hash" and read_key() is None:
-            message = f"Operator 'hash' needs a key, and the server has none of its own.{_known(keys)}"
-            raise ProblemError(Problem(422, "no_redaction_key", message, f"{param}.key"))
+    if kind != "hash" and "key" not in operator:
         return operator
+    name = operator.pop("key", None)
+    key = find_key(name, keys, what=f"Operator {kind!r}", param=param)
+    return operator if name is None else operator | {"key": key}
+
+
+def find_key(name: object, keys: Mapping[str, Path], *, what: str, param: str) -> bytes:
+    """Return a key of the server.
+
+    Args:
+        name: What the client sent as the name of one; None for the server's own.
+        keys: The files of the server's keys by their names.
+        what: What needs it.
+        param: The field of the request that has the name, without its last part.
+
+    Raises:
+        ProblemError: The server has no such key.
+        SettingError: The file of the key cannot be read.
+    """
+    if name is None:
+        if (own := read_key()) is None:
+            message = f"{what} needs a key, and the server has none of its own.{_known(keys)}"
+            raise ProblemError(Problem(422, "no_redaction_key", message, f"{param}.key"))
+        return own
     # What was sent may be a secret, so it is never repeated.
     if not isinstance(name, str) or name not in keys:
         near = did_you_mean(near_names(name, keys)) if isinstance(name, str) else ""
-        message = f"The server has no key of that name.{near} Secrets are never sent: key= names one.{_known(keys)}"
+        message = f"The server has no key of that name.{near} Secrets are never sent: key names one.{_known(keys)}"
         raise ProblemError(Problem(422, "unknown_redaction_key", message, f"{param}.key"))
-    return operator | {"key": read_key_file(keys[name], f"the key {name!r}")}
+    return read_key_file(keys[name], f"the key {name!r}")
 
 
 def _known(keys: Mapping[str, Path]) -> str:
     if keys:
         return f"\nIts keys: {', '.join(keys)}"
-    return "\nIts operator gives it one with: MEDVLLM_REDACTION_KEY_FILE"
+    return "\nWhoever runs the server gives it one with: medvllm serve --redaction-key NAME=FILE"

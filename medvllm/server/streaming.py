@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 
-from medvllm.server.problem import problem_of
-from medvllm.server.rendering import shape_of
+from medvllm.server.problem import problem_for
+from medvllm.server.rendering import content_of
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ async def stream_events(
                         yield _event(content)
         except Exception as error:
             logger.error("request %s broke off: %s", http.state.about["request_id"], type(error).__name__)
-            yield _event(shape_of(http.url.path)(problem_of(error)))
+            yield _event(content_of(problem_for(http, error), http.url.path))
             return
         for content in describe(None):
             yield _event(content)

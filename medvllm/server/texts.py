@@ -10,13 +10,22 @@ from medvllm.engine.model_runner.results import Result
 from medvllm.errors import LoadError, RequestError
 from medvllm.server.config import ServerConfig
 from medvllm.server.problem import Problem, ProblemError, problem_of
-from medvllm.server.rendering import openai_error
+from medvllm.server.rendering import content_of
 
 
 class StrictModel(BaseModel):
     """A part of a request, in which an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class TolerantModel(BaseModel):
+    """A part of a request of another project's protocol, whose clients send keys of their own: they are ignored.
+
+    Values are not converted: "3" is no number, and 1 is not true.
+    """
+
+    model_config = ConfigDict(strict=True)
 
 
 class TextItem(StrictModel):
@@ -80,16 +89,20 @@ def check_texts(texts: Sequence[str], config: ServerConfig, param: str = "input"
     if not texts:
         raise ProblemError(Problem(422, "no_input", f"{param} has no text.", param))
     if len(texts) > config.max_texts:
-        message = f"{param} has {len(texts):,} texts; the server takes {config.max_texts:,} in one request."
-        raise ProblemError(Problem(413, "too_many_texts", message, param))
+        raise ProblemError(too_many(f"{len(texts):,} texts", f"{config.max_texts:,}", param))
     check_characters(texts, config, param)
 
 
 def check_characters(texts: Sequence[str], config: ServerConfig, param: str = "input") -> None:
     """Raise ProblemError unless the texts of a request have so many characters as the server takes."""
     if (characters := sum(map(len, texts))) > config.max_characters:
-        message = f"{param} has {characters:,} characters; the server takes {config.max_characters:,} in one request."
-        raise ProblemError(Problem(413, "too_many_characters", message, param))
+        raise ProblemError(too_many(f"{characters:,} characters", f"{config.max_characters:,}", param))
+
+
+def too_many(found: str, limit: str, param: str) -> Problem:
+    """Return the problem of a request that has more than the server takes, such as "3,000 texts"."""
+    message = f"{param} has {found}; the server takes {limit} in one request.\nSend them in several requests."
+    return Problem(413, f"too_many_{found.rpartition(' ')[2]}", message, param)
 
 
 def answer_each(
@@ -129,6 +142,6 @@ def _renumber(problem: Problem, index: int) -> Problem:
     return replace(problem, message=message, position=index)
 
 
-def place_problem(named: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
-    """Return the record of a text at fault."""
-    return {**named, "object": "error", "error": openai_error(problem)}
+def place_problem(named: Mapping[str, Any], problem: Problem, path: str) -> dict[str, Any]:
+    """Return the record of a text at fault, for the answer of a path."""
+    return {**named, "object": "error", **content_of(problem, path)}

@@ -3,10 +3,19 @@
 from pathlib import Path
 
 from medvllm.engine.model_runner import ModelRegistry
-from tests.support import cross_encoders, taggers, tiny
+from tests.support import cross_encoders, decoders, taggers, tiny
 
 NOTE = "Dr. Müller 😀 saw Jones on 03/14/2019."
 LABELS = ["PRESENT", "ABSENT", "POSSIBLE"]
+_DOCUMENTED = {
+    "my-tagger": "deid",
+    "my-deid": "deid",
+    "my-classifier": "cls",
+    "my-judge": "assert",
+    "my-bert": "mlm",
+    "my-reranker": "rank",
+    "my-encoder": "minilm",
+}
 _IDENTIFIERS = {"Müller": "B-NAME", "Jones": "B-NAME", "03/14/2019": "B-DATE"}
 
 
@@ -26,4 +35,17 @@ def registry_of_all_tasks(folder: Path) -> ModelRegistry:
     registry.register("mlm", "clinical", model_path=str(mlm), task="fill-mask")
     registry.register("rank", "clinical", model_path=str(rank), task="rerank")
     registry.register("minilm", "clinical", model_path=str(minilm), task="embed")
+    return registry
+
+
+def registry_of_documentation(folder: Path) -> ModelRegistry:
+    """A registry with a model for each name that the documentation of the server has in its examples."""
+    registry = registry_of_all_tasks(folder)
+    decoder = decoders.llama(folder / "decoder")
+    registry.register("my-decoder", "clinical", model_path=str(decoder), task="generate")
+    for name, other in _DOCUMENTED.items():
+        entry = registry.get_metadata(other)
+        facts = {"languages": ["en"]} if other == "deid" else {}
+        markers = {"entity_markers": list(entry.behaviour.entity_markers)} if other == "assert" else {}
+        registry.register(name, "clinical", model_path=entry.location, task=entry.behaviour.task, **facts, **markers)
     return registry

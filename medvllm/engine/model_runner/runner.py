@@ -461,7 +461,11 @@ class ModelRunner:
 
         self._adopt_entries()
         with self._registry.lease(self._name, **self._options) as lease, translate_other_errors(lease.metadata.name):
-            yield from stream(lease, prompts, options, limits)
+            version = lease.metadata.version
+            with closing(stream(lease, prompts, options, limits)) as pieces:
+                for piece in pieces:
+                    piece.version = version
+                    yield piece
 
     def classify(
         self,

@@ -19,6 +19,7 @@ from medvllm.server.page.form import Form, read_form
 from medvllm.server.page.streamed import stream_answer
 from medvllm.server.page.view import render_view
 from medvllm.server.problem import Problem, ProblemError, problem_of
+from medvllm.server.rendering import in_words
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ async def ask(http: Request, server: ServerOf, name: _Name = "", action: _Word =
             return await stream_answer(chosen, body, http, server, shown)
         answer = await chosen.ask(body, http, server)
     except (ProblemError, MedVLLMError, ValidationError) as error:
-        problem = _invalid(error) if isinstance(error, ValidationError) else problem_of(error)
+        problem = _invalid(error) if isinstance(error, ValidationError) else in_words(problem_of(error), {})
         if problem.status >= 500:
             logger.error("request %s failed: %s", http.state.about["request_id"], type(error).__name__)
         return _show(http, server, name, entry, chosen, form, problem=problem)

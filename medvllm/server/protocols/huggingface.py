@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
-from pydantic import Field
+from fastapi import APIRouter, Path, Request
+from pydantic import ConfigDict, Field
 
 from medvllm.engine.model_runner import ModelRunner
 from medvllm.engine.model_runner.embedding.similarity import compare
@@ -12,12 +12,25 @@ from medvllm.engine.model_runner.fill_mask import FilledText
 from medvllm.engine.model_runner.reading.windows import LongInput
 from medvllm.server.body import StrictRoute
 from medvllm.server.context import Server, ServerOf
+from medvllm.server.examples import answer_of
 from medvllm.server.problem import Problem, ProblemError
 from medvllm.server.protocols.tei import EmbedOptions, Sentences, finish_vectors
 from medvllm.server.texts import check_texts
 from medvllm.words import usual_task
 
 router = APIRouter(tags=["Hugging Face"], route_class=StrictRoute)
+
+Model = Annotated[str, Path(description="The name of an entry.", examples=["my-tagger"])]
+Task = Annotated[str, Path(description="Hugging Face's word for the task.", examples=["token-classification"])]
+_LABELS = [{"label": "ABSENT", "score": 0.9}, {"label": "PRESENT", "score": 0.1}]
+_ANSWERS = answer_of(
+    [{"entity_group": "DRUG", "score": 0.98, "word": "Insulin", "start": 0, "end": 7}],
+    [_LABELS],
+    [{"score": 0.4, "token": 2108, "token_str": "chest", "sequence": "She denies chest pain."}],
+    [0.8, 0.1],
+    [[0.6, -0.8]],
+    [[_LABELS]],
+)
 
 
 class Parameters(EmbedOptions):
@@ -33,8 +46,8 @@ class Parameters(EmbedOptions):
     """
 
     aggregation_strategy: Literal["none", "simple", "first", "average", "max"] | None = None
-    ignore_labels: tuple[str, ...] = ()
-    top_k: Annotated[int, Field(ge=1, strict=True)] | None = None
+    ignore_labels: Annotated[list[str], Field(default_factory=list)]
+    top_k: Annotated[int, Field(ge=1)] | None = None
     function_to_apply: Literal["softmax", "sigmoid", "none"] | None = None
     targets: list[str] | None = None
     encoding_format: Literal["float"] = "float"
@@ -42,6 +55,8 @@ class Parameters(EmbedOptions):
 
 class TaskRequest(Parameters):
     """The texts for a task. The parameters may stand in `parameters`, or beside `inputs`."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"inputs": "Insulin was given."}})
 
     inputs: str | list[str] | Sentences
     parameters: Parameters | None = None
@@ -53,14 +68,14 @@ class TaskRequest(Parameters):
         return Parameters.model_validate(beside | within)
 
 
-@router.post("/models/{model:path}/pipeline/{task}")
-async def run_named_task(model: str, task: str, asked: TaskRequest, http: Request, server: ServerOf) -> Any:
+@router.post("/models/{model:path}/pipeline/{task}", responses={200: _ANSWERS})
+async def run_named_task(model: Model, task: Task, asked: TaskRequest, http: Request, server: ServerOf) -> Any:
     """Run a task, in Hugging Face's word for it, on the texts."""
     return await _run(http, server, model, task, asked)
 
 
-@router.post("/models/{model:path}")
-async def run_own_task(model: str, asked: TaskRequest, http: Request, server: ServerOf) -> Any:
+@router.post("/models/{model:path}", responses={200: _ANSWERS})
+async def run_own_task(model: Model, asked: TaskRequest, http: Request, server: ServerOf) -> Any:
     """Run the model's own task on the texts: the answer has the shape that Hugging Face defines for it.
 
     - Token classification: `entity_group`, `score`, `word`, `start` and `end`, which count code points.

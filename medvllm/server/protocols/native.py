@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from medvllm.api_keys import prove
 from medvllm.corpora.rows import count_characters
@@ -21,12 +21,12 @@ from medvllm.receipt import Receipt
 from medvllm.server.body import StrictRoute
 from medvllm.server.config import ServerConfig
 from medvllm.server.context import ServerOf
-from medvllm.server.documentation import answer_of
+from medvllm.server.examples import answer_of
 from medvllm.server.problem import Problem, ProblemError
 from medvllm.server.receipts import describe_receipt
 from medvllm.server.redaction_keys import use_server_keys
 from medvllm.server.streaming import stream_events
-from medvllm.server.texts import StrictModel
+from medvllm.server.texts import StrictModel, too_many
 
 router = APIRouter(route_class=StrictRoute, tags=["medvllm"])
 
@@ -64,7 +64,11 @@ class RunRequest(StrictModel):
         keep_alive: How long the model stays in memory afterwards: seconds, or a duration such as "10m".
     """
 
-    model: Annotated[str, Field(examples=["ner@production"])]
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"model": "my-tagger", "task": "ner", "texts": ["Insulin was given."]}}
+    )
+
+    model: str
     task: str | None = None
     texts: list[Any]
     arguments: Annotated[dict[str, Any], Field(default_factory=dict)]
@@ -85,12 +89,16 @@ class LoadRequest(StrictModel):
         keep_alive: How long it stays in memory after its last use: seconds, a duration such as "10m", or -1 for always.
     """
 
+    model_config = ConfigDict(json_schema_extra={"example": {"model": "my-tagger", "keep_alive": "10m"}})
+
     model: str
     keep_alive: float | str | None = None
 
 
 class UnloadRequest(StrictModel):
     """A model to unload."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"model": "my-tagger"}})
 
     model: str
 
@@ -104,7 +112,13 @@ class IdentityRequest(StrictModel):
 @router.post(
     "/v1/run",
     response_class=JSONResponse,
-    responses={200: answer_of({"model": "my-tagger", "version": 1, "task": "ner", "records": [{"spans": []}]})},
+    responses={
+        200: answer_of(
+            {"model": "my-tagger", "version": 1, "task": "ner", "records": [{"spans": []}]},
+            optional=("spans",),
+            events='data: {"text": "An", "position": 0, "answer": null}\n\ndata: [DONE]\n\n',
+        )
+    },
 )
 async def run_task(asked: RunRequest, http: Request, server: ServerOf) -> Response:
     """Run a task. The answer has the record of each text, as `to_dict()` of the library's result has it.
@@ -124,7 +138,7 @@ async def run_task(asked: RunRequest, http: Request, server: ServerOf) -> Respon
     def stream() -> Generator[Piece]:
         arguments = check_task("generate", asked.arguments)
         runner = server.runner(asked.model, asked.engine, asked.precision, keep_alive=asked.keep_alive)
-        yield from runner.generate(asked.texts, stream=True, **arguments)
+        yield from runner.stream(asked.texts, **arguments)
 
     if not asked.stream:
         return await server.run(http, call, timeout_s=asked.timeout_s, priority=asked.priority)
@@ -134,7 +148,7 @@ async def run_task(asked: RunRequest, http: Request, server: ServerOf) -> Respon
     return await stream_events(http, server.stream(http, stream), _describe_piece)
 
 
-@router.get("/v1/memory", responses={200: answer_of({"models": [_LOADED]})})
+@router.get("/v1/memory", responses={200: answer_of({"models": [_LOADED, _LOADED | {"keep_alive": 600.0}]})})
 async def list_loaded(http: Request, server: ServerOf) -> dict[str, Any]:
     """Return the models in memory, in the order of loading."""
     return await server.run(http, lambda: {"models": list(_list_loaded(server.registry))})
@@ -173,13 +187,9 @@ async def prove_identity(asked: IdentityRequest, server: ServerOf) -> dict[str, 
 def _check(asked: RunRequest, config: ServerConfig) -> None:
     """Raise ProblemError if a request has more than the server takes."""
     if len(asked.texts) > config.max_texts:
-        message = f"texts has {len(asked.texts):,} texts; the server takes {config.max_texts:,} in one request."
-        raise ProblemError(Problem(413, "too_many_texts", message, "texts"))
+        raise ProblemError(too_many(f"{len(asked.texts):,} texts", f"{config.max_texts:,}", "texts"))
     if (characters := count_characters([asked.texts, asked.arguments])) > config.max_characters:
-        message = (
-            f"The texts have {characters:,} characters; the server takes {config.max_characters:,} in one request."
-        )
-        raise ProblemError(Problem(413, "too_many_characters", message, "texts"))
+        raise ProblemError(too_many(f"{characters:,} characters", f"{config.max_characters:,}", "texts"))
     if reserved := next((name for name in asked.arguments if name in _RESERVED), None):
         raise ProblemError(Problem(422, "invalid_request", f"No task has the option {reserved}.", "arguments"))
 

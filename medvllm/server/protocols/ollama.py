@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from medvllm import __version__
 from medvllm.activations import scale
@@ -22,10 +22,10 @@ from medvllm.options import parse_keep_alive
 from medvllm.quantities import PINNED
 from medvllm.server.body import StrictRoute
 from medvllm.server.context import Server, ServerOf
-from medvllm.server.documentation import answer_of
 from medvllm.server.entries import iterate_entries, join_pages, known_facts
+from medvllm.server.examples import answer_of
 from medvllm.server.streaming import stream_text
-from medvllm.server.texts import check_texts
+from medvllm.server.texts import TolerantModel, check_texts
 from medvllm.server.vectors import shorten
 
 router = APIRouter(tags=["Ollama"], route_class=StrictRoute)
@@ -48,13 +48,15 @@ _LISTED = {
     "digest": "6f1ed002ab559585",
     "details": _DETAILS,
 }
+_DETAILED = _LISTED | {"details": _DETAILS | {"family": "bert", "families": ["bert"]}}
+_LOADED = {"expires_at": "2026-12-01T12:00:00+00:00", "size_vram": 0, "context_length": 512, "version": 1}
 
 
-class EmbedRequest(BaseModel):
+class EmbedRequest(TolerantModel):
     """The texts to embed. Unknown keys are ignored, as clients send keys of their own."""
 
     model_config = ConfigDict(
-        strict=True, json_schema_extra={"example": {"model": "my-encoder", "input": ["Patient denies chest pain."]}}
+        json_schema_extra={"example": {"model": "my-encoder", "input": ["Patient denies chest pain."]}}
     )
 
     model: str
@@ -66,8 +68,10 @@ class EmbedRequest(BaseModel):
     )
 
 
-class ShowRequest(BaseModel):
+class ShowRequest(TolerantModel):
     """The model to show."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"model": "my-encoder"}})
 
     model: str
 
@@ -81,7 +85,7 @@ async def get_version() -> dict[str, str]:
 @router.get(
     "/api/tags",
     response_class=JSONResponse,
-    responses={200: answer_of({"models": [_LISTED]})},
+    responses={200: answer_of({"models": [_LISTED, _DETAILED]})},
 )
 async def list_tags(http: Request, server: ServerOf) -> Response:
     """Return the models of the catalogue. `size` is that of the weights on this machine: 0 before they are fetched."""
@@ -95,16 +99,7 @@ async def list_tags(http: Request, server: ServerOf) -> Response:
 
 @router.get(
     "/api/ps",
-    responses={
-        200: answer_of(
-            {
-                "models": [
-                    _LISTED
-                    | {"expires_at": "2026-12-01T12:00:00+00:00", "size_vram": 0, "context_length": 512, "version": 1}
-                ]
-            }
-        )
-    },
+    responses={200: answer_of({"models": [_LISTED | _LOADED, _DETAILED | _LOADED]})},
 )
 async def list_running(http: Request, server: ServerOf) -> dict[str, Any]:
     """Return the models in memory. One that stays until its memory is needed expires in a hundred years."""
@@ -115,7 +110,12 @@ async def list_running(http: Request, server: ServerOf) -> dict[str, Any]:
     "/api/show",
     responses={
         200: answer_of(
-            {"details": _DETAILS, "model_info": {"general.architecture": "bert"}, "capabilities": ["embedding"]}
+            {"details": _DETAILS, "model_info": {}, "capabilities": []},
+            {
+                "details": _DETAILED["details"],
+                "model_info": {"general.architecture": "bert", "bert.context_length": 512},
+                "capabilities": ["embedding"],
+            },
         )
     },
 )

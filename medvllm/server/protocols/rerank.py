@@ -5,26 +5,37 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Discriminator, Field, Tag
+from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from medvllm.engine.model_runner.ranking import Ranking
 from medvllm.server.body import StrictRoute
 from medvllm.server.context import Server, ServerOf
+from medvllm.server.examples import answer_of
 from medvllm.server.named_model import Choice
 from medvllm.server.problem import Problem, ProblemError
 from medvllm.server.protocols.tei import TEIRequest
-from medvllm.server.texts import check_characters, check_texts
+from medvllm.server.texts import TolerantModel, check_characters, check_texts
 
 router = APIRouter(tags=["Rerank"], route_class=StrictRoute)
 
+_ANSWER = {
+    "id": "rerank-4f5d",
+    "model": "my-reranker",
+    "version": "3",
+    "results": [{"index": 1, "relevance_score": 0.9, "document": {"text": "No fever."}}],
+    "meta": {"api_version": {"version": "2"}},
+    "usage": {"prompt_tokens": 12, "total_tokens": 12},
+}
+_TEI_ANSWER = [{"index": 1, "score": 0.9, "text": "No fever."}]
 
-class Document(BaseModel):
+
+class Document(TolerantModel):
     """A document as an object."""
 
     text: str
 
 
-class CohereRequest(BaseModel):
+class CohereRequest(TolerantModel):
     """A query and documents. Unknown keys are ignored: documents are read whole, also those that Cohere would cut.
 
     Attributes:
@@ -39,9 +50,15 @@ class CohereRequest(BaseModel):
     model: str | None = None
     query: str
     documents: list[str | Document]
-    top_n: Annotated[int, Field(ge=1, strict=True)] | None = None
+    top_n: Annotated[int, Field(ge=1)] | None = None
     return_documents: bool | None = None
     rank_fields: list[str] | None = None
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {"model": "my-reranker", "query": "Is there fever?", "documents": ["No fever.", "Chest pain."]}
+        }
+    )
 
 
 class TEIRerankRequest(TEIRequest):
@@ -59,6 +76,12 @@ class TEIRerankRequest(TEIRequest):
     raw_scores: bool = False
     return_text: bool = False
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {"model": "my-reranker", "query": "Is there fever?", "texts": ["No fever.", "Chest pain."]}
+        }
+    )
+
 
 def _dialect(given: Any) -> str | None:
     """Return which of the two keys a request has, if it has one of them."""
@@ -72,8 +95,8 @@ EitherRequest = Annotated[
 ]
 
 
-@router.post("/v1/rerank")
-@router.post("/v2/rerank")
+@router.post("/v1/rerank", responses={200: answer_of(_ANSWER, optional=("document",))})
+@router.post("/v2/rerank", responses={200: answer_of(_ANSWER, optional=("document",))})
 async def rerank_documents(asked: CohereRequest, http: Request, server: ServerOf, choice: Choice) -> dict[str, Any]:
     """Return documents in the order of their scores for the query, the best first."""
     if asked.rank_fields not in (None, ["text"]):
@@ -92,7 +115,7 @@ async def rerank_documents(asked: CohereRequest, http: Request, server: ServerOf
     return {**head, "meta": meta, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
 
 
-@router.post("/rerank")
+@router.post("/rerank", responses={200: answer_of(_ANSWER, _TEI_ANSWER, optional=("document", "text"))})
 async def rerank_either(asked: EitherRequest, http: Request, server: ServerOf, choice: Choice) -> Any:
     """Return texts in the order of their scores for the query, in the API that the request is of.
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field
+from pydantic import ConfigDict, Field
 
 from medvllm import __version__
 from medvllm.activations import scale
@@ -15,14 +15,36 @@ from medvllm.engine.model_runner.reading.windows import LongInput
 from medvllm.metadata import ModelMetadata
 from medvllm.server.body import StrictRoute
 from medvllm.server.context import Server, ServerOf
+from medvllm.server.examples import Map, answer_of
 from medvllm.server.named_model import Choice
 from medvllm.server.problem import Problem, ProblemError
-from medvllm.server.texts import check_texts
+from medvllm.server.texts import TolerantModel, check_texts
 
 router = APIRouter(tags=["Text Embeddings Inference"], route_class=StrictRoute)
 
+_LABELS = [{"label": "ABSENT", "score": 0.9}, {"label": "PRESENT", "score": 0.1}]
+_INFO = {
+    "model_id": "my-encoder",
+    "model_sha": "67c9c25b46986521ca33df05d8540da1210b3256",
+    "model_dtype": "auto",
+    "model_type": {"embedding": {"pooling": "mean"}},
+    "max_concurrent_requests": 320,
+    "max_input_length": 512,
+    "max_client_batch_size": 2048,
+    "auto_truncate": False,
+    "version": __version__,
+    "entry_version": "3",
+}
+_OTHER_INFO = {
+    **_INFO,
+    "model_id": "my-classifier",
+    "model_sha": None,
+    "model_type": {"classifier": {"id2label": Map({"0": "ABSENT"}), "label2id": Map({"ABSENT": 0})}},
+    "max_input_length": None,
+}
 
-class TEIRequest(BaseModel):
+
+class TEIRequest(TolerantModel):
     """What requests of Text Embeddings Inference have in common. Unknown keys are ignored.
 
     Attributes:
@@ -63,7 +85,7 @@ class EmbedOptions(TEIRequest):
 
     normalize: bool = True
     prompt_name: str | None = None
-    dimensions: Annotated[int, Field(ge=1, strict=True)] | None = None
+    dimensions: Annotated[int, Field(ge=1)] | None = None
 
 
 class EmbedRequest(EmbedOptions):
@@ -72,6 +94,8 @@ class EmbedRequest(EmbedOptions):
     Attributes:
         inputs: A text, or a list of texts.
     """
+
+    model_config = ConfigDict(json_schema_extra={"example": {"model": "my-encoder", "inputs": ["No fever."]}})
 
     inputs: str | list[str]
 
@@ -87,18 +111,20 @@ class PredictRequest(TEIRequest):
         raw_scores: Whether scores are logits.
     """
 
+    model_config = ConfigDict(json_schema_extra={"example": {"model": "my-classifier", "inputs": "No fever."}})
+
     inputs: str | Single | list[Single]
     raw_scores: bool = False
 
 
-class Sentences(BaseModel):
+class Sentences(TolerantModel):
     """A text, and those to compare it with."""
 
     source_sentence: str
     sentences: list[str]
 
 
-class SimilarityRequest(BaseModel):
+class SimilarityRequest(TolerantModel):
     """The texts to compare.
 
     Attributes:
@@ -107,12 +133,21 @@ class SimilarityRequest(BaseModel):
         parameters: `truncate` and `truncation_direction`.
     """
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "model": "my-encoder",
+                "inputs": {"source_sentence": "No fever.", "sentences": ["Afebrile.", "Chest pain."]},
+            }
+        }
+    )
+
     model: str | None = None
     inputs: Sentences
     parameters: TEIRequest | None = None
 
 
-@router.post("/embed")
+@router.post("/embed", responses={200: answer_of([[0.6, -0.8]])})
 async def embed(asked: EmbedRequest, http: Request, server: ServerOf, choice: Choice) -> list[list[float]]:
     """Return a vector for each text."""
     texts = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
@@ -121,11 +156,11 @@ async def embed(asked: EmbedRequest, http: Request, server: ServerOf, choice: Ch
     return finish_vectors(made, name, asked)
 
 
-@router.post("/predict")
+@router.post("/predict", responses={200: answer_of(_LABELS)})
 async def predict(asked: PredictRequest, http: Request, server: ServerOf, choice: Choice) -> Any:
     """Return the labels of a text or a pair, the likeliest first; of a batch, a list of them for each."""
     given = asked.inputs
-    is_batch = not isinstance(given, str) and not isinstance(given[0], str)
+    is_batch = not isinstance(given, str) and not isinstance(next(iter(given), None), str)
     items: Sequence[Any] = given if is_batch else [given]
     texts = [item[0] if len(item) == 1 and not isinstance(item, str) else item for item in items]
     found = await classify_texts(http, server, choice.name(asked.model), texts, asked, raw=asked.raw_scores)
@@ -133,7 +168,7 @@ async def predict(asked: PredictRequest, http: Request, server: ServerOf, choice
     return answers if is_batch else answers[0]
 
 
-@router.post("/similarity")
+@router.post("/similarity", responses={200: answer_of([0.8, 0.1])})
 async def find_similarity(asked: SimilarityRequest, http: Request, server: ServerOf, choice: Choice) -> list[float]:
     """Return how similar each sentence is to the source sentence, as the model's vectors are compared."""
     texts = [asked.inputs.source_sentence, *asked.inputs.sentences]
@@ -143,7 +178,7 @@ async def find_similarity(asked: SimilarityRequest, http: Request, server: Serve
     return similarities
 
 
-@router.get("/info")
+@router.get("/info", responses={200: answer_of(_INFO, _OTHER_INFO)})
 async def describe_server(http: Request, server: ServerOf, choice: Choice) -> dict[str, Any]:
     """Return the facts of a model and the limits of the server."""
     name = choice.name()

@@ -6,24 +6,40 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field
+from pydantic import ConfigDict, Field
 
 from medvllm.engine.model_runner import ModelRunner
 from medvllm.engine.model_runner.classification.classify import ClassificationResults
 from medvllm.engine.model_runner.embedding.similarity import compare
 from medvllm.server.body import StrictRoute
 from medvllm.server.context import ServerOf
+from medvllm.server.examples import answer_of
 from medvllm.server.named_model import Choice
 from medvllm.server.problem import Problem, ProblemError
 from medvllm.server.protocols.tei import TEIRequest
-from medvllm.server.texts import check_characters, check_texts
+from medvllm.server.texts import TolerantModel, check_characters, check_texts
 
 router = APIRouter(tags=["vLLM"], route_class=StrictRoute)
 
 Texts = str | list[str]
 
+_USAGE = {"prompt_tokens": 6, "total_tokens": 6}
+_LIST = {"object": "list", "created": 1790000000, "version": "3", "usage": _USAGE}
+_CLASSES = {
+    "id": "classify-4f5d",
+    "model": "my-classifier",
+    **_LIST,
+    "data": [{"index": 0, "label": "ABSENT", "probs": [0.9, 0.1], "num_classes": 2}],
+}
+_SCORES = {
+    "id": "score-4f5d",
+    "model": "my-reranker",
+    **_LIST,
+    "data": [{"index": 0, "object": "score", "score": 0.9}],
+}
 
-class PoolingRequest(BaseModel):
+
+class PoolingRequest(TolerantModel):
     """What both requests have in common. Unknown keys are ignored.
 
     Attributes:
@@ -46,6 +62,8 @@ class PoolingRequest(BaseModel):
 class ClassifyRequest(PoolingRequest):
     """The texts to classify."""
 
+    model_config = ConfigDict(json_schema_extra={"example": {"model": "my-classifier", "input": ["No fever."]}})
+
     input: Texts
 
 
@@ -56,6 +74,10 @@ class ScoreRequest(PoolingRequest):
         text_1: The queries; also `queries`, `data_1`.
         text_2: The documents; also `documents`, `data_2`.
     """
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"model": "my-reranker", "text_1": "Is there fever?", "text_2": ["No fever."]}}
+    )
 
     text_1: Texts | None = None
     text_2: Texts | None = None
@@ -84,7 +106,7 @@ class ScoreRequest(PoolingRequest):
         return list(zip(firsts, seconds, strict=True))
 
 
-@router.post("/classify")
+@router.post("/classify", responses={200: answer_of(_CLASSES)})
 async def classify(asked: ClassifyRequest, http: Request, server: ServerOf, choice: Choice) -> dict[str, Any]:
     """Return the likeliest label of each text, and the scores of all labels in the order of the model's classes."""
     asked.check()
@@ -106,8 +128,8 @@ async def classify(asked: ClassifyRequest, http: Request, server: ServerOf, choi
     return _answer("classify", name, data, sum(found.coverage.tokens for found in results), results.version)
 
 
-@router.post("/score")
-@router.post("/v1/score")
+@router.post("/score", responses={200: answer_of(_SCORES)})
+@router.post("/v1/score", responses={200: answer_of(_SCORES)})
 async def score(asked: ScoreRequest, http: Request, server: ServerOf, choice: Choice) -> dict[str, Any]:
     """Return the score of each pair: by a cross-encoder, or how similar the vectors of an embedding model are."""
     asked.check()

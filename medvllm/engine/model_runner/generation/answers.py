@@ -56,10 +56,12 @@ class Piece(str):
     Attributes:
         position: The position of the prompt in the request.
         answer: The whole answer, with the last piece of a prompt; None before.
+        version: The version of the entry that answers; None if it is not known.
     """
 
     position: int
     answer: Answer | None
+    version: int | None = None
 
     def __new__(cls, text: str, position: int, answer: Answer | None = None) -> "Piece":
         """Return a piece of text."""

@@ -5,6 +5,8 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from fastapi import Request
+
 from medvllm.engine.model_runner.coverage import Coverage
 from medvllm.engine.model_runner.results import Result
 from medvllm.server.offsets import Offsets
@@ -13,8 +15,31 @@ from medvllm.server.protocols.medical.request import MedicalRequest
 from medvllm.server.receipts import describe_receipt
 from medvllm.server.texts import GivenTexts, place_problem
 
+# For the documentation of the routes.
+COVERAGE = {"complete": True, "read": [[0, 18]], "windows": 1, "tokens": 6, "truncated": False}
+_ERROR = {"message": "…", "type": "invalid_request_error", "param": None, "code": "input_too_long", "index": 1}
+BAD_TEXT = {"object": "error", "error": _ERROR}
+OPTIONAL = ("id", "text", "index")  # depend on the request
+
+
+def examples_of(kind: str, records: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return two answers: one with these records, and that of texts which are all at fault."""
+    good = {
+        "object": "list",
+        "id": f"{kind}-4f5d",
+        "created": 1790000000,
+        "model": "my-model",
+        "version": "3",
+        "offset_unit": "codepoint",
+        "data": list(records),
+        "usage": {"prompt_tokens": 6, "total_tokens": 6},
+    }
+    bad = [{"index": index, "object": "error", "error": _ERROR | {"param": "top_k"}} for index in range(2)]
+    return good, good | {"version": None, "data": bad, "usage": {"prompt_tokens": 0, "total_tokens": 0}}
+
 
 def describe_answers(
+    http: Request,
     given: GivenTexts,
     answers: Mapping[int, Any],
     problems: Mapping[int, Problem],
@@ -23,13 +48,14 @@ def describe_answers(
     """Return a record for each text of a request: its answer, or what is wrong with it.
 
     Args:
+        http: The request.
         given: The texts.
         answers: The answers, by the index of their text.
         problems: What is wrong with the other texts.
         describe: Returns the record of an answer, from the index of its text and itself.
     """
     return [
-        place_problem(given.name(index), problems[index])
+        place_problem(given.name(index), problems[index], http.url.path)
         if index in problems
         else given.name(index) | describe(index, answers[index])
         for index in range(len(given.texts))

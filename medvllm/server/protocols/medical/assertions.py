@@ -4,24 +4,48 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from medvllm.engine.model_runner.classification.assertions import Assertion
 from medvllm.server.body import StrictRoute
 from medvllm.server.context import ServerOf
+from medvllm.server.examples import Map, answer_of
 from medvllm.server.offsets import Offsets
 from medvllm.server.problem import Problem, ProblemError
-from medvllm.server.protocols.medical.answer import count_tokens, describe_answers, describe_coverage, make_answer
+from medvllm.server.protocols.medical.answer import (
+    BAD_TEXT,
+    COVERAGE,
+    OPTIONAL,
+    count_tokens,
+    describe_answers,
+    describe_coverage,
+    examples_of,
+    make_answer,
+)
 from medvllm.server.protocols.medical.request import MedicalRequest
-from medvllm.server.texts import GivenTexts, StrictModel, answer_each
+from medvllm.server.texts import GivenTexts, StrictModel, TolerantModel, answer_each
 
 router = APIRouter(route_class=StrictRoute)
 
+_ASSERTION = {
+    "id": 0,
+    "start": 3,
+    "end": 8,
+    "label": "ABSENT",
+    "score": 0.9,
+    "scores": Map(ABSENT=0.9, PRESENT=0.1),
+    "text": "fever",
+    "coverage": COVERAGE,
+}
+_RECORDS = (
+    {"index": 0, "id": "n1", "object": "assertions", "length": 9, "assertions": [_ASSERTION]},
+    {"index": 1, **BAD_TEXT},
+)
+_INPUT = [{"id": "n1", "text": "No fever.", "spans": [{"id": 0, "start": 3, "end": 8}]}]
 
-class SpanItem(BaseModel):
+
+class SpanItem(TolerantModel):
     """A span of a text. The other keys of an entity of `/v1/entities` are allowed."""
-
-    model_config = ConfigDict(strict=True)
 
     start: Annotated[int, Field(ge=0)]
     end: Annotated[int, Field(ge=0)]
@@ -44,11 +68,13 @@ class AssertionsRequest(MedicalRequest):
         include_text: Whether the answer repeats the text of each span.
     """
 
+    model_config = ConfigDict(json_schema_extra={"example": {"model": "my-judge", "input": _INPUT}})
+
     input: list[TextWithSpans]
     include_text: bool = True
 
 
-@router.post("/v1/assertions")
+@router.post("/v1/assertions", responses={200: answer_of(*examples_of("ast", _RECORDS), optional=OPTIONAL)})
 async def find_assertions(asked: AssertionsRequest, http: Request, server: ServerOf) -> dict[str, Any]:
     """Return what the model says of each span. A text at fault has an error in its place."""
     texts = [item.text for item in asked.input]
@@ -81,7 +107,7 @@ async def find_assertions(asked: AssertionsRequest, http: Request, server: Serve
         return {"object": "assertions", "length": offsets.length, "assertions": judged}
 
     result, answers, problems = await server.run(http, call, **asked.limits())
-    data = describe_answers(given, answers, problems, describe)
+    data = describe_answers(http, given, answers, problems, describe)
     tokens = count_tokens(each.coverage for found in answers.values() for each in found)
     return make_answer(asked, "ast", data, tokens, result)
 

@@ -4,18 +4,34 @@ from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from medvllm.engine.model_runner.classification.classify import Classification, Combination
 from medvllm.engine.model_runner.classification.head import Activation
 from medvllm.server.body import StrictRoute
 from medvllm.server.context import ServerOf
+from medvllm.server.examples import answer_of
 from medvllm.server.offsets import Offsets
-from medvllm.server.protocols.medical.answer import count_tokens, describe_answers, describe_coverage, make_answer
+from medvllm.server.protocols.medical.answer import (
+    BAD_TEXT,
+    COVERAGE,
+    OPTIONAL,
+    count_tokens,
+    describe_answers,
+    describe_coverage,
+    examples_of,
+    make_answer,
+)
 from medvllm.server.protocols.medical.request import Count, LongText, MedicalRequest
 from medvllm.server.texts import GivenTexts, TextItem, answer_each
 
 router = APIRouter(route_class=StrictRoute)
+
+_LABELS = [{"label": "ABSENT", "score": 0.9}, {"label": "PRESENT", "score": 0.1}]
+_RECORDS = (
+    {"index": 0, "id": "n1", "object": "classification", "length": 9, "labels": _LABELS, "coverage": COVERAGE},
+    {"index": 1, "id": "n2", **BAD_TEXT},
+)
 
 Pair = Annotated[list[str], Field(min_length=2, max_length=2)]
 
@@ -37,6 +53,10 @@ class ClassifyRequest(MedicalRequest):
         long_text: What becomes of a text that is longer than the model; what the entry says, by default.
     """
 
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"model": "my-classifier", "input": [{"id": "n1", "text": "No fever."}]}}
+    )
+
     input: str | list[str] | list[Pair] | list[TextOrPairItem]
     top_k: Count | None = None
     activation: Activation | None = None
@@ -44,7 +64,7 @@ class ClassifyRequest(MedicalRequest):
     long_text: LongText | None = None
 
 
-@router.post("/v1/classify")
+@router.post("/v1/classify", responses={200: answer_of(*examples_of("cls", _RECORDS), optional=OPTIONAL)})
 async def classify(asked: ClassifyRequest, http: Request, server: ServerOf) -> dict[str, Any]:
     """Return the labels of each text with their scores, the likeliest first. A text at fault has an error in its place.
 
@@ -68,7 +88,7 @@ async def classify(asked: ClassifyRequest, http: Request, server: ServerOf) -> d
         return {**record, "coverage": describe_coverage(found.coverage, split[index], offsets)}
 
     result, answers, problems = await server.run(http, call, **asked.limits())
-    data = describe_answers(given, answers, problems, describe)
+    data = describe_answers(http, given, answers, problems, describe)
     return make_answer(asked, "cls", data, count_tokens(found.coverage for found in answers.values()), result)
 
 

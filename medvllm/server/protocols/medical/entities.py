@@ -4,16 +4,33 @@ from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
+from pydantic import ConfigDict
 
 from medvllm.engine.model_runner.tagging.entities import Entities
 from medvllm.server.body import StrictRoute
 from medvllm.server.context import ServerOf
+from medvllm.server.examples import answer_of
 from medvllm.server.offsets import Offsets
-from medvllm.server.protocols.medical.answer import count_tokens, describe_answers, describe_coverage, make_answer
+from medvllm.server.protocols.medical.answer import (
+    BAD_TEXT,
+    COVERAGE,
+    OPTIONAL,
+    count_tokens,
+    describe_answers,
+    describe_coverage,
+    examples_of,
+    make_answer,
+)
 from medvllm.server.protocols.medical.request import LongText, MedicalRequest, Score
 from medvllm.server.texts import GivenTexts, Texts, answer_each
 
 router = APIRouter(route_class=StrictRoute)
+
+_ENTITY = {"id": 0, "start": 0, "end": 7, "label": "DRUG", "score": 0.98}
+_RECORDS = (
+    {"index": 0, "id": "n1", "object": "entities", "length": 18, "entities": [_ENTITY], "coverage": COVERAGE},
+    {"index": 1, "id": "n2", **BAD_TEXT},
+)
 
 
 class EntitiesRequest(MedicalRequest):
@@ -27,6 +44,10 @@ class EntitiesRequest(MedicalRequest):
         long_text: What becomes of a text that is longer than the model; what the entry says, by default.
     """
 
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"model": "my-tagger", "input": [{"id": "n1", "text": "Insulin was given."}]}}
+    )
+
     input: Texts
     threshold: Score = 0.0
     labels: list[str] | None = None
@@ -34,7 +55,7 @@ class EntitiesRequest(MedicalRequest):
     long_text: LongText | None = None
 
 
-@router.post("/v1/entities")
+@router.post("/v1/entities", responses={200: answer_of(*examples_of("ent", _RECORDS), optional=OPTIONAL)})
 async def find_entities(asked: EntitiesRequest, http: Request, server: ServerOf) -> dict[str, Any]:
     """Return the entities of each text. A text at fault has an error in its place."""
     given = GivenTexts(asked.input, server.config)
@@ -57,5 +78,5 @@ async def find_entities(asked: EntitiesRequest, http: Request, server: ServerOf)
         return {**record, "coverage": describe_coverage(found.coverage, text, offsets)}
 
     result, answers, problems = await server.run(http, call, **asked.limits())
-    data = describe_answers(given, answers, problems, describe)
+    data = describe_answers(http, given, answers, problems, describe)
     return make_answer(asked, "ent", data, count_tokens(found.coverage for found in answers.values()), result)

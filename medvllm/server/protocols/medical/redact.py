@@ -3,23 +3,68 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from medvllm.engine.model_runner.redaction.redact import THRESHOLD
 from medvllm.engine.model_runner.redaction.results import Redaction
 from medvllm.errors import LoadError, RequestError
 from medvllm.server.body import StrictRoute
 from medvllm.server.context import ServerOf
+from medvllm.server.examples import answer_of
 from medvllm.server.offsets import Offsets
 from medvllm.server.problem import ProblemError, problem_of
-from medvllm.server.protocols.medical.answer import count_tokens, describe_answers, describe_coverage, make_answer
+from medvllm.server.protocols.medical.answer import (
+    COVERAGE,
+    OPTIONAL,
+    count_tokens,
+    describe_answers,
+    describe_coverage,
+    examples_of,
+    make_answer,
+)
 from medvllm.server.protocols.medical.request import MedicalRequest
 from medvllm.server.redaction_keys import use_server_keys
 from medvllm.server.texts import GivenTexts, Texts
 
 router = APIRouter(route_class=StrictRoute)
 
-_EXAMPLE = {"DEFAULT": {"type": "replace"}, "PATIENT": {"type": "hash"}, "DATE": {"type": "shift_dates"}}
+_EXAMPLE = {
+    "model": "my-deid",
+    "input": [{"id": "n1", "text": "Seen by Dr. Peña."}],
+    "operators": {"DEFAULT": {"type": "replace"}, "DATE": {"type": "shift_dates", "days": 30}},
+}
+_ITEMS = [
+    {
+        "start": 12,
+        "end": 18,
+        "source_start": 12,
+        "source_end": 16,
+        "label": "NAME",
+        "operator": "replace",
+        "score": 0.98,
+    },
+]
+_RECORDS = (
+    {
+        "index": 0,
+        "id": "n1",
+        "object": "redaction",
+        "text": "Seen by Dr. [NAME].",
+        "length": 19,
+        "source_length": 17,
+        "items": _ITEMS,
+        "coverage": COVERAGE,
+    },
+    {
+        "index": 1,
+        "object": "redaction",
+        "text": "No fever.",
+        "length": 9,
+        "source_length": 9,
+        "items": [],
+        "coverage": COVERAGE,
+    },
+)
 
 
 class RedactRequest(MedicalRequest):
@@ -35,15 +80,17 @@ class RedactRequest(MedicalRequest):
         include_text: Whether the items repeat what was written over.
     """
 
+    model_config = ConfigDict(json_schema_extra={"example": _EXAMPLE})
+
     input: Texts
-    operators: Annotated[dict[str, dict[str, Any]], Field(examples=[_EXAMPLE])] | None = None
+    operators: dict[str, dict[str, Any]] | None = None
     threshold: Annotated[float, Field(gt=0, le=1)] = THRESHOLD
     labels: list[str] | None = None
     documents: list[str] | None = None
     include_text: bool = False
 
 
-@router.post("/v1/redact")
+@router.post("/v1/redact", responses={200: answer_of(examples_of("red", _RECORDS)[0], optional=OPTIONAL)})
 async def redact(asked: RedactRequest, http: Request, server: ServerOf) -> dict[str, Any]:
     """Return each text, redacted whole. If one text cannot be, none is returned.
 
@@ -87,5 +134,5 @@ async def redact(asked: RedactRequest, http: Request, server: ServerOf) -> dict[
         result = await server.run(http, call, **asked.limits())
     except (RequestError, LoadError) as error:
         raise ProblemError(given.named(problem_of(error))) from None
-    data = describe_answers(given, dict(enumerate(result)), {}, describe)
+    data = describe_answers(http, given, dict(enumerate(result)), {}, describe)
     return make_answer(asked, "red", data, count_tokens(done.coverage for done in result), result)

@@ -31,7 +31,7 @@ class MedicalRequest(StrictModel):
         keep_alive: How long the model stays in memory afterwards: seconds, or a duration such as "10m".
     """
 
-    model: Annotated[str, Field(examples=["ner@production"])]
+    model: str
     offset_unit: OffsetUnit = "codepoint"
     engine: EngineName | None = None
     precision: Precision = "float32"

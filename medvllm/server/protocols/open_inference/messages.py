@@ -18,6 +18,7 @@ from medvllm.server.protocols.open_inference.tensors import (
     texts_from_json,
 )
 from medvllm.server.strict_json import JSONError, parse_json
+from medvllm.server.texts import TolerantModel
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
@@ -26,30 +27,30 @@ Parameter = bool | int | float | str
 _REFUSED = ("classification", "shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
 
 
-class InputTensor(BaseModel):
+class InputTensor(TolerantModel):
     """A tensor of a request."""
 
     name: str
-    shape: Annotated[list[Annotated[int, Field(ge=0, strict=True)]], Field(min_length=1, max_length=MAX_DIMENSIONS)]
+    shape: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=MAX_DIMENSIONS)]
     datatype: str
-    parameters: dict[str, Any] = {}
+    parameters: Annotated[dict[str, Any], Field(default_factory=dict)]
     data: list[Any] | None = None
 
 
-class WantedTensor(BaseModel):
+class WantedTensor(TolerantModel):
     """A tensor that the answer shall have."""
 
     name: str
-    parameters: dict[str, Any] = {}
+    parameters: Annotated[dict[str, Any], Field(default_factory=dict)]
 
 
-class InferRequest(BaseModel):
+class InferRequest(TolerantModel):
     """A request for inference. Unknown keys are ignored, as clients send keys of their own."""
 
     id: Annotated[str, Field(max_length=200)] | None = None
-    parameters: dict[str, Parameter] = {}
+    parameters: Annotated[dict[str, Parameter], Field(default_factory=dict)]
     inputs: Annotated[list[InputTensor], Field(min_length=1)]
-    outputs: list[WantedTensor] = []
+    outputs: Annotated[list[WantedTensor], Field(default_factory=list)]
 
 
 class InferTensor(BaseModel):

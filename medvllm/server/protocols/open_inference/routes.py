@@ -4,13 +4,14 @@ import gzip
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Path, Request, Response
-from pydantic import BaseModel
+from pydantic import ConfigDict, Field
 
 from medvllm import __version__
 from medvllm.local_files import local_files
 from medvllm.metadata import ModelMetadata
 from medvllm.server.body import StrictRoute
 from medvllm.server.context import Server, ServerOf
+from medvllm.server.examples import answer_of
 from medvllm.server.health import check_ready
 from medvllm.server.problem import Problem, ProblemError
 from medvllm.server.protocols.open_inference.messages import (
@@ -24,7 +25,7 @@ from medvllm.server.protocols.open_inference.messages import (
 )
 from medvllm.server.protocols.open_inference.signatures import Signature, rows_of, signature_of
 from medvllm.server.protocols.open_inference.tensors import invalid
-from medvllm.server.texts import check_texts
+from medvllm.server.texts import TolerantModel, check_texts
 
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], route_class=StrictRoute)
 
@@ -33,42 +34,74 @@ EXTENSIONS = ("model_repository", "binary_tensor_data")
 _RESERVED = ("task", "texts", "spans", "query", "with_receipt")
 _MIN_GZIP = 1024  # bytes
 
-Model = Annotated[str, Path(description="The name of an entry, with @version or @alias if you like.")]
-Version = Annotated[str, Path(description="The number of a version, or an alias.")]
+_SERVER = answer_of({"name": "medvllm", "version": __version__, "extensions": list(EXTENSIONS)})
+_READY = answer_of({"name": "my-tagger", "ready": True})
+_STATES = answer_of([{"name": "my-tagger", "version": "3", "state": "READY", "reason": ""}])
+_TENSORS = answer_of(
+    {
+        "name": "my-tagger",
+        "versions": ["3"],
+        "platform": "medvllm",
+        "inputs": [{"name": "text", "datatype": "BYTES", "shape": [-1]}],
+        "outputs": [{"name": "entities", "datatype": "BYTES", "shape": [-1]}],
+    }
+)
+_OUTPUTS = [{"name": "entities", "datatype": "BYTES", "shape": [1], "data": ["[]"]}]
+_ANSWER = {
+    "content": {
+        "application/json": {"example": {"model_name": "my-tagger", "model_version": "3", "outputs": _OUTPUTS}},
+        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+    },
+    "headers": {
+        HEADER_LENGTH: {
+            "description": "How many bytes of the answer are JSON, if tensors are behind it.",
+            "schema": {"type": "string"},
+        }
+    },
+}
+
+Model = Annotated[
+    str, Path(description="The name of an entry, with @version or @alias if you like.", examples=["my-tagger"])
+]
+Version = Annotated[str, Path(description="The number of a version, or an alias.", examples=["1"])]
 
 
-class IndexRequest(BaseModel):
+class IndexRequest(TolerantModel):
     """Which models to list."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"ready": True}})
 
     ready: bool = False
 
 
-class ModelRequest(BaseModel):
+class ModelRequest(TolerantModel):
     """How to load or unload a model. Triton's clients send keys of their own."""
 
-    parameters: dict[str, Any] = {}
+    model_config = ConfigDict(json_schema_extra={"example": {}})
+
+    parameters: Annotated[dict[str, Any], Field(default_factory=dict)]
 
 
-@router.get("")
+@router.get("", responses={200: _SERVER})
 def describe_server() -> dict[str, Any]:
     """Return the name and version of the server, and the extensions of the protocol that it has."""
     return {"name": "medvllm", "version": __version__, "extensions": list(EXTENSIONS)}
 
 
-@router.get("/health/live")
+@router.get("/health/live", responses={200: answer_of({"live": True})})
 def is_live() -> dict[str, Any]:
     """Answer with 200 while the server runs."""
     return {"live": True}
 
 
-@router.get("/health/ready")
+@router.get("/health/ready", responses={200: answer_of({"ready": True})})
 async def is_ready(http: Request, server: ServerOf) -> dict[str, Any]:
     """Answer with 200 while the server can answer requests: its catalogue can be read."""
     await server.run(http, lambda: check_ready(server.registry))
     return {"ready": True}
 
 
-@router.post("/repository/index")
+@router.post("/repository/index", responses={200: _STATES})
 async def list_repository(
     http: Request, server: ServerOf, asked: Annotated[IndexRequest | None, Body()] = None
 ) -> list[dict[str, Any]]:
@@ -76,7 +109,7 @@ async def list_repository(
     return await server.run(http, lambda: _list(server, only_ready=asked is not None and asked.ready))
 
 
-@router.post("/repository/models/{model:path}/load")
+@router.post("/repository/models/{model:path}/load", responses={200: answer_of({})})
 async def load(
     model: Model, http: Request, server: ServerOf, asked: Annotated[ModelRequest | None, Body()] = None
 ) -> dict[str, Any]:
@@ -92,7 +125,7 @@ async def load(
     return {}
 
 
-@router.post("/repository/models/{model:path}/unload")
+@router.post("/repository/models/{model:path}/unload", responses={200: answer_of({})})
 async def unload(
     model: Model, http: Request, server: ServerOf, asked: Annotated[ModelRequest | None, Body()] = None
 ) -> dict[str, Any]:
@@ -109,13 +142,13 @@ def refuse_extension() -> None:
     raise ProblemError(Problem(404, "not_found", f"The server has the extensions {', '.join(EXTENSIONS)} only."))
 
 
-@router.get("/models/{model:path}/versions/{version}/ready")
+@router.get("/models/{model:path}/versions/{version}/ready", responses={200: _READY})
 async def is_version_ready(model: Model, version: Version, http: Request, server: ServerOf) -> dict[str, Any]:
     """Answer with 200 if the version can be asked: its files are here, or it is in memory."""
     return await is_model_ready(f"{model}@{version}", http, server)
 
 
-@router.get("/models/{model:path}/ready")
+@router.get("/models/{model:path}/ready", responses={200: _READY})
 async def is_model_ready(model: Model, http: Request, server: ServerOf) -> dict[str, Any]:
     """Answer with 200 if the model can be asked: its files are here. The first request loads it."""
 
@@ -129,13 +162,20 @@ async def is_model_ready(model: Model, http: Request, server: ServerOf) -> dict[
     return await server.run(http, call)
 
 
-@router.post("/models/{model:path}/versions/{version}/infer", response_model=InferAnswer, openapi_extra=INFER_BODY)
+@router.post(
+    "/models/{model:path}/versions/{version}/infer",
+    response_model=InferAnswer,
+    responses={200: _ANSWER},
+    openapi_extra=INFER_BODY,
+)
 async def infer_version(model: Model, version: Version, http: Request, server: ServerOf) -> Response:
     """Return the answer of one version of a model."""
     return await infer(f"{model}@{version}", http, server)
 
 
-@router.post("/models/{model:path}/infer", response_model=InferAnswer, openapi_extra=INFER_BODY)
+@router.post(
+    "/models/{model:path}/infer", response_model=InferAnswer, responses={200: _ANSWER}, openapi_extra=INFER_BODY
+)
 async def infer(model: Model, http: Request, server: ServerOf) -> Response:
     """Return the answer of a model for the texts of a request, in JSON or with raw bytes behind it."""
     asked = read_inference(await http.body(), http.headers.get(HEADER_LENGTH))
@@ -164,13 +204,13 @@ async def infer(model: Model, http: Request, server: ServerOf) -> Response:
     )
 
 
-@router.get("/models/{model:path}/versions/{version}")
+@router.get("/models/{model:path}/versions/{version}", responses={200: _TENSORS})
 async def describe_version(model: Model, version: Version, http: Request, server: ServerOf) -> dict[str, Any]:
     """Return the tensors of one version of a model."""
     return await describe_model(f"{model}@{version}", http, server)
 
 
-@router.get("/models/{model:path}")
+@router.get("/models/{model:path}", responses={200: _TENSORS})
 async def describe_model(model: Model, http: Request, server: ServerOf) -> dict[str, Any]:
     """Return the tensors of a model: what a request has, and what the answer has."""
     return await server.run(http, lambda: _describe(server, server.entry(model)))

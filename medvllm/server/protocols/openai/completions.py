@@ -1,19 +1,15 @@
 """`POST /v1/chat/completions` and `POST /v1/completions`: the texts that a decoder generates."""
 
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Generator
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from medvllm.engine.model_runner.generation.answers import Piece
-from medvllm.errors import RequestError
 from medvllm.server.body import StrictRoute
 from medvllm.server.context import Server, ServerOf
-from medvllm.server.documentation import answer_of
-from medvllm.server.problem import ProblemError, problem_of
+from medvllm.server.examples import answer_of
 from medvllm.server.protocols.openai.answers import ChatForm, CompletionForm, Form
 from medvllm.server.protocols.openai.embeddings import refuse_token_ids
 from medvllm.server.protocols.openai.messages import to_conversation
@@ -23,13 +19,7 @@ from medvllm.server.texts import check_texts
 
 router = APIRouter(route_class=StrictRoute)
 
-# The words of the library in its messages, and what a client writes.
-_WORDS = {
-    "max_new_tokens=…": '"max_tokens"',
-    "generate([text])": "POST /v1/completions",
-    "allow_special_tokens=True": '"allow_special_tokens": true',
-}
-_PARAMS = {"max_new_tokens": "max_tokens"}
+_EVENTS = 'data: {{"id": "1", {}, "choices": [{{"index": 0, {}, "finish_reason": null}}]}}\n\ndata: [DONE]\n\n'
 _USAGE = {"prompt_tokens": 9, "completion_tokens": 5, "total_tokens": 14}
 
 
@@ -52,7 +42,8 @@ _USAGE = {"prompt_tokens": 9, "completion_tokens": 5, "total_tokens": 14}
                     }
                 ],
                 "usage": _USAGE,
-            }
+            },
+            events=_EVENTS.format('"object": "chat.completion.chunk"', '"delta": {"content": "An"}'),
         )
     },
 )
@@ -87,7 +78,8 @@ async def create_chat_completion(asked: ChatRequest, http: Request, server: Serv
                 "model": "my-decoder",
                 "choices": [{"index": 0, "text": " an analgesic.", "logprobs": None, "finish_reason": "stop"}],
                 "usage": _USAGE,
-            }
+            },
+            events=_EVENTS.format('"object": "text_completion"', '"text": " an"'),
         )
     },
 )
@@ -102,27 +94,12 @@ async def _answer(asked: GenerationRequest, http: Request, server: Server, promp
     options = asked.options()
 
     def answer() -> Response:
-        with _in_words_of_clients():
-            return JSONResponse(form.whole(server.runner(asked.model).generate(prompts, **options)))
+        return JSONResponse(form.whole(server.runner(asked.model).generate(prompts, **options)))
 
     def stream() -> Generator[Piece]:
-        with _in_words_of_clients():
-            yield from server.runner(asked.model).generate(prompts, stream=True, **options)
+        yield from server.runner(asked.model).stream(prompts, **options)
 
     if not asked.stream:
         return await server.run(http, answer)
     has_usage = asked.stream_options is not None and asked.stream_options.include_usage
     return await stream_events(http, server.stream(http, stream), form.events(has_usage=has_usage))
-
-
-@contextmanager
-def _in_words_of_clients() -> Iterator[None]:
-    """Replace the library's own words in the errors of a generation."""
-    try:
-        yield
-    except RequestError as error:
-        problem = problem_of(error)
-        message, param = problem.message, _PARAMS.get(problem.param or "", problem.param)
-        for word, other in _WORDS.items():
-            message = message.replace(word, other)
-        raise ProblemError(replace(problem, message=message, param=param)) from None

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from medvllm.server.body import StrictRoute
 from medvllm.server.context import Server, ServerOf
-from medvllm.server.documentation import answer_of
+from medvllm.server.examples import answer_of
 from medvllm.server.problem import Problem, ProblemError
-from medvllm.server.texts import check_texts
+from medvllm.server.texts import TolerantModel, check_texts
 from medvllm.server.vectors import shorten
 
 if TYPE_CHECKING:
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 router = APIRouter(route_class=StrictRoute)
 
 
-class EmbeddingRequest(BaseModel):
+class EmbeddingRequest(TolerantModel):
     """The texts to embed. Unknown keys are ignored, as clients send keys of their own."""
 
     model_config = ConfigDict(
-        strict=True, json_schema_extra={"example": {"model": "my-encoder", "input": ["Patient denies chest pain."]}}
+        json_schema_extra={"example": {"model": "my-encoder", "input": ["Patient denies chest pain."]}}
     )
 
     model: str

@@ -3,15 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
 from medvllm.server.problem import Problem, ProblemError
+from medvllm.server.texts import TolerantModel
 
 # What a message may have besides, and a model cannot be given. Keys that are not known here are ignored.
 _REFUSED = ("name", "tool_calls", "tool_call_id", "function_call", "audio", "images", "prefix", "refusal")
 
 
-class Message(BaseModel):
+class Message(TolerantModel):
     """One message. Its content is a text, or a list of parts of type "text"."""
 
     model_config = ConfigDict(extra="allow")

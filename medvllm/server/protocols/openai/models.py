@@ -4,18 +4,19 @@ import json
 from collections.abc import Generator, Iterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from medvllm.metadata import ModelMetadata
 from medvllm.server.body import StrictRoute
 from medvllm.server.context import ServerOf
-from medvllm.server.documentation import answer_of
 from medvllm.server.entries import iterate_entries, join_pages, known_facts, repository
+from medvllm.server.examples import answer_of
 from medvllm.server.streaming import stream_text
 
 router = APIRouter(route_class=StrictRoute)
 
+_Model = Annotated[str, Path(description="The name of an entry.", examples=["my-encoder"])]
 _EXAMPLE = {
     "id": "dmis-lab/biobert-v1.1",
     "object": "model",
@@ -27,12 +28,13 @@ _EXAMPLE = {
     "tasks": ["embed"],
     "max_length": 512,
 }
+_FACTS = ("version", "origin", "model_type", "tasks", "max_length")  # left out if they are not known
 
 
 @router.get(
     "/v1/models",
     response_class=JSONResponse,
-    responses={200: answer_of({"object": "list", "data": [_EXAMPLE], "has_more": False})},
+    responses={200: answer_of({"object": "list", "data": [_EXAMPLE], "has_more": False}, optional=_FACTS)},
 )
 async def list_models(
     http: Request,
@@ -68,9 +70,9 @@ async def list_models(
 @router.get(
     "/v1/models/{model:path}",
     response_class=JSONResponse,
-    responses={200: answer_of(_EXAMPLE)},
+    responses={200: answer_of(_EXAMPLE, optional=_FACTS)},
 )
-async def get_model(model: str, http: Request, server: ServerOf) -> dict[str, Any]:
+async def get_model(model: _Model, http: Request, server: ServerOf) -> dict[str, Any]:
     """Return what is known of a model: "name", "name@version" or "name@alias"; "name:version" is accepted, too."""
     return await server.run(http, lambda: describe_model(server.entry(model), asked=model))
 

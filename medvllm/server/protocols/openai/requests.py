@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from medvllm.server.problem import Problem, ProblemError
 from medvllm.server.protocols.openai.messages import Message
+from medvllm.server.texts import TolerantModel
 
 # What other servers can do with an answer, and this one cannot, with the values that ask for nothing.
 _REFUSED: Mapping[str, tuple[Any, ...]] = {
@@ -27,16 +28,16 @@ _REFUSED: Mapping[str, tuple[Any, ...]] = {
 }
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(TolerantModel):
     """What a stream has besides the text."""
 
     include_usage: bool = False
 
 
-class GenerationRequest(BaseModel):
+class GenerationRequest(TolerantModel):
     """How to generate. Unknown keys are ignored, as clients send keys of their own."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config = ConfigDict(extra="allow")
 
     model: str
     max_tokens: Annotated[int, Field(ge=1, description="The longest answer; by default 256 tokens.")] | None = None

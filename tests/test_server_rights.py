@@ -1,0 +1,150 @@
+"""The right of each route of a server, and who has it."""
+
+import httpx2
+import pytest
+from fastapi.routing import iter_route_contexts
+
+from medvllm.engine.model_runner import ModelRegistry
+from medvllm.server.app import create_app
+from medvllm.server.config import ServerConfig
+from medvllm.server.rights import OPEN, right_of
+from tests.support.serving import serving
+
+# A new route belongs here. Does it only list and describe, does it take texts, or does it change what others see?
+RIGHTS = {
+    "none": """
+        GET /livez
+        GET /readyz
+        GET /v2/health/live
+        GET /v2/health/ready
+        POST /v1/identity
+    """,
+    "read": """
+        GET /
+        GET /api/ps
+        GET /api/tags
+        GET /api/version
+        GET /diff
+        GET /entry
+        GET /favicon.ico
+        GET /info
+        GET /memory
+        GET /metrics
+        GET /openapi.json
+        GET /presidio/health
+        GET /presidio/recognizers
+        GET /presidio/supportedentities
+        GET /static/{name}
+        GET /try
+        GET /v1/memory
+        GET /v1/models
+        GET /v1/models/{model}
+        GET /v2
+        GET /v2/models/stats
+        GET /v2/models/{model}
+        GET /v2/models/{model}/config
+        GET /v2/models/{model}/ready
+        GET /v2/models/{model}/stats
+        GET /v2/models/{model}/versions/{version}
+        GET /v2/models/{model}/versions/{version}/ready
+        HEAD /openapi.json
+        POST /api/show
+        POST /v2/repository/index
+    """,
+    "infer": """
+        POST /api/embed
+        POST /classify
+        POST /embed
+        POST /models/{model}
+        POST /models/{model}/pipeline/{task}
+        POST /predict
+        POST /presidio/analyze
+        POST /presidio/anonymize
+        POST /rerank
+        POST /score
+        POST /similarity
+        POST /try
+        POST /v1/assertions
+        POST /v1/chat/completions
+        POST /v1/classify
+        POST /v1/completions
+        POST /v1/embeddings
+        POST /v1/entities
+        POST /v1/fill-mask
+        POST /v1/redact
+        POST /v1/rerank
+        POST /v1/run
+        POST /v1/score
+        POST /v2/models/{model}/infer
+        POST /v2/models/{model}/versions/{version}/infer
+        POST /v2/rerank
+    """,
+    "manage": """
+        POST /memory/load
+        POST /memory/pin
+        POST /memory/unload
+        POST /memory/unpin
+        POST /presidio/deanonymize
+        POST /v1/load
+        POST /v1/unload
+        POST /v2/repository/models/{model}/load
+        POST /v2/repository/models/{model}/unload
+    """,
+}
+OF_ROUTE = {line.strip(): right for right, lines in RIGHTS.items() for line in lines.split("\n") if line.strip()}
+
+
+def test_each_route_has_the_right_that_was_decided() -> None:
+    """Also those that the OpenAPI document leaves out."""
+    found = {}
+    for route in iter_route_contexts(create_app(ModelRegistry()).routes):
+        path = route.path_format
+        for method in route.methods or ():
+            found[f"{method} {path}"] = "none" if path in OPEN else right_of(method, path)
+    assert found == OF_ROUTE
+
+
+def test_a_name_of_a_model_changes_no_right() -> None:
+    """Whatever it looks like: a model may be named after a route."""
+    for name in ("a", "org/a", "org/load", "load", "infer", "a@1", "pipeline/unload", "a\nb", "repository/index"):
+        for line, right in OF_ROUTE.items():
+            method, path = line.split()
+            given = path.replace("{model}", name).replace("{task}", "load").replace("{version}", "pin")
+            assert right == "none" or right_of(method, given) == right, given
+
+
+def test_what_is_not_known_needs_the_right_to_manage() -> None:
+    """Another method, another path, and a path that goes on."""
+    for line in OF_ROUTE:
+        _, path = line.split()
+        for method in ("PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"):
+            assert right_of(method, path) == "manage"
+    for path in (
+        "/new",
+        "/v1/entities/",
+        "/v1/new",
+        "/v1/chat",
+        "/presidio/new",
+        "/presidio/analyze/x",
+        "/V1/entities",
+    ):
+        assert right_of("POST", path) == "manage", path
+
+
+@pytest.mark.parametrize("right", ["read", "infer", "manage"])
+def test_a_key_reaches_the_routes_of_its_right(monkeypatch: pytest.MonkeyPatch, right: str) -> None:
+    """And is told of the others which right they need."""
+    key = "k" * 24
+    monkeypatch.setenv("MEDVLLM_API_KEYS", f"{key}:{right}")
+    with serving(ModelRegistry(), ServerConfig(requires_key=True)) as client:
+        for line, needed in OF_ROUTE.items():
+            method, path = line.split()
+            answer = _ask(client, method, path, key)
+            assert (answer.status_code == 403) is (needed not in ("none", right)), line
+            assert answer.status_code != 403 or method == "HEAD" or f"the right to {needed}" in answer.text
+            assert (_ask(client, method, path, None).status_code == 401) is (needed != "none"), line
+
+
+def _ask(client: httpx2.Client, method: str, path: str, key: str | None) -> httpx2.Response:
+    """Ask without a body, which every route with one refuses."""
+    return client.request(method, path, headers={} if key is None else {"X-API-Key": key})
