@@ -55,7 +55,12 @@ def hub_cache() -> Path:
 
 def repository_folder(repo: str) -> Path:
     """Return the folder of a repository in the Hub's cache. It need not exist."""
-    return hub_cache() / f"models--{repo.replace('/', '--')}"
+    return hub_cache() / name_in_cache(repo)
+
+
+def name_in_cache(repo: str) -> str:
+    """Return the name of a repository's folder in the Hub's cache."""
+    return f"models--{repo.replace('/', '--')}"
 
 
 def _commits(repository: Path, revision: str) -> list[str]:

@@ -303,5 +303,8 @@ def matches_filters(
     if ready and tags:
         own = fact("tags") or ()
         missing = [tag for tag in tags if tag not in own]
-        ready = not missing or {f"{key}={value}" for key, value in (fact("values") or {}).items()}.issuperset(missing)
+        ready = not missing or (
+            all("=" in tag for tag in missing)
+            and {f"{key}={value}" for key, value in (fact("values") or {}).items()}.issuperset(missing)
+        )
     return ready and all(matches_glob(fact(keyword), glob) for keyword, glob in globs.items())

@@ -2,7 +2,9 @@
 
 import contextlib
 import io
+import json
 import logging
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
 from medvllm.server.config import ServerConfig
 from medvllm.server.page.highlight import cut
+from tests.support.children import held
 from tests.support.pages import HOSTILE_NAME, HOSTILE_TEXT, Page, registry_of_pages
 from tests.support.served import NOTE
 from tests.support.serving import serving
@@ -109,7 +112,7 @@ def test_filters_are_those_of_the_registry(
 def test_files_that_are_here_can_be_asked_for(client: httpx2.Client) -> None:
     """Only the tests' own models are on the machine."""
     shown = client.get("/", params={"here": "true"}).text
-    assert client.get("/", params={"here": "true", "mine": "true"}).text.count("<tr>") == shown.count("<tr>") == 10
+    assert client.get("/", params={"here": "true", "mine": "true"}).text.count("<tr>") == shown.count("<tr>") == 11
 
 
 def test_an_entry_shows_its_versions_and_who_made_them(
@@ -154,6 +157,42 @@ def test_the_memory_is_changed_by_forms(client: httpx2.Client, registry: ModelRe
     assert stays == [False, True, False]
     assert "/entry?name=mlm" not in client.post("/memory/unload", data={"model": "mlm"}, follow_redirects=True).text
     assert resident() == []
+
+
+_OTHER_PROCESS = """
+import sys
+from medvllm import settings
+from medvllm.processes import ProcessRecord, RecordFolder
+from medvllm.processes.process import Process
+model = dict(name="ward", version=3, origin="stored", snapshot="s", device="cpu", dtype="float32", model_class="a:B",
+             size_bytes=5_000_000, mapped_bytes=0, leases=1, hits=0, load_s=0.1, loaded_at=1.0, last_used=1.0,
+             keep_alive=None, evicted=False, offloaded=False)
+folder = {**model, "name": "/secret/folder", "origin": "direct", "leases": 0}
+record = ProcessRecord(Process.current(), "train.py", (model, folder))
+RecordFolder(settings.HOME() / "run").write("0" * 32, record.to_json())
+print("written", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_the_memory_of_other_processes_is_shown(client: httpx2.Client) -> None:
+    """As `medvllm ps` has it, but without the folders of models that have no entry."""
+    assert "Other processes" not in client.get("/memory").text
+    with held(_OTHER_PROCESS) as process:
+        assert process.stdout.readline() == "written\n"
+        shown = Page(client.get("/memory").text).text
+        for text in (
+            "Other processes",
+            "10.0 MB",
+            "ward",
+            "in use: 1",
+            f"process {process.pid}",
+            "train.py",
+            "a folder",
+        ):
+            assert text in shown, text
+        assert "/secret" not in shown
+    assert "Other processes" not in client.get("/memory").text
 
 
 @pytest.mark.parametrize(
@@ -205,14 +244,16 @@ def test_what_was_not_read_is_marked(client: httpx2.Client) -> None:
 @pytest.mark.parametrize(
     ("name", "action", "fields", "expected"),
     [
+        ("deid", "entities", {"text": f"{NOTE} it's\n'END'\nEND $(id)", "threshold": "0.1"}, "from deid, version 1"),
+        ("nli", "classify", {"text": "no fever", "second": "fever"}, "PRESENT"),
         ("deid", "redact", {"text": NOTE}, "Original"),
         ("cls", "classify", {"text": "no fever"}, "PRESENT"),
         ("assert", "assertions", {"text": "no fever", "phrase": "fever"}, "3–8"),
         ("mlm", "fill-mask", {"text": "no [MASK] now", "top_k": "3"}, "Gap 1"),
         ("rank", "rerank", {"query": "fever", "documents": "no fever\npain\n"}, "2 documents"),
         ("minilm", "embed", {"sentences": "no fever\npain"}, "Cosine of each pair. 384 numbers"),
-        ("writer", "complete", {"text": "Aspirin is", "max_tokens": "4"}, "4 tokens."),
-        ("writer", "chat", {"text": "What is it?", "max_tokens": "4"}, "4 tokens."),
+        ("writer", "complete", {"text": "Aspirin is", "max_tokens": "4"}, "4 tokens. The answer stops there"),
+        ("writer", "chat", {"text": "What is it?", "max_tokens": "4"}, "4 tokens. The answer stops there"),
     ],
 )
 def test_each_task_can_be_tried_and_copied(
@@ -221,17 +262,27 @@ def test_each_task_can_be_tried_and_copied(
     """The commands do what the page just did."""
     answer = ask(client, name, action, **fields)
     assert answer.status_code == 200 and expected in Page(answer.text).text, answer.text
-    _, _, rest = answer.text.partition('<code id="curl">')
-    curl = Page(rest.partition("</code>")[0]).text
-    python = Page(answer.text.partition('<code id="python">')[2].partition("</code>")[0]).text
-    done = subprocess.run(["sh", "-c", f"curl() {{ printf '%s\\n' \"$@\"; }}\n{curl}"], capture_output=True, text=True)
-    words = done.stdout.split("\n")
-    direct = client.post(words[0], content=words[words.index("-d") + 1]).json()
+    curl, python = (
+        Page(answer.text.partition(f'<code id="{word}">')[2].partition("</code>")[0]).text
+        for word in ("curl", "python")
+    )
+    done = subprocess.run(["sh", "-c", curl], capture_output=True, text=True, check=True)
+    numbers = _numbers(json.loads(done.stdout))
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         exec(compile(python, "copied", "exec"), {})
-    for volatile in ("id", "created"):
-        direct.pop(volatile, None)
-    assert all(repr(value) in printed.getvalue() for value in direct.values())
+    assert numbers and printed.getvalue().strip()
+    for number in re.findall(r"\d\.\d{4,}", printed.getvalue()):
+        assert min(abs(float(number) - other) for other in numbers) < 1e-6
+    if action in ("chat", "complete", "redact"):
+        assert json.dumps(printed.getvalue().rstrip("\n"), ensure_ascii=False)[1:-1] in json.dumps(
+            json.loads(done.stdout), ensure_ascii=False
+        )
+
+
+def _numbers(value: Any) -> list[float]:
+    if isinstance(value, dict | list):
+        return [each for item in (value.values() if isinstance(value, dict) else value) for each in _numbers(item)]
+    return [float(value)] if isinstance(value, int | float) else []
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ from medvllm.catalog.sql import lookups
 from medvllm.catalog.sql.texts import sha256, to_json
 from medvllm.engine.model_runner import ModelRegistry, ModelType
 from medvllm.errors import RequestError
+from medvllm.local_files import local_files
 from tests.support.sql import change
 
 # Letters that fold to several or to one of ASCII, with cases beyond ASCII and beyond the first plane, and with none;
@@ -153,6 +155,46 @@ def test_a_stored_entry_hides_a_shipped_one_that_fits(registry: ModelRegistry) -
     for filters in ({"license": "mit"}, {"model_type": entry.model_type}, {"origin": "built-in"}, {"version": 1}):
         assert name not in registry.list_models(**filters)
     assert registry.list_models(license="gpl*")[name].origin == "stored"
+
+
+def test_what_is_here_is_found_from_the_disk(
+    catalog_url: str, registry: ModelRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders and repositories of the Hub's cache, page by page, beside other filters, and as the disk changes."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    registry.catalog.create()
+
+    def put(folder: Path) -> None:
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_bytes(b"x")
+
+    def here(**filters: Any) -> list[str]:
+        found = list(registry.list_models(here=True, **filters))
+        assert found == [name for name, entry in registry.list_models(**filters).items() if local_files(entry)]
+        return found
+
+    for number in range(12):  # more than are asked for one by one
+        folder = tmp_path / "models" / f"m{number}"
+        registry.register(f"m{number}", "clinical", model_path=str(folder), task="ner", persist=number % 2 == 0)
+        if number in (2, 3, 7):
+            put(folder)
+    (tmp_path / "models" / "m5").mkdir()  # without a model
+    assert here() == ["m2", "m3", "m7"] and here(search="m3") == ["m3"] and here(task="embed") == []
+    put(tmp_path / "models" / "m8")
+    assert here() == ["m2", "m3", "m7", "m8"]
+    assert list(registry.list_models(here=True, limit=2, after="m2")) == ["m3", "m7"]
+    commit, hub = "0" * 40, tmp_path / "hub"
+    put(hub / "models--a--plain" / "snapshots" / commit)
+    put(hub / "models--a--linked" / "snapshots" / commit)
+    registry.register("a/plain", "clinical", persist=True)
+    registry.register("linked", "clinical", model_path=f"hf://a/linked@{commit}", persist=True)
+    registry.register("a/other", "clinical", persist=True)
+    registry.register("odd", "clinical", description="\0", model_path=str(tmp_path / "models" / "m2"), persist=True)
+    assert here() == ["a/plain", "linked", "m2", "m3", "m7", "m8", "odd"]
+    put(tmp_path / "below" / "m9")
+    registry.register("m9", "clinical", model_path=str(tmp_path / "below" / "m9"), replace=True)
+    assert here(match="m*") == ["m2", "m3", "m7", "m8", "m9"]
 
 
 @pytest.mark.parametrize("text", ["\0", "\ud800", "%", "_", "!", "\\", "'", '"', "[" * 1000, "x" * 100_000, ":name"])

@@ -1,13 +1,15 @@
 """The entries that a process can see, in the order in which they are looked up."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, count, islice
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from medvllm.catalog.announcements import Meaning
 from medvllm.catalog.builtin import builtin_entries
+from medvllm.catalog.local_names import LocalNames
 from medvllm.catalog.packages import Shipment, package_entries
 from medvllm.catalog.process_entries import ProcessEntries
 from medvllm.catalog.record import StoredRow, package_detail
@@ -16,6 +18,7 @@ from medvllm.catalog.shipped import ShippedEntries
 from medvllm.catalog.stored import StoredCatalog
 from medvllm.catalog.taken import name_taken, other_name_taken
 from medvllm.errors import CatalogError, MedVLLMError, ModelNotFoundError
+from medvllm.local_files import local_files
 from medvllm.metadata import ModelMetadata
 from medvllm.model_type import ModelType
 from medvllm.names import valid_name
@@ -31,6 +34,15 @@ if TYPE_CHECKING:
 _NAME: Callable[[Candidate], str] = attrgetter("name")
 
 
+class _InOrder(NamedTuple):
+    """The entries that are not stored, sorted by name."""
+
+    generation: int  # of the catalogue, when they were these
+    own: list[ModelMetadata]
+    shipped: list[list[ModelMetadata]]
+    unstored: list[ModelMetadata]  # what each name means without stored entries
+
+
 class Catalog:
     """The entries of this process, the stored ones, those of installed packages, and the built-in ones.
 
@@ -41,7 +53,9 @@ class Catalog:
         self._stored = stored
         self._changes = count(1)
         self._generation = 0
+        self._sorted: _InOrder | None = None
         self._own = ProcessEntries(self._count_change)
+        self._local_names = LocalNames()
         self._shipped = (  # in the order in which they are looked up
             ShippedEntries(package_entries, self._count_change),
             ShippedEntries(lambda: Shipment(builtin_entries(), {}), self._count_change),
@@ -235,6 +249,7 @@ class Catalog:
         facts: Mapping[str, Any] | None = None,
         limit: int | None = None,
         after: str | None = None,
+        here: bool = False,
     ) -> dict[str, ModelMetadata]:
         """Return the entries that fit every filter, by name, sorted.
 
@@ -246,14 +261,20 @@ class Catalog:
             facts: Globs for facts, in any case. None asks for a fact that is not known.
             limit: The highest number of entries to return.
             after: Only names behind this one.
+            here: Only entries whose files are on this machine.
 
         Raises:
             RequestError: A filter is not valid.
         """
         check_text("after", after)
         selection = Selection.of(model_type, task=task, tags=tags, match=match, search=search, facts=facts)
-        chosen = islice(selection.filter(self._candidates(after, selection)), limit)
-        found = {entry.name: entry.metadata() if isinstance(entry, StoredRow) else entry for entry in chosen}
+        if here:
+            selection = selection._replace(names=self._local_names.find(self._locations(), self.generation()))
+        fitting = selection.filter(self._candidates(after, selection))
+        chosen = (entry.metadata() if isinstance(entry, StoredRow) else entry for entry in fitting)
+        if here:
+            chosen = (entry for entry in chosen if local_files(entry) is not None)
+        found = {entry.name: entry for entry in islice(chosen, limit)}
         if not found and task is not None and selection.task not in TASKS:
             self._check_task(task)
         return found
@@ -332,29 +353,43 @@ class Catalog:
 
     def _candidates(self, after: str | None, selection: Selection | None = None) -> Iterator[Candidate]:
         """Iterate over what each name means, sorted by name; without stored entries that a selection leaves out."""
-        own = self._own.all()
-        shipped = [layer.all() for layer in self._shipped]
-        hiding = [entry.name for entries in shipped for entry in entries]  # stored entries that are found before these
+        kept, names = self._in_order(), selection and selection.names
+
+        def behind(entries: list[ModelMetadata]) -> Iterable[Candidate]:
+            found = islice(entries, 0 if after is None else bisect_right(entries, after, key=_NAME), None)
+            return found if names is None else (entry for entry in found if entry.name in names)
+
+        # Stored entries that are found before an installed one of the same name.
+        hiding = [entry.name for entries in kept.shipped for entry in entries]
         stored = self._stored.rows(after, selection, hiding) if self._stored is not None else iter(())
         first = next(stored, None)
         if first is None:
-            # Without stored entries, which may be many, sorting all at once is faster than merging.
-            entries = chain(*reversed(shipped), own)  # a later one replaces an earlier one of the same name
-            meant = {entry.name: entry for entry in entries if after is None or entry.name > after}
-            yield from sorted(meant.values(), key=_NAME)
+            yield from behind(kept.unstored)
             return
-        layers: tuple[Iterable[Candidate], ...] = (
-            sorted(own, key=_NAME),  # of equal names, the first layer's comes first
-            chain((first,), stored),
-            *(sorted(entries, key=_NAME) for entries in shipped),
-        )
+        layers = (behind(kept.own), chain((first,), stored), *map(behind, kept.shipped))
         last = after or ""
         import heapq  # here, as a listing without stored entries does without it
 
-        for candidate in heapq.merge(*layers, key=_NAME):
+        for candidate in heapq.merge(*layers, key=_NAME):  # of equal names, the first layer's comes first
             if candidate.name > last:
                 yield candidate
                 last = candidate.name
+
+    def _in_order(self) -> "_InOrder":
+        """Return the entries that are not stored, sorted. They are kept until one changes: there may be 100,000."""
+        kept, generation = self._sorted, self._generation
+        if kept is None or kept.generation != generation:
+            own, *shipped = (sorted(layer.all(), key=_NAME) for layer in (self._own, *self._shipped))
+            meant = {entry.name: entry for entry in chain(*reversed(shipped), own)}  # a later one replaces an earlier
+            self._sorted = kept = _InOrder(generation, own, shipped, sorted(meant.values(), key=_NAME))
+        return kept
+
+    def _locations(self) -> Iterator[tuple[str, str | None]]:
+        """Iterate over the names of all entries, and where each says that its files are."""
+        layers = (self._own, *self._shipped)
+        yield from ((entry.name, entry.source.model_path) for layer in layers for entry in layer.all())
+        if self._stored is not None:
+            yield from self._stored.locations()
 
     def _check_task(self, asked: str) -> None:
         """Raise RequestError unless some entry has this task, which is not one of the known ones."""

@@ -1,7 +1,7 @@
 """The filters of a listing."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from fnmatch import translate
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ class Selection(NamedTuple):
     match: str | None  # a glob, in lower case
     text: str | None  # in lower case
     globs: Mapping[str, str]
+    names: Collection[str] | None = None  # the only names
 
     @classmethod
     def of(
@@ -55,6 +56,8 @@ class Selection(NamedTuple):
     def filter(self, entries: Iterable[Candidate]) -> Iterator[Candidate]:
         """Return those entries that fit, in their order. Cheap filters come first: there may be 100,000 entries."""
         fitting = iter(entries)
+        if (names := self.names) is not None:
+            fitting = (entry for entry in fitting if entry.name in names)
         if self.match is not None:
             is_named = re.compile(translate(self.match)).match
             fitting = (entry for entry in fitting if is_named(entry.name.casefold()))

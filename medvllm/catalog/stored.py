@@ -124,6 +124,11 @@ class StoredCatalog:
         store = self.database.reader()
         return iter(()) if store is None else starmap(StoredRow, store.rows(after, selection, always))
 
+    def locations(self) -> list[tuple[str, str | None]]:
+        """Return the name of each version, and its `model_path`: None if it has none."""
+        store = self.database.reader()
+        return [] if store is None else store.locations()
+
     def numbers(self, name: str) -> list[int]:
         """Return the numbers of a name's versions, the newest last."""
         store = self.database.reader()

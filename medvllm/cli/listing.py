@@ -1,7 +1,5 @@
 """`medvllm list`: the registered models, one line each. It imports no torch."""
 
-from collections.abc import Iterator
-from itertools import islice
 from typing import Annotated, Any
 
 import typer
@@ -61,15 +59,12 @@ def list_(
         tags=tag or (),
         match=pattern if is_glob else None,
         search=None if is_glob else pattern,
-        limit=None if here else limit,
+        limit=limit,
         after=after,
+        here=here,
         **facts,
     )
-    found: Iterator[tuple[ModelMetadata, LocalFiles | None]] = ((each, local_files(each)) for each in entries.values())
-    if here:
-        chosen = list(islice((pair for pair in found if pair[1] is not None), limit))
-        entries = {entry.name: entry for entry, _ in chosen}
-        found = iter(chosen)
+    found = ((each, local_files(each)) for each in entries.values())
     if as_json:
         print_json([metadata.to_dict() for metadata in entries.values()])
         return

@@ -211,6 +211,7 @@ class ModelRegistry:
         search: str | None = None,
         limit: int | None = None,
         after: str | None = None,
+        here: bool = False,
         **facts: Any,
     ) -> "dict[str, ModelMetadata]":
         """Return the metadata of the entries that fit all filters, sorted by name. It never waits for a load.
@@ -223,6 +224,7 @@ class ModelRegistry:
             search: A text that the name, another name of the model, or its description must contain.
             limit: The most entries to return, at least 1.
             after: Start behind this name: with `limit`, the last name of the page before.
+            here: Only entries whose files are on this machine.
             **facts: Any other fact of `register`, and `origin` ("process", "stored" or "built-in") and `version`.
                 Texts are globs: `license="apache*"`, `gated=False`, `languages="en"`. None finds entries for which
                 the fact is not known.
@@ -233,7 +235,15 @@ class ModelRegistry:
         if limit is not None and (type(limit) is not int or limit < 1):
             raise RequestError(f"limit must be at least 1, not {limit!r:.80}.", option="limit")
         return self._catalog.select(
-            model_type, task=task, tags=tags, match=match, search=search, facts=facts, limit=limit, after=after
+            model_type,
+            task=task,
+            tags=tags,
+            match=match,
+            search=search,
+            facts=facts,
+            limit=limit,
+            after=after,
+            here=here,
         )
 
     def get_metadata(self, name: Name) -> "ModelMetadata":

@@ -12,10 +12,12 @@ HOSTILE_TEXT = "\"'><img src=x onerror=alert(2)></textarea><script>alert(3)</scr
 
 
 def registry_of_pages(folder: Path) -> ModelRegistry:
-    """Models of all tasks, a decoder, and one with a hostile name."""
+    """Models of all tasks, a decoder, one of pairs, and one with a hostile name."""
     registry = registry_of_all_tasks(folder)
     decoder = decoders.llama(folder / "decoder")
     registry.register("writer", "clinical", model_path=str(decoder), task="generate")
+    inputs = ("premise", "hypothesis")
+    registry.register("nli", "clinical", model_path=str(folder / "cls"), task="classify", inputs=inputs)
     registry.register(HOSTILE_NAME, "clinical", model_path=str(folder / "deid"), task="deid", description=HOSTILE_TEXT)
     return registry
 

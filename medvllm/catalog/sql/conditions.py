@@ -19,6 +19,7 @@ from medvllm.fact_filters import matches_glob
 from medvllm.spelling import has_lone_surrogate
 
 _MAX_TEXT = 200  # characters to search for; SQLite refuses very long patterns
+_MAX_NAMES = 20_000  # to search for; with more, reading all rows is faster
 _MAX_TAGS = 20  # to search for; SQLite refuses very deep conditions
 _WILDCARDS = r"[*?]|\[!?\]?[^\]]*\]|\["
 # Every character that folds to several, or to one of ASCII, is in one of these blocks.
@@ -42,6 +43,8 @@ class Conditions:
         self.text = f"({filters}) OR {self._is_one_of(always)}" if filters and always else filters
 
     def _filters(self, wanted: Selection) -> Iterator[str]:
+        if wanted.names is not None and len(wanted.names) <= _MAX_NAMES:
+            yield self._is_one_of(wanted.names)
         if wanted.match is not None:
             yield self._column_has("v.name", _longest_text(wanted.match))
         if wanted.text is not None:

@@ -1,12 +1,12 @@
 """The queries that look up entries, names and aliases. They are the same for both databases."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 from medvllm.catalog.events import Alias
 from medvllm.catalog.sql.conditions import Conditions
-from medvllm.catalog.sql.reader import Reader, Values
+from medvllm.catalog.sql.reader import Reader
 from medvllm.catalog.sql.texts import sha256
 from medvllm.errors import CatalogError
 
@@ -18,11 +18,11 @@ _IS_MEANT = "n.name = v.name AND n.current = v.number"  # by the bare name
 _MEANT = f"{_VERSIONS} JOIN catalog_names n ON {_IS_MEANT}"
 _POINTED_TO = f"{_VERSIONS} JOIN catalog_aliases a ON a.name = v.name AND a.number = v.number"
 # Read all versions, and then look whether those that fit are meant: in the order of names, each row costs a search.
-_FITTING = (
-    f"WITH fitting AS MATERIALIZED (SELECT v.name, v.number FROM catalog_versions v %s) {_VERSIONS} "
-    f"JOIN fitting f ON f.name = v.name AND f.number = v.number JOIN catalog_names n ON {_IS_MEANT} ORDER BY v.name"
+_FITTING = "SELECT v.name FROM catalog_versions v %s LIMIT :most"
+_AMONG = (
+    f"WITH fitting AS MATERIALIZED (SELECT DISTINCT value AS name FROM %s) {_VERSIONS} "
+    f"JOIN fitting f ON f.name = v.name JOIN catalog_names n ON {_IS_MEANT} ORDER BY v.name"
 )
-_COUNTED = "SELECT count(*) FROM (SELECT 1 FROM catalog_versions v %s LIMIT :most) found"
 _NAMES = "SELECT name FROM catalog_names"
 _ALIASES = "SELECT name, alias, number, guarded FROM catalog_aliases"
 _NUMBERED = f"{_VERSIONS} WHERE v.name = :name AND v.number = :number"
@@ -100,14 +100,25 @@ def stream_meant(reader: Reader, after: str | None, conditions: Conditions | Non
     where = f"WHERE {' AND '.join(wanted)}" if wanted else ""
     values = {name: value for values in wanted.values() for name, value in values.items()}
     query = f"{_MEANT} {where} ORDER BY v.name"
-    if conditions is not None and conditions.text and _are_few(reader, where, values):
-        query = _FITTING % where
+    if conditions is not None and conditions.text:
+        fitting = [name for (name,) in reader.read(_FITTING % where, {**values, "most": FEW + 1})]
+        if len(fitting) <= FEW:
+            return stream_named(reader, fitting)
     return map(VersionRow._make, reader.stream(query, values))
 
 
-def _are_few(reader: Reader, where: str, values: Values) -> bool:
-    """Return whether few versions meet a condition, so that they should be found first, and then sorted."""
-    return bool(reader.read(_COUNTED % where, {**values, "most": FEW + 1})[0][0] <= FEW)
+def stream_named(reader: Reader, names: Collection[str]) -> Iterator[VersionRow]:
+    """Iterate over the versions that some bare names mean, sorted by name."""
+    listed = "json_each(:names)" if reader.is_sqlite else "json_array_elements_text(CAST(:names AS json))"
+    return map(VersionRow._make, reader.stream(_AMONG % listed, {"names": json.dumps(names)}))
+
+
+def list_locations(reader: Reader) -> list[tuple[str, str | None]]:
+    """Return the name of each version, and its `model_path`: None if it has none."""
+    path = "v.facts ->> 'model_path'"
+    if not reader.is_sqlite:  # it refuses to look into JSON with this character, whichever fact has it
+        path = "CASE WHEN v.facts LIKE '%\\u0000%' THEN '/' ELSE CAST(v.facts AS json) ->> 'model_path' END"
+    return reader.read(f"SELECT v.name, {path} FROM catalog_versions v")
 
 
 def list_numbers(reader: Reader, name: str) -> list[int]:

@@ -78,6 +78,10 @@ class SqlStore:
             for row in lookups.stream_meant(reader, after, conditions):
                 yield row.name, row.model_type, row.content
 
+    def locations(self) -> list[tuple[str, str | None]]:
+        """Return the name of each version, and its `model_path`: None if it has none."""
+        return self.database.look_up(lookups.list_locations)
+
     def numbers(self, name: str) -> list[int]:
         """Return the numbers of a name's versions, sorted."""
         return self.database.look_up(lambda reader: lookups.list_numbers(reader, name))

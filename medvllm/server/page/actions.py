@@ -11,6 +11,8 @@ from pydantic import BaseModel
 from medvllm.metadata import ModelMetadata
 from medvllm.server.context import Server
 from medvllm.server.named_model import ModelChoice
+from medvllm.server.page import client_calls
+from medvllm.server.page.client_calls import ClientCall
 from medvllm.server.page.form import Form
 from medvllm.server.page.heat_map import similarities
 from medvllm.server.page.highlight import cut, tints_of
@@ -38,6 +40,7 @@ class Action(NamedTuple):
         body: Returns the body of the request from what the visitor wrote.
         request: The class of the body.
         answer: The route's function.
+        client_call: Returns the call of `medvllm.client` for a body.
         describe: Returns what the template shows of an answer, from the body and the answer; None if the answer is
             sent piece by piece.
     """
@@ -48,6 +51,7 @@ class Action(NamedTuple):
     body: Callable[[Form], dict[str, Any]]
     request: type[BaseModel]
     answer: Callable[..., Awaitable[Any]]
+    client_call: Callable[[Mapping[str, Any]], ClientCall]
     describe: Callable[[Mapping[str, Any], Any], dict[str, Any]] | None = None
 
     @property
@@ -112,14 +116,16 @@ def _describe_redaction(body: Mapping[str, Any], answer: Any) -> dict[str, Any]:
 
 
 def _classify_body(form: Form) -> dict[str, Any]:
-    return {"input": _needed(form, "text")}
+    text, second = _needed(form, "text"), form.text("second")
+    return {"input": [[text, second]] if second.strip() else text}
 
 
 def _describe_classes(body: Mapping[str, Any], answer: Any) -> dict[str, Any]:
     [record] = answer["data"]
+    text = body["input"] if isinstance(body["input"], str) else body["input"][0][1]  # of a pair, the second may be cut
     return {
         "record": record,
-        "parts": cut(body["input"], (), record["coverage"]["read"]),
+        "parts": cut(text, (), record["coverage"]["read"]),
         "status": _counted(len(record["labels"]), "label"),
     }
 
@@ -225,10 +231,29 @@ ACTIONS = {
             _entities_body,
             EntitiesRequest,
             find_entities,
+            client_calls.entities_call,
             _describe_entities,
         ),
-        Action("redact", "Redact", "/v1/redact", _redact_body, RedactRequest, redact, _describe_redaction),
-        Action("classify", "Classify", "/v1/classify", _classify_body, ClassifyRequest, classify, _describe_classes),
+        Action(
+            "redact",
+            "Redact",
+            "/v1/redact",
+            _redact_body,
+            RedactRequest,
+            redact,
+            client_calls.redact_call,
+            _describe_redaction,
+        ),
+        Action(
+            "classify",
+            "Classify",
+            "/v1/classify",
+            _classify_body,
+            ClassifyRequest,
+            classify,
+            client_calls.classify_call,
+            _describe_classes,
+        ),
         Action(
             "assertions",
             "Judge assertions",
@@ -236,14 +261,48 @@ ACTIONS = {
             _assertions_body,
             AssertionsRequest,
             find_assertions,
+            client_calls.assertions_call,
             _describe_assertions,
         ),
-        Action("fill-mask", "Fill gaps", "/v1/fill-mask", _gaps_body, FillMaskRequest, fill_mask, _describe_gaps),
-        Action("rerank", "Rank", "/v1/rerank", _rank_body, CohereRequest, rerank_documents, _describe_ranks),
         Action(
-            "embed", "Compare", "/v1/embeddings", _vectors_body, EmbeddingRequest, create_embeddings, _describe_vectors
+            "fill-mask",
+            "Fill gaps",
+            "/v1/fill-mask",
+            _gaps_body,
+            FillMaskRequest,
+            fill_mask,
+            client_calls.fill_mask_call,
+            _describe_gaps,
         ),
-        Action("chat", "Ask", "/v1/chat/completions", _chat_body, ChatRequest, create_chat_completion),
+        Action(
+            "rerank",
+            "Rank",
+            "/v1/rerank",
+            _rank_body,
+            CohereRequest,
+            rerank_documents,
+            client_calls.rerank_call,
+            _describe_ranks,
+        ),
+        Action(
+            "embed",
+            "Compare",
+            "/v1/embeddings",
+            _vectors_body,
+            EmbeddingRequest,
+            create_embeddings,
+            client_calls.embed_call,
+            _describe_vectors,
+        ),
+        Action(
+            "chat",
+            "Ask",
+            "/v1/chat/completions",
+            _chat_body,
+            ChatRequest,
+            create_chat_completion,
+            client_calls.chat_call,
+        ),
         Action(
             "complete",
             "Continue",
@@ -251,6 +310,7 @@ ACTIONS = {
             _completion_body,
             CompletionRequest,
             create_completion,
+            client_calls.completion_call,
         ),
     )
 }

@@ -1,7 +1,5 @@
 """`GET /`: the entries of the catalogue, with filters and a search, page by page."""
 
-from collections.abc import Iterator
-from itertools import islice
 from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Query, Request
@@ -18,7 +16,6 @@ from medvllm.words import TASKS
 router = APIRouter()
 
 _PAGE = 40
-_BATCH = 200  # entries that are looked at together, to find those whose files are here
 _MINE = "[!b]*"  # every origin but "built-in"
 _GLOB = frozenset("*?[")
 
@@ -59,10 +56,7 @@ async def show_catalogue(
     """Show the entries that fit all filters, sorted by name."""
     filters = Filters(q.strip(), type, task, tag.strip(), license.strip(), here, mine)
 
-    def call() -> list[Row]:
-        return list(islice(_find(server.registry, filters, after or None), _PAGE + 1))
-
-    rows = await server.run(http, call)
+    rows = await server.run(http, lambda: _find(server.registry, filters, after or None))
     is_last = len(rows) <= _PAGE
     asked = {name: value if isinstance(value, str) else "true" for name, value in filters._asdict().items() if value}
     return render_view(
@@ -79,28 +73,21 @@ async def show_catalogue(
     )
 
 
-def _find(registry: ModelRegistry, filters: Filters, after: str | None) -> Iterator[Row]:
-    """Yield the entries behind a name that fit all filters."""
+def _find(registry: ModelRegistry, filters: Filters, after: str | None) -> list[Row]:
+    """Return the entries behind a name that fit all filters: those of a page, and one more if there is one."""
     loaded = {each.name for each in registry.loaded_models() if not each.evicted}
     facts: dict[str, Any] = {"origin": _MINE} if filters.mine else {}
     if filters.license:
         is_glob = not _GLOB.isdisjoint(filters.license)
         facts["license"] = filters.license if is_glob else f"*{filters.license}*"
-    size = _BATCH if filters.here else _PAGE + 1
-    while True:
-        found = registry.list_models(
-            filters.type or None,
-            task=filters.task or None,
-            tags=filters.tag or (),
-            search=filters.q or None,
-            limit=size,
-            after=after,
-            **facts,
-        )
-        for entry in found.values():
-            files = local_files(entry)
-            if files is not None or not filters.here:
-                yield Row(entry, files, entry.name in loaded)
-        if len(found) < size:
-            return
-        after = next(reversed(found))
+    found = registry.list_models(
+        filters.type or None,
+        task=filters.task or None,
+        tags=filters.tag or (),
+        search=filters.q or None,
+        limit=_PAGE + 1,
+        after=after,
+        here=filters.here,
+        **facts,
+    )
+    return [Row(entry, local_files(entry), name in loaded) for name, entry in found.items()]

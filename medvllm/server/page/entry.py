@@ -70,7 +70,7 @@ def _describe(server: Server, name: str) -> dict[str, Any]:
         "shown": next((each for each in versions if each.version == entry.version), None),
         "aliases": aliases,
         "lock": _lock_of(entry),
-        "events": [(event, describe_event(_without_paths(event))) for event in events[: -_SHOWN_EVENTS - 1 : -1]],
+        "events": [(event, _event_in_words(_without_paths(event))) for event in events[: -_SHOWN_EVENTS - 1 : -1]],
         "event_count": len(events),
     }
 
@@ -111,6 +111,12 @@ def _in_words(value: Any) -> str:
 
 def _without_paths(event: Event) -> Event:
     return Event(**{**event.to_dict(), "detail": hide_paths(event.detail)})
+
+
+def _event_in_words(event: Event) -> str:
+    """Return what an event was about. The page says before it what it did."""
+    words = describe_event(event).removeprefix(f"{event.action} ").lstrip("+~- ").replace("->", "→")
+    return words.removesuffix(" no longer protected").removesuffix(" protected")
 
 
 def _lock_of(entry: ModelMetadata) -> dict[str, Any] | None:

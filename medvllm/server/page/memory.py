@@ -1,7 +1,7 @@
 """`GET /memory`: which models are in memory, by device, and what is left of the budget."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -9,11 +9,12 @@ from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
 from medvllm import settings
-from medvllm.errors import ModelNotFoundError
+from medvllm.errors import MedVLLMError, ModelNotFoundError
 from medvllm.model_cache.statistics import DeviceUse
 from medvllm.model_registry import ModelRegistry
 from medvllm.model_registry.loaded_models import LoadedModel
 from medvllm.options import parse_keep_alive
+from medvllm.processes.process import Process
 from medvllm.quantities import PINNED
 from medvllm.server.body import StrictRoute
 from medvllm.server.context import Server, ServerOf
@@ -31,13 +32,23 @@ class Resident(NamedTuple):
 
     model: LoadedModel
     reference: str | None  # the name that means it; None if it is no longer registered
-    idle_s: float
+    idle: str
     stays: str
 
     @property
     def is_pinned(self) -> bool:
         """Whether it stays."""
         return self.model.keep_alive == PINNED
+
+
+class Other(NamedTuple):
+    """A model of another process."""
+
+    name: str
+    program: str
+    process: str
+    model: Mapping[str, Any]
+    idle: str
 
 
 class Device(NamedTuple):
@@ -116,11 +127,38 @@ def _describe(registry: ModelRegistry) -> dict[str, Any]:
     now, statistics = time.time(), registry.statistics()
     residents: dict[str, list[Resident]] = {name: [] for name in statistics.devices}
     for model in registry.loaded_models():
-        resident = Resident(model, _reference(registry, model), max(now - model.last_used, 0), _stays(model))
+        resident = Resident(model, _reference(registry, model), _duration(max(now - model.last_used, 0)), _stays(model))
         residents.setdefault(model.device, []).append(resident)
     nothing = DeviceUse(0, 0, 0, None)
     devices = [Device(name, statistics.devices.get(name, nothing), found) for name, found in residents.items()]
-    return {"devices": devices, "statistics": statistics}
+    return {"devices": devices, "statistics": statistics, "others": _others(registry, now)}
+
+
+def _others(registry: ModelRegistry, now: float) -> list[Other] | None:
+    """Return the models of other processes, as `medvllm ps` lists them; None if their records cannot be read."""
+    try:
+        records = registry.list_processes()
+    except MedVLLMError:
+        return None
+    own = Process.current()
+    return [
+        Other(
+            "a folder" if model["origin"] == "direct" else model["name"],  # its name may be a path
+            record.program,
+            str(record.process),
+            model,
+            _duration(max(now - model["last_used"], 0)),
+        )
+        for record in records
+        if record.process != own
+        for model in record.models
+    ]
+
+
+def _duration(seconds: float) -> str:
+    """Return a duration in its largest unit."""
+    units = ((86400, "d"), (3600, "h"), (60, "min"))
+    return next((f"{seconds // size:,.0f} {unit}" for size, unit in units if seconds >= size), f"{seconds:.0f} s")
 
 
 def _reference(registry: ModelRegistry, model: LoadedModel) -> str | None:
@@ -137,4 +175,4 @@ def _stays(model: LoadedModel) -> str:
         return "until its last request is answered"
     if model.keep_alive is None or _LONG_S <= model.keep_alive < PINNED:
         return "until its memory is needed"
-    return "pinned" if model.keep_alive == PINNED else f"{model.keep_alive:,.0f} s after its last use"
+    return "pinned" if model.keep_alive == PINNED else f"{_duration(model.keep_alive)} after its last use"

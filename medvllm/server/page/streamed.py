@@ -35,19 +35,25 @@ async def stream_answer(
     more = {"stream": True, "stream_options": {"include_usage": True}}
     answer = await action.ask({**body, **more}, http, server)
     place = uuid.uuid4().hex  # where the pieces go
-    shown: dict[str, Any] = {"text": place, "status": "Answer", "ending": "", "problem": None}
+    shown: dict[str, Any] = {"text": place, "status": "Answer", "version": None, "problem": None}
+    shown |= {"ending": "", "is_partly_read": False}
     begun = show(result=shown)
     headers = {name: value for name, value in begun.headers.items() if name != _LENGTH}
 
     async def parts() -> AsyncGenerator[str]:
         yield bytes(begun.body).decode().partition(place)[0]
+        is_cut = False
         async with aclosing(_records(answer)) as records:
             async for record in records:
                 if "error" in record:
                     shown["problem"] = record["error"]["message"]
                     break
                 yield str(escape(_piece_of(record)))
-                shown["ending"] = _ending_of(record) or shown["ending"]
+                for choice in record["choices"]:
+                    is_cut = choice["finish_reason"] == "length" or is_cut
+                    shown["is_partly_read"] |= "coverage" in choice
+                if record.get("usage"):
+                    shown["ending"] = _ending_of(record["usage"]["completion_tokens"], is_cut=is_cut)
         yield bytes(show(result=shown).body).decode().partition(place)[2]
 
     return StreamingResponse(parts(), headers=headers)
@@ -67,9 +73,7 @@ def _piece_of(record: Mapping[str, Any]) -> str:
     return ""
 
 
-def _ending_of(record: Mapping[str, Any]) -> str | None:
-    """Return how the answer ended, and how long it is, once an event says so."""
-    if record.get("usage"):
-        tokens = record["usage"]["completion_tokens"]
-        return f"{tokens:,} {'token' if tokens == 1 else 'tokens'}."
-    return None
+def _ending_of(tokens: int, *, is_cut: bool) -> str:
+    """Return how long an answer is, and whether it would be longer."""
+    said = f"{tokens:,} {'token' if tokens == 1 else 'tokens'}."
+    return f"{said} The answer stops there because no more were asked for." if is_cut else said

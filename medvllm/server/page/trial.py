@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, Response
@@ -45,7 +46,7 @@ async def ask(http: Request, server: ServerOf, name: _Name = "", action: _Word =
         raise _no_action(entry)
     try:
         body = {"model": name, **chosen.body(form)}
-        call = Call(f"{str(http.base_url).rstrip('/')}{chosen.route}", body, server.config.requires_key)
+        call = Call(_url_of(http), chosen.route, body, chosen.client_call(body), server.config.requires_key)
         if chosen.is_streamed:
             shown = partial(_show, http, server, name, entry, chosen, form, call=call)
             return await stream_answer(chosen, body, http, server, shown)
@@ -58,9 +59,17 @@ async def ask(http: Request, server: ServerOf, name: _Name = "", action: _Word =
 
     def show() -> HTMLResponse:  # in a thread: a long note has many marks
         assert chosen is not None and chosen.describe is not None
-        return _show(http, server, name, entry, chosen, form, result=chosen.describe(body, answer), call=call)
+        result = {"version": answer.get("version"), **chosen.describe(body, answer)}
+        return _show(http, server, name, entry, chosen, form, result=result, call=call)
 
     return await server.run(http, show)
+
+
+def _url_of(http: Request) -> str:
+    """Return the address of the server, as the browser has it: a proxy in front may have TLS."""
+    origin = http.headers.get("origin", "")
+    is_own = urlsplit(origin).netloc == http.headers.get("host")
+    return origin if is_own else str(http.base_url).rstrip("/")
 
 
 def _choose(server: Server, name: str, word: str) -> tuple[ModelMetadata, Action | None]:

@@ -1,4 +1,4 @@
-// What the page does beyond links and forms: copy, live memory, the key "/" for the search. All of it can be done without.
+// What the page does beyond links and forms: copy, live memory, busy buttons, the key "/". All of it can be done without.
 "use strict";
 
 const show = (root) => {
@@ -12,6 +12,11 @@ document.addEventListener("htmx:load", (event) => show(event.target));
 document.addEventListener("htmx:beforeRequest", (event) => {
   const live = document.getElementById("live");
   if (event.target.id === "memory" && (document.hidden || !live.checked)) event.preventDefault();
+});
+
+// A load may take minutes: the button says that it is on its way.
+document.addEventListener("submit", (event) => {
+  if (event.target.matches("[method=post]:not([hx-post])")) event.submitter?.classList.add("working");
 });
 
 document.addEventListener("click", async (event) => {

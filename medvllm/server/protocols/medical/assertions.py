@@ -41,7 +41,7 @@ _RECORDS = (
     {"index": 0, "id": "n1", "object": "assertions", "length": 9, "assertions": [_ASSERTION]},
     {"index": 1, **BAD_TEXT},
 )
-_INPUT = [{"id": "n1", "text": "No fever.", "spans": [{"id": 0, "start": 3, "end": 8}]}]
+_INPUT: list[Any] = [{"id": "n1", "text": "No fever.", "spans": [{"id": 0, "start": 3, "end": 8}]}]
 
 
 class SpanItem(TolerantModel):

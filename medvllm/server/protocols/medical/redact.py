@@ -28,7 +28,7 @@ from medvllm.server.texts import GivenTexts, Texts
 
 router = APIRouter(route_class=StrictRoute)
 
-_EXAMPLE = {
+_EXAMPLE: dict[str, Any] = {
     "model": "my-deid",
     "input": [{"id": "n1", "text": "Seen by Dr. Peña."}],
     "operators": {"DEFAULT": {"type": "replace"}, "DATE": {"type": "shift_dates", "days": 30}},
