@@ -51,7 +51,7 @@ test-slow: $(STAMP) system ## Run the long tests too
 system:
 	@PATH="$$PATH:/usr/sbin:/sbin:$$(echo /usr/lib/postgresql/*/bin | tr ' ' ':')"; missing=; \
 	need() { command -v "$$1" >/dev/null || missing="$$missing $$2"; }; \
-	need initdb postgresql; need pgbouncer pgbouncer; need cc "gcc libc6-dev"; need chromium chromium; \
+	need initdb postgresql; need pgbouncer pgbouncer; need cc "gcc libc6-dev"; need chromium chromium; need systemd-analyze systemd; \
 	test "$$(id -u)" != 0 || { need mkfs.exfat exfatprogs; need mount.exfat-fuse exfat-fuse; }; \
 	if test -z "$$missing"; then :; \
 	elif test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \

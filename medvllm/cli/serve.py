@@ -88,10 +88,10 @@ def serve(
         config = ServerConfig(
             requires_key=has_keys,
             hosts=tuple(allow_host or ()),
+            engine=check_engine(engine),
             loaded=tuple(load or ()),
             redaction_keys=keys,
             own_key=own_key,
-            engine=check_engine(engine),
         )
         paths = [None if path is None else str(path) for path in (certificate, certificate_key)]
         tracing = tracing_of_environment()

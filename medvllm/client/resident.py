@@ -13,7 +13,7 @@ from medvllm.errors import MedVLLMError
 
 logger = logging.getLogger(__name__)
 
-_ANSWER_S = 0.5  # until a server counts as one that hangs
+_ANSWER_S = 2.0  # until a server counts as one that hangs; less than a load takes, also on a busy machine
 
 
 class ResidentClient(LocalClient):
