@@ -136,7 +136,7 @@ CHECKS = (
 )
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [1, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda each: each.name)
 def test_each_answer_is_one_that_is_documented(fuzzed: Any, operation: Any, count: int) -> None:
     """For requests that fit the document, and those that do not: its status, media type, headers and content."""
@@ -154,7 +154,7 @@ def test_each_answer_is_one_that_is_documented(fuzzed: Any, operation: Any, coun
         )
 
         def ask(case: Any) -> None:
-            case.validate_response(case.call(session=fuzzed.session), checks=fuzzed.checks)
+            case.validate_response(case.call(session=fuzzed.session, timeout=300), checks=fuzzed.checks)
 
         try:
             how(given(case=checked.as_strategy(generation_mode=mode))(ask))()

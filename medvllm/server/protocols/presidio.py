@@ -138,7 +138,7 @@ class DeanonymizeRequest(TolerantModel):
     deanonymizers: dict[str, dict[str, Any]]
 
 
-@router.post("/analyze", responses={200: answer_of([_FOUND], [[_EXPLAINED]])})
+@router.post("/analyze", responses={200: answer_of([_FOUND, _EXPLAINED], [[_FOUND, _EXPLAINED]])})
 async def analyze(asked: AnalyzeRequest, http: Request, server: ServerOf, choice: Choice) -> Any:
     """Return what identifies a person in a text; of a list of texts, a list for each. Offsets count code points."""
     for name in ("ad_hoc_recognizers", "allow_list"):
