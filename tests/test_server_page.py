@@ -271,7 +271,7 @@ def test_each_task_can_be_tried_and_copied(
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         exec(compile(python, "copied", "exec"), {})
     assert numbers and printed.getvalue().strip()
-    for number in re.findall(r"\d\.\d{4,}", printed.getvalue()):
+    for number in re.findall(r"-?\d\.\d{4,}(?:e[+-]\d+)?", printed.getvalue()):
         assert min(abs(float(number) - other) for other in numbers) < 1e-6
     if action in ("chat", "complete", "redact"):
         assert json.dumps(printed.getvalue().rstrip("\n"), ensure_ascii=False)[1:-1] in json.dumps(
