@@ -1,5 +1,6 @@
 """Filters of stored entries: the database leaves rows out, and what a listing returns is what Python alone selects."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -166,8 +167,8 @@ def test_what_is_here_is_found_from_the_disk(
 
     def put(folder: Path) -> None:
         folder.mkdir(parents=True)
-        (folder / "config.json").write_text("{}")
-        (folder / "model.safetensors").write_bytes(b"x")
+        (folder / "config.json").write_text('{"model_type": "bert"}')
+        (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
 
     def here(**filters: Any) -> list[str]:
         found = list(registry.list_models(here=True, **filters))
@@ -175,10 +176,10 @@ def test_what_is_here_is_found_from_the_disk(
         return found
 
     for number in range(12):  # more than are asked for one by one
-        folder = tmp_path / "models" / f"m{number}"
+        put(folder := tmp_path / "models" / f"m{number}")
         registry.register(f"m{number}", "clinical", model_path=str(folder), task="ner", persist=number % 2 == 0)
-        if number in (2, 3, 7):
-            put(folder)
+        if number not in (2, 3, 7):
+            shutil.rmtree(folder)
     (tmp_path / "models" / "m5").mkdir()  # without a model
     assert here() == ["m2", "m3", "m7"] and here(search="m3") == ["m3"] and here(task="embed") == []
     put(tmp_path / "models" / "m8")

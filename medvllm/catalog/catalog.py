@@ -366,6 +366,7 @@ class Catalog:
         if first is None:
             yield from behind(kept.unstored)
             return
+        layers: tuple[Iterable[Candidate], ...]
         layers = (behind(kept.own), chain((first,), stored), *map(behind, kept.shipped))
         last = after or ""
         import heapq  # here, as a listing without stored entries does without it
