@@ -18,7 +18,6 @@ from medvllm.server.problem import Problem, problem_of
 from medvllm.server.rendering import render
 from medvllm.server.rights import OPEN, right_of
 
-_AMBIGUOUS = "ambiguous_length"
 _OWN_KEY = "of the server's user"  # its name in the log
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="medvllm", Basic realm="medvllm", charset="UTF-8"'}
 
@@ -87,7 +86,7 @@ class Guard:
 
     def _wrong_message(self, method: str, headers: Headers) -> Problem | None:
         if "transfer-encoding" in headers and "content-length" in headers:
-            return Problem(400, _AMBIGUOUS, "The request has both Transfer-Encoding and Content-Length.")
+            return Problem(400, "ambiguous_length", "The request has both Transfer-Encoding and Content-Length.")
         host = host_of(headers.get("host", ""))
         if not self._is_own(host):
             message = "The server does not know the name in the header Host.\nAllow it: medvllm serve --allow-host NAME"
@@ -133,6 +132,4 @@ def _presented_key(headers: Mapping[str, str]) -> str | None:
 async def _refuse(problem: Problem, scope: Scope, receive: Receive, send: Send) -> None:
     answer = render(problem, scope["path"])
     answer.headers.update(_CHALLENGE if problem.status == 401 else {})
-    if problem.code == _AMBIGUOUS:
-        answer.headers["Connection"] = "close"  # what follows may be a part of the request
     await answer(scope, receive, send)
