@@ -56,7 +56,9 @@ class Connection(H11Protocol):
         """
         cycle = cast(Any, self.cycle)
         has_request = cycle is not None and not cycle.response_complete and self.conn.their_state is not h11.SEND_BODY
-        is_kept = has_request and self.scope["method"] in ("GET", "HEAD") and self.scheme == "http" and not self._is_over
+        is_kept = (
+            has_request and self.scope["method"] in ("GET", "HEAD") and self.scheme == "http" and not self._is_over
+        )
         self._is_half_closed = is_kept
         return is_kept
 

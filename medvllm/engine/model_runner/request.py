@@ -143,4 +143,3 @@ def current_limits() -> Limits:
 
 def _is_duration(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= TIMEOUT_MAX
-

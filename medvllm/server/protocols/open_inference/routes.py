@@ -139,9 +139,7 @@ async def infer_version(model: Model, version: Version, http: Request, server: S
 @router.post("/models/{model:path}/infer", response_model=InferAnswer, openapi_extra=INFER_BODY)
 async def infer(model: Model, http: Request, server: ServerOf) -> Response:
     """Return the answer of a model for the texts of a request, in JSON or with raw bytes behind it."""
-    asked = await parse(
-        await http.body(), partial(read_inference, header_length=http.headers.get(HEADER_LENGTH))
-    )
+    asked = await parse(await http.body(), partial(read_inference, header_length=http.headers.get(HEADER_LENGTH)))
     timeout_s, options = _take_timeout(asked)
 
     def call() -> tuple[bytes, int | None]:
