@@ -38,7 +38,8 @@ def parse_json(data: bytes) -> Any:
     if frame.count(",") >= MAX_VALUES:
         raise JSONError(f"The body has more than {MAX_VALUES:,} values")
     # Functions of our own for each number take most of the time.
-    numbers = {"parse_float": _to_float, "parse_int": _to_int} if _MAY_BE_TOO_LARGE.search(frame) else {}
+    is_checked = _MAY_BE_TOO_LARGE.search(frame) is not None
+    numbers: dict[str, Any] = {"parse_float": _to_float, "parse_int": _to_int} if is_checked else {}
     try:
         value = json.loads(text, object_pairs_hook=_to_object, parse_constant=_refuse_constant, **numbers)
     except JSONError:
