@@ -81,8 +81,7 @@ class Calls:
             with request:
                 return call()
 
-        future = lane.submit(copy_context().run, work)
-        done = asyncio.wrap_future(future)
+        future, done = lane.submit(copy_context().run, work)
         watch = asyncio.ensure_future(_wait_for_disconnect(http))
         try:
             await asyncio.wait((done, watch), return_when=asyncio.FIRST_COMPLETED)
@@ -154,15 +153,20 @@ class Lane:
         self._threads, self._limit = ThreadPoolExecutor(threads, thread_name_prefix=name), limit
         self._count = 0  # of the calls that run or wait; only the event loop changes it
 
-    def submit(self, call: Callable[..., T], *arguments: Any) -> "Future[T]":
-        """Have a thread run a call. OverloadedError: Too many wait already."""
+    def submit(self, call: Callable[..., T], *arguments: Any) -> "tuple[Future[T], asyncio.Future[T]]":
+        """Have a thread run a call, and return it twice: to cancel it while it waits, and to wait for it.
+
+        Raises:
+            OverloadedError: Too many calls wait already.
+        """
         if self._count >= self._limit:
             message = f"The server already works on {self._limit} requests.\nTry again later."
             raise OverloadedError(message, limit=self._limit)
         self._count += 1
         future = self._threads.submit(call, *arguments)
-        asyncio.wrap_future(future).add_done_callback(self._end)
-        return future
+        done = asyncio.wrap_future(future)
+        done.add_done_callback(self._end)
+        return future, done
 
     def close(self) -> None:
         """End the threads, once their calls are complete."""
