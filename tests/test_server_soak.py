@@ -41,7 +41,7 @@ def registry(tmp_path: Path) -> ModelRegistry:
     }
     for task, folders in made.items():
         for folder in folders:
-            facts = {"pooling": "mean"} if task == "embed" else {}
+            facts: dict[str, Any] = {"pooling": "mean"} if task == "embed" else {}
             registry.register(folder.name, "clinical", model_path=str(folder), task=task, **facts)
     return registry
 
@@ -138,12 +138,14 @@ def test_more_clients_and_models_than_memory(
     monkeypatch.setenv("MEDVLLM_MEMORY_BUDGET", f"cpu={budget}B")
     threads = set(threading.enumerate())
     with serving(registry, ServerConfig(max_calls=CLIENTS)) as client, ThreadPoolExecutor(1) as pool:
-        load, looks, over = Load(client), 0, []
+        load, looks = Load(client), 0
+        over: list[float] = []
         working = pool.submit(load.run, seconds)
         while not working.done():
             text = client.get("/metrics").text
             used = sum(_figures(text, "medvllm_memory_bytes").values())
-            looks, over = looks + 1, over + ([used] if used > budget else [])
+            looks += 1
+            over += [used] if used > budget else []
             time.sleep(0.05)
         working.result()
         text = client.get("/metrics").text
