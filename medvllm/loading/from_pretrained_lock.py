@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from medvllm import interruption
 from medvllm.forking import Forked, register
 from medvllm.loading.transformers_output import hide_output
 
@@ -81,7 +82,11 @@ class _FromPretrainedLock(Forked):
 
     @contextmanager
     def acquire(self) -> Iterator[None]:
-        with self._lock:
+        # The loads before this one may take long: a request that is over meanwhile gives up.
+        lock = self._lock
+        while not lock.acquire(timeout=interruption.LOOK_S if interruption.active.get() else -1):
+            interruption.check()
+        try:
             is_outermost = self._default_dtype is None
             if is_outermost:
                 _wait_for_constructions(_LOAD_WAIT_S)
@@ -92,6 +97,8 @@ class _FromPretrainedLock(Forked):
             finally:
                 if is_outermost:
                     self._default_dtype = None
+        finally:
+            lock.release()
 
     def is_owned(self) -> bool:
         return self._lock._is_owned()  # type: ignore[attr-defined, no-any-return]

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Generic
 
-from medvllm.errors import DeviceMemoryError, LoadError
+from medvllm import interruption
+from medvllm.errors import DeadlineError, DeviceMemoryError, LoadError, RequestCancelledError
 from medvllm.forking import Forked, register
 from medvllm.load_result import LoadResult
 from medvllm.model_cache.accounts import CachedModel, I, Named
@@ -124,33 +125,40 @@ class ModelCache(Forked, Generic[I]):
         Raises:
             BudgetError: There is not enough memory, and waiting did not help.
             LoadError: A load asks for itself. Errors of `load` are raised as they are.
+            MedVLLMError: The request that the call is part of is over.
         """
         need = need or Need()
-        # A hit, or a load in progress that this call joins, or a new one.
-        with self._lock:
-            self._end_returned_leases()
-            cached = self._use(identity, lease, keep_alive, need)
-            if cached is not None:
-                return cached
-            flight = self._flights.get(identity)
-            if is_first := flight is None:
-                flight = self._flights[identity] = Flight()
-                self._counts.misses += 1
-            elif flight.is_own:
-                raise LoadError(f"The load of model {identity.name!r} asks for the same model, so it would never end.")
-            if is_first or may_wait:
-                self._counts.shared_waits += not is_first
-                flight.waiting += lease
-                flight.is_leaving = False
-                flight.keep_alive = flight.keep_alive if keep_alive is None else keep_alive
-        if not is_first and not may_wait:
-            return replace(self.copy(identity, load, need=need, may_wait=False), leases=int(lease))
-        try:
-            return self._fly(identity, load, need, may_wait, flight) if is_first else flight.wait()
-        except BaseException:  # also Ctrl-C: the lease that was asked for must not stay
-            if lease:
-                self._withdraw_lease(flight)
-            raise
+        while True:
+            # A hit, or a load in progress that this call joins, or a new one.
+            with self._lock:
+                self._end_returned_leases()
+                cached = self._use(identity, lease, keep_alive, need)
+                if cached is not None:
+                    return cached
+                flight = self._flights.get(identity)
+                if is_first := flight is None:
+                    flight = self._flights[identity] = Flight()
+                    self._counts.misses += 1
+                elif flight.is_own:
+                    raise LoadError(
+                        f"The load of model {identity.name!r} asks for the same model, so it would never end."
+                    )
+                if is_first or may_wait:
+                    self._counts.shared_waits += not is_first
+                    flight.waiting += lease
+                    flight.is_leaving = False
+                    flight.keep_alive = flight.keep_alive if keep_alive is None else keep_alive
+            if not is_first and not may_wait:
+                return replace(self.copy(identity, load, need=need, may_wait=False), leases=int(lease))
+            try:
+                return self._fly(identity, load, need, may_wait, flight) if is_first else flight.wait()
+            except BaseException as error:  # also Ctrl-C: the lease that was asked for must not stay
+                if lease:
+                    self._withdraw_lease(flight)
+                if is_first or not isinstance(error, DeadlineError | RequestCancelledError):
+                    raise
+            # The request that the load was for is over. This one goes on, unless it is over, too.
+            interruption.check()
 
     def copy(
         self, identity: I, load: Callable[[], LoadResult], *, need: Need | None = None, may_wait: bool = True

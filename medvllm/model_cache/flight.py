@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from medvllm import interruption
 from medvllm.errors import LoadError, MedVLLMError
 
 V = TypeVar("V")
@@ -47,8 +48,9 @@ class Flight(Generic[V]):
             self._done.set()
 
     def wait(self) -> V:
-        """Wait for the attempt and return its value, or raise its error."""
-        self._done.wait()
+        """Wait for the attempt and return its value, or raise its error, or that of a request which is over."""
+        while not self._done.wait(interruption.LOOK_S if interruption.active.get() else None):
+            interruption.check()
         error = self._error
         if isinstance(error, MedVLLMError):
             # Each thread raises its own copy: a shared error would collect the traceback of every thread.

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Generic
 
+from medvllm import interruption
 from medvllm.errors import BudgetError, SettingError
 from medvllm.load_result import LoadResult
 from medvllm.model_cache.accounts import Accounts, CachedModel, I
@@ -77,6 +78,7 @@ class Room(Generic[I]):
 
         Raises:
             BudgetError: There is not enough memory, and waiting did not help.
+            MedVLLMError: The request that the load is for is over.
         """
         deadline = time.monotonic() + (self.limits.wait_s() if may_wait else 0.0)
         place = ticket, need.device
@@ -108,6 +110,7 @@ class Room(Generic[I]):
                         continue
                 if error is not None:
                     raise error
+                interruption.check()
                 with self.lock:
                     self._freed.wait(min(left_s, _POLL_S))
         finally:

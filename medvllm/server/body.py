@@ -3,21 +3,28 @@
 import asyncio
 import zlib
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
 
 from medvllm.server.problem import Problem, ProblemError
 from medvllm.server.strict_json import JSONError, parse_json
 
+T = TypeVar("T")
+
 _PARTS = "Send it in several requests."
 # The formats of zlib by the names that HTTP has for them.
 _ENCODINGS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+_SMALL = 100_000  # bytes that take less time to parse than a thread takes to start
 
 
 class StrictRequest(Request):
-    """A request whose body is read and parsed as the server wants it."""
+    """A request whose body is read and parsed as the server wants it.
+
+    A large body is decompressed and parsed in a thread: meanwhile, the server answers others.
+    """
 
     async def body(self) -> bytes:
         """Return the body, decompressed. ProblemError: it is too large, or compressed in an unknown way."""
@@ -29,9 +36,12 @@ class StrictRequest(Request):
             except TimeoutError:
                 message = "The body did not arrive in time.\nSend it again."
                 raise ProblemError(Problem(408, "request_timeout", message, retry_after_s=1)) from None
+            except ClientDisconnect:
+                message = "The client went away before its request was complete."
+                raise ProblemError(Problem(499, "client_closed_request", message)) from None
             encoding = self.headers.get("content-encoding", "identity").strip().lower()
             if encoding in _ENCODINGS:
-                data = _decompress(data, encoding, limit)
+                data = await asyncio.to_thread(_decompress, data, encoding, limit)
             elif encoding != "identity":
                 message = (
                     "The body may be compressed with gzip or deflate.\nSend it as it is, without Content-Encoding."
@@ -43,8 +53,9 @@ class StrictRequest(Request):
     async def json(self) -> Any:
         """Return the value of the JSON in the body. ProblemError: it is not the JSON that the server accepts."""
         if not hasattr(self, "_json"):
+            body = await self.body()
             try:
-                self._json = parse_json(await self.body())
+                self._json = await parse(body, parse_json)
             except JSONError as error:
                 raise ProblemError(Problem(400, "invalid_json", f"{error}.")) from None
         return self._json
@@ -75,6 +86,11 @@ class StrictRoute(APIRoute):
             return await handler(StrictRequest({**request.scope, "headers": headers}, request.receive))
 
         return handle
+
+
+async def parse(body: bytes, parser: Callable[[bytes], T]) -> T:
+    """Return what a parser makes of a body: in a thread, if that may take long."""
+    return parser(body) if len(body) < _SMALL else await asyncio.to_thread(parser, body)
 
 
 def too_large(limit: int) -> Problem:

@@ -3,20 +3,23 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from contextvars import copy_context
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.requests import Request as HTTPRequest
 
 from medvllm.engine.model_runner.request import Priority, Request
-from medvllm.errors import OverloadedError
+from medvllm.errors import OverloadedError, RequestCancelledError
 from medvllm.server.config import ServerConfig
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_LOOK_THREADS = 4
+_MAX_LOOKS = 64
 
 
 class Calls:
@@ -28,8 +31,8 @@ class Calls:
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
-        self._threads = ThreadPoolExecutor(config.max_calls, thread_name_prefix="medvllm-call")
-        self.count = 0  # of the calls that run or wait; only the event loop changes it
+        self._lane = Lane(config.max_calls, config.max_calls + config.max_waiting, "medvllm-call")
+        self._looks = Lane(_LOOK_THREADS, _MAX_LOOKS, "medvllm-look")
 
     async def run(
         self,
@@ -51,9 +54,26 @@ class Calls:
             OverloadedError: Too many calls wait.
             MedVLLMError: As the call raises it; DeadlineError and RequestCancelledError too.
         """
-        limit = self._config.max_calls + self._config.max_waiting
-        if self.count >= limit:
-            raise OverloadedError(f"The server already works on {limit} requests.\nTry again later.", limit=limit)
+        return await self._run(self._lane, http, call, timeout_s=timeout_s, priority=priority)
+
+    async def look(self, http: HTTPRequest, call: Callable[[], T]) -> T:
+        """Do the same with a call that neither runs a model nor loads one: it has an answer while the server is full.
+
+        Args:
+            http: The request that the call is for. Its body has been read.
+            call: The call.
+        """
+        return await self._run(self._looks, http, call)
+
+    async def _run(
+        self,
+        lane: "Lane",
+        http: HTTPRequest,
+        call: Callable[[], T],
+        *,
+        timeout_s: float | None = None,
+        priority: Priority = "interactive",
+    ) -> T:
         allowed = self._config.timeout_s if timeout_s is None else min(timeout_s, self._config.timeout_s)
         request = Request(timeout_s=allowed, priority=priority, max_tokens=http.state.config.max_tokens)
 
@@ -61,17 +81,18 @@ class Calls:
             with request:
                 return call()
 
-        self.count += 1
-        future = asyncio.get_running_loop().run_in_executor(self._threads, copy_context().run, work)
-        future.add_done_callback(self._end)
+        future, done = lane.submit(copy_context().run, work)
         watch = asyncio.ensure_future(_wait_for_disconnect(http))
         try:
-            await asyncio.wait((future, watch), return_when=asyncio.FIRST_COMPLETED)
-            if not future.done():
+            await asyncio.wait((done, watch), return_when=asyncio.FIRST_COMPLETED)
+            if not done.done():
                 request.cancel()
-            return await future
+                if future.cancel():  # it has not begun
+                    raise RequestCancelledError("The client went away before its request had its turn.")
+            return await asyncio.shield(done)
         except asyncio.CancelledError:
             request.cancel()
+            future.cancel()
             raise
         finally:
             watch.cancel()
@@ -115,10 +136,46 @@ class Calls:
 
     def close(self) -> None:
         """End the threads, once their calls are complete."""
+        self._lane.close()
+        self._looks.close()
+
+
+class Lane:
+    """Threads for calls, and how many calls may run or wait for one of them.
+
+    Args:
+        threads: How many calls may run at once.
+        limit: How many may run or wait.
+        name: How the names of the threads begin.
+    """
+
+    def __init__(self, threads: int, limit: int, name: str) -> None:
+        self._threads, self._limit = ThreadPoolExecutor(threads, thread_name_prefix=name), limit
+        self._count = 0  # of the calls that run or wait; only the event loop changes it
+
+    def submit(self, call: Callable[..., T], *arguments: Any) -> "tuple[Future[T], asyncio.Future[T]]":
+        """Have a thread run a call, and return it twice: to cancel it while it waits, and to wait for it.
+
+        Raises:
+            OverloadedError: Too many calls wait already.
+        """
+        if self._count >= self._limit:
+            message = f"The server already works on {self._limit} requests.\nTry again later."
+            raise OverloadedError(message, limit=self._limit)
+        self._count += 1
+        future = self._threads.submit(call, *arguments)
+        done = asyncio.wrap_future(future)
+        done.add_done_callback(self._end)
+        return future, done
+
+    def close(self) -> None:
+        """End the threads, once their calls are complete."""
         self._threads.shutdown(wait=True)
 
     def _end(self, future: "asyncio.Future[T]") -> None:
-        self.count -= 1
+        self._count -= 1
+        if not future.cancelled():
+            future.exception()  # asyncio logs, with its message, an error that nobody has looked at
 
 
 async def _wait_for_disconnect(http: HTTPRequest) -> None:

@@ -117,6 +117,10 @@ class Server:
         """Return what a call returns, as `Calls.run` does."""
         return await self.calls.run(http, call, timeout_s=timeout_s, priority=priority)
 
+    async def look(self, http: Request, call: Callable[[], T]) -> T:
+        """Return what a call returns that neither runs a model nor loads one, as `Calls.look` does."""
+        return await self.calls.look(http, call)
+
     def stream(self, http: Request, call: Callable[[], Generator[T]]) -> AsyncGenerator[T]:
         """Yield what a generator yields, as `Calls.stream` does."""
         return self.calls.stream(http, call)

@@ -18,7 +18,6 @@ from medvllm.server.problem import Problem, problem_of
 from medvllm.server.rendering import render
 from medvllm.server.rights import OPEN, right_of
 
-_AMBIGUOUS = "ambiguous_length"
 _ASK = "Ask whoever runs the server for a key that has it: medvllm key add NAME --right RIGHT"
 _OWN_KEY = "of the server's user"  # its name in the log
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="medvllm", Basic realm="medvllm", charset="UTF-8"'}
@@ -88,9 +87,8 @@ class Guard:
 
     def _wrong_message(self, method: str, headers: Headers) -> Problem | None:
         if "transfer-encoding" in headers and "content-length" in headers:
-            return Problem(
-                400, _AMBIGUOUS, "The request has both Transfer-Encoding and Content-Length.\nSend one of them."
-            )
+            message = "The request has both Transfer-Encoding and Content-Length.\nSend one of them."
+            return Problem(400, "ambiguous_length", message)
         host = host_of(headers.get("host", ""))
         if not self._is_own(host):
             message = (
@@ -143,6 +141,4 @@ def _presented_key(headers: Mapping[str, str]) -> str | None:
 async def _refuse(problem: Problem, scope: Scope, receive: Receive, send: Send) -> None:
     answer = render(problem, scope["path"])
     answer.headers.update(_CHALLENGE if problem.status == 401 else {})
-    if problem.code == _AMBIGUOUS:
-        answer.headers["Connection"] = "close"  # what follows may be a part of the request
     await answer(scope, receive, send)

@@ -22,7 +22,7 @@ async def is_live() -> dict[str, Any]:
 @router.get("/readyz", responses={200: answer_of({"status": "ok"})})
 async def is_ready(http: Request, server: ServerOf) -> dict[str, Any]:
     """Answer with 200 while the catalogue can be read. It needs no key."""
-    await server.run(http, lambda: check_ready(server.registry))
+    await server.look(http, lambda: check_ready(server.registry))
     return {"status": "ok"}
 
 

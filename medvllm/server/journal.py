@@ -16,13 +16,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from medvllm.server.metrics import Metrics
 from medvllm.server.problem import Problem, problem_of
 from medvllm.server.rendering import render
+from medvllm.server.rights import OPEN
 from medvllm.server.served_runner import VERSION
 from medvllm.server.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("medvllm.access")
 
+_FULL = Problem(503, "overloaded", "Too many requests are open.\nTry again later.", retry_after_s=1)
 _ENDING = Problem(503, "server_ending", "The server ends.\nTry again later.", retry_after_s=5)
+_MAX_OPEN = 700  # requests: the other connections are for those that are told so
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 # Notes stay out of the caches of browsers and proxies. A page states a wider policy of its own.
 _HEADERS = {
@@ -48,6 +51,7 @@ class Journal:
 
     def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None) -> None:
         self._app, self._metrics, self._tracing = app, metrics, tracing
+        self._open = 0  # requests; only the event loop changes it
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, and note it."""
@@ -58,32 +62,45 @@ class Journal:
         state["about"] = about = {"request_id": uuid.uuid4().hex}
         seen = {"status": 499, "bytes": 0}  # the client went away before there was an answer
         started = time.perf_counter()
+        headers = Headers(scope=scope)
+        is_read = "transfer-encoding" not in headers and headers.get("content-length", "0") == "0"
+
+        async def receive_on() -> Message:
+            nonlocal is_read
+            message = await receive()
+            is_read = is_read or (message["type"] == "http.request" and not message.get("more_body", False))
+            return message
 
         async def send_on(message: Message) -> None:
             if message["type"] == "http.response.start":
                 seen["status"] = message["status"]
-                _add_headers(message, about)
+                _add_headers(message, about, is_last=not is_read)
             seen["bytes"] += len(message.get("body", b""))
             await send(message)
 
         method = scope["method"] if scope["method"] in _METHODS else "other"
         span: AbstractContextManager[Any] = nullcontext()
         if self._tracing is not None:
-            span = self._tracing.span(method, Headers(scope=scope))
+            span = self._tracing.span(method, headers)
+        self._open += 1
         with self._metrics.open(), span as current:
             try:
-                await self._app(scope, receive, send_on)
+                if self._open > _MAX_OPEN and scope["path"] not in OPEN:
+                    await render(_FULL, scope["path"])(scope, receive_on, send_on)
+                else:
+                    await self._app(scope, receive_on, send_on)
             except asyncio.CancelledError:  # the server ends, and has waited long enough
                 if seen["status"] == 499:
-                    await render(_ENDING, scope["path"])(scope, receive, send_on)
+                    await render(_ENDING, scope["path"])(scope, receive_on, send_on)
                 raise
             except Exception as error:
                 # Of an error of another library, only the type: its message may have a text.
                 logger.error("request %s failed: %s", about["request_id"], type(error).__name__)
                 if seen["status"] != 499:
                     raise ConnectionAbortedError("The answer was cut off.") from None
-                await render(problem_of(error), scope["path"])(scope, receive, send_on)
+                await render(problem_of(error), scope["path"])(scope, receive_on, send_on)
             finally:
+                self._open -= 1
                 elapsed_s = time.perf_counter() - started
                 route = route_of(scope)
                 self._metrics.note(method, route, seen["status"], about.get("model"), elapsed_s)
@@ -120,10 +137,19 @@ def route_of(scope: MutableMapping[str, Any]) -> str:
     return str(getattr(scope.get("route"), "path", "none"))
 
 
-def _add_headers(message: Message, about: Mapping[str, str]) -> None:
+def _add_headers(message: Message, about: Mapping[str, str], *, is_last: bool) -> None:
+    """Add the headers of every answer.
+
+    Args:
+        message: The head of the answer.
+        about: What the log says of the request.
+        is_last: Whether the connection ends with it: the rest of the request's body is not read.
+    """
     headers = MutableHeaders(scope=message)
     for name, value in _HEADERS.items():
         headers.setdefault(name, value)
     headers["X-Request-Id"] = about["request_id"]
     if VERSION in about and message["status"] < 400:
         headers["X-Medvllm-Version"] = about[VERSION]
+    if is_last:
+        headers["Connection"] = "close"

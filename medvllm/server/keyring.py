@@ -1,6 +1,7 @@
 """The API keys that a server accepts: those of the catalogue, and those of MEDVLLM_API_KEYS."""
 
 import asyncio
+import copy
 import hmac
 import time
 from collections import Counter
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from medvllm import settings
 from medvllm.api_keys import ApiKey, digest_of
+from medvllm.errors import MedVLLMError
 
 if TYPE_CHECKING:
     from medvllm.model_registry import ModelRegistry
@@ -27,6 +29,7 @@ class Keyring:
         self._registry = registry
         self._own_digest = None if own_key is None else digest_of(own_key)
         self._keys: list[ApiKey] = []
+        self._error: MedVLLMError | None = None  # why they cannot be read
         self._read_at = -_KEPT_S
         self._reading = asyncio.Lock()  # one request reads for all
         self.open_requests: Counter[str] = Counter()  # by the name of their key; only the event loop changes it
@@ -45,8 +48,13 @@ class Keyring:
         """
         async with self._reading:
             if time.monotonic() - self._read_at >= _KEPT_S:
-                self._keys = await asyncio.to_thread(read_keys, self._registry)
+                try:
+                    self._keys, self._error = await asyncio.to_thread(read_keys, self._registry), None
+                except MedVLLMError as error:  # kept, too: a database that is gone may take long to say so
+                    self._error = error
                 self._read_at = time.monotonic()
+            if self._error is not None:
+                raise copy.copy(self._error)
         digest, found = digest_of(presented), None
         for key in self._keys:  # all of them, so that the time says nothing
             if hmac.compare_digest(key.digest, digest):

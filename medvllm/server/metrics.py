@@ -115,5 +115,5 @@ class _Memory(Collector):
 async def read_metrics(http: Request, server: ServerOf) -> Response:
     """Return the metrics as text."""
     metrics: Metrics = http.app.state.metrics
-    text = await server.run(http, lambda: generate_latest(metrics.collectors))
+    text = await server.look(http, lambda: generate_latest(metrics.collectors))
     return Response(text, media_type=CONTENT_TYPE_LATEST)

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from medvllm.server.config import ServerConfig
 
 DRAIN_S = 30  # for requests that run when the server is told to end
-_MAX_CONNECTIONS = 800  # a process may usually have 1,024 files open
 _KEEP_ALIVE_S = 15  # an idle connection
 
 
@@ -50,7 +49,6 @@ def make_server(
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=_MAX_CONNECTIONS,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=DRAIN_S,
         ssl_certfile=certificate,

@@ -1,12 +1,12 @@
 """A request: the deadline and the priority that calls share, and how to cancel them."""
 
-from contextvars import ContextVar
 from math import inf
 from threading import TIMEOUT_MAX
 from time import monotonic
 from types import TracebackType
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
+from medvllm import interruption
 from medvllm.engine.model_runner.bell import Bell
 from medvllm.engine.model_runner.option_checks import check_choice, check_count
 from medvllm.errors import DeadlineError, InputTooLongError, RequestCancelledError, RequestError
@@ -58,13 +58,13 @@ class Request:
         return f"Request(timeout_s={self.timeout_s}, priority={self.priority!r})"
 
     def __enter__(self) -> "Request":
-        _active.set((*_active.get(), self))
+        interruption.active.set((*interruption.active.get(), self))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        _active.set(_active.get()[:-1])
+        interruption.active.set(interruption.active.get()[:-1])
 
     def cancel(self) -> None:
         """End the calls of this request: they raise RequestCancelledError. Any thread or signal handler may call it.
@@ -74,6 +74,22 @@ class Request:
         self._is_cancelled = True
         for bell in tuple(self._bells):  # made in one step, while other threads add and remove
             bell.ring()
+
+    def check(self) -> None:
+        """Raise if the calls of this request must end. A call of a runner does so by itself.
+
+        Raises:
+            DeadlineError: Their time is over.
+            RequestCancelledError: Somebody cancelled them.
+        """
+        if self._is_cancelled:
+            raise RequestCancelledError("The request was cancelled before its answer was complete.")
+        if self.timeout_s is not None and self._deadline <= monotonic():
+            raise DeadlineError(
+                f"The answer was not complete within {self.timeout_s:g} s.\n"
+                f"Allow more time: with medvllm.Request(timeout_s={10 * self.timeout_s:g}):",
+                timeout_s=self.timeout_s,
+            )
 
 
 class Limits:
@@ -96,14 +112,7 @@ class Limits:
             RequestCancelledError: Somebody cancelled it.
         """
         for request in self._requests:
-            if request._is_cancelled:
-                raise RequestCancelledError("The request was cancelled before its answer was complete.")
-            if request.timeout_s is not None and request._deadline <= monotonic():
-                raise DeadlineError(
-                    f"The answer was not complete within {request.timeout_s:g} s.\n"
-                    f"Allow more time: with medvllm.Request(timeout_s={10 * request.timeout_s:g}):",
-                    timeout_s=request.timeout_s,
-                )
+            request.check()
 
     def check_tokens(self, tokens: int) -> None:
         """Raise InputTooLongError if a call has more tokens to read than a request allows."""
@@ -129,11 +138,8 @@ class Limits:
 
 def current_limits() -> Limits:
     """Return the limits of a call that is made here and now."""
-    return Limits(_active.get())
+    return Limits(cast("tuple[Request, ...]", interruption.active.get()))
 
 
 def _is_duration(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= TIMEOUT_MAX
-
-
-_active: "ContextVar[tuple[Request, ...]]" = ContextVar("_active", default=())

@@ -71,7 +71,7 @@ class Device(NamedTuple):
 @router.get("/memory")
 async def show_memory(http: Request, server: ServerOf) -> Response:
     """Show the models in memory."""
-    context = await server.run(http, lambda: _describe(server.registry))
+    context = await server.look(http, lambda: _describe(server.registry))
     return render_view(http, "memory", "memory.html", **context)
 
 

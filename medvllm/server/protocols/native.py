@@ -151,7 +151,7 @@ async def run_task(asked: RunRequest, http: Request, server: ServerOf) -> Respon
 @router.get("/v1/memory", responses={200: answer_of({"models": [_LOADED, _LOADED | {"keep_alive": 600.0}]})})
 async def list_loaded(http: Request, server: ServerOf) -> dict[str, Any]:
     """Return the models in memory, in the order of loading."""
-    return await server.run(http, lambda: {"models": list(_list_loaded(server.registry))})
+    return await server.look(http, lambda: {"models": list(_list_loaded(server.registry))})
 
 
 @router.post("/v1/load", responses={200: answer_of({"model": "my-tagger", "version": 1})})
@@ -173,7 +173,7 @@ async def unload(asked: UnloadRequest, http: Request, server: ServerOf) -> dict[
         name = server.entry(asked.model).name
         return {"model": name, "models": server.registry.evict(name)}
 
-    return await server.run(http, call)
+    return await server.look(http, call)
 
 
 @router.post("/v1/identity", include_in_schema=False)

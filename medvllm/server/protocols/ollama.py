@@ -103,7 +103,7 @@ async def list_tags(http: Request, server: ServerOf) -> Response:
 )
 async def list_running(http: Request, server: ServerOf) -> dict[str, Any]:
     """Return the models in memory. One that stays until its memory is needed expires in a hundred years."""
-    return await server.run(http, lambda: {"models": _list_running(server.registry)})
+    return await server.look(http, lambda: {"models": _list_running(server.registry)})
 
 
 @router.post(
@@ -121,7 +121,7 @@ async def list_running(http: Request, server: ServerOf) -> dict[str, Any]:
 )
 async def show_model(asked: ShowRequest, http: Request, server: ServerOf) -> dict[str, Any]:
     """Return what is known of a model. The facts of its entry are in `model_info`."""
-    return await server.run(http, lambda: _show(server.entry(asked.model)))
+    return await server.look(http, lambda: _show(server.entry(asked.model)))
 
 
 @router.post(

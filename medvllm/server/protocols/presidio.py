@@ -221,7 +221,7 @@ async def list_entities(http: Request, server: ServerOf, choice: Choice, languag
 @router.get("/recognizers", responses={200: answer_of(["my-deid"])})
 async def list_recognizers(http: Request, server: ServerOf) -> list[str]:
     """Return the names of the models that find what identifies a person."""
-    return await server.run(http, lambda: list(server.registry.list_models(task="deid")))
+    return await server.look(http, lambda: list(server.registry.list_models(task="deid")))
 
 
 @router.get("/health", response_class=PlainTextResponse)

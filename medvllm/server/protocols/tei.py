@@ -182,7 +182,7 @@ async def find_similarity(asked: SimilarityRequest, http: Request, server: Serve
 async def describe_server(http: Request, server: ServerOf, choice: Choice) -> dict[str, Any]:
     """Return the facts of a model and the limits of the server."""
     name = choice.name()
-    entry = await server.run(http, lambda: server.entry(name))
+    entry = await server.look(http, lambda: server.entry(name))
     behaviour, config = entry.behaviour, server.config
     kinds: dict[str | None, dict[str, Any]] = {
         "classify": {"classifier": _labels_of(entry)},

@@ -1,6 +1,7 @@
 """The routes of the Open Inference Protocol. Names of models may have slashes, so that longer routes come first."""
 
 import gzip
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Path, Request, Response
@@ -9,7 +10,7 @@ from pydantic import ConfigDict, Field
 from medvllm import __version__
 from medvllm.local_files import local_files
 from medvllm.metadata import ModelMetadata
-from medvllm.server.body import StrictRoute
+from medvllm.server.body import StrictRoute, parse
 from medvllm.server.context import Server, ServerOf
 from medvllm.server.examples import answer_of
 from medvllm.server.health import check_ready
@@ -97,7 +98,7 @@ def is_live() -> dict[str, Any]:
 @router.get("/health/ready", responses={200: answer_of({"ready": True})})
 async def is_ready(http: Request, server: ServerOf) -> dict[str, Any]:
     """Answer with 200 while the server can answer requests: its catalogue can be read."""
-    await server.run(http, lambda: check_ready(server.registry))
+    await server.look(http, lambda: check_ready(server.registry))
     return {"ready": True}
 
 
@@ -106,7 +107,7 @@ async def list_repository(
     http: Request, server: ServerOf, asked: Annotated[IndexRequest | None, Body()] = None
 ) -> list[dict[str, Any]]:
     """Return the entries. READY are those in memory; a request loads any other."""
-    return await server.run(http, lambda: _list(server, only_ready=asked is not None and asked.ready))
+    return await server.look(http, lambda: _list(server, only_ready=asked is not None and asked.ready))
 
 
 @router.post("/repository/models/{model:path}/load", responses={200: answer_of({})})
@@ -130,7 +131,7 @@ async def unload(
     model: Model, http: Request, server: ServerOf, asked: Annotated[ModelRequest | None, Body()] = None
 ) -> dict[str, Any]:
     """Let a model leave memory, once its last request is answered. The next request loads it again."""
-    await server.run(http, lambda: server.registry.evict(server.entry(model).name))
+    await server.look(http, lambda: server.registry.evict(server.entry(model).name))
     return {}
 
 
@@ -178,7 +179,7 @@ async def infer_version(model: Model, version: Version, http: Request, server: S
 )
 async def infer(model: Model, http: Request, server: ServerOf) -> Response:
     """Return the answer of a model for the texts of a request, in JSON or with raw bytes behind it."""
-    asked = read_inference(await http.body(), http.headers.get(HEADER_LENGTH))
+    asked = await parse(await http.body(), partial(read_inference, header_length=http.headers.get(HEADER_LENGTH)))
     timeout_s, options = _take_timeout(asked)
 
     def call() -> tuple[bytes, int | None]:

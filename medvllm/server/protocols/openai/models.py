@@ -74,7 +74,7 @@ async def list_models(
 )
 async def get_model(model: _Model, http: Request, server: ServerOf) -> dict[str, Any]:
     """Return what is known of a model: "name", "name@version" or "name@alias"; "name:version" is accepted, too."""
-    return await server.run(http, lambda: describe_model(server.entry(model), asked=model))
+    return await server.look(http, lambda: describe_model(server.entry(model), asked=model))
 
 
 def describe_model(entry: ModelMetadata, *, asked: str | None = None) -> dict[str, Any]:
