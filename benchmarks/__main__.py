@@ -9,7 +9,20 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import digests, engines, entries, evictions, hits, imports, inference, loads, queue, reload, stored
+from benchmarks import (
+    digests,
+    engines,
+    entries,
+    evictions,
+    hits,
+    imports,
+    inference,
+    loads,
+    queue,
+    reload,
+    stored,
+    stored_postgres,
+)
 from benchmarks.measure import Table
 from medvllm import __version__
 from medvllm.settings import SETTINGS
@@ -25,6 +38,7 @@ GROUPS = {
     "digests": digests.tables,
     "entries": entries.tables,
     "stored": stored.tables,
+    "postgres": stored_postgres.tables,
     "queue": queue.tables,
 }
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
