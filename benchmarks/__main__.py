@@ -55,8 +55,12 @@ def main() -> None:
     if arguments.group:
         print(_sections(arguments.group, arguments.quick))
         return
-    sections = "\n".join(_sections(group, arguments.quick) for group in GROUPS)
-    PAGE.write_text(f"{_heading(arguments.quick)}\n{sections}", encoding="utf-8")
+    sections = ""
+    for group in GROUPS:
+        section = _sections(group, arguments.quick)
+        print(section)  # so that what was measured is not lost with an error of a later group
+        sections += section + "\n"
+    PAGE.write_text(f"{_heading(arguments.quick)}\n{sections.rstrip()}\n", encoding="utf-8")
     print(f"Wrote {PAGE}", file=sys.stderr)
 
 

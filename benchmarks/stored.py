@@ -73,7 +73,7 @@ def _facts(i: int) -> dict[str, Any]:
         "tags": ["en", f"ward-{i % 50}"],
         "task": "embed" if i % 2 else "fill-mask",
         "license": _LICENSES[i % 3],
-        "model_path": f"/models/{i}",
+        "model_path": f"hospital/model-{i}",
     }
 
 
