@@ -22,6 +22,7 @@ from benchmarks import (
     reload,
     server,
     stored,
+    stored_postgres,
 )
 from benchmarks.measure import Table
 from medvllm import __version__
@@ -38,6 +39,7 @@ GROUPS = {
     "digests": digests.tables,
     "entries": entries.tables,
     "stored": stored.tables,
+    "postgres": stored_postgres.tables,
     "queue": queue.tables,
     "server": server.tables,
 }
@@ -55,8 +57,12 @@ def main() -> None:
     if arguments.group:
         print(_sections(arguments.group, arguments.quick))
         return
-    sections = "\n".join(_sections(group, arguments.quick) for group in GROUPS)
-    PAGE.write_text(f"{_heading(arguments.quick)}\n{sections}", encoding="utf-8")
+    sections = ""
+    for group in GROUPS:
+        section = _sections(group, arguments.quick)
+        print(section)  # so that what was measured is not lost with an error of a later group
+        sections += section + "\n"
+    PAGE.write_text(f"{_heading(arguments.quick)}\n{sections.rstrip()}\n", encoding="utf-8")
     print(f"Wrote {PAGE}", file=sys.stderr)
 
 

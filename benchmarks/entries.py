@@ -33,7 +33,12 @@ def tables(quick: bool) -> list[Table]:
 
 def _facts(i: int) -> dict[str, Any]:
     task = "embed" if i % 2 else "fill-mask"
-    return {"description": "An entry.", "tags": ["en", f"ward-{i % 50}"], "task": task, "model_path": f"/models/{i}"}
+    return {
+        "description": "An entry.",
+        "tags": ["en", f"ward-{i % 50}"],
+        "task": task,
+        "model_path": f"hospital/model-{i}",
+    }
 
 
 def _registered() -> ModelRegistry:

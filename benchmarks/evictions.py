@@ -28,7 +28,7 @@ def tables(quick: bool) -> list[Table]:
 
     torch.set_num_threads(1)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    requests, rounds = (150, 2) if quick else (600, 5)
+    requests, rounds = (150, 1) if quick else (600, 3)
     trace = random.Random(7).choices(range(_MODELS), [1 / (rank + 1) for rank in range(_MODELS)], k=requests)
     with tempfile.TemporaryDirectory() as temporary:
         home = Path(temporary)

@@ -87,6 +87,6 @@ def _reading(series: dict[str, Series], peer: str) -> str:
     more = series[_FIRST].median - series[peer].median
     return (
         f"A first load takes {duration(abs(more))} {'more' if more > 0 else 'less'} than the peer: it checks every "
-        "weight. `clear_cache` runs Python's garbage collector, which looks at all that is imported.\n"
+        "weight. `clear_cache` runs Python's garbage collector only if a model lingers.\n"
         f"Both map the weights. torch runs {THREADS} thread; all is imported before."
     )

@@ -51,7 +51,7 @@ def _reloads(model: str, write: Callable[[Path], Path], cls: Any, quick: bool) -
         folder = write(Path(temporary) / _NAME)
         time.sleep(2.1)  # a digest is remembered once the file is older than a clock's grain
         steps = _ours(folder) | {peer: partial(_timed_clean, partial(cls.from_pretrained, folder))}
-        series = interleaved(steps, 5 if quick else 25)
+        series = interleaved(steps, 5 if quick else 15)
         del os.environ["MEDVLLM_HOME"]
     rows = beside(series, dict.fromkeys((_FIRST, _RELOAD, _REBUILD), peer))
     return Table(f"Reloading {model}", rows, _reading(series, peer), duration)
@@ -90,7 +90,7 @@ def _reading(series: dict[str, Series], peer: str) -> str:
     alone = figure(series[peer].median / series[_REBUILD].median)
     return (
         f"A reload is {times} times as fast as the peer, of which rebuilding alone would be {alone} times as fast: the "
-        f"rest resolves the name and compares the files. The gc that `clear_cache` runs is not in it.\n"
+        f"rest resolves the name and compares the files.\n"
         f"All map the weights. torch runs {THREADS} thread; all is imported before."
     )
 

@@ -11,11 +11,14 @@ from contextlib import closing, contextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.measure import Series, Table, beside, duration, interleaved, timed
 from medvllm.catalog import Catalog, StoredCatalog
 from medvllm.engine.model_runner import ModelMetadata, ModelRegistry
+
+if TYPE_CHECKING:
+    from medvllm.catalog.sql import SqlStore
 
 COUNT = 100_000
 _NAMES = [f"hospital-{i % 100:02}/model-{i:06}" for i in range(COUNT)]
@@ -23,10 +26,10 @@ _LOOKED_UP = _NAMES[:: COUNT // 1000]  # each has two versions and an alias
 _CHANGED = _NAMES[1]
 _TYPES = ("generic", "biomedical", "clinical", "custom")
 _LICENSES = ("apache-2.0", "mit", "cc-by-nc-4.0")
-_GLOB, _MIDDLE, _PAGE = "*model-0999*", "hospital-50/model-050050", 50
+GLOB, _MIDDLE, PAGE = "*model-0999*", "hospital-50/model-050050", 50
 
 _COLD, _KNOWN, _REVISION = "`get_metadata`, 1,000 names", "the same, remembered", "has it changed? 1,000 times"
-_ALL, _FIRST, _LATER = "`list_models()`", f"`list_models(limit={_PAGE})`", f"`list_models(after=…, limit={_PAGE})`"
+_ALL, _FIRST, _LATER = "`list_models()`", f"`list_models(limit={PAGE})`", f"`list_models(after=…, limit={PAGE})`"
 _REGISTER, _MOVE = "`register(…, replace=True, persist=True)`", "`set_alias`"
 _EMPTY, _TEN, _HELP, _SCRIPT = (
     "`medvllm list`, no database",
@@ -50,10 +53,12 @@ _Pair = tuple[str, Callable[[], float], str, Callable[[], float]]  # ours and th
 
 def tables(quick: bool) -> list[Table]:
     """Measure look-up, listing, change and whole processes."""
+    from medvllm.catalog.sql import SqlStore
+
     runs = 1 if quick else 5
     with tempfile.TemporaryDirectory() as folder:
         file, other = Path(folder) / "catalog.db", Path(folder) / "other.db"
-        _build(file)
+        build_entries(SqlStore(file))
         with _opened(file) as connection:
             connection.execute("VACUUM INTO ?", (str(other),))
             found = [_looking_up(file, connection, runs), _listing(file, connection, runs)]
@@ -68,14 +73,13 @@ def _facts(i: int) -> dict[str, Any]:
         "tags": ["en", f"ward-{i % 50}"],
         "task": "embed" if i % 2 else "fill-mask",
         "license": _LICENSES[i % 3],
-        "model_path": f"/models/{i}",
+        "model_path": f"hospital/model-{i}",
     }
 
 
-def _build(file: Path) -> None:
-    from medvllm.catalog.sql import SqlStore
-
-    with SqlStore(file).transaction() as transaction:
+def build_entries(store: "SqlStore") -> None:
+    """Register the entries, some of them with two versions and an alias."""
+    with store.transaction() as transaction:
         for i, name in enumerate(_NAMES):
             transaction.register(name, ModelMetadata.build(name, _TYPES[i % 4], _facts(i)).facts())
         for name in (*_LOOKED_UP, _CHANGED):
@@ -175,9 +179,9 @@ def _listing(file: Path, connection: sqlite3.Connection, runs: int) -> Table:
         pair(
             '`list_models(license="apache*")`', "licence", "v.facts ->> '$.license' LIKE 'apache%'", license="apache*"
         ),
-        pair(f'`list_models(match="{_GLOB}")`', "glob", f"v.name GLOB '{_GLOB}'", match=_GLOB),
-        pair(_FIRST, "first page", limit=_PAGE),
-        pair(_LATER, "page in the middle", f"v.name > '{_MIDDLE}'", _PAGE, after=_MIDDLE),
+        pair(f'`list_models(match="{GLOB}")`', "glob", f"v.name GLOB '{GLOB}'", match=GLOB),
+        pair(_FIRST, "first page", limit=PAGE),
+        pair(_LATER, "page in the middle", f"v.name > '{_MIDDLE}'", PAGE, after=_MIDDLE),
     ]
     series, peers = _measured(pairs, runs)
     reading = (

@@ -3,8 +3,10 @@
 import gc
 import importlib
 import os
+import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -31,6 +33,7 @@ gc.disable()  # until the tests are collected: what they import stays
 
 # Read by huggingface_hub once, at import: one Hub and one cache root serve the whole run.
 _hub = LoopbackHub()
+_hub_home = os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="medvllm-hf-home-")
 os.environ["HF_ENDPOINT"] = _hub.url
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 for _name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
@@ -53,9 +56,12 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_hub_home, ignore_errors=True)
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _session_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    os.environ["HF_HOME"] = str(tmp_path_factory.mktemp("hf-home"))
+def _session_home() -> Iterator[None]:
     import torch
 
     # Two threads on two busy cores are slower than one.

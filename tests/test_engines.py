@@ -39,6 +39,7 @@ from medvllm.engines import (
 from medvllm.engines.export import GRAPH
 from medvllm.errors import MedVLLMError, MissingDependencyError, RequestError
 from medvllm.loading.export.preparer import prepare
+from medvllm.model_registry import engine_preparation
 from medvllm.model_registry.engine_preparation import Preparation, Preparations
 from medvllm.model_registry.known_calls import TRUST_S
 from medvllm.options import LoadOptions
@@ -274,7 +275,7 @@ def test_a_model_of_changed_files_leaves_the_memory(
     assert [each.engine for each in registry.loaded_models()] == ["torch", "torch"]
 
 
-@pytest.mark.parametrize("failure", ["kill -9 $$", "echo 'OSError: no room' >&2; exit 1"])
+@pytest.mark.parametrize("failure", ["kill -9 $$", "echo 'OSError: no room' >&2; exit 1", "exec sleep 600"])
 def test_a_preparation_that_failed_is_tried_again(
     registry: ModelRegistry,
     shared_exports: Exports,
@@ -289,10 +290,12 @@ def test_a_preparation_that_failed_is_tried_again(
     program.chmod(0o700)
     folder = shared_exports.tagger(tmp_path / "other")
     monkeypatch.setattr(sys, "executable", str(program))
+    if "sleep" in failure:
+        monkeypatch.setattr(engine_preparation, "_TIMEOUT_S", 0.2)
     runner = registry.runner(folder, engine="onnx")
     first: Any = runner.entities(["no fever"], with_receipt=True).receipt
     assert first.engine["name"] == "torch"
-    assert re.search("ended by SIGKILL|OSError: no room", first.engine["reason"])
+    assert re.search("ended by SIGKILL|OSError: no room|took more than", first.engine["reason"])
     shared_exports.tagger(engine_home)
     second: Any = runner.entities(["no fever"], with_receipt=True).receipt
     assert second.engine["name"] == "onnx"
@@ -470,12 +473,13 @@ def test_a_model_without_an_engine_is_computed_by_torch(
     """The log says why, once, and the receipt always. Nothing is exported for what can be told before."""
     caplog.set_level(logging.WARNING)
     decoder = tiny.llama_causal_lm(tmp_path / "decoder")
-    tagger = tiny.bert_token_classifier(tmp_path / "tagger", ["O", "B-X"])
-    for folder, dtype, run, reason in (
-        (decoder, None, lambda runner: runner.generate(["no"], max_new_tokens=1, with_receipt=True), "this task"),
-        (tagger, "bfloat16", lambda runner: runner.entities(["no"], with_receipt=True), "float32"),
+    tagger, other = (tiny.bert_token_classifier(tmp_path / name, ["O", "B-X"]) for name in ("tagger", "other"))
+    for folder, options, run, reason in (
+        (decoder, {}, lambda runner: runner.generate(["no"], max_new_tokens=1, with_receipt=True), "this task"),
+        (tagger, {"dtype": "bfloat16"}, lambda runner: runner.entities(["no"], with_receipt=True), "float32"),
+        (other, {"device": "auto"}, lambda runner: runner.entities(["no"], with_receipt=True), "device='cpu'"),
     ):
-        runner = registry.runner(folder, engine="onnx", dtype=dtype)
+        runner = registry.runner(folder, engine="onnx", **options)
         for _ in range(2):
             receipt = run(runner).receipt  # type: ignore[no-untyped-call]
             assert receipt.engine["name"] == "torch"

@@ -1,0 +1,65 @@
+"""Filters over 100,000 entries in PostgreSQL, beside hand-written SQL on the same server."""
+
+import json
+from functools import partial
+from typing import Any
+
+import psycopg
+
+from benchmarks.measure import Table, beside, duration, interleaved, timed
+from benchmarks.stored import COUNT, GLOB, PAGE, build_entries
+from medvllm.catalog import Catalog, StoredCatalog
+from medvllm.catalog.sql import SqlStore
+from medvllm.engine.model_runner import ModelRegistry
+from tests.support.postgres import Postgres, programs
+
+_LISTED = (
+    "SELECT v.name, v.facts FROM catalog_names n JOIN catalog_versions v ON v.name = n.name AND v.number = n.current "
+    'WHERE %s ORDER BY v.name COLLATE "C"'
+)
+# Our call, its filters, what the peer is called, and its condition.
+_FILTERS: tuple[tuple[str, dict[str, Any], str, str], ...] = (
+    (f'`list_models(match="{GLOB}")`', {"match": GLOB}, "glob", "v.name LIKE '%model-0999%'"),
+    (
+        '`list_models(tags=["en", "ward-7"])`',
+        {"tags": ["en", "ward-7"]},
+        "tags",
+        """v.facts::jsonb -> 'tags' @> '["en", "ward-7"]'""",
+    ),
+    (
+        '`list_models(license="mit", match="hospital-1[34]/*")`',
+        {"license": "mit", "match": "hospital-1[34]/*"},
+        "licence and glob",
+        "v.facts::json ->> 'license' = 'mit' AND v.name ~ '^hospital-1[34]/'",
+    ),
+    (f"`list_models(limit={PAGE})`", {"limit": PAGE}, "first page", "true"),
+)
+
+
+def tables(quick: bool) -> list[Table]:
+    """Measure listings with a filter, and a page. Nothing without PostgreSQL."""
+    found = programs()
+    if found is None:
+        return []
+    with Postgres(found) as server, server.database() as url:
+        StoredCatalog(url).migrate()
+        build_entries(SqlStore(url))
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("ANALYZE")
+            registry = ModelRegistry(Catalog(StoredCatalog(url)))
+            steps, peers = {}, {}
+            for call, filters, peer, condition in _FILTERS:
+                query = _LISTED % condition + (f" LIMIT {PAGE}" if "limit" in filters else "")
+                peers[call] = peer = f"psycopg: {peer}"
+                steps[call] = partial(timed, partial(registry.list_models, **filters))
+                steps[peer] = partial(timed, partial(_read, connection, query))
+            series = interleaved(steps, 1 if quick else 5)
+    reading = (
+        "The server runs on the same machine, with its files in memory. The peer parses the facts; it makes no "
+        "entries, and checks no digests."
+    )
+    return [Table(f"Listing some of {COUNT:,} entries stored in PostgreSQL", beside(series, peers), reading, duration)]
+
+
+def _read(connection: "psycopg.Connection[Any]", query: str) -> dict[str, Any]:
+    return {name: json.loads(facts) for name, facts in connection.execute(query.encode())}
