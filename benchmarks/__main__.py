@@ -57,12 +57,11 @@ def main() -> None:
     if arguments.group:
         print(_sections(arguments.group, arguments.quick))
         return
-    sections = ""
+    sections = []
     for group in GROUPS:
-        section = _sections(group, arguments.quick)
-        print(section)  # so that what was measured is not lost with an error of a later group
-        sections += section + "\n"
-    PAGE.write_text(f"{_heading(arguments.quick)}\n{sections.rstrip()}\n", encoding="utf-8")
+        sections.append(_sections(group, arguments.quick))
+        print(sections[-1])  # so that what was measured is not lost with an error of a later group
+    PAGE.write_text("\n".join([_heading(arguments.quick), *filter(None, sections)]), encoding="utf-8")
     print(f"Wrote {PAGE}", file=sys.stderr)
 
 

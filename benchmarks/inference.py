@@ -35,17 +35,17 @@ def tables(quick: bool) -> list[Table]:
         folder = Path(temporary)
         found = []
         peers = make_environment(folder / "peers", "sentence-transformers", "openmed")
-        few = 25 if quick else 200
+        few = 25 if quick else 100
         notes = {_MIX: few if quick else 1000, _SHORT: 3 * few, _BIMODAL: few, _LONG: few // 4}
         programs = _start_embedders(stack, _MINILM, 256, peers)
         for make in notes.items():  # a run over a thousand notes takes minutes, and is long enough
             found.append(_compare_vectors("MiniLM", programs, make, 256, folder, 1 if make[1] >= 1000 else runs))
         base = _write_base(folder / "bert-base")
         programs = _start_embedders(stack, base, 512, peers)
-        found.append(_compare_vectors("BERT-base's shape", programs, (_MIX, few // 5), 512, folder, runs))
+        found.append(_compare_vectors("BERT-base's shape", programs, (_MIX, few // 4), 512, folder, runs))
         programs = _start_layouts(stack)
         for distribution in (_MIX, _SHORT, _BIMODAL, _EQUAL):
-            found.append(_compare_layouts(programs, distribution, few // 2, folder, runs))
+            found.append(_compare_layouts(programs, distribution, few, folder, runs))
         tagger = write_tagger(folder / "tagger")
         programs = _start_taggers(stack, tagger, peers)
         found += [_compare_spans(programs, make, folder, runs) for make in ((_SHORT, 2 * few), (_BIMODAL, few // 2))]

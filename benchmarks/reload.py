@@ -90,7 +90,7 @@ def _reading(series: dict[str, Series], peer: str) -> str:
     alone = figure(series[peer].median / series[_REBUILD].median)
     return (
         f"A reload is {times} times as fast as the peer, of which rebuilding alone would be {alone} times as fast: the "
-        f"rest resolves the name and compares the files.\n"
+        "rest resolves the name and compares the files.\n"
         f"All map the weights. torch runs {THREADS} thread; all is imported before."
     )
 

@@ -38,14 +38,14 @@ _EMPTY, _TEN, _HELP, _SCRIPT = (
     "a script that reads the 10 with sqlite3 and prints them",
 )
 
-_CURRENT = "catalog_names n JOIN catalog_versions v ON v.name = n.name AND v.number = n.current"
-_ENTRY = f"SELECT v.number, v.facts FROM {_CURRENT} WHERE v.name = ?"
+CURRENT = "catalog_names n JOIN catalog_versions v ON v.name = n.name AND v.number = n.current"
+_ENTRY = f"SELECT v.number, v.facts FROM {CURRENT} WHERE v.name = ?"
 _NUMBERED = "SELECT number, facts FROM catalog_versions WHERE name = ? AND number = 2"
 _POINTED_TO = (
     "SELECT v.number, v.facts FROM catalog_aliases a JOIN catalog_versions v ON v.name = a.name "
     "AND v.number = a.number WHERE a.name = ? AND a.alias = 'production'"
 )
-_LISTED = f"SELECT v.name, v.number, v.facts FROM {_CURRENT} WHERE %s ORDER BY v.name"
+_LISTED = f"SELECT v.name, v.number, v.facts FROM {CURRENT} WHERE %s ORDER BY v.name"
 _TAGGED = "EXISTS (SELECT 1 FROM json_each(v.facts, '$.tags') WHERE value = '%s')"
 
 _Pair = tuple[str, Callable[[], float], str, Callable[[], float]]  # ours and the peer, each by its name

@@ -2,21 +2,17 @@
 
 import json
 from functools import partial
-from typing import Any
-
-import psycopg
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.measure import Table, beside, duration, interleaved, timed
-from benchmarks.stored import COUNT, GLOB, PAGE, build_entries
+from benchmarks.stored import COUNT, CURRENT, GLOB, PAGE, build_entries
 from medvllm.catalog import Catalog, StoredCatalog
-from medvllm.catalog.sql import SqlStore
 from medvllm.engine.model_runner import ModelRegistry
-from tests.support.postgres import Postgres, programs
 
-_LISTED = (
-    "SELECT v.name, v.facts FROM catalog_names n JOIN catalog_versions v ON v.name = n.name AND v.number = n.current "
-    'WHERE %s ORDER BY v.name COLLATE "C"'
-)
+if TYPE_CHECKING:
+    import psycopg
+
+_LISTED = f'SELECT v.name, v.facts FROM {CURRENT} WHERE %s ORDER BY v.name COLLATE "C"'
 # Our call, its filters, what the peer is called, and its condition.
 _FILTERS: tuple[tuple[str, dict[str, Any], str, str], ...] = (
     (f'`list_models(match="{GLOB}")`', {"match": GLOB}, "glob", "v.name LIKE '%model-0999%'"),
@@ -38,6 +34,11 @@ _FILTERS: tuple[tuple[str, dict[str, Any], str, str], ...] = (
 
 def tables(quick: bool) -> list[Table]:
     """Measure listings with a filter, and a page. Nothing without PostgreSQL."""
+    import psycopg
+
+    from medvllm.catalog.sql import SqlStore
+    from tests.support.postgres import Postgres, programs
+
     found = programs()
     if found is None:
         return []

@@ -14,12 +14,12 @@ _COMPARED = 50  # names for each way of comparing: difflib takes a tenth of a mi
 def near_names(word: str, candidates: Iterable[str], n: int = 1) -> list[str]:
     """Return the candidates that `word` is likely a misspelling of, the most similar first.
 
-    A candidate is compared as a whole, without its organisation, and by its beginning. 100,000 of them take some 40
-    milliseconds: rapidfuzz chooses those that are worth comparing, and difflib decides.
+    A candidate is compared as a whole and by its beginning; without its organisation, too, when `word` has none.
+    rapidfuzz chooses those that are worth comparing, and difflib decides.
 
     Args:
         word: What was typed.
-        candidates: The names that would have been right.
+        candidates: The names that would have been right; one that comes twice counts once.
         n: How many to return at most.
 
     Returns:
@@ -56,12 +56,19 @@ def did_you_mean(near: Sequence[str]) -> str:
 
 
 def _ratios(matcher: "SequenceMatcher[str]", typed: str, name: str) -> Iterator[float]:
-    folded = name.casefold()
-    tail = folded.rpartition("/")[2]
-    for form, cutoff in {tail: _PART, tail[: len(typed)]: _PART, folded: _WHOLE}.items():
-        matcher.set_seq1(form)
+    for forms, cutoff in _forms(typed, [name.casefold()]):
+        matcher.set_seq1(forms[0])
         if matcher.ratio() >= cutoff:
             yield matcher.ratio()
+
+
+def _forms(typed: str, folded: list[str]) -> Iterator[tuple[list[str], float]]:
+    """Yield what to compare of each name, with how similar it must be."""
+    yield folded, _WHOLE
+    if "/" not in typed:
+        folded = [name.rpartition("/")[2] for name in folded]
+        yield folded, _PART
+    yield [name[: len(typed)] for name in folded], _PART
 
 
 def _bounds(typed: str, names: Sequence[str]) -> list[tuple[float, str]]:
@@ -72,16 +79,11 @@ def _bounds(typed: str, names: Sequence[str]) -> list[tuple[float, str]]:
     from rapidfuzz import process
     from rapidfuzz.distance import Indel
 
-    folded = list(map(str.casefold, names))
-    tails = [name.rpartition("/")[2] for name in folded]
-    compared = [(folded, _WHOLE), (tails, _PART)]
-    if max(map(len, tails), default=0) > len(typed):
-        compared.append(([tail[: len(typed)] for tail in tails], _PART))
-    bounds: dict[int, float] = {}
-    for forms, cutoff in compared:
+    bounds: dict[str, float] = {}
+    for forms, cutoff in _forms(typed, list(map(str.casefold, names))):
         similar = process.extract(
             typed, forms, scorer=Indel.normalized_similarity, score_cutoff=cutoff - _MARGIN, limit=_COMPARED
         )
         for _, bound, index in similar:
-            bounds[index] = max(bound, bounds.get(index, 0.0))
-    return [(bound + _ROUNDING, names[index]) for index, bound in bounds.items()]
+            bounds[names[index]] = max(bound, bounds.get(names[index], 0.0))
+    return [(bound + _ROUNDING, name) for name, bound in bounds.items()]

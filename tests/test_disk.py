@@ -154,9 +154,11 @@ def _loaded(home: Path, tmp_path: Path) -> set[tuple[str, int]]:
     registry.register("m", "custom", model_path=str(folder), copy=True, persist=True)
     registry.load_model("m", dtype="bfloat16")
     registry.lock("m")
-    registry.clear_cache()
     medvllm = home / "medvllm"
-    while any((medvllm / "run").glob("*")):  # the record of this process goes a moment later
+    while not any((medvllm / "run").glob("*")):  # the record of this process comes a moment later
+        time.sleep(0.01)
+    registry.clear_cache()
+    while any((medvllm / "run").glob("*")):  # and goes a moment later
         time.sleep(0.01)
     paths = [medvllm, *(path for path in medvllm.rglob("*") if not path.is_symlink())]
     assert {"catalog.db", "digests.db", "models", "prepared", "model.safetensors"} <= {p.name for p in paths}

@@ -474,14 +474,15 @@ def test_a_model_without_an_engine_is_computed_by_torch(
     caplog.set_level(logging.WARNING)
     decoder = tiny.llama_causal_lm(tmp_path / "decoder")
     tagger, other = (tiny.bert_token_classifier(tmp_path / name, ["O", "B-X"]) for name in ("tagger", "other"))
-    for folder, options, run, reason in (
+    cases: list[tuple[Path, dict[str, Any], Callable[[Any], Any], str]] = [
         (decoder, {}, lambda runner: runner.generate(["no"], max_new_tokens=1, with_receipt=True), "this task"),
         (tagger, {"dtype": "bfloat16"}, lambda runner: runner.entities(["no"], with_receipt=True), "float32"),
         (other, {"device": "auto"}, lambda runner: runner.entities(["no"], with_receipt=True), "device='cpu'"),
-    ):
+    ]
+    for folder, options, run, reason in cases:
         runner = registry.runner(folder, engine="onnx", **options)
         for _ in range(2):
-            receipt = run(runner).receipt  # type: ignore[no-untyped-call]
+            receipt = run(runner).receipt
             assert receipt.engine["name"] == "torch"
             assert reason in receipt.engine["reason"]
         assert caplog.text.count(f"{str(folder)!r} is computed by torch, not by engine 'onnx'") == 1

@@ -281,9 +281,8 @@ class Catalog:
 
     def near(self, name: str) -> list[str]:
         """Return at most three names that `name` may be a misspelling of."""
-        layers = (self._own, *self._shipped)
-        names = (entry.name for layer in layers for entry in layer.all())
-        return near_names(name, dict.fromkeys(chain(names, self._stored.names() if self._stored else ())), 3)
+        shipped = (entry.name for layer in self._shipped for entry in layer.all())
+        return near_names(name, chain(self._own.names(), shipped, self._stored.names() if self._stored else ()), 3)
 
     def not_found(
         self,

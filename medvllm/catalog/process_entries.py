@@ -43,6 +43,11 @@ class ProcessEntries:
         with self._lock:
             return list(self._entries.values())
 
+    def names(self) -> list[str]:
+        """Return the name of every entry."""
+        with self._lock:
+            return list(self._entries)
+
     def was_removed(self, name: str) -> bool:
         """Return whether a name, or another name of an entry, was registered here and then unregistered."""
         return name in self._removed

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Protocol
 from weakref import ReferenceType, ref
 
@@ -16,6 +17,7 @@ from medvllm.processes.record import ProcessRecord, main_facts
 from medvllm.processes.record_store import HEARTBEAT_S, RecordStore
 
 _DELAY_S = 0.2  # changes within this time share one write
+_IDLE_S = 5.0  # without anything to write, until the thread ends
 _RECHECK_S = 2.0  # between two looks at what ends without notice: leases, and models that only callers hold
 
 
@@ -56,10 +58,9 @@ class Publisher(Forked):
         register(self)
 
     def _reset(self) -> None:
-        self._lock = threading.Lock()  # guards the attributes
-        self._writing = threading.Lock()  # one write at a time, the later one last
-        self._timer: threading.Timer | None = None
-        self._due = 0.0
+        self._changed = threading.Condition(threading.Lock())  # guards the attributes
+        self._thread: threading.Thread | None = None
+        self._due = inf  # when it writes next, on the monotonic clock
 
     def after_fork(self, *, is_child: bool) -> None:
         """Begin anew in a child: the records so far are its parent's."""
@@ -69,7 +70,7 @@ class Publisher(Forked):
 
     def schedule_write(self, holder: ModelHolder) -> None:
         """Write the holder's record soon, with the models that it has then."""
-        with self._lock:
+        with self._changed:
             if not any(own.holder() is holder for own in self._records):
                 self._records.append(_Published(ref(holder)))
             self._schedule(_DELAY_S)
@@ -90,26 +91,40 @@ class Publisher(Forked):
             _remove(own)
 
     def _schedule(self, seconds: float) -> None:
+        """Have the thread write in so many seconds, or earlier. The caller holds the lock."""
         due = time.monotonic() + seconds
-        if self._timer is not None and self._timer.is_alive():
-            if self._due <= due:
-                return
-            self._timer.cancel()
-        self._timer, self._due = threading.Timer(seconds, self._write_all), due
-        self._timer.daemon = True
-        with contextlib.suppress(RuntimeError):  # no thread is available: the next change is written
-            self._timer.start()
+        if self._thread is None or not self._thread.is_alive():
+            self._due = due
+            self._thread = threading.Thread(target=self._run, name="medvllm-publisher", daemon=True)
+            try:
+                self._thread.start()
+            except RuntimeError:  # no thread is available: the next change is written
+                self._thread = None
+        elif due < self._due:
+            self._due = due
+            self._changed.notify()
 
-    def _write_all(self) -> None:
-        with self._lock:
-            self._timer = None
-            records = list(self._records)
-        with self._writing:
+    def _run(self) -> None:
+        """Write the records whenever they are due, until there has been nothing to write for a while.
+
+        To start a thread for each write would cost a load up to a millisecond.
+        """
+        while True:
+            with self._changed:
+                if self._due == inf:
+                    self._changed.wait(_IDLE_S)
+                if self._due == inf:
+                    self._thread = None
+                    return
+                while (left_s := self._due - time.monotonic()) > 0:
+                    self._changed.wait(left_s)
+                self._due = inf
+                records = list(self._records)
             delays = [seconds for own in records if (seconds := _update(own)) is not None]
-        with self._lock:
-            self._records = [own for own in self._records if own.holder() is not None]
-            if delays:
-                self._schedule(min(delays))
+            with self._changed:
+                self._records = [own for own in self._records if own.holder() is not None]
+                if delays:
+                    self._due = min(self._due, time.monotonic() + min(delays))
 
 
 def _update(own: _Published) -> float | None:
