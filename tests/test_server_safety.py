@@ -214,6 +214,24 @@ def test_a_body_without_an_end_is_cut_off(client: httpx2.Client) -> None:
         assert not isinstance(error.value, TimeoutError)
 
 
+def test_the_bodies_of_all_requests_together_have_a_limit(registry: ModelRegistry) -> None:
+    """A request for which there is no room is told to come again, and it has room once another has ended."""
+    with serving(registry, ServerConfig(max_open_bytes=150_000)) as client:
+
+        def ask() -> httpx2.Response:
+            return client.post("/v1/entities", json={"model": "ner", "input": f"Fever.{' ' * 100_000}"})
+
+        assert ask().status_code == 200
+        with _connected(client) as connection:
+            connection.sendall(HEAD + b"Content-Length: 100001\r\n\r\n" + b" " * 100_000)
+            while (refused := ask()).status_code == 200:
+                pass  # the server has not read the other one yet
+            assert refused.status_code == 429 and refused.headers["retry-after"] == "1"
+        while ask().status_code == 429:
+            pass  # the server has not seen yet that the other one has ended
+        assert ask().status_code == 200
+
+
 def test_junk_behind_a_request_ends_the_connection(client: httpx2.Client) -> None:
     """The request itself is answered, and so are those that were sent in one piece."""
     with _connected(client) as connection:

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from medvllm import __version__
 from medvllm.errors import MedVLLMError
 from medvllm.server import health, metrics, page
+from medvllm.server.body import OpenBodies
 from medvllm.server.calls import Calls
 from medvllm.server.config import ServerConfig
 from medvllm.server.context import Server
@@ -66,6 +67,7 @@ def create_app(
         title="medvllm", version=__version__, docs_url=None, redoc_url=None, lifespan=live, strict_content_type=False
     )
     app.state.server, app.state.metrics = Server(registry, config, calls), Metrics(registry)
+    app.state.bodies = OpenBodies(config.max_open_bytes)
     # Cohere's /v2/rerank comes before the names of models that the Open Inference Protocol has there.
     own = (openai, ollama, medical, native, rerank, tei, vllm, huggingface, presidio)
     for protocol in (*own, open_inference, health, metrics, page):

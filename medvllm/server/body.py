@@ -20,11 +20,35 @@ _ENCODINGS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 _SMALL = 100_000  # bytes that take less time to parse than a thread takes to start
 
 
+class OpenBodies:
+    """How many bytes the bodies of all open requests have. Only the event loop changes it.
+
+    Args:
+        limit: The most bytes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._size = limit, 0
+
+    def add(self, size: int) -> None:
+        """Count so many more bytes. ProblemError: they would be too many."""
+        if self._size + size > self._limit:
+            message = "The requests that the server works on are as large as it allows, all together.\nTry again later."
+            raise ProblemError(Problem(429, "overloaded", message, retry_after_s=1))
+        self._size += size
+
+    def remove(self, size: int) -> None:
+        """Count so many bytes less."""
+        self._size -= size
+
+
 class StrictRequest(Request):
     """A request whose body is read and parsed as the server wants it.
 
     A large body is decompressed and parsed in a thread: meanwhile, the server answers others.
     """
+
+    size = 0  # bytes of the body, also after decompression, that count among those of all open requests
 
     async def body(self) -> bytes:
         """Return the body, decompressed. ProblemError: it is too large, or compressed in an unknown way."""
@@ -42,6 +66,7 @@ class StrictRequest(Request):
             encoding = self.headers.get("content-encoding", "identity").strip().lower()
             if encoding in _ENCODINGS:
                 data = await asyncio.to_thread(_decompress, data, encoding, limit)
+                self._count(len(data))
             elif encoding != "identity":
                 message = (
                     "The body may be compressed with gzip or deflate.\nSend it as it is, without Content-Encoding."
@@ -69,8 +94,13 @@ class StrictRequest(Request):
             size += len(part)
             if size > limit:
                 raise ProblemError(too_large(limit))
+            self._count(len(part))
             parts.append(part)
         return b"".join(parts)
+
+    def _count(self, size: int) -> None:
+        self.app.state.bodies.add(size)
+        self.size += size
 
 
 class StrictRoute(APIRoute):
@@ -83,7 +113,11 @@ class StrictRoute(APIRoute):
         async def handle(request: Request) -> Response:
             # Bodies are JSON, whatever curl or another client calls them: FastAPI takes a body without a type for that.
             headers = [(name, value) for name, value in request.scope["headers"] if name != b"content-type"]
-            return await handler(StrictRequest({**request.scope, "headers": headers}, request.receive))
+            strict = StrictRequest({**request.scope, "headers": headers}, request.receive)
+            try:
+                return await handler(strict)
+            finally:
+                request.app.state.bodies.remove(strict.size)
 
         return handle
 

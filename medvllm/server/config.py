@@ -17,6 +17,7 @@ class ServerConfig:
 
     Attributes:
         max_body_bytes: The largest body of a request, also after decompression.
+        max_open_bytes: The most bytes of the bodies of all requests that are open, also after decompression.
         max_texts: The most texts of one request.
         max_characters: The most characters of all texts of one request.
         max_tokens: The most tokens that a model reads for one request; None for no limit.
@@ -35,6 +36,7 @@ class ServerConfig:
     """
 
     max_body_bytes: int = 16 * MEBIBYTE
+    max_open_bytes: int = 512 * MEBIBYTE
     max_texts: int = 2048
     max_characters: int = 4_000_000
     max_tokens: int | None = None

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Request
+from fastapi.responses import JSONResponse, Response
 from pydantic import ConfigDict, Field
 
 from medvllm.engine.model_runner import ModelRunner
@@ -68,14 +69,14 @@ class TaskRequest(Parameters):
         return Parameters.model_validate(beside | within)
 
 
-@router.post("/models/{model:path}/pipeline/{task}", responses={200: _ANSWERS})
-async def run_named_task(model: Model, task: Task, asked: TaskRequest, http: Request, server: ServerOf) -> Any:
+@router.post("/models/{model:path}/pipeline/{task}", response_class=JSONResponse, responses={200: _ANSWERS})
+async def run_named_task(model: Model, task: Task, asked: TaskRequest, http: Request, server: ServerOf) -> Response:
     """Run a task, in Hugging Face's word for it, on the texts."""
     return await _run(http, server, model, task, asked)
 
 
-@router.post("/models/{model:path}", responses={200: _ANSWERS})
-async def run_own_task(model: Model, asked: TaskRequest, http: Request, server: ServerOf) -> Any:
+@router.post("/models/{model:path}", response_class=JSONResponse, responses={200: _ANSWERS})
+async def run_own_task(model: Model, asked: TaskRequest, http: Request, server: ServerOf) -> Response:
     """Run the model's own task on the texts: the answer has the shape that Hugging Face defines for it.
 
     - Token classification: `entity_group`, `score`, `word`, `start` and `end`, which count code points.
@@ -86,7 +87,7 @@ async def run_own_task(model: Model, asked: TaskRequest, http: Request, server: 
     return await _run(http, server, model, None, asked)
 
 
-async def _run(http: Request, server: Server, model: str, task: str | None, asked: TaskRequest) -> Any:
+async def _run(http: Request, server: Server, model: str, task: str | None, asked: TaskRequest) -> Response:
     chosen = asked.chosen()
     if isinstance(asked.inputs, Sentences):
         texts, is_batch, task = [asked.inputs.source_sentence, *asked.inputs.sentences], True, "sentence-similarity"
@@ -96,7 +97,7 @@ async def _run(http: Request, server: Server, model: str, task: str | None, aske
         texts = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
     check_texts(texts, server.config, "inputs")
 
-    def call() -> Any:
+    def call() -> Response:
         long_input = chosen.long_input(server.entry(model))
         runner = server.runner(model)
         own = usual_task(task) if task else runner.task
@@ -104,7 +105,7 @@ async def _run(http: Request, server: Server, model: str, task: str | None, aske
         if run is None:
             message = f"Model {model!r} has the task {own!r}, which has no shape in this protocol."
             raise ProblemError(Problem(422, "unsupported_task", message))
-        return run(runner, texts, chosen, long_input, is_batch)
+        return JSONResponse(run(runner, texts, chosen, long_input, is_batch))  # in the thread: it may be large
 
     return await server.run(http, call)
 

@@ -5,11 +5,12 @@ from itertools import pairwise
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import ConfigDict, Field
 
 from medvllm.engine.model_runner.redaction.operators import DEFAULT, Found, Operators
 from medvllm.engine.model_runner.tagging.entities import EntityResults
+from medvllm.engine.model_runner.tagging.spans import Span
 from medvllm.engine.model_runner.tagging.tagged_text import read_labels
 from medvllm.metadata import ModelMetadata
 from medvllm.server.anonymizers import parse_anonymizers, parse_deanonymizers
@@ -138,8 +139,10 @@ class DeanonymizeRequest(TolerantModel):
     deanonymizers: dict[str, dict[str, Any]]
 
 
-@router.post("/analyze", responses={200: answer_of([_FOUND, _EXPLAINED], [[_FOUND, _EXPLAINED]])})
-async def analyze(asked: AnalyzeRequest, http: Request, server: ServerOf, choice: Choice) -> Any:
+@router.post(
+    "/analyze", response_class=JSONResponse, responses={200: answer_of([_FOUND, _EXPLAINED], [[_FOUND, _EXPLAINED]])}
+)
+async def analyze(asked: AnalyzeRequest, http: Request, server: ServerOf, choice: Choice) -> Response:
     """Return what identifies a person in a text; of a list of texts, a list for each. Offsets count code points."""
     for name in ("ad_hoc_recognizers", "allow_list"):
         if getattr(asked, name):
@@ -149,32 +152,17 @@ async def analyze(asked: AnalyzeRequest, http: Request, server: ServerOf, choice
     check_texts(texts, server.config, "text")
     name = choice.name(asked.model)
 
-    def call() -> EntityResults:
+    def call() -> Response:  # all of it, as the answer may be large
         entry = server.entry(name)
         _check_language(entry, asked.language)
         options: dict[str, Any] = {"threshold": asked.score_threshold, "labels": asked.entities or None}
         options["long_input"] = TEIRequest().long_input(entry)
-        results: EntityResults = server.runner(name).run("deid", texts, **options)
-        return results
+        found: EntityResults = server.runner(name).run("deid", texts, **options)
+        recognizer = {"recognizer_name": name, "recognizer_version": str(found.version)}
+        answers = [[_describe(span, recognizer, asked) for span in entities.spans] for entities in found]
+        return JSONResponse(answers[0] if isinstance(asked.text, str) else answers)
 
-    found = await server.run(http, call)
-    answers = [
-        [
-            {
-                "entity_type": span.label,
-                "start": span.start,
-                "end": span.end,
-                "score": span.score,
-                "analysis_explanation": {"recognizer": name, "original_score": span.score, "score": span.score}
-                if asked.return_decision_process
-                else None,
-                "recognition_metadata": {"recognizer_name": name, "recognizer_version": str(found.version)},
-            }
-            for span in entities.spans
-        ]
-        for entities in found
-    ]
-    return answers[0] if isinstance(asked.text, str) else answers
+    return await server.run(http, call)
 
 
 @router.post("/anonymize", responses={200: answer_of(_WRITTEN)})
@@ -228,6 +216,18 @@ async def list_recognizers(http: Request, server: ServerOf) -> list[str]:
 async def check_health() -> str:
     """Return that the service is there."""
     return "The service is up"
+
+
+def _describe(span: Span, recognizer: Mapping[str, str], asked: AnalyzeRequest) -> dict[str, Any]:
+    explanation = {"recognizer": recognizer["recognizer_name"], "original_score": span.score, "score": span.score}
+    return {
+        "entity_type": span.label,
+        "start": span.start,
+        "end": span.end,
+        "score": span.score,
+        "analysis_explanation": explanation if asked.return_decision_process else None,
+        "recognition_metadata": recognizer,
+    }
 
 
 def _check_language(entry: ModelMetadata, language: str | None) -> None:

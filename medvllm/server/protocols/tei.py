@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
 from pydantic import ConfigDict, Field
 
 from medvllm import __version__
@@ -147,13 +148,17 @@ class SimilarityRequest(TolerantModel):
     parameters: TEIRequest | None = None
 
 
-@router.post("/embed", responses={200: answer_of([[0.6, -0.8]])})
-async def embed(asked: EmbedRequest, http: Request, server: ServerOf, choice: Choice) -> list[list[float]]:
+@router.post("/embed", response_class=JSONResponse, responses={200: answer_of([[0.6, -0.8]])})
+async def embed(asked: EmbedRequest, http: Request, server: ServerOf, choice: Choice) -> Response:
     """Return a vector for each text."""
     texts = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
+    check_texts(texts, server.config, "inputs")
     name = choice.name(asked.model)
-    made = await embed_texts(http, server, name, texts, asked)
-    return finish_vectors(made, name, asked)
+
+    def call() -> Response:  # all of it, as the answer may be large
+        return JSONResponse(finish_vectors(_embed(server, name, texts, asked), name, asked))
+
+    return await server.run(http, call)
 
 
 @router.post("/predict", responses={200: answer_of(_LABELS)})
@@ -173,7 +178,9 @@ async def find_similarity(asked: SimilarityRequest, http: Request, server: Serve
     """Return how similar each sentence is to the source sentence, as the model's vectors are compared."""
     texts = [asked.inputs.source_sentence, *asked.inputs.sentences]
     check_texts(asked.inputs.sentences, server.config, "inputs.sentences")
-    made = await embed_texts(http, server, choice.name(asked.model), texts, asked.parameters or TEIRequest())
+    check_texts(texts, server.config, "inputs")
+    name = choice.name(asked.model)
+    made = await server.run(http, lambda: _embed(server, name, texts, asked.parameters or TEIRequest()))
     similarities: list[float] = compare(made.vectors[:1], made.vectors[1:], made.similarity)[0].tolist()
     return similarities
 
@@ -202,16 +209,11 @@ async def describe_server(http: Request, server: ServerOf, choice: Choice) -> di
     }
 
 
-async def embed_texts(http: Request, server: Server, name: str, texts: Sequence[str], asked: TEIRequest) -> Embeddings:
-    """Return the vectors of the texts of a request."""
-    check_texts(texts, server.config, "inputs")
+def _embed(server: Server, name: str, texts: Sequence[str], asked: TEIRequest) -> Embeddings:
+    """Return the vectors of texts."""
     prompt_name = asked.prompt_name if isinstance(asked, EmbedOptions) else None
-
-    def call() -> Embeddings:
-        long_input = asked.long_input(server.entry(name))
-        return server.runner(name).embed(texts, prompt_name=prompt_name, long_input=long_input)
-
-    return await server.run(http, call)
+    long_input = asked.long_input(server.entry(name))
+    return server.runner(name).embed(texts, prompt_name=prompt_name, long_input=long_input)
 
 
 async def classify_texts(

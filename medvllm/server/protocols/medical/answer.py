@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fastapi import Request
+from fastapi.responses import JSONResponse, Response
 
 from medvllm.engine.model_runner.coverage import Coverage
 from medvllm.engine.model_runner.results import Result
@@ -64,8 +65,8 @@ def describe_answers(
 
 def make_answer(
     asked: MedicalRequest, kind: str, data: Sequence[Mapping[str, Any]], tokens: int, result: Result | None
-) -> dict[str, Any]:
-    """Return the whole answer to a request.
+) -> Response:
+    """Return the whole answer to a request. As it may be large, the thread of the call makes it.
 
     Args:
         asked: The request.
@@ -87,7 +88,7 @@ def make_answer(
     }
     if result is not None and result.receipt is not None:
         answer["receipt"] = describe_receipt(result.receipt)
-    return answer
+    return JSONResponse(answer)
 
 
 def count_tokens(coverages: Iterable[Coverage]) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
 from pydantic import ConfigDict, Field
 
 from medvllm.engine.model_runner.classification.assertions import Assertion
@@ -74,8 +75,12 @@ class AssertionsRequest(MedicalRequest):
     include_text: bool = True
 
 
-@router.post("/v1/assertions", responses={200: answer_of(*examples_of("ast", _RECORDS), optional=OPTIONAL)})
-async def find_assertions(asked: AssertionsRequest, http: Request, server: ServerOf) -> dict[str, Any]:
+@router.post(
+    "/v1/assertions",
+    response_class=JSONResponse,
+    responses={200: answer_of(*examples_of("ast", _RECORDS), optional=OPTIONAL)},
+)
+async def find_assertions(asked: AssertionsRequest, http: Request, server: ServerOf) -> Response:
     """Return what the model says of each span. A text at fault has an error in its place."""
     texts = [item.text for item in asked.input]
     given = GivenTexts.of(texts, [item.id for item in asked.input], server.config)
@@ -84,16 +89,6 @@ async def find_assertions(asked: AssertionsRequest, http: Request, server: Serve
         _places(item.spans, offsets, index)
         for index, (item, offsets) in enumerate(zip(asked.input, units, strict=True))
     ]
-
-    def call() -> Any:
-        runner = asked.runner(server)
-
-        def run(chosen: Sequence[int]) -> Any:
-            return runner.assertions(
-                [texts[index] for index in chosen], [spans[index] for index in chosen], with_receipt=asked.receipt
-            )
-
-        return answer_each(range(len(texts)), run)
 
     def describe(index: int, found: Sequence[Assertion]) -> dict[str, Any]:
         offsets = units[index]
@@ -106,10 +101,20 @@ async def find_assertions(asked: AssertionsRequest, http: Request, server: Serve
         ]
         return {"object": "assertions", "length": offsets.length, "assertions": judged}
 
-    result, answers, problems = await server.run(http, call, **asked.limits())
-    data = describe_answers(http, given, answers, problems, describe)
-    tokens = count_tokens(each.coverage for found in answers.values() for each in found)
-    return make_answer(asked, "ast", data, tokens, result)
+    def call() -> Response:
+        runner = asked.runner(server)
+
+        def run(chosen: Sequence[int]) -> Any:
+            return runner.assertions(
+                [texts[index] for index in chosen], [spans[index] for index in chosen], with_receipt=asked.receipt
+            )
+
+        result, answers, problems = answer_each(range(len(texts)), run)
+        data = describe_answers(http, given, answers, problems, describe)
+        tokens = count_tokens(each.coverage for found in answers.values() for each in found)
+        return make_answer(asked, "ast", data, tokens, result)
+
+    return await server.run(http, call, **asked.limits())
 
 
 def _places(spans: Sequence[SpanItem], offsets: Offsets, index: int) -> list[tuple[int, int]]:

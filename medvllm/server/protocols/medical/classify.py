@@ -4,6 +4,7 @@ from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
 from pydantic import ConfigDict, Field
 
 from medvllm.engine.model_runner.classification.classify import Classification, Combination
@@ -64,8 +65,12 @@ class ClassifyRequest(MedicalRequest):
     long_text: LongText | None = None
 
 
-@router.post("/v1/classify", responses={200: answer_of(*examples_of("cls", _RECORDS), optional=OPTIONAL)})
-async def classify(asked: ClassifyRequest, http: Request, server: ServerOf) -> dict[str, Any]:
+@router.post(
+    "/v1/classify",
+    response_class=JSONResponse,
+    responses={200: answer_of(*examples_of("cls", _RECORDS), optional=OPTIONAL)},
+)
+async def classify(asked: ClassifyRequest, http: Request, server: ServerOf) -> Response:
     """Return the labels of each text with their scores, the likeliest first. A text at fault has an error in its place.
 
     The coverage of a pair is that of its second text.
@@ -79,17 +84,17 @@ async def classify(asked: ClassifyRequest, http: Request, server: ServerOf) -> d
     options: dict[str, Any] = {"top_k": asked.top_k, "activation": asked.activation, "windows": asked.windows}
     options |= {"long_input": asked.long_text, "with_receipt": asked.receipt}
 
-    def call() -> Any:
-        return answer_each(texts, partial(asked.runner(server).classify, **options))
-
     def describe(index: int, found: Classification) -> dict[str, Any]:
         offsets = Offsets(split[index], asked.offset_unit)
         record = {"object": "classification", "length": offsets.length, "labels": [vars(label) for label in found]}
         return {**record, "coverage": describe_coverage(found.coverage, split[index], offsets)}
 
-    result, answers, problems = await server.run(http, call, **asked.limits())
-    data = describe_answers(http, given, answers, problems, describe)
-    return make_answer(asked, "cls", data, count_tokens(found.coverage for found in answers.values()), result)
+    def call() -> Response:
+        result, answers, problems = answer_each(texts, partial(asked.runner(server).classify, **options))
+        data = describe_answers(http, given, answers, problems, describe)
+        return make_answer(asked, "cls", data, count_tokens(found.coverage for found in answers.values()), result)
+
+    return await server.run(http, call, **asked.limits())
 
 
 def _text_of(item: str | list[str] | TextOrPairItem) -> str | list[str]:

@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
 from pydantic import ConfigDict
 
 from medvllm.engine.model_runner.tagging.entities import Entities
@@ -55,15 +56,15 @@ class EntitiesRequest(MedicalRequest):
     long_text: LongText | None = None
 
 
-@router.post("/v1/entities", responses={200: answer_of(*examples_of("ent", _RECORDS), optional=OPTIONAL)})
-async def find_entities(asked: EntitiesRequest, http: Request, server: ServerOf) -> dict[str, Any]:
+@router.post(
+    "/v1/entities",
+    response_class=JSONResponse,
+    responses={200: answer_of(*examples_of("ent", _RECORDS), optional=OPTIONAL)},
+)
+async def find_entities(asked: EntitiesRequest, http: Request, server: ServerOf) -> Response:
     """Return the entities of each text. A text at fault has an error in its place."""
     given = GivenTexts(asked.input, server.config)
     options: dict[str, Any] = {"threshold": asked.threshold, "labels": asked.labels, "long_input": asked.long_text}
-
-    def call() -> Any:
-        run = partial(asked.runner(server).entities, with_receipt=asked.receipt, **options)
-        return answer_each(given.texts, run)
 
     def describe(index: int, found: Entities) -> dict[str, Any]:
         text = given.texts[index]
@@ -77,6 +78,10 @@ async def find_entities(asked: EntitiesRequest, http: Request, server: ServerOf)
         record = {"object": "entities", "length": offsets.length, "entities": spans}
         return {**record, "coverage": describe_coverage(found.coverage, text, offsets)}
 
-    result, answers, problems = await server.run(http, call, **asked.limits())
-    data = describe_answers(http, given, answers, problems, describe)
-    return make_answer(asked, "ent", data, count_tokens(found.coverage for found in answers.values()), result)
+    def call() -> Response:
+        run = partial(asked.runner(server).entities, with_receipt=asked.receipt, **options)
+        result, answers, problems = answer_each(given.texts, run)
+        data = describe_answers(http, given, answers, problems, describe)
+        return make_answer(asked, "ent", data, count_tokens(found.coverage for found in answers.values()), result)
+
+    return await server.run(http, call, **asked.limits())

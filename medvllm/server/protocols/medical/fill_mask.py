@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
 from pydantic import ConfigDict
 
 from medvllm.engine.model_runner.fill_mask import FilledText
@@ -51,20 +52,26 @@ class FillMaskRequest(MedicalRequest):
     targets: list[str] | None = None
 
 
-@router.post("/v1/fill-mask", responses={200: answer_of(*examples_of("fill", _RECORDS), optional=OPTIONAL)})
-async def fill_mask(asked: FillMaskRequest, http: Request, server: ServerOf) -> dict[str, Any]:
+@router.post(
+    "/v1/fill-mask",
+    response_class=JSONResponse,
+    responses={200: answer_of(*examples_of("fill", _RECORDS), optional=OPTIONAL)},
+)
+async def fill_mask(asked: FillMaskRequest, http: Request, server: ServerOf) -> Response:
     """Return the likeliest word pieces for each gap of each text. A text at fault has an error in its place."""
     given = GivenTexts(asked.input, server.config)
 
-    def call() -> Any:
-        options: dict[str, Any] = {"top_k": asked.top_k, "targets": asked.targets, "with_receipt": asked.receipt}
-        return answer_each(given.texts, partial(asked.runner(server).fill_mask, **options))
+    options: dict[str, Any] = {"top_k": asked.top_k, "targets": asked.targets, "with_receipt": asked.receipt}
 
     def describe(index: int, filled: FilledText) -> dict[str, Any]:
         offsets = Offsets(given.texts[index], asked.offset_unit)
         record = {"object": "fill-mask", "length": offsets.length, "gaps": [list(map(vars, gap)) for gap in filled]}
         return {**record, "coverage": describe_coverage(filled.coverage, given.texts[index], offsets)}
 
-    result, answers, problems = await server.run(http, call, **asked.limits())
-    data = describe_answers(http, given, answers, problems, describe)
-    return make_answer(asked, "fill", data, count_tokens(filled.coverage for filled in answers.values()), result)
+    def call() -> Response:
+        run = partial(asked.runner(server).fill_mask, **options)
+        result, answers, problems = answer_each(given.texts, run)
+        data = describe_answers(http, given, answers, problems, describe)
+        return make_answer(asked, "fill", data, count_tokens(filled.coverage for filled in answers.values()), result)
+
+    return await server.run(http, call, **asked.limits())

@@ -3,6 +3,7 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
 from pydantic import ConfigDict, Field
 
 from medvllm.engine.model_runner.redaction.redact import THRESHOLD
@@ -90,8 +91,12 @@ class RedactRequest(MedicalRequest):
     include_text: bool = False
 
 
-@router.post("/v1/redact", responses={200: answer_of(examples_of("red", _RECORDS)[0], optional=OPTIONAL)})
-async def redact(asked: RedactRequest, http: Request, server: ServerOf) -> dict[str, Any]:
+@router.post(
+    "/v1/redact",
+    response_class=JSONResponse,
+    responses={200: answer_of(examples_of("red", _RECORDS)[0], optional=OPTIONAL)},
+)
+async def redact(asked: RedactRequest, http: Request, server: ServerOf) -> Response:
     """Return each text, redacted whole. If one text cannot be, none is returned.
 
     A text that the model cannot read whole would look redacted and be as it was. So the request fails with a 422 that
@@ -99,16 +104,6 @@ async def redact(asked: RedactRequest, http: Request, server: ServerOf) -> dict[
     store a batch with a gap in it, and a surrogate may depend on all texts. Leave it out, and send the others again.
     """
     given = GivenTexts(asked.input, server.config)
-
-    def call() -> Any:
-        return asked.runner(server).redact(
-            given.texts,
-            operators=use_server_keys(asked.operators, server.config.redaction_keys),
-            threshold=asked.threshold,
-            labels=asked.labels,
-            documents=asked.documents,
-            with_receipt=asked.receipt,
-        )
 
     def describe(index: int, done: Redaction) -> dict[str, Any]:
         text = given.texts[index]
@@ -130,9 +125,19 @@ async def redact(asked: RedactRequest, http: Request, server: ServerOf) -> dict[
         record = {"object": "redaction", "text": done.text, "length": new.length, "source_length": source.length}
         return {**record, "items": items, "coverage": describe_coverage(done.coverage, text, source)}
 
+    def call() -> Response:
+        result = asked.runner(server).redact(
+            given.texts,
+            operators=use_server_keys(asked.operators, server.config.redaction_keys),
+            threshold=asked.threshold,
+            labels=asked.labels,
+            documents=asked.documents,
+            with_receipt=asked.receipt,
+        )
+        data = describe_answers(http, given, dict(enumerate(result)), {}, describe)
+        return make_answer(asked, "red", data, count_tokens(done.coverage for done in result), result)
+
     try:
-        result = await server.run(http, call, **asked.limits())
+        return await server.run(http, call, **asked.limits())
     except (RequestError, LoadError) as error:
         raise ProblemError(given.named(problem_of(error))) from None
-    data = describe_answers(http, given, dict(enumerate(result)), {}, describe)
-    return make_answer(asked, "red", data, count_tokens(done.coverage for done in result), result)

@@ -182,7 +182,7 @@ async def infer(model: Model, http: Request, server: ServerOf) -> Response:
     asked = await parse(await http.body(), partial(read_inference, header_length=http.headers.get(HEADER_LENGTH)))
     timeout_s, options = _take_timeout(asked)
 
-    def call() -> tuple[bytes, int | None]:
+    def call() -> Response:
         entry = server.entry(model)
         runner = server.runner(entry.reference)
         task = runner.task
@@ -194,15 +194,15 @@ async def infer(model: Model, http: Request, server: ServerOf) -> Response:
         head = {"model_name": model, "model_version": str(entry.version)}
         specs = {spec.name: spec for spec in signature.outputs}
         names = asked.wanted or specs
-        return write_answer(head, {name: (specs[name].datatype, found[name]) for name in names}, asked)
+        body, length = write_answer(head, {name: (specs[name].datatype, found[name]) for name in names}, asked)
+        headers = {} if length is None else {HEADER_LENGTH: str(length)}
+        if len(body) >= _MIN_GZIP and _accepts_gzip(http.headers.get("accept-encoding", "")):
+            body, headers["Content-Encoding"] = gzip.compress(body, 1), "gzip"
+        return Response(
+            body, media_type="application/json" if length is None else "application/octet-stream", headers=headers
+        )
 
-    body, length = await server.run(http, call, timeout_s=timeout_s)
-    headers = {} if length is None else {HEADER_LENGTH: str(length)}
-    if len(body) >= _MIN_GZIP and _accepts_gzip(http.headers.get("accept-encoding", "")):
-        body, headers["Content-Encoding"] = gzip.compress(body, 1), "gzip"
-    return Response(
-        body, media_type="application/json" if length is None else "application/octet-stream", headers=headers
-    )
+    return await server.run(http, call, timeout_s=timeout_s)
 
 
 @router.get("/models/{model:path}/versions/{version}", responses={200: _TENSORS})
