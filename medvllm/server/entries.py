@@ -63,9 +63,8 @@ def iterate_entries(
 
 def join_pages(head: str, pages: Iterator[Sequence[str]], tail: str) -> Generator[str]:
     """Yield the parts of a JSON text: a head, the items of a list, and a tail."""
-    yield head
-    is_first = True
-    for page in filter(None, pages):
-        yield ("" if is_first else ",") + ",".join(page)
-        is_first = False
+    filled = filter(None, pages)
+    yield head + ",".join(next(filled, ()))  # an error of the first page comes before anything is sent
+    for page in filled:
+        yield "," + ",".join(page)
     yield tail

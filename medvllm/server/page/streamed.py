@@ -12,6 +12,7 @@ from markupsafe import escape
 
 from medvllm.server.context import Server
 from medvllm.server.page.actions import Action
+from medvllm.server.served_runner import VERSION
 
 _LENGTH = "content-length"
 
@@ -35,8 +36,8 @@ async def stream_answer(
     more = {"stream": True, "stream_options": {"include_usage": True}}
     answer = await action.ask({**body, **more}, http, server)
     place = uuid.uuid4().hex  # where the pieces go
-    shown: dict[str, Any] = {"text": place, "status": "Answer", "version": None, "problem": None}
-    shown |= {"ending": "", "is_partly_read": False}
+    shown: dict[str, Any] = {"text": place, "status": "Answer", "problem": None}
+    shown |= {"version": server.about.get(VERSION), "ending": "", "is_partly_read": False}
     begun = show(result=shown)
     headers = {name: value for name, value in begun.headers.items() if name != _LENGTH}
 

@@ -21,6 +21,7 @@ from medvllm.server.page.streamed import stream_answer
 from medvllm.server.page.view import render_view
 from medvllm.server.problem import Problem, ProblemError, problem_of
 from medvllm.server.rendering import in_words
+from medvllm.server.served_runner import VERSION
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ async def ask(http: Request, server: ServerOf, name: _Name = "", action: _Word =
 
     def show() -> HTMLResponse:  # in a thread: a long note has many marks
         assert chosen is not None and chosen.describe is not None
-        result = {"version": answer.get("version"), **chosen.describe(body, answer)}
+        result = {"version": server.about.get(VERSION), **chosen.describe(body, answer)}
         return _show(http, server, name, entry, chosen, form, result=result, call=call)
 
     return await server.run(http, show)
