@@ -3,13 +3,16 @@
 import copy
 import dataclasses
 import pickle
+import sqlite3
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from medvllm.catalog import Catalog, StoredCatalog
+from medvllm.catalog import Catalog, StoredCatalog, stores
 from medvllm.engine.model_runner import ModelRegistry, ModelType
 from medvllm.errors import (
     CatalogError,
@@ -288,6 +291,28 @@ def test_a_database_that_cannot_be_read_is_an_error(home: Path) -> None:
             with pytest.raises(CatalogError, match=r"catalog.db cannot be read: file is not a database"):
                 call()
         assert file.read_bytes() == content
+
+
+def test_what_the_error_of_a_damaged_database_says_leads_out(home: Path) -> None:
+    """A backup takes its place, though the log of the damaged one is still there."""
+    registry = ModelRegistry()
+    registry.register("kept", "generic", persist=True)
+    file, backup = home / "medvllm" / "catalog.db", home / "medvllm" / "catalog.db.7-1.backup"
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("VACUUM INTO ?", (str(backup),))
+    registry.register("lost", "generic", persist=True)
+    log = file.with_name("catalog.db-wal").read_bytes()
+    assert log
+    stores.close_all()
+    file.write_bytes(b"damaged" * 1000)
+    file.with_name("catalog.db-wal").write_bytes(log)
+    with pytest.raises(CatalogError) as error:
+        ModelRegistry().list_models()
+    listed, placed = (line.partition(": ")[2] for line in str(error.value).splitlines()[1:])
+    found = subprocess.run(listed, shell=True, check=True, capture_output=True, text=True).stdout.strip()
+    assert found == str(backup)
+    subprocess.run(placed.replace("BACKUP", found), shell=True, check=True)
+    assert {"kept"} == set(ModelRegistry().list_models(origin="stored"))
 
 
 def test_a_page_after_another_lists_everything(registry: ModelRegistry) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Hashable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from medvllm import settings
@@ -160,7 +161,11 @@ class SqliteFile(Database[FileConnections]):
         if any(word in reason for word in ("readonly", "unable to open", "denied")):
             return f"\nCheck the permissions: ls -ld {self._file.parent} {self._file}"
         if "not a database" in reason or "malformed" in reason:
-            return f"\nReplace it by a backup. To list the backups: ls {self._file}.*.backup"
+            file = quote(str(self._file))
+            return (  # what is left in its log would be written into the backup
+                f"\nTo list its backups: ls {file}.*.backup\n"
+                f"To put one in its place: rm -f {file} {file}-wal {file}-shm && cp BACKUP {file}"
+            )
         return ""
 
 
