@@ -74,10 +74,10 @@ def parse_keys(text: str) -> tuple[ApiKey, ...]:
     found = []
     for number, part in enumerate(text.split(","), 1):
         key, colon, stated = part.strip().partition(":")
-        rights = tuple(right for right in RIGHTS if right in stated.split("+")) if colon else DEFAULT_RIGHTS
+        rights = tuple(right for right in RIGHTS if f"+{right}+" in f"+{stated}+") if colon else DEFAULT_RIGHTS
         if len(key) < _MIN_CHARACTERS:
             raise ValueError(f"not usable: key {number} has fewer than {_MIN_CHARACTERS} characters")
-        if colon and set(stated.split("+")) - {*RIGHTS}:
+        if colon and {*stated.split("+")} - {*RIGHTS}:
             raise ValueError(f"not usable: the rights of key {number} are not among {'+'.join(RIGHTS)}")
         found.append(ApiKey(f"MEDVLLM_API_KEYS:{number}", digest_of(key), rights))
     return tuple(found)

@@ -2,7 +2,8 @@
 
 import http.client
 from collections.abc import Iterator, Mapping
-from typing import Any
+from socket import socket
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from medvllm.client.connection import LostError, Request
@@ -47,7 +48,9 @@ class LocalConnection:
             if self._http.sock is None:
                 self._http.timeout = shortest
                 self._http.connect()
-            self._http.sock.settimeout(left_s + shortest)  # the server answers in time, if only that it is late
+            cast(socket, self._http.sock).settimeout(
+                left_s + shortest
+            )  # the server answers in time, if only that it is late
             return
         except TimeoutError:
             lost = LostError("silent")

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from contextvars import copy_context
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from starlette.requests import Request as HTTPRequest
 
@@ -81,7 +81,8 @@ class Calls:
             with request:
                 return call()
 
-        future, done = lane.submit(copy_context().run, work)
+        context = copy_context()
+        future, done = lane.submit(lambda: context.run(work))
         watch = asyncio.ensure_future(_wait_for_disconnect(http))
         try:
             await asyncio.wait((done, watch), return_when=asyncio.FIRST_COMPLETED)
@@ -153,7 +154,7 @@ class Lane:
         self._threads, self._limit = ThreadPoolExecutor(threads, thread_name_prefix=name), limit
         self._count = 0  # of the calls that run or wait; only the event loop changes it
 
-    def submit(self, call: Callable[..., T], *arguments: Any) -> "tuple[Future[T], asyncio.Future[T]]":
+    def submit(self, call: Callable[[], T]) -> "tuple[Future[T], asyncio.Future[T]]":
         """Have a thread run a call, and return it twice: to cancel it while it waits, and to wait for it.
 
         Raises:
@@ -163,7 +164,7 @@ class Lane:
             message = f"The server already works on {self._limit} requests.\nTry again later."
             raise OverloadedError(message, limit=self._limit)
         self._count += 1
-        future = self._threads.submit(call, *arguments)
+        future = self._threads.submit(call)
         done = asyncio.wrap_future(future)
         done.add_done_callback(self._end)
         return future, done
