@@ -74,7 +74,9 @@ def parse_keys(text: str) -> tuple[ApiKey, ...]:
     found = []
     for number, part in enumerate(text.split(","), 1):
         key, colon, stated = part.strip().partition(":")
-        rights = tuple(right for right in RIGHTS if f"+{right}+" in f"+{stated}+") if colon else DEFAULT_RIGHTS
+        rights: tuple[Right, ...] = DEFAULT_RIGHTS
+        if colon:
+            rights = tuple(right for right in RIGHTS if f"+{right}+" in f"+{stated}+")
         if len(key) < _MIN_CHARACTERS:
             raise ValueError(f"not usable: key {number} has fewer than {_MIN_CHARACTERS} characters")
         if colon and {*stated.split("+")} - {*RIGHTS}:
