@@ -39,7 +39,10 @@ class Conditions:
         self._is_sqlite = is_sqlite
         self._like = "LIKE" if is_sqlite else 'COLLATE "C" ILIKE'  # ignoring case as ASCII has it, in no language
         filters = " AND ".join(f"({each})" for each in self._filters(selection))
-        self.text = f"({filters}) OR {self._is_one_of(always)}" if filters and always else filters
+        self.text = filters
+        if filters and always:
+            is_one, values = is_one_of(always, is_sqlite=is_sqlite)
+            self.text, self.values = f"({filters}) OR {is_one}", self.values | values
 
     def _filters(self, wanted: Selection) -> Iterator[str]:
         if wanted.match is not None:
@@ -105,16 +108,18 @@ class Conditions:
         # PostgreSQL refuses to look into JSON with this character, whichever fact has it.
         return f"CASE WHEN {self._has(_in_json(chr(0)))} THEN true ELSE {condition} END"
 
-    def _is_one_of(self, names: Collection[str]) -> str:
-        given = self._value(json.dumps(sorted(names)))
-        if self._is_sqlite:
-            return f"v.name IN (SELECT value FROM json_each({given}))"
-        return f"v.name IN (SELECT json_array_elements_text(CAST({given} AS json)))"
-
     def _value(self, value: str) -> str:
         name = f"value{len(self.values)}"
         self.values[name] = value
         return f":{name}"
+
+
+def is_one_of(names: Collection[str], *, is_sqlite: bool) -> tuple[str, dict[str, Any]]:
+    """Return the condition that a version has one of these names, and its value."""
+    listed = (
+        "SELECT value FROM json_each(:names)" if is_sqlite else "SELECT json_array_elements_text(CAST(:names AS json))"
+    )
+    return f"v.name IN ({listed})", {"names": json.dumps(sorted(names))}
 
 
 def _longest_text(glob: str) -> str:

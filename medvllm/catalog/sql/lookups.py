@@ -1,28 +1,24 @@
 """The queries that look up entries, names and aliases. They are the same for both databases."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from medvllm.catalog.events import Alias
-from medvllm.catalog.sql.conditions import Conditions
-from medvllm.catalog.sql.reader import Reader, Values
+from medvllm.catalog.sql.conditions import Conditions, is_one_of
+from medvllm.catalog.sql.reader import Reader
 from medvllm.catalog.sql.texts import sha256
 from medvllm.errors import CatalogError
 
 MAX_NUMBER = 2**31 - 1  # of an INTEGER
 FEW = 20_000  # rows
+_AT_ONCE = 500  # names
 
 _VERSIONS = "SELECT v.name, v.number, v.model_type, v.facts, v.sha256 FROM catalog_versions v"
 _IS_MEANT = "n.name = v.name AND n.current = v.number"  # by the bare name
 _MEANT = f"{_VERSIONS} JOIN catalog_names n ON {_IS_MEANT}"
 _POINTED_TO = f"{_VERSIONS} JOIN catalog_aliases a ON a.name = v.name AND a.number = v.number"
-# Read all versions, and then look whether those that fit are meant: in the order of names, each row costs a search.
-_FITTING = (
-    f"WITH fitting AS MATERIALIZED (SELECT v.name, v.number FROM catalog_versions v %s) {_VERSIONS} "
-    f"JOIN fitting f ON f.name = v.name AND f.number = v.number JOIN catalog_names n ON {_IS_MEANT} ORDER BY v.name"
-)
-_COUNTED = "SELECT count(*) FROM (SELECT 1 FROM catalog_versions v %s LIMIT :most) found"
+_FITTING = "SELECT v.name FROM catalog_versions v %s LIMIT :most"
 _NAMES = "SELECT name FROM catalog_names"
 _ALIASES = "SELECT name, alias, number, guarded FROM catalog_aliases"
 _NUMBERED = f"{_VERSIONS} WHERE v.name = :name AND v.number = :number"
@@ -99,15 +95,18 @@ def stream_meant(reader: Reader, after: str | None, conditions: Conditions | Non
         wanted[f"({conditions.text})"] = conditions.values
     where = f"WHERE {' AND '.join(wanted)}" if wanted else ""
     values = {name: value for values in wanted.values() for name, value in values.items()}
-    query = f"{_MEANT} {where} ORDER BY v.name"
-    if conditions is not None and conditions.text and _are_few(reader, where, values):
-        query = _FITTING % where
-    return map(VersionRow._make, reader.stream(query, values))
+    if conditions is not None and conditions.text:
+        fitting = reader.read(_FITTING % where, {**values, "most": FEW + 1})
+        if len(fitting) <= FEW:
+            return _stream_named(reader, sorted({name for (name,) in fitting}))
+    return map(VersionRow._make, reader.stream(f"{_MEANT} {where} ORDER BY v.name", values))
 
 
-def _are_few(reader: Reader, where: str, values: Values) -> bool:
-    """Return whether few versions meet a condition, so that they should be found first, and then sorted."""
-    return bool(reader.read(_COUNTED % where, {**values, "most": FEW + 1})[0][0] <= FEW)
+def _stream_named(reader: Reader, names: Sequence[str]) -> Iterator[VersionRow]:
+    """Iterate over the versions that some bare names mean: in the order of names, a condition costs a search a row."""
+    for begin in range(0, len(names), _AT_ONCE):
+        is_one, values = is_one_of(names[begin : begin + _AT_ONCE], is_sqlite=reader.is_sqlite)
+        yield from map(VersionRow._make, reader.read(f"{_MEANT} WHERE {is_one} ORDER BY v.name", values))
 
 
 def list_numbers(reader: Reader, name: str) -> list[int]:
