@@ -558,6 +558,19 @@ def test_an_engine_stays_as_long_as_the_call_says(
         assert [model.keep_alive for model in registry.loaded_models()] == expected
 
 
+@pytest.mark.slow
+def test_processes_that_need_one_export_share_it(tmp_path: Path, home: Path) -> None:
+    """It is made once, and each of them answers by it."""
+    command = [sys.executable, "-m", "medvllm", "run", str(tiny.bert_encoder(tmp_path / "m")), "No fever."]
+    command += ["--engine", "onnx", "--json"]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    answers = [json.loads(each.communicate()[0]) for each in running]
+    assert [each.returncode for each in running] == [0] * 3
+    assert len({json.dumps(answer["receipt"]["engine"], sort_keys=True) for answer in answers}) == 1
+    assert answers[0]["receipt"]["engine"]["name"] == "onnx"
+    assert len([each for each in (home / "medvllm" / "prepared").iterdir() if each.is_dir()]) == 1
+
+
 @pytest.mark.parametrize("engine", ["onnx", "openvino"])
 def test_threads_share_an_engine(
     registry: ModelRegistry, shared_exports: Exports, engine_home: Path, home: Path, engine: EngineName

@@ -109,15 +109,19 @@ class Conditions:
         return f"CASE WHEN {self._has(_in_json(chr(0)))} THEN true ELSE {condition} END"
 
     def _is_one_of(self, names: Collection[str]) -> str:
-        given = self._value(json.dumps(sorted(names)))
-        if self._is_sqlite:
-            return f"v.name IN (SELECT value FROM json_each({given}))"
-        return f"v.name IN (SELECT json_array_elements_text(CAST({given} AS json)))"
+        return is_one_of(self._value(json.dumps(sorted(names))), is_sqlite=self._is_sqlite)
 
     def _value(self, value: str) -> str:
         name = f"value{len(self.values)}"
         self.values[name] = value
         return f":{name}"
+
+
+def is_one_of(names: str, *, is_sqlite: bool) -> str:
+    """Return the condition that a version has one of some names, from the parameter that has them as a list in JSON."""
+    if is_sqlite:
+        return f"v.name IN (SELECT value FROM json_each({names}))"
+    return f"v.name IN (SELECT json_array_elements_text(CAST({names} AS json)))"
 
 
 def _longest_text(glob: str) -> str:

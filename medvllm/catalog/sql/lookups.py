@@ -5,23 +5,24 @@ from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 from medvllm.catalog.events import Alias
-from medvllm.catalog.sql.conditions import Conditions
+from medvllm.catalog.sql.conditions import Conditions, is_one_of
 from medvllm.catalog.sql.reader import Reader
 from medvllm.catalog.sql.texts import sha256
 from medvllm.errors import CatalogError
 
 MAX_NUMBER = 2**31 - 1  # of an INTEGER
 FEW = 20_000  # rows
+_AT_ONCE = 500  # names
 
 _VERSIONS = "SELECT v.name, v.number, v.model_type, v.facts, v.sha256 FROM catalog_versions v"
 _IS_MEANT = "n.name = v.name AND n.current = v.number"  # by the bare name
 _MEANT = f"{_VERSIONS} JOIN catalog_names n ON {_IS_MEANT}"
 _POINTED_TO = f"{_VERSIONS} JOIN catalog_aliases a ON a.name = v.name AND a.number = v.number"
-# Read all versions, and then look whether those that fit are meant: in the order of names, each row costs a search.
 _FITTING = "SELECT v.name FROM catalog_versions v %s LIMIT :most"
-_AMONG = (
-    f"WITH fitting AS MATERIALIZED (SELECT DISTINCT value AS name FROM %s) {_VERSIONS} "
-    f"JOIN fitting f ON f.name = v.name JOIN catalog_names n ON {_IS_MEANT} ORDER BY v.name"
+_LOCATIONS = "SELECT v.name, v.facts ->> 'model_path' FROM catalog_versions v"
+_POSTGRESQL_LOCATIONS = (  # it refuses to look into JSON with this character, whichever fact has it
+    "SELECT v.name, CASE WHEN v.facts LIKE '%\\u0000%' THEN '/' ELSE CAST(v.facts AS json) ->> 'model_path' END "
+    "FROM catalog_versions v"
 )
 _NAMES = "SELECT name FROM catalog_names"
 _ALIASES = "SELECT name, alias, number, guarded FROM catalog_aliases"
@@ -99,26 +100,24 @@ def stream_meant(reader: Reader, after: str | None, conditions: Conditions | Non
         wanted[f"({conditions.text})"] = conditions.values
     where = f"WHERE {' AND '.join(wanted)}" if wanted else ""
     values = {name: value for values in wanted.values() for name, value in values.items()}
-    query = f"{_MEANT} {where} ORDER BY v.name"
     if conditions is not None and conditions.text:
-        fitting = [name for (name,) in reader.read(_FITTING % where, {**values, "most": FEW + 1})]
+        fitting = reader.read(_FITTING % where, {**values, "most": FEW + 1})
         if len(fitting) <= FEW:
-            return stream_named(reader, fitting)
-    return map(VersionRow._make, reader.stream(query, values))
+            return _stream_named(reader, {name for (name,) in fitting})
+    return map(VersionRow._make, reader.stream(f"{_MEANT} {where} ORDER BY v.name", values))
 
 
-def stream_named(reader: Reader, names: Collection[str]) -> Iterator[VersionRow]:
-    """Iterate over the versions that some bare names mean, sorted by name."""
-    listed = "json_each(:names)" if reader.is_sqlite else "json_array_elements_text(CAST(:names AS json))"
-    return map(VersionRow._make, reader.stream(_AMONG % listed, {"names": json.dumps(names)}))
+def _stream_named(reader: Reader, names: Collection[str]) -> Iterator[VersionRow]:
+    """Iterate over the versions that some bare names mean, sorted by name: for few, faster than with a condition."""
+    wanted, is_one = sorted(names), is_one_of(":names", is_sqlite=reader.is_sqlite)
+    for begin in range(0, len(wanted), _AT_ONCE):
+        values = {"names": json.dumps(wanted[begin : begin + _AT_ONCE])}
+        yield from map(VersionRow._make, reader.read(f"{_MEANT} WHERE {is_one} ORDER BY v.name", values))
 
 
 def list_locations(reader: Reader) -> list[tuple[str, str | None]]:
     """Return the name of each version, and its `model_path`: None if it has none."""
-    path = "v.facts ->> 'model_path'"
-    if not reader.is_sqlite:  # it refuses to look into JSON with this character, whichever fact has it
-        path = "CASE WHEN v.facts LIKE '%\\u0000%' THEN '/' ELSE CAST(v.facts AS json) ->> 'model_path' END"
-    return reader.read(f"SELECT v.name, {path} FROM catalog_versions v")
+    return reader.read(_LOCATIONS if reader.is_sqlite else _POSTGRESQL_LOCATIONS)
 
 
 def list_numbers(reader: Reader, name: str) -> list[int]:
