@@ -379,7 +379,7 @@ def test_models_of_a_server_are_listed_loaded_and_unloaded(
 def test_ctrl_c_ends_the_call_on_the_server(resident: ServerRecord, run: Run) -> None:
     """The command ends with its exit code, and the model is free again."""
     with Client(resident.url, api_key=KEY) as client:
-        client.load("chat")
+        client.load("deid")
 
         def interrupt() -> None:
             wait_until(lambda: bool(client.loaded()[0]["leases"]), step_s=0.01)
@@ -387,6 +387,6 @@ def test_ctrl_c_ends_the_call_on_the_server(resident: ServerRecord, run: Run) ->
 
         thread = threading.Thread(target=interrupt)
         thread.start()
-        assert run("chat", *["a"] * 500, "--max-new-tokens", "400").code == 130
+        assert run("deid", "Dr. Smith saw Jones. " * 20_000).code == 130
         thread.join()
         wait_until(lambda: not client.loaded()[0]["leases"], step_s=0.01)
