@@ -54,7 +54,7 @@ def _fault(model: Any, dtype: str, tied: bool) -> str | None:
 
 
 @pytest.mark.parametrize(
-    "rounds", [40, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])], ids=str
+    "rounds", [25, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])], ids=str
 )
 def test_eight_threads_many_rounds(registry: ModelRegistry, tmp_path: Path, rounds: int) -> None:
     """Mixed models, dtypes, heads, loads and forwards: each model is as it is when loaded alone."""
