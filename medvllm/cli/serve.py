@@ -78,7 +78,10 @@ def serve(
     keys = _read_redaction_keys(redaction_key or [])
     listener = listen(host, port)
     with listener:
-        has_keys = not insecure and any(key.is_valid for key in read_keys(registry))
+        keys_there = [] if insecure else read_keys(registry)
+        has_keys = bool(keys_there)  # also if none is valid any more: who made one wants requests without one refused
+        if has_keys and not any(key.is_valid for key in keys_there):
+            say("No API key is valid now, so every request is refused. Make one: medvllm key add NAME")
         if not (has_keys or insecure or is_loopback(listener)):
             raise SettingError(
                 f"Other machines can reach {host!r}, and there is no API key that they would need.\n"

@@ -32,7 +32,9 @@ def read_piece(content: Mapping[str, Any]) -> "Piece":
     from medvllm.engine.model_runner.generation.answers import Piece
 
     answer = content["answer"]
-    return Piece(content["text"], content["position"], None if answer is None else _answer(answer))
+    piece = Piece(content["text"], content["position"], None if answer is None else _answer(answer))
+    piece.version = content["version"]
+    return piece
 
 
 def _make(kind: type[T], record: Mapping[str, Any], **others: Any) -> T:

@@ -77,6 +77,7 @@ class ServerAnswerer:
                 self._client.generate(self._model, texts, stream=True, **{**arguments, **self._options})
             ) as pieces:
                 for piece in pieces:
+                    self._check_version(piece.version)
                     self.has_answered = True
                     yield piece
         except MedVLLMError as error:

@@ -22,7 +22,7 @@ from medvllm.server.guard import Guard
 from medvllm.server.journal import Journal
 from medvllm.server.keyring import Keyring
 from medvllm.server.metrics import Metrics
-from medvllm.server.problem import Problem, ProblemError, problem_for
+from medvllm.server.problem import Problem, ProblemError, describe_failure, problem_for
 from medvllm.server.protocols import (
     huggingface,
     medical,
@@ -89,9 +89,7 @@ def _describe_once(app: FastAPI) -> dict[str, Any]:
 async def _answer_problem(http: Request, error: Exception) -> Response:
     problem = problem_for(http, error)
     if problem.status >= 500:
-        # No message of the library has a text of a request.
-        why = str(error).replace("\n", " ")
-        logger.error("request %s failed: %s: %s", http.state.about["request_id"], type(error).__name__, why)
+        logger.error("request %s failed: %s", http.state.about["request_id"], describe_failure(error))
     return render(problem, http.url.path)
 
 

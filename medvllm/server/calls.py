@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from contextvars import copy_context
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.requests import Request as HTTPRequest
 
@@ -98,8 +98,13 @@ class Calls:
         finally:
             watch.cancel()
 
-    async def stream(
-        self, http: HTTPRequest, call: Callable[[], Generator[T]], *, timeout_s: float | None = None
+    def stream(
+        self,
+        http: HTTPRequest,
+        call: Callable[[], Generator[T]],
+        *,
+        timeout_s: float | None = None,
+        priority: Priority = "interactive",
     ) -> AsyncGenerator[T]:
         """Yield what a generator of the library yields, as soon as it comes. When the client goes away, it is closed.
 
@@ -109,10 +114,20 @@ class Calls:
             http: The request that the call is for. Its body has been read.
             call: Returns the generator. It is called, and the generator runs, in a thread of its own.
             timeout_s: Seconds that the client allows; at most the server's own.
+            priority: The priority of the call.
 
         Raises:
             MedVLLMError: As `run` does.
         """
+        return self._stream(self._lane, http, call, timeout_s=timeout_s, priority=priority)
+
+    def look_through(self, http: HTTPRequest, call: Callable[[], Generator[T]]) -> AsyncGenerator[T]:
+        """Do the same with a generator that neither runs a model nor loads one, as `look` does."""
+        return self._stream(self._looks, http, call)
+
+    async def _stream(
+        self, lane: "Lane", http: HTTPRequest, call: Callable[[], Generator[T]], **options: Any
+    ) -> AsyncGenerator[T]:
         loop = asyncio.get_running_loop()
         items: asyncio.Queue[T | None] = asyncio.Queue()
 
@@ -126,7 +141,7 @@ class Calls:
                 running.exception()  # asyncio logs, with its message, an error that nobody has looked at
             items.put_nowait(None)
 
-        running = asyncio.create_task(self.run(http, work, timeout_s=timeout_s))
+        running = asyncio.create_task(self._run(lane, http, work, **options))
         running.add_done_callback(end)
         try:
             while (item := await items.get()) is not None:

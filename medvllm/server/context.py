@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 from fastapi import Depends, Request
 
+from medvllm.api_keys import RIGHTS, Right
 from medvllm.engine.model_runner.engine_lease import lease_for_task
 from medvllm.engine.model_runner.request import Priority
 from medvllm.metadata import ModelMetadata
 from medvllm.model_registry import Lease
 from medvllm.names import parse_name
+from medvllm.options import parse_keep_alive
+from medvllm.quantities import PINNED
 from medvllm.server.calls import Calls
 from medvllm.server.config import ServerConfig
 from medvllm.server.problem import Problem, ProblemError
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+LONGEST_S = 100 * 365 * 24 * 3600.0  # that a model which is not pinned stays: until its memory is needed
+
 
 @dataclass(frozen=True)
 class Server:
@@ -33,12 +38,14 @@ class Server:
         config: The limits.
         calls: Runs the library's calls.
         about: What the log may say of the request: the name of the entry that it is for, and the version that answered.
+        rights: What the key of the request permits.
     """
 
     registry: "ModelRegistry"
     config: ServerConfig
     calls: Calls
     about: dict[str, str] = field(default_factory=dict)
+    rights: tuple[Right, ...] = RIGHTS
 
     def reference(self, name: str) -> str:
         """Return a name as the registry has it. Some clients write "ner:3" for "ner@3", "ner:latest" for "ner"."""
@@ -87,7 +94,7 @@ class Server:
             RequestError: `keep_alive` is not a duration.
         """
         self.entry(name)
-        options: dict[str, Any] = {} if keep_alive is None else {"keep_alive": keep_alive}
+        options = self._stay(keep_alive)
         options |= {"registry": self.registry, "engine": engine or self.config.engine, "precision": precision}
         return ServedRunner(self.reference(name), self.about, **options)
 
@@ -103,8 +110,18 @@ class Server:
             ModelNotFoundError: As for `entry`.
         """
         self.entry(name)
-        options = {} if keep_alive is None else {"keep_alive": keep_alive}
+        options = self._stay(keep_alive)
         return lease_for_task(self.registry, self.reference(name), options, self.config.engine, "float32", None)
+
+    def _stay(self, keep_alive: str | float | None) -> dict[str, Any]:
+        """Return how long a model stays, as an option. ProblemError: the key must not pin a model, or unload it."""
+        seconds = parse_keep_alive(keep_alive)
+        if seconds is None:
+            return {}
+        if seconds in (0, PINNED) and "manage" not in self.rights:
+            message = "The key may not unload a model, or pin it.\nLeave out keep_alive, or give seconds above 0."
+            raise ProblemError(Problem(403, "permission_denied", message, "keep_alive"))
+        return {"keep_alive": seconds if seconds == PINNED else min(seconds, LONGEST_S)}
 
     async def run(
         self,
@@ -121,9 +138,20 @@ class Server:
         """Return what a call returns that neither runs a model nor loads one, as `Calls.look` does."""
         return await self.calls.look(http, call)
 
-    def stream(self, http: Request, call: Callable[[], Generator[T]]) -> AsyncGenerator[T]:
+    def stream(
+        self,
+        http: Request,
+        call: Callable[[], Generator[T]],
+        *,
+        timeout_s: float | None = None,
+        priority: Priority = "interactive",
+    ) -> AsyncGenerator[T]:
         """Yield what a generator yields, as `Calls.stream` does."""
-        return self.calls.stream(http, call)
+        return self.calls.stream(http, call, timeout_s=timeout_s, priority=priority)
+
+    def look_through(self, http: Request, call: Callable[[], Generator[T]]) -> AsyncGenerator[T]:
+        """Yield what a generator yields that neither runs a model nor loads one, as `Calls.look_through` does."""
+        return self.calls.look_through(http, call)
 
 
 def _not_found(what: str) -> ProblemError:
@@ -134,7 +162,7 @@ def _not_found(what: str) -> ProblemError:
 def server_of(http: Request) -> Server:
     """Return the server that a request came to, with the limits of the request's key."""
     server = cast(Server, http.app.state.server)
-    return replace(server, config=http.state.config, about=http.state.about)
+    return replace(server, config=http.state.config, about=http.state.about, rights=http.state.rights)
 
 
 ServerOf = Annotated[Server, Depends(server_of)]

@@ -5,6 +5,7 @@ import binascii
 import ipaddress
 import socket
 from collections.abc import Mapping
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -19,6 +20,7 @@ from medvllm.server.rendering import render
 from medvllm.server.rights import OPEN, right_of
 
 _ASK = "Ask whoever runs the server for a key that has it: medvllm key add NAME --right RIGHT"
+_MAX_OPEN_BODY = 1000  # bytes, of requests that need no key
 _OWN_KEY = "of the server's user"  # its name in the log
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="medvllm", Basic realm="medvllm", charset="UTF-8"'}
 
@@ -49,6 +51,8 @@ class Guard:
         if (problem := self._wrong_message(scope["method"], headers)) is not None:
             await _refuse(problem, scope, receive, send)
             return
+        if scope["path"] in OPEN:
+            state["config"] = replace(self._config, max_body_bytes=_MAX_OPEN_BODY)
         if not self._config.requires_key or state["is_own"] or scope["path"] in OPEN:
             await self._app(scope, receive, send)
             return
@@ -97,7 +101,7 @@ class Guard:
             )
             return Problem(421, "unknown_host", message)
         origin = headers.get("origin")
-        is_foreign = origin is not None and (urlsplit(origin).hostname or "") not in {host, *self._config.hosts}
+        is_foreign = origin is not None and not self._is_of(origin, headers.get("host", ""))
         is_sent_elsewhere = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
         if is_foreign or (is_sent_elsewhere and method not in ("GET", "HEAD")):
             return Problem(
@@ -106,6 +110,15 @@ class Guard:
                 "Pages of other sites may not use the server.\nSend the request without Origin, from a program.",
             )
         return None
+
+    def _is_of(self, origin: str, host: str) -> bool:
+        """Return whether a page of an origin is one of this server: of the same name and, if it is stated, port."""
+        try:
+            page, own = urlsplit(origin), urlsplit(f"//{host}")
+            is_same = page.hostname == own.hostname and (own.port is None or page.port == own.port)
+        except ValueError:
+            return False
+        return is_same or page.hostname in self._config.hosts
 
     def _is_own(self, host: str) -> bool:
         if host in self._hosts:

@@ -82,6 +82,12 @@ def problem_of(error: BaseException) -> Problem:
     return Problem(status, code, message, param, retry_after_s, position, kind=type(error).__name__, details=details)
 
 
+def describe_failure(error: BaseException) -> str:
+    """Return what the log says of an error. No message of the library has a text of a request; others may."""
+    kind = type(error).__name__
+    return f"{kind}: {error}".replace("\n", " ") if isinstance(error, errors.MedVLLMError) else kind
+
+
 def problem_for(http: Request, error: BaseException) -> Problem:
     """Return the problem that an error stands for, for the client of a request."""
     return replace(problem_of(error), is_local=http.state.is_own)

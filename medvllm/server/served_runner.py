@@ -1,13 +1,17 @@
 """A runner that notes which version of an entry answered."""
 
-from collections.abc import Generator, Iterable, MutableMapping
+from collections.abc import Generator, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import closing
 from typing import Any
 
 from medvllm.engine.model_runner import ModelRunner
 from medvllm.engine.model_runner.generation.answers import Piece
+from medvllm.server.problem import Problem, ProblemError
 
 VERSION = "version"
+_MAX_FILLS = 200_000  # gaps of a request, times the word pieces for each
+_MAX_SPANS = 20_000  # to judge in a request; each takes a window
+_FILLS = 5  # for a gap, if the request does not say it
 
 
 class ServedRunner(ModelRunner):
@@ -24,7 +28,12 @@ class ServedRunner(ModelRunner):
         self._about = about
 
     def run(self, task: str | None, texts: Iterable[Any], *, with_receipt: bool = False, **arguments: Any) -> Any:
-        """Return what `ModelRunner.run` does."""
+        """Return what `ModelRunner.run` does. ProblemError: the answer to a small request would fill the memory."""
+        texts = list(texts)
+        if (task or self.task) == "fill-mask":
+            _check_fills(texts, arguments)
+        if spans := arguments.get("spans"):
+            _check_count("spans", sum(map(len, spans)), _MAX_SPANS)
         result = super().run(task, texts, with_receipt=with_receipt, **arguments)
         self._about[VERSION] = str(result.version)
         return result
@@ -35,3 +44,14 @@ class ServedRunner(ModelRunner):
             for piece in pieces:
                 self._about[VERSION] = str(piece.version)
                 yield piece
+
+
+def _check_fills(texts: Sequence[str], arguments: Mapping[str, Any]) -> None:
+    gaps = sum(text.count("[MASK]") + text.count("<mask>") for text in texts)
+    _check_count("top_k", gaps * (arguments.get("top_k") or len(arguments.get("targets") or ()) or _FILLS), _MAX_FILLS)
+
+
+def _check_count(param: str, count: int, limit: int) -> None:
+    if count > limit:
+        message = f"The answer would have {count:,} records, and may have {limit:,}.\nSend several requests."
+        raise ProblemError(Problem(413, "too_many_records", message, param))

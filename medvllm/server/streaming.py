@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 
-from medvllm.server.problem import problem_for
+from medvllm.server.problem import describe_failure, problem_for
 from medvllm.server.rendering import content_of
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ async def stream_events(
                     for content in describe(item):
                         yield _event(content)
         except Exception as error:
-            logger.error("request %s broke off: %s", http.state.about["request_id"], type(error).__name__)
+            logger.error("request %s broke off: %s", http.state.about["request_id"], describe_failure(error))
             yield _event(content_of(problem_for(http, error), http.url.path))
             return
         for content in describe(None):

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema
 
 from medvllm.engine.model_runner.results import Result
 from medvllm.errors import LoadError, RequestError
@@ -13,13 +14,35 @@ from medvllm.server.problem import Problem, ProblemError, problem_of
 from medvllm.server.rendering import content_of
 
 
-class StrictModel(BaseModel):
+class _Part(BaseModel):
+    """A part of a request. The first wrong item of a list is an error of the list, and the others are not looked at."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(source)
+        _make_lists_fail_fast(schema)
+        return schema
+
+
+def _make_lists_fail_fast(schema: Any) -> None:
+    """Change a schema so that 100,000 wrong items do not take a second and 200 MB."""
+    if isinstance(schema, dict):
+        if schema.get("type") == "list":
+            schema["fail_fast"] = True
+        for part in schema.values():
+            _make_lists_fail_fast(part)
+    elif isinstance(schema, (list, tuple)):
+        for part in schema:
+            _make_lists_fail_fast(part)
+
+
+class StrictModel(_Part):
     """A part of a request, in which an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class TolerantModel(BaseModel):
+class TolerantModel(_Part):
     """A part of a request of another project's protocol, whose clients send keys of their own: they are ignored.
 
     Values are not converted: "3" is no number, and 1 is not true.

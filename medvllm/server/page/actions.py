@@ -27,6 +27,7 @@ from medvllm.server.protocols.openai.embeddings import EmbeddingRequest, create_
 from medvllm.server.protocols.openai.requests import ChatRequest, CompletionRequest
 from medvllm.server.protocols.rerank import CohereRequest, rerank_documents
 
+_MAX_SPANS = 1000
 _MAX_SENTENCES = 40  # more squares than that nobody reads
 
 
@@ -132,6 +133,8 @@ def _describe_classes(body: Mapping[str, Any], answer: Any) -> dict[str, Any]:
 
 def _assertions_body(form: Form) -> dict[str, Any]:
     text, phrase = _needed(form, "text"), _needed(form, "phrase").strip("\n")
+    if text.count(phrase) > _MAX_SPANS:
+        raise _invalid(f"The text has the words more than {_MAX_SPANS:,} times.", "phrase")
     spans, start = [], text.find(phrase)
     while start >= 0:
         spans.append({"start": start, "end": start + len(phrase)})

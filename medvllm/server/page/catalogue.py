@@ -56,7 +56,7 @@ async def show_catalogue(
     """Show the entries that fit all filters, sorted by name."""
     filters = Filters(q.strip(), type, task, tag.strip(), license.strip(), here, mine)
 
-    rows = await server.run(http, lambda: _find(server.registry, filters, after or None))
+    rows = await server.look(http, lambda: _find(server.registry, filters, after or None))
     is_last = len(rows) <= _PAGE
     asked = {name: value if isinstance(value, str) else "true" for name, value in filters._asdict().items() if value}
     return render_view(

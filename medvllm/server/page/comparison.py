@@ -33,7 +33,7 @@ async def show_differences(http: Request, server: ServerOf, before: _Name = "", 
         found = server.registry.diff(first.reference, second.reference)
         return second.name, [_row(each) for each in found]
 
-    name, rows = await server.run(http, call)
+    name, rows = await server.look(http, call)
     return render_view(http, "catalogue", "diff.html", name=name, before=before, after=after, rows=rows)
 
 

@@ -48,7 +48,7 @@ class FactRow(NamedTuple):
 @router.get("/entry")
 async def show_entry(http: Request, server: ServerOf, name: Annotated[str, Query(max_length=500)] = "") -> HTMLResponse:
     """Show an entry, or one of its versions."""
-    context = await server.run(http, lambda: _describe(server, name))
+    context = await server.look(http, lambda: _describe(server, name))
     return render_view(http, "catalogue", "entry.html", **context)
 
 

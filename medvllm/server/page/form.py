@@ -5,6 +5,7 @@ from urllib.parse import parse_qsl
 
 from fastapi import Request
 
+from medvllm.server.body import parse
 from medvllm.server.problem import Problem, ProblemError
 
 _MAX_FIELDS = 50
@@ -46,9 +47,11 @@ class Form:
 
 async def read_form(http: Request) -> Form:
     """Return the form in the body of a request. ProblemError: the body is none."""
-    body = await http.body()
     try:
-        pairs = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=_MAX_FIELDS)
+        return Form(await parse(await http.body(), _parse))
     except ValueError:  # also of an encoding
         raise ProblemError(Problem(400, "invalid_form", "The body is not a form in UTF-8.")) from None
-    return Form(dict(pairs))
+
+
+def _parse(body: bytes) -> dict[str, str]:
+    return dict(parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=_MAX_FIELDS))

@@ -1,7 +1,7 @@
 """`GET /memory`: which models are in memory, by device, and what is left of the budget."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -17,13 +17,12 @@ from medvllm.options import parse_keep_alive
 from medvllm.processes.process import Process
 from medvllm.quantities import PINNED
 from medvllm.server.body import StrictRoute
-from medvllm.server.context import Server, ServerOf
+from medvllm.server.context import LONGEST_S, Server, ServerOf
 from medvllm.server.page.form import read_form
 from medvllm.server.page.view import render_view
 
 router = APIRouter(route_class=StrictRoute)
 
-_LONG_S = 100 * 365 * 24 * 3600.0  # the model stays until its memory is needed
 _SEE_OTHER = 303
 
 
@@ -84,7 +83,7 @@ async def load(http: Request, server: ServerOf) -> Response:
 @router.post("/memory/unload")
 async def unload(http: Request, server: ServerOf) -> Response:
     """Let a model leave memory once its last request is answered."""
-    return await _change(http, server, server.registry.evict)
+    return await _change(http, server, server.registry.evict, server.look)
 
 
 @router.post("/memory/pin")
@@ -100,12 +99,17 @@ async def unpin(http: Request, server: ServerOf) -> Response:
     def call(reference: str) -> None:
         stated = server.entry(reference).memory.keep_alive
         usual = settings.KEEP_ALIVE() if stated is None else parse_keep_alive(stated)
-        _lease(server, reference, _LONG_S if usual in (None, PINNED) else usual)
+        _lease(server, reference, LONGEST_S if usual in (None, PINNED) else usual)
 
     return await _change(http, server, call)
 
 
-async def _change(http: Request, server: Server, change: Callable[[str], object]) -> Response:
+async def _change(
+    http: Request,
+    server: Server,
+    change: Callable[[str], object],
+    run: Callable[[Request, Callable[[], str]], Awaitable[str]] | None = None,
+) -> Response:
     """Change something about the model that a form names, and show the memory, or the page that the form was on."""
     form = await read_form(http)
 
@@ -114,7 +118,7 @@ async def _change(http: Request, server: Server, change: Callable[[str], object]
         change(entry.reference)
         return entry.name
 
-    await server.run(http, call)
+    await (run or server.run)(http, call)
     return RedirectResponse("/memory", _SEE_OTHER)
 
 
@@ -173,6 +177,6 @@ def _reference(registry: ModelRegistry, model: LoadedModel) -> str | None:
 def _stays(model: LoadedModel) -> str:
     if model.evicted:
         return "until its last request is answered"
-    if model.keep_alive is None or _LONG_S <= model.keep_alive < PINNED:
+    if model.keep_alive is None or LONGEST_S <= model.keep_alive < PINNED:
         return "until its memory is needed"
     return "pinned" if model.keep_alive == PINNED else f"{_duration(model.keep_alive)} after its last use"

@@ -19,7 +19,7 @@ from medvllm.server.page.call import Call
 from medvllm.server.page.form import Form, read_form
 from medvllm.server.page.streamed import stream_answer
 from medvllm.server.page.view import render_view
-from medvllm.server.problem import Problem, ProblemError, problem_of
+from medvllm.server.problem import Problem, ProblemError, describe_failure, problem_of
 from medvllm.server.rendering import in_words
 from medvllm.server.served_runner import VERSION
 
@@ -34,7 +34,7 @@ _Word = Annotated[str, Query(max_length=50)]
 @router.get("/try")
 async def show_form(http: Request, server: ServerOf, name: _Name = "", action: _Word = "") -> HTMLResponse:
     """Show what can be asked of a model."""
-    entry, chosen = await server.run(http, lambda: _choose(server, name, action))
+    entry, chosen = await server.look(http, lambda: _choose(server, name, action))
     return _show(http, server, name, entry, chosen, Form({}))
 
 
@@ -42,7 +42,7 @@ async def show_form(http: Request, server: ServerOf, name: _Name = "", action: _
 async def ask(http: Request, server: ServerOf, name: _Name = "", action: _Word = "") -> Response:
     """Ask a model, and show its answer. If there is none, what was written is still there."""
     form = await read_form(http)
-    entry, chosen = await server.run(http, lambda: _choose(server, name, action))
+    entry, chosen = await server.look(http, lambda: _choose(server, name, action))
     if chosen is None:
         raise _no_action(entry)
     try:
@@ -55,7 +55,7 @@ async def ask(http: Request, server: ServerOf, name: _Name = "", action: _Word =
     except (ProblemError, MedVLLMError, ValidationError) as error:
         problem = _invalid(error) if isinstance(error, ValidationError) else in_words(problem_of(error), {})
         if problem.status >= 500:
-            logger.error("request %s failed: %s", http.state.about["request_id"], type(error).__name__)
+            logger.error("request %s failed: %s", http.state.about["request_id"], describe_failure(error))
         return _show(http, server, name, entry, chosen, form, problem=problem)
 
     def show() -> HTMLResponse:  # in a thread: a long note has many marks

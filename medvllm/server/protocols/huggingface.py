@@ -92,16 +92,19 @@ async def _run(http: Request, server: Server, model: str, task: str | None, aske
     if isinstance(asked.inputs, Sentences):
         texts, is_batch, task = [asked.inputs.source_sentence, *asked.inputs.sentences], True, "sentence-similarity"
         check_texts(asked.inputs.sentences, server.config, "inputs.sentences")
+    elif task == "sentence-similarity":
+        message = 'The task needs what to compare: {"source_sentence": "…", "sentences": ["…"]}'
+        raise ProblemError(Problem(422, "invalid_request", message, "inputs"))
     else:
         is_batch = not isinstance(asked.inputs, str)
         texts = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
     check_texts(texts, server.config, "inputs")
 
     def call() -> Response:
-        long_input = chosen.long_input(server.entry(model))
-        runner = server.runner(model)
+        entry = server.entry(model)
+        long_input, runner = chosen.long_input(entry), server.runner(entry.reference)
         own = usual_task(task) if task else runner.task
-        run = _compare if task == "sentence-similarity" else _TASKS.get(own)
+        run = _compare if isinstance(asked.inputs, Sentences) else _TASKS.get(own)
         if run is None:
             message = f"Model {model!r} has the task {own!r}, which has no shape in this protocol."
             raise ProblemError(Problem(422, "unsupported_task", message))
@@ -153,7 +156,7 @@ def _embed(runner: ModelRunner, texts: Sequence[str], chosen: Parameters, long_i
 
 
 def _compare(runner: ModelRunner, texts: Sequence[str], chosen: Parameters, long_input: Any, is_batch: bool) -> Any:
-    made = runner.embed(texts, long_input=long_input)
+    made = runner.embed(texts, prompt_name=chosen.prompt_name, long_input=long_input)
     return compare(made.vectors[:1], made.vectors[1:], made.similarity)[0].tolist()
 
 
@@ -188,8 +191,12 @@ def _find_gaps(text: str, count: int) -> list[tuple[int, int]]:
     """Return the places of the gaps of a text, which are written as [MASK] or as <mask>."""
     import regex
 
-    places = [found.span() for found in regex.finditer(r"\[MASK\]|<mask>", text)]
-    return places if len(places) == count else [(0, 0)] * count
+    for gap in (r"\[MASK\]|<mask>", r"\[MASK\]", "<mask>"):  # one of them may be a word of the text
+        places = [found.span() for found in regex.finditer(gap, text)]
+        if len(places) == count:
+            return places
+    message = "It is not clear which words of the text are its gaps.\nWrite each gap as: [MASK]"
+    raise ProblemError(Problem(422, "invalid_request", message, "inputs"))
 
 
 def _fill_gap(text: str, place: tuple[int, int], word: str) -> str:

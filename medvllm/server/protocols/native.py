@@ -140,12 +140,13 @@ async def run_task(asked: RunRequest, http: Request, server: ServerOf) -> Respon
         runner = server.runner(asked.model, asked.engine, asked.precision, keep_alive=asked.keep_alive)
         yield from runner.stream(asked.texts, **arguments)
 
+    limits: dict[str, Any] = {"timeout_s": asked.timeout_s, "priority": asked.priority}
     if not asked.stream:
-        return await server.run(http, call, timeout_s=asked.timeout_s, priority=asked.priority)
+        return await server.run(http, call, **limits)
     if asked.task != "generate" or asked.receipt:
         message = "Only the task generate can be streamed, and a stream has no receipt."
         raise ProblemError(Problem(422, "invalid_request", message, "stream"))
-    return await stream_events(http, server.stream(http, stream), _describe_piece)
+    return await stream_events(http, server.stream(http, stream, **limits), _describe_piece)
 
 
 @router.get("/v1/memory", responses={200: answer_of({"models": [_LOADED, _LOADED | {"keep_alive": 600.0}]})})
@@ -221,7 +222,7 @@ def _describe_receipt(receipt: Receipt, *, is_own: bool) -> dict[str, Any]:
 def _describe_piece(piece: Piece | None) -> Iterator[dict[str, Any]]:
     if piece is not None:
         answer = None if piece.answer is None else piece.answer.to_dict()
-        yield {"text": str(piece), "position": piece.position, "answer": answer}
+        yield {"text": str(piece), "position": piece.position, "answer": answer, "version": piece.version}
 
 
 def _list_loaded(registry: ModelRegistry) -> Iterator[dict[str, Any]]:

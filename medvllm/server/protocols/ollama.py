@@ -21,16 +21,16 @@ from medvllm.model_registry.loaded_models import LoadedModel
 from medvllm.options import parse_keep_alive
 from medvllm.quantities import PINNED
 from medvllm.server.body import StrictRoute
-from medvllm.server.context import Server, ServerOf
+from medvllm.server.context import LONGEST_S, Server, ServerOf
 from medvllm.server.entries import iterate_entries, join_pages, known_facts
 from medvllm.server.examples import answer_of
+from medvllm.server.protocols.tei import TEIRequest
 from medvllm.server.streaming import stream_text
 from medvllm.server.texts import TolerantModel, check_texts
 from medvllm.server.vectors import shorten
 
 router = APIRouter(tags=["Ollama"], route_class=StrictRoute)
 
-_FOREVER_S = 100 * 365 * 24 * 3600  # Ollama's own programs show more than 20 years as "Forever"
 _DETAILS = {
     "parent_model": "",
     "format": "",
@@ -94,7 +94,7 @@ async def list_tags(http: Request, server: ServerOf) -> Response:
         pages = ([json.dumps(_describe(entry)) for entry in page] for page in iterate_entries(server.registry))
         return join_pages('{"models":[', pages, "]}")
 
-    return await stream_text(server.stream(http, call), "application/json")
+    return await stream_text(server.look_through(http, call), "application/json")
 
 
 @router.get(
@@ -155,7 +155,9 @@ def _embed(server: Server, asked: EmbedRequest, texts: list[str]) -> dict[str, A
     vectors: list[list[float]] = []
     tokens = 0
     if texts:
-        made = server.runner(asked.model, keep_alive=asked.keep_alive).embed(texts)
+        entry = server.entry(asked.model)
+        runner = server.runner(entry.reference, keep_alive=asked.keep_alive)
+        made = runner.embed(texts, long_input=TEIRequest().long_input(entry))  # an answer cannot say that it is cut
         vectors = scale(shorten(made.vectors, asked.dimensions, asked.model)).tolist()
         tokens = sum(coverage.tokens for coverage in made.coverage)
     else:
@@ -173,7 +175,8 @@ def _list_running(registry: ModelRegistry) -> list[dict[str, Any]]:
 
 def _describe_running(loaded: LoadedModel, registry: ModelRegistry) -> dict[str, Any]:
     name, entry = _identify(loaded, registry)
-    stays_s = _FOREVER_S if loaded.keep_alive in (None, PINNED) else loaded.keep_alive
+    # Ollama's own programs show more than 20 years as "Forever".
+    stays_s = LONGEST_S if loaded.keep_alive in (None, PINNED) else loaded.keep_alive
     return {
         **_head(name, loaded.size_bytes, entry),
         "details": _details(entry) | {"quantization_level": loaded.dtype},

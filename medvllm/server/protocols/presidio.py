@@ -8,12 +8,12 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import ConfigDict, Field
 
-from medvllm.engine.model_runner.redaction.operators import DEFAULT, Found, Operators
+from medvllm.engine.model_runner.redaction.operators import DEFAULT, Found, Keep, Operator, Operators
 from medvllm.engine.model_runner.tagging.entities import EntityResults
 from medvllm.engine.model_runner.tagging.spans import Span
 from medvllm.engine.model_runner.tagging.tagged_text import read_labels
 from medvllm.metadata import ModelMetadata
-from medvllm.server.anonymizers import parse_anonymizers, parse_deanonymizers
+from medvllm.server.anonymizers import Label, PartMask, parse_anonymizers, parse_deanonymizers
 from medvllm.server.body import StrictRoute
 from medvllm.server.context import ServerOf
 from medvllm.server.encryption import Encrypt
@@ -42,6 +42,9 @@ _READ = {
     "text": "Seen by Dr. Peña.",
     "items": [{"operator": "decrypt", "entity_type": "NAME", "start": 12, "end": 16, "text": "Peña"}],
 }
+
+# The operators that may leave letters of a text.
+_LEAVE = (Keep, PartMask)
 
 
 class AnalyzeRequest(TolerantModel):
@@ -157,7 +160,7 @@ async def analyze(asked: AnalyzeRequest, http: Request, server: ServerOf, choice
         _check_language(entry, asked.language)
         options: dict[str, Any] = {"threshold": asked.score_threshold, "labels": asked.entities or None}
         options["long_input"] = TEIRequest().long_input(entry)
-        found: EntityResults = server.runner(name).run("deid", texts, **options)
+        found: EntityResults = server.runner(entry.reference).run("deid", texts, **options)
         recognizer = {"recognizer_name": name, "recognizer_version": str(found.version)}
         answers = [[_describe(span, recognizer, asked) for span in entities.spans] for entities in found]
         return JSONResponse(answers[0] if isinstance(asked.text, str) else answers)
@@ -169,10 +172,11 @@ async def analyze(asked: AnalyzeRequest, http: Request, server: ServerOf, choice
 async def anonymize(asked: AnonymizeRequest, http: Request, server: ServerOf) -> dict[str, Any]:
     """Return the text with the results written over. Results that overlap are written over as one."""
     check_texts([asked.text], server.config, "text")
-    places = _join(asked.text, asked.analyzer_results)
+    _check_places(asked.text, asked.analyzer_results, "analyzer_results")
 
     def call() -> dict[str, Any]:
-        return _write(asked.text, places, parse_anonymizers(asked.anonymizers, server.config.redaction_keys))
+        operators = parse_anonymizers(asked.anonymizers, server.config.redaction_keys)
+        return _write(asked.text, _join(asked.analyzer_results, operators), operators)
 
     return await server.run(http, call)
 
@@ -247,34 +251,37 @@ def _check_places(text: str, results: Sequence[AnalyzerResult | Anonymized], nam
             raise ProblemError(Problem(422, "invalid_span", message, param))
 
 
-def _join(text: str, results: Sequence[AnalyzerResult]) -> list[AnalyzerResult]:
-    """Return results in the order of the text. Those that overlap become one, with the label of the likeliest.
+def _join(results: Sequence[AnalyzerResult], operators: Operators) -> list[tuple[AnalyzerResult, Operator]]:
+    """Return results in the order of the text, each with its operator.
 
-    Raises:
-        ProblemError: A result is not in the text.
+    Those that overlap become one, with the label and the operator of the likeliest. If the operator of one of them
+    leaves letters of the text, all of it is replaced: they may be what the other one is to write over.
     """
-    joined: list[AnalyzerResult] = []
-    _check_places(text, results, "analyzer_results")
+    joined: list[tuple[AnalyzerResult, Operator]] = []
     for result in sorted(results, key=lambda each: (each.start, -each.end)):
-        if joined and result.start < joined[-1].end:
-            last = joined[-1]
-            likelier = max(last, result, key=lambda each: each.score)
-            end = max(last.end, result.end)
-            joined[-1] = AnalyzerResult(
-                start=last.start, end=end, score=likelier.score, entity_type=likelier.entity_type
-            )
-        else:
-            joined.append(result)
+        own = operators.of(result.entity_type)
+        if not joined or result.start >= joined[-1][0].end:
+            joined.append((result, own))
+            continue
+        last, before = joined[-1]
+        likelier = max(last, result, key=lambda each: each.score)
+        end = max(last.end, result.end)
+        is_same = before == own and (not isinstance(own, PartMask) or (last.start, last.end) == (result.start, end))
+        operator = before if likelier is last else own
+        if not is_same and isinstance(before, _LEAVE) | isinstance(own, _LEAVE):
+            operator = Label()
+        both = AnalyzerResult(start=last.start, end=end, score=likelier.score, entity_type=likelier.entity_type)
+        joined[-1] = (both, operator)
     return joined
 
 
-def _write(text: str, places: Sequence[AnalyzerResult], operators: Operators) -> dict[str, Any]:
+def _write(text: str, joined: Sequence[tuple[AnalyzerResult, Operator]], operators: Operators) -> dict[str, Any]:
     """Return the text with its places written over, and what was written where."""
+    places = [place for place, _ in joined]
     found = [Found(text[place.start : place.end], place.entity_type, text) for place in places]
     written: list[tuple[str, str]] = []
     with operators.prepared(found, {text: [text]}):
-        for place, source in zip(places, found, strict=True):
-            operator = operators.of(place.entity_type)
+        for (place, operator), source in zip(joined, found, strict=True):
             new = operator.write(source)
             # None is, for example, for a date that can be read in two ways.
             written.append((f"<{place.entity_type}>", "replace") if new is None else (new, operator.type))

@@ -147,7 +147,7 @@ async def _rank(
     check_characters([query, *texts], server.config, param)
 
     def call() -> Ranking:
-        long_input = asked.long_input(server.entry(name))
-        return server.runner(name).rerank(query, texts, long_input=long_input, **options)
+        entry = server.entry(name)
+        return server.runner(entry.reference).rerank(query, texts, long_input=asked.long_input(entry), **options)
 
     return await server.run(http, call)

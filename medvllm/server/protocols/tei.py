@@ -125,13 +125,23 @@ class Sentences(TolerantModel):
     sentences: list[str]
 
 
+class SimilarityParameters(TEIRequest):
+    """How texts are compared.
+
+    Attributes:
+        prompt_name: The prompt before each text, by its name; the model's default one if there is one.
+    """
+
+    prompt_name: str | None = None
+
+
 class SimilarityRequest(TolerantModel):
     """The texts to compare.
 
     Attributes:
         model: As in the other requests.
         inputs: The texts.
-        parameters: `truncate` and `truncation_direction`.
+        parameters: `truncate`, `truncation_direction` and `prompt_name`.
     """
 
     model_config = ConfigDict(
@@ -145,7 +155,7 @@ class SimilarityRequest(TolerantModel):
 
     model: str | None = None
     inputs: Sentences
-    parameters: TEIRequest | None = None
+    parameters: SimilarityParameters | None = None
 
 
 @router.post("/embed", response_class=JSONResponse, responses={200: answer_of([[0.6, -0.8]])})
@@ -211,9 +221,9 @@ async def describe_server(http: Request, server: ServerOf, choice: Choice) -> di
 
 def _embed(server: Server, name: str, texts: Sequence[str], asked: TEIRequest) -> Embeddings:
     """Return the vectors of texts."""
-    prompt_name = asked.prompt_name if isinstance(asked, EmbedOptions) else None
-    long_input = asked.long_input(server.entry(name))
-    return server.runner(name).embed(texts, prompt_name=prompt_name, long_input=long_input)
+    entry = server.entry(name)
+    prompt_name = asked.prompt_name if isinstance(asked, EmbedOptions | SimilarityParameters) else None
+    return server.runner(entry.reference).embed(texts, prompt_name=prompt_name, long_input=asked.long_input(entry))
 
 
 async def classify_texts(
@@ -223,8 +233,9 @@ async def classify_texts(
     check_texts(["".join(text) for text in texts], server.config, "inputs")
 
     def call() -> list[Classification]:
-        long_input = asked.long_input(server.entry(name))
-        return server.runner(name).classify(texts, activation="none" if raw else None, long_input=long_input)
+        entry = server.entry(name)
+        options: dict[str, Any] = {"activation": "none" if raw else None, "long_input": asked.long_input(entry)}
+        return server.runner(entry.reference).classify(texts, **options)
 
     return await server.run(http, call)
 

@@ -116,8 +116,9 @@ async def classify(asked: ClassifyRequest, http: Request, server: ServerOf, choi
     activation: Literal["none"] | None = "none" if asked.use_activation is False else None
 
     def call() -> ClassificationResults:
-        long_input = TEIRequest().long_input(server.entry(name))
-        return server.runner(name).classify(texts, activation=activation, long_input=long_input)
+        entry = server.entry(name)
+        long_input = TEIRequest().long_input(entry)
+        return server.runner(entry.reference).classify(texts, activation=activation, long_input=long_input)
 
     results = await server.run(http, call)
     data = []
@@ -139,8 +140,9 @@ async def score(asked: ScoreRequest, http: Request, server: ServerOf, choice: Ch
     name = choice.name(asked.model)
 
     def call() -> tuple[list[float], int, int | None]:
-        options: dict[str, Any] = {"long_input": TEIRequest().long_input(server.entry(name))}
-        runner = server.runner(name)
+        entry = server.entry(name)  # an alias may move between two of the queries
+        options: dict[str, Any] = {"long_input": TEIRequest().long_input(entry)}
+        runner = server.runner(entry.reference)
         if runner.task == "embed":
             return _compare(runner, pairs, options)
         return _score(runner, pairs, options | {"activation": "none" if asked.use_activation is False else None})

@@ -304,6 +304,7 @@ def parse_operators(operators: "Mapping[str, Mapping[str, Any]] | Operators | No
             f"operators must map labels to operators, not be {type(operators).__name__}.\n{example}", option="operators"
         )
     made: dict[str, Operator] = {}
+    known: dict[str, Operator] = {}  # by what was given
     shared = secrets.token_bytes(32)
     for label, given in operators.items():
         if not isinstance(label, str) or not isinstance(given, Mapping) or not isinstance(given.get("type"), str):
@@ -311,8 +312,8 @@ def parse_operators(operators: "Mapping[str, Mapping[str, Any]] | Operators | No
         if label != DEFAULT and label.casefold() == DEFAULT.casefold():
             raise RequestError(f"operators has {label!r}. Did you mean: {DEFAULT!r}?\n{example}", option="operators")
         # Labels with equal operators share one: no surrogate stands for two names, and dates keep their distance.
-        same = next((each for each in made if operators[each] == given), None)
-        made[label] = _make(given) if same is None else made[same]
+        wanted = repr(sorted(given.items(), key=repr))
+        made[label] = known[wanted] if wanted in known else known.setdefault(wanted, _make(given))
         made[label].share(shared)
     default = made.pop(DEFAULT, None)
     return Operators(made, default or Replace())

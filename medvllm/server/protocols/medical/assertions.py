@@ -84,11 +84,7 @@ async def find_assertions(asked: AssertionsRequest, http: Request, server: Serve
     """Return what the model says of each span. A text at fault has an error in its place."""
     texts = [item.text for item in asked.input]
     given = GivenTexts.of(texts, [item.id for item in asked.input], server.config)
-    units = [Offsets(text, asked.offset_unit) for text in texts]
-    spans = [
-        _places(item.spans, offsets, index)
-        for index, (item, offsets) in enumerate(zip(asked.input, units, strict=True))
-    ]
+    units: list[Offsets] = []
 
     def describe(index: int, found: Sequence[Assertion]) -> dict[str, Any]:
         offsets = units[index]
@@ -102,6 +98,9 @@ async def find_assertions(asked: AssertionsRequest, http: Request, server: Serve
         return {"object": "assertions", "length": offsets.length, "assertions": judged}
 
     def call() -> Response:
+        units.extend(Offsets(text, asked.offset_unit) for text in texts)
+        places = zip(asked.input, units, strict=True)
+        spans = [_places(item.spans, offsets, index) for index, (item, offsets) in enumerate(places)]
         runner = asked.runner(server)
 
         def run(chosen: Sequence[int]) -> Any:

@@ -188,6 +188,8 @@ async def infer(model: Model, http: Request, server: ServerOf) -> Response:
         task = runner.task
         signature = signature_of(entry, task)
         _check(asked, signature)
+        if task == "rerank" and "top_k" in options:
+            raise invalid("The scores are those of all texts, in their order.\nLeave out: top_k")
         texts = rows_of(asked.inputs["text"], signature.inputs[0])
         check_texts([text for tensor in asked.inputs.values() for text in tensor.values], server.config, "inputs")
         found = signature.read(runner.run(task, texts, **options, **signature.options(asked.inputs)))

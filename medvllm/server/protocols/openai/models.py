@@ -64,7 +64,7 @@ async def list_models(
         yield from parts
         yield f',"has_more":{json.dumps(more)}}}'
 
-    return await stream_text(server.stream(http, call), "application/json")
+    return await stream_text(server.look_through(http, call), "application/json")
 
 
 @router.get(
