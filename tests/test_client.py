@@ -285,7 +285,7 @@ def test_what_a_later_server_adds_is_left_out() -> None:
     content = {"task": "ner", "version": 1, "records": [coverage | {"spans": [span]}], "classes": [], "later": 1}
     usage = {"prompt_tokens": 1, "completion_tokens": 2, "later": 3}
     answer = coverage | {"text": "a", "finish_reason": "stop", "usage": usage}
-    event = {"text": "a", "position": 0, "answer": answer, "later": 1}
+    event = {"text": "a", "position": 0, "answer": answer, "version": 1, "later": 1}
     replies = [
         Reply(200, json.dumps(content).encode()),
         Reply(200, f"event: later\ndata: {json.dumps(event)}\r\n\ndata: [DONE]\n\n".encode()),

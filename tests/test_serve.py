@@ -181,6 +181,11 @@ def test_a_server_that_others_can_reach_needs_a_key(start: Start, console: Conso
     url = server.wait_for(r"Serving at (http\S+), with API keys")
     assert httpx2.get(f"{url}/v2").status_code == 401
     assert httpx2.get(f"{url}/v2", headers={"Authorization": f"Bearer {key}"}).status_code == 200
+    console("key", "revoke", "pacs")
+    closed = start()
+    closed.wait_for("(No API key is valid any more)")
+    url = closed.wait_for(r"Serving at (http\S+), with API keys")
+    assert httpx2.get(f"{url}/v2").status_code == 401
 
 
 def test_a_certificate_makes_it_https(start: Start, console: Console, tmp_path: Path) -> None:

@@ -86,7 +86,8 @@ def test_a_full_server_says_so_in_each_protocol(
             assert answer.status_code == 429 and 0 < int(answer.headers["retry-after"]) <= 30, path
             assert "x-should-retry" not in answer.headers and "Try again later" in answer.text
             assert CANARY not in f"{answer.text}{answer.headers}"
-        for path in ("/livez", "/readyz", "/v2/health/ready", "/metrics", "/v1/memory", "/api/ps", "/v1/models/deid"):
+        looks = ("/livez", "/readyz", "/v2/health/ready", "/metrics", "/v1/memory", "/api/ps", "/v1/models/deid")
+        for path in (*looks, "/v1/models", "/api/tags", "/", "/memory", "/entry?name=deid", "/try?name=deid"):
             assert client.get(path).status_code == 200, path
         assert client.post("/v1/unload", json={"model": "mlm"}).json()["models"] == 0
     assert [each.result().status_code for each in first] == [200] * 4

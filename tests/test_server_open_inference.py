@@ -97,6 +97,8 @@ def test_labels_and_ranks_are_tensors(
     [scores, _] = _infer(client, "ranker", _text(*documents), query).json()["outputs"]
     ranked = ModelRunner("ranker", registry=registry).rerank("aspirin", documents)
     assert scores["data"] == pytest.approx([each.score for each in sorted(ranked, key=lambda each: each.index)])
+    best = _infer(client, "ranker", _text(*documents), query, parameters={"top_k": 1})  # of which text it would be
+    assert best.status_code == 400 and "top_k" in best.json()["error"]
 
 
 def _raw(*texts: bytes) -> bytes:

@@ -188,3 +188,23 @@ def test_what_cannot_be_read_back_is_refused(client: httpx2.Client, change: dict
     answer = client.post("/presidio/deanonymize", json=body | change)
     assert answer.status_code == 422 and message in answer.json()["error"]
     assert "Jones" not in answer.text and "secret-canary" not in answer.text
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [{"type": "keep"}, {"type": "mask", "masking_char": "*", "chars_to_mask": 4, "from_end": True}],
+    ids=["keep", "mask"],
+)
+def test_results_that_overlap_leave_no_letter_of_either(client: httpx2.Client, operator: dict[str, Any]) -> None:
+    """What one of them would leave may be what the other one is to write over."""
+    places = {"NAME": (8, 20, 0.8), "ID": (14, 27, 0.9)}
+    results = [
+        {"entity_type": label, "start": start, "end": end, "score": score}
+        for label, (start, end, score) in places.items()
+    ]
+    body = {"text": "Seen by Peter Miller MRN-77.", "analyzer_results": results}
+    for anonymizers in ({"NAME": {"type": "replace"}, "ID": operator}, {"NAME": operator, "ID": {"type": "replace"}}):
+        answer = client.post("/presidio/anonymize", json=body | {"anonymizers": anonymizers}).json()
+        assert answer["text"] == "Seen by <ID>."
+    alone = client.post("/presidio/anonymize", json=body | {"anonymizers": {"DEFAULT": operator}}).json()["text"]
+    assert alone == (body["text"] if operator["type"] == "keep" else "Seen by <ID>.")

@@ -163,3 +163,52 @@ def test_vllms_score_takes_one_query_or_as_many_as_documents(client: httpx2.Clie
     compared = [each["score"] for each in client.post("/score", json=body).json()["data"]]
     expected = ModelRunner("minilm", registry=registry).similarity(documents[:1], documents)[0]
     np.testing.assert_allclose(compared, expected, atol=1e-6)
+
+
+def test_a_comparison_puts_the_prompt_before_the_texts(client: httpx2.Client, registry: ModelRegistry) -> None:
+    """In TEI's route and in Hugging Face's. A name that the model has not is refused."""
+    folder = registry.get_metadata("minilm").location
+    registry.register("prompted", "clinical", model_path=folder, task="embed", prompts={"query": "Find this: "})
+    inputs = {"source_sentence": "No fever.", "sentences": ["Afebrile.", "Chest pain."]}
+    plain, prompted = (
+        [
+            client.post("/similarity", json={"model": "prompted", "inputs": inputs, "parameters": given}).json(),
+            client.post("/models/prompted", json={"inputs": inputs, "parameters": given}).json(),
+        ]
+        for given in ({}, {"prompt_name": "query"})
+    )
+    assert plain[0] == plain[1] != prompted[0] == prompted[1]
+    made = ModelRunner("prompted", registry=registry).embed(["No fever.", "Afebrile."], prompt_name="query").vectors
+    np.testing.assert_allclose(prompted[0][0], float(made[0] @ made[1]), atol=1e-5)
+    body = {"model": "prompted", "inputs": inputs, "parameters": {"prompt_name": "nix"}}
+    assert client.post("/similarity", json=body).status_code == 422
+
+
+def test_a_long_text_is_not_cut_where_the_answer_could_not_say_so(client: httpx2.Client) -> None:
+    """Though the entry cuts long texts."""
+    answer = client.post("/api/embed", json={"model": "cut-vectors", "input": LONG})
+    assert (
+        answer.status_code == 422 and client.post("/api/embed", json={"model": "cut-vectors", "input": "a"}).is_success
+    )
+
+
+def test_the_number_of_records_has_a_limit(client: httpx2.Client) -> None:
+    """A small request must not fill the memory with its answer."""
+    body = {"model": "mlm", "input": "[MASK] " * 50, "top_k": 5000}
+    for path, given in (
+        ("/v1/fill-mask", body),
+        ("/models/mlm", {"inputs": body["input"], "top_k": 5000}),
+        ("/v1/run", {"model": "mlm", "texts": [body["input"]], "arguments": {"top_k": 5000}}),
+    ):
+        answer = client.post(path, json=given)
+        assert answer.status_code == 413 and "250,000 records" in answer.text, (path, answer.text)
+    assert client.post("/v1/fill-mask", json=body | {"input": "[MASK]", "top_k": 7}).is_success
+
+
+def test_the_gaps_of_a_text_must_be_clear(client: httpx2.Client) -> None:
+    """The sentence that is answered has the word in the place of its gap, or the text is refused."""
+    text = "A literal <mask> and [MASK] pain."
+    [first, *_] = client.post("/models/mlm", json={"inputs": text}).json()
+    assert first["sequence"].startswith("A literal <mask> and ")
+    unclear = client.post("/models/minilm/pipeline/sentence-similarity", json={"inputs": ["a", "b"]})
+    assert unclear.status_code == 422 and "source_sentence" in unclear.text

@@ -1,5 +1,7 @@
 """The right of each route of a server, and who has it."""
 
+from pathlib import Path
+
 import httpx2
 import pytest
 from fastapi.routing import iter_route_contexts
@@ -8,6 +10,7 @@ from medvllm.engine.model_runner import ModelRegistry
 from medvllm.server.app import create_app
 from medvllm.server.config import ServerConfig
 from medvllm.server.rights import OPEN, right_of
+from tests.support import tiny
 from tests.support.serving import serving
 
 # A new route belongs here. Does it only list and describe, does it take texts, or does it change what others see?
@@ -33,7 +36,6 @@ RIGHTS = {
         GET /openapi.json
         GET /presidio/health
         GET /presidio/recognizers
-        GET /presidio/supportedentities
         GET /static/{name}
         GET /try
         GET /v1/memory
@@ -52,6 +54,7 @@ RIGHTS = {
         POST /v2/repository/index
     """,
     "infer": """
+        GET /presidio/supportedentities
         POST /api/embed
         POST /classify
         POST /embed
@@ -148,3 +151,29 @@ def test_a_key_reaches_the_routes_of_its_right(monkeypatch: pytest.MonkeyPatch, 
 def _ask(client: httpx2.Client, method: str, path: str, key: str | None) -> httpx2.Response:
     """Ask without a body, which every route with one refuses."""
     return client.request(method, path, headers={} if key is None else {"X-API-Key": key})
+
+
+def test_a_model_is_pinned_or_unloaded_only_with_the_right_to_manage(tmp_path: Path) -> None:
+    """By its time in memory, too. A time without an end is cut to one that programs can show."""
+    registry = ModelRegistry()
+    folder = tiny.bert_token_classifier(tmp_path / "ner", ["O", "B-NAME", "I-NAME"])
+    registry.register("ner", "clinical", model_path=str(folder), task="ner")
+    keys = {right: registry.catalog.keys.add(right, rights=("read", right)) for right in ("infer", "manage")}
+    manager = registry.catalog.keys.add("both", rights=("read", "infer", "manage"))
+    with serving(registry, ServerConfig(requires_key=True)) as client:
+
+        def ask(key: str, stays: object) -> int:
+            body = {"model": "ner", "input": "No fever.", "keep_alive": stays}
+            return client.post("/v1/entities", json=body, headers={"Authorization": f"Bearer {key}"}).status_code
+
+        assert [ask(keys["infer"], stays) for stays in (-1, 0, "-1m", "10m", 1e12)] == [403, 403, 403, 200, 200]
+        shown = client.get("/api/ps", headers={"Authorization": f"Bearer {manager}"})
+        assert shown.status_code == 200 and len(shown.json()["models"]) == 1
+        assert [ask(manager, stays) for stays in (-1, 0)] == [200, 200]
+
+
+def test_a_request_without_a_key_has_a_small_body() -> None:
+    """There is one route that has a body and is open to everybody."""
+    with serving(ModelRegistry(), ServerConfig(requires_key=True)) as client:
+        assert client.post("/v1/identity", json={"nonce": "n" * 32}).status_code in (200, 404)
+        assert client.post("/v1/identity", json={"nonce": "n" * 32, "more": "x" * 2000}).status_code == 413

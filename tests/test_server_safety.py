@@ -128,7 +128,10 @@ def test_no_key_is_stored_or_shown(registry: ModelRegistry, monkeypatch: pytest.
         ({"Host": ""}, 421),
         ({"Origin": "https://evil.example"}, 403),
         ({"Origin": "null"}, 403),
-        ({"Origin": "http://127.0.0.1:5", "Host": "127.0.0.1:8000"}, 200),
+        ({"Origin": "http://[", "Host": "127.0.0.1:8000"}, 403),
+        ({"Origin": "http://127.0.0.1:5", "Host": "127.0.0.1:8000"}, 403),
+        ({"Origin": "http://127.0.0.1:8000", "Host": "127.0.0.1:8000"}, 200),
+        ({"Origin": "https://127.0.0.1:8443", "Host": "127.0.0.1"}, 200),  # a proxy that leaves out the port
         ({"Sec-Fetch-Site": "cross-site"}, 403),
         ({"Sec-Fetch-Site": "same-origin"}, 200),
     ],

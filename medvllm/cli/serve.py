@@ -81,7 +81,10 @@ def serve(
         keys_there = [] if insecure else read_keys(registry)
         has_keys = bool(keys_there)  # also if none is valid any more: who made one wants requests without one refused
         if has_keys and not any(key.is_valid for key in keys_there):
-            say("No API key is valid now, so every request is refused. Make one: medvllm key add NAME")
+            say(
+                "No API key is valid any more, so every request is refused.\n"
+                "Make one: medvllm key add NAME\nTo let everybody use the server: --insecure"
+            )
         if not (has_keys or insecure or is_loopback(listener)):
             raise SettingError(
                 f"Other machines can reach {host!r}, and there is no API key that they would need.\n"

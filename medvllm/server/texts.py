@@ -14,16 +14,6 @@ from medvllm.server.problem import Problem, ProblemError, problem_of
 from medvllm.server.rendering import content_of
 
 
-class _Part(BaseModel):
-    """A part of a request. The first wrong item of a list is an error of the list, and the others are not looked at."""
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        schema = handler(source)
-        _make_lists_fail_fast(schema)
-        return schema
-
-
 def _make_lists_fail_fast(schema: Any) -> None:
     """Change a schema so that 100,000 wrong items do not take a second and 200 MB."""
     if isinstance(schema, dict):
@@ -34,6 +24,16 @@ def _make_lists_fail_fast(schema: Any) -> None:
     elif isinstance(schema, (list, tuple)):
         for part in schema:
             _make_lists_fail_fast(part)
+
+
+class _Part(BaseModel):
+    """A part of a request. The first wrong item of a list is an error of the list, and the others are not looked at."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(source)
+        _make_lists_fail_fast(schema)
+        return schema
 
 
 class StrictModel(_Part):

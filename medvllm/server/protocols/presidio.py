@@ -20,6 +20,7 @@ from medvllm.server.encryption import Encrypt
 from medvllm.server.examples import answer_of
 from medvllm.server.named_model import Choice
 from medvllm.server.problem import Problem, ProblemError
+from medvllm.server.served_runner import VERSION
 from medvllm.server.protocols.tei import TEIRequest
 from medvllm.server.texts import TolerantModel, check_texts
 
@@ -205,6 +206,7 @@ async def list_entities(http: Request, server: ServerOf, choice: Choice, languag
     def call() -> list[str]:
         _check_language(server.entry(name), language)
         with server.lease(name) as lease:
+            server.about[VERSION] = str(lease.metadata.version)
             return list(read_labels(lease).kinds)
 
     return await server.run(http, call)
