@@ -20,8 +20,8 @@ from medvllm.server.encryption import Encrypt
 from medvllm.server.examples import answer_of
 from medvllm.server.named_model import Choice
 from medvllm.server.problem import Problem, ProblemError
-from medvllm.server.served_runner import VERSION
 from medvllm.server.protocols.tei import TEIRequest
+from medvllm.server.served_runner import VERSION
 from medvllm.server.texts import TolerantModel, check_texts
 
 router = APIRouter(prefix="/presidio", tags=["Presidio"], route_class=StrictRoute)
