@@ -16,7 +16,6 @@ import pytest
 from medvllm import settings
 from medvllm.api_keys import prove
 from medvllm.catalog import stores
-from medvllm.client import Client
 from medvllm.client.conditions import current_conditions
 from medvllm.client.resident import find_resident
 from medvllm.client.server_record import ServerRecord, read_records
@@ -76,16 +75,21 @@ def stored(catalogue: bytes, home: Path) -> None:
 
 
 @pytest.fixture
-def resident(stored: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServerRecord]:
+def served(stored: None) -> ModelRegistry:
+    """The registry of the server."""
+    return ModelRegistry()
+
+
+@pytest.fixture
+def resident(served: ModelRegistry, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServerRecord]:
     """A server of this user, with its record. Its models are those of another registry."""
     monkeypatch.setattr("medvllm.client.resident._ANSWER_S", 60.0)  # this machine may be busy
-    own = ModelRegistry()
-    with serving(own, ServerConfig(own_key=KEY, requires_key=True)) as http:
+    with serving(served, ServerConfig(own_key=KEY, requires_key=True)) as http:
         url = str(http.base_url).rstrip("/")
         record = ServerRecord(url, KEY, current_conditions(), Process.current())
         record.publish()
         yield record
-    own.clear_cache()
+    served.clear_cache()
 
 
 @pytest.fixture
@@ -376,17 +380,22 @@ def test_models_of_a_server_are_listed_loaded_and_unloaded(
     assert without.code == 1 and "Start one: medvllm serve" in without.err
 
 
-def test_ctrl_c_ends_the_call_on_the_server(resident: ServerRecord, run: Run) -> None:
-    """The command ends with its exit code, and the model is free again."""
-    with Client(resident.url, api_key=KEY) as client:
-        client.load("deid")
+def test_ctrl_c_ends_the_call_on_the_server(
+    resident: ServerRecord, served: ModelRegistry, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command ends with its exit code, and the server no longer loads the model for it."""
 
-        def interrupt() -> None:
-            wait_until(lambda: bool(client.loaded()[0]["leases"]), step_s=0.01)
-            os.kill(os.getpid(), signal.SIGINT)
+    def interrupt() -> None:
+        wait_until(lambda: served.statistics().waiting == 1, step_s=0.01)
+        os.kill(os.getpid(), signal.SIGINT)
 
+    monkeypatch.setenv("MEDVLLM_API_KEY", KEY)
+    with served.lease("minilm") as lease:  # so that there is no room, and the call waits
+        monkeypatch.setenv("MEDVLLM_MEMORY_BUDGET", f"cpu={lease.size_bytes + 1000}B")
+        monkeypatch.setenv("MEDVLLM_MEMORY_TIMEOUT", "600")
         thread = threading.Thread(target=interrupt)
         thread.start()
-        assert run("deid", "Dr. Smith saw Jones. " * 20_000).code == 130
+        assert run("deid", "Dr. Smith saw Jones.", "--server", resident.url).code == 130
         thread.join()
-        wait_until(lambda: not client.loaded()[0]["leases"], step_s=0.01)
+        wait_until(lambda: not served.statistics().waiting, step_s=0.01)
+    assert [model.name for model in served.loaded_models()] == ["minilm"]
