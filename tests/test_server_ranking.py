@@ -203,6 +203,9 @@ def test_the_number_of_records_has_a_limit(client: httpx2.Client) -> None:
         answer = client.post(path, json=given)
         assert answer.status_code == 413 and "250,000 records" in answer.text, (path, answer.text)
     assert client.post("/v1/fill-mask", json=body | {"input": "[MASK]", "top_k": 7}).is_success
+    for model, task, wrong in (("mlm", "fill-mask", {"top_k": "5"}), ("assert", "assertions", {"spans": [5]})):
+        asked = {"model": model, "task": task, "texts": ["[MASK]"], "arguments": wrong}
+        assert client.post("/v1/run", json=asked).status_code == 422, wrong
 
 
 def test_the_gaps_of_a_text_must_be_clear(client: httpx2.Client) -> None:

@@ -32,8 +32,7 @@ class ServedRunner(ModelRunner):
         texts = list(texts)
         if (task or self.task) == "fill-mask":
             _check_fills(texts, arguments)
-        if spans := arguments.get("spans"):
-            _check_count("spans", sum(map(len, spans)), _MAX_SPANS)
+        _check_count("spans", sum(map(_length, _items(arguments.get("spans")))), _MAX_SPANS)
         result = super().run(task, texts, with_receipt=with_receipt, **arguments)
         self._about[VERSION] = str(result.version)
         return result
@@ -48,7 +47,18 @@ class ServedRunner(ModelRunner):
 
 def _check_fills(texts: Sequence[str], arguments: Mapping[str, Any]) -> None:
     gaps = sum(text.count("[MASK]") + text.count("<mask>") for text in texts)
-    _check_count("top_k", gaps * (arguments.get("top_k") or len(arguments.get("targets") or ()) or _FILLS), _MAX_FILLS)
+    top_k = arguments.get("top_k")
+    fills = top_k if isinstance(top_k, int) else _length(arguments.get("targets")) or _FILLS
+    _check_count("top_k", gaps * fills, _MAX_FILLS)
+
+
+def _items(value: Any) -> Sequence[Any]:
+    """Return the items of a list. What is none is for the task to refuse."""
+    return value if isinstance(value, list | tuple) else ()
+
+
+def _length(value: Any) -> int:
+    return len(_items(value))
 
 
 def _check_count(param: str, count: int, limit: int) -> None:
