@@ -78,9 +78,9 @@ def serve(
     keys = _read_redaction_keys(redaction_key or [])
     listener = listen(host, port)
     with listener:
-        keys_there = [] if insecure else read_keys(registry)
-        has_keys = bool(keys_there)  # also if none is valid any more: who made one wants requests without one refused
-        if has_keys and not any(key.is_valid for key in keys_there):
+        api_keys = [] if insecure else read_keys(registry)
+        has_keys = bool(api_keys)  # also if none is valid any more: who made one wants requests without one refused
+        if has_keys and not any(key.is_valid for key in api_keys):
             say(
                 "No API key is valid any more, so every request is refused.\n"
                 "Make one: medvllm key add NAME\nTo let everybody use the server: --insecure"

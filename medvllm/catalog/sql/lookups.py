@@ -101,6 +101,7 @@ def stream_meant(reader: Reader, after: str | None, conditions: Conditions | Non
     where = f"WHERE {' AND '.join(wanted)}" if wanted else ""
     values = {name: value for values in wanted.values() for name, value in values.items()}
     if conditions is not None and conditions.text:
+        # Of few, the names first: to try the condition in the order of names would cost a search for each row.
         fitting = reader.read(_FITTING % where, {**values, "most": FEW + 1})
         if len(fitting) <= FEW:
             return _stream_named(reader, {name for (name,) in fitting})
@@ -108,7 +109,7 @@ def stream_meant(reader: Reader, after: str | None, conditions: Conditions | Non
 
 
 def _stream_named(reader: Reader, names: Collection[str]) -> Iterator[VersionRow]:
-    """Iterate over the versions that some bare names mean, sorted by name: for few, faster than with a condition."""
+    """Iterate over the versions that some bare names mean, sorted by name."""
     wanted, is_one = sorted(names), is_one_of(":names", is_sqlite=reader.is_sqlite)
     for begin in range(0, len(wanted), _AT_ONCE):
         values = {"names": json.dumps(wanted[begin : begin + _AT_ONCE])}

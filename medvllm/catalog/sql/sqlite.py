@@ -158,10 +158,10 @@ class SqliteFile(Database[FileConnections]):
             source.backup(copy)
 
     def _advice(self, reason: str) -> str:
+        file = quote(str(self._file))
         if any(word in reason for word in ("readonly", "unable to open", "denied")):
-            return f"\nCheck the permissions: ls -ld {self._file.parent} {self._file}"
+            return f"\nCheck the permissions: ls -ld {quote(str(self._file.parent))} {file}"
         if "not a database" in reason or "malformed" in reason:
-            file = quote(str(self._file))
             return (  # what is left in its log would be written into the backup
                 f"\nTo list its backups: ls {file}.*.backup\n"
                 f"To put one in its place: rm -f {file} {file}-wal {file}-shm && cp BACKUP {file}"
