@@ -48,9 +48,8 @@ class LocalConnection:
             if self._http.sock is None:
                 self._http.timeout = shortest
                 self._http.connect()
-            cast(socket, self._http.sock).settimeout(
-                left_s + shortest
-            )  # the server answers in time, if only that it is late
+            # The server answers in time, if only that it is late.
+            cast(socket, self._http.sock).settimeout(left_s + shortest)
             return
         except TimeoutError:
             lost = LostError("silent")

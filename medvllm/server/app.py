@@ -1,6 +1,5 @@
 """The application: routes, errors and headers of a server."""
 
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -22,7 +21,7 @@ from medvllm.server.guard import Guard
 from medvllm.server.journal import Journal
 from medvllm.server.keyring import Keyring
 from medvllm.server.metrics import Metrics
-from medvllm.server.problem import Problem, ProblemError, describe_failure, problem_for
+from medvllm.server.problem import Problem, ProblemError, log_failure, problem_for
 from medvllm.server.protocols import (
     huggingface,
     medical,
@@ -40,8 +39,6 @@ from medvllm.server.tracing import Tracing
 
 if TYPE_CHECKING:
     from medvllm.model_registry import ModelRegistry
-
-logger = logging.getLogger(__name__)
 
 
 def create_app(
@@ -88,8 +85,7 @@ def _describe_once(app: FastAPI) -> dict[str, Any]:
 
 async def _answer_problem(http: Request, error: Exception) -> Response:
     problem = problem_for(http, error)
-    if problem.status >= 500:
-        logger.error("request %s failed: %s", http.state.about["request_id"], describe_failure(error))
+    log_failure(http, error, problem)
     return render(problem, http.url.path)
 
 

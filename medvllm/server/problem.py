@@ -1,5 +1,6 @@
 """What a server answers in place of a result. Each protocol renders it in its own shape."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import ceil
@@ -9,6 +10,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from medvllm import errors
+
+logger = logging.getLogger(__name__)
 
 _LONGEST_RETRY_S = 30  # clients sleep for as long as the server says
 
@@ -86,6 +89,12 @@ def describe_failure(error: BaseException) -> str:
     """Return what the log says of an error. No message of the library has a text of a request; others may."""
     kind = type(error).__name__
     return f"{kind}: {error}".replace("\n", " ") if isinstance(error, errors.MedVLLMError) else kind
+
+
+def log_failure(http: Request, error: BaseException, problem: Problem) -> None:
+    """Log an error that is answered with a problem, if it is one of the server and not of the client."""
+    if problem.status >= 500:
+        logger.error("request %s failed: %s", http.state.about["request_id"], describe_failure(error))
 
 
 def problem_for(http: Request, error: BaseException) -> Problem:

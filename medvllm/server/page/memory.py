@@ -1,7 +1,7 @@
 """`GET /memory`: which models are in memory, by device, and what is left of the budget."""
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -83,7 +83,7 @@ async def load(http: Request, server: ServerOf) -> Response:
 @router.post("/memory/unload")
 async def unload(http: Request, server: ServerOf) -> Response:
     """Let a model leave memory once its last request is answered."""
-    return await _change(http, server, server.registry.evict, server.look)
+    return await _change(http, server, server.registry.evict, is_look=True)
 
 
 @router.post("/memory/pin")
@@ -104,12 +104,7 @@ async def unpin(http: Request, server: ServerOf) -> Response:
     return await _change(http, server, call)
 
 
-async def _change(
-    http: Request,
-    server: Server,
-    change: Callable[[str], object],
-    run: Callable[[Request, Callable[[], str]], Awaitable[str]] | None = None,
-) -> Response:
+async def _change(http: Request, server: Server, change: Callable[[str], object], *, is_look: bool = False) -> Response:
     """Change something about the model that a form names, and show the memory, or the page that the form was on."""
     form = await read_form(http)
 
@@ -118,7 +113,7 @@ async def _change(
         change(entry.reference)
         return entry.name
 
-    await (run or server.run)(http, call)
+    await (server.look if is_look else server.run)(http, call)  # it may run while the server is full
     return RedirectResponse("/memory", _SEE_OTHER)
 
 

@@ -1,6 +1,5 @@
 """`/try`: ask a model, see the answer, and copy the call."""
 
-import logging
 from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any
@@ -19,11 +18,9 @@ from medvllm.server.page.call import Call
 from medvllm.server.page.form import Form, read_form
 from medvllm.server.page.streamed import stream_answer
 from medvllm.server.page.view import render_view
-from medvllm.server.problem import Problem, ProblemError, describe_failure, problem_of
+from medvllm.server.problem import Problem, ProblemError, log_failure, problem_of
 from medvllm.server.rendering import in_words
 from medvllm.server.served_runner import VERSION
-
-logger = logging.getLogger(__name__)
 
 router = APIRouter(route_class=StrictRoute)
 
@@ -54,8 +51,7 @@ async def ask(http: Request, server: ServerOf, name: _Name = "", action: _Word =
         answer = await chosen.ask(body, http, server)
     except (ProblemError, MedVLLMError, ValidationError) as error:
         problem = _invalid(error) if isinstance(error, ValidationError) else in_words(problem_of(error), {})
-        if problem.status >= 500:
-            logger.error("request %s failed: %s", http.state.about["request_id"], describe_failure(error))
+        log_failure(http, error, problem)
         return _show(http, server, name, entry, chosen, form, problem=problem)
 
     def show() -> HTMLResponse:  # in a thread: a long note has many marks

@@ -270,7 +270,7 @@ def _join(results: Sequence[AnalyzerResult], operators: Operators) -> list[tuple
         end = max(last.end, result.end)
         is_same = before == own and (not isinstance(own, PartMask) or (last.start, last.end) == (result.start, end))
         operator = before if likelier is last else own
-        if not is_same and isinstance(before, _LEAVE) | isinstance(own, _LEAVE):
+        if not is_same and (isinstance(before, _LEAVE) or isinstance(own, _LEAVE)):
             operator = Label()
         both = AnalyzerResult(start=last.start, end=end, score=likelier.score, entity_type=likelier.entity_type)
         joined[-1] = (both, operator)

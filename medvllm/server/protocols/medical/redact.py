@@ -1,6 +1,5 @@
 """`POST /v1/redact`: texts in which whatever is likely to identify someone is written over."""
 
-import logging
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
@@ -14,7 +13,7 @@ from medvllm.server.body import StrictRoute
 from medvllm.server.context import ServerOf
 from medvllm.server.examples import answer_of
 from medvllm.server.offsets import Offsets
-from medvllm.server.problem import ProblemError, describe_failure, problem_of
+from medvllm.server.problem import ProblemError, log_failure, problem_of
 from medvllm.server.protocols.medical.answer import (
     COVERAGE,
     OPTIONAL,
@@ -27,8 +26,6 @@ from medvllm.server.protocols.medical.answer import (
 from medvllm.server.protocols.medical.request import MedicalRequest
 from medvllm.server.redaction_keys import use_server_keys
 from medvllm.server.texts import GivenTexts, Texts
-
-logger = logging.getLogger(__name__)
 
 router = APIRouter(route_class=StrictRoute)
 
@@ -144,6 +141,5 @@ async def redact(asked: RedactRequest, http: Request, server: ServerOf) -> Respo
         return await server.run(http, call, **asked.limits())
     except (RequestError, LoadError) as error:
         problem = problem_of(error)
-        if problem.status >= 500:
-            logger.error("request %s failed: %s", http.state.about["request_id"], describe_failure(error))
+        log_failure(http, error, problem)
         raise ProblemError(given.named(problem)) from None
