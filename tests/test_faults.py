@@ -24,6 +24,7 @@ from medvllm.errors import (
 from tests.support import tiny, warm
 from tests.support.clock import HurriedClock
 from tests.support.conversions import convert
+from tests.support.disks import mounted_disk
 from tests.support.loopback import LoopbackHub
 
 
@@ -227,14 +228,8 @@ def test_four_processes_pull_one_model_once(acme: LoopbackHub, home: Path) -> No
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 64 kB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("mounting a small disk needs root")
-    try:
+    with mounted_disk(tmp_path / "disk", "64k") as disk:
         yield disk
-    finally:
-        subprocess.run(["umount", "-l", disk], check=True)
 
 
 def test_a_full_disk_is_an_error_and_leaves_nothing(acme: LoopbackHub, home: Path, small_disk: Path) -> None:

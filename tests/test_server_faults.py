@@ -1,6 +1,5 @@
 """What happens under a server: a catalogue that goes away, a full disk, files that change, aliases that move."""
 
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from medvllm.catalog import stores
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
 from medvllm.errors import CatalogError
 from tests.support import tiny
+from tests.support.disks import mounted_disk
 from tests.support.postgres import Postgres
 from tests.support.serving import serving
 
@@ -166,15 +166,9 @@ def test_an_alias_that_moves_takes_its_requests_with_it(registry: ModelRegistry,
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 1 MiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("mounting a small disk needs root")
-    try:
+    with mounted_disk(tmp_path / "disk", "1m") as disk:
         yield disk
-    finally:
         stores.close_all()
-        subprocess.run(["umount", "-l", disk], check=True)
 
 
 def test_a_full_disk_keeps_no_request_from_its_answer(

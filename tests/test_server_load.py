@@ -3,7 +3,6 @@
 import gc
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ from medvllm.loading.from_pretrained_lock import exclusive_load
 from medvllm.server.config import ServerConfig
 from tests.support import decoders, tiny
 from tests.support.served import registry_of_all_tasks
-from tests.support.serving import serving
+from tests.support.serving import connected, serving
 
 CANARY = "secret-canary"
 # A request of each route that runs a model, in each protocol.
@@ -228,6 +227,6 @@ def _asking(client: httpx2.Client, path: str, body: dict[str, Any]) -> Iterator[
     """A client that has sent a request, and goes away without an answer."""
     content = json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", client.base_url.port or 0), timeout=60) as connection:
+    with connected(client) as connection:
         connection.sendall(head.encode() + content)
         yield

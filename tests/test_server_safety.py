@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -26,7 +25,7 @@ from medvllm.server.guard import host_of
 from medvllm.server.listening import listen
 from medvllm.server.tracing import Tracing, tracing_of_environment
 from tests.support import tiny
-from tests.support.serving import serving
+from tests.support.serving import connected, serving
 from tests.support.waiting import wait_until
 
 CANARY = "secret-canary"
@@ -90,11 +89,11 @@ def test_a_key_has_so_many_requests_open_as_its_limit_says(registry: ModelRegist
     """The next one is refused at once, and told when to come again."""
     key = registry.catalog.keys.add("pacs", rights=("infer",), limits={"max_concurrent": 1})
     head = f"POST /v2/models/ner/infer HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\n"
-    with serving(registry, ServerConfig(requires_key=True)) as client, _connected(client) as first:
+    with serving(registry, ServerConfig(requires_key=True)) as client, connected(client) as first:
         first.sendall(f"{head}Content-Length: 5\r\n\r\n{{}}".encode())  # three bytes are missing
         deadline = time.monotonic() + 20
         while True:
-            with _connected(client) as second:
+            with connected(client) as second:
                 second.sendall(f"{head}Connection: close\r\nContent-Length: 2\r\n\r\n{{}}".encode())
                 answer = _read(second)
             if b" 429 " in answer:
@@ -156,12 +155,6 @@ def test_a_host_is_read_as_the_browser_reads_it() -> None:
     ]
 
 
-@contextmanager
-def _connected(client: httpx2.Client) -> Iterator[socket.socket]:
-    with socket.create_connection(("127.0.0.1", client.base_url.port or 0), timeout=20) as connection:
-        yield connection
-
-
 def _read(connection: socket.socket) -> bytes:
     """What a server sends until it closes the connection."""
     parts = []
@@ -200,7 +193,7 @@ def test_a_request_that_can_be_read_in_two_ways_ends_its_connection(
     client: httpx2.Client, sent: bytes, status: bytes
 ) -> None:
     """Nothing behind it is taken for another request."""
-    with _connected(client) as connection:
+    with connected(client) as connection:
         connection.sendall(sent)
         answer = _read(connection)
     assert answer.startswith(b"HTTP/1.1 " + status) and answer.count(b"HTTP/1.1 ") == 1, answer
@@ -208,7 +201,7 @@ def test_a_request_that_can_be_read_in_two_ways_ends_its_connection(
 
 def test_a_body_without_an_end_is_cut_off(client: httpx2.Client) -> None:
     """Once it is longer than a body may be."""
-    with _connected(client) as connection:
+    with connected(client) as connection:
         connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
         chunk = b"1000\r\n" + b"a" * 0x1000 + b"\r\n"
         with pytest.raises(OSError) as error:
@@ -227,7 +220,7 @@ def test_the_bodies_of_all_requests_together_have_a_limit(registry: ModelRegistr
         refused = ask()
         assert refused.status_code == 200
         while refused.status_code == 200:  # if it came first, the other one was refused
-            with _connected(client) as connection:
+            with connected(client) as connection:
                 connection.sendall(HEAD + b"Content-Length: 100001\r\n\r\n" + b" " * 100_000)
                 while "medvllm_open_requests 2.0" not in client.get("/metrics").text:
                     pass
@@ -239,7 +232,7 @@ def test_the_bodies_of_all_requests_together_have_a_limit(registry: ModelRegistr
 
 def test_junk_behind_a_request_ends_the_connection(client: httpx2.Client) -> None:
     """The request itself is answered, and so are those that were sent in one piece."""
-    with _connected(client) as connection:
+    with connected(client) as connection:
         connection.sendall(GET * 3 + b"\x00junk\r\n\r\n" + GET)
         answer = _read(connection)
     assert answer.count(b"HTTP/1.1 200") == 3 and answer.count(b"HTTP/1.1 ") == 4 and b"HTTP/1.1 400" in answer
@@ -251,7 +244,7 @@ def test_a_client_that_does_not_send_its_request_is_disconnected(
 ) -> None:
     """Also one that sends a byte from time to time, and one that has sent a request before."""
     monkeypatch.setattr(Connection, "head_timeout_s", 0.3)
-    with serving(registry) as client, _connected(client) as connection:
+    with serving(registry) as client, connected(client) as connection:
         connection.sendall(before)
         stop = threading.Event()
 
@@ -281,7 +274,7 @@ def test_a_client_that_does_not_read_its_answers_is_disconnected(
 ) -> None:
     """Once it has read nothing for a while. Until then, its request is open."""
     monkeypatch.setattr(Connection, "stall_timeout_s", 0.5)
-    with serving(registry) as client, _connected(client) as connection:
+    with serving(registry) as client, connected(client) as connection:
         connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 500)
         for number in ("2.0", "1.0"):  # with that of the metrics themselves
             wait_until(partial(_is_in_metrics, client, f"\nmedvllm_open_requests {number}\n"), step_s=0.02)

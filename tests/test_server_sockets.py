@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from http.client import HTTPResponse
 from typing import Any
 
@@ -18,7 +18,7 @@ from medvllm.server import journal, strict_json
 from medvllm.server.config import ServerConfig
 from medvllm.server.connection import Connection
 from medvllm.server.strict_json import MAX_DEPTH, MAX_VALUES, JSONError, parse_json
-from tests.support.serving import serving
+from tests.support.serving import connected, serving
 
 HOST = b"Host: localhost\r\n"
 GET = b"GET /livez HTTP/1.1\r\n" + HOST + b"\r\n"
@@ -30,12 +30,6 @@ def client() -> Iterator[httpx2.Client]:
     """A server without models."""
     with serving(ModelRegistry(), ServerConfig(max_body_bytes=200_000, body_timeout_s=0.3)) as client:
         yield client
-
-
-@contextmanager
-def connected(client: httpx2.Client) -> Iterator[socket.socket]:
-    with socket.create_connection(("127.0.0.1", client.base_url.port or 0), timeout=20) as connection:
-        yield connection
 
 
 def read(connection: socket.socket) -> bytes:

@@ -23,6 +23,7 @@ from medvllm.catalog.sql.sqlite import SqliteFile
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import CatalogError
 from tests.support.children import asked, held, python, together
+from tests.support.disks import mounted_disk
 from tests.support.driver import Driver
 from tests.support.postgres import Postgres
 from tests.support.sql import change
@@ -213,16 +214,10 @@ def test_a_kill_leaves_all_of_a_change_or_nothing(
 @pytest.fixture
 def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A disk of 1 MB, with the catalogue on it."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("mounting a small disk needs root")
-    monkeypatch.setenv("MEDVLLM_HOME", str(disk))
-    try:
+    with mounted_disk(tmp_path / "disk", "1m") as disk:
+        monkeypatch.setenv("MEDVLLM_HOME", str(disk))
         yield disk
-    finally:
         stores.close_all()
-        subprocess.run(["umount", "-l", disk], check=True)
 
 
 def _fill(disk: Path) -> None:

@@ -1,5 +1,6 @@
 """A real server on a free port of 127.0.0.1, in a thread of the test."""
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -33,3 +34,10 @@ def serving(
     finally:
         server.should_exit = True
         thread.join()
+
+
+@contextmanager
+def connected(client: httpx2.Client) -> Iterator[socket.socket]:
+    """Yield a connection to the server of a client, to send what a client would not."""
+    with socket.create_connection(("127.0.0.1", client.base_url.port or 0), timeout=60) as connection:
+        yield connection
