@@ -6,8 +6,10 @@ from typing import Any
 
 import httpx2
 import pytest
+from starlette.requests import Request
 
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
+from medvllm.server.texts import answer_each
 from tests.support import tiny
 from tests.support.serving import serving
 
@@ -56,6 +58,24 @@ def test_a_text_at_fault_has_an_error_in_its_place(client: httpx2.Client) -> Non
     assert answer.status_code == 200 and (first["id"], bad["id"], last["id"]) == ("n0", "n1", "n2")
     assert first["object"] == last["object"] == "entities" and bad["object"] == "error"
     assert bad["error"]["code"] == "input_too_long" and bad["error"]["message"].startswith("Text 2 ")
+
+
+def test_many_texts_at_fault_are_found_without_reading_the_others_again_and_again(registry: ModelRegistry) -> None:
+    """Each has the problem that it has by itself, and each of the others is read twice at most."""
+    http = Request({"type": "http", "state": {"about": {"request_id": "1"}}})
+    texts = ["ab" if number % 3 else f"{number} of more than eight tokens, which is forbidden" for number in range(60)]
+    runner, read = ModelRunner("deberta/ner", registry=registry), 0
+
+    def run(chosen: list[str]) -> Any:
+        nonlocal read
+        read += next((number for number, text in enumerate(chosen) if text != "ab"), len(chosen))
+        return runner.entities(chosen)
+
+    _, answers, problems = answer_each(http, texts, run)
+    assert sorted(problems) == list(range(0, 60, 3)) and sorted({*answers, *problems}) == list(range(60))
+    assert all(problem.message.startswith(f"Text {index + 1} is longer") for index, problem in problems.items())
+    assert all(problem.position == index for index, problem in problems.items())
+    assert read <= 2 * len(answers)
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,14 @@ def test_fill_mask_fills_each_gap(client: httpx2.Client, registry: ModelRegistry
     assert "has no gap" in answer["data"][1]["error"]["message"]
 
 
+def test_an_option_at_fault_is_no_text_at_fault(client: httpx2.Client) -> None:
+    """A target that the model does not know is an error of the request, and of none of its texts."""
+    body = {"model": "mlm", "input": ["the [MASK]"] * 3, "targets": ["the", "qqqqqq"]}
+    answer = client.post("/v1/fill-mask", json=body)
+    assert answer.status_code == 422 and answer.json()["error"]["message"].startswith("Target 2 ")
+    assert answer.json()["error"]["param"] == "targets"
+
+
 @pytest.mark.parametrize(("long_text", "complete"), [(None, False), ("truncate", False), ("window", True)])
 def test_the_client_may_say_what_becomes_of_a_long_text(
     client: httpx2.Client, long_text: str | None, complete: bool

@@ -165,6 +165,16 @@ def test_vllms_score_takes_one_query_or_as_many_as_documents(client: httpx2.Clie
     np.testing.assert_allclose(compared, expected, atol=1e-6)
 
 
+def test_the_tokens_of_all_queries_together_have_a_limit(registry: ModelRegistry) -> None:
+    """Each query of `/v1/score` is a call of its own, and the limit of a key is for the request."""
+    body: dict[str, Any] = {"model": "rank", "queries": ["a", "b", "c", "d"], "documents": ["fever"] * 4}
+    one = registry.runner("rank").rerank("a", ["fever"])[0].coverage.tokens
+    for allowed, status in ((4 * one - 1, 422), (100 * one, 200)):
+        with serving(registry, ServerConfig(max_tokens=allowed)) as client:
+            assert client.post("/v1/score", json=body).status_code == status
+            assert client.post("/v1/score", json=body | {"queries": "a", "documents": ["fever"]}).status_code == 200
+
+
 def test_a_comparison_puts_the_prompt_before_the_texts(client: httpx2.Client, registry: ModelRegistry) -> None:
     """In TEI's route and in Hugging Face's. A name that the model has not is refused."""
     folder = registry.get_metadata("minilm").location

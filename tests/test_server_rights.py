@@ -10,7 +10,7 @@ from medvllm.engine.model_runner import ModelRegistry
 from medvllm.server.app import create_app
 from medvllm.server.config import ServerConfig
 from medvllm.server.rights import OPEN, right_of
-from tests.support import tiny
+from tests.support import adapters, tiny
 from tests.support.serving import serving
 
 # A new route belongs here. Does it only list and describe, does it take texts, or does it change what others see?
@@ -166,10 +166,33 @@ def test_a_model_is_pinned_or_unloaded_only_with_the_right_to_manage(tmp_path: P
             body = {"model": "ner", "input": "No fever.", "keep_alive": stays}
             return client.post("/v1/entities", json=body, headers={"Authorization": f"Bearer {key}"}).status_code
 
-        assert [ask(keys["infer"], stays) for stays in (-1, 0, "-1m", "10m", 1e12)] == [403, 403, 403, 200, 200]
+        assert [ask(keys["infer"], stays) for stays in (-1, 0, "-1m", 0.001)] == [403] * 4
+        assert [ask(keys["infer"], stays) for stays in ("59s", "1m", "10m", 1e12)] == [403, 200, 200, 200]
         shown = client.get("/api/ps", headers={"Authorization": f"Bearer {manager}"})
         assert shown.status_code == 200 and len(shown.json()["models"]) == 1
         assert [ask(manager, stays) for stays in (-1, 0)] == [200, 200]
+
+
+def test_the_right_to_read_loads_no_model(tmp_path: Path) -> None:
+    """Also where only a load would tell the tensors of a model."""
+    registry = ModelRegistry()
+    folder = tiny.bert_token_classifier(tmp_path / "ner", ["O", "B-NAME", "I-NAME"])
+    registry.register("ner", "clinical", model_path=str(folder), task="ner")
+    base = tiny.bert_masked_lm(tmp_path / "base")
+    registry.register("base", "clinical", model_path=str(base))
+    adapter = adapters.lora(tmp_path / "adapter", base)
+    registry.register("adapter", "clinical", model_path=str(adapter), base="base", id2label=["O", "B-A", "I-A"])
+    key = registry.catalog.keys.add("reader", rights=("read",))
+    with serving(registry, ServerConfig(requires_key=True)) as client:
+        for line in (line for line, right in OF_ROUTE.items() if right == "read"):
+            method, path = line.split()
+            for name in ("ner", "adapter"):
+                _ask(client, method, path.replace("{model}", name).replace("{version}", "1"), key)
+                _ask(client, method, f"{path}?name={name}&before={name}&after={name}", key)
+        assert _ask(client, "GET", "/v2/models/ner", key).status_code == 200
+        refused = _ask(client, "GET", "/v2/models/adapter", key)
+        assert refused.status_code == 403 and "register the entry with: task=" in refused.text
+    assert registry.loaded_models() == []
 
 
 def test_a_request_without_a_key_has_a_small_body() -> None:

@@ -23,6 +23,7 @@ from medvllm.server.config import ServerConfig
 from medvllm.server.connection import Connection
 from medvllm.server.guard import host_of
 from medvllm.server.listening import listen
+from medvllm.server.receipts import hide_paths
 from medvllm.server.tracing import Tracing, tracing_of_environment
 from tests.support import tiny
 from tests.support.serving import connected, serving
@@ -113,6 +114,32 @@ def test_no_key_is_stored_or_shown(registry: ModelRegistry, monkeypatch: pytest.
         with pytest.raises(SettingError, match="MEDVLLM_API_KEYS is '\\*\\*\\*', which is not usable: ") as error:
             keyring.read_keys(registry)
         assert key not in str(error.value) and CANARY not in str(error.value) and error.value.value == "***"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_hidden"),
+    [
+        ("/usr/share/ner", True),
+        ("/nowhere/ner", True),
+        ("seen: in /usr/share/ner", True),
+        ("seen:/usr/share/ner", True),
+        ("the folder (/usr/share/ner)", True),
+        ("['/usr/share/a b']", True),
+        ("~/models/ner", True),
+        ("~root/ner", True),
+        ("copied from ../ner", True),
+        ("file:///usr/share/ner", True),
+        ("org/ner", False),
+        ("https://home.example/usr/share", False),
+        ("http://usr/share", False),
+        ("5 mg /day and/or 3/week", False),
+        ("~500/day", False),
+        ("MIT", False),
+    ],
+)
+def test_no_path_of_the_machine_is_in_an_answer(text: str, is_hidden: bool) -> None:
+    """Wherever it stands in a fact, and nothing else is taken for a path."""
+    assert (hide_paths({"facts": [text]})["facts"] != [text]) is is_hidden
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_SHORTEST_S = 60.0  # that a key without "manage" may let a model stay: less would unload it for others
 LONGEST_S = 100 * 365 * 24 * 3600.0  # that a model which is not pinned stays: until its memory is needed
 
 
@@ -80,7 +81,7 @@ class Server:
         *,
         keep_alive: str | float | None = None,
     ) -> ServedRunner:
-        """Return a runner of a registered model.
+        """Return a runner of a registered model, with the version that the name means now for all that it runs.
 
         Args:
             name: As for `entry`.
@@ -93,10 +94,10 @@ class Server:
             ModelNotFoundError: As for `entry`.
             RequestError: `keep_alive` is not a duration.
         """
-        self.entry(name)
+        reference = self.entry(name).reference
         options = self._stay(keep_alive)
         options |= {"registry": self.registry, "engine": engine or self.config.engine, "precision": precision}
-        return ServedRunner(self.reference(name), self.about, **options)
+        return ServedRunner(reference, self.about, **options)
 
     def lease(self, name: str, *, keep_alive: str | float | None = None) -> AbstractContextManager[Lease]:
         """Return what leases a model that computes requests without an engine, for the duration of a `with` block.
@@ -118,8 +119,11 @@ class Server:
         seconds = parse_keep_alive(keep_alive)
         if seconds is None:
             return {}
-        if seconds in (0, PINNED) and "manage" not in self.rights:
-            message = "The key may not unload a model, or pin it.\nLeave out keep_alive, or give seconds above 0."
+        if (seconds < _SHORTEST_S or seconds == PINNED) and "manage" not in self.rights:
+            message = (
+                "The key may not unload a model, or pin it.\n"
+                f"Leave out keep_alive, or give {_SHORTEST_S:g} seconds or more, and not -1."
+            )
             raise ProblemError(Problem(403, "permission_denied", message, "keep_alive"))
         return {"keep_alive": seconds if seconds == PINNED else min(seconds, LONGEST_S)}
 

@@ -12,6 +12,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from medvllm.server.context import ServerOf
+from medvllm.server.receipts import hide_paths
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -87,7 +88,7 @@ class _Memory(Collector):
         leases = GaugeMetricFamily("medvllm_model_leases", "Calls that use a model now.", labels=("model", "device"))
         totals: dict[tuple[str, str], tuple[int, int]] = {}
         for model in self._registry.loaded_models():
-            one = model.name, model.device
+            one = hide_paths(model.name), model.device
             bytes_, count = totals.get(one, (0, 0))
             totals[one] = bytes_ + model.size_bytes, count + model.leases
         for one, (bytes_, count) in totals.items():

@@ -1,11 +1,21 @@
 """Receipts as a client sees them: without the folders of the server's machine."""
 
 import os
+import re
 from typing import Any
 
 from medvllm.receipt import Receipt
 
 _HIDDEN = "a folder of the server"
+# The beginning of a place: of a URL of a file, in a home, beside the working directory, or from the root.
+_ROOTED = re.compile(
+    r"""\bfile:/
+    | (?<![\w/.~-])(?:
+        (?:~[\w.-]*|\.{1,2})/
+        | (?:(?<!:)/+|/(?!/))(?P<root>[^/\s'"`<>()\[\]{},;]+)  # after a colon, two slashes are those of a URL
+    )""",
+    re.VERBOSE,
+)
 
 
 def describe_receipt(receipt: Receipt) -> dict[str, Any]:
@@ -24,7 +34,11 @@ def hide_paths(value: Any) -> Any:
 
 
 def _is_path(text: str) -> bool:
-    """Return whether a text is, or contains, a place on this machine; "org/name" may be one, or a repository."""
-    words = text.replace("'", " ").replace('"', " ").replace("=", " ").split()
-    is_rooted = any(word.startswith(("/", "~", "./", "../", "file:")) for word in words)
-    return is_rooted or (os.sep in text and os.path.exists(text))
+    """Return whether a text is, or contains, a place on this machine. "5 mg /day" and "https://host/page" are none."""
+    return text.startswith(os.sep) or any(map(_is_place, _ROOTED.finditer(text)))
+
+
+def _is_place(found: re.Match[str]) -> bool:
+    if root := found["root"]:
+        return os.path.lexists(os.sep + root)
+    return not found[0].startswith("~") or os.path.expanduser(found[0]) != found[0]

@@ -6,11 +6,13 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema
+from starlette.requests import Request as HTTPRequest
 
 from medvllm.engine.model_runner.results import Result
+from medvllm.engine.model_runner.text_numbers import with_number
 from medvllm.errors import LoadError, RequestError
 from medvllm.server.config import ServerConfig
-from medvllm.server.problem import Problem, ProblemError, problem_of
+from medvllm.server.problem import Problem, ProblemError, log_failure, problem_of
 from medvllm.server.rendering import content_of
 
 
@@ -129,40 +131,46 @@ def too_many(found: str, limit: str, param: str) -> Problem:
 
 
 def answer_each(
-    texts: Sequence[T], run: Callable[[list[T]], Result]
+    http: HTTPRequest, texts: Sequence[T], run: Callable[[list[T]], Result]
 ) -> tuple[Result | None, dict[int, Any], dict[int, Problem]]:
     """Run a task on texts. A text at fault has a problem in its place, and the others have their answers.
 
     Args:
+        http: The request, for the log.
         texts: The texts, or their numbers.
-        run: Runs the task. Its result has an item for each text.
+        run: Runs the task, always with the same version of a model. Its result has an item for each text.
 
     Returns:
-        The result, or None if every text is at fault; the answers and the problems, by the index of their text.
+        The last result, or None if every text is at fault; the answers and the problems, by the index of their text.
 
     Raises:
         MedVLLMError: An error that is not about one text.
     """
-    left = list(range(len(texts)))
+    result = None
+    answers: dict[int, Any] = {}
     problems: dict[int, Problem] = {}
-    while left:
+    waiting: list[Sequence[int]] = [range(len(texts))]
+    while waiting:
+        indices = waiting.pop()
         try:
-            result = run([texts[index] for index in left])
+            result = run([texts[index] for index in indices])
         except (RequestError, LoadError) as error:
-            if error.position is None or len(texts) == 1:
+            place = error.position
+            if place is None or len(texts) == 1:
                 raise
-            index = left.pop(error.position)
-            problems[index] = _renumber(problem_of(error), index)
-            continue
-        return result, dict(zip(left, result, strict=True)), problems  # type: ignore[call-overload]
-    return None, {}, problems
+            problem = _renumber(problem_of(error), indices[place])
+            log_failure(http, error, problem)
+            problems[indices[place]] = problem
+            # Not both at once: those behind would be read again for each further text at fault.
+            waiting += [part for part in (indices[place + 1 :], indices[:place]) if part]
+        else:
+            answers |= zip(indices, result, strict=True)  # type: ignore[call-overload]
+    return result, answers, problems
 
 
 def _renumber(problem: Problem, index: int) -> Problem:
     """Return the problem of a text with its place among all texts of the request."""
-    assert problem.position is not None
-    message = problem.message.replace(f"Text {problem.position + 1} ", f"Text {index + 1} ", 1)
-    return replace(problem, message=message, position=index)
+    return replace(problem, message=with_number(problem.message, index + 1), position=index)
 
 
 def place_problem(named: Mapping[str, Any], problem: Problem, path: str) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Runs a task over a corpus: chunk by chunk, with one model throughout."""
 
 import os
-import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
@@ -15,6 +14,7 @@ from medvllm.engine.model_runner.foreign_errors import drop_hidden_errors
 from medvllm.engine.model_runner.generation.answers import GenerationResults, Piece
 from medvllm.engine.model_runner.results import Result
 from medvllm.engine.model_runner.tasks import check_task
+from medvllm.engine.model_runner.text_numbers import number_in, with_place
 from medvllm.engines.kinds import EngineName, Precision, check_engine, check_precision
 from medvllm.errors import LoadError, RequestError
 from medvllm.model_registry import ModelRegistry, registry
@@ -32,7 +32,6 @@ SET_FOR_EACH_TEXT = ("documents",)  # by the ids of the corpus
 _STREAMED_TASK = "generate"
 _DOCUMENT_TASKS = ("redact",)  # for which an id may name several rows
 _RANKING_TASKS = ("rerank",)  # whose answers are in an order of all texts
-_NUMBER = re.compile(r"\b([Tt])ext ([0-9,]+)\b")
 
 
 class CorpusAnswers:
@@ -307,14 +306,11 @@ def _naming_places(chunk: Sequence[Row], offset: int) -> Iterator[None]:
         yield
     except (RequestError, LoadError) as error:
         position = error.position
-        if position is None and (found := _NUMBER.search(str(error))):
-            position = int(found[2].replace(",", "")) - 1
+        if position is None and (number := number_in(str(error))):
+            position = number - 1
         if position is None or not 0 <= position < len(chunk):
             raise
-        place = chunk[position].place
-        message = _NUMBER.sub(
-            lambda found: (place[:1].upper() if found[1] == "T" else place[:1]) + place[1:], str(error), count=1
-        )
+        message = with_place(str(error), chunk[position].place)
         named = type(error)(message, **vars(error) | {"position": position + offset})
         cause = error.__cause__
     else:

@@ -9,7 +9,7 @@ from medvllm.engine.model_runner.coverage import Coverage
 from medvllm.engine.model_runner.foreign_errors import translate_tokenizer_errors
 from medvllm.engine.model_runner.inference.compute import compute
 from medvllm.engine.model_runner.inference.finite import check_finite, nonfinite_positions
-from medvllm.engine.model_runner.inputs import check_single_texts, check_texts
+from medvllm.engine.model_runner.inputs import check_option_text, check_single_texts
 from medvllm.engine.model_runner.option_checks import check_count, check_flag
 from medvllm.engine.model_runner.other_class import advise_class
 from medvllm.engine.model_runner.reading.commands import check_no_stand_ins, find_commands
@@ -180,30 +180,27 @@ def _tokenize(tokenizer: Any, text: str, length: int, position: int, *, splits: 
 def _find_pieces(tokenizer: Any, vocabulary: Mapping[str, int], targets: Sequence[str]) -> set[int]:
     """Return the ids of targets: word pieces by their names, or texts that are one word piece each.
 
-    RequestError names the position of a target, never the target.
+    RequestError names the number of a target, never the target.
     """
-    check_texts(targets)
     found = set()
-    for position, target in enumerate(targets):
-        ids = [vocabulary[target]] if target in vocabulary else _encode(tokenizer, target, position)
+    for number, target in enumerate(targets, 1):
+        check_option_text(target, f"Target {number}", "targets")
+        ids = [vocabulary[target]] if target in vocabulary else _encode(tokenizer, target, number)
         if len(ids) != 1:
             what = f"has {len(ids)} word pieces in" if ids else "is empty in"
             raise RequestError(
-                f"Target {position + 1} {what} the vocabulary, and a gap is for one.\n"
+                f"Target {number} {what} the vocabulary, and a gap is for one.\n"
                 "Leave it out, or write one gap for each word piece: [MASK] [MASK]",
                 option="targets",
-                position=position,
             )
         if ids[0] == tokenizer.unk_token_id and target not in vocabulary:
-            raise RequestError(
-                f"Target {position + 1} is not in the vocabulary.\nLeave it out.", option="targets", position=position
-            )
+            raise RequestError(f"Target {number} is not in the vocabulary.\nLeave it out.", option="targets")
         found.add(ids[0])
     return found
 
 
-def _encode(tokenizer: Any, target: str, position: int) -> list[int]:
-    with translate_tokenizer_errors(position):
+def _encode(tokenizer: Any, target: str, number: int) -> list[int]:
+    with translate_tokenizer_errors(None, f"target {number}"):
         encoding = tokenizer(target, add_special_tokens=False, split_special_tokens=True, verbose=False)
     ids: list[int] = encoding["input_ids"]
     return ids

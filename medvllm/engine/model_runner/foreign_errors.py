@@ -28,13 +28,17 @@ def translate_model_errors(model: str) -> Iterator[None]:
 
 
 @contextmanager
-def translate_tokenizer_errors(position: int) -> Iterator[None]:
-    """Translate what a tokenizer raises for the text at a position. Its error may contain the text: it is dropped."""
+def translate_tokenizer_errors(position: int | None, called: str | None = None) -> Iterator[None]:
+    """Translate what a tokenizer raises for a text. Its error may contain the text: it is dropped.
+
+    Args:
+        position: The position of the text in the request; None for another text.
+        called: What it is called; by default, the text at this position.
+    """
 
     def translate(error: BaseException) -> MedVLLMError:
-        return RequestError(
-            f"The tokenizer could not read text {position + 1}: {type(error).__name__}.", position=position
-        )
+        what = called or f"text {(position or 0) + 1}"
+        return RequestError(f"The tokenizer could not read {what}: {type(error).__name__}.", position=position)
 
     with _translating(None, translate):
         yield

@@ -101,16 +101,7 @@ def check_query(query: object) -> None:
     if not isinstance(query, str):
         what = "is missing" if query is None else f"must be one text, not {type(query).__name__}"
         raise RequestError(f"The query {what}.\nPass it as: query='what to look for'", option="query")
-    try:
-        check_text(query, 1)
-    except InputTooLongError as error:
-        raise InputTooLongError(
-            f"The query has {len(query):,} characters; the maximum is {MAX_CHARACTERS:,}.", limit=MAX_CHARACTERS
-        ) from error
-    except RequestError as error:
-        raise RequestError(
-            "The query is not valid Unicode: it was decoded with the wrong encoding.", option="query"
-        ) from error
+    check_option_text(query, "The query", "query")
 
 
 def to_list(texts: Iterable[Any]) -> list[Any]:
@@ -144,17 +135,27 @@ def _is_pair(item: object) -> bool:
 
 def check_text(text: object, position: int) -> None:
     """Raise RequestError if a text cannot be used. `position` is its place from 1."""
+    _check(text, f"Text {position}", position=position - 1)
+
+
+def check_option_text(text: object, called: str, option: str) -> None:
+    """Raise RequestError if a text of an option cannot be used. `called` is its name, such as "The query"."""
+    _check(text, called, option=option)
+
+
+def _check(text: object, called: str, **about: Any) -> None:
     if not isinstance(text, str):
-        raise RequestError(f"Text {position} must be text, not {type(text).__name__}.")
+        raise RequestError(f"{called} must be text, not {type(text).__name__}.", **about)
     if len(text) > MAX_CHARACTERS:
         raise InputTooLongError(
-            f"Text {position} has {len(text):,} characters; the maximum is {MAX_CHARACTERS:,}, as each takes about "
+            f"{called} has {len(text):,} characters; the maximum is {MAX_CHARACTERS:,}, as each takes about "
             "200 bytes of memory.\nSplit it into several texts, for example one for each page.",
             limit=MAX_CHARACTERS,
-            position=position - 1,
+            **about,
         )
     if has_lone_surrogate(text):
         raise RequestError(
-            f"Text {position} is not valid Unicode: it was decoded with the wrong encoding.\n"
-            "Decode it with its own encoding, for example: open(file, encoding='latin-1')"
+            f"{called} is not valid Unicode: it was decoded with the wrong encoding.\n"
+            "Decode it with its own encoding, for example: open(file, encoding='latin-1')",
+            **about,
         )

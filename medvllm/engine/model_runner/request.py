@@ -25,8 +25,8 @@ class Request:
         timeout_s: Seconds from now until the deadline; None for no deadline.
         priority: "interactive", or "bulk" for work that gives way: where both wait for the same device, four
             interactive batches run for each one in bulk.
-        max_tokens: The most tokens of texts that one call may have a model read; None for no limit. The prompts of
-            `generate` are not counted.
+        max_tokens: The most tokens of texts that its calls together may have a model read; None for no limit. The
+            prompts of `generate` are not counted.
 
     Raises:
         RequestError: An argument cannot be used.
@@ -52,6 +52,7 @@ class Request:
         self.max_tokens = max_tokens
         self._deadline = inf if timeout_s is None else monotonic() + timeout_s
         self._is_cancelled = False
+        self._tokens: list[int] = []  # of its calls so far; a list, as threads may add to it at once
         self._bells: set[Bell] = set()  # of the threads that wait
 
     def __repr__(self) -> str:
@@ -114,14 +115,19 @@ class Limits:
         for request in self._requests:
             request.check()
 
-    def check_tokens(self, tokens: int) -> None:
-        """Raise InputTooLongError if a call has more tokens to read than a request allows."""
-        limit = min((request.max_tokens for request in self._requests if request.max_tokens is not None), default=None)
-        if limit is not None and tokens > limit:
-            raise InputTooLongError(
-                f"The texts have {tokens:,} tokens, and the request allows {limit:,}.\nSend fewer or shorter texts.",
-                limit=limit,
-            )
+    def take_tokens(self, tokens: int) -> None:
+        """Count the tokens that a call is about to read. InputTooLongError: a request does not allow so many."""
+        for request in self._requests:
+            read, limit = sum(request._tokens), request.max_tokens
+            if limit is not None and read + tokens > limit:
+                raise InputTooLongError(
+                    f"The texts have {read + tokens:,} tokens, and the request allows {limit:,}.\n"
+                    "Send fewer or shorter texts.",
+                    limit=limit,
+                )
+        for request in self._requests:
+            if request.max_tokens is not None:
+                request._tokens.append(tokens)
 
     def wait(self, bell: Bell) -> None:
         """Wait until the bell rings, or the call must end."""

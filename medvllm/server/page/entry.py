@@ -77,7 +77,7 @@ def _describe(server: Server, name: str) -> dict[str, Any]:
 
 def facts_of(entry: ModelMetadata, group: str) -> list[FactRow]:
     """Return the known facts of one group, without paths of this machine. The licence is there if it is not known."""
-    values, provenance = hide_paths(entry.to_dict()), entry.provenance
+    values, provenance = hide_paths(entry.to_dict()), hide_paths(dict(entry.provenance))
     rows = []
     for name, fact in known_facts().items():
         value = values[name]

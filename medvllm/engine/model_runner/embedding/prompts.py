@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Literal, get_args
 
-from medvllm.engine.model_runner.inputs import check_texts
+from medvllm.engine.model_runner.inputs import check_option_text
 from medvllm.engine.model_runner.option_checks import check_choice
 from medvllm.errors import InputTooLongError, RequestError
 from medvllm.model_registry import Lease
@@ -93,15 +93,8 @@ def count_prompt_tokens(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> in
 
 
 def _check_prompt(prompt: object) -> str:
-    if not isinstance(prompt, str):
-        raise RequestError(f"The prompt must be text, not {type(prompt).__name__}.", option="prompt")
-    try:
-        check_texts([prompt])
-    except RequestError as error:
-        raise RequestError(
-            "The prompt is not valid Unicode: it was decoded with the wrong encoding.", option="prompt"
-        ) from error
-    return prompt
+    check_option_text(prompt, "The prompt", "prompt")
+    return str(prompt)
 
 
 def _list_prompts(known: dict[str, str]) -> str:

@@ -89,7 +89,7 @@ class Queue(Forked):
 
         InputTooLongError: The request that the call is part of allows fewer tokens.
         """
-        call.limits.check_tokens(call.tokens)
+        call.limits.take_tokens(call.tokens)
         with self._lock:
             queued = sum(waiting.tokens for waiting in self._rotation)
             wait_s = self._counts.estimate_s(queued, len(self._leaders))

@@ -274,11 +274,14 @@ class Operators:
     @contextmanager
     def prepared(self, everything: Sequence[Found], texts: Texts) -> Iterator[None]:
         """Hold what the operators need, for what is found in a call and for the texts of its documents."""
-        each_once = {id(each): each for each in (*self.by_label.values(), self.default)}.values()
+        each_once = {id(each): each for each in (*self.by_label.values(), self.default)}
+        found_for: dict[int, list[Found]] = {key: [] for key in each_once}
+        for found in everything:
+            found_for[id(self.of(found.label))].append(found)
         with Vaults() as vaults:
             # In one order everywhere, so that two calls never wait for each other.
-            for operator in sorted(each_once, key=lambda each: str(getattr(each, "vault", ""))):
-                operator.prepare([found for found in everything if self.of(found.label) is operator], vaults, texts)
+            for key, operator in sorted(each_once.items(), key=lambda item: str(getattr(item[1], "vault", ""))):
+                operator.prepare(found_for[key], vaults, texts)
             yield
 
 

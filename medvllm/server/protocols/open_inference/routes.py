@@ -8,6 +8,7 @@ from fastapi import APIRouter, Body, Path, Request, Response
 from pydantic import ConfigDict, Field
 
 from medvllm import __version__
+from medvllm.engine.model_runner.tasks import task_of_entry
 from medvllm.local_files import local_files
 from medvllm.metadata import ModelMetadata
 from medvllm.server.body import StrictRoute, parse
@@ -220,6 +221,12 @@ async def describe_model(model: Model, http: Request, server: ServerOf) -> dict[
 
 
 def _describe(server: Server, entry: ModelMetadata) -> dict[str, Any]:
+    if task_of_entry(entry) is None and "infer" not in server.rights:
+        message = (
+            f"The tensors of {entry.name!r} depend on its task. Its entry does not state one, so the model would have "
+            "to be loaded, which the key does not permit.\nUse a key that may infer, or register the entry with: task=…"
+        )
+        raise ProblemError(Problem(403, "permission_denied", message, "model"))
     signature = signature_of(entry, server.runner(entry.reference).task)
     versions = server.registry.catalog.numbers(entry.name) if entry.origin == "stored" else [entry.version]
     return {
