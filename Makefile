@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # As a plain path to this folder, which editors and type checkers can follow.
 EDITABLE := --config-settings editable_mode=compat --editable
-# More arguments for pytest, or for towncrier: make test ARGS="-k lock"
+# More arguments for pytest, towncrier or the benchmarks: make test ARGS="-k lock"
 ARGS ?=
 # Tests start many processes, and each would compile medvllm again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -72,8 +72,8 @@ fix: $(STAMP) ## Correct what ruff can correct, and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## Run the benchmarks and write docs/benchmarks.md
-	$(BIN)/python -m benchmarks
+bench: $(STAMP) ## Run the benchmarks and write docs/benchmarks.md. One group of them: make bench ARGS=server
+	$(BIN)/python -m benchmarks $(ARGS)
 
 docs: $(STAMP) ## Write the generated pages: Python API, command line, settings
 	$(BIN)/python docs/generate.py

@@ -1,8 +1,9 @@
-"""`python -m benchmarks`: measure everything and write docs/benchmarks.md; with a group's name, print that group."""
+"""`python -m benchmarks`: measure all groups or one of them, print what was found, and write docs/benchmarks.md."""
 
 import argparse
 import os
 import platform
+import re
 import sys
 import time
 from datetime import date
@@ -44,47 +45,53 @@ GROUPS = {
     "server": server.tables,
 }
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+_HEADING = """# Benchmarks
+
+Written by `make bench`, or group by group by `make bench ARGS=GROUP`, whatever the figures say.
+
+- Ratio: the median over the median of the named peer, run in turn with it. Below 1 is faster; of what is counted a
+  second, above 1.
+- Times move with what else the machine does: compare ratios.
+"""
+_GROUP = re.compile(r"^<!-- group: (\w+) -->\n", re.MULTILINE)
 
 
 def main() -> None:
     """Run one group or all of them."""
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
-    parser.add_argument("group", nargs="?", choices=GROUPS, help="print this group alone, and leave the page as it is")
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
+    parser.add_argument("group", nargs="?", choices=GROUPS, help="measure this group alone")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer repetitions; print them, and leave the page as it is"
+    )
     arguments = parser.parse_args()
     for setting in SETTINGS:
         os.environ.pop(setting.name, None)
-    if arguments.group:
-        print(_sections(arguments.group, arguments.quick))
-        return
-    sections = []
-    for group in GROUPS:
-        sections.append(_sections(group, arguments.quick))
-        print(sections[-1])  # so that what was measured is not lost with an error of a later group
-    PAGE.write_text("\n".join([_heading(arguments.quick), *filter(None, sections)]), encoding="utf-8")
-    print(f"Wrote {PAGE}", file=sys.stderr)
+    for group in [arguments.group] if arguments.group else GROUPS:
+        part = _measure(group, arguments.quick)
+        print(part)
+        if not arguments.quick:
+            write(PAGE, group, part)  # after each one, so that it is not lost with an error of a later group
 
 
-def _sections(group: str, quick: bool) -> str:
+def write(page: Path, group: str, part: str) -> None:
+    """Put the part of a group into the page, in place of what was there."""
+    _, *found = _GROUP.split(page.read_text(encoding="utf-8"))
+    parts = dict(zip(found[::2], found[1::2], strict=True)) | {group: f"\n{part.strip()}\n\n"}
+    text = _HEADING + "".join(f"\n<!-- group: {name} -->\n{parts[name].rstrip()}\n" for name in GROUPS if name in parts)
+    page.write_text(text, encoding="utf-8")
+
+
+def _measure(group: str, quick: bool) -> str:
     print(f"Measuring {group} …", file=sys.stderr, flush=True)
     start = time.perf_counter()
     tables: list[Table] = GROUPS[group](quick)
     print(f"Measured {group} in {time.perf_counter() - start:.0f} s", file=sys.stderr)
-    return "\n".join(table.markdown() for table in tables)
-
-
-def _heading(quick: bool) -> str:
-    """Return the page's beginning: what was measured, with what, where and when."""
-    command = "python -m benchmarks --quick" if quick else "make bench"
-    return (
-        f"# Benchmarks\n\nWritten by `{command}` on {date.today():%Y-%m-%d}, whatever the figures say.\n\n"
-        f"- Machine: {_processor()}, {os.cpu_count()} cores, {_memory_gib():.0f} GiB of memory, "
-        f"{platform.system()} {platform.release()}\n"
-        f"- Versions: medvllm {__version__}, Python {platform.python_version()}, torch {version('torch')}, "
-        f"transformers {version('transformers')}\n"
-        "- Ratio: the median over the median of the named peer, run in turn with it. Below 1 is faster, in calls a "
-        "second above 1.\n- Times move with what else the machine does: compare ratios.\n"
+    measured = (
+        f"*{date.today():%Y-%m-%d}: {_processor()}, {os.cpu_count()} cores, {_memory_gib():.0f} GiB, "
+        f"{platform.system()} {platform.release()}; medvllm {__version__}, Python {platform.python_version()}, "
+        f"torch {version('torch')}, transformers {version('transformers')}*\n"
     )
+    return "\n".join([measured, *(table.markdown() for table in tables)])
 
 
 def _processor() -> str:
