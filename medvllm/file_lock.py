@@ -12,19 +12,23 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.
 
 
 @contextmanager
-def file_lock(file: Path, *, setting: str = "MEDVLLM_HOME", private: bool = True) -> Iterator[None]:
+def file_lock(
+    file: Path, *, setting: str | None = "MEDVLLM_HOME", private: bool = True, waits: bool = True
+) -> Iterator[None]:
     """Hold a lock file for the duration of the block. Waits while another process or thread holds it.
 
     Args:
         file: The lock file. It is created, with its folder.
-        setting: The variable that names its folder, for the error message.
+        setting: The variable that names its folder, for the error message; None if the user named the folder.
         private: Whether the file belongs to MEDVLLM_HOME, where the umask does not apply.
+        waits: Whether to wait while another one holds it.
 
     Raises:
         SourceError: The file system has no locks.
+        BlockingIOError: Another one holds it, and `waits` is False.
         OSError: The file cannot be created.
     """
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
     if private:
         make_own(file.parent)
@@ -32,13 +36,15 @@ def file_lock(file: Path, *, setting: str = "MEDVLLM_HOME", private: bool = True
         file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file)
     try:
-        lock.acquire()
+        lock.acquire(blocking=waits)
+    except Timeout as error:
+        raise BlockingIOError(errno.EAGAIN, "another process or thread holds the lock", str(file)) from error
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
         raise SourceError(
             f"{file.parent} is on a file system without file locks: {error.strerror}.\n"
-            f"Use a folder on a local disk: export {setting}=/path/to/folder",
+            f"Use a folder on a local disk{f': export {setting}=/path/to/folder' if setting else '.'}",
             path=str(file),
         ) from error
     if private:

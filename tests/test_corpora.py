@@ -204,11 +204,14 @@ def test_a_list_of_json_is_read_in_parts(folder: Path) -> None:
         def read(self, size: int | None = -1) -> bytes:
             return super().read(1 + self.tell() % 3)
 
+    def good(stream: io.BytesIO) -> Iterator[Row]:
+        return (row for row in read_json_list(stream, "x", Columns()) if isinstance(row, Row))
+
     records = [{"id": number, "text": f"é\n“{number}”", "x": [1, {"y": None}, -2.5e3]} for number in range(20)]
     content = json.dumps(records, ensure_ascii=False, indent=1).encode()
-    assert pairs(list(read_json_list(Slow(content), "x", Columns()))) == [(r["id"], r["text"]) for r in records]
+    assert [(row.id, row.text) for row in good(Slow(content))] == [(r["id"], r["text"]) for r in records]
     stream = io.BytesIO(b'["first", ' + b'"another", ' * 1_000_000 + b'"last"]')
-    assert next(read_json_list(stream, "x", Columns())).text == "first" and stream.tell() < 2_000_000
+    assert next(good(stream)).text == "first" and stream.tell() < 2_000_000
     assert list(read_json_list(io.BytesIO(b" [ ] "), "x", Columns())) == []
 
 

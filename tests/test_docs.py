@@ -9,13 +9,14 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
 
 from medvllm import settings
 from medvllm.engine.model_runner import ModelType, registry
-from tests import test_kills, test_mutations
+from tests import test_batch_resume, test_kills, test_mutations
 from tests.support import tiny, warm
 from tests.support.adapters import lora
 from tests.support.console import command
@@ -105,6 +106,22 @@ def _commands(text: str) -> list[list[str]]:
     lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
     assert all(line[0] == "medvllm" for line in lines if line)
     return [line[1:] for line in lines if line]
+
+
+def test_the_page_on_large_corpora_runs(served: None, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commands and its Python, which finds the batch complete; the counts of kills are those of the tests."""
+    page = (ROOT / "docs" / "batch.md").read_text()
+    monkeypatch.chdir(home)
+    Path("notes.jsonl").write_text('{"id": 1, "text": "Seen by Dr. Miller."}\n{"id": 2}\n')
+    for arguments in _commands(page):
+        done = command(monkeypatch, *arguments)
+        assert done.code == 0, (arguments, done.err)
+    namespace: dict[str, Any] = {}
+    for block in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        exec(compile(block, "batch.md", "exec"), namespace)
+    assert (namespace["done"].answered, namespace["done"].bad_rows, namespace["done"].parts_of_run) == (1, 1, 0)
+    assert f"{test_batch_resume.SOME} times" in page and f"{test_batch_resume.MANY} times" in page
+    registry.clear_cache()
 
 
 def test_the_page_on_a_fine_tuned_model_runs(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

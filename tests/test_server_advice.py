@@ -19,7 +19,7 @@ from tests.support.openapi import operations_of
 SHOWN = tuple(name for name in errors.__all__ if problem_of(getattr(errors, name)("…what")).message == "…what")
 # What no request can reach: files of the command line, registrations, and programs that hold a model themselves.
 ELSEWHERE = re.compile(
-    r"(?:corpora|sources/bundle)/|.*(?:corpus_run|registration|resolve|lease|bundle_export|runner)\.py"
+    r"(?:corpora|sources/bundle|engine/model_runner/batch)/|.*(?:corpus_run|registration|resolve|lease|bundle_export|runner)\.py"
 )
 # What a reader would have to type into Python or a shell.
 FOREIGN = re.compile(

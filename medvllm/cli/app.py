@@ -17,6 +17,7 @@ _COMMANDS = {
     "pull": "pull:pull",
     "cache": "cache:app",
     "run": "run:run",
+    "batch": "batch:app",
     "plan": "plan:plan",
     "ps": "ps:ps",
     "load": "load:load",

@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +11,32 @@ import typer
 
 from medvllm import destination
 from medvllm.cli.parameters import Device, Dtype, Json, ModelName, load_options
-from medvllm.cli.running.options import check_options, parse_operators, split_labels
+from medvllm.cli.running.options import check_options, given_arguments
+from medvllm.cli.running.parameters import (
+    Activation,
+    Aggregation,
+    AllowSpecialTokens,
+    Format,
+    IdColumn,
+    Labels,
+    MaxNewTokens,
+    Operators,
+    Precision,
+    Prompt,
+    PromptName,
+    Query,
+    Role,
+    Seed,
+    Stop,
+    Targets,
+    Task,
+    Temperature,
+    TextColumn,
+    Threshold,
+    TopK,
+    TopP,
+    Windows,
+)
 from medvllm.cli.running.places import LocalPlace, Place, ServerPlace, check_place
 from medvllm.cli.streams import say
 from medvllm.engines.kinds import check_engine, check_precision
@@ -26,18 +50,13 @@ if TYPE_CHECKING:
     from medvllm.corpora.reading.corpus import Corpus
     from medvllm.corpora.writing.writer import Writer
 
-_PAIR_TASKS = ("embed", "classify")  # in the others, one of two inputs is an option, or they are made from spans
-
 
 def run(
     name: ModelName,
     texts: Annotated[
         list[str] | None, typer.Argument(metavar="TEXT", help="Texts; read from standard input when left out.")
     ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(help="What to do, such as embed, ner or redact; the model's own task when left out."),
-    ] = None,
+    task: Task = None,
     file: Annotated[
         Path | None,
         typer.Option(
@@ -45,18 +64,9 @@ def run(
             "- is standard input."
         ),
     ] = None,
-    format: Annotated[
-        str | None,
-        typer.Option(help="Format of the file or of standard input: lines, jsonl, json, csv, tsv or parquet."),
-    ] = None,
-    text_column: Annotated[
-        list[str] | None,
-        typer.Option(metavar="COLUMN", help="Column of the texts, text when left out; twice for pairs of texts."),
-    ] = None,
-    id_column: Annotated[
-        str | None,
-        typer.Option(metavar="COLUMN", help="Column of the ids, which the output keeps; id when left out."),
-    ] = None,
+    format: Format = None,
+    text_column: TextColumn = None,
+    id_column: IdColumn = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -67,40 +77,24 @@ def run(
             "JSON lines.",
         ),
     ] = None,
-    top_k: Annotated[int | None, typer.Option(min=1, help="How many answers to give.")] = None,
-    threshold: Annotated[float | None, typer.Option(help="Least score of an entity, from 0 to 1.")] = None,
-    labels: Annotated[
-        list[str] | None, typer.Option(metavar="LABELS", help="Only entities with these labels, separated by commas.")
-    ] = None,
-    aggregation: Annotated[
-        str | None, typer.Option(help="How the pieces of a word decide its label: first, max, average, simple or any.")
-    ] = None,
-    operators: Annotated[
-        str | None, typer.Option(metavar="JSON", help="What redact writes for each label, as JSON or @FILE.")
-    ] = None,
-    prompt_name: Annotated[
-        str | None, typer.Option(help="Name of the model's prompt to put before each text to embed, such as query.")
-    ] = None,
-    prompt: Annotated[str | None, typer.Option(help="Text to put before each text to embed.")] = None,
-    role: Annotated[str | None, typer.Option(help="What the texts to embed are: query or document.")] = None,
-    query: Annotated[str | None, typer.Option(help="What the texts to rerank should answer.")] = None,
-    targets: Annotated[
-        list[str] | None, typer.Option(metavar="WORD", help="Score only this word for each [MASK]; repeat for more.")
-    ] = None,
-    activation: Annotated[str | None, typer.Option(help="How classify makes scores: softmax, sigmoid or none.")] = None,
-    windows: Annotated[
-        str | None, typer.Option(help="How classify joins the windows of a long text: mean or max.")
-    ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest text to generate, in tokens.")] = None,
-    stop: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="Text that ends what is generated; repeat for more.")
-    ] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 for the likeliest text, above to sample.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Sample from the likeliest tokens with this probability.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Start of the random numbers, to sample the same again.")] = None,
-    allow_special_tokens: Annotated[
-        bool, typer.Option("--allow-special-tokens", help="Read [SEP] and the like in a text as special tokens.")
-    ] = False,
+    top_k: TopK = None,
+    threshold: Threshold = None,
+    labels: Labels = None,
+    aggregation: Aggregation = None,
+    operators: Operators = None,
+    prompt_name: PromptName = None,
+    prompt: Prompt = None,
+    role: Role = None,
+    query: Query = None,
+    targets: Targets = None,
+    activation: Activation = None,
+    windows: Windows = None,
+    max_new_tokens: MaxNewTokens = None,
+    stop: Stop = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    seed: Seed = None,
+    allow_special_tokens: AllowSpecialTokens = False,
     device: Device = None,
     dtype: Dtype = None,
     engine: Annotated[
@@ -110,9 +104,7 @@ def run(
             "--server has."
         ),
     ] = None,
-    precision: Annotated[
-        str, typer.Option(help="In which precision an engine may compute: float32, or int8 for onnx.")
-    ] = "float32",
+    precision: Precision = "float32",
     receipt_file: Annotated[
         Path | None, typer.Option("--receipt", metavar="FILE", help="Also write a receipt of what answered, as JSON.")
     ] = None,
@@ -130,27 +122,26 @@ def run(
 
     If a server of this user runs (medvllm serve) with the same catalogue and settings, it answers for a few texts.
     """
-    options = {
-        "top_k": top_k,
-        "threshold": threshold,
-        "labels": split_labels(labels) if labels else None,
-        "aggregation": aggregation,
-        "operators": parse_operators(operators) if operators is not None else None,
-        "prompt_name": prompt_name,
-        "prompt": prompt,
-        "role": role,
-        "query": query,
-        "targets": targets or None,
-        "activation": activation,
-        "windows": windows,
-        "max_new_tokens": max_new_tokens,
-        "stop": stop or None,
-        "temperature": temperature,
-        "top_p": top_p,
-        "seed": seed,
-        "allow_special_tokens": allow_special_tokens or None,
-    }
-    given = {argument: value for argument, value in options.items() if value is not None}
+    given = given_arguments(
+        top_k=top_k,
+        threshold=threshold,
+        labels=labels,
+        aggregation=aggregation,
+        operators=operators,
+        prompt_name=prompt_name,
+        prompt=prompt,
+        role=role,
+        query=query,
+        targets=targets,
+        activation=activation,
+        windows=windows,
+        max_new_tokens=max_new_tokens,
+        stop=stop,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        allow_special_tokens=allow_special_tokens,
+    )
     _check_usage(texts, file, format, text_column, id_column, output, receipt_file, as_json=as_json)
     loading = load_options(device, dtype)
     check_place(server, local=local, loading=loading)
@@ -232,12 +223,9 @@ def _check_usage(
 def _columns(place: "Place", task: str | None, text_column: list[str] | None, id_column: str | None) -> "Columns":
     """Return the columns to read. Without --text-column, a model of pairs takes those of its inputs."""
     from medvllm.corpora.reading.columns import Columns
-    from medvllm.engine.model_runner.corpus_run import EXTRA_COLUMNS
+    from medvllm.engine.model_runner.corpus_run import columns_for
 
-    extra = (EXTRA_COLUMNS[task],) if task in EXTRA_COLUMNS else ()
-    columns = Columns(tuple(text_column or ()), id_column, extra)
-    inputs = place.inputs() if task in _PAIR_TASKS else ()
-    return replace(columns, usual=tuple(inputs)) if len(inputs) == 2 else columns
+    return columns_for(task, Columns(tuple(text_column or ()), id_column), place.inputs())
 
 
 def _check_output(output: Path | None, receipt_file: Path | None, task: str | None, *, has_ids: bool) -> None:

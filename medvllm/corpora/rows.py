@@ -1,8 +1,10 @@
 """The rows of a corpus, and chunks of them that fit into memory."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from medvllm.errors import RequestError
 
 Id = str | int | float | bool | None
 
@@ -26,6 +28,27 @@ class Row:
     place: str
     id: Id = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that cannot be read.
+
+    Attributes:
+        place: Where it stands.
+        error: Why it cannot be read. It has no text of the row.
+    """
+
+    place: str
+    error: RequestError
+
+
+def row_or_bad(make: Callable[..., Row], *given: Any, place: str) -> Row | BadRow:
+    """Return the row that `make` makes of what is given and of its place, or a bad row if it raises RequestError."""
+    try:
+        return make(*given, place)
+    except RequestError as error:
+        return BadRow(place, error.with_traceback(None))  # the frames of a traceback hold the text
 
 
 def split_into_chunks(rows: Iterable[Row], characters: float = CHUNK_CHARACTERS) -> Iterator[list[Row]]:

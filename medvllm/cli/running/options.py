@@ -1,4 +1,4 @@
-"""The options of `medvllm run` that a task takes as arguments."""
+"""The options of `medvllm run` and `medvllm batch` that a task takes as arguments."""
 
 import json
 from collections.abc import Mapping
@@ -30,6 +30,19 @@ def check_options(task: str, given: Mapping[str, Any]) -> None:
     for name, parameter in known.items():
         if parameter.default is parameter.empty and name not in given:
             raise typer.BadParameter(f"task {task!r} needs {option_of(name)}")
+
+
+def given_arguments(
+    *, operators: str | None, labels: list[str] | None, allow_special_tokens: bool, **others: Any
+) -> dict[str, Any]:
+    """Return the arguments of a task that were given as options."""
+    options = {
+        **{name: None if value == [] else value for name, value in others.items()},
+        "labels": split_labels(labels) if labels else None,
+        "operators": parse_operators(operators) if operators is not None else None,
+        "allow_special_tokens": allow_special_tokens or None,
+    }
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def option_of(argument: str) -> str:

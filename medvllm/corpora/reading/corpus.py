@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from stat import S_ISREG
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from medvllm.corpora.reading.columns import Columns
 from medvllm.corpora.reading.csv_rows import read_csv, read_tsv
@@ -14,12 +14,13 @@ from medvllm.corpora.reading.json_rows import read_json_lines, read_json_list
 from medvllm.corpora.reading.lines import read_text_lines, split_pair
 from medvllm.corpora.reading.notes import find_notes, read_notes
 from medvllm.corpora.reading.parquet_rows import count_parquet_rows, read_parquet
-from medvllm.corpora.rows import Row
+from medvllm.corpora.reading.urls import is_url, open_url
+from medvllm.corpora.rows import BadRow, Row
 from medvllm.errors import MedVLLMError, RequestError
 
 STANDARD_INPUT = Path("-")
 
-_Reader = Callable[[BinaryIO, str, Columns], Iterator[Row]]
+_Reader = Callable[[BinaryIO, str, Columns], Iterator[Row | BadRow]]
 _READERS: dict[str, _Reader] = {
     "lines": read_text_lines,
     "jsonl": read_json_lines,
@@ -76,26 +77,58 @@ def open_corpus(source: Path, columns: Columns, format: str | None = None) -> It
     Raises:
         RequestError: It cannot be opened or read; also while it is read.
     """
-    if source != STANDARD_INPUT and source.is_dir():
-        _check_no_columns(columns, f"Each file of folder {str(source)!r} is one text. It")
-        names = find_notes(source)
-        yield Corpus(read_notes(source, names), len(names))
-        return
     where = "standard input" if source == STANDARD_INPUT else repr(str(source))
-    chosen = format or _ENDINGS.get(source.suffix.lower(), "lines")
+    with open_rows(source, columns, format) as found:
+        yield Corpus(_check_rows(found.rows, where), found.total, found.tell)
+
+
+class OpenRows(NamedTuple):
+    """The rows of an open file or folder, also those that cannot be read.
+
+    Attributes:
+        rows: The rows. RequestError is raised where nothing behind it can be read either.
+        total: How much there is to read, in bytes or in rows; None if nobody knows.
+        tell: Returns how many bytes were read; None if `total` counts rows.
+    """
+
+    rows: Iterator[Row | BadRow]
+    total: int | None = None
+    tell: Callable[[], int] | None = None
+
+
+@contextmanager
+def open_rows(source: Path | str, columns: Columns, format: str | None = None) -> Iterator[OpenRows]:
+    """Open a file or a folder, as `open_corpus` does, but go on behind a row that cannot be read.
+
+    Args:
+        source: A file, a folder of notes, `-` for standard input, or the URL of a file, such as s3://bucket/notes.jsonl.
+        columns: The columns to read, where the format has columns.
+        format: One of FORMATS; by default, the ending of the file's name decides, and other files have one text a line.
+
+    Raises:
+        RequestError: It cannot be opened or read; also while it is read.
+    """
+    path = Path(source)
+    if path != STANDARD_INPUT and not is_url(source) and path.is_dir():
+        _check_no_columns(columns, f"Each file of folder {str(source)!r} is one text. It")
+        names = find_notes(path)
+        yield OpenRows(read_notes(path, names), len(names))
+        return
+    where = "standard input" if path == STANDARD_INPUT else repr(str(source))
+    chosen = format or _ENDINGS.get(path.suffix.lower(), "lines")
     if chosen == "lines":
         _check_no_columns(columns, f"{where[:1].upper()}{where[1:]} has one text a line. It")
     with ExitStack() as stack:
         stream = _open(stack, source, where)
-        total, tell = _size_of(stream), stream.tell
+        total = _size_of(stream)
         if chosen == "parquet":
-            if total is None:
+            if total is None and not stream.seekable():
                 raise RequestError(f"Parquet cannot be read from a pipe: {where}.\nPass its path: --file FILE.parquet")
-            yield Corpus(_check_rows(read_parquet(stream, where, columns), where), count_parquet_rows(stream, where))
+            rows = read_parquet(stream, where, columns)
+            yield OpenRows(_translate_errors(rows, where), count_parquet_rows(stream, where))
             return
-        yield Corpus(
-            _check_rows(_READERS[chosen](stream, where, columns), where), total, None if total is None else tell
-        )
+        rows = _READERS[chosen](stream, where, columns)
+        yield OpenRows(_translate_errors(rows, where), total, None if total is None else stream.tell)
 
 
 def _check_no_columns(columns: Columns, what: str) -> None:
@@ -108,9 +141,11 @@ def _check_no_columns(columns: Columns, what: str) -> None:
         )
 
 
-def _open(stack: ExitStack, source: Path, where: str) -> BinaryIO:
+def _open(stack: ExitStack, source: Path | str, where: str) -> BinaryIO:
     if source == STANDARD_INPUT:
         return sys.stdin.buffer
+    if is_url(source):
+        return stack.enter_context(open_url(str(source)))
     try:
         return stack.enter_context(open(source, "rb"))
     except OSError as error:
@@ -126,17 +161,24 @@ def _size_of(stream: BinaryIO) -> int | None:
     return status.st_size if S_ISREG(status.st_mode) else None
 
 
-def _check_rows(rows: Iterator[Row], where: str) -> Iterator[Row]:
-    """Yield the rows. RequestError: there is none, or the file cannot be read to its end."""
-    is_empty = True
+def _translate_errors(rows: Iterator[Row | BadRow], where: str) -> Iterator[Row | BadRow]:
+    """Yield the rows. RequestError: the file cannot be read to its end."""
     try:
-        for row in rows:
-            is_empty = False
-            yield row
+        yield from rows
     except OSError as error:
         if isinstance(error, MedVLLMError):
             raise
         raise _unreadable(where, error) from error
+
+
+def _check_rows(rows: Iterator[Row | BadRow], where: str) -> Iterator[Row]:
+    """Yield the rows. RequestError: there is none, or one cannot be read."""
+    is_empty = True
+    for row in rows:
+        is_empty = False
+        if isinstance(row, BadRow):
+            raise row.error
+        yield row
     if is_empty:
         raise RequestError(
             f"{where[:1].upper()}{where[1:]} contains no text.\nPass texts as arguments: medvllm run NAME 'TEXT'"

@@ -7,40 +7,40 @@ from contextlib import suppress
 from typing import Any, BinaryIO, NoReturn
 
 from medvllm.corpora.reading.columns import Columns
-from medvllm.corpora.reading.lines import MAX_BYTES, check_kind, decode, read_lines, without_marks
-from medvllm.corpora.rows import Row
+from medvllm.corpora.reading.lines import MAX_BYTES, Line, check_kind, decode, read_lines, without_marks
+from medvllm.corpora.rows import BadRow, Row, row_or_bad
 from medvllm.errors import InputTooLongError, RequestError
 
 _READ_BYTES = 1 << 20
 _BLANKS = " \t\r\n"
 
 
-def read_json_lines(stream: BinaryIO, where: str, columns: Columns) -> Iterator[Row]:
-    """Yield a row for each line: an object with the columns, or only a text. Blank lines are skipped.
-
-    Raises:
-        RequestError: A line is not such a value.
-    """
-    for number, line in read_lines(stream, where):
-        if line.strip():
-            place = f"line {number} of {where}"
-            yield _make_row(_parse(line, place), columns, place)
+def read_json_lines(stream: BinaryIO, where: str, columns: Columns) -> Iterator[Row | BadRow]:
+    """Yield a row for each line: an object with the columns, or only a text. Blank lines are skipped."""
+    for line in read_lines(stream, where):
+        if line.error is not None or line.text.strip():
+            yield row_or_bad(_row_of_line, line, columns, place=f"line {line.number} of {where}")
 
 
-def read_json_list(stream: BinaryIO, where: str, columns: Columns) -> Iterator[Row]:
+def read_json_list(stream: BinaryIO, where: str, columns: Columns) -> Iterator[Row | BadRow]:
     """Yield a row for each item of a list. Only a part of the file is in memory.
 
     Raises:
-        RequestError: The file is not a list of objects with the columns, or of texts.
+        RequestError: The file is not a list in JSON.
     """
     for number, item in enumerate(_read_items(_Characters(stream, where)), 1):
-        place = f"item {number} of {where}"
-        yield _make_row(item, columns, place)
+        yield row_or_bad(_make_row, item, columns, place=f"item {number} of {where}")
 
 
 def parse_cell(text: str, place: str) -> Any:
     """Return the JSON value that stands in a cell of a table."""
     return _parse(text, place)
+
+
+def _row_of_line(line: Line, columns: Columns, place: str) -> Row:
+    if line.error is not None:
+        raise line.error
+    return _make_row(_parse(line.text, place), columns, place)
 
 
 def _make_row(value: Any, columns: Columns, place: str) -> Row:

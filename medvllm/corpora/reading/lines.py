@@ -2,10 +2,10 @@
 
 from codecs import BOM_UTF8
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from medvllm.corpora.reading.columns import Columns
-from medvllm.corpora.rows import Row
+from medvllm.corpora.rows import BadRow, Row, row_or_bad
 from medvllm.errors import InputTooLongError, RequestError
 
 # Of a line. A text of four million characters, which is the longest, fits, also if JSON escapes most of them.
@@ -28,8 +28,22 @@ _KINDS = {
 }
 
 
-def read_lines(stream: BinaryIO, where: str) -> Iterator[tuple[int, str]]:
-    r"""Yield the lines with their numbers, from 1, each with its end.
+class Line(NamedTuple):
+    """A line of a file.
+
+    Attributes:
+        number: Its number, from 1.
+        text: Its text with its end. If it cannot be read, bytes that are not UTF-8 are lone surrogates.
+        error: Why it cannot be read: it is not text in UTF-8, or is too long. None if it can.
+    """
+
+    number: int
+    text: str
+    error: RequestError | None = None
+
+
+def read_lines(stream: BinaryIO, where: str) -> Iterator[Line]:
+    r"""Yield the lines.
 
     Only \n ends a line. Byte order marks are no part of the first line.
 
@@ -38,7 +52,7 @@ def read_lines(stream: BinaryIO, where: str) -> Iterator[tuple[int, str]]:
         where: What is read, for messages.
 
     Raises:
-        RequestError: A line is not text in UTF-8, or is too long.
+        RequestError: The file is of another kind.
     """
     number = 0
     while raw := stream.readline(MAX_BYTES + 1):
@@ -50,33 +64,46 @@ def read_lines(stream: BinaryIO, where: str) -> Iterator[tuple[int, str]]:
                 return
         place = f"line {number} of {where}"
         if len(raw) > MAX_BYTES:
-            raise InputTooLongError(
-                f"The text is longer than {MAX_BYTES:,} bytes in {place}.\nSplit it into several texts.",
-                limit=MAX_BYTES,
-            )
-        yield number, decode(raw, place)
+            while raw and not raw.endswith(b"\n"):
+                raw = stream.readline(MAX_BYTES)
+            yield Line(number, "", too_long(place))
+            continue
+        try:
+            yield Line(number, decode(raw, place))
+        except RequestError as error:
+            yield Line(number, raw.decode("utf-8", "surrogateescape"), error.with_traceback(None))
 
 
-def read_text_lines(stream: BinaryIO, where: str, columns: Columns) -> Iterator[Row]:
+def too_long(place: str) -> InputTooLongError:
+    """Return the error for a text that is too long for any task."""
+    return InputTooLongError(
+        f"The text is longer than {MAX_BYTES:,} bytes in {place}.\nSplit it into several texts.", limit=MAX_BYTES
+    )
+
+
+def read_text_lines(stream: BinaryIO, where: str, columns: Columns) -> Iterator[Row | BadRow]:
     r"""Yield a row for each line. If `columns` are a pair, a line has two texts with a tab between them.
 
     \r\n ends a line as well. Empty lines are empty texts, so that the number of a text is the number of its line.
-
-    Raises:
-        RequestError: A line has no text in UTF-8, is no pair, or there is no line with a text.
+    If all lines are empty, there is no row.
     """
-    blank: list[Row] | None = []
-    for number, line in read_lines(stream, where):
-        place = f"line {number} of {where}"
-        text = line.removesuffix("\n").removesuffix("\r") if line.endswith("\n") else line
-        row = Row(split_pair(text, columns, place) if columns.is_pair else text, place)
+    blank: list[Row | BadRow] | None = []
+    for line in read_lines(stream, where):
+        row = row_or_bad(_make_row, line, columns, place=f"line {line.number} of {where}")
         if blank is None:
             yield row
         else:
             blank.append(row)
-            if text.strip():
+            if line.error is not None or line.text.strip():
                 yield from blank
                 blank = None
+
+
+def _make_row(line: Line, columns: Columns, place: str) -> Row:
+    if line.error is not None:
+        raise line.error
+    text = line.text.removesuffix("\n").removesuffix("\r") if line.text.endswith("\n") else line.text
+    return Row(split_pair(text, columns, place) if columns.is_pair else text, place)
 
 
 def split_pair(line: str, columns: Columns, place: str) -> tuple[str, str]:

@@ -5,9 +5,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from medvllm.corpora.reading.lines import MAX_BYTES, check_kind, decode, without_marks
-from medvllm.corpora.rows import Row
-from medvllm.errors import InputTooLongError, RequestError
+from medvllm.corpora.reading.lines import MAX_BYTES, check_kind, decode, too_long, without_marks
+from medvllm.corpora.rows import BadRow, Row, row_or_bad
+from medvllm.errors import RequestError
 
 _LOG = logging.getLogger(__name__)
 _ENDING = ".txt"
@@ -40,26 +40,22 @@ def find_notes(folder: Path) -> list[str]:
     return sorted(found)
 
 
-def read_notes(folder: Path, names: list[str]) -> Iterator[Row]:
-    """Yield a row for each note, exactly as it is written. Its id is its relative path.
-
-    Raises:
-        RequestError: A note cannot be read, or is not text in UTF-8.
-    """
+def read_notes(folder: Path, names: list[str]) -> Iterator[Row | BadRow]:
+    """Yield a row for each note, exactly as it is written. Its id is its relative path."""
     for name in names:
-        place = f"file {str(folder / name)!r}"
-        try:
-            with open(folder / name, "rb") as stream:
-                raw = stream.read(MAX_BYTES + 1)
-        except OSError as error:
-            raise RequestError(f"Texts cannot be read from {place}: {error.strerror}.") from error
-        if len(raw) > MAX_BYTES:
-            raise InputTooLongError(
-                f"The text is longer than {MAX_BYTES:,} bytes in {place}.\nSplit it into several texts.",
-                limit=MAX_BYTES,
-            )
-        check_kind(raw, place)
-        yield Row(decode(without_marks(raw), place), place, name)
+        yield row_or_bad(_read_note, folder, name, place=f"file {str(folder / name)!r}")
+
+
+def _read_note(folder: Path, name: str, place: str) -> Row:
+    try:
+        with open(folder / name, "rb") as stream:
+            raw = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise RequestError(f"Texts cannot be read from {place}: {error.strerror}.") from error
+    if len(raw) > MAX_BYTES:
+        raise too_long(place)
+    check_kind(raw, place)
+    return Row(decode(without_marks(raw), place), place, name)
 
 
 def _refuse_folder(error: OSError) -> None:

@@ -5,7 +5,7 @@ from typing import Any, BinaryIO
 
 from medvllm.corpora.parquet import import_parquet
 from medvllm.corpora.reading.columns import Columns
-from medvllm.corpora.rows import Row
+from medvllm.corpora.rows import BadRow, Row, row_or_bad
 from medvllm.errors import RequestError
 
 _BATCH_ROWS = 256
@@ -17,7 +17,7 @@ def count_parquet_rows(stream: BinaryIO, where: str) -> int:
     return int(_open(stream, where).metadata.num_rows)
 
 
-def read_parquet(stream: BinaryIO, where: str, columns: Columns) -> Iterator[Row]:
+def read_parquet(stream: BinaryIO, where: str, columns: Columns) -> Iterator[Row | BadRow]:
     """Yield the rows of a file. Only some of them are in memory.
 
     Raises:
@@ -31,7 +31,7 @@ def read_parquet(stream: BinaryIO, where: str, columns: Columns) -> Iterator[Row
     while (records := _next_records(batches, where)) is not None:
         for record in records:
             number += 1
-            yield found.make_row(record, f"row {number} of {where}")
+            yield row_or_bad(found.make_row, record, place=f"row {number} of {where}")
 
 
 def _open(stream: BinaryIO, where: str) -> Any:

@@ -8,6 +8,7 @@ from itertools import chain
 from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 
+from medvllm.corpora.reading.columns import Columns
 from medvllm.corpora.repeated_ids import RepeatedIds
 from medvllm.corpora.rows import CHUNK_CHARACTERS, Row, split_into_chunks
 from medvllm.engine.model_runner.foreign_errors import drop_hidden_errors
@@ -29,8 +30,9 @@ _TASKS_OF = {"texts": ("redact", "generate"), "vectors": ("embed",)}  # the task
 # Arguments with one value for each text, and where a row of a corpus has it.
 EXTRA_COLUMNS = {"assertions": "spans"}
 SET_FOR_EACH_TEXT = ("documents",)  # by the ids of the corpus
+_PAIR_TASKS = ("embed", "classify")  # in the others, one of two inputs is an option, or they are made from spans
 _STREAMED_TASK = "generate"
-_DOCUMENT_TASKS = ("redact",)  # for which an id may name several rows
+DOCUMENT_TASKS = ("redact",)  # for which an id may name several rows
 _RANKING_TASKS = ("rerank",)  # whose answers are in an order of all texts
 
 
@@ -223,7 +225,7 @@ class CorpusRun:
     def _answer(self, answerer: Answerer, chunk: list[Row], offset: int, *, has_ids: bool) -> CorpusAnswers:
         if not has_ids and (late := next((row for row in chunk if row.id is not None), None)):
             raise RequestError(f"There is an id in {late.place}, but none before.\nGive each row an id, or none.")
-        with _naming_places(chunk, offset):
+        with naming_places(chunk, offset):
             texts = [row.text for row in chunk]
             arguments = self._arguments_for(chunk, has_ids=has_ids)
             if self._listen is not None and answerer.streams(self.task, texts):
@@ -231,7 +233,7 @@ class CorpusRun:
             else:
                 result = answerer.run(self.task, texts, arguments)
         self.task = result.task  # the first chunk decides for all
-        if self.task not in _DOCUMENT_TASKS:
+        if self.task not in DOCUMENT_TASKS:
             self._repeated.add(chunk)
         return CorpusAnswers(result, chunk, offset, has_ids=has_ids)
 
@@ -254,12 +256,30 @@ class CorpusRun:
 
     def _arguments_for(self, chunk: Sequence[Row], *, has_ids: bool) -> dict[str, Any]:
         """Return the arguments of the task, with those that have a value for each text."""
-        arguments = self._arguments
-        if (column := EXTRA_COLUMNS.get(self.task or "")) is not None:
-            arguments = arguments | {column: [row.extra[column] for row in chunk]}
-        if self.task in _DOCUMENT_TASKS and has_ids:
-            arguments = arguments | {"documents": [str(row.place if row.id is None else row.id) for row in chunk]}
-        return arguments
+        return self._arguments | arguments_for(self.task, chunk, has_ids=has_ids)
+
+
+def columns_for(task: str | None, columns: Columns, inputs: Sequence[str]) -> Columns:
+    """Return the columns that a task reads. Without columns for texts, a model of pairs takes those of its inputs.
+
+    Args:
+        task: The task; None if only the model knows it.
+        columns: What was asked for.
+        inputs: The names of the model's inputs, if they are known.
+    """
+    extra = (EXTRA_COLUMNS[task],) if task in EXTRA_COLUMNS else ()
+    usual = tuple(inputs) if task in _PAIR_TASKS and len(inputs) == 2 else columns.usual
+    return replace(columns, extra=extra, usual=usual)
+
+
+def arguments_for(task: str | None, chunk: Sequence[Row], *, has_ids: bool) -> dict[str, Any]:
+    """Return the arguments of a task that have a value for each text."""
+    own: dict[str, Any] = {}
+    if (column := EXTRA_COLUMNS.get(task or "")) is not None:
+        own[column] = [row.extra[column] for row in chunk]
+    if task in DOCUMENT_TASKS and has_ids:
+        own["documents"] = [str(row.place if row.id is None else row.id) for row in chunk]
+    return own
 
 
 class _Ranking:
@@ -300,14 +320,12 @@ def check_output_kind(task: str, kind: str | None) -> None:
 
 
 @contextmanager
-def _naming_places(chunk: Sequence[Row], offset: int) -> Iterator[None]:
+def naming_places(chunk: Sequence[Row], offset: int) -> Iterator[None]:
     """Replace the number of a text in an error by its place in the corpus."""
     try:
         yield
     except (RequestError, LoadError) as error:
-        position = error.position
-        if position is None and (number := number_in(str(error))):
-            position = number - 1
+        position = find_position(error)
         if position is None or not 0 <= position < len(chunk):
             raise
         message = with_place(str(error), chunk[position].place)
@@ -316,3 +334,10 @@ def _naming_places(chunk: Sequence[Row], offset: int) -> Iterator[None]:
     else:
         return
     raise named from cause
+
+
+def find_position(error: RequestError | LoadError) -> int | None:
+    """Return the index of the text that an error is about, from 0; None if it is about all of them."""
+    if error.position is not None or (number := number_in(str(error))) is None:
+        return error.position
+    return number - 1

@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import AbstractContextManager, closing, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast, overload
 
 from medvllm.engine.model_runner.engine_lease import lease_for_task
@@ -13,13 +14,15 @@ from medvllm.engine.model_runner.request import Limits, current_limits
 from medvllm.engines.kinds import EngineName, Precision, check_engine, check_precision
 from medvllm.errors import CatalogError, ModelNotFoundError, RequestError
 from medvllm.metadata import ModelMetadata
-from medvllm.model_registry import ModelRegistry, registry
+from medvllm.model_registry import Lease, ModelRegistry, registry
 from medvllm.words import usual_task
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from medvllm.engine.model_runner.batch.part_file import OutputFormat
+    from medvllm.engine.model_runner.batch.summary import BatchSummary
     from medvllm.engine.model_runner.classification.assertions import AssertionResults
     from medvllm.engine.model_runner.classification.classify import ClassificationResults, Combination
     from medvllm.engine.model_runner.classification.head import Activation
@@ -625,17 +628,85 @@ class ModelRunner:
             arguments = check_task(task, arguments)  # before anything is loaded
         limits = current_limits()
         limits.check()
-        self._adopt_entries()
         given = to_list(texts)  # outside of the translation: an error of the caller's generator is the caller's
-        with lease_for_task(
-            self._registry, self._name, self._options, self._engine, self._precision, task, given
-        ) as lease:
+        with self.lease_for(task, given) as lease:
             limits.check()  # the load may have taken long
             result = run_task(lease, task, given, arguments)
             result.version = lease.metadata.version
             with translate_other_errors(lease.metadata.name):
                 result.receipt = lease.receipt if with_receipt else None
             return result
+
+    def batch(
+        self,
+        sources: "str | os.PathLike[str] | Iterable[str | os.PathLike[str]]",
+        out: "str | os.PathLike[str]",
+        *,
+        task: str | None = None,
+        text_column: str | Sequence[str] | None = None,
+        id_column: str | None = None,
+        format: str | None = None,
+        rows_per_part: int = 1_000,
+        output_format: "OutputFormat" = "parquet",
+        workers: int = 1,
+        restart: bool = False,
+        **arguments: Any,
+    ) -> "BatchSummary":
+        """Run a task over a large corpus in parts. If it is stopped, the same call goes on with it.
+
+        Each part is a file in the folder `parts` of `out`. It appears complete or not at all, and then the manifest
+        has its digest. A row that cannot be answered does not stop the others: bad_rows.jsonl has its place and why.
+
+        Args:
+            sources: Files (.jsonl, .json, .csv, .tsv, .parquet, or one text a line), folders of .txt files, or URLs
+                such as s3://bucket/notes.jsonl. A pattern such as "notes/*.parquet" stands for several files.
+            out: The folder to write to: a new or empty one, or that of the same batch.
+            task: The task; None for the model's own one.
+            text_column: The column of the texts, "text" by default; two for pairs of texts.
+            id_column: The column of the ids; by default "id", if there is one, or else rows are numbered from 1.
+            format: The format of the sources, such as "csv"; by default, the ending of each name says it.
+            rows_per_part: How many rows a part has. At most the parts in work are lost when the batch is stopped.
+            output_format: The format of the parts: "parquet" or "jsonl".
+            workers: How many processes answer; with 1, this one does.
+            restart: Whether to remove the batch in `out`, and begin anew.
+            arguments: The options of the task, for example `threshold`.
+
+        Returns:
+            BatchSummary: How many rows and parts there are, how many were answered, and how fast.
+
+        Raises:
+            RequestError: The sources, the task or an argument cannot be used, another run writes to `out`, or the batch
+                there was begun with other input, another model or other options.
+            OutputError: `out` cannot be written to.
+            LoadError: The model cannot run.
+
+        Example:
+            >>> runner = ModelRunner("obi/deid_bert_i2b2")
+            >>> print(runner.batch("notes.jsonl", "out", task="redact"))
+        """
+        from medvllm.corpora.reading.columns import Columns
+        from medvllm.engine.model_runner.batch.batch_run import BatchRun
+        from medvllm.engine.model_runner.batch.source import Source, find_names
+        from medvllm.engine.model_runner.corpus_run import columns_for
+
+        chosen = self.task if task is None else usual_task(task)
+        named = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
+        texts = (text_column,) if isinstance(text_column, str) else tuple(text_column or ())
+        inputs: Sequence[str] = ()
+        with suppress(ModelNotFoundError):
+            inputs = self._registry.get_metadata(self._name).behaviour.inputs
+        columns = columns_for(chosen, Columns(texts, id_column), inputs)
+        run = BatchRun(
+            self,
+            Source(find_names([os.fspath(each) for each in named]), columns, format),
+            Path(out),
+            chosen,
+            arguments,
+            rows_per_part,
+            output_format,
+            workers,
+        )
+        return run.run(restart=restart)
 
     def record_baseline(self, *, reason: str | None = None) -> ModelMetadata:
         """Record the model's output for a few synthetic inputs in its entry, and return the entry.
@@ -687,6 +758,27 @@ class ModelRunner:
                     **self._options,
                 )
         return self
+
+    def pinned(self) -> "ModelRunner":
+        """Return a runner of the version that the name means now, also if an alias moves later."""
+        self._adopt_entries()
+        try:
+            name: str | os.PathLike[str] = self._registry.get_metadata(self._name).reference
+        except ModelNotFoundError:
+            name = self._name
+        return type(self)(
+            name, registry=self._registry, engine=self._engine, precision=self._precision, **self._options
+        )
+
+    def lease_for(self, task: str | None, texts: Sequence[Any] = ()) -> AbstractContextManager[Lease]:
+        """Return what leases the model for a task, for the duration of a `with` block.
+
+        Args:
+            task: The task; None for the model's own one.
+            texts: The texts. Without a task, they may decide it.
+        """
+        self._adopt_entries()
+        return lease_for_task(self._registry, self._name, self._options, self._engine, self._precision, task, texts)
 
     def _adopt_entries(self) -> None:
         """Register what the runner was sent with. ModelExistsError: a name of it means another model here."""

@@ -54,6 +54,11 @@ class Operator:
     type: ClassVar[str]
     doubt: ClassVar[str] = ""
 
+    @property
+    def has_drawn_key(self) -> bool:
+        """Whether what is written depends on a key that was drawn, because the caller gave none."""
+        return False
+
     def write(self, found: Found) -> str | None:
         """Return the new text, or None if there is none that is certainly right."""
         raise NotImplementedError
@@ -173,6 +178,10 @@ class Surrogate(Operator):
         self._documents: dict[bytes, tuple[MutableMapping[str, str], set[str]]] = {}
         self._has_warned = False
 
+    @property
+    def has_drawn_key(self) -> bool:
+        return self._is_drawn
+
     def share(self, key: bytes) -> None:
         if self._is_drawn:  # consistent within the call, and nobody can test a guess
             self._secret = derive(key, "surrogate", str(self.seed))
@@ -232,6 +241,10 @@ class ShiftDates(Operator):
         self._is_drawn = given is None
         self._key = given or secrets.token_bytes(32)
 
+    @property
+    def has_drawn_key(self) -> bool:
+        return self._is_drawn and self.days is None
+
     def share(self, key: bytes) -> None:
         if self._is_drawn:
             self._key = key
@@ -265,6 +278,23 @@ class Operators:
         """Whether a corpus must be redacted in one call: surrogates of scope "call" depend on all texts."""
         used = (*self.by_label.values(), self.default)
         return any(isinstance(each, Surrogate) and each.vault is None and each.scope == "call" for each in used)
+
+    @property
+    def draw_keys(self) -> bool:
+        """Whether an operator uses a key that was drawn, and is another one in each process."""
+        return any(each.has_drawn_key for each in (*self.by_label.values(), self.default))
+
+    @property
+    def have_vault(self) -> bool:
+        """Whether surrogates are remembered in a vault."""
+        used = (*self.by_label.values(), self.default)
+        return any(isinstance(each, Surrogate) and each.vault is not None for each in used)
+
+    @property
+    def need_whole_documents(self) -> bool:
+        """Whether what is written for one text of a document depends on its other texts, and nothing remembers it."""
+        used = (*self.by_label.values(), self.default)
+        return any(isinstance(each, Surrogate) and each.vault is None for each in used)
 
     def new_values(self) -> list[str]:
         """Return the texts that operators put in place of others."""

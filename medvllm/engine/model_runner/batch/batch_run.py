@@ -1,0 +1,181 @@
+"""Runs a task over a corpus in parts, and goes on where an earlier run was stopped."""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medvllm.engine.model_runner.batch import part_file
+from medvllm.engine.model_runner.batch.conditions import Conditions
+from medvllm.engine.model_runner.batch.folder import BatchFolder, translated
+from medvllm.engine.model_runner.batch.manifest import Manifest, PartRecord
+from medvllm.engine.model_runner.batch.part import Part
+from medvllm.engine.model_runner.batch.part_file import OutputFormat
+from medvllm.engine.model_runner.batch.plan import Plan, make_plan
+from medvllm.engine.model_runner.batch.secrets import check_operators, secret_of
+from medvllm.engine.model_runner.batch.source import Source
+from medvllm.engine.model_runner.batch.summary import BatchSummary, summarize
+from medvllm.engine.model_runner.batch.worker import AnsweredPart, Job, Runner
+from medvllm.engine.model_runner.batch.workers import ThisProcess, Workers
+from medvllm.engine.model_runner.corpus_run import DOCUMENT_TASKS
+from medvllm.engine.model_runner.option_checks import check_count
+from medvllm.engine.model_runner.tasks import check_task
+from medvllm.errors import RequestError
+from medvllm.progress import track_texts
+
+_LOG = logging.getLogger(__name__)
+ROWS_PER_PART = 1_000
+
+
+@dataclass(frozen=True)
+class BatchRun:
+    """Runs a task over a corpus in parts.
+
+    Args:
+        runner: The model.
+        source: The corpus.
+        out: The folder for the parts.
+        task: The task.
+        arguments: The options of the task.
+        rows_per_part: How many rows a part has.
+        output: The format of the parts.
+        workers: How many processes answer; with 1, this one does.
+        ray: The address of a Ray cluster whose actors answer, or "local"; None for this machine without Ray.
+    """
+
+    runner: Runner
+    source: Source
+    out: Path
+    task: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    rows_per_part: int = ROWS_PER_PART
+    output: OutputFormat = "parquet"
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        check_count("rows_per_part", self.rows_per_part)
+        check_count("workers", self.workers)
+        part_file.check_format(self.output)
+        if self.task == "rerank":
+            raise RequestError(
+                "Task 'rerank' puts all texts into one order, and a batch answers part by part.\n"
+                "Use: medvllm run NAME --task rerank",
+                task=self.task,
+            )
+        check_task(self.task, {**self.arguments, **({"spans": []} if self.task == "assertions" else {})})
+
+    def run(self, *, restart: bool = False) -> BatchSummary:
+        """Answer what is missing, and return the summary.
+
+        Args:
+            restart: Whether to remove what an earlier batch has written to the folder, and begin anew.
+        """
+        keeps_documents = False
+        if self.task == "redact":
+            operators = check_operators(self.arguments.get("operators"), in_one_process=self.workers == 1)
+            keeps_documents = operators.need_whole_documents
+        folder = BatchFolder(self.out)
+        with ExitStack() as stack:
+            stack.enter_context(folder.locked())
+            if restart:
+                folder.clear()
+            manifest = Manifest(self.out)
+            plan = make_plan(
+                self.source,
+                self.rows_per_part,
+                has_documents=self.task in DOCUMENT_TASKS,
+                keeps_documents=keeps_documents,
+            )
+            changed = [number for number, record in manifest.parts.items() if not folder.is_whole(record)]
+            for number in sorted(changed):
+                _LOG.warning("The file of part %d is missing or was changed, so it is made again.", number)
+                del manifest.parts[number]
+            missing = len(plan.digests) - len(manifest.parts)
+            workers = self._choose_workers(missing)
+            stack.callback(workers.stop)
+            self._prepare(manifest, plan, workers)
+            if missing:
+                self._answer(folder, manifest, plan, workers)
+            folder.write_bad_rows(manifest)
+            return summarize(self.out, manifest, is_running=False)
+
+    def _choose_workers(self, parts: int) -> Workers:
+        """Return who answers so many parts. Without any, the model is loaded all the same, to compare it."""
+        if min(self.workers, parts) > 1:
+            from medvllm.engine.model_runner.batch.processes import LocalProcesses
+
+            return LocalProcesses(min(self.workers, parts))
+        return ThisProcess()
+
+    def _prepare(self, manifest: Manifest, plan: Plan, workers: Workers) -> None:
+        """Load the model, and compare with the earlier runs, or begin the first one."""
+        secret = secret_of(self.arguments)
+        job = Job(
+            self.runner.pinned(),
+            self.task,
+            self.arguments,
+            self.output,
+            has_ids=plan.has_ids,
+            has_number_ids=plan.has_number_ids,
+            is_pair=self.source.columns.is_pair,
+            secret=secret,
+        )
+        receipt = workers.start(job)
+        now = Conditions.of(plan, self.task, self.arguments, self.output, receipt, secret)
+        with translated(self.out):
+            if manifest.conditions is None:
+                manifest.begin(now)
+            elif different := manifest.conditions.differences(now):
+                listed = "\n".join(f"  {line}" for line in different)
+                raise RequestError(
+                    f"The batch in '{self.out}' was begun under other conditions:\n{listed}\n"
+                    "Give what it was begun with, or another folder; or remove its parts and begin anew: --restart"
+                )
+            manifest.add_run(time.time(), workers.words)
+
+    def _answer(self, folder: BatchFolder, manifest: Manifest, plan: Plan, workers: Workers) -> None:
+        """Answer the parts that are missing. Each is on the disk before its line is in the manifest."""
+        assert manifest.conditions is not None
+        done = sum(record.rows for record in manifest.parts.values())
+        has_answers = any(record.answered for record in manifest.parts.values())
+        finished = 0
+        parts = (part for part in plan.parts() if part.number not in manifest.parts)
+        with (
+            track_texts("Running", plan.rows - done) as advance,
+            closing(_generator(workers.answer(parts, manifest.conditions.receipt))) as answered_parts,
+        ):
+            for part, answered in answered_parts:
+                has_answers = has_answers or answered.answered > 0
+                if answered.failure is not None and not has_answers:
+                    raise answered.failure  # likely about the model, and true of every row
+                self._keep(folder, manifest, part, answered)
+                finished += len(part.rows)
+                advance(finished, finished)
+
+    def _keep(self, folder: BatchFolder, manifest: Manifest, part: Part, answered: AnsweredPart) -> None:
+        assert manifest.conditions is not None
+        record = PartRecord(
+            part=part.number,
+            file=f"part-{part.number:05}.{self.output}",
+            first_row=part.first,
+            rows=len(part.rows),
+            answered=answered.answered,
+            tokens=answered.tokens,
+            input_sha256=part.digest,
+            output_sha256=answered.digest,
+            size=len(answered.content),
+            receipt_sha256=manifest.conditions.receipt_digest,
+            seconds=round(answered.seconds, 3),
+            finished=time.time(),
+        )
+        folder.write_part(record.file, answered.content)
+        with translated(folder.path):
+            manifest.add_part(record, list(answered.bad))
+
+
+def _generator(answered: Iterator[Any]) -> Any:
+    """Return an iterator that `closing` can close."""
+    return (each for each in answered)

@@ -1,0 +1,502 @@
+"""Corpora in parts: what is written, what is kept, what is refused."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow
+import pytest
+import torch
+from pyarrow import parquet
+
+from medvllm.corpora.reading.columns import Columns
+from medvllm.engine.model_runner import ModelRegistry, ModelRunner
+from medvllm.engine.model_runner.batch.plan import make_plan
+from medvllm.engine.model_runner.batch.source import Source
+from medvllm.engine.model_runner.batch.summary import read_status
+from medvllm.errors import LoadError, OutputError, RequestError
+from medvllm.file_lock import file_lock
+from tests.support import decoders, tiny
+from tests.support.console import command
+from tests.support.disks import mounted_disk
+from tests.support.trained import MINILM
+
+SECRET = "xanthopsiacanary"
+NOTES = [f"Patient {number} was given aspirin for fever." for number in range(7)]
+LABELS = ["O", "B-PATIENT", "I-PATIENT"]
+KEY = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture
+def tagger(tmp_path: Path, registry: ModelRegistry) -> ModelRunner:
+    """A small de-identifier, registered as "tagger"."""
+    folder = tiny.bert_token_classifier(tmp_path / "model", LABELS)
+    registry.register(
+        "tagger", "clinical", model_path=str(folder), task="deid", do_lower_case=False, long_input="error"
+    )
+    return ModelRunner("tagger", registry=registry)
+
+
+def lines(file: Path, rows: Iterable[Any]) -> Path:
+    """A file with a row of JSON on each line; a row of bytes is written as it is."""
+    made = (row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows)
+    file.write_bytes(b"".join(row + b"\n" for row in made))
+    return file
+
+
+def notes(folder: Path, texts: Iterable[str] = NOTES) -> Path:
+    """The notes as a file, with ids."""
+    return lines(folder / "notes.jsonl", ({"id": f"n{at}", "text": text} for at, text in enumerate(texts)))
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """The files of the parts, in order, and the rows without an answer."""
+    found = {file.name: file.read_bytes() for file in sorted((out / "parts").iterdir())}
+    bad = out / "bad_rows.jsonl"
+    return found | ({bad.name: bad.read_bytes()} if bad.exists() else {})
+
+
+def records(out: Path) -> list[dict[str, Any]]:
+    """The records of all parts."""
+    return [
+        json.loads(line)
+        for name, content in contents(out).items()
+        if name.startswith("part-")
+        for line in content.splitlines()
+    ]
+
+
+def bad_rows(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "bad_rows.jsonl").read_text().splitlines()]
+
+
+_MAKERS: dict[str, Callable[[Path], Path]] = {
+    "embed": tiny.bert_encoder,
+    "ner": lambda folder: tiny.bert_token_classifier(folder, LABELS),
+    "redact": lambda folder: tiny.bert_token_classifier(folder, LABELS),
+    "classify": lambda folder: tiny.bert_sequence_classifier(folder, config=tiny.labelled(["YES", "NO"])),
+    "assertions": lambda folder: tiny.bert_sequence_classifier(folder, config=tiny.labelled(["PRESENT", "ABSENT"])),
+    "fill-mask": tiny.bert_masked_lm,
+    "generate": decoders.llama,
+}
+_OPTIONS: dict[str, dict[str, Any]] = {"generate": {"max_new_tokens": 3}, "fill-mask": {"top_k": 2}}
+_FACTS: dict[str, dict[str, Any]] = {"redact": {"task": "deid"}, "assertions": {"entity_markers": ("[", "]")}}
+
+
+@pytest.mark.parametrize("task", list(_MAKERS))
+def test_parts_have_what_the_runner_answers(tmp_path: Path, registry: ModelRegistry, task: str) -> None:
+    """In the order of the input, with ids and coverage; as JSON lines, and the same values in Parquet."""
+    folder = _MAKERS[task](tmp_path / "model")
+    casing: dict[str, Any] = {} if task == "generate" else {"do_lower_case": False}
+    registry.register("m", "clinical", model_path=str(folder), **casing, **_FACTS.get(task, {"task": task}))
+    texts = [f"{text} [MASK]" if task == "fill-mask" else text for text in NOTES]
+    spans = {"spans": [[8, 9]]} if task == "assertions" else {}
+    file = lines(tmp_path / "in.jsonl", ({"id": 10 + at, "text": text, **spans} for at, text in enumerate(texts)))
+    runner, options = ModelRunner("m", registry=registry), _OPTIONS.get(task, {})
+    done = runner.batch(file, tmp_path / "out", task=task, rows_per_part=3, output_format="jsonl", **options)
+    assert (done.state, done.rows, done.answered, done.bad_rows, done.parts, done.parts_of_run) == (
+        *("complete", 7, 7, 0, 3, 3),
+    )
+    found = records(tmp_path / "out")
+    assert [record.pop("id") for record in found] == [*range(10, 17)]
+    own: dict[str, Any] = {"spans": [[(8, 9)]] * 7} if task == "assertions" else {}
+    expected = runner.run(task, texts, **options, **own).to_dict()
+    assert _rounded(found) == _rounded(expected)
+    assert done.tokens == sum(_tokens(record) for record in found)
+
+    runner.batch(file, tmp_path / "table", task=task, rows_per_part=3, **options)
+    table = parquet.read_table(tmp_path / "table" / "parts")
+    rows = table.to_pylist()
+    assert [row.pop("id") for row in rows] == [*range(10, 17)] and table.schema.field("id").type == pyarrow.int64()
+    if task == "embed":
+        assert table.schema.field("vector").type == pyarrow.list_(pyarrow.float32(), 32)
+        np.testing.assert_array_equal(
+            np.array([row["vector"] for row in rows], np.float32),
+            np.array([record["vector"] for record in found], np.float32),
+        )
+    else:
+        assert _plain(rows) == _plain(found)
+    facts = json.loads(parquet.read_metadata(tmp_path / "table" / "parts" / "part-00001.parquet").metadata[b"medvllm"])
+    assert (facts["part"], facts["first_row"], facts["task"], facts["receipt"]["name"]) == (1, 4, task, "m")
+
+
+def _rounded(value: Any) -> Any:
+    """The value with numbers that rounding moves cut off."""
+    if isinstance(value, dict):
+        return {name: _rounded(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(each) for each in value]
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: what is null is left out, and a map is an object."""
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items() if each is not None}
+    if isinstance(value, list) and value and isinstance(value[0], tuple):
+        return dict(value)
+    return [_plain(each) for each in value] if isinstance(value, list) else value
+
+
+def _tokens(record: dict[str, Any]) -> int:
+    return sum(each["tokens"] for each in record["assertions"]) if "assertions" in record else record["tokens"]
+
+
+def test_a_row_that_cannot_be_answered_stops_no_other(
+    tmp_path: Path, tagger: ModelRunner, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its position, place and reason are written, never its text; the others are answered as if it were not there."""
+    caplog.set_level(logging.DEBUG)
+    good = {"id": "g", "text": "Patient was seen."}
+    file = lines(
+        tmp_path / "notes.jsonl",
+        [
+            *(good, f'{{"id": "a", "text": "{SECRET}'.encode(), {"id": "b", "text": None, "t": SECRET}),
+            *(good, {"id": "c", "note": SECRET}, b'{"id": "d", "text": "' + SECRET.encode() + b' \xe9"}'),
+            *({"id": "e", "text": f"{SECRET} aspirin " * 60}, {"text": SECRET}, good),
+            *(
+                {"id": "f", "text": f"{SECRET} \ud800"},
+                {"id": "h", "text": [SECRET, "a b"]},
+                {"id": {}, "text": SECRET},
+            ),
+        ],
+    )
+    done = tagger.batch(file, tmp_path / "out", task="ner", rows_per_part=4, output_format="jsonl")
+    assert (done.rows, done.answered, done.bad_rows, done.state) == (12, 3, 9, "complete")
+    assert [record["id"] for record in records(tmp_path / "out")] == ["g"] * 3
+    found = bad_rows(tmp_path / "out")
+    assert [row["row"] for row in found] == [2, 3, 5, 6, 7, 8, 10, 11, 12]
+    assert all(row["place"] == f"line {row['row']} of {str(file)!r}" for row in found)
+    for row, what in zip(
+        found,
+        [
+            "no valid JSON",
+            "is null",
+            "no column 'text'",
+            "not UTF-8",
+            "tokens",
+            "no id",
+            "Unicode",
+            "white space",
+            "id",
+        ],
+        strict=True,
+    ):
+        assert what in row["reason"]
+    written = b"".join(each.read_bytes() for each in (tmp_path / "out").rglob("*") if each.is_file())
+    assert SECRET.encode() not in written.replace(str(file).encode(), b"") and SECRET not in caplog.text
+    lines(tmp_path / "good.jsonl", [good] * 3)
+    tagger.batch(tmp_path / "good.jsonl", tmp_path / "alone", task="ner", rows_per_part=1, output_format="jsonl")
+    assert _rounded(records(tmp_path / "out")) == _rounded(records(tmp_path / "alone"))
+
+
+def test_rows_of_tables_that_cannot_be_read(tmp_path: Path, tagger: ModelRunner) -> None:
+    """Fields that are too many, bytes of another encoding, notes that are PDF; a quote that stays open is refused."""
+    (tmp_path / "a.csv").write_bytes(b'id,text\n1,fever\n2,a,b\n3,"caf\xe9, hot"\n4,cough\n')
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_bytes(b"%PDF")
+    (tmp_path / "notes" / "b.txt").write_text("aspirin")
+    pyarrow.parquet.write_table(pyarrow.table({"id": [5, 6], "text": ["fever", None]}), tmp_path / "a.parquet")
+    done = tagger.batch([tmp_path / "*.csv", tmp_path / "notes", tmp_path / "a.parquet"], tmp_path / "out")
+    assert (done.rows, done.answered) == (8, 4)
+    assert [row["row"] for row in bad_rows(tmp_path / "out")] == [2, 3, 5, 8]
+    table = parquet.read_table(tmp_path / "out" / "parts")
+    assert table["id"].to_pylist() == ["1", "4", "b.txt", "5"]  # numbers and texts together are texts
+    (tmp_path / "b.csv").write_text('id,text\n1,"fever\n2,cough\n')
+    with pytest.raises(RequestError, match="a quote that is not closed in line 2"):
+        tagger.batch(tmp_path / "b.csv", tmp_path / "open")
+    assert not list((tmp_path / "open" / "parts").iterdir())
+
+
+def test_ids_are_numbers_of_rows_if_there_are_none(tmp_path: Path, tagger: ModelRunner) -> None:
+    """Counted from 1, with the rows that cannot be read."""
+    file = lines(tmp_path / "n.jsonl", ["fever", b"{", "cough"])
+    tagger.batch(file, tmp_path / "out")
+    assert parquet.read_table(tmp_path / "out" / "parts")["id"].to_pylist() == [1, 3]
+
+
+def test_a_finished_part_is_kept_and_a_changed_one_is_made_again(
+    tmp_path: Path, tagger: ModelRunner, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By its digest; a line of the manifest that was cut off costs its part."""
+    file, out = notes(tmp_path), tmp_path / "out"
+    tagger.batch(file, out, task="ner", rows_per_part=2)
+    whole = contents(out)
+    parts = [out / "parts" / name for name in whole]
+    stamps = [each.stat().st_mtime_ns for each in parts]
+    again = tagger.batch(file, out, task="ner", rows_per_part=2)
+    assert (again.parts_done, again.parts_of_run) == (4, 0) and [e.stat().st_mtime_ns for e in parts] == stamps
+    parts[0].unlink()
+    parts[2].write_bytes(parts[2].read_bytes()[::-1])
+    caplog.clear()
+    repaired = tagger.batch(file, out, task="ner", rows_per_part=2)
+    assert repaired.parts_of_run == 2 and contents(out) == whole
+    assert caplog.text.count("is missing or was changed") == 2
+    assert [each.stat().st_mtime_ns for each in (parts[1], parts[3])] == [stamps[1], stamps[3]]
+    manifest = out / "manifest.jsonl"
+    lines_of_first_run = manifest.read_bytes().splitlines(keepends=True)[:6]
+    manifest.write_bytes(b"".join(lines_of_first_run)[:-20])
+    assert tagger.batch(file, out, task="ner", rows_per_part=2).parts_of_run == 1 and contents(out) == whole
+    assert all(json.loads(line) for line in manifest.read_text().splitlines())
+    manifest.write_bytes(manifest.read_bytes().replace(b'"kind"', b'"kin', 1))
+    with pytest.raises(OutputError, match=r"Line 1 of .* is damaged"):
+        tagger.batch(file, out, task="ner", rows_per_part=2)
+
+
+def test_other_conditions_are_refused(tmp_path: Path, registry: ModelRegistry, tagger: ModelRunner) -> None:
+    """Another input, model, version, option or library, which the message names; --restart begins anew."""
+    file, out = notes(tmp_path), tmp_path / "out"
+
+    def run(runner: ModelRunner = tagger, **changed: Any) -> Any:
+        usual: dict[str, Any] = {"sources": file, "out": out, "task": "ner", "rows_per_part": 2}
+        return runner.batch(**usual | changed)
+
+    run(threshold=0.1)
+    whole = contents(out)
+    other = notes(tmp_path / "model", [*NOTES[:-1], "Another note."])
+    refusals: list[tuple[dict[str, Any], str]] = [
+        ({"threshold": 0.2}, "option threshold: 0.1, now 0.2"),
+        ({}, "option threshold: 0.1, now null"),
+        ({"threshold": 0.1, "rows_per_part": 3}, "rows per part: 2, now 3"),
+        ({"threshold": 0.1, "task": "deid"}, 'task: "ner", now "deid"'),
+        ({"threshold": 0.1, "output_format": "jsonl"}, 'output format: "parquet", now "jsonl"'),
+        ({"threshold": 0.1, "sources": other}, "SHA-256 of the input: "),
+    ]
+    for changed, what in refusals:
+        with pytest.raises(RequestError, match="under other conditions") as refused:
+            run(**changed)
+        assert what in str(refused.value) and "--restart" in str(refused.value)
+    shutil.move(file, moved := tmp_path / "moved.jsonl")
+    assert run(threshold=0.1, sources=moved).parts_of_run == 0  # the same rows in another place
+    tiny.edit_weights(tmp_path / "model", lambda name, weight: weight + 0.01)
+    with pytest.raises(RequestError, match="SHA-256 of the model: "):
+        run(threshold=0.1, sources=moved)
+    assert contents(out) == whole
+    assert run(threshold=0.1, sources=moved, restart=True).parts_of_run == 4 and contents(out) != whole
+    manifest = out / "manifest.jsonl"
+    first, rest = manifest.read_text().split("\n", 1)
+    conditions = json.loads(first)
+    conditions["model"]["libraries"]["medvllm"] = "0.0.1"
+    manifest.write_text(f"{json.dumps(conditions)}\n{rest}")
+    with pytest.raises(RequestError, match=r'version of medvllm: "0\.0\.1", now "'):
+        run(threshold=0.1, sources=moved)
+
+
+def test_an_alias_means_one_version_throughout(tmp_path: Path, registry: ModelRegistry) -> None:
+    """If it has moved when the batch goes on, that is refused; the version itself goes on."""
+    for seed, name in enumerate(("one", "two")):
+        folder = tiny.bert_token_classifier(tmp_path / name, LABELS, seed=seed)
+        registry.register("m", "clinical", model_path=str(folder), task="ner", persist=True, replace=True)
+    registry.catalog.set_alias("m", "production", 1)
+    runner = ModelRunner("m@production", registry=registry)
+    assert runner.pinned().name == "m@1"
+    file, out = notes(tmp_path), tmp_path / "out"
+    assert runner.batch(file, out).model == "m@1"
+    registry.catalog.set_alias("m", "production", 2)
+    with pytest.raises(RequestError, match="version of the model: 1, now 2"):
+        runner.batch(file, out)
+    assert ModelRunner("m@1", registry=registry).batch(file, out).parts_of_run == 0
+
+
+def test_folders_of_others_are_refused(tmp_path: Path, tagger: ModelRunner) -> None:
+    """One that is not empty, and one that another run writes to; nothing in them changes, also with restart."""
+    file = notes(tmp_path)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("x")
+    for restart in (False, True):
+        with pytest.raises(RequestError, match="is not empty, and holds no batch"):
+            tagger.batch(file, foreign, restart=restart)
+    assert [each.name for each in foreign.iterdir()] == ["thesis.txt"]
+    tagger.batch(file, tmp_path / "out")
+    with file_lock(tmp_path / "out" / ".lock", private=False):
+        with pytest.raises(RequestError, match="Another run writes to .*\nSee how far it is: medvllm batch status"):
+            tagger.batch(file, tmp_path / "out", restart=True)
+        assert read_status(tmp_path / "out").state == "running"
+    assert read_status(tmp_path / "out").state == "complete"
+
+
+def test_what_no_row_could_be_answered_for_is_refused(tmp_path: Path, registry: ModelRegistry) -> None:
+    """A wrong column, a model of pairs, an empty file, an option: an error, not a batch of bad rows."""
+    folder = tiny.bert_encoder(tmp_path / "model")
+    registry.register("m", "clinical", model_path=str(folder), task="embed", inputs=["title", "abstract"])
+    runner = ModelRunner("m", registry=registry)
+    file = notes(tmp_path)
+    with pytest.raises(RequestError, match="There is no column 'title' in line 1"):
+        runner.batch(file, tmp_path / "out")
+    with pytest.raises(RequestError, match="must be a pair"):
+        runner.batch(file, tmp_path / "out", text_column="text")
+    assert read_status(tmp_path / "out").done == 0
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(RequestError, match="There is no text in"):
+        runner.batch(tmp_path / "empty.jsonl", tmp_path / "none")
+    usual: dict[str, Any] = {"sources": file, "out": tmp_path / "none"}
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"task": "rerank"}, "puts all texts into one order"),
+        ({"rows_per_part": 0}, "rows_per_part"),
+        ({"workers": 0}, "workers"),
+        ({"output_format": "parkuet"}, "'parquet'"),
+        ({"role": "doctor"}, "role"),
+        ({"sources": "-"}, "standard input"),
+        ({"sources": [file, file]}, "twice"),
+        ({"sources": str(tmp_path / "*.tsv")}, "There is no file"),
+    ]
+    for wrong, what in refused:
+        with pytest.raises(RequestError, match=what):
+            runner.batch(**usual | wrong)
+
+
+def test_an_input_that_changes_meanwhile_is_noticed(tmp_path: Path) -> None:
+    """A part is answered only if its rows are those that were planned."""
+    for rows, what in (
+        (["a", "b", "c", "x"], "rows from 3 on"),
+        (["a", "b"], "rows from 3 on"),
+        ([*"abcde"], "from 5"),
+    ):
+        plan = make_plan(
+            Source((str(lines(tmp_path / "n.jsonl", [*"abcd"])),), Columns()),
+            2,
+            has_documents=False,
+            keeps_documents=False,
+        )
+        assert len(list(plan.parts())) == 2
+        lines(tmp_path / "n.jsonl", rows)
+        with pytest.raises(RequestError, match=what):
+            list(plan.parts())
+
+
+def test_documents_are_redacted_as_one(tmp_path: Path, tagger: ModelRunner) -> None:
+    """Their rows stay in one part, and a key gives each run the same surrogates; a drawn key is refused."""
+    rows = [{"id": f"p{at // 3}", "text": f"Patient Smith{at // 3} on 3 May 2019, aspirin."} for at in range(9)]
+    file, out = lines(tmp_path / "n.jsonl", rows), tmp_path / "out"
+
+    def run(**changed: Any) -> Any:
+        operators = {"DEFAULT": {"type": "surrogate", "key": KEY, **changed.pop("options", {})}}
+        usual: dict[str, Any] = {"sources": file, "out": out, "task": "redact", "rows_per_part": 2}
+        return tagger.batch(**usual | {"operators": operators, "threshold": 0.05} | changed)
+
+    assert run().parts == 3
+    for at in range(3):
+        texts = parquet.read_table(out / "parts" / f"part-0000{at}.parquet")["text"].to_pylist()
+        assert len(texts) == 3 and len(set(texts)) == 1
+    whole = contents(out)
+    (out / "parts" / "part-00001.parquet").unlink()
+    run()
+    assert contents(out) == whole
+    written = (out / "manifest.jsonl").read_text()
+    assert KEY not in written and "surrogate" in written
+    with pytest.raises(RequestError, match="keys or seeds of the operators"):
+        run(options={"key": KEY[::-1]})
+    lines(file, rows[::2] + rows[1::2])
+    with pytest.raises(RequestError, match="The rows of a document are in several parts"):
+        run(out=tmp_path / "mixed")
+    for options, what in (({"key": None}, "need a key"), ({"scope": "call"}, "need all texts at once")):
+        with pytest.raises(RequestError, match=what):
+            run(out=tmp_path / "none", options=options)
+    with pytest.raises(RequestError, match="vault"):
+        run(out=tmp_path / "none", options={"vault": str(tmp_path / "v")}, workers=2)
+    shifted = {"DEFAULT": {"type": "shift_dates", "key": KEY}}
+    assert run(out=tmp_path / "dates", operators=shifted).parts == 5  # each date is moved by its document alone
+
+
+def test_files_behind_urls_are_read(tmp_path: Path, tagger: ModelRunner) -> None:
+    """Lines and Parquet, by patterns as well; what the library cannot do is said."""
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/bucket/a.jsonl", notes(tmp_path).read_bytes())
+    parquet.write_table(pyarrow.table({"id": ["x"], "text": ["fever"]}), tmp_path / "b.parquet")
+    memory.pipe("/bucket/b.parquet", (tmp_path / "b.parquet").read_bytes())
+    try:
+        done = tagger.batch("memory://bucket/*", tmp_path / "out")
+        assert done.answered == 8
+        assert parquet.read_table(tmp_path / "out" / "parts")["id"].to_pylist()[-2:] == ["n6", "x"]
+        with pytest.raises(RequestError, match="cannot be read from 'memory://bucket/c.jsonl'"):
+            tagger.batch("memory://bucket/c.jsonl", tmp_path / "none")
+        with pytest.raises(RequestError, match="cannot be read from 'nowhere://x'"):
+            tagger.batch("nowhere://x", tmp_path / "none")
+    finally:
+        memory.rm("/bucket", recursive=True)
+
+
+def test_a_full_disk_costs_what_is_missing(tmp_path: Path, tagger: ModelRunner) -> None:
+    """The error says how to go on, and the next run does."""
+    file = notes(tmp_path, NOTES * 30)
+    with mounted_disk(tmp_path / "disk", "96k") as disk:
+        out = disk / "out"
+        blocker = disk / "blocker"
+        with pytest.raises(OutputError, match="No space left on device.\nWhen it can, give the same command again"):
+            blocker.write_bytes(b"x" * 32_000)
+            tagger.batch(file, out, task="ner", rows_per_part=10)
+        before = read_status(out)
+        assert before.state == "stopped" and 0 < before.parts_done < 21
+        blocker.unlink()
+        for left in (disk / "out" / "parts").glob(".*"):
+            pytest.fail(f"{left} was left")
+        shutil.copytree(out, tmp_path / "larger")
+    done = tagger.batch(file, tmp_path / "larger", task="ner", rows_per_part=10)
+    assert done.parts_done == 21 and done.parts_of_run == 21 - before.parts_done
+
+
+def test_the_number_of_threads_changes_no_byte(tmp_path: Path) -> None:
+    """Of a model of usual size, with one thread and with two."""
+    texts = [" ".join(NOTES[: 1 + at % 7]) for at in range(30)]
+    file, runner = notes(tmp_path, texts), ModelRunner(MINILM)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            runner.batch(file, tmp_path / str(threads), rows_per_part=15)
+    finally:
+        torch.set_num_threads(before)
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+def test_the_command_runs_and_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of files as a shell writes them, with the options of tasks; the summary is on stderr, and --json on stdout."""
+    model = str(tiny.bert_token_classifier(tmp_path / "model", LABELS))
+    first, out = notes(tmp_path), str(tmp_path / "out")
+    second = lines(tmp_path / "more.jsonl", [{"id": "x", "text": "fever"}, b"{"])
+    arguments = ("batch", model, "--in", str(first), str(second), "--task", "entities", "-o", out)
+    done = command(monkeypatch, *arguments, "--rows-per-part", "4", "--threshold", "0.1", "--json")
+    assert done.code == 0, done.err
+    summary = json.loads(done.out)
+    assert {name: summary[name] for name in ("state", "rows", "answered", "bad_rows", "parts", "task")} == {
+        "state": "complete",
+        "rows": 9,
+        "answered": 8,
+        "bad_rows": 1,
+        "parts": 3,
+        "task": "ner",
+    }
+    assert "Complete: 9 of 9 rows, 3 of 3 parts" in done.err and f"see '{out}/bad_rows.jsonl'" in done.err
+    shown = command(monkeypatch, "batch", "status", out)
+    assert shown.code == 0 and "Complete: 9 of 9 rows" in shown.out
+    state = json.loads(command(monkeypatch, "batch", "status", out, "--json").out)
+    assert state["parts_done"] == 3 and state["eta_s"] is None
+    (tmp_path / "parts").mkdir()
+    for wrong, what in (
+        (("batch", model, "--task", "entities", "-o", out), "--in FILE"),
+        (("batch", model, "--in", str(first), "--task", "entities"), "--out FOLDER"),
+        (
+            ("batch", "run", model, "--in", str(first), "-o", out, "--task", "embed", "--threshold", "0.1"),
+            "--threshold",
+        ),
+        ((*arguments, "--threshold", "0.3"), "under other conditions"),
+        (("batch", "status", str(tmp_path)), "There is no batch in"),
+    ):
+        refused = command(monkeypatch, *wrong)
+        assert refused.code == 2 and what in refused.err, wrong
+
+
+def test_a_model_that_cannot_answer_at_all_stops_the_batch(tmp_path: Path, registry: ModelRegistry) -> None:
+    """Its error is not one of each row."""
+    folder = tiny.bert_encoder(tmp_path / "model")
+    tiny.edit_weights(folder, lambda name, weight: weight * float("nan") if "embeddings" in name else weight)
+    registry.register("m", "clinical", model_path=str(folder), task="embed", do_lower_case=False)
+    with pytest.raises(LoadError):
+        ModelRunner("m", registry=registry).batch(notes(tmp_path), tmp_path / "out")
+    assert read_status(tmp_path / "out").done == 0
