@@ -18,10 +18,17 @@ from medvllm.model_registry import registry
 if TYPE_CHECKING:
     import socket
 
+    from medvllm.server.config import ServerConfig
+    from medvllm.server.tracing import Tracing
+
 logger = logging.getLogger(__name__)
 
 
 def serve(
+    address: Annotated[
+        str | None,
+        typer.Argument(help="With --ray: the address of a Ray cluster that this machine belongs to, or auto."),
+    ] = None,
     host: Annotated[str, typer.Option(help="The address to listen on. 0.0.0.0 is every IPv4 one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 for any free one.")] = 8000,
     load: Annotated[
@@ -55,6 +62,13 @@ def serve(
     insecure: Annotated[bool, typer.Option("--insecure", help="Require no API key, whoever can reach the server.")] = (
         False
     ),
+    ray: Annotated[
+        bool,
+        typer.Option(
+            "--ray", help="Have several processes answer: in the cluster at ADDRESS, or else in a Ray on this machine."
+        ),
+    ] = False,
+    replicas: Annotated[int, typer.Option(min=1, help="With --ray: how many processes load models and answer.")] = 2,
 ) -> None:
     """Serve the models of the catalogue over HTTP, in the protocols of OpenAI, Triton and others.
 
@@ -67,7 +81,7 @@ def serve(
         from medvllm.engine.model_runner.engine_lease import lease_for_task
         from medvllm.server.config import ServerConfig
         from medvllm.server.keyring import read_keys
-        from medvllm.server.listening import is_loopback, listen, url_of
+        from medvllm.server.listening import is_loopback, listen
         from medvllm.server.running import make_server, run
         from medvllm.server.tracing import tracing_of_environment
     except ModuleNotFoundError as error:
@@ -75,6 +89,8 @@ def serve(
             "The server needs packages that are not installed.\nInstall them with: pip install 'medvllm[serve]'",
             package=error.name,
         ) from error
+    if address is not None and not ray:
+        raise typer.BadParameter(f"{address!r} is an address of Ray, so give --ray, too", param_hint="ADDRESS")
     keys = _read_redaction_keys(redaction_key or [])
     listener = listen(host, port)
     with listener:
@@ -90,28 +106,56 @@ def serve(
                 f"Other machines can reach {host!r}, and there is no API key that they would need.\n"
                 "Make one: medvllm key add NAME\nTo let everybody use the server: --insecure"
             )
-        own_key = new_key()
         config = ServerConfig(
             requires_key=has_keys,
             hosts=tuple(allow_host or ()),
             engine=check_engine(engine),
             loaded=tuple(load or ()),
             redaction_keys=keys,
-            own_key=own_key,
+            own_key=None if ray else new_key(),
         )
         paths = [None if path is None else str(path) for path in (certificate, certificate_key)]
         tracing = tracing_of_environment()
-        server = make_server(registry, config, certificate=paths[0], certificate_key=paths[1], tracing=tracing)
-        for name in load or ():
+        for name in config.loaded:
             registry.get_metadata(name)  # what is not registered, clients could not ask for
+        if certificate is None and not is_loopback(listener):
+            say("Anybody on the way can read texts and keys. Use --certificate, or a proxy with TLS.")
+        has_tls = certificate is not None
+        if ray:
+            _serve_with_ray(listener, config, address, replicas, paths, tracing)
+            return
+        server = make_server(registry, config, certificate=paths[0], certificate_key=paths[1], tracing=tracing)
+        for name in config.loaded:
             with lease_for_task(registry, name, {"keep_alive": -1}, config.engine, "float32", None):
                 pass
             say(f"Loaded {printable(name)}.")
-        if certificate is None and not is_loopback(listener):
-            say("Anybody on the way can read texts and keys. Use --certificate, or a proxy with TLS.")
-        if certificate is None:
-            _publish(listener, own_key)
-        _announce(listener, url_of(listener, "http" if certificate is None else "https"), has_keys=has_keys)
+        if config.own_key is not None and not has_tls:
+            _publish(listener, config.own_key)
+        _announce(listener, config, has_tls=has_tls)
+        run(server, listener)
+
+
+def _serve_with_ray(
+    listener: "socket.socket",
+    config: "ServerConfig",
+    address: str | None,
+    replicas: int,
+    certificate: list[str | None],
+    tracing: "Tracing | None",
+) -> None:
+    try:
+        from medvllm.server.replicas.cluster import replicas_in_ray
+        from medvllm.server.replicas.front import create_front
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            "Ray is not installed.\nInstall it with: pip install 'medvllm[ray]'", package=error.name
+        ) from error
+    from medvllm.server.running import make_server_of, run
+
+    with replicas_in_ray(config, address, replicas) as handle:
+        app = create_front(registry, config, handle, tracing=tracing)
+        server = make_server_of(app, certificate=certificate[0], certificate_key=certificate[1])
+        _announce(listener, config, has_tls=certificate[0] is not None, replicas=replicas)
         run(server, listener)
 
 
@@ -142,5 +186,10 @@ def _publish(listener: "socket.socket", key: str) -> None:
         logger.info("commands of this user cannot find the server: %s", error.strerror)
 
 
-def _announce(listener: "socket.socket", url: str, *, has_keys: bool) -> None:
-    say(f"Serving at {url}, {'with API keys' if has_keys else 'without API keys'}. Ctrl-C ends it.")
+def _announce(listener: "socket.socket", config: "ServerConfig", *, has_tls: bool, replicas: int = 1) -> None:
+    from medvllm.server.listening import url_of
+
+    url = url_of(listener, "https" if has_tls else "http")
+    keys = "with API keys" if config.requires_key else "without API keys"
+    by = f", by {replicas} replica{'s' if replicas > 1 else ''} in Ray"
+    say(f"Serving at {url}, {keys}{by if config.own_key is None else ''}. Ctrl-C ends it.")

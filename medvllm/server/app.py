@@ -70,7 +70,7 @@ def create_app(
     for protocol in (*own, open_inference, health, metrics, page):
         app.include_router(protocol.router)
     app.openapi = partial(_describe_once, app)  # type: ignore[method-assign]
-    for kind, handler in _HANDLERS.items():
+    for kind, handler in HANDLERS.items():
         app.add_exception_handler(kind, handler)
     app.add_middleware(Guard, config=config, keyring=Keyring(registry, config.own_key))
     app.add_middleware(Journal, metrics=app.state.metrics, tracing=tracing)  # the outer one
@@ -142,7 +142,7 @@ _MESSAGES = {
     "too_short": "it has too few items",
     "literal_error": "it is none of the values that the documentation lists",
 }
-_HANDLERS: dict[Any, Any] = {
+HANDLERS: dict[Any, Any] = {
     MedVLLMError: _answer_problem,
     HTTPException: _answer_http_error,
     RequestValidationError: _answer_invalid,

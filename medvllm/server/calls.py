@@ -83,7 +83,7 @@ class Calls:
 
         context = copy_context()
         future, done = lane.submit(lambda: context.run(work))
-        watch = asyncio.ensure_future(_wait_for_disconnect(http))
+        watch = asyncio.ensure_future(wait_for_disconnect(http))
         try:
             await asyncio.wait((done, watch), return_when=asyncio.FIRST_COMPLETED)
             if not done.done():
@@ -194,6 +194,7 @@ class Lane:
             future.exception()  # asyncio logs, with its message, an error that nobody has looked at
 
 
-async def _wait_for_disconnect(http: HTTPRequest) -> None:
+async def wait_for_disconnect(http: HTTPRequest) -> None:
+    """Wait until the client of a request has gone. Its body has been read."""
     while (await http.receive())["type"] != "http.disconnect":
         pass

@@ -13,6 +13,8 @@ from medvllm.server.connection import Connection
 from medvllm.server.tracing import Tracing
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
     from medvllm.model_registry import ModelRegistry
     from medvllm.server.config import ServerConfig
 
@@ -28,20 +30,37 @@ def make_server(
     certificate_key: str | None = None,
     tracing: Tracing | None = None,
 ) -> uvicorn.Server:
-    """Return a server, which `run` with a listening socket starts. On SIGTERM it completes its requests, and ends.
+    """Return a server of the models of a registry, as `make_server_of` does.
 
     Args:
         registry: The models.
         config: The limits.
-        certificate: A file with the certificate for TLS, and those that it depends on; None for plain HTTP.
-        certificate_key: The file with its key, if the other one does not have it.
+        certificate: As for `make_server_of`.
+        certificate_key: As for `make_server_of`.
         tracing: Makes a span of each request; None for none.
 
     Raises:
         SettingError: The certificate cannot be used.
     """
+    app = create_app(registry, config, tracing=tracing)
+    return make_server_of(app, certificate=certificate, certificate_key=certificate_key)
+
+
+def make_server_of(
+    app: "ASGIApp", *, certificate: str | None = None, certificate_key: str | None = None
+) -> uvicorn.Server:
+    """Return a server, which `run` with a listening socket starts. On SIGTERM it completes its requests, and ends.
+
+    Args:
+        app: What answers.
+        certificate: A file with the certificate for TLS, and those that it depends on; None for plain HTTP.
+        certificate_key: The file with its key, if the other one does not have it.
+
+    Raises:
+        SettingError: The certificate cannot be used.
+    """
     made = uvicorn.Config(
-        create_app(registry, config, tracing=tracing),
+        app,
         http=Connection,
         ws="none",
         loop="asyncio",
@@ -70,10 +89,15 @@ def make_server(
 
 def run(server: uvicorn.Server, listener: socket.socket) -> None:
     """Answer requests until SIGTERM or Ctrl-C. Each request is a line of JSON on standard error."""
+    log_requests()
+    server.run([listener])
+
+
+def log_requests() -> None:
+    """Write a line of JSON on standard error for each request of this process."""
     access = logging.getLogger("medvllm.access")
     access.setLevel(logging.INFO)
     access.propagate = False
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     access.addHandler(handler)
-    server.run([listener])

@@ -29,6 +29,7 @@ _LATE = (
     "_MEDVLLM_",
     "PG",
     "PYTEST_",
+    "RAY_",
     "HOME",
     "COLUMNS",
     "LINES",

@@ -1,0 +1,115 @@
+"""Replicas in a Ray of our own, or in a cluster that runs already."""
+
+import logging
+import os
+import secrets
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, cast
+
+import ray
+from ray import serve
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from medvllm import settings
+from medvllm.cores import count_cores
+from medvllm.errors import ServerError, SettingError
+from medvllm.server.config import ServerConfig
+from medvllm.server.replicas.deployments import models
+from medvllm.server.replicas.environment import hand_over
+
+_OBJECTS = 128 * 2**20  # bytes for Ray's object store; what goes between the front and its replicas stays out of it
+_INLINED = 64 * 2**20  # bytes of a body that Ray passes on without it
+
+
+@contextmanager
+def replicas_in_ray(config: ServerConfig, address: str | None, count: int) -> Iterator[DeploymentHandle[Any]]:
+    """Yield replicas of a server. Afterwards they have ended, and so has a Ray that was started for them.
+
+    Args:
+        config: The limits of the server.
+        address: The address of a cluster; None to start a Ray on this machine.
+        count: How many replicas.
+
+    Raises:
+        SettingError: There is no cluster at the address, or a setting cannot be used.
+        ServerError: The replicas do not start.
+    """
+    environment = hand_over()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    before = signal.getsignal(signal.SIGTERM)  # Ray puts its own handler there
+    name = f"medvllm-{secrets.token_hex(4)}"  # another server may be in the cluster
+    is_terminated = False
+    try:
+        session = _start(address, count)
+        yield _deploy(config, environment, name, count, is_own=address is None, session=session)
+    except SystemExit:  # what Ray's handler makes of SIGTERM
+        is_terminated = True
+    finally:
+        _end(name)
+        signal.signal(signal.SIGTERM, before)
+    if is_terminated:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def _start(address: str | None, count: int) -> str:
+    """Start Ray, or connect to a cluster, and return the folder of its logs."""
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        context: Any = ray.init(
+            "local",
+            num_cpus=max(count_cores(), count),
+            include_dashboard=False,
+            object_store_memory=_OBJECTS,
+            _node_ip_address="127.0.0.1",
+            # A body is never written to a disk.
+            _system_config={"task_rpc_inlined_bytes_limit": _INLINED, "automatic_object_spilling_enabled": False},
+            **quiet,
+        )
+    else:
+        if address.startswith("ray://"):
+            raise SettingError(
+                f"{address!r} is the address of a Ray Client, which cannot stream answers.\n"
+                "Start the server on a machine of the cluster: medvllm serve --ray auto",
+                value=address,
+            )
+        try:
+            context = ray.init(address, **quiet)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise SettingError(
+                f"No Ray cluster can be reached at {address!r} from this machine: {type(error).__name__}.\n"
+                "Start one here: ray start --head, or leave out the address",
+                value=address,
+            ) from error
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    return f"{context.address_info['session_dir']}/logs/serve"
+
+
+def _deploy(
+    config: ServerConfig, environment: dict[str, str], name: str, count: int, *, is_own: bool, session: str
+) -> DeploymentHandle[Any]:
+    cores = settings.THREADS() or (max(1, count_cores() // count) if is_own else 1)
+    options: dict[str, Any] = {"num_cpus": cores}
+    if settings.DEVICE() != "cpu" and _resources().get("GPU", 0) > 0:
+        options["num_gpus"] = 1
+    deployment: Any = models().options(num_replicas=count, ray_actor_options=options)
+    serve.start(proxy_location="Disabled", logging_config={"enable_access_log": False})
+    try:
+        return serve.run(deployment.bind(config, environment), name=name, route_prefix=None)
+    except RuntimeError as error:
+        raise ServerError(
+            f"The replicas do not start.\nRay's log says why, on the machine of the replica, in: {session}"
+        ) from error
+
+
+def _resources() -> dict[str, float]:
+    return cast(dict[str, float], ray.cluster_resources())  # type: ignore[no-untyped-call]
+
+
+def _end(name: str) -> None:
+    if ray.is_initialized():
+        with suppress(RayServeException):  # it has not begun
+            serve.delete(name)
+    ray.shutdown()

@@ -1,0 +1,307 @@
+"""`medvllm serve --ray`: replicas in a real Ray answer as one server without Ray does."""
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+import pytest
+import yaml
+
+from medvllm.client import Client
+from medvllm.engine.model_runner import ModelRegistry
+from medvllm.errors import SettingError
+from medvllm.server.config import ServerConfig
+from tests.support import decoders, tiny
+from tests.support.console import command
+from tests.support.serving import serving
+from tests.support.started import Started
+from tests.support.waiting import wait_until
+
+WORD = "xanthopsiacanary"
+NOTE = f"Patient {WORD} Smith was given aspirin."
+INFER = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [NOTE]}]}
+PROMPT = {"model": "dec", "prompt": NOTE, "max_tokens": 4, "temperature": 0}
+DEPLOY = Path(__file__).parents[1] / "deploy" / "ray_serve.yaml"
+# A request of each kind: what a replica computes, what it says of the catalogue, and what is refused.
+REQUESTS: list[tuple[str, str, Any]] = [
+    ("POST", "/v1/entities", {"model": "ner", "input": [NOTE, ""], "receipt": True}),
+    ("POST", "/v1/entities", {"model": "ner@production", "input": NOTE, "offset_unit": "utf16"}),
+    ("POST", "/v1/entities", {"model": "ner", "input": [NOTE] * 2000}),  # longer than one piece, there and back
+    ("POST", "/v1/entities", {"model": "nre", "input": NOTE}),
+    ("POST", "/v1/entities", {"model": "ner", "input": 3}),
+    ("POST", "/v1/entities", "{"),
+    ("POST", "/v2/models/ner/versions/1/infer", INFER),
+    ("POST", "/v1/embeddings", {"model": "enc", "input": [NOTE, "a"]}),
+    ("POST", "/v1/embeddings", {"model": "ner", "input": NOTE}),
+    ("POST", "/v1/completions", PROMPT),
+    ("POST", "/v1/completions", {**PROMPT, "stream": True}),
+    ("POST", "/v1/run", {"model": "dec", "task": "generate", "texts": [NOTE], "arguments": {"max_new_tokens": 3}}),
+    ("POST", "/models/ner", {"inputs": NOTE}),
+    ("GET", "/v1/models?limit=3", None),
+    ("GET", "/v1/models/ner", None),
+    ("GET", "/v2/models/enc/ready", None),
+    ("POST", "/v2/repository/index", {}),
+    ("GET", "/openapi.json", None),
+    ("GET", "/try", None),
+    ("GET", "/livez", None),
+    ("GET", "/readyz", None),
+    ("GET", "/nothing", None),
+    ("DELETE", "/v1/models", None),
+]
+CHANGING = ("id", "created", "load_s", "loaded_at", "last_used")  # with each answer
+HEADERS = ("content-type", "cache-control", "content-security-policy", "x-medvllm-version", "retry-after")
+
+
+@pytest.fixture
+def ray_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where Ray writes. The names of its sockets must be short."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))
+    monkeypatch.setenv("RAY_TMPDIR", str(folder))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> ModelRegistry:
+    registry = ModelRegistry()
+    for name, task, folder in (
+        ("ner", "ner", tiny.bert_token_classifier(tmp_path / "ner", ["O", "B-NAME", "I-NAME"])),
+        ("enc", "embed", tiny.bert_encoder(tmp_path / "enc")),
+        ("dec", "generate", decoders.llama(tmp_path / "dec")),
+    ):
+        registry.register(name, "clinical", model_path=str(folder), task=task, persist=True)
+    registry.catalog.set_alias("ner", "production", 1)
+    return registry
+
+
+def test_replicas_answer_as_one_server(
+    models: ModelRegistry, ray_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each request stays where its model is; a moved alias reaches all; a killed one loses nothing; nothing is left."""
+    key = command(monkeypatch, "key", "add", "pacs", "--right", "infer", "--right", "read", "--right", "manage").out
+    headers = {"Authorization": f"Bearer {key.strip()}"}
+    server = Started("--ray", "--replicas", "2")
+    try:
+        url = server.wait_for(r"Serving at (http\S+), with API keys, by 2 replicas")
+        processes = psutil.Process(server.pid).children(recursive=True)
+        with httpx2.Client(base_url=url, headers=headers, timeout=120) as client:
+            _answers_are_equal(client, headers, models)
+            _requests_stay_where_their_model_is(client)
+            _all_replicas_are_asked_for_their_memory(client)
+            _keys_are_asked_for_before_a_body_is_read(url)
+            _a_moved_alias_reaches_each_replica(client, models, tmp_path)
+            _a_killed_replica_loses_nothing(url, key.strip(), _replicas(psutil.Process(server.pid)))
+        processes += psutil.Process(server.pid).children(recursive=True)
+    finally:
+        server.end(signal.SIGTERM)
+    assert server.wait() == -signal.SIGTERM
+    assert not [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+    assert WORD not in "".join(server.lines)
+    logs = [file for file in ray_folder.rglob("*") if file.is_file()]
+    assert any("replica_" in file.name for file in logs)
+    assert not [file for file in logs if WORD.encode() in file.read_bytes()]
+
+
+@pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")  # of ray.serve itself
+def test_the_file_for_a_cluster_is_one_that_ray_and_medvllm_accept() -> None:
+    """And without an API key, nothing is deployed: Ray decides who can reach it."""
+    from ray.serve.schema import ServeDeploySchema
+
+    from medvllm.server.ray_app import Arguments, app
+    from medvllm.server.replicas.deployments import ingress, models
+
+    [application] = ServeDeploySchema.model_validate(yaml.safe_load(DEPLOY.read_text())).applications
+    assert application.import_path == "medvllm.server.ray_app:app"
+    assert {each.name for each in application.deployments} == {models().name, ingress().name}
+    arguments = Arguments.model_validate(application.args)
+    with pytest.raises(SettingError, match="Make one: medvllm key add NAME"):
+        app(arguments)
+    app(arguments.model_copy(update={"insecure": True}))
+
+
+@pytest.mark.slow
+def test_a_cluster_serves_the_file_and_a_server_of_its_own(
+    models: ModelRegistry, ray_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`serve` deploys the file of the documentation. A server with --ray ADDRESS comes and goes beside it."""
+    key = command(monkeypatch, "key", "add", "pacs", "--right", "infer", "--right", "read", "--right", "manage").out
+    headers = {"Authorization": f"Bearer {key.strip()}"}
+    address, url = f"127.0.0.1:{_free_port()}", f"http://127.0.0.1:{(port := _free_port())}"
+    config = yaml.safe_load(DEPLOY.read_text())
+    config["http_options"]["port"] = port
+    config["applications"][0]["deployments"][1] |= {"ray_actor_options": {"num_cpus": 0.5}}
+    config["applications"][0]["deployments"][1]["autoscaling_config"] |= {"initial_replicas": 1}
+    (tmp_path / "serve.yaml").write_text(yaml.safe_dump(config))
+    with _cluster(address) as ray, httpx2.Client(base_url=url, headers=headers, timeout=120) as client:
+        run = [sys.executable, "-m", "ray.serve.scripts", "run", "--non-blocking", "--address", address, "serve.yaml"]
+        subprocess.run(run, cwd=tmp_path, check=True, timeout=200)
+        wait_until(lambda: _is_there(client), step_s=0.2)
+        _answers_are_equal(client, headers, models)
+        assert httpx2.get(f"{url}/v1/models", timeout=60).status_code == 401
+        server = Started("--ray", address, "--replicas", "1")
+        try:
+            own = server.wait_for(r"Serving at (http\S+), with API keys, by 1 replica in Ray")
+            asked = {"model": "ner", "input": NOTE}
+            found = [
+                httpx2.post(f"{each}/v1/entities", json=asked, headers=headers, timeout=120).json()["data"]
+                for each in (own, url)
+            ]
+            assert found[0] == found[1]
+        finally:
+            server.end(signal.SIGTERM)
+        assert server.wait() == -signal.SIGTERM
+        assert client.post("/v1/entities", json=asked).status_code == 200  # the other one stays
+        assert len(_replicas(ray)) == 2  # the ingress, and one with models
+    logs = [file for file in ray_folder.rglob("*") if file.is_file()]
+    assert not [file for file in logs if WORD.encode() in file.read_bytes()]
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def _cluster(address: str) -> Iterator[psutil.Process]:
+    """A Ray that others started."""
+    host, port = address.split(":")
+    options = ["--head", "--block", "--node-ip-address", host, "--port", port, "--num-cpus", "2"]
+    options += ["--include-dashboard", "false", "--disable-usage-stats", "--object-store-memory", str(100 * 2**20)]
+    with subprocess.Popen([sys.executable, "-m", "ray.scripts.scripts", "start", *options], stdout=-3) as ray:
+        started = psutil.Process(ray.pid)
+        try:
+            yield started
+        finally:
+            for each in [*started.children(recursive=True), started]:
+                each.kill()
+
+
+def _is_there(client: httpx2.Client) -> bool:
+    try:
+        return client.get("/readyz").status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+def _answers_are_equal(client: httpx2.Client, headers: dict[str, str], models: ModelRegistry) -> None:
+    with serving(models, ServerConfig(requires_key=True)) as alone:
+        alone.headers.update(headers)
+        for method, path, body in REQUESTS:
+            content = body if isinstance(body, str) or body is None else json.dumps(body)
+            found, wanted = (each.request(method, path, content=content) for each in (client, alone))
+            assert _shown(found) == _shown(wanted), (method, path)
+            assert len(found.headers.get_list("x-request-id")[0]) == 32  # Ray's proxies add one of their own
+
+
+def _shown(answer: httpx2.Response) -> tuple[Any, ...]:
+    text = answer.text
+    if answer.headers["content-type"].startswith("application/json"):
+        text = json.dumps(_without(json.loads(text)))
+    elif "event-stream" in answer.headers["content-type"]:
+        events = [line.removeprefix("data: ") for line in text.splitlines() if line]
+        text = json.dumps([_without(json.loads(event)) for event in events[:-1]]) + events[-1]
+    return answer.status_code, {name: answer.headers.get(name) for name in HEADERS}, text
+
+
+def _without(content: Any) -> Any:
+    """The content without what changes with each answer."""
+    if isinstance(content, dict):
+        return {name: _without(value) for name, value in content.items() if name not in CHANGING}
+    return [_without(each) for each in content] if isinstance(content, list) else content
+
+
+def _counts(client: httpx2.Client, name: str) -> dict[str, Counter[str]]:
+    """How many requests each replica has answered, for each model."""
+    found: dict[str, Counter[str]] = {}
+    for line in client.get("/metrics").text.splitlines():
+        if line.startswith(name + "{"):
+            labels = dict(part.split("=", 1) for part in line[len(name) + 1 : line.index("}")].split(","))
+            model, replica = (labels[each].strip('"') for each in ("model", "replica"))
+            found.setdefault(model, Counter())[replica] += int(float(line.rpartition(" ")[2]))
+    return found
+
+
+def _answered(client: httpx2.Client) -> dict[str, Counter[str]]:
+    return _counts(client, "medvllm_model_requests_total")
+
+
+def _requests_stay_where_their_model_is(client: httpx2.Client) -> None:
+    """Also by other names of the same version."""
+    before = _answered(client)
+    for number in range(6):
+        name = ("ner", "ner@production", "ner:1")[number % 3]
+        assert client.post("/v1/entities", json={"model": name, "input": NOTE}).status_code == 200
+        assert client.post("/v2/models/ner@1/infer", json=INFER).status_code == 200
+        assert client.post("/v1/embeddings", json={"model": "enc", "input": NOTE}).status_code == 200
+    after = _answered(client)
+    for model, count in (("ner", 12), ("enc", 6)):
+        assert sorted((after[model] - before[model]).values()) == [count]
+    assert set(after["ner"]) != set(after["enc"])  # the second model went where there was none
+
+
+def _all_replicas_are_asked_for_their_memory(client: httpx2.Client) -> None:
+    names = [model["name"] for model in client.get("/v1/memory").json()["models"]]
+    assert sorted(names) == ["dec", "enc", "ner"]
+    ready = client.post("/v2/repository/index", json={"ready": True}).json()
+    assert [state["name"] for state in ready] == ["dec", "enc", "ner"]
+    assert client.post("/v1/unload", json={"model": "dec"}).json() == {"model": "dec", "models": 1}
+    assert client.post("/v1/unload", json={"model": "none"}).status_code == 404
+    assert sorted(model["model"] for model in client.get("/api/ps").json()["models"]) == ["enc", "ner"]
+
+
+def _keys_are_asked_for_before_a_body_is_read(url: str) -> None:
+    def endless() -> Iterator[bytes]:
+        while True:
+            yield b" " * 1000
+
+    refused = httpx2.post(f"{url}/v1/entities", content=endless(), timeout=60)
+    assert refused.status_code == 401 and "Bearer" in refused.headers["www-authenticate"]
+
+
+def _a_moved_alias_reaches_each_replica(client: httpx2.Client, models: ModelRegistry, folder: Path) -> None:
+    """Of a model that is so busy that both replicas have it."""
+    other = tiny.bert_token_classifier(folder / "other", ["O", "B-DRUG", "I-DRUG"])
+    models.register("ner", "clinical", model_path=str(other), task="ner", persist=True, replace=True)
+
+    def versions() -> set[str]:
+        ask = partial(client.post, "/v1/entities", json={"model": "ner@production", "input": NOTE})
+        with ThreadPoolExecutor(32) as threads:
+            answers = [each.result() for each in [threads.submit(ask) for _ in range(64)]]
+        assert {answer.status_code for answer in answers} == {200}
+        return {answer.headers["x-medvllm-version"] for answer in answers}
+
+    def ask_both(version: str) -> None:
+        before = _answered(client)["ner"]
+        wait_until(lambda: versions() == {version} and len(_answered(client)["ner"] - before) == 2, step_s=0)
+
+    ask_both("1")
+    models.catalog.set_alias("ner", "production", 2)
+    assert versions() == {"2"}
+    ask_both("2")
+
+
+def _replicas(ray: psutil.Process) -> list[psutil.Process]:
+    return [each for each in ray.children(recursive=True) if "ServeReplica" in "".join(each.cmdline())]
+
+
+def _a_killed_replica_loses_nothing(url: str, key: str, replicas: list[psutil.Process]) -> None:
+    assert len(replicas) == 2
+    with Client(url, api_key=key) as client, ThreadPoolExecutor(16) as threads:
+        wanted = client.entities("ner", [NOTE]).to_dict()
+        answers = [threads.submit(client.entities, "ner", [NOTE]) for _ in range(200)]
+        wait_until(lambda: sum(each.done() for each in answers) > 20)
+        replicas[0].send_signal(signal.SIGKILL)
+        assert all(each.result().to_dict() == wanted for each in answers)
