@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks import (
+    cold,
     digests,
     engines,
     entries,
@@ -35,6 +36,7 @@ GROUPS = {
     "loads": loads.tables,
     "reload": reload.tables,
     "evictions": evictions.tables,
+    "cold": cold.tables,
     "inference": inference.tables,
     "engines": engines.tables,
     "digests": digests.tables,

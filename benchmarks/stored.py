@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from medvllm.catalog.sql import SqlStore
 
 COUNT = 100_000
-_NAMES = [f"hospital-{i % 100:02}/model-{i:06}" for i in range(COUNT)]
-_LOOKED_UP = _NAMES[:: COUNT // 1000]  # each has two versions and an alias
-_CHANGED = _NAMES[1]
+NAMES = [f"hospital-{i % 100:02}/model-{i:06}" for i in range(COUNT)]
+_LOOKED_UP = NAMES[:: COUNT // 1000]  # each has two versions and an alias
+_CHANGED = NAMES[1]
 _TYPES = ("generic", "biomedical", "clinical", "custom")
 _LICENSES = ("apache-2.0", "mit", "cc-by-nc-4.0")
 GLOB, _MIDDLE, PAGE = "*model-0999*", "hospital-50/model-050050", 50
@@ -80,7 +80,7 @@ def _facts(i: int) -> dict[str, Any]:
 def build_entries(store: "SqlStore") -> None:
     """Register the entries, some of them with two versions and an alias."""
     with store.transaction() as transaction:
-        for i, name in enumerate(_NAMES):
+        for i, name in enumerate(NAMES):
             transaction.register(name, ModelMetadata.build(name, _TYPES[i % 4], _facts(i)).facts())
         for name in (*_LOOKED_UP, _CHANGED):
             transaction.register(name, ModelMetadata.build(name, "custom", {**_facts(0), "revision": "v2"}).facts())
@@ -231,7 +231,7 @@ def _processes(folder: Path, runs: int) -> Table:
     ten = folder / "ten" / "catalog.db"
     StoredCatalog(ten).create()
     for i in range(10):
-        entry = ModelMetadata.build(_NAMES[i], "custom", _facts(i))
+        entry = ModelMetadata.build(NAMES[i], "custom", _facts(i))
         StoredCatalog(ten).add(entry, replace=False)
     script = (
         f"import json, sqlite3\nfor row in sqlite3.connect({str(ten)!r}).execute({_LISTED % '1'!r}):\n"

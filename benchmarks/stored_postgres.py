@@ -1,9 +1,10 @@
-"""Filters over 100,000 entries in PostgreSQL, beside hand-written SQL on the same server."""
+"""Filters over 100,000 entries in PostgreSQL, and look-ups by many, beside hand-written SQL on the same server."""
 
 import json
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from benchmarks import catalogue_rates
 from benchmarks.measure import Table, beside, duration, interleaved, timed
 from benchmarks.stored import COUNT, CURRENT, GLOB, PAGE, build_entries
 from medvllm.catalog import Catalog, StoredCatalog
@@ -33,7 +34,7 @@ _FILTERS: tuple[tuple[str, dict[str, Any], str, str], ...] = (
 
 
 def tables(quick: bool) -> list[Table]:
-    """Measure listings with a filter, and a page. Nothing without PostgreSQL."""
+    """Measure listings with a filter, a page, and look-ups at the same time. Nothing without PostgreSQL."""
     import psycopg
 
     from medvllm.catalog.sql import SqlStore
@@ -55,11 +56,13 @@ def tables(quick: bool) -> list[Table]:
                 steps[call] = partial(timed, partial(registry.list_models, **filters))
                 steps[peer] = partial(timed, partial(_read, connection, query))
             series = interleaved(steps, 1 if quick else 5)
+        rates = catalogue_rates.tables_of(url, quick)
     reading = (
         "The server runs on the same machine, with its files in memory. The peer parses the facts; it makes no "
         "entries, and checks no digests."
     )
-    return [Table(f"Listing some of {COUNT:,} entries stored in PostgreSQL", beside(series, peers), reading, duration)]
+    listing = Table(f"Listing some of {COUNT:,} entries stored in PostgreSQL", beside(series, peers), reading, duration)
+    return [listing, *rates]
 
 
 def _read(connection: "psycopg.Connection[Any]", query: str) -> dict[str, Any]:
