@@ -27,6 +27,7 @@ from benchmarks import (
     stored_postgres,
 )
 from benchmarks.measure import Table
+from benchmarks.simulation import comparison
 from medvllm import __version__
 from medvllm.settings import SETTINGS
 
@@ -45,6 +46,7 @@ GROUPS = {
     "postgres": stored_postgres.tables,
     "queue": queue.tables,
     "server": server.tables,
+    "simulation": comparison.tables,
 }
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 _HEADING = """# Benchmarks

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,12 +29,17 @@ _PEER = "`BertModel.from_pretrained(folder)` and read each weight, cold"
 
 @dataclass(frozen=True)
 class LoadTimes:
-    """Seconds of loading a BERT-base and reading each of its weights."""
+    """Seconds of loading a model and reading each of its weights.
+
+    Attributes:
+        reload: CPU time of loading again what was evicted.
+        first: CPU time of the first load in a process.
+        read: How much longer it takes to load again if the files are not in the page cache.
+    """
 
     reload: Series
     first: Series
-    cold_reload: Series
-    cold_first: Series
+    read: Series
 
 
 def tables(quick: bool) -> list[Table]:
@@ -52,8 +58,14 @@ def tables(quick: bool) -> list[Table]:
 
 def measure_loads(folder: Path, runs: int) -> LoadTimes:
     """Measure loads of a model in a folder, by a process whose home is set."""
-    series = interleaved(_steps(folder, ModelRegistry()), runs)
-    return LoadTimes(series[_RELOAD], series[_FIRST], series[_COLD_RELOAD], series[_COLD_FIRST])
+    registry = ModelRegistry()
+    steps = _steps(folder, registry)
+    wall = interleaved({name: steps[name] for name in (_FIRST, _RELOAD, _COLD_RELOAD)}, runs)
+    cpu = interleaved(_steps(folder, registry, time.process_time), runs)
+    warm = wall[_RELOAD].median
+    return LoadTimes(
+        cpu[_RELOAD], cpu[_FIRST], Series(tuple(max(0.0, cold - warm) for cold in wall[_COLD_RELOAD].values))
+    )
 
 
 def _cold_and_warm(folder: Path, runs: int) -> Table:
@@ -92,7 +104,9 @@ def _rate_of(size: int, seconds: float) -> str:
     return f"{size / seconds / 1e6:,.0f} MB/s" if seconds > 0 else "no time that can be measured"
 
 
-def _steps(folder: Path, registry: ModelRegistry) -> dict[str, Callable[[], float]]:
+def _steps(
+    folder: Path, registry: ModelRegistry, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, Callable[[], float]]:
     from benchmarks import checkpoints
 
     own = checkpoints.dtype_of(folder)
@@ -102,7 +116,7 @@ def _steps(folder: Path, registry: ModelRegistry) -> dict[str, Callable[[], floa
 
     def again(is_cold: bool) -> float:
         registry.clear_cache()
-        return _when_cold(folder, load) if is_cold else _when_clean(load)
+        return _when_cold(folder, load, clock) if is_cold else _when_clean(load, clock)
 
     def first(is_cold: bool) -> float:
         registry.register(_NAME, "custom", model_path=str(folder), parameters=own, replace=True)
@@ -111,7 +125,7 @@ def _steps(folder: Path, registry: ModelRegistry) -> dict[str, Callable[[], floa
     def read(is_cold: bool) -> float:
         registry.clear_cache()
         call = partial(_read_file, folder / "model.safetensors")
-        return _when_cold(folder, call) if is_cold else _when_clean(call)
+        return _when_cold(folder, call, clock) if is_cold else _when_clean(call, clock)
 
     return {
         _READ: partial(read, True),
@@ -151,17 +165,17 @@ def _read_file(file: Path) -> None:
             pass
 
 
-def _when_clean(call: Callable[[], object]) -> float:
+def _when_clean(call: Callable[[], object], clock: Callable[[], float]) -> float:
     gc.collect()
-    return timed(call)
+    return timed(call, clock)
 
 
-def _when_cold(folder: Path, call: Callable[[], object]) -> float:
+def _when_cold(folder: Path, call: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
     """Return the seconds of a call that reads a folder whose files are not in the page cache."""
     gc.collect()  # pages that a model still maps would stay
     size = drop_pages(folder)
     before = _read_bytes()
-    seconds = timed(call)
+    seconds = timed(call, clock)
     if _read_bytes() - before < size / 2:
         raise RuntimeError(f"{folder} was read from the page cache, so this was no cold load.")
     return seconds

@@ -57,7 +57,8 @@ PODS = {"plain": _of_kind("Deployment")["spec"]["template"]["spec"], "kserve": _
 
 @pytest.fixture(params=PODS)
 def pod(request: pytest.FixtureRequest) -> dict[str, Any]:
-    return PODS[request.param]
+    made: dict[str, Any] = PODS[request.param]
+    return made
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -3,6 +3,8 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
 from typing import Protocol, TypeVar
 
 
@@ -81,6 +83,30 @@ class ReplicatedAffinity:
             return chosen
         other = _least_loaded(replicas, rng)
         return other if other.open < chosen.open else chosen
+
+
+@dataclass(frozen=True)
+class Hashed:
+    """The first replica that is not busy, in an order of the replicas that a hash gives each model.
+
+    It needs no knowledge of models, and a model comes back to where its files and its template are.
+
+    Attributes:
+        limit: How many open requests make a replica busy.
+    """
+
+    limit: int
+
+    def choose(self, model: int, replicas: Sequence[V], rng: random.Random) -> V:
+        """Return the first replica that is not busy, or the least loaded one."""
+        ordered = (replicas[number] for number in _order(model, len(replicas)))
+        return next((each for each in ordered if each.open < self.limit), None) or _least_loaded(replicas, rng)
+
+
+@cache
+def _order(model: int, replicas: int) -> tuple[int, ...]:
+    """Return the numbers of the replicas as rendezvous hashing sorts them for a model."""
+    return tuple(sorted(range(replicas), key=lambda number: sha256(f"{model} {number}".encode()).digest()))
 
 
 def _least_loaded(replicas: Sequence[V], rng: random.Random) -> V:

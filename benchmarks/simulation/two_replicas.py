@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from benchmarks.lengths import make_notes
 from benchmarks.measure import Row, Series, Table, duration, figure
-from benchmarks.simulation.policies import Affinity, LeastLoaded, Policy, Random, ReplicatedAffinity
+from benchmarks.simulation.policies import Affinity, Hashed, LeastLoaded, Policy, Random, ReplicatedAffinity
 from benchmarks.simulation.replica import Costs, Machine
 from benchmarks.simulation.run import percentile, simulate
 from benchmarks.simulation.traffic import Request, zipf_trace
@@ -35,6 +35,7 @@ _POLICIES: dict[str, Policy] = {
     "least loaded": LeastLoaded(),
     "affinity": Affinity(),
     "affinity, busy at 3": ReplicatedAffinity(3),
+    "hashed, busy at 3": Hashed(3),
 }
 _SENDERS = 64
 _START_S = 300
