@@ -188,3 +188,16 @@ def test_medvllm_trusts_the_folder_that_the_pod_makes(pod: dict[str, Any], volum
 
 def _environment(pod: dict[str, Any]) -> dict[str, str]:
     return {each["name"]: each.get("value", "") for each in pod["containers"][0]["env"]}
+
+
+def test_the_page_names_commands_that_exist() -> None:
+    """Their options; the versions that it says were checked; and links from the manifests to it."""
+    page = (ROOT / "docs" / "kubernetes.md").read_text()
+    for line in page.splitlines():
+        _, found, command = line.partition("medvllm ")
+        if found and re.match(r" +(medvllm|kubectl exec) ", line):
+            options = set(re.findall(r"(?<=\s)(--[a-z-]+)", command))
+            assert options <= OPTIONS, (line, options - OPTIONS)
+    assert f"schemas of Kubernetes {' and '.join(VERSIONS)}" in page
+    for manifest in ("kubernetes.yaml", "kserve.yaml"):
+        assert f"deploy/{manifest}" in page and "docs/kubernetes.md" in (DEPLOY / manifest).read_text()

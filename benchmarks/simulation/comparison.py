@@ -19,10 +19,12 @@ from benchmarks.simulation.run import Outcome, percentile, simulate
 from benchmarks.simulation.traffic import zipf_trace
 from medvllm import settings
 from medvllm.engine.model_runner import ModelRegistry
+from medvllm.server.config import ServerConfig
 
 _MODELS, _BUSY = 1000, 0.6
 _MACHINE = Machine(room=50, cached=100, cores=4)
 _LIMIT = 2 * _MACHINE.cores
+_LIMITS = (2, 4, 8, 16, 32, ServerConfig.max_calls + ServerConfig.max_waiting)  # the last: what a server takes at most
 _CHOSEN = ReplicatedAffinity(_LIMIT)
 _POLICIES: dict[str, Policy] = {
     "random": Random(),
@@ -122,10 +124,7 @@ def _policies(costs: Costs, quick: bool) -> list[Table]:
 
 
 def _settings(costs: Costs, quick: bool) -> list[Table]:
-    limits = {
-        f"busy at {limit}": _run(costs, ReplicatedAffinity(limit), 10, quick)
-        for limit in (_MACHINE.cores // 2, _MACHINE.cores, 2 * _MACHINE.cores, 4 * _MACHINE.cores, 8 * _MACHINE.cores)
-    }
+    limits = {f"busy at {limit}": _run(costs, ReplicatedAffinity(limit), 10, quick) for limit in _LIMITS}
     rooms = {
         f"memory for {room} models": _run(
             costs, _CHOSEN, 10, quick, machine=replace(_MACHINE, room=room, cached=2 * room)

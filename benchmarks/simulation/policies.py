@@ -68,7 +68,10 @@ class Affinity:
 
 @dataclass(frozen=True)
 class ReplicatedAffinity:
-    """A replica that has the model, unless all of these are busy: then the one with the fewest requests loads it too.
+    """A replica that has the model, unless all of these are busy: then one that is not loads it too.
+
+    If every replica is busy, a model stays where it is. Otherwise all replicas would load all models when there is the
+    least time for it, and would not recover.
 
     Attributes:
         limit: How many open requests make a replica busy.
@@ -77,12 +80,12 @@ class ReplicatedAffinity:
     limit: int
 
     def choose(self, model: int, replicas: Sequence[V], rng: random.Random) -> V:
-        """Return a holder that is not busy, or the least loaded replica."""
+        """Return a holder, or the least loaded replica if all holders are busy and it is not."""
         chosen = Affinity().choose(model, replicas, rng)
         if chosen.open < self.limit:
             return chosen
         other = _least_loaded(replicas, rng)
-        return other if other.open < chosen.open else chosen
+        return other if other.open < self.limit else chosen
 
 
 @dataclass(frozen=True)
@@ -98,9 +101,9 @@ class Hashed:
     limit: int
 
     def choose(self, model: int, replicas: Sequence[V], rng: random.Random) -> V:
-        """Return the first replica that is not busy, or the least loaded one."""
-        ordered = (replicas[number] for number in _order(model, len(replicas)))
-        return next((each for each in ordered if each.open < self.limit), None) or _least_loaded(replicas, rng)
+        """Return the first replica that is not busy, or the first one if all are."""
+        ordered = [replicas[number] for number in _order(model, len(replicas))]
+        return next((each for each in ordered if each.open < self.limit), ordered[0])
 
 
 @cache
