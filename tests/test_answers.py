@@ -67,6 +67,27 @@ def test_padding_is_tried_once_and_only_where_it_is_needed(registry: ModelRegist
             assert len(shapes) == 1 + 4 + batches and all(rows * length <= 111 for rows, length in shapes[1:5])
             runner.embed(TEXTS)
             assert len(shapes) == 5 + 2 * batches
+        del lease
+        registry.evict(tmp_path / kind)
+        with registry.lease(tmp_path / kind) as lease:  # loaded again
+            shapes = _runs(lease, get_encoder(lease.model))
+            runner.embed(TEXTS)
+            assert len(shapes) == batches
+
+
+def test_a_model_that_was_changed_is_tried_again(registry: ModelRegistry, tmp_path: Path) -> None:
+    """What was found with a module of the caller's own does not hold for the model as its files have it."""
+    runner = ModelRunner(kinds.write(tmp_path / "m", "BertModel"), registry=registry)
+    with registry.lease(tmp_path / "m") as lease:
+        encoder = get_encoder(lease.model)
+        encoder.embeddings.dropout = torch.nn.Identity()
+        runner.embed(TEXTS)
+    del lease, encoder
+    registry.evict(tmp_path / "m")
+    with registry.lease(tmp_path / "m") as lease:
+        shapes, before = _runs(lease, get_encoder(lease.model)), queue.statistics().batches
+        runner.embed(TEXTS)
+        assert len(shapes) == 4 + queue.statistics().batches - before
 
 
 def test_texts_of_one_length_share_a_batch_where_padding_is_not_borne(registry: ModelRegistry, tmp_path: Path) -> None:

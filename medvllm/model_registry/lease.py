@@ -79,13 +79,22 @@ class Lease:
         return self._target.metadata
 
     @property
-    def model(self) -> Any:
-        """The model, in eval mode. Typed Any: which methods it has depends on its class."""
+    def _present(self) -> CachedModel[Identity]:
         if self._cached is None:
             raise RequestError(
                 f"The lease of model {self.metadata.name!r} has ended.\nUse the model inside the with block."
             )
-        return self._cached.model
+        return self._cached
+
+    @property
+    def model(self) -> Any:
+        """The model, in eval mode. Typed Any: which methods it has depends on its class."""
+        return self._present.model
+
+    @property
+    def identity(self) -> Identity:
+        """What tells the model from others: its version, its files, and the options of its load."""
+        return self._present.identity
 
     @lazy
     def tokenizer(self) -> "PreTrainedTokenizerBase":

@@ -1,11 +1,10 @@
 """Whether a model in use is a decoder: what it makes of a token never depends on the tokens after it."""
 
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING
 
 from medvllm.engine.model_runner.inference.part import Part, find_part
 from medvllm.engine.model_runner.inference.torch_forward import TorchForward
-from medvllm.engine.model_runner.inference.trial import without_callers_settings
+from medvllm.engine.model_runner.inference.trial import Outcomes
 from medvllm.engine.model_runner.reading.windows import Window
 from medvllm.engines import EngineModel
 from medvllm.model_registry import Lease
@@ -14,11 +13,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_is_causal: "WeakKeyDictionary[Any, bool]" = WeakKeyDictionary()  # by module
+_outcomes: Outcomes[bool] = Outcomes()
 
 
 def is_causal(lease: Lease, part: Part) -> bool:
-    """Return whether a part of a model is a decoder. It is tried once for each module if the config does not tell.
+    """Return whether a part of a model is a decoder. It is tried once for each model if the config does not tell.
 
     Args:
         lease: The model in use.
@@ -35,12 +34,9 @@ def is_causal(lease: Lease, part: Part) -> bool:
     module = find_part(lease.model, part)
     if (told := tell_causality(module.config)) is not None:
         return told
-    if (known := _is_causal.get(module)) is None:
-        with without_callers_settings(lease):
-            forward = TorchForward(lease, part)
+    forward = TorchForward(lease, part)
 
-            def compute(ids: list[int]) -> "NDArray[np.float32]":
-                return forward.run([Window(0, ids, [])])[0]
+    def compute(ids: list[int]) -> "NDArray[np.float32]":
+        return forward.run([Window(0, ids, [])])[0]
 
-            known = _is_causal[module] = try_causality(compute, lease.tokenizer, lease.model.dtype)
-    return known
+    return _outcomes.find(lease, module, part, lambda: try_causality(compute, lease.tokenizer, lease.model.dtype))

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import partial
 from inspect import signature
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 from medvllm.engine.model_runner.foreign_errors import translate_model_errors
 from medvllm.engine.model_runner.inference.batch import plan_batches
@@ -13,7 +12,7 @@ from medvllm.engine.model_runner.inference.forward import Layout
 from medvllm.engine.model_runner.inference.packing import PackedRow, first_positions
 from medvllm.engine.model_runner.inference.part import Part, find_part, judges_whole_texts
 from medvllm.engine.model_runner.inference.token_ids import check_ids, find_padding_id
-from medvllm.engine.model_runner.inference.trial import without_callers_settings
+from medvllm.engine.model_runner.inference.trial import Outcomes
 from medvllm.engine.model_runner.reading.windows import Window
 from medvllm.errors import DeviceMemoryError, LoadError, MedVLLMError
 from medvllm.model_registry import Lease
@@ -37,7 +36,7 @@ class _Verdict:
     first_position: int | None = None
 
 
-_verdicts: "WeakKeyDictionary[Any, dict[Part, _Verdict]]" = WeakKeyDictionary()  # by module
+_verdicts: Outcomes[_Verdict] = Outcomes()
 
 
 class TorchForward:
@@ -86,7 +85,7 @@ class TorchForward:
 
     @property
     def layout(self) -> Layout:
-        """Which windows may run together. It is tried once for each model."""
+        """Which windows may run together. It is tried once for each model, also if it leaves memory and comes back."""
         return self._verdict().layout
 
     def run(self, batch: Sequence[Window]) -> "list[NDArray[np.float32]]":
@@ -103,7 +102,8 @@ class TorchForward:
             except DeviceMemoryError:
                 raise
             except LoadError:  # the row is longer than a table of the model
-                _verdicts[self._module][self._part] = self._find_verdict(packs=False)
+                _verdicts.forget(self._lease, self._module, self._part)
+                _verdicts.find(self._lease, self._module, self._part, partial(self._try_layouts, packs=False))
         # Planned again: the windows may have come together while the model still ran them in one row.
         found = [pair for part in plan_batches(self, batch) for pair in zip(part, self._run_block(part), strict=True)]
         numbers = {id(window): rows for window, rows in found}
@@ -168,16 +168,9 @@ class TorchForward:
         return found
 
     def _verdict(self) -> _Verdict:
-        known = _verdicts.setdefault(self._module, {})
-        if self._part not in known:
-            known[self._part] = self._find_verdict()
-        return known[self._part]
+        return _verdicts.find(self._lease, self._module, self._part, self._try_layouts)
 
-    def _find_verdict(self, *, packs: bool = True) -> _Verdict:
-        with without_callers_settings(self._lease):
-            return self._try_layouts(packs=packs)
-
-    def _try_layouts(self, *, packs: bool) -> _Verdict:
+    def _try_layouts(self, *, packs: bool = True) -> _Verdict:
         from medvllm.loading.stateless import depends_on_length, rows_compete
 
         if rows_compete(self._module) or _takes_one_row(self._module):
