@@ -136,8 +136,20 @@ CHECKS = (
 )
 
 
+# One of each protocol in every run; the others are tried in the slow one.
+FUZZED_IN_EVERY_RUN = {
+    operation.content["tags"][0]: operation.name for operation in OPERATIONS if operation.method == "post"
+}
+
+
 @pytest.mark.parametrize("count", [1, pytest.param(200, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda each: each.name)
+@pytest.mark.parametrize(
+    "operation",
+    [
+        pytest.param(each, marks=() if each.name in FUZZED_IN_EVERY_RUN.values() else pytest.mark.slow, id=each.name)
+        for each in OPERATIONS
+    ],
+)
 def test_each_answer_is_one_that_is_documented(fuzzed: Any, operation: Any, count: int) -> None:
     """For requests that fit the document, and those that do not: its status, media type, headers and content."""
     schemathesis = pytest.importorskip("schemathesis")

@@ -1,7 +1,7 @@
 """Tiny stand-ins for the repositories of the built-in models: each in that repository's shape of trouble."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -163,3 +163,11 @@ STANDINS: dict[str, Callable[..., Path]] = {
         weights="sharded",
     ),
 }
+
+
+def one_of_each(names: Iterable[str]) -> list[str]:
+    """The first of the names of each stand-in: several repositories have the same shape."""
+    found: dict[str, str] = {}
+    for name in names:
+        found.setdefault(repr(STANDINS[name]), name)
+    return list(found.values())
