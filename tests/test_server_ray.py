@@ -24,6 +24,8 @@ from medvllm.client import Client
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import SettingError
 from medvllm.server.config import ServerConfig
+from medvllm.server.replicas.environment import hand_over, take_over
+from medvllm.server.replicas.target import named_in
 from tests.support import decoders, tiny
 from tests.support.console import command
 from tests.support.serving import serving
@@ -31,6 +33,7 @@ from tests.support.started import Started
 from tests.support.waiting import wait_until
 
 WORD = "xanthopsiacanary"
+SECRET = "a-key-that-no-log-has"
 NOTE = f"Patient {WORD} Smith was given aspirin."
 INFER = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [NOTE]}]}
 PROMPT = {"model": "dec", "prompt": NOTE, "max_tokens": 4, "temperature": 0}
@@ -87,12 +90,14 @@ def models(tmp_path: Path) -> ModelRegistry:
     return registry
 
 
+@pytest.mark.timeout(600)
 def test_replicas_answer_as_one_server(
     models: ModelRegistry, ray_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each request stays where its model is; a moved alias reaches all; a killed one loses nothing; nothing is left."""
     key = command(monkeypatch, "key", "add", "pacs", "--right", "infer", "--right", "read", "--right", "manage").out
     headers = {"Authorization": f"Bearer {key.strip()}"}
+    monkeypatch.setenv("MEDVLLM_API_KEYS", SECRET)
     server = Started("--ray", "--replicas", "2")
     try:
         url = server.wait_for(r"Serving at (http\S+), with API keys, by 2 replicas")
@@ -109,13 +114,84 @@ def test_replicas_answer_as_one_server(
         server.end(signal.SIGTERM)
     assert server.wait() == -signal.SIGTERM
     assert not [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
-    assert WORD not in "".join(server.lines)
     logs = [file for file in ray_folder.rglob("*") if file.is_file()]
     assert any("replica_" in file.name for file in logs)
-    assert not [file for file in logs if WORD.encode() in file.read_bytes()]
+    for word in (WORD, SECRET, key.strip()):
+        assert word not in "".join(server.lines)
+        assert not [file for file in logs if word.encode() in file.read_bytes()]
 
 
-@pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")  # of ray.serve itself
+# of ray.serve itself
+quiet = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")
+
+
+@quiet
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["127.0.0.1:6379"], 2, "'127.0.0.1:6379' is an address of Ray, so give --ray, too"),
+        (["--replicas", "2"], 2, "replicas are processes in Ray, so give --ray, too"),
+        (["--ray", "ray://127.0.0.1:10001"], 1, "medvllm serve --ray auto"),
+        (["--ray", "127.0.0.1:CLOSED"], 1, "Start one here: ray start --head"),
+    ],
+)
+def test_what_ray_cannot_do_is_refused_at_once(
+    words: list[str], code: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [word.replace("CLOSED", str(_free_port())) for word in words]
+    refused = command(monkeypatch, "serve", "--port", "0", *words)
+    assert refused.code == code and message in refused.err, refused.err
+
+
+def test_ray_is_only_needed_for_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it, the advice says what to install."""
+    for name in [name for name in sys.modules if name.startswith("medvllm.server.replicas")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    refused = command(monkeypatch, "serve", "--ray", "--port", "0")
+    assert refused.code == 1 and refused.err.endswith("Install it with: pip install 'medvllm[ray]'\n")
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/v2/models/ner/infer", "ner"),
+        ("/v2/models/acme/ner@3/infer", "acme/ner@3"),
+        ("/v2/models/acme/ner/versions/production/infer", "acme/ner@production"),
+        ("/v2/models/ner/versions/2", "ner@2"),
+        ("/v2/models/ner/ready", "ner"),
+        ("/v2/models/ner", "ner"),
+        ("/v2/repository/models/acme/ner/load", "acme/ner"),
+        ("/v1/models/acme/ner", "acme/ner"),
+        ("/models/acme/ner", "acme/ner"),
+        ("/models/acme/ner/pipeline/token-classification", "acme/ner"),
+        ("/v2/repository/index", None),
+        ("/v1/entities", None),
+    ],
+)
+def test_a_path_names_the_model_as_its_protocol_does(path: str, name: str | None) -> None:
+    assert named_in(path) == name
+
+
+def test_replicas_get_the_settings_with_absolute_paths(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have another working directory. Settings of the cluster that the server does not have go."""
+    monkeypatch.chdir(home)
+    monkeypatch.delenv("MEDVLLM_LOCK_FILE")
+    monkeypatch.setenv("MEDVLLM_HOME", "./own")
+    monkeypatch.setenv("MEDVLLM_MAX_MODELS", "3")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    given = {"MEDVLLM_DEVICE": "cuda", "PATH": "/bin"}
+    take_over(hand_over(), given)
+    assert {name: text for name, text in given.items() if not name.startswith("HF_")} == {
+        "MEDVLLM_HOME": str(home / "own"),
+        "MEDVLLM_LOCK_FILE": str(home / "medvllm.lock"),
+        "MEDVLLM_MAX_MODELS": "3",
+        "PATH": "/bin",
+    }
+    assert given["HF_HUB_OFFLINE"] == "1"
+
+
+@quiet
 def test_the_file_for_a_cluster_is_one_that_ray_and_medvllm_accept() -> None:
     """And without an API key, nothing is deployed: Ray decides who can reach it."""
     from ray.serve.schema import ServeDeploySchema
@@ -133,6 +209,7 @@ def test_the_file_for_a_cluster_is_one_that_ray_and_medvllm_accept() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_cluster_serves_the_file_and_a_server_of_its_own(
     models: ModelRegistry, ray_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,6 +344,7 @@ def _keys_are_asked_for_before_a_body_is_read(url: str) -> None:
         while True:
             yield b" " * 1000
 
+    assert httpx2.get(f"{url}/v1/models", headers={"X-API-Key": SECRET}, timeout=60).status_code == 200
     refused = httpx2.post(f"{url}/v1/entities", content=endless(), timeout=60)
     assert refused.status_code == 401 and "Bearer" in refused.headers["www-authenticate"]
 

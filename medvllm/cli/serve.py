@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_REPLICAS = 2
+
 
 def serve(
     address: Annotated[
@@ -68,7 +70,9 @@ def serve(
             "--ray", help="Have several processes answer: in the cluster at ADDRESS, or else in a Ray on this machine."
         ),
     ] = False,
-    replicas: Annotated[int, typer.Option(min=1, help="With --ray: how many processes load models and answer.")] = 2,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, help="With --ray: how many processes load models and answer; 2 by default.")
+    ] = None,
 ) -> None:
     """Serve the models of the catalogue over HTTP, in the protocols of OpenAI, Triton and others.
 
@@ -91,6 +95,8 @@ def serve(
         ) from error
     if address is not None and not ray:
         raise typer.BadParameter(f"{address!r} is an address of Ray, so give --ray, too", param_hint="ADDRESS")
+    if replicas is not None and not ray:
+        raise typer.BadParameter("replicas are processes in Ray, so give --ray, too", param_hint="--replicas")
     keys = _read_redaction_keys(redaction_key or [])
     listener = listen(host, port)
     with listener:
@@ -122,7 +128,7 @@ def serve(
             say("Anybody on the way can read texts and keys. Use --certificate, or a proxy with TLS.")
         has_tls = certificate is not None
         if ray:
-            _serve_with_ray(listener, config, address, replicas, paths, tracing)
+            _serve_with_ray(listener, config, address, replicas or _REPLICAS, paths, tracing)
             return
         server = make_server(registry, config, certificate=paths[0], certificate_key=paths[1], tracing=tracing)
         for name in config.loaded:

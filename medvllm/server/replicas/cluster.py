@@ -4,6 +4,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, cast
@@ -21,6 +22,7 @@ from medvllm.server.replicas.deployments import models
 from medvllm.server.replicas.environment import hand_over
 
 _OBJECTS = 128 * 2**20  # bytes for Ray's object store; what goes between the front and its replicas stays out of it
+_KNOCK_S = 5.0  # for the cluster to accept a connection
 _INLINED = 64 * 2**20  # bytes of a body that Ray passes on without it
 
 
@@ -41,14 +43,15 @@ def replicas_in_ray(config: ServerConfig, address: str | None, count: int) -> It
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     before = signal.getsignal(signal.SIGTERM)  # Ray puts its own handler there
     name = f"medvllm-{secrets.token_hex(4)}"  # another server may be in the cluster
-    is_terminated = False
+    is_terminated = is_first = False
     try:
         session = _start(address, count)
+        is_first = address is not None and not (serve.status().proxies or serve.status().applications)
         yield _deploy(config, environment, name, count, is_own=address is None, session=session)
     except SystemExit:  # what Ray's handler makes of SIGTERM
         is_terminated = True
     finally:
-        _end(name)
+        _end(name, is_first=is_first)
         signal.signal(signal.SIGTERM, before)
     if is_terminated:
         signal.raise_signal(signal.SIGTERM)
@@ -76,15 +79,23 @@ def _start(address: str | None, count: int) -> str:
                 value=address,
             )
         try:
+            if address != "auto":
+                _knock(address)  # Ray itself would try for minutes
             context = ray.init(address, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (ValueError, OSError, RuntimeError) as error:  # a ConnectionError, too
             raise SettingError(
                 f"No Ray cluster can be reached at {address!r} from this machine: {type(error).__name__}.\n"
-                "Start one here: ray start --head, or leave out the address",
+                "Start one here: ray start --head\nTo start a Ray for this server, leave out the address.",
                 value=address,
             ) from error
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     return f"{context.address_info['session_dir']}/logs/serve"
+
+
+def _knock(address: str) -> None:
+    """Raise OSError or ValueError if nobody listens at an address."""
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), _KNOCK_S).close()
 
 
 def _deploy(
@@ -108,8 +119,11 @@ def _resources() -> dict[str, float]:
     return cast(dict[str, float], ray.cluster_resources())  # type: ignore[no-untyped-call]
 
 
-def _end(name: str) -> None:
+def _end(name: str, *, is_first: bool) -> None:
+    """End the replicas, and Ray Serve too if nobody else uses it: its settings hold for all in a cluster."""
     if ray.is_initialized():
         with suppress(RayServeException):  # it has not begun
             serve.delete(name)
+            if is_first and not serve.status().applications:
+                serve.shutdown()  # type: ignore[no-untyped-call]
     ray.shutdown()

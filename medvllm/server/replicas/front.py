@@ -7,7 +7,7 @@ from contextlib import aclosing
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorDiedError, RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
@@ -84,6 +84,7 @@ class Front:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read a request, and send the answer of a replica, or of all."""
+        scope.pop("route", None)  # the journal notes that of the replica
         http = StrictRequest(scope, receive)
         try:
             body = await http.body()
@@ -130,12 +131,13 @@ class Front:
             raise ProblemError(_LOST_REPLICA) from None
         except TimeoutError:
             raise DeadlineError("Not all replicas answered in time.\nTry again later.") from None
-        for error in found:
-            if isinstance(error, BaseException) and not isinstance(error, _LOST):
-                raise error
-        answers: dict[str, list[Message]] = dict(each for each in found if isinstance(each, tuple))
-        if not answers:
+        # A replica that has died has nothing in memory. One that does not answer may have.
+        present = [each for each in found if not isinstance(each, ActorDiedError)]
+        if not present or any(isinstance(each, _LOST) for each in present):
             raise ProblemError(_LOST_REPLICA)
+        if error := next((each for each in present if isinstance(each, BaseException)), None):
+            raise error
+        answers: dict[str, list[Message]] = dict(present)
         refused = [messages for messages in answers.values() if messages[0]["status"] != 200]
         if refused:
             for message in refused[0]:
