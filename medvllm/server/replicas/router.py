@@ -7,7 +7,7 @@ from typing import Any
 
 from ray.serve.request_router import MultiplexMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-BUSY = 8  # open requests of a replica, from which on another one loads the model, too
+BUSY = 16  # open requests of a replica, from which on another one loads the model, too
 _MAX_REMEMBERED = 10_000  # models
 
 
@@ -45,11 +45,10 @@ class ModelRouter(MultiplexMixin, RequestRouter):
         having, fewest, _ = self.rank_replicas_via_multiplex(present, model)
         last = self._last.get(model)
         having += [each for each in present if each.replica_id == last and each not in having]
-        best = self._best(having) if having else None
-        if best is None:
-            best = self._best(fewest or present)
-        elif self._open(best) >= self._busy:
-            best = self._best(present)
+        best = self._best(having or fewest or present)
+        # If all are busy, no model moves: loads would keep them busy.
+        if having and self._open(best) >= self._busy > self._open(other := self._best(present)):
+            best = other
         self._last[model] = best.replica_id
         self._last.move_to_end(model)
         if len(self._last) > _MAX_REMEMBERED:
