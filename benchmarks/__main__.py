@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks import (
+    batch,
     cold,
     digests,
     engines,
@@ -45,6 +46,7 @@ GROUPS = {
     "stored": stored.tables,
     "postgres": stored_postgres.tables,
     "queue": queue.tables,
+    "batch": batch.tables,
     "server": server.tables,
     "simulation": comparison.tables,
 }

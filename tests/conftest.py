@@ -220,3 +220,12 @@ def registry(home: Path) -> Iterator[ModelRegistry]:
     own = ModelRegistry()
     yield own
     own.clear_cache()
+
+
+@pytest.fixture
+def ray_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where Ray writes. The names of its sockets must be short."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))
+    monkeypatch.setenv("RAY_TMPDIR", str(folder))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)

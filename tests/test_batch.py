@@ -287,8 +287,10 @@ def test_other_conditions_are_refused(tmp_path: Path, registry: ModelRegistry, t
         run(threshold=0.1, sources=moved)
 
 
-def test_an_alias_means_one_version_throughout(tmp_path: Path, registry: ModelRegistry) -> None:
-    """If it has moved when the batch goes on, that is refused; the version itself goes on."""
+def test_a_name_means_one_version_throughout(
+    tmp_path: Path, registry: ModelRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If an alias has moved when the batch goes on, that is refused; the version itself goes on."""
     for seed, name in enumerate(("one", "two")):
         folder = tiny.bert_token_classifier(tmp_path / name, LABELS, seed=seed)
         registry.register("m", "clinical", model_path=str(folder), task="ner", persist=True, replace=True)
@@ -301,6 +303,8 @@ def test_an_alias_means_one_version_throughout(tmp_path: Path, registry: ModelRe
     with pytest.raises(RequestError, match="version of the model: 1, now 2"):
         runner.batch(file, out)
     assert ModelRunner("m@1", registry=registry).batch(file, out).parts_of_run == 0
+    monkeypatch.chdir(tmp_path)
+    assert ModelRunner("./one", registry=registry).pinned().name == str(tmp_path / "one")
 
 
 def test_folders_of_others_are_refused(tmp_path: Path, tagger: ModelRunner) -> None:

@@ -1,12 +1,10 @@
 """`medvllm serve --ray`: replicas in a real Ray answer as one server without Ray does."""
 
 import json
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +21,8 @@ import yaml
 from medvllm.client import Client
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import SettingError
+from medvllm.model_registry.handover import hand_over, take_over
 from medvllm.server.config import ServerConfig
-from medvllm.server.replicas.environment import hand_over, take_over
 from medvllm.server.replicas.target import named_in
 from tests.support import decoders, tiny
 from tests.support.console import command
@@ -66,15 +64,6 @@ REQUESTS: list[tuple[str, str, Any]] = [
 ]
 CHANGING = ("id", "created", "load_s", "loaded_at", "last_used")  # with each answer
 HEADERS = ("content-type", "cache-control", "content-security-policy", "x-medvllm-version", "retry-after")
-
-
-@pytest.fixture
-def ray_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where Ray writes. The names of its sockets must be short."""
-    folder = Path(tempfile.mkdtemp(prefix="ray-"))
-    monkeypatch.setenv("RAY_TMPDIR", str(folder))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

@@ -82,7 +82,13 @@ def run(
     id_column: IdColumn = None,
     rows_per_part: Annotated[int, typer.Option(min=1, help="How many rows a part has.")] = 1000,
     output_format: Annotated[str, typer.Option(help="Format of the parts: parquet or jsonl.")] = "parquet",
-    workers: Annotated[int, typer.Option(min=1, help="How many processes answer.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="How many processes answer, or actors of Ray.")] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Answer with actors of Ray: local starts one here, auto and host:port are clusters."
+        ),
+    ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Remove the batch in the folder, and begin anew.")] = False,
     top_k: TopK = None,
     threshold: Threshold = None,
@@ -165,6 +171,7 @@ def run(
             rows_per_part=rows_per_part,
             output_format=output_format,  # type: ignore[arg-type]
             workers=workers,
+            ray=ray,
             restart=restart,
             **given,
         )

@@ -15,6 +15,7 @@ from medvllm.engines.kinds import EngineName, Precision, check_engine, check_pre
 from medvllm.errors import CatalogError, ModelNotFoundError, RequestError
 from medvllm.metadata import ModelMetadata
 from medvllm.model_registry import Lease, ModelRegistry, registry
+from medvllm.names import parse_name
 from medvllm.words import usual_task
 
 if TYPE_CHECKING:
@@ -649,6 +650,7 @@ class ModelRunner:
         rows_per_part: int = 1_000,
         output_format: "OutputFormat" = "parquet",
         workers: int = 1,
+        ray: str | None = None,
         restart: bool = False,
         **arguments: Any,
     ) -> "BatchSummary":
@@ -667,7 +669,9 @@ class ModelRunner:
             format: The format of the sources, such as "csv"; by default, the ending of each name says it.
             rows_per_part: How many rows a part has. At most the parts in work are lost when the batch is stopped.
             output_format: The format of the parts: "parquet" or "jsonl".
-            workers: How many processes answer; with 1, this one does.
+            workers: How many processes answer; with 1, this one does. With `ray`, how many actors.
+            ray: The address of a Ray cluster whose actors answer: "auto" for the one of this machine, "host:port", or
+                "local" to start a Ray here.
             restart: Whether to remove the batch in `out`, and begin anew.
             arguments: The options of the task, for example `threshold`.
 
@@ -679,6 +683,8 @@ class ModelRunner:
                 there was begun with other input, another model or other options.
             OutputError: `out` cannot be written to.
             LoadError: The model cannot run.
+            SettingError: There is no Ray cluster at the address.
+            MissingDependencyError: pyarrow or Ray is needed, and not installed.
 
         Example:
             >>> runner = ModelRunner("obi/deid_bert_i2b2")
@@ -705,6 +711,8 @@ class ModelRunner:
             rows_per_part,
             output_format,
             workers,
+            ray,
+            self._options.get("device"),
         )
         return run.run(restart=restart)
 
@@ -760,12 +768,13 @@ class ModelRunner:
         return self
 
     def pinned(self) -> "ModelRunner":
-        """Return a runner of the version that the name means now, also if an alias moves later."""
+        """Return a runner of what the name means now, also if an alias moves later, or in another working directory."""
         self._adopt_entries()
         try:
             name: str | os.PathLike[str] = self._registry.get_metadata(self._name).reference
         except ModelNotFoundError:
-            name = self._name
+            found = parse_name(self._name)
+            name = found.name if found.kind == "folder" else self._name
         return type(self)(
             name, registry=self._registry, engine=self._engine, precision=self._precision, **self._options
         )

@@ -17,9 +17,9 @@ from ray.serve.handle import DeploymentHandle
 from medvllm import settings
 from medvllm.cores import count_cores
 from medvllm.errors import ServerError, SettingError
+from medvllm.model_registry.handover import hand_over
 from medvllm.server.config import ServerConfig
 from medvllm.server.replicas.deployments import models
-from medvllm.server.replicas.environment import hand_over
 
 _OBJECTS = 128 * 2**20  # bytes for Ray's object store; what goes between the front and its replicas stays out of it
 _KNOCK_S = 5.0  # for the cluster to accept a connection

@@ -9,9 +9,9 @@ from starlette.types import Message, Scope
 
 from medvllm.engine.model_runner.engine_lease import lease_for_task
 from medvllm.model_registry import registry
+from medvllm.model_registry.handover import take_over
 from medvllm.server.app import create_app
 from medvllm.server.config import ServerConfig
-from medvllm.server.replicas.environment import take_over
 from medvllm.server.replicas.exchange import Exchange
 from medvllm.server.tracing import tracing_of_environment
 

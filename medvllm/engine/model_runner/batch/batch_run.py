@@ -23,7 +23,7 @@ from medvllm.engine.model_runner.batch.workers import ThisProcess, Workers
 from medvllm.engine.model_runner.corpus_run import DOCUMENT_TASKS
 from medvllm.engine.model_runner.option_checks import check_count
 from medvllm.engine.model_runner.tasks import check_task
-from medvllm.errors import RequestError
+from medvllm.errors import MissingDependencyError, RequestError
 from medvllm.progress import track_texts
 
 _LOG = logging.getLogger(__name__)
@@ -43,7 +43,8 @@ class BatchRun:
         rows_per_part: How many rows a part has.
         output: The format of the parts.
         workers: How many processes answer; with 1, this one does.
-        ray: The address of a Ray cluster whose actors answer, or "local"; None for this machine without Ray.
+        ray: The address of a Ray cluster, whose actors answer, or "local"; None for no Ray.
+        device: The device that was asked for.
     """
 
     runner: Runner
@@ -54,6 +55,8 @@ class BatchRun:
     rows_per_part: int = ROWS_PER_PART
     output: OutputFormat = "parquet"
     workers: int = 1
+    ray: str | None = None
+    device: str | None = None
 
     def __post_init__(self) -> None:
         check_count("rows_per_part", self.rows_per_part)
@@ -75,7 +78,9 @@ class BatchRun:
         """
         keeps_documents = False
         if self.task == "redact":
-            operators = check_operators(self.arguments.get("operators"), in_one_process=self.workers == 1)
+            operators = check_operators(
+                self.arguments.get("operators"), in_one_process=self.workers == 1 and self.ray is None
+            )
             keeps_documents = operators.need_whole_documents
         folder = BatchFolder(self.out)
         with ExitStack() as stack:
@@ -104,6 +109,14 @@ class BatchRun:
 
     def _choose_workers(self, parts: int) -> Workers:
         """Return who answers so many parts. Without any, the model is loaded all the same, to compare it."""
+        if self.ray is not None and parts:
+            try:
+                from medvllm.engine.model_runner.batch.ray_actors import RayActors
+            except ImportError as error:
+                raise MissingDependencyError(
+                    "Ray is not installed.\nInstall it with: pip install 'medvllm[ray]'", package="ray"
+                ) from error
+            return RayActors(self.ray, min(self.workers, parts))
         if min(self.workers, parts) > 1:
             from medvllm.engine.model_runner.batch.processes import LocalProcesses
 
@@ -122,6 +135,7 @@ class BatchRun:
             has_number_ids=plan.has_number_ids,
             is_pair=self.source.columns.is_pair,
             secret=secret,
+            device=self.device,
         )
         receipt = workers.start(job)
         now = Conditions.of(plan, self.task, self.arguments, self.output, receipt, secret)

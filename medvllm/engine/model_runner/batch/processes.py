@@ -9,8 +9,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-from medvllm.engine.model_runner.batch.conditions import identity_of
 from medvllm.engine.model_runner.batch.part import Part
+from medvllm.engine.model_runner.batch.same_model import SameModel
 from medvllm.engine.model_runner.batch.worker import AnsweredPart, Job, opened
 from medvllm.engine.model_runner.batch.workers import Answered, share
 from medvllm.errors import LoadError, MedVLLMError
@@ -31,7 +31,7 @@ class LocalProcesses:
         self.words = f"{count} processes"
         self._count = count
         self._members: list[_Member] = []
-        self._identity: Mapping[str, Any] | None = None
+        self._same = SameModel()
         self._failed_starts = 0
 
     def start(self, job: Job) -> Receipt:
@@ -58,11 +58,6 @@ class LocalProcesses:
     def has_room(self) -> bool:
         """Whether a process waits for a part."""
         return any(member.is_idle for member in self._members)
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether a process answers a part, or begins."""
-        return any(not member.is_idle for member in self._members)
 
     def send(self, part: Part, receipt: Mapping[str, Any]) -> None:
         """Give a part to a process that waits."""
@@ -105,12 +100,7 @@ class LocalProcesses:
                 ) from None
             return None
         member.is_ready, self._failed_starts = True, 0
-        identity = identity_of(receipt)
-        if self._identity not in (None, identity):
-            raise LoadError(
-                f"The files of model {receipt.name!r} have changed while the batch ran.\nBegin anew with: --restart"
-            )
-        self._identity = identity
+        self._same.check(receipt)
         return receipt
 
     def _replace(self, member: "_Member", *, begins: bool = True) -> int | None:

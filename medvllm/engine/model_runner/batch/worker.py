@@ -50,6 +50,7 @@ class Job:
         has_number_ids: Whether the ids are whole numbers.
         is_pair: Whether each row has two texts.
         secret: Tells whether this machine has the keys of the redaction, as `secret_of` says.
+        device: The device that was asked for.
     """
 
     runner: Runner
@@ -60,6 +61,7 @@ class Job:
     has_number_ids: bool
     is_pair: bool
     secret: str | None
+    device: str | None = None
 
 
 @dataclass(frozen=True)

@@ -72,14 +72,10 @@ class Pool(Protocol):
 
     Attributes:
         has_room: Whether a worker waits for a part.
-        is_busy: Whether a worker answers a part, or begins.
     """
 
     @property
     def has_room(self) -> bool: ...
-
-    @property
-    def is_busy(self) -> bool: ...
 
     def send(self, part: Part, receipt: Mapping[str, Any]) -> None:
         """Give a part to a worker that waits."""
@@ -96,14 +92,20 @@ def share(pool: Pool, parts: Iterator[Part], receipt: Mapping[str, Any]) -> Iter
     Raises:
         LoadError: One part has ended several workers.
     """
-    lost: deque[Part] = deque()
+    waiting: deque[Part] = deque()
     ends: Counter[int] = Counter()
+    sent = 0
     while True:
-        while pool.has_room and (part := lost.popleft() if lost else next(parts, None)) is not None:
-            pool.send(part, receipt)
-        if not pool.is_busy:
+        if not waiting and (following := next(parts, None)) is not None:
+            waiting.append(following)
+        if not waiting and not sent:
             return
+        if waiting and pool.has_room:
+            pool.send(waiting.popleft(), receipt)
+            sent += 1
+            continue
         for part, answered in pool.wait():
+            sent -= 1
             if answered is not None:
                 yield part, answered
                 continue
@@ -114,4 +116,4 @@ def share(pool: Pool, parts: Iterator[Part], receipt: Mapping[str, Any]) -> Iter
                     f"A worker ended {_TRIES} times while it answered rows {part.first:,} to {last:,}. The memory may "
                     "be full.\nUse fewer workers: --workers 1"
                 )
-            lost.append(part)
+            waiting.append(part)

@@ -1,4 +1,4 @@
-"""The settings that replicas share with the process that starts them."""
+"""The settings that workers on other machines share with the process that starts them."""
 
 import os
 from collections.abc import Mapping, MutableMapping
@@ -8,11 +8,11 @@ from medvllm import settings
 from medvllm.settings_files import PREFIX
 from medvllm.sources.lock_path import lock_path
 
-_OTHERS = ("HF_", "HUGGINGFACE_", "OTEL_", "TRANSFORMERS_")  # variables of the libraries that a replica uses
+_OTHERS = ("HF_", "HUGGINGFACE_", "OTEL_", "TRANSFORMERS_")  # variables of the libraries that a worker uses
 
 
 def hand_over() -> dict[str, str]:
-    """Return the variables for replicas. Paths are absolute, because replicas have another working directory.
+    """Return the variables for workers. Paths are absolute, because workers have another working directory.
 
     Raises:
         SettingError: A setting cannot be used.
