@@ -41,8 +41,9 @@ $(STAMP): $(READY)
 demo: $(READY) ## Register a real model, load it by name, embed clinical sentences
 	@$(BIN)/python examples/demo.py
 
+# Three processes for two cores: a test that waits, for a disk or a process, leaves its core to another one.
 test: $(STAMP) system lint ## Check style and types, then run the tests. Some of them: make test ARGS="-k lock"
-	$(PYTEST) --numprocesses 2 --dist worksteal $(ARGS)
+	$(PYTEST) --numprocesses 3 --dist worksteal $(ARGS)
 
 test-slow: $(STAMP) system ## Run the long tests too
 	$(PYTEST) -m "slow or not slow" $(ARGS)
