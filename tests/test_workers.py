@@ -128,6 +128,22 @@ def test_a_started_process_names_what_its_parent_alone_knows(ward: Any, tmp_path
     )
 
 
+def test_a_registry_that_is_sent_tells_what_it_alone_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that was started before hears of it, and when the name is gone; a copy here hears nothing."""
+    name = "biobert-base-cased-v1.2"
+    folder = tiny.bert_token_classifier(tmp_path / "m", labels=["O", "B-DRUG"])
+    registry.register(name, "clinical", model_path=str(folder), replace=True)
+    during = pickle.dumps(registry)
+    assert pickle.loads(during) is registry and registry.get_metadata(name).origin == "process"
+    registry.unregister(name)
+    after = pickle.dumps(registry)
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    assert pickle.loads(during) is registry
+    with pytest.raises(ModelNotFoundError, match="is another model in this process \\(built-in, version 1\\)"):
+        registry.get_metadata(name)
+    assert pickle.loads(after).get_metadata(name).origin == "built-in"
+
+
 def test_another_model_of_the_name_does_not_answer_in_a_started_process(tmp_path: Path) -> None:
     """Built in or stored: an error that leads out, until it is registered there; an equal one is the one meant."""
     folders = [tiny.bert_token_classifier(tmp_path / f"m{seed}", labels=["O", "B-DRUG"], seed=seed) for seed in (1, 2)]
@@ -164,22 +180,6 @@ def test_another_model_of_the_name_does_not_answer_in_a_started_process(tmp_path
         assert told[4] == f"{name} False"
     assert "is not registered in this process" in lines[10]
     assert lines[11:] == ["built-in stored", "stored", "stored"]
-
-
-def test_a_registry_that_is_sent_tells_what_it_alone_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that was started before hears of it, and when the name is gone; a copy here hears nothing."""
-    name = "biobert-base-cased-v1.2"
-    folder = tiny.bert_token_classifier(tmp_path / "m", labels=["O", "B-DRUG"])
-    registry.register(name, "clinical", model_path=str(folder), replace=True)
-    during = pickle.dumps(registry)
-    assert pickle.loads(during) is registry and registry.get_metadata(name).origin == "process"
-    registry.unregister(name)
-    after = pickle.dumps(registry)
-    monkeypatch.setattr(os, "getpid", lambda: 1)
-    assert pickle.loads(during) is registry
-    with pytest.raises(ModelNotFoundError, match="is another model in this process \\(built-in, version 1\\)"):
-        registry.get_metadata(name)
-    assert pickle.loads(after).get_metadata(name).origin == "built-in"
 
 
 def test_a_model_that_a_worker_has_used_before_does_not_answer_either(

@@ -5,9 +5,13 @@ pickle of the registry.
 """
 
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import NamedTuple
+
+_LOG = logging.getLogger(__name__)
 
 
 class Meaning(NamedTuple):
@@ -20,15 +24,22 @@ class Meaning(NamedTuple):
 Announcement = tuple[int, Mapping[str, Meaning]]  # a process id, and the names of that process
 
 _VARIABLE = "_MEDVLLM_REGISTERED"
-_MAX_CHARACTERS = 100_000  # an environment has limits: names beyond it are not announced
+_MAX_CHARACTERS = 100_000  # an environment has limits: names beyond it are not announced, and a warning is logged
 _received: dict[int, dict[str, Meaning]] = {}  # by process id
 
 
 def announce(own: Mapping[str, Meaning]) -> None:
-    """Put this process's names into its environment, with those that it received itself."""
-    text = json.dumps([make_announcement(own), *_received.items()])
-    if (own or _received or _VARIABLE in os.environ) and len(text) <= _MAX_CHARACTERS:
-        os.environ[_VARIABLE] = text
+    """Put this process's names into its environment, with those that it received; without room for all, the latest."""
+    if own or _received or _VARIABLE in os.environ:
+        announced: list[Announcement] = [make_announcement(own)]
+        room = _MAX_CHARACTERS - len(json.dumps(announced))
+        for pid, names in reversed(_received.items()):
+            room -= len(json.dumps([pid, names])) + 2
+            if room < 0:
+                break
+            if pid != announced[0][0]:  # of an earlier process with the number of this one
+                announced.insert(1, (pid, names))
+        os.environ[_VARIABLE] = json.dumps(announced)
 
 
 def make_announcement(own: Mapping[str, Meaning]) -> Announcement:
@@ -37,9 +48,18 @@ def make_announcement(own: Mapping[str, Meaning]) -> Announcement:
     for name in sorted(own, key=lambda name: (own[name].version == 1, name)):
         size += len(json.dumps([name, own[name]])) + 2
         if size > _MAX_CHARACTERS // 2:
+            _warn_once()
             break
         fitting[name] = own[name]
     return os.getpid(), fitting
+
+
+@cache
+def _warn_once() -> None:
+    _LOG.warning(
+        "This process registers more names for itself than it can announce to the processes that it starts. There, the "
+        "others may mean another model. To share them: register(…, persist=True)"
+    )
 
 
 def receive(sent: Iterable[Announcement]) -> bool:
