@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import fsspec
 import numpy as np
 import pyarrow
@@ -424,6 +425,24 @@ def test_files_behind_urls_are_read(tmp_path: Path, tagger: ModelRunner) -> None
             tagger.batch("nowhere://x", tmp_path / "none")
     finally:
         memory.rm("/bucket", recursive=True)
+
+
+def test_a_saved_dataset_goes_on_as_a_file_does(tmp_path: Path, tagger: ModelRunner) -> None:
+    """Its answers are those of a file of the same rows; a row without a text is bad; a changed row is noticed."""
+    rows = {"id": [f"n{at}" for at in range(len(NOTES))], "text": [*NOTES[:-1], None]}
+    datasets.DatasetDict({"train": datasets.Dataset.from_dict(rows)}).save_to_disk(tmp_path / "a")
+    file = lines(tmp_path / "a.jsonl", [{"id": id, "text": text} for id, text in zip(*rows.values(), strict=True)])
+    tagger.batch(file, tmp_path / "from_file", rows_per_part=3, output_format="jsonl")
+    done = tagger.batch(tmp_path / "a", out := tmp_path / "out", rows_per_part=3, output_format="jsonl")
+    assert (done.answered, done.bad_rows) == (6, 1) and "row 7 of" in bad_rows(out)[0]["place"]
+    assert records(out) == records(tmp_path / "from_file")
+    (out / "parts" / "part-00001.jsonl").unlink()
+    tagger.batch(tmp_path / "a", out, rows_per_part=3, output_format="jsonl")
+    assert records(out) == records(tmp_path / "from_file")
+    changed = datasets.Dataset.from_dict(rows | {"text": ["Fever.", *NOTES[1:]]})
+    datasets.DatasetDict({"train": changed}).save_to_disk(tmp_path / "a")
+    with pytest.raises(RequestError, match="input"):
+        tagger.batch(tmp_path / "a", out, rows_per_part=3, output_format="jsonl")
 
 
 def test_a_full_disk_costs_what_is_missing(tmp_path: Path, tagger: ModelRunner) -> None:

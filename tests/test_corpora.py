@@ -4,12 +4,14 @@ import csv
 import io
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -22,7 +24,7 @@ from medvllm.corpora.reading.corpus import corpus_of, open_corpus
 from medvllm.corpora.reading.json_rows import read_json_list
 from medvllm.corpora.rows import Row, split_into_chunks
 from medvllm.corpora.writing.writers import WRITERS, choose_writer, open_writer
-from medvllm.errors import OutputError, RequestError
+from medvllm.errors import MissingDependencyError, OutputError, RequestError
 
 SECRET = "Zyxwvut Canary"
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
@@ -195,6 +197,49 @@ def test_a_folder_is_its_notes(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert f"file {str(tmp_path / 'n' / 'l.txt')!r}: No such file" in refusal(tmp_path / "n")
     (tmp_path / "empty").mkdir()
     assert "There is no .txt file in folder" in refusal(tmp_path / "empty")
+
+
+def test_a_saved_dataset_is_its_rows(tmp_path: Path) -> None:
+    """In their order, over several files and batches, whatever format and other columns it was saved with."""
+    texts = [f"note {number}" for number in range(600)]
+    made = datasets.Dataset.from_dict({"key": range(600), "note": texts, "vector": [[0.5]] * 600}).with_format("numpy")
+    made.save_to_disk(tmp_path / "a", num_shards=3)
+    columns = Columns(("note",), "key")
+    with open_corpus(tmp_path / "a", columns) as corpus:
+        assert corpus.total == 600 and pairs(list(corpus)) == [*enumerate(texts)]
+    chosen = made.select([5, 3, 5]).rename_columns({"key": "ID", "note": "text"})
+    datasets.DatasetDict({"train": chosen}).save_to_disk(tmp_path / "b")
+    assert pairs(read(tmp_path / "b")) == [(5, "note 5"), (3, "note 3"), (5, "note 5")]
+    assert pairs(read(tmp_path / "b" / "train", Columns(("text",), "ID"))) == pairs(read(tmp_path / "b"))
+    assert "no column 'text'" in refusal(tmp_path / "a")
+    assert "no column 'kye'" in refusal(tmp_path / "b", Columns(id="kye"))
+    datasets.Dataset.from_dict({"text": ["x", None]}).save_to_disk(tmp_path / "c")
+    assert "Column 'text' is null in row 2 of" in refusal(tmp_path / "c")
+
+
+def test_saved_datasets_that_cannot_be_read_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several splits, a list of indices that the library would ignore, damaged files, and no library."""
+    made = datasets.Dataset.from_dict({"text": [SECRET, "fever"]})
+    datasets.DatasetDict({"train": made, "test": made}).save_to_disk(tmp_path / "a")
+    said = refusal(tmp_path / "a")
+    assert "has 2 splits: 'train', 'test'" in said and repr(str(tmp_path / "a" / "train")) in said
+    train = tmp_path / "a" / "train"
+    state = json.loads((train / "state.json").read_text())
+    (train / "state.json").write_text(json.dumps(state | {"_indices_data_files": [{"filename": "indices.arrow"}]}))
+    assert "flatten_indices()" in refusal(train)
+    (train / "state.json").write_text("{")
+    assert "it is damaged" in refusal(train)
+    (train / "state.json").write_text(json.dumps(state))
+    data = train / state["_data_files"][0]["filename"]
+    data.write_bytes(data.read_bytes()[:-8])  # what Arrow reads without an error, as if nothing were missing
+    assert "it is damaged" in refusal(train)
+    data.write_bytes(data.read_bytes()[:-40])
+    assert "cannot be read with datasets" in refusal(train)
+    (tmp_path / "a" / "dataset_dict.json").write_text('{"splits": []}')
+    assert "has no split" in refusal(tmp_path / "a")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingDependencyError, match="pip install datasets"):
+        read(tmp_path / "a" / "test")
 
 
 def test_a_list_of_json_is_read_in_parts(folder: Path) -> None:

@@ -68,8 +68,9 @@ def run(
         typer.Option(
             "--in",
             metavar="FILE",
-            help="File of texts (.jsonl, .json, .csv, .tsv, .parquet, or one text a line), folder of .txt files, URL "
-            "such as s3://bucket/notes.jsonl, or a pattern such as 'notes/*.parquet'; repeat for more.",
+            help="File of texts (.jsonl, .json, .csv, .tsv, .parquet, or one text a line), folder of .txt files or of "
+            "a saved Hugging Face dataset, URL such as s3://bucket/notes.jsonl, or a pattern such as "
+            "'notes/*.parquet'; repeat for more.",
         ),
     ] = None,
     out: Annotated[

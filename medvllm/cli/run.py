@@ -60,8 +60,8 @@ def run(
     file: Annotated[
         Path | None,
         typer.Option(
-            help="File of texts: one a line, or .jsonl, .json, .csv, .tsv or .parquet; or a folder of .txt files; "
-            "- is standard input."
+            help="File of texts: one a line, or .jsonl, .json, .csv, .tsv or .parquet; or a folder of .txt files "
+            "or of a saved Hugging Face dataset; - is standard input."
         ),
     ] = None,
     format: Format = None,

@@ -1,1 +1,1 @@
-"""Reads the texts of a corpus: a file of lines, JSON, CSV or Parquet, or a folder of notes."""
+"""Reads the texts of a corpus: a file of lines, JSON, CSV or Parquet, a folder of notes, or a saved dataset."""

@@ -10,6 +10,7 @@ from typing import BinaryIO, NamedTuple
 
 from medvllm.corpora.reading.columns import Columns
 from medvllm.corpora.reading.csv_rows import read_csv, read_tsv
+from medvllm.corpora.reading.dataset_rows import is_dataset, open_dataset, read_dataset
 from medvllm.corpora.reading.json_rows import read_json_lines, read_json_list
 from medvllm.corpora.reading.lines import read_text_lines, split_pair
 from medvllm.corpora.reading.notes import find_notes, read_notes
@@ -70,7 +71,7 @@ def open_corpus(source: Path, columns: Columns, format: str | None = None) -> It
     """Open a file or a folder for reading.
 
     Args:
-        source: A file, a folder of notes, or `-` for standard input.
+        source: A file, a folder of notes or of a saved dataset, or `-` for standard input.
         columns: The columns to read, where the format has columns.
         format: One of FORMATS; by default, the ending of the file's name decides, and other files have one text a line.
 
@@ -101,7 +102,8 @@ def open_rows(source: Path | str, columns: Columns, format: str | None = None) -
     """Open a file or a folder, as `open_corpus` does, but go on behind a row that cannot be read.
 
     Args:
-        source: A file, a folder of notes, `-` for standard input, or the URL of a file, such as s3://bucket/notes.jsonl.
+        source: A file, a folder of notes or of a saved dataset, `-` for standard input, or the URL of a file, such as
+            s3://bucket/notes.jsonl.
         columns: The columns to read, where the format has columns.
         format: One of FORMATS; by default, the ending of the file's name decides, and other files have one text a line.
 
@@ -110,6 +112,10 @@ def open_rows(source: Path | str, columns: Columns, format: str | None = None) -
     """
     path = Path(source)
     if path != STANDARD_INPUT and not is_url(source) and path.is_dir():
+        if is_dataset(path):
+            dataset = open_dataset(path, repr(str(source)))
+            yield OpenRows(read_dataset(dataset, repr(str(source)), columns), len(dataset))
+            return
         _check_no_columns(columns, f"Each file of folder {str(source)!r} is one text. It")
         names = find_notes(path)
         yield OpenRows(read_notes(path, names), len(names))

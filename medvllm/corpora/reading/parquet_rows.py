@@ -5,10 +5,10 @@ from typing import Any, BinaryIO
 
 from medvllm.corpora.parquet import import_parquet
 from medvllm.corpora.reading.columns import Columns
-from medvllm.corpora.rows import BadRow, Row, row_or_bad
+from medvllm.corpora.reading.record_batches import BATCH_ROWS, read_batches
+from medvllm.corpora.rows import BadRow, Row
 from medvllm.errors import RequestError
 
-_BATCH_ROWS = 256
 _SIGN = b"PAR1"
 
 
@@ -24,14 +24,11 @@ def read_parquet(stream: BinaryIO, where: str, columns: Columns) -> Iterator[Row
         RequestError: It is not a Parquet file, is damaged, or has other columns.
     """
     file = _open(stream, where)
-    found = columns.find(list(file.schema_arrow.names), where)
-    wanted = [*dict.fromkeys([*found.texts, *([found.id] if found.id is not None else []), *found.extra])]
-    batches = file.iter_batches(_BATCH_ROWS, columns=wanted)
-    number = 0
-    while (records := _next_records(batches, where)) is not None:
-        for record in records:
-            number += 1
-            yield row_or_bad(found.make_row, record, place=f"row {number} of {where}")
+
+    def open_batches(wanted: list[str]) -> Iterator[Any]:
+        return iter(file.iter_batches(BATCH_ROWS, columns=wanted))
+
+    return read_batches(list(file.schema_arrow.names), open_batches, where, columns, _damaged(where))
 
 
 def _open(stream: BinaryIO, where: str) -> Any:
@@ -45,16 +42,6 @@ def _open(stream: BinaryIO, where: str) -> Any:
     except (ValueError, OSError):
         pass
     raise _damaged(where)
-
-
-def _next_records(batches: Any, where: str) -> list[dict[str, Any]] | None:
-    """Return the next records, or None at the end."""
-    try:
-        batch = next(batches, None)
-        return None if batch is None else batch.to_pylist()
-    except (ValueError, OSError):
-        pass
-    raise _damaged(where)  # raised here, not in the handler: that error may hold a text
 
 
 def _damaged(where: str) -> RequestError:

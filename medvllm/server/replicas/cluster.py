@@ -1,10 +1,8 @@
 """Replicas in a Ray of our own, or in a cluster that runs already."""
 
 import logging
-import os
 import secrets
 import signal
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, cast
@@ -18,12 +16,11 @@ from medvllm import settings
 from medvllm.cores import count_cores
 from medvllm.errors import ServerError, SettingError
 from medvllm.model_registry.handover import hand_over
+from medvllm.ray_cluster import start_or_connect
 from medvllm.server.config import ServerConfig
 from medvllm.server.replicas.deployments import models
 
 _OBJECTS = 128 * 2**20  # bytes for Ray's object store; what goes between the front and its replicas stays out of it
-_KNOCK_S = 5.0  # for the cluster to accept a connection
-_INLINED = 64 * 2**20  # bytes of a body that Ray passes on without it
 
 
 @contextmanager
@@ -40,7 +37,6 @@ def replicas_in_ray(config: ServerConfig, address: str | None, count: int) -> It
         ServerError: The replicas do not start.
     """
     environment = hand_over()
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     before = signal.getsignal(signal.SIGTERM)  # Ray puts its own handler there
     name = f"medvllm-{secrets.token_hex(4)}"  # another server may be in the cluster
     is_terminated = is_first = False
@@ -59,43 +55,16 @@ def replicas_in_ray(config: ServerConfig, address: str | None, count: int) -> It
 
 def _start(address: str | None, count: int) -> str:
     """Start Ray, or connect to a cluster, and return the folder of its logs."""
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is None:
-        context: Any = ray.init(
-            "local",
-            num_cpus=max(count_cores(), count),
-            include_dashboard=False,
-            object_store_memory=_OBJECTS,
-            _node_ip_address="127.0.0.1",
-            # A body is never written to a disk.
-            _system_config={"task_rpc_inlined_bytes_limit": _INLINED, "automatic_object_spilling_enabled": False},
-            **quiet,
+    if address is not None and address.startswith("ray://"):
+        raise SettingError(
+            f"{address!r} is the address of a Ray Client, which cannot stream answers.\n"
+            "Start the server on a machine of the cluster: medvllm serve --ray auto",
+            value=address,
         )
-    else:
-        if address.startswith("ray://"):
-            raise SettingError(
-                f"{address!r} is the address of a Ray Client, which cannot stream answers.\n"
-                "Start the server on a machine of the cluster: medvllm serve --ray auto",
-                value=address,
-            )
-        try:
-            if address != "auto":
-                _knock(address)  # Ray itself would try for minutes
-            context = ray.init(address, **quiet)
-        except (ValueError, OSError, RuntimeError) as error:  # a ConnectionError, too
-            raise SettingError(
-                f"No Ray cluster can be reached at {address!r} from this machine: {type(error).__name__}.\n"
-                "Start one here: ray start --head\nTo start a Ray for this server, leave out the address.",
-                value=address,
-            ) from error
+    advice = "To start a Ray for this server, leave out the address."
+    context = start_or_connect(address, count=count, objects=_OBJECTS, advice=advice)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     return f"{context.address_info['session_dir']}/logs/serve"
-
-
-def _knock(address: str) -> None:
-    """Raise OSError or ValueError if nobody listens at an address."""
-    host, _, port = address.rpartition(":")
-    socket.create_connection((host.strip("[]"), int(port)), _KNOCK_S).close()
 
 
 def _deploy(

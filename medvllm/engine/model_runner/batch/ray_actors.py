@@ -1,9 +1,7 @@
 """Actors of Ray that answer parts: on this machine, or in a cluster."""
 
-import logging
 import os
 import signal
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,19 +10,17 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
 from medvllm import settings
-from medvllm.cores import count_cores
 from medvllm.engine.model_runner.batch.part import Part
 from medvllm.engine.model_runner.batch.same_model import SameModel
 from medvllm.engine.model_runner.batch.worker import AnsweredPart, Job, Worker
 from medvllm.engine.model_runner.batch.workers import Answered, share
-from medvllm.errors import LoadError, MedVLLMError, SettingError
+from medvllm.errors import LoadError, MedVLLMError
 from medvllm.model_registry.handover import hand_over, take_over
+from medvllm.ray_cluster import start_or_connect
 from medvllm.receipt import Receipt
 
 LOCAL = "local"
 _OBJECTS = 256 * 2**20  # bytes for Ray's object store
-_INLINED = 64 * 2**20  # bytes of rows that Ray passes on without it
-_KNOCK_S = 5.0  # for the cluster to accept a connection
 _END_S = 30.0  # for actors to end
 _STARTS = 3  # of actors that end before they are ready, one after the other
 
@@ -103,33 +99,15 @@ class RayActors:
 
     def _connect(self) -> None:
         """Start Ray, or connect to a cluster, unless this program has done so."""
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         if ray.is_initialized():
             return
         self._on_terminated = signal.getsignal(signal.SIGTERM)  # Ray puts its own handler there
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if self._address == LOCAL:
-            ray.init(
-                "local",
-                num_cpus=max(count_cores(), self._count),
-                include_dashboard=False,
-                object_store_memory=_OBJECTS,
-                _node_ip_address="127.0.0.1",
-                # No text is written to a disk.
-                _system_config={"task_rpc_inlined_bytes_limit": _INLINED, "automatic_object_spilling_enabled": False},
-                **quiet,
-            )
-        else:
-            try:
-                if self._address != "auto":
-                    _knock(self._address)  # Ray itself would try for minutes
-                ray.init(self._address, **quiet)
-            except (ValueError, OSError, RuntimeError) as error:  # a ConnectionError, too
-                raise SettingError(
-                    f"No Ray cluster can be reached at {self._address!r} from this machine: {type(error).__name__}.\n"
-                    "Start one here: ray start --head\nTo start a Ray for this batch: --ray local",
-                    value=self._address,
-                ) from error
+        start_or_connect(
+            None if self._address == LOCAL else self._address,
+            count=self._count,
+            objects=_OBJECTS,
+            advice="To start a Ray for this batch: --ray local",
+        )
         self._is_ours = True
 
     def _new(self) -> "_Member":
@@ -223,9 +201,3 @@ def _take(reference: Any) -> Any:
     if isinstance(said, MedVLLMError):
         raise said
     return said
-
-
-def _knock(address: str) -> None:
-    """Raise OSError or ValueError if nobody listens at an address."""
-    host, _, port = address.rpartition(":")
-    socket.create_connection((host.strip("[]"), int(port)), _KNOCK_S).close()

@@ -1,4 +1,4 @@
-"""What a batch reads: files, folders of notes, and URLs, one after the other."""
+"""What a batch reads: files, folders and URLs, one after the other."""
 
 import glob
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +19,7 @@ class Source:
     """The rows of a corpus, which can be read several times.
 
     Attributes:
-        names: Files, folders of notes and URLs.
+        names: Files, folders and URLs.
         columns: The columns to read.
         format: Their format; None if the ending of each name says it.
     """
