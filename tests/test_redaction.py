@@ -244,7 +244,8 @@ def test_surrogates_are_consistent_in_their_scope(runner: ModelRunner) -> None:
         results = runner.redact(texts, operators=spec)
         for text, result in zip(texts, results, strict=True):
             check_report(text, result)
-            assert not re.search("john|smith|jones", result.text, re.IGNORECASE)
+            given, found = (set(re.findall(r"\w+", each.lower())) for each in (text, result.text))
+            assert not given & found
         return [result.text for result in results]
 
     texts = ["John Smith; Smith, John; SMITH; Jones", "John Smith"]

@@ -5,13 +5,10 @@ pickle of the registry.
 """
 
 import json
-import logging
 import os
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import NamedTuple
-
-_LOG = logging.getLogger(__name__)
 
 
 class Meaning(NamedTuple):
@@ -56,7 +53,9 @@ def make_announcement(own: Mapping[str, Meaning]) -> Announcement:
 
 @cache
 def _warn_once() -> None:
-    _LOG.warning(
+    import logging  # which the import of the registry does without
+
+    logging.getLogger(__name__).warning(
         "This process registers more names for itself than it can announce to the processes that it starts. There, the "
         "others may mean another model. To share them: register(…, persist=True)"
     )
