@@ -34,9 +34,13 @@ def is_causal(lease: Lease, part: Part) -> bool:
     module = find_part(lease.model, part)
     if (told := tell_causality(module.config)) is not None:
         return told
-    forward = TorchForward(lease, part)
 
-    def compute(ids: list[int]) -> "NDArray[np.float32]":
-        return forward.run([Window(0, ids, [])])[0]
+    def attempt() -> bool:
+        forward = TorchForward(lease, part)
 
-    return _outcomes.find(lease, module, part, lambda: try_causality(compute, lease.tokenizer, lease.model.dtype))
+        def compute(ids: list[int]) -> "NDArray[np.float32]":
+            return forward.run([Window(0, ids, [])])[0]
+
+        return try_causality(compute, lease.tokenizer, lease.model.dtype)
+
+    return _outcomes.find(lease, module, part, attempt)
