@@ -49,7 +49,7 @@ Measure = Callable[[Sequence[str], int], _Measured]
 
 def tables(quick: bool) -> list[Table]:
     """Measure one text at a time, then 1, 8 and 32 clients: embeddings, and entities."""
-    runs, count = (3, 96) if quick else (5, 640)
+    runs, count = (3, 96) if quick else (5, 320)
     notes = make_notes(_SHORT, count)
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         folder = Path(temporary)

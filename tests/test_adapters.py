@@ -32,6 +32,7 @@ from tests.support.adapters import answer, lora, peft_answer
 from tests.support.console import command
 from tests.support.conversions import convert
 from tests.support.loopback import LoopbackHub
+from tests.support.spread import spread
 
 IDS = torch.tensor([[2, 5, 6, 7, 8, 9, 10, 11, 3], [2, 14, 13, 12, 11, 22, 21, 20, 3]])
 LABELS = ["O", "B-DRUG", "I-DRUG"]
@@ -150,7 +151,7 @@ MAKERS: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("kind", spread(MAKERS, 2))
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_other_models_answer_as_with_peft(registry: ModelRegistry, tmp_path: Path, kind: str, dtype: str) -> None:
     make, how = MAKERS[kind]

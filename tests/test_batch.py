@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from medvllm.engine.model_runner.batch.source import Source
 from medvllm.engine.model_runner.batch.summary import read_status
 from medvllm.errors import LoadError, OutputError, RequestError
 from medvllm.file_lock import file_lock
+from medvllm.model_registry.known_calls import TRUST_S
 from tests.support import decoders, tiny
 from tests.support.console import command
 from tests.support.disks import mounted_disk
@@ -275,6 +277,7 @@ def test_other_conditions_are_refused(tmp_path: Path, registry: ModelRegistry, t
     shutil.move(file, moved := tmp_path / "moved.jsonl")
     assert run(threshold=0.1, sources=moved).parts_of_run == 0  # the same rows in another place
     tiny.edit_weights(tmp_path / "model", lambda name, weight: weight + 0.01)
+    time.sleep(TRUST_S)
     with pytest.raises(RequestError, match="SHA-256 of the model: "):
         run(threshold=0.1, sources=moved)
     assert contents(out) == whole

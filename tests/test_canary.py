@@ -13,6 +13,7 @@ import pytest
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
 from medvllm.errors import MedVLLMError
 from tests.support import decoders, tiny
+from tests.support.spread import spread
 
 WORD = "xanthopsiacanary"
 NOTE = f"Patient {WORD} Smith was given aspirin for fever on 03/05/2024."
@@ -122,7 +123,7 @@ def test_an_answer_leaves_no_words_behind(
 @pytest.mark.parametrize(
     "bad", [ODD, LONG, Odd(), [WORD, Odd()], WORD.encode()], ids=["odd", "long", "none", "list", "bytes"]
 )
-@pytest.mark.parametrize("task", CALLS)
+@pytest.mark.parametrize("task", spread(CALLS, 3))
 def test_an_error_tells_no_words(
     registry: ModelRegistry, tmp_path: Path, task: str, bad: Any, check: Callable[[BaseException | None], None]
 ) -> None:

@@ -14,6 +14,7 @@ from medvllm.engine.model_runner import ModelRegistry, ModelRunner
 from medvllm.errors import InputTooLongError, LoadError, MedVLLMError, RequestError, WeightsMismatchError
 from tests.support import cross_encoders, kinds, tiny
 from tests.support.cross_encoders import DOCUMENTS, QUERY
+from tests.support.spread import spread
 
 TEXTS = ["Patient denies chest pain; ALS was ruled out.", "a", "", "aspirin 75 mg daily for fever", "naïve é 日本 😀"]
 PAIRS = [["No fever.", "The patient was given aspirin"], ["", "a"], ["a b", "left lung and heart"]]
@@ -47,7 +48,7 @@ KINDS = ["Bert", "Roberta", "Electra", "MPNet", "DebertaV2", "Longformer", "Mode
 KINDS += ["XLNet", "FNet", "ConvBert", "Nystromformer", "GPT2", "Llama", "Bart", "Funnel", "XLM"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", spread(KINDS, 2))
 def test_labels_are_those_of_the_pipeline_for_every_architecture(
     registry: ModelRegistry, tmp_path: Path, kind: str
 ) -> None:

@@ -28,6 +28,7 @@ from tests.support import tiny, warm
 from tests.support.clock import HurriedClock
 from tests.support.conversions import convert
 from tests.support.loopback import LoopbackHub
+from tests.support.spread import spread
 from tests.support.watch import opened
 
 Make = Callable[[Path], Path]
@@ -211,7 +212,7 @@ def _model(registry: ModelRegistry, folder: Path | str) -> tuple[str, list[int]]
 
 
 # One of each kind that a lock tells apart; the others are tried in the slow run.
-IN_EVERY_RUN = ("bert", "shards", "pickle", "stated weights", "0_Transformer")
+IN_EVERY_RUN = ("bert", "pickle", "stated weights")
 
 
 @pytest.mark.parametrize(
@@ -448,7 +449,7 @@ def test_a_file_of_a_class_of_ones_own_is_read_when_the_entry_lists_it(registry:
         registry.register("gone", "custom", model_path=str(folder), model_class=reads, extra_files=["gone.txt"])
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", spread(SHAPES, 3))
 def test_from_a_hub_and_in_a_bundle_goes_what_the_model_is(
     shapes: dict[str, Path], name: str, hub: LoopbackHub, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

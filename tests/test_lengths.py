@@ -25,6 +25,7 @@ from transformers import (
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
 from medvllm.errors import LoadError
 from tests.support import tiny
+from tests.support.spread import spread
 
 # What the configs of many architectures call their sizes.
 SIZES: dict[str, Any] = {
@@ -64,7 +65,7 @@ def small(model_type: str) -> Any:
     return config
 
 
-@pytest.mark.parametrize("model_type", [*BEHIND_THE_PADDING, *FROM_THE_FIRST])
+@pytest.mark.parametrize("model_type", spread([*BEHIND_THE_PADDING, *FROM_THE_FIRST], 2))
 def test_a_text_of_the_models_length_runs_and_no_longer_one(model_type: str) -> None:
     """Whatever an architecture calls its positions, and wherever they begin."""
     from medvllm.loading.positions import Positions, find_positions

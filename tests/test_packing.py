@@ -15,6 +15,7 @@ from medvllm.engine.model_runner.inference.part import Part
 from medvllm.engine.model_runner.inference.torch_forward import TorchForward
 from medvllm.engine.model_runner.reading.windows import Window
 from tests.support import kinds
+from tests.support.spread import spread
 from tests.support.trained import MINILM
 
 PACKED = [
@@ -63,7 +64,7 @@ def _check(forward: TorchForward, windows: list[Window]) -> None:
         assert np.allclose(found, forward.run([window])[0], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [*PACKED, *HEADS])
+@pytest.mark.parametrize("kind", spread([*PACKED, *HEADS], 2))
 def test_windows_in_one_row_have_the_numbers_that_each_has_alone(
     registry: ModelRegistry, tmp_path: Path, kind: str
 ) -> None:

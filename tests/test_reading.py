@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from medvllm.errors import (
     WeightsMismatchError,
 )
 from medvllm.metadata import READ
+from medvllm.model_registry.known_calls import TRUST_S
 from tests.support import sentence, tiny
 from tests.support.console import command
 from tests.support.conversions import convert
@@ -78,6 +80,7 @@ def test_a_load_reads_the_folder_anew(registry: ModelRegistry, tmp_path: Path) -
     before = ModelRunner("own", registry=registry).embed(["chest pain"]).vectors
     shutil.rmtree(folder)
     sentence.assembled("bert-max", folder)
+    time.sleep(TRUST_S)
     direct = ModelRunner(folder, registry=registry).embed(["chest pain"]).vectors
     after = ModelRunner("own", registry=registry).embed(["chest pain"]).vectors
     assert (after == direct).all() and not (after == before).all()
@@ -85,6 +88,7 @@ def test_a_load_reads_the_folder_anew(registry: ModelRegistry, tmp_path: Path) -
         assert lease.metadata.behaviour.pooling == "max" and "pooling" not in lease.metadata.provenance
     shutil.rmtree(folder)
     tiny.bert_token_classifier(folder, ["O", "B-NEW", "I-NEW"])
+    time.sleep(TRUST_S)
     assert ModelRunner("own", registry=registry).entities(["chest pain"])
 
 

@@ -50,6 +50,7 @@ from medvllm.names import parse_name
 from medvllm.options import Identity, LoadOptions
 from tests.support import tiny, warm
 from tests.support.conversions import convert
+from tests.support.spread import spread
 from tests.support.standins import STANDINS, one_of_each
 
 ROOT = Path(__file__).parents[1]
@@ -135,7 +136,7 @@ def assert_same_model(first: Any, again: Any) -> None:
     assert generation[0] is None or generation[0].to_dict() == generation[1].to_dict()
 
 
-@pytest.mark.parametrize("name", one_of_each(STANDINS))
+@pytest.mark.parametrize("name", spread(one_of_each(STANDINS), 3))
 def test_every_built_in_model_is_rebuilt_as_it_was_loaded(
     load: Callable[..., LoadResult], registry: ModelRegistry, tmp_path: Path, name: str
 ) -> None:

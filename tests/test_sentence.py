@@ -24,6 +24,7 @@ from medvllm.errors import (
 )
 from medvllm.facts import PoolingMode
 from tests.support import sentence, tiny
+from tests.support.spread import spread
 
 VECTORS = load_file(sentence.DATA / "vectors.safetensors")
 CASES = [case for case in sentence.cases() if not case.startswith("refused-")]
@@ -62,7 +63,7 @@ def same(got: Any, expected: Any) -> bool:
     return bool(got.shape == expected.shape and np.allclose(got, expected, atol=1e-5, rtol=0))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", spread(CASES, 3))
 def test_vectors_are_those_of_sentence_transformers(registry: ModelRegistry, tmp_path: Path, case: str) -> None:
     """A folder gives the vectors that sentence-transformers gives, for empty, long and odd texts too."""
     folder = sentence.assembled(case, tmp_path / "m")

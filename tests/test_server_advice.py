@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -101,6 +102,7 @@ def test_a_command_of_the_servers_user_reads_what_it_would_without_a_server() ->
     assert in_words(problem, None) == problem and json.dumps(content_of(problem, "/v1/run")).count("Ask whoever") == 0
 
 
+@cache
 def _reachable() -> list[tuple[str, str]]:
     return [(place, text) for place, text in messages(*SHOWN) if not ELSEWHERE.match(place)]
 

@@ -13,6 +13,7 @@ from medvllm.engine.model_runner import ModelRegistry, ModelRunner
 from medvllm.engine.model_runner import registry as default_registry
 from medvllm.errors import MedVLLMError
 from tests.support import adapters, kinds, tiny
+from tests.support.spread import spread
 
 TEXT = "the patient denies chest pain"
 MARKERS = ["<< ", " >>"]
@@ -141,7 +142,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("kinds")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", spread(KINDS, 2))
 def test_each_task_answers_or_leads_out(folders: Path, kind: str) -> None:
     """A refusal names the model. Its advice is followed: what it says to register then answers."""
     make, facts, task, answered = KINDS[kind]

@@ -60,15 +60,12 @@ def test_a_lease_without_a_block_says_how_it_is_used() -> None:
     assert not hasattr(leasing, "__array__")
 
 
-def _tag(runner: ModelRunner, text: str) -> Any:
-    return os.getpid(), runner.entities([text])
-
-
 def test_a_runner_of_a_name_that_this_process_alone_knows_works_in_a_worker(ward: Any) -> None:
     """Of joblib: its entry goes with it, and the worker's answer is this process's."""
     runner = ModelRunner("ward-tagger")
     with parallel_config("loky", n_jobs=2):
-        ((pid, tags),) = Parallel()([delayed(_tag)(runner, "aspirin")])
+        # Sent by value, as from a notebook: the worker imports nothing of the tests.
+        ((pid, tags),) = Parallel()([delayed(lambda: (os.getpid(), runner.entities(["aspirin"])))()])
     assert pid != os.getpid() and tags == runner.entities(["aspirin"])
 
 

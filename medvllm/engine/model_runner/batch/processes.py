@@ -10,17 +10,14 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from medvllm.engine.model_runner.batch.part import Part
-from medvllm.engine.model_runner.batch.same_model import SameModel
-from medvllm.engine.model_runner.batch.worker import AnsweredPart, Job, opened
-from medvllm.engine.model_runner.batch.workers import Answered, share
-from medvllm.errors import LoadError, MedVLLMError
-from medvllm.receipt import Receipt
+from medvllm.engine.model_runner.batch.team import Team, WorkerEndedError
+from medvllm.engine.model_runner.batch.worker import Job, opened
+from medvllm.errors import MedVLLMError
 
 _PATIENCE_S = 5.0  # for a process that was asked to end
-_STARTS = 3  # of processes that end before they are ready, one after the other
 
 
-class LocalProcesses:
+class LocalProcesses(Team["_Process"]):
     """Processes of this machine, each with its own registry and lease.
 
     Args:
@@ -28,25 +25,8 @@ class LocalProcesses:
     """
 
     def __init__(self, count: int) -> None:
+        super().__init__(count)
         self.words = f"{count} processes"
-        self._count = count
-        self._members: list[_Member] = []
-        self._same = SameModel()
-        self._failed_starts = 0
-
-    def start(self, job: Job) -> Receipt:
-        """Start the processes, which load the model, and return what answers."""
-        self._job = job
-        self._members = [_Member(job) for _ in range(self._count)]
-        receipt: Receipt | None = None
-        while receipt is None:
-            for member in self._ready_members():
-                receipt = self._begin(member) or receipt
-        return receipt
-
-    def answer(self, parts: Iterator[Part], receipt: Mapping[str, Any]) -> Iterator[Answered]:
-        """Yield the parts as they are answered."""
-        return share(self, parts, receipt)
 
     def stop(self) -> None:
         """End the processes."""
@@ -54,64 +34,21 @@ class LocalProcesses:
             member.stop()
         self._members = []
 
-    @property
-    def has_room(self) -> bool:
-        """Whether a process waits for a part."""
-        return any(member.is_idle for member in self._members)
+    def _new(self) -> "_Process":
+        return _Process(self._job)
 
-    def send(self, part: Part, receipt: Mapping[str, Any]) -> None:
-        """Give a part to a process that waits."""
-        next(member for member in self._members if member.is_idle).send(part, receipt)
-
-    def wait(self) -> Sequence[tuple[Part, AnsweredPart | None]]:
-        """Return what is new: parts with their answers, or with None if their process has ended."""
-        found: list[tuple[Part, AnsweredPart | None]] = []
-        for member in self._ready_members():
-            part = member.part
-            if part is None:
-                self._begin(member)
-                continue
-            try:
-                answered: AnsweredPart = member.receive()
-            except EOFError:
-                self._replace(member)
-                found.append((part, None))
-            else:
-                member.part = None
-                found.append((part, answered))
-        return found
-
-    def _ready_members(self) -> "list[_Member]":
-        """Wait, and return the members that say something, or have ended."""
+    def _wait(self) -> "Sequence[_Process]":
         ready = wait([member.connection for member in self._members])
         return [member for member in self._members if member.connection in ready]
 
-    def _begin(self, member: "_Member") -> Receipt | None:
-        """Return the receipt of a member that is ready; None if it has ended before, and another one begins."""
-        try:
-            receipt: Receipt = member.receive()
-        except EOFError:
-            self._failed_starts += 1
-            code = self._replace(member, begins=self._failed_starts < _STARTS)
-            if self._failed_starts == _STARTS:
-                raise LoadError(
-                    f"Worker processes end before they are ready, the last one with exit code {code}.\n"
-                    'In a script, call batch() below: if __name__ == "__main__":'
-                ) from None
-            return None
-        member.is_ready, self._failed_starts = True, 0
-        self._same.check(receipt)
-        return receipt
-
-    def _replace(self, member: "_Member", *, begins: bool = True) -> int | None:
-        """Put a new process in the place of one that has ended, and return the exit code of the old one."""
-        code = member.stop()
-        at = self._members.index(member)
-        self._members[at : at + 1] = [_Member(self._job)] if begins else []
-        return code
+    def _explain(self, ended: WorkerEndedError) -> str:
+        return (
+            f"Worker processes end before they are ready, the last one with {ended}.\n"
+            'In a script, call batch() below: if __name__ == "__main__":'
+        )
 
 
-class _Member:
+class _Process:
     """A process.
 
     Attributes:
@@ -131,23 +68,17 @@ class _Member:
             self._process.start()
         other.close()
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether it waits for a part."""
-        return self.is_ready and self.part is None
-
     def send(self, part: Part, receipt: Mapping[str, Any]) -> None:
         """Give it a part. If it has ended, `receive` says so."""
-        self.part = part
         with suppress(OSError):
             self.connection.send((part, receipt))
 
     def receive(self) -> Any:
-        """Return what it says. EOFError: it has ended. MedVLLMError: it could not do what it should."""
+        """Return what it says. WorkerEndedError: it has ended. MedVLLMError: it could not do what it should."""
         try:
             said = self.connection.recv()
-        except OSError:
-            raise EOFError from None
+        except (EOFError, OSError):
+            raise WorkerEndedError(f"exit code {self.stop()}") from None
         if isinstance(said, MedVLLMError):
             raise said
         return said
