@@ -260,7 +260,8 @@ def test_labels_and_a_threshold_choose_spans(shared: ModelRegistry, tmp_path: Pa
     every = runner.entities(text)[0].spans
     assert [span.label for span in every] == ["DRUG", "PER", "DRUG"]
     assert runner.entities(text, labels=["DRUG"])[0].spans == [every[0], every[2]]
-    assert runner.entities(text, labels=[])[0].spans == []
+    with pytest.raises(RequestError, match="at least one label"):
+        runner.entities(text, labels=[])
     assert runner.entities(text, threshold=every[0].score)[0].spans == every
     assert runner.entities(text, threshold=every[0].score + 1e-3)[0].spans == []
     with pytest.raises(RequestError, match=r"has no label 'DRUGS'. .*'DRUG'.*\nIts labels: PER, DRUG"):

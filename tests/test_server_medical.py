@@ -65,6 +65,18 @@ def test_a_span_that_makes_no_sense_is_refused(client: httpx2.Client, span: tupl
     assert answer.status_code == 422 and "fever" not in answer.text
 
 
+def test_a_wrong_span_is_an_error_of_its_text(client: httpx2.Client, registry: ModelRegistry) -> None:
+    """In its place, with its id. The other texts are judged."""
+    good, bad = {"start": 3, "end": 8}, {"start": 3, "end": 80}
+    items = [{"id": f"n{at}", "text": "no fever", "spans": [good, span]} for at, span in enumerate([bad, good, bad])]
+    first, second, third = client.post("/v1/assertions", json={"model": "assert", "input": items}).json()["data"]
+    [expected] = ModelRunner("assert", registry=registry).assertions(["no fever"], [[(3, 8), (3, 8)]])
+    assert [each["scores"] for each in second["assertions"]] == [each.scores for each in expected]
+    for record, index in ((first, 0), (third, 2)):
+        assert (record["index"], record["id"], record["error"]["code"]) == (index, f"n{index}", "invalid_span")
+        assert f"input.{index}.spans.1 " in record["error"]["message"]
+
+
 def test_fill_mask_fills_each_gap(client: httpx2.Client, registry: ModelRegistry) -> None:
     """A text without a gap has an error in its place."""
     text = "the [MASK] denies [MASK]"

@@ -5,6 +5,7 @@ import json
 import struct
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -99,6 +100,46 @@ def test_labels_and_ranks_are_tensors(
     assert scores["data"] == pytest.approx([each.score for each in sorted(ranked, key=lambda each: each.index)])
     best = _infer(client, "ranker", _text(*documents), query, parameters={"top_k": 1})  # of which text it would be
     assert best.status_code == 400 and "top_k" in best.json()["error"]
+
+
+def test_a_ranker_that_names_its_inputs_takes_texts_and_a_query(registry: ModelRegistry, tmp_path: Path) -> None:
+    """Its pairs are those of the query with each text. As many texts as the server takes count without the query."""
+    folder = cross_encoders.write(tmp_path / "m")
+    registry.register(
+        "pairs", "generic", model_path=str(folder), task="rerank", inputs=["query", "document"], replace=True
+    )
+    query = {"name": "query", "shape": [1], "datatype": "BYTES", "data": ["aspirin"]}
+    with serving(registry, ServerConfig(max_texts=2)) as client:
+        assert [each["shape"] for each in client.get("/v2/models/pairs").json()["inputs"]] == [[-1], [1]]
+        [scores, _] = _infer(client, "pairs", _text("75 mg daily", "chest pain"), query).json()["outputs"]
+        assert scores["shape"] == [2]
+        assert _infer(client, "pairs", _text("a", "b", "c"), query).status_code == 413
+
+
+def test_no_text_is_cut_if_the_answer_cannot_say_so(client: httpx2.Client, registry: ModelRegistry) -> None:
+    """Whoever does not ask for the coverage gets an error, unless the request asks to cut texts."""
+    folder = registry.get_metadata("org/embedder").location
+    registry.register(
+        "cut", "generic", model_path=folder, task="embed", pooling="mean", max_length=8, long_input="truncate"
+    )
+    long, only = _text("fever " * 50), {"outputs": [{"name": "embedding"}]}
+    whole = _infer(client, "cut", long).json()["outputs"]
+    assert [each["name"] for each in whole] == ["embedding", "coverage"] and '"truncated": true' in str(
+        whole[1]["data"]
+    )
+    refused = _infer(client, "cut", long, **only)
+    assert refused.status_code == 422 and "longer than the 8 tokens" in refused.json()["error"]
+    assert _infer(client, "cut", _text("fever"), **only).status_code == 200
+    asked = _infer(client, "cut", long, parameters={"long_input": "truncate"}, **only)
+    assert asked.json()["outputs"][0]["data"] == whole[0]["data"]
+
+
+def test_the_answer_of_a_version_names_the_model_and_the_version(client: httpx2.Client) -> None:
+    """Each in its own field."""
+    body = {"inputs": [_text("fever")]}
+    for path in ("ner", "ner/versions/1", "ner@1"):
+        answer = client.post(f"/v2/models/{path}/infer", json=body).json()
+        assert (answer["model_name"], answer["model_version"]) == ("ner", "1")
 
 
 def _raw(*texts: bytes) -> bytes:

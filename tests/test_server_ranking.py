@@ -33,7 +33,8 @@ def client(registry: ModelRegistry) -> Iterator[httpx2.Client]:
 @pytest.mark.parametrize("route", ["/v1/rerank", "/v2/rerank", "/rerank"])
 def test_documents_are_ranked_in_coheres_api(client: httpx2.Client, registry: ModelRegistry, route: str) -> None:
     """Texts or objects, the best first, with the index in the request; texts come back only if the client asks."""
-    expected = ModelRunner("rank", registry=registry).rerank(QUERY, DOCUMENTS, top_k=3)
+    ranking = ModelRunner("rank", registry=registry).rerank(QUERY, DOCUMENTS, activation="sigmoid")
+    expected = ranking[:3]
     documents = [DOCUMENTS[0], *({"text": text, "title": "t"} for text in DOCUMENTS[1:])]
     body = {"model": "rank", "query": QUERY, "documents": documents, "top_n": 3, "max_tokens_per_doc": 4}
     answer = client.post(route, json=body).json()
@@ -41,6 +42,7 @@ def test_documents_are_ranked_in_coheres_api(client: httpx2.Client, registry: Mo
         (each.index, each.score) for each in expected
     ]
     assert "document" not in answer["results"][0] and answer["model"] == "rank" and answer["version"] == "1"
+    assert answer["usage"]["total_tokens"] == sum(each.coverage.tokens for each in ranking)  # all that was read
     [first, *_] = client.post(route, json=body | {"return_documents": True}).json()["results"]
     assert first["document"] == {"text": DOCUMENTS[first["index"]]}
 
@@ -78,6 +80,12 @@ def test_texts_are_ranked_in_the_api_of_tei(client: httpx2.Client, registry: Mod
         ("/score", {"model": "rank", "text_1": ["a", "b"], "text_2": ["c", "d", "e"]}, 422, "text_1 has 2 texts"),
         ("/score", {"model": "rank", "text_1": "a"}, 422, "text_2 has no text"),
         ("/classify", {"model": "cls", "input": "a", "truncate_prompt_tokens": 5}, 422, "truncate_prompt_tokens"),
+        ("/classify", {"model": "cls", "input": "a", "softmax": False}, 400, "'softmax'"),
+        ("/classify", {"model": "cls", "input": "a", "add_special_tokens": False}, 400, "'add_special_tokens'"),
+        ("/score", {"model": "rank", "text_1": "a", "text_2": "b", "activation": False}, 400, "'activation'"),
+        ("/rerank", {"query": "a", "documents": ["b"], "truncate_prompt_tokens": 5}, 400, "'truncate_prompt_tokens'"),
+        ("/v2/rerank", {"model": "rank", "query": "a", "documents": ["b"], "use_activation": False}, 400, "use_act"),
+        ("/models/cls", {"inputs": "a", "parameters": {"candidate_labels": ["b"]}}, 400, "'candidate_labels'"),
     ],
 )
 def test_a_wrong_request_is_told_what_is_wrong(
@@ -163,6 +171,15 @@ def test_vllms_score_takes_one_query_or_as_many_as_documents(client: httpx2.Clie
     compared = [each["score"] for each in client.post("/score", json=body).json()["data"]]
     expected = ModelRunner("minilm", registry=registry).similarity(documents[:1], documents)[0]
     np.testing.assert_allclose(compared, expected, atol=1e-6)
+
+
+def test_a_query_of_many_documents_counts_once(registry: ModelRegistry) -> None:
+    """As the request holds it once, whatever the route."""
+    query, documents = "fever " * 20, ["a"] * 20
+    asked = {"/score": {"text_1": query, "text_2": documents}, "/rerank": {"query": query, "documents": documents}}
+    with serving(registry, ServerConfig(max_characters=len(query) + len(documents), loaded=("rank",))) as client:
+        for route, body in asked.items():
+            assert client.post(route, json={"model": "rank", **body}).status_code == 200
 
 
 def test_the_tokens_of_all_queries_together_have_a_limit(registry: ModelRegistry) -> None:

@@ -154,11 +154,11 @@ def answer_each(
         indices = waiting.pop()
         try:
             result = run([texts[index] for index in indices])
-        except (RequestError, LoadError) as error:
-            place = error.position
-            if place is None or len(texts) == 1:
+        except (RequestError, LoadError, ProblemError) as error:
+            found = problem_of(error)
+            if (place := found.position) is None or len(texts) == 1:
                 raise
-            problem = _renumber(problem_of(error), indices[place])
+            problem = _renumber(found, indices[place])
             log_failure(http, error, problem)
             problems[indices[place]] = problem
             # Not both at once: those behind would be read again for each further text at fault.

@@ -17,6 +17,7 @@ from medvllm.server.examples import answer_of
 from medvllm.server.problem import Problem, ProblemError
 from medvllm.server.protocols.tei import EmbedOptions, Sentences, finish_vectors
 from medvllm.server.texts import check_texts
+from medvllm.server.unsupported import Refused, refuse_others
 from medvllm.words import usual_task
 
 router = APIRouter(tags=["Hugging Face"], route_class=StrictRoute)
@@ -34,8 +35,12 @@ _ANSWERS = answer_of(
 )
 
 
+# Of tasks without a shape here: a classifier has labels of its own.
+_REFUSED: Refused = dict.fromkeys(("candidate_labels", "hypothesis_template", "multi_label"), ())
+
+
 class Parameters(EmbedOptions):
-    """The parameters of all tasks. Those of another task, and unknown ones, are ignored.
+    """The parameters of all tasks. Those of another task, and unknown ones, are ignored, if they change no answer.
 
     Attributes:
         aggregation_strategy: How the labels of word pieces become entities; what the entry says, by default.
@@ -52,6 +57,8 @@ class Parameters(EmbedOptions):
     function_to_apply: Literal["softmax", "sigmoid", "none"] | None = None
     targets: list[str] | None = None
     encoding_format: Literal["float"] = "float"
+
+    model_config = ConfigDict(extra="allow")
 
 
 class TaskRequest(Parameters):
@@ -89,6 +96,7 @@ async def run_own_task(model: Model, asked: TaskRequest, http: Request, server: 
 
 async def _run(http: Request, server: Server, model: str, task: str | None, asked: TaskRequest) -> Response:
     chosen = asked.chosen()
+    refuse_others(chosen.model_extra, _REFUSED)
     if isinstance(asked.inputs, Sentences):
         texts, is_batch, task = [asked.inputs.source_sentence, *asked.inputs.sentences], True, "sentence-similarity"
         check_texts(asked.inputs.sentences, server.config, "inputs.sentences")

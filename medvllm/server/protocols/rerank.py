@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import ConfigDict, Discriminator, Field, Tag
@@ -14,7 +14,9 @@ from medvllm.server.examples import answer_of
 from medvllm.server.named_model import Choice
 from medvllm.server.problem import Problem, ProblemError
 from medvllm.server.protocols.tei import TEIRequest
+from medvllm.server.protocols.vllm import REFUSED
 from medvllm.server.texts import TolerantModel, check_characters, check_texts
+from medvllm.server.unsupported import Refused, refuse_others
 
 router = APIRouter(tags=["Rerank"], route_class=StrictRoute)
 
@@ -29,6 +31,9 @@ _ANSWER = {
 _TEI_ANSWER = [{"index": 1, "score": 0.9, "text": "No fever."}]
 
 
+_REFUSED: Refused = {**REFUSED, "truncate_prompt_tokens": (), "use_activation": (True,)}
+
+
 class Document(TolerantModel):
     """A document as an object."""
 
@@ -36,7 +41,9 @@ class Document(TolerantModel):
 
 
 class CohereRequest(TolerantModel):
-    """A query and documents. Unknown keys are ignored: documents are read whole, also those that Cohere would cut.
+    """A query and documents. Unknown keys are ignored, if they do not change an answer.
+
+    Documents are read whole, also those that Cohere would cut.
 
     Attributes:
         model: A name of the catalogue.
@@ -55,9 +62,10 @@ class CohereRequest(TolerantModel):
     rank_fields: list[str] | None = None
 
     model_config = ConfigDict(
+        extra="allow",
         json_schema_extra={
             "example": {"model": "my-reranker", "query": "Is there fever?", "documents": ["No fever.", "Chest pain."]}
-        }
+        },
     )
 
 
@@ -98,14 +106,17 @@ EitherRequest = Annotated[
 @router.post("/v1/rerank", responses={200: answer_of(_ANSWER, optional=("document",))})
 @router.post("/v2/rerank", responses={200: answer_of(_ANSWER, optional=("document",))})
 async def rerank_documents(asked: CohereRequest, http: Request, server: ServerOf, choice: Choice) -> dict[str, Any]:
-    """Return documents in the order of their scores for the query, the best first."""
+    """Return documents in the order of their scores for the query, the best first. Scores are from 0 to 1."""
+    refuse_others(asked.model_extra, _REFUSED)
     if asked.rank_fields not in (None, ["text"]):
         message = "Of a document that is an object, its text is read.\nLeave out: rank_fields"
         raise ProblemError(Problem(422, "unsupported_option", message, "rank_fields"))
     name = choice.name(asked.model)
     texts = [document if isinstance(document, str) else document.text for document in asked.documents]
-    ranking = await _rank(http, server, name, asked.query, texts, "documents", TEIRequest(), top_k=asked.top_n)
-    results: list[dict[str, Any]] = [{"index": each.index, "relevance_score": each.score} for each in ranking]
+    ranking = await _rank(http, server, name, asked.query, texts, "documents", TEIRequest(), "sigmoid")
+    results: list[dict[str, Any]] = [
+        {"index": each.index, "relevance_score": each.score} for each in ranking[: asked.top_n]
+    ]
     if asked.return_documents:
         for result in results:
             result["document"] = {"text": texts[result["index"]]}
@@ -125,8 +136,8 @@ async def rerank_either(asked: EitherRequest, http: Request, server: ServerOf, c
     if isinstance(asked, CohereRequest):
         return await rerank_documents(asked, http, server, choice)
     name = choice.name(asked.model)
-    activation = "none" if asked.raw_scores else "sigmoid"
-    ranking = await _rank(http, server, name, asked.query, asked.texts, "texts", asked, activation=activation)
+    activation: Literal["sigmoid", "none"] = "none" if asked.raw_scores else "sigmoid"
+    ranking = await _rank(http, server, name, asked.query, asked.texts, "texts", asked, activation)
     return [
         {"index": each.index, "score": each.score} | ({"text": asked.texts[each.index]} if asked.return_text else {})
         for each in ranking
@@ -141,13 +152,14 @@ async def _rank(
     texts: Sequence[str],
     param: str,
     asked: TEIRequest,
-    **options: Any,
+    activation: Literal["sigmoid", "none"],
 ) -> Ranking:
     check_texts(texts, server.config, param)
     check_characters([query, *texts], server.config, param)
 
     def call() -> Ranking:
         entry = server.entry(name)
-        return server.runner(entry.reference).rerank(query, texts, long_input=asked.long_input(entry), **options)
+        runner = server.runner(entry.reference)
+        return runner.rerank(query, texts, long_input=asked.long_input(entry), activation=activation)
 
     return await server.run(http, call)

@@ -18,6 +18,7 @@ from medvllm.server.named_model import Choice
 from medvllm.server.problem import Problem, ProblemError
 from medvllm.server.protocols.tei import TEIRequest
 from medvllm.server.texts import TolerantModel, check_characters, check_texts
+from medvllm.server.unsupported import Refused, refuse_others
 
 router = APIRouter(tags=["vLLM"], route_class=StrictRoute)
 
@@ -39,8 +40,15 @@ _SCORES = {
 }
 
 
+# What vLLM can do with the texts of a classifier or a cross-encoder, or what `use_activation` was called before.
+REFUSED: Refused = {
+    **dict.fromkeys(("activation", "softmax", "normalize", "add_special_tokens"), (True,)),
+    **dict.fromkeys(("instruction", "chat_template", "chat_template_kwargs", "messages"), ("", {})),
+}
+
+
 class PoolingRequest(TolerantModel):
-    """What both requests have in common. Unknown keys are ignored.
+    """What both requests have in common. Unknown keys are ignored, if they do not change an answer.
 
     Attributes:
         model: A name of the catalogue.
@@ -48,12 +56,15 @@ class PoolingRequest(TolerantModel):
         truncate_prompt_tokens: Not supported: texts are not cut.
     """
 
+    model_config = ConfigDict(extra="allow")
+
     model: str | None = None
     use_activation: bool | None = None
     truncate_prompt_tokens: int | None = None
 
     def check(self) -> None:
-        """Raise ProblemError if the client asks to cut texts at a number of tokens."""
+        """Raise ProblemError if the client asks for what the server cannot do, such as to cut texts."""
+        refuse_others(self.model_extra, REFUSED)
         if self.truncate_prompt_tokens is not None:
             message = "Texts are not cut at a number of tokens.\nLeave out: truncate_prompt_tokens"
             raise ProblemError(Problem(422, "unsupported_option", message, "truncate_prompt_tokens"))
@@ -136,7 +147,8 @@ async def score(asked: ScoreRequest, http: Request, server: ServerOf, choice: Ch
     asked.check()
     pairs = asked.pairs()
     check_texts([second for _, second in pairs], server.config, "text_2")
-    check_characters([text for pair in pairs for text in pair], server.config, "text_2")
+    queries = dict.fromkeys(first for first, _ in pairs)  # one query may be that of all
+    check_characters([*queries, *(second for _, second in pairs)], server.config, "text_2")
     name = choice.name(asked.model)
 
     def call() -> tuple[list[float], int, int | None]:

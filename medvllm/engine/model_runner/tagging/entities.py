@@ -152,6 +152,8 @@ def check_entity_options(
         raise RequestError(
             f"labels must be a list of labels, not {type(labels).__name__}.\nWrite it as: labels=['DATE']"
         )
+    if labels is not None and not labels:
+        raise RequestError("labels must name at least one label.\nLeave it out for all: labels=None", option="labels")
     if aggregation is not None:
         check_choice("aggregation", aggregation, AGGREGATIONS)
     check_long_input(long_input)

@@ -99,14 +99,14 @@ async def find_assertions(asked: AssertionsRequest, http: Request, server: Serve
 
     def call() -> Response:
         units.extend(Offsets(text, asked.offset_unit) for text in texts)
-        places = zip(asked.input, units, strict=True)
-        spans = [_places(item.spans, offsets, index) for index, (item, offsets) in enumerate(places)]
         runner = asked.runner(server)
 
         def run(chosen: Sequence[int]) -> Any:
-            return runner.assertions(
-                [texts[index] for index in chosen], [spans[index] for index in chosen], with_receipt=asked.receipt
-            )
+            spans = [
+                _places(asked.input[index].spans, units[index], index, position)
+                for position, index in enumerate(chosen)
+            ]
+            return runner.assertions([texts[index] for index in chosen], spans, with_receipt=asked.receipt)
 
         result, answers, problems = answer_each(http, range(len(texts)), run)
         data = describe_answers(http, given, answers, problems, describe)
@@ -116,8 +116,18 @@ async def find_assertions(asked: AssertionsRequest, http: Request, server: Serve
     return await server.run(http, call, **asked.limits())
 
 
-def _places(spans: Sequence[SpanItem], offsets: Offsets, index: int) -> list[tuple[int, int]]:
-    """Return the places of spans in code points. ProblemError: an offset is inside a character."""
+def _places(spans: Sequence[SpanItem], offsets: Offsets, index: int, position: int) -> list[tuple[int, int]]:
+    """Return the places of spans in code points.
+
+    Args:
+        spans: The spans.
+        offsets: The offsets of their text.
+        index: Which text of the request it is.
+        position: Which of those that are judged together.
+
+    Raises:
+        ProblemError: An offset is inside a character, or behind the text.
+    """
     places = []
     for number, span in enumerate(spans):
         start, end = offsets.to_codepoints(span.start), offsets.to_codepoints(span.end)
@@ -126,6 +136,6 @@ def _places(spans: Sequence[SpanItem], offsets: Offsets, index: int) -> list[tup
             message = (
                 f"{param} begins or ends inside a character, or behind the text.\nIs offset_unit the client's own?"
             )
-            raise ProblemError(Problem(422, "invalid_span", message, param, position=index))
+            raise ProblemError(Problem(422, "invalid_span", message, param, position=position))
         places.append((start, end))
     return places

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, Path, Request, Response
 from pydantic import ConfigDict, Field
 
 from medvllm import __version__
-from medvllm.engine.model_runner.tasks import task_of_entry
+from medvllm.engine.model_runner.tasks import parameters_of, task_of_entry
 from medvllm.local_files import local_files
 from medvllm.metadata import ModelMetadata
 from medvllm.server.body import StrictRoute, parse
@@ -27,7 +27,7 @@ from medvllm.server.protocols.open_inference.messages import (
 )
 from medvllm.server.protocols.open_inference.signatures import Signature, rows_of, signature_of
 from medvllm.server.protocols.open_inference.tensors import invalid
-from medvllm.server.texts import TolerantModel, check_texts
+from medvllm.server.texts import TolerantModel, check_characters, check_texts
 
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], route_class=StrictRoute)
 
@@ -192,11 +192,15 @@ async def infer(model: Model, http: Request, server: ServerOf) -> Response:
         if task == "rerank" and "top_k" in options:
             raise invalid("The scores are those of all texts, in their order.\nLeave out: top_k")
         texts = rows_of(asked.inputs["text"], signature.inputs[0])
-        check_texts([text for tensor in asked.inputs.values() for text in tensor.values], server.config, "inputs")
-        found = signature.read(runner.run(task, texts, **options, **signature.options(asked.inputs)))
-        head = {"model_name": model, "model_version": str(entry.version)}
+        check_texts(["".join(row) for row in texts], server.config, "inputs")
+        check_characters([text for tensor in asked.inputs.values() for text in tensor.values], server.config, "inputs")
         specs = {spec.name: spec for spec in signature.outputs}
         names = asked.wanted or specs
+        may_cut = entry.behaviour.long_input == "truncate" and "long_input" in parameters_of(task)
+        if may_cut and "coverage" not in names:  # the answer could not say that a text was cut
+            options.setdefault("long_input", "error")
+        found = signature.read(runner.run(task, texts, **options, **signature.options(asked.inputs)))
+        head = {"model_name": entry.name, "model_version": str(entry.version)}
         body, length = write_answer(head, {name: (specs[name].datatype, found[name]) for name in names}, asked)
         headers = {} if length is None else {HEADER_LENGTH: str(length)}
         if len(body) >= _MIN_GZIP and _accepts_gzip(http.headers.get("accept-encoding", "")):

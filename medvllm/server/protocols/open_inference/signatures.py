@@ -37,7 +37,7 @@ def signature_of(entry: ModelMetadata, task: str) -> Signature:
     found = _SIGNATURES.get(task)
     if found is None:
         raise invalid(f"Task {task!r} has no tensors.")
-    if len(entry.behaviour.inputs) == 2:
+    if len(entry.behaviour.inputs) == 2 and "query" not in [spec.name for spec in found.inputs]:
         pairs = TensorSpec("text", "BYTES", (-1, 2))
         return Signature((pairs, *found.inputs[1:]), found.outputs, found.options, found.read)
     return found

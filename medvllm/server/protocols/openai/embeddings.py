@@ -1,7 +1,6 @@
 """`POST /v1/embeddings`."""
 
 import base64
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -12,8 +11,8 @@ from medvllm.server.body import StrictRoute
 from medvllm.server.context import Server, ServerOf
 from medvllm.server.examples import answer_of
 from medvllm.server.problem import Problem, ProblemError
-from medvllm.server.protocols.openai.requests import refuse_others
 from medvllm.server.texts import TolerantModel, check_texts
+from medvllm.server.unsupported import Refused, refuse_others
 from medvllm.server.vectors import shorten
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ router = APIRouter(route_class=StrictRoute)
 
 
 # What other servers can do with texts or vectors, and this one cannot, with the values that ask for nothing.
-_REFUSED: Mapping[str, tuple[Any, ...]] = {
+_REFUSED: Refused = {
     **dict.fromkeys(("input_type", "task", "prompt_name", "instruction", "normalize", "late_chunking"), ()),
     **dict.fromkeys(("truncate_prompt_tokens", "messages"), ()),
     "add_special_tokens": (True,),

@@ -1,6 +1,5 @@
 """Requests of `/v1/chat/completions` and `/v1/completions`, and the options of `ModelRunner.generate` that they are."""
 
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
@@ -8,17 +7,27 @@ from pydantic import ConfigDict, Field
 from medvllm.server.problem import Problem, ProblemError
 from medvllm.server.protocols.openai.messages import Message
 from medvllm.server.texts import TolerantModel
+from medvllm.server.unsupported import Refused, refuse_others
 
 # What other servers can do with an answer, and this one cannot, with the values that ask for nothing.
-_REFUSED: Mapping[str, tuple[Any, ...]] = {
+_REFUSED: Refused = {
     **dict.fromkeys(("n", "best_of"), (1,)),
     **dict.fromkeys(("tools", "functions", "audio", "web_search_options", "suffix"), ([], {}, "")),
     **dict.fromkeys(("tool_choice", "function_call"), ("none", "auto")),
     **dict.fromkeys(("logprobs", "echo"), (False,)),
     **dict.fromkeys(("top_logprobs", "presence_penalty", "frequency_penalty", "min_p", "min_tokens"), (0,)),
-    **dict.fromkeys(("repetition_penalty", "length_penalty"), (1,)),
+    **dict.fromkeys(
+        ("repetition_penalty", "repeat_penalty", "length_penalty", "typical_p", "tfs_z", "num_beams"), (1,)
+    ),
+    **dict.fromkeys(("no_repeat_ngram_size", "mirostat", "penalty_alpha", "top_a", "dry_multiplier"), (0,)),
+    **dict.fromkeys(("xtc_probability", "dynatemp_range", "epsilon_cutoff", "eta_cutoff", "min_new_tokens"), (0,)),
     **dict.fromkeys(("logit_bias", "chat_template_kwargs", "bad_words", "stop_token_ids"), ({}, [])),
     **dict.fromkeys(("use_beam_search", "ignore_eos", "continue_final_message"), (False,)),
+    **dict.fromkeys(("include_stop_str_in_output", "no_stop_trim"), (False,)),
+    **dict.fromkeys(("skip_special_tokens", "spaces_between_special_tokens"), (True,)),
+    **dict.fromkeys(
+        ("regex", "ebnf", "json_schema", "stop_regex", "max_new_tokens", "num_predict", "stop_sequences"), ()
+    ),
     **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"), ()),
     **dict.fromkeys(("chat_template", "documents", "allowed_token_ids", "prompt_logprobs", "grammar"), ()),
     **dict.fromkeys(("truncate_prompt_tokens", "reasoning_effort"), ("none",)),
@@ -100,21 +109,3 @@ class CompletionRequest(GenerationRequest):
     model_config = ConfigDict(json_schema_extra={"example": {"model": "my-decoder", "prompt": "Aspirin is"}})
 
     prompt: str | list[str] | list[int] | list[list[int]]
-
-
-def refuse_others(given: Mapping[str, Any] | None, refused: Mapping[str, tuple[Any, ...]]) -> None:
-    """Raise ProblemError if a request has a key that would change its answer, and that the server does not know.
-
-    Args:
-        given: The keys of the request beside those that the server knows.
-        refused: Keys that other servers know, each with the values that ask for nothing.
-    """
-    for key, value in (given or {}).items():
-        if value is not None and key in refused and not _is_any_of(value, refused[key]):
-            message = f"The server cannot do what {key!r} asks for.\nLeave it out."
-            raise ProblemError(Problem(400, "unsupported_parameter", message, key))
-
-
-def _is_any_of(value: Any, others: tuple[Any, ...]) -> bool:
-    """Return whether a value is one of others. True is not 1."""
-    return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in others)
