@@ -7,6 +7,7 @@ import pytest
 from medvllm.engine.model_runner.generation.bounded_templates import TooLargeError, literal_text, render_bounded
 from medvllm.engine.model_runner.generation.step_limit import limit_template_steps
 from tests.support import decoders
+from tests.support.spread import spread
 
 _NESTED = "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}"
 _MANY = "{% set b = 'x' * 10000000 %}{% set ns = namespace(l=[]) %}{% for i in range(100000) %}"
@@ -74,7 +75,7 @@ LARGE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("template", LARGE)
+@pytest.mark.parametrize("template", spread(LARGE, 2))
 def test_what_is_too_large_is_not_made(template: str) -> None:
     """By one operation, by doubling again and again, or by many large values that are kept."""
     with pytest.raises(TooLargeError), limit_template_steps(1_000_000):

@@ -260,7 +260,7 @@ def ranker(registry: ModelRegistry, folder: Path, **facts: Any) -> ModelRunner:
     return ModelRunner("ranker", registry=registry)
 
 
-@pytest.mark.parametrize("case", cross_encoders.CASES)
+@pytest.mark.parametrize("case", spread(cross_encoders.CASES, 2))
 def test_scores_are_those_of_sentence_transformers(
     registry: ModelRegistry, reranker: Path, case: str, tmp_path: Path
 ) -> None:

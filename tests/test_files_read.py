@@ -175,7 +175,7 @@ def shapes(root: Path, home: Path, monkeypatch: pytest.MonkeyPatch, hurried: Hur
     return {name: root / "cluttered" / name for name in SHAPES}
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", spread(SHAPES, 2))
 def test_what_a_load_opens_is_what_its_lock_holds(shapes: dict[str, Path], name: str, root: Path) -> None:
     """Both ways, for model and tokenizer: no file is opened that was not hashed, none is locked that is not read."""
     folder = shapes[name]

@@ -20,6 +20,7 @@ from tests.support import decoders, kinds, tiny
 from tests.support.conversions import convert
 from tests.support.decoders import END, START
 from tests.support.loopback import LoopbackHub
+from tests.support.spread import spread
 from tests.support.standins import STANDINS
 
 CANARY = "Zacharias-4711"
@@ -567,7 +568,7 @@ def test_any_prompt_gives_an_answer_or_one_of_our_errors(shared: ModelRunner, pr
 GENERATORS = [name for name, entry in ModelRegistry().list_models().items() if "generate" in entry.tasks]
 
 
-@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("name", spread(GENERATORS, 2))
 def test_a_built_in_generator_runs_by_its_name(
     registry: ModelRegistry, hub: LoopbackHub, tmp_path: Path, name: str
 ) -> None:

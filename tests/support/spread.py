@@ -8,7 +8,4 @@ import pytest
 
 def spread(cases: Iterable[Any], step: int) -> list[Any]:
     """Return cases for `parametrize`: each `step`-th one runs in every run, and the others in the slow one only."""
-    return [
-        pytest.param(case, marks=() if at % step == 0 else pytest.mark.slow, id=case if isinstance(case, str) else None)
-        for at, case in enumerate(cases)
-    ]
+    return [pytest.param(case, marks=() if at % step == 0 else pytest.mark.slow) for at, case in enumerate(cases)]
