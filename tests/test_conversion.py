@@ -750,6 +750,7 @@ def test_processes_that_need_one_conversion_share_it(tmp_path: Path) -> None:
     assert sum(log.count("converting pytorch_model.bin") for _, log in ends) == 1
 
 
+@pytest.mark.slow
 def test_threads_that_need_one_conversion_share_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The same within a process."""
     caplog.set_level(logging.INFO)
@@ -805,6 +806,7 @@ def small_disk(home: Path) -> Iterator[Path]:
     assert libc.umount2(str(folder).encode(), 2) == 0
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_a_clear_error_that_leaves_nothing(tmp_path: Path, home: Path, small_disk: Path) -> None:
     """And a smaller model still fits."""
     with pytest.raises(SourceError, match="could not be converted to safetensors: .*No space left on device"):
@@ -821,6 +823,7 @@ def test_a_home_that_cannot_be_written_is_a_clear_error(tmp_path: Path, monkeypa
         _convert(_folder(tmp_path / "m", {"a": BASE}))
 
 
+@pytest.mark.slow
 def test_the_home_folder_is_ones_own_whatever_the_umask(registry: ModelRegistry, tmp_path: Path, home: Path) -> None:
     """Where new files are writable for the group, as many systems have it, what is kept there still counts."""
     folder = tiny.bert_encoder(tmp_path / "m", weights="bin")

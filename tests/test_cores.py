@@ -184,6 +184,7 @@ os.waitpid(pid, 0)
 """
 
 
+@pytest.mark.slow
 def test_torch_computes_with_the_threads_of_the_setting(tmp_path: Path) -> None:
     """Until the program chooses another number, and with one in a forked child."""
     folder = str(tiny.bert_encoder(tmp_path / "m"))

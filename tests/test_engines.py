@@ -94,6 +94,7 @@ def test_entities_are_those_of_torch(registry: ModelRegistry, shared_exports: Ex
     assert redacted[0] == redacted[1] != NOTES
 
 
+@pytest.mark.slow
 def test_labels_are_those_of_torch(registry: ModelRegistry, tmp_path: Path, home: Path) -> None:
     """Of single texts, long ones too, and the task of its own. A process of its own exports the model."""
     folder = tmp_path / "classifier"

@@ -376,6 +376,7 @@ def test_another_user_reads_while_the_owner_opens_and_closes_the_file(monkeypatc
         shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_a_server_that_stops_is_waited_for(
     postgres: Postgres, registry: ModelRegistry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

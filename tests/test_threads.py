@@ -190,6 +190,7 @@ def _wrong_lengths(tokenizer: Any, rounds: int) -> int:
         return sum(pool.map(encode, (8, 16, 24, 32, 48, 64)))
 
 
+@pytest.mark.slow
 def test_a_registered_tokenizer_gives_right_lengths_to_every_thread(registry: ModelRegistry, tmp_path: Path) -> None:
     """A locked one is never wrong; the same files without the lock are, under a short switch interval."""
 
