@@ -34,7 +34,7 @@ _READING = (
 
 def tables(quick: bool) -> list[Table]:
     """Measure rows and tokens a second."""
-    runs, count = (1, 200) if quick else (3, 4_000)
+    runs, count = (1, 200) if quick else (3, 1_600)
     size = count // 20
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:

@@ -41,7 +41,7 @@ def tables_of(url: str, quick: bool) -> list[Table]:
         url: The database.
         quick: Whether to look up fewer names.
     """
-    count, runs = (400, 1) if quick else (4000, 5)
+    count, runs = (400, 1) if quick else (1000, 3)
     steps: dict[str, Callable[[], list[float]]] = {}
     for number in _AT_ONCE:
         for way in _WAYS:
