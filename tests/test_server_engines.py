@@ -1,6 +1,7 @@
 """A server whose requests an engine computes."""
 
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -50,6 +51,30 @@ def test_a_server_with_a_prepared_engine_imports_no_torch(shared_exports: Export
     statuses, answered, loaded, imported, is_engine = json.loads(run.stdout)
     assert set(statuses.values()) == {200}, statuses
     assert (answered, loaded, imported, is_engine) == ("onnx", ["onnx"], [], False)
+
+
+def test_the_page_loads_and_pins_what_the_engine_computes(
+    registry: ModelRegistry, shared_exports: Exports, engine_home: Path
+) -> None:
+    """By the engine of the server, or that of the model beside which the button stands."""
+    registry.register("tagger", "clinical", model_path=str(shared_exports.tagger(engine_home)), task="ner")
+
+    def pinned() -> dict[str, bool]:
+        return {each.engine: each.keep_alive == float("inf") for each in registry.loaded_models()}
+
+    with serving(registry, ServerConfig(engine="onnx")) as http:
+        http.post("/memory/load", data={"model": "tagger"})
+        assert pinned() == {"onnx": False}
+    with serving(registry) as http:
+        http.post("/memory/load", data={"model": "tagger"})
+        assert pinned() == {"onnx": False, "torch": False}
+        for action, stays in (("pin", True), ("unpin", False)):
+            forms = re.findall(rf'action="/memory/{action}">(.*?)</form>', http.get("/memory").text)
+            fields = [dict(re.findall(r'name="(\w+)" value="([^"]*)"', form)) for form in forms]
+            [form] = [each for each in fields if each["engine"] == "onnx"]
+            assert http.post(f"/memory/{action}", data=form).status_code == 303
+            assert pinned() == {"onnx": stays, "torch": False}
+        assert http.post("/memory/pin", data={"model": "tagger", "engine": "onx"}).status_code == 422
 
 
 def test_what_an_engine_cannot_compute_is_computed_by_torch(

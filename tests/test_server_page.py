@@ -1,6 +1,7 @@
 """The page as a browser without JavaScript sees it: forms, links, and texts that are only texts."""
 
 import contextlib
+import inspect
 import io
 import json
 import logging
@@ -283,6 +284,53 @@ def _numbers(value: Any) -> list[float]:
     if isinstance(value, dict | list):
         return [each for item in (value.values() if isinstance(value, dict) else value) for each in _numbers(item)]
     return [float(value)] if isinstance(value, int | float) else []
+
+
+@pytest.mark.parametrize(
+    ("name", "action", "fields", "default"),
+    [
+        ("deid", "redact", {"text": NOTE}, {"threshold": inspect.signature(ModelRunner.redact)}),
+        ("deid", "entities", {"text": NOTE}, {"threshold": inspect.signature(ModelRunner.entities)}),
+        ("mlm", "fill-mask", {"text": "no [MASK] now"}, {"top_k": 5}),
+    ],
+)
+def test_an_empty_field_means_what_it_means_to_the_library(
+    client: httpx2.Client, name: str, action: str, fields: dict[str, str], default: dict[str, Any]
+) -> None:
+    """The page redacts no less than a program does. What applies stands in the field."""
+    [(field, given)] = default.items()
+    expected = given.parameters[field].default if isinstance(given, inspect.Signature) else given
+    shown = client.get("/try", params={"name": name, "action": action}).text
+    answer = ask(client, name, action, **fields, **{field: " "})
+    for html in (shown, answer.text):
+        [value] = re.findall(rf'<input name="{field}" [^>]*value="([^"]*)"', html)
+        assert float(value) == expected
+    [sent] = re.findall(rf"{field}=([\d.]+)", answer.text.partition('id="python"')[2])
+    assert answer.status_code == 200 and float(sent) == expected
+
+
+def test_each_choice_of_a_form_can_be_chosen(client: httpx2.Client) -> None:
+    """Of what to write instead of a name, and of the filters of the catalogue."""
+    choices = _choices(client.get("/try", params={"name": "deid", "action": "redact"}).text)
+    assert len(choices["operator"]) == 3
+    for operator in choices["operator"]:
+        answer = ask(client, "deid", "redact", text=NOTE, operator=operator)
+        written = answer.text.partition('aria-label="Redacted"')[2].partition("</section>")[0]
+        assert answer.status_code == 200 and "saw" in written and "Jones" not in written, (operator, answer.text)
+        assert f'<option value="{operator}" selected>' in answer.text
+    filters = _choices(client.get("/").text)
+    assert filters.keys() == {"type", "task"}
+    for name, values in filters.items():
+        assert values and all(client.get("/", params={name: value}).is_success for value in values)
+
+
+def _choices(html: str) -> dict[str, list[str]]:
+    """What the menus of a page offer, by the name of the menu."""
+    found = {}
+    for name, options in re.findall(r'<select name="(\w+)">(.*?)</select>', html, re.DOTALL):
+        given = re.findall(r'<option(?: value="([^"]*)")?[^>]*>([^<]*)', options)
+        found[name] = [value or title for value, title in given if title != "Any"]
+    return found
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Rerank in the APIs of Cohere and of Text Embeddings Inference, and the other routes of the latter and of vLLM."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -9,6 +10,7 @@ import pytest
 
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
 from medvllm.server.config import ServerConfig
+from tests.support import tiny
 from tests.support.cross_encoders import DOCUMENTS, QUERY
 from tests.support.served import LABELS, registry_of_all_tasks
 from tests.support.serving import serving
@@ -229,10 +231,38 @@ def test_the_number_of_records_has_a_limit(client: httpx2.Client) -> None:
     ):
         answer = client.post(path, json=given)
         assert answer.status_code == 413 and "250,000 records" in answer.text, (path, answer.text)
+    named = {"model": "mlm", "task": "masked-lm", "texts": [body["input"]], "arguments": {"top_k": 5000}}
+    assert client.post("/v1/run", json=named).status_code == 413
     assert client.post("/v1/fill-mask", json=body | {"input": "[MASK]", "top_k": 7}).is_success
+    no_text = client.post("/v1/run", json={"model": "mlm", "task": "fill-mask", "texts": ["[MASK]", 5]})
+    assert no_text.status_code == 422, no_text.text
     for model, task, wrong in (("mlm", "fill-mask", {"top_k": "5"}), ("assert", "assertions", {"spans": [5]})):
         asked = {"model": model, "task": task, "texts": ["[MASK]"], "arguments": wrong}
         assert client.post("/v1/run", json=asked).status_code == 422, wrong
+
+
+def test_the_number_of_labels_has_a_limit(client: httpx2.Client, registry: ModelRegistry, tmp_path: Path) -> None:
+    """Of all texts together. Those that the entry does not tell are counted in the model."""
+    folder, texts = tmp_path / "many", ["no fever"] * 600
+    tiny.bert_encoder(folder)
+    registry.register("later", "clinical", model_path=str(folder), task="classify")  # it has no labels yet
+    labels = [f"CODE-{number}" for number in range(1000)]
+    tiny.bert_sequence_classifier(folder, config=tiny.labelled(labels))
+    registry.register("many", "clinical", model_path=str(folder), task="classify")
+    assert registry.get_metadata("later").behaviour.id2label is None
+    for name in ("later", "many"):
+        for path, body in (
+            ("/v1/classify", {"model": name, "input": texts}),
+            ("/predict", {"model": name, "inputs": [[text] for text in texts]}),
+            (f"/models/{name}", {"inputs": texts, "parameters": {"top_k": 9000}}),
+            ("/v1/run", {"model": name, "texts": texts}),
+            ("/v1/run", {"model": name, "task": "text-classification", "texts": texts}),
+        ):
+            answer = client.post(path, json=body)
+            assert answer.status_code == 413 and "600,000 records" in answer.text, (path, answer.text)
+        for more in ({"top_k": 9000, "input": texts[:2]}, {"top_k": 3, "input": texts}):
+            answer = client.post("/v1/classify", json={"model": name} | more)
+            assert answer.is_success and len(answer.json()["data"][0]["labels"]) == min(more["top_k"], 1000)
 
 
 def test_the_gaps_of_a_text_must_be_clear(client: httpx2.Client) -> None:

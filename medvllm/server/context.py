@@ -99,11 +99,14 @@ class Server:
         options |= {"registry": self.registry, "engine": engine or self.config.engine, "precision": precision}
         return ServedRunner(reference, self.about, **options)
 
-    def lease(self, name: str, *, keep_alive: str | float | None = None) -> AbstractContextManager[Lease]:
-        """Return what leases a model that computes requests without an engine, for the duration of a `with` block.
+    def lease(
+        self, name: str, engine: "EngineName | None" = None, *, keep_alive: str | float | None = None
+    ) -> AbstractContextManager[Lease]:
+        """Return what leases a model, for the duration of a `with` block.
 
         Args:
             name: As for `entry`.
+            engine: What computes; None for that of the server, as for requests without an engine.
             keep_alive: As for `runner`.
 
         Raises:
@@ -112,7 +115,8 @@ class Server:
         """
         self.entry(name)
         options = self._stay(keep_alive)
-        return lease_for_task(self.registry, self.reference(name), options, self.config.engine, "float32", None)
+        chosen = engine or self.config.engine
+        return lease_for_task(self.registry, self.reference(name), options, chosen, "float32", None)
 
     def _stay(self, keep_alive: str | float | None) -> dict[str, Any]:
         """Return how long a model stays, as an option. ProblemError: the key must not pin a model, or unload it."""

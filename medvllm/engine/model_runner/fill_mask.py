@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_TOP_K = 5
+TOP_K = 5
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def fill_mask(
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     pieces = None if targets is None else _find_pieces(tokenizer, vocabulary, targets)
     names = {number: token for token, number in vocabulary.items() if pieces is None or number in pieces}
-    count = top_k or (_TOP_K if pieces is None else len(names))
+    count = top_k or (TOP_K if pieces is None else len(names))
     filled: dict[int, list[list[Fill]]] = {}
     nonfinite: set[int] = set()
     for window, logits in compute(lease, "head_tokens", [window for window, _ in read]):

@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
+from medvllm.engine.model_runner.fill_mask import TOP_K
+from medvllm.engine.model_runner.redaction.redact import THRESHOLD
 from medvllm.metadata import ModelMetadata
 from medvllm.server.context import Server
 from medvllm.server.named_model import ModelChoice
@@ -29,6 +32,8 @@ from medvllm.server.protocols.rerank import CohereRequest, rerank_documents
 
 _MAX_SPANS = 1000
 _MAX_SENTENCES = 40  # more squares than that nobody reads
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+_SHORT = {"max_tokens": "128"}  # an answer that is soon complete
 
 
 class Action(NamedTuple):
@@ -44,6 +49,7 @@ class Action(NamedTuple):
         client_call: Returns the call of `medvllm.client` for a body.
         describe: Returns what the template shows of an answer, from the body and the answer; None if the answer is
             sent piece by piece.
+        defaults: What stands in a field that is empty.
     """
 
     word: str
@@ -54,6 +60,7 @@ class Action(NamedTuple):
     answer: Callable[..., Awaitable[Any]]
     client_call: Callable[[Mapping[str, Any]], ClientCall]
     describe: Callable[[Mapping[str, Any], Any], dict[str, Any]] | None = None
+    defaults: Mapping[str, str] = _NOTHING
 
     @property
     def is_streamed(self) -> bool:
@@ -79,7 +86,7 @@ def actions_of(entry: ModelMetadata) -> list[Action]:
 
 
 def _entities_body(form: Form) -> dict[str, Any]:
-    return {"input": _needed(form, "text"), "threshold": form.number("threshold", 0)}
+    return {"input": _needed(form, "text"), "threshold": form.number("threshold")}
 
 
 def _describe_entities(body: Mapping[str, Any], answer: Any) -> dict[str, Any]:
@@ -93,11 +100,10 @@ def _describe_entities(body: Mapping[str, Any], answer: Any) -> dict[str, Any]:
 
 
 def _redact_body(form: Form) -> dict[str, Any]:
-    operator = form.text("operator") or "replace"
     return {
         "input": _needed(form, "text"),
-        "operators": {"DEFAULT": {"type": operator}},
-        "threshold": form.number("threshold", 0.5),
+        "operators": {"DEFAULT": {"type": form.text("operator")}},
+        "threshold": form.number("threshold"),
     }
 
 
@@ -153,7 +159,7 @@ def _describe_assertions(body: Mapping[str, Any], answer: Any) -> dict[str, Any]
 
 
 def _gaps_body(form: Form) -> dict[str, Any]:
-    return {"input": _needed(form, "text"), "top_k": form.count("top_k", 5)}
+    return {"input": _needed(form, "text"), "top_k": form.count("top_k")}
 
 
 def _describe_gaps(body: Mapping[str, Any], answer: Any) -> dict[str, Any]:
@@ -192,11 +198,11 @@ def _describe_vectors(body: Mapping[str, Any], answer: Any) -> dict[str, Any]:
 
 def _chat_body(form: Form) -> dict[str, Any]:
     messages = [{"role": "user", "content": _needed(form, "text")}]
-    return {"messages": messages, "max_tokens": form.count("max_tokens", 128)}
+    return {"messages": messages, "max_tokens": form.count("max_tokens")}
 
 
 def _completion_body(form: Form) -> dict[str, Any]:
-    return {"prompt": _needed(form, "text"), "max_tokens": form.count("max_tokens", 128)}
+    return {"prompt": _needed(form, "text"), "max_tokens": form.count("max_tokens")}
 
 
 def _needed(form: Form, name: str) -> str:
@@ -236,6 +242,7 @@ ACTIONS = {
             find_entities,
             client_calls.entities_call,
             _describe_entities,
+            {"threshold": "0"},
         ),
         Action(
             "redact",
@@ -246,6 +253,7 @@ ACTIONS = {
             redact,
             client_calls.redact_call,
             _describe_redaction,
+            {"operator": "replace", "threshold": str(THRESHOLD)},
         ),
         Action(
             "classify",
@@ -276,6 +284,7 @@ ACTIONS = {
             fill_mask,
             client_calls.fill_mask_call,
             _describe_gaps,
+            {"top_k": str(TOP_K)},
         ),
         Action(
             "rerank",
@@ -305,6 +314,7 @@ ACTIONS = {
             ChatRequest,
             create_chat_completion,
             client_calls.chat_call,
+            defaults=_SHORT,
         ),
         Action(
             "complete",
@@ -314,6 +324,7 @@ ACTIONS = {
             CompletionRequest,
             create_completion,
             client_calls.completion_call,
+            defaults=_SHORT,
         ),
     )
 }

@@ -29,17 +29,20 @@ class Form:
         """Return the lines of a field that are not blank."""
         return [line for line in self.text(name).split("\n") if line.strip()]
 
-    def number(self, name: str, default: float) -> float:
-        """Return the number in a field; the default if it is empty. ProblemError: it is no number."""
-        written = self.text(name).strip()
+    def filled(self, defaults: Mapping[str, str]) -> "Form":
+        """Return the form with defaults in the fields that are empty."""
+        return Form(self._fields | {name: value for name, value in defaults.items() if not self.text(name).strip()})
+
+    def number(self, name: str) -> float:
+        """Return the number in a field. ProblemError: it is no number."""
         try:
-            return float(written) if written else default
+            return float(self.text(name))
         except ValueError:
             raise ProblemError(Problem(422, "invalid_request", f"{name}: it must be a number.", name)) from None
 
-    def count(self, name: str, default: int) -> int:
-        """Return the whole number in a field; the default if it is empty. ProblemError: it is none."""
-        number = self.number(name, default)
+    def count(self, name: str) -> int:
+        """Return the whole number in a field. ProblemError: it is none."""
+        number = self.number(name)
         if not number.is_integer():
             raise ProblemError(Problem(422, "invalid_request", f"{name}: it must be a whole number.", name))
         return int(number)

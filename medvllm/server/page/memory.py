@@ -3,12 +3,13 @@
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
 from medvllm import settings
+from medvllm.engines import check_engine
 from medvllm.errors import MedVLLMError, ModelNotFoundError
 from medvllm.model_cache.statistics import DeviceUse
 from medvllm.model_registry import ModelRegistry
@@ -20,6 +21,9 @@ from medvllm.server.body import StrictRoute
 from medvllm.server.context import LONGEST_S, Server, ServerOf
 from medvllm.server.page.form import read_form
 from medvllm.server.page.view import render_view
+
+if TYPE_CHECKING:
+    from medvllm.engines import EngineName
 
 router = APIRouter(route_class=StrictRoute)
 
@@ -77,48 +81,53 @@ async def show_memory(http: Request, server: ServerOf) -> Response:
 @router.post("/memory/load")
 async def load(http: Request, server: ServerOf) -> Response:
     """Load a model."""
-    return await _change(http, server, lambda reference: _lease(server, reference, None))
+    return await _change(http, server, lambda reference, engine: _load(server, reference, engine, None))
 
 
 @router.post("/memory/unload")
 async def unload(http: Request, server: ServerOf) -> Response:
     """Let a model leave memory once its last request is answered."""
-    return await _change(http, server, server.registry.evict, is_look=True)
+    return await _change(http, server, lambda reference, _: server.registry.evict(reference), is_look=True)
 
 
 @router.post("/memory/pin")
 async def pin(http: Request, server: ServerOf) -> Response:
     """Keep a model in memory."""
-    return await _change(http, server, lambda reference: _lease(server, reference, -1))
+    return await _change(http, server, lambda reference, engine: _load(server, reference, engine, -1))
 
 
 @router.post("/memory/unpin")
 async def unpin(http: Request, server: ServerOf) -> Response:
     """Let a model stay as long as its entry or the settings say, or else until its memory is needed."""
 
-    def call(reference: str) -> None:
+    def call(reference: str, engine: "EngineName | None") -> None:
         stated = server.entry(reference).memory.keep_alive
         usual = settings.KEEP_ALIVE() if stated is None else parse_keep_alive(stated)
-        _lease(server, reference, LONGEST_S if usual in (None, PINNED) else usual)
+        _load(server, reference, engine, LONGEST_S if usual in (None, PINNED) else usual)
 
     return await _change(http, server, call)
 
 
-async def _change(http: Request, server: Server, change: Callable[[str], object], *, is_look: bool = False) -> Response:
-    """Change something about the model that a form names, and show the memory, or the page that the form was on."""
+async def _change(
+    http: Request, server: Server, change: "Callable[[str, EngineName | None], object]", *, is_look: bool = False
+) -> Response:
+    """Change something about the model that a form names, and show the memory, or the page that the form was on.
+
+    A form beside a model in memory names its engine, too.
+    """
     form = await read_form(http)
 
     def call() -> str:
         entry = server.entry(form.text("model"))
-        change(entry.reference)
+        change(entry.reference, check_engine(engine) if (engine := form.text("engine")) else None)
         return entry.name
 
     await (server.look if is_look else server.run)(http, call)  # it may run while the server is full
     return RedirectResponse("/memory", _SEE_OTHER)
 
 
-def _lease(server: Server, reference: str, keep_alive: float | None) -> None:
-    with server.registry.lease(reference, keep_alive=keep_alive):
+def _load(server: Server, reference: str, engine: "EngineName | None", keep_alive: float | None) -> None:
+    with server.lease(reference, engine, keep_alive=keep_alive):
         pass
 
 

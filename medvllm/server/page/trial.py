@@ -32,7 +32,7 @@ _Word = Annotated[str, Query(max_length=50)]
 async def show_form(http: Request, server: ServerOf, name: _Name = "", action: _Word = "") -> HTMLResponse:
     """Show what can be asked of a model."""
     entry, chosen = await server.look(http, lambda: _choose(server, name, action))
-    return _show(http, server, name, entry, chosen, Form({}))
+    return _show(http, server, name, entry, chosen, Form({} if chosen is None else chosen.defaults))
 
 
 @router.post("/try")
@@ -42,6 +42,7 @@ async def ask(http: Request, server: ServerOf, name: _Name = "", action: _Word =
     entry, chosen = await server.look(http, lambda: _choose(server, name, action))
     if chosen is None:
         raise _no_action(entry)
+    form = form.filled(chosen.defaults)
     try:
         body = {"model": name, **chosen.body(form)}
         call = Call(_url_of(http), chosen.route, body, chosen.client_call(body), server.config.requires_key)
