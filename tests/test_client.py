@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import select
 import subprocess
 import sys
 import threading
@@ -15,6 +16,8 @@ import httpx2
 import pytest
 
 from medvllm.client import AsyncClient, Client
+from medvllm.client.local_client import LocalClient
+from medvllm.client.local_connection import LocalConnection
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
 from medvllm.errors import (
     BudgetError,
@@ -31,7 +34,7 @@ from medvllm.errors import (
 )
 from medvllm.server.config import ServerConfig
 from tests.support import decoders
-from tests.support.scripted import DRIPPING, HUNG_UP, Reply, scripted
+from tests.support.scripted import DRIPPING, HUNG_UP, RESET, Reply, scripted
 from tests.support.served import NOTE, registry_of_all_tasks
 from tests.support.serving import serving
 from tests.support.waiting import wait_until
@@ -237,16 +240,32 @@ def test_a_retry_succeeds() -> None:
         assert client.loaded() == [] == asyncio.run(ask(server.url)) and not replies
 
 
-def test_a_connection_that_the_server_has_ended_is_opened_again() -> None:
+@pytest.mark.parametrize("ending", [HUNG_UP, RESET], ids=["closed", "reset"])
+@pytest.mark.parametrize("kind", [Client, LocalClient])
+def test_a_connection_that_the_server_has_ended_is_opened_again(kind: type[Client], ending: Reply) -> None:
     """Once: the client noticed it too late. A stream, too."""
     done = Reply(200, b'{"models": []}')
     stream = Reply(200, b"data: [DONE]\n\n")
-    replies = [done, HUNG_UP, done, HUNG_UP, stream, HUNG_UP, HUNG_UP]
-    with scripted(lambda sent: replies.pop(0)) as server, Client(server.url) as client:
+    replies = [done, ending, done, ending, stream, ending, ending]
+    with scripted(lambda sent: replies.pop(0)) as server, kind(server.url) as client:
         assert client.loaded() == client.loaded() == [] == list(client.generate("m", ["a"], stream=True))
         with pytest.raises(ServerError, match="closed the connection"):
             client.loaded()
         assert not replies
+
+
+def test_a_connection_that_ended_while_nobody_used_it_is_opened_again() -> None:
+    """The client notices it when it sends the body behind the head. One that did not end is used again."""
+    body = b'{"models": []}'
+    replies = [Reply(200, body), Reply(200, body, length=len(body)), Reply(200, b'{"models": 3}')]
+    with scripted(lambda sent: replies.pop(0)) as server, LocalClient(server.url) as client:
+        assert client.loaded() == []
+        connection = client._connection()
+        assert isinstance(connection, LocalConnection)
+        used = connection._http.sock
+        assert used is not None and client.loaded() == [] and connection._http.sock is used
+        wait_until(lambda: bool(select.select([used], [], [], 0)[0]))  # the server has closed it
+        assert client.unload("m") == 3 and connection._http.sock is not used
 
 
 @pytest.mark.parametrize(

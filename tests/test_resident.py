@@ -21,12 +21,13 @@ from medvllm.client.resident import find_resident
 from medvllm.client.server_record import ServerRecord, read_records
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.engine.model_runner import registry as shared_registry
+from medvllm.errors import ServerError
 from medvllm.files import make_own, make_own_file
 from medvllm.processes.process import Process
 from medvllm.server.config import ServerConfig
 from tests.support import decoders
 from tests.support.console import Outcome, Screen, command
-from tests.support.scripted import Reply, Sent, scripted
+from tests.support.scripted import HUNG_UP, Reply, Sent, scripted
 from tests.support.served import NOTE, registry_of_all_tasks
 from tests.support.serving import serving
 from tests.support.users import NOBODY
@@ -83,7 +84,7 @@ def served(stored: None) -> ModelRegistry:
 @pytest.fixture
 def resident(served: ModelRegistry, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServerRecord]:
     """A server of this user, with its record. Its models are those of another registry."""
-    monkeypatch.setattr("medvllm.client.resident._ANSWER_S", 60.0)  # this machine may be busy
+    monkeypatch.setattr("medvllm.client.resident_connection._ANSWER_S", 60.0)  # this machine may be busy
     with serving(served, ServerConfig(own_key=KEY, requires_key=True)) as http:
         url = str(http.base_url).rstrip("/")
         record = ServerRecord(url, KEY, current_conditions(), Process.current())
@@ -270,6 +271,34 @@ def test_a_process_that_took_the_port_learns_nothing(stored: None, run: Run, sta
         for sent in server.sent:
             assert sent.path == "/v1/identity" and "authorization" not in sent.headers
             assert CANARY.encode() not in sent.body and KEY.encode() not in sent.body
+
+
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_the_server_shows_its_key_on_each_connection(stored: None, is_taken: bool) -> None:
+    """One connection is enough while it lasts. Behind a new one, there may be another program."""
+    replies = [Reply(200, b'{"models": []}')] * 2 + [HUNG_UP] + [Reply(200, b'{"models": []}')]
+
+    def script(sent: Sent) -> Reply:
+        if sent.path != "/v1/identity":
+            return replies.pop(0)
+        has_key = len(replies) == 4 or not is_taken
+        return Reply(
+            200, json.dumps({"proof": prove(KEY if has_key else "x", json.loads(sent.body)["nonce"])}).encode()
+        )
+
+    with scripted(script) as server:
+        ServerRecord(server.url, KEY, current_conditions(), Process.current()).publish()
+        client = find_resident()
+        assert client is not None and client.loaded() == client.loaded() == []
+        if is_taken:
+            with pytest.raises(ServerError, match="Another program has the port"):
+                client.loaded()
+        else:
+            assert client.loaded() == []
+        client.close()
+    paths = ["/v1/identity", *["/v1/memory"] * 3, "/v1/identity", *([] if is_taken else ["/v1/memory"])]
+    assert [sent.path for sent in server.sent] == paths
+    assert all(("authorization" in sent.headers) is (sent.path == "/v1/memory") for sent in server.sent)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-# How a request got no whole answer. "hung up": the server had ended the connection before it read the request.
+# How a request got no whole answer. "hung up": the connection has ended. If nothing of the answer is here, the server
+# may have ended it before it read the request.
 Why = Literal["hung up", "silent", "unreachable", "too late", "broken off"]
 
 

@@ -60,7 +60,7 @@ class Exchange(Generic[T]):
         None means that the request is to be sent again: a server may end a connection between two requests, and the
         client notices it too late.
         """
-        if lost.why == "hung up" and not self._hang_ups:
+        if lost.why == "hung up" and not self._has_begun and not self._hang_ups:
             self._hang_ups, self.wait_s = 1, 0.0
             return None
         if lost.why in ("silent", "unreachable"):

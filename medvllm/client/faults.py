@@ -104,6 +104,11 @@ def hung_up(url: str) -> ServerError:
     return ServerError(f"The server at {url} closed the connection without an answer.\n{way_out}", url=url)
 
 
+def another(url: str) -> ServerError:
+    """Return the error for a program that has the port of a server of this user, and not its key."""
+    return ServerError(f"Another program has the port of the server at {url}.\n{_NOTHING_DONE}", url=url)
+
+
 def broken_off(url: str) -> ServerError:
     """Return the error for an answer that is not complete."""
     return ServerError(f"The answer of the server at {url} broke off.\nAsk it again, or look at its log.", url=url)

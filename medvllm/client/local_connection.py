@@ -6,7 +6,7 @@ from socket import socket
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from medvllm.client.connection import LostError, Request
+from medvllm.client.connection import Answer, LostError, Request
 
 _CONNECT_S = 5.0
 _PART = 65536  # bytes that are read at once
@@ -25,14 +25,20 @@ class LocalConnection:
         self._prefix = url.path.rstrip("/")
         self._http = http.client.HTTPConnection(url.hostname or "", url.port)
 
-    def send(self, request: Request) -> "_Answer":
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection, as far as is known. Otherwise, the next request opens one."""
+        return self._http.sock is not None
+
+    def send(self, request: Request) -> Answer:
         """Send a request, and return its answer once its head is there."""
+        return self._ask(request, self.headers)
+
+    def _ask(self, request: Request, headers: Mapping[str, str]) -> Answer:
         self._connect(request.left_s)
         try:
-            self._http.request(request.method, self._prefix + request.path, request.content, self.headers)
+            self._http.request(request.method, self._prefix + request.path, request.content, headers)
             return _Answer(self._http.getresponse(), self._http)
-        except http.client.RemoteDisconnected:
-            lost = LostError("hung up")
         except (http.client.HTTPException, OSError) as error:
             lost = _lost_by(error)
         self._http.close()
@@ -73,6 +79,7 @@ class _Answer:
                 break
             if not part:
                 if not self._response.length:
+                    self._response.read()  # Python 3.11 notices the end only here, and the connection can be used again
                     return
                 lost = LostError("broken off")
                 break
@@ -86,4 +93,6 @@ class _Answer:
 
 
 def _lost_by(error: Exception) -> LostError:
+    if isinstance(error, ConnectionError):  # also on sending a body: the head still seemed to be sent
+        return LostError("hung up")
     return LostError("too late" if isinstance(error, TimeoutError) else "broken off")

@@ -83,7 +83,8 @@ def lost_by(error: "httpx2.HTTPError") -> LostError:
     """Return what an error of httpx means. It does not keep the error, which has the whole request."""
     import httpx2
 
-    if isinstance(error, httpx2.RemoteProtocolError) and _HUNG_UP in str(error):
+    is_silent = isinstance(error, httpx2.RemoteProtocolError) and _HUNG_UP in str(error)
+    if is_silent or isinstance(error, httpx2.ReadError | httpx2.WriteError):
         return LostError("hung up")
     if isinstance(error, httpx2.ConnectTimeout):
         return LostError("silent")

@@ -1,19 +1,15 @@
 """Finds a server of this user that answers as this process would."""
 
-import hmac
 import logging
-import secrets
 
-from medvllm.api_keys import prove
-from medvllm.client.call import Call
 from medvllm.client.conditions import current_conditions
+from medvllm.client.connection import LostError
 from medvllm.client.local_client import LocalClient
+from medvllm.client.resident_connection import ResidentConnection
 from medvllm.client.server_record import ServerRecord, read_records
 from medvllm.errors import MedVLLMError
 
 logger = logging.getLogger(__name__)
-
-_ANSWER_S = 2.0  # until a server counts as one that hangs; less than a load takes, also on a busy machine
 
 
 class ResidentClient(LocalClient):
@@ -27,19 +23,20 @@ class ResidentClient(LocalClient):
         super().__init__(record.url, api_key=record.key)
         self.process = record.process
         self._key = record.key
-        self._authorization = self._options["headers"].pop("Authorization")
 
-    def greet(self) -> bool:
-        """Return whether the server has the key of its record. Only then is the key sent, and any text.
+    def _connect(self) -> ResidentConnection:
+        return ResidentConnection(self.url, self._options, self._key)
 
-        Another process may have taken the port of a server that has ended.
+    def greet(self) -> None:
+        """Connect to the server.
+
+        Raises:
+            LostError: It does not answer.
+            MedVLLMError: It has not the key of its record.
         """
-        nonce = secrets.token_hex(32)
-        asked = Call("POST", "/v1/identity", lambda content: str(content["proof"]), {"nonce": nonce}, _ANSWER_S)
-        is_own = hmac.compare_digest(self._send(asked).encode(), prove(self._key, nonce).encode())
-        if is_own:
-            self._connection().headers["Authorization"] = self._authorization
-        return is_own
+        connection = self._connection()
+        assert isinstance(connection, ResidentConnection)
+        connection.greet()
 
 
 def find_resident(*, needs_same_answers: bool = True) -> ResidentClient | None:
@@ -63,10 +60,10 @@ def find_resident(*, needs_same_answers: bool = True) -> ResidentClient | None:
             continue
         client = ResidentClient(record)
         try:
-            if client.greet():
-                return client
-            logger.info("the server at %s is not the one of its record", record.url)
-        except MedVLLMError as error:
+            client.greet()
+        except (MedVLLMError, LostError) as error:
             logger.info("the server at %s is not used: %s", record.url, error)
-        client.close()
+            client.close()
+        else:
+            return client
     return None

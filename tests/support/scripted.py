@@ -1,5 +1,8 @@
 """A server that answers as a test says, and keeps what it was sent: one that is broken, slow, or not ours."""
 
+import os
+import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +30,7 @@ class Reply:
 
 
 HUNG_UP = Reply(0)  # it closes the connection, and answers nothing
+RESET = Reply(-1)  # the same, as a process that is killed does it
 DRIPPING = Reply(200, b" ", length=1_000_000)  # a byte from time to time
 Script = Callable[[Sent], Reply | None]  # None: it never answers
 
@@ -58,6 +62,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         if reply == HUNG_UP:
+            self.close_connection = True
+            return
+        if reply == RESET:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            os.close(self.connection.detach())
             self.close_connection = True
             return
         self.send_response(reply.status)
