@@ -117,8 +117,36 @@ def test_a_method_that_a_route_does_not_have_is_refused(client: httpx2.Client, p
         if answer.status_code == 404:
             assert method == "GET" and "is not registered" in answer.text  # a name may have slashes
             continue
-        assert answer.status_code == 405 and own <= set(answer.headers["allow"].split(", ")), method
+        allowed = set(answer.headers["allow"].split(", "))
+        assert answer.status_code == 405 and own <= allowed and ("HEAD" in allowed) is ("GET" in allowed), method
         assert "/openapi.json" in answer.text and answer.headers["x-should-retry"] == "false"
+
+
+def test_all_methods_of_a_path_are_allowed(client: httpx2.Client) -> None:
+    """Also if each has a route of its own."""
+    assert client.options("/try").headers["allow"] == "GET, HEAD, POST"
+    assert client.head("/v1/entities").headers["allow"] == "POST"
+
+
+PATHS = [operation.example_path() for operation in OPERATIONS if operation.method == "get"]
+
+
+@pytest.mark.parametrize("path", [*PATHS, "/", "/memory", "/openapi.json", "/nix"])
+def test_head_is_answered_as_get_is(client: httpx2.Client, path: str, caplog: pytest.LogCaptureFixture) -> None:
+    """With the same headers, and without the body."""
+    caplog.set_level(logging.INFO, "medvllm.access")
+    query = {"model": "my-deid"} if path in ("/info", "/presidio/supportedentities") else {}
+    expected, found = client.get(path, params=query), client.head(path, params=query)
+    changing = {"date", "x-request-id", *(("content-length",) if path == "/metrics" else ())}
+    assert found.status_code == expected.status_code and found.content == b""
+    assert {*found.headers.items()} ^ {*expected.headers.items()} <= {
+        (name, each.headers[name]) for each in (found, expected) for name in changing if name in each.headers
+    }
+    while len(lines := [each.getMessage() for each in caplog.records if each.name == "medvllm.access"]) < 2:
+        pass  # a line comes just after its answer
+    records = [json.loads(line) for line in lines]
+    assert [each["method"] for each in records] == ["GET", "HEAD"] and records[1]["bytes"] == 0
+    assert records[0]["route"] == records[1]["route"]
 
 
 @pytest.mark.parametrize("page", PAGES)

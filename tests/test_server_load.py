@@ -92,6 +92,22 @@ def test_a_full_server_says_so_in_each_protocol(
     assert [each.result().status_code for each in first] == [200] * 4
 
 
+def test_a_request_that_waits_for_its_turn_ends_in_its_time(
+    registry: ModelRegistry, full_memory: AbstractContextManager[object]
+) -> None:
+    """Also if the call before it takes longer. A stream, too."""
+    with serving(registry, ServerConfig(max_calls=1)) as client, ThreadPoolExecutor(1) as pool:
+        with full_memory:
+            first = pool.submit(_ask, client)
+            _wait_for(lambda: registry.statistics().waiting == 1)
+            stream = {"model": "dec", "task": "generate", "texts": [CANARY], "stream": True}
+            for path, body in (REQUESTS[0], ("/v1/run", {"model": "deid", "texts": [CANARY]}), ("/v1/run", stream)):
+                answer = client.post(path, json=body | {"timeout_s": 0.2})
+                assert answer.status_code == 504 and "within 0.2 s" in answer.text, path
+                assert CANARY not in answer.text and not first.done()
+        assert first.result().status_code == 200 and _ask(client).status_code == 200
+
+
 # A client that asks for several models, and reads no answer.
 _CLIENT = """
 import json, socket, sys, time

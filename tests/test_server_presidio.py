@@ -93,6 +93,18 @@ def test_anonymize_writes_over_the_results(client: httpx2.Client, anonymizers: d
         assert expected[item["start"] : item["end"]] == item["text"]
 
 
+def test_null_stands_for_what_is_left_out(client: httpx2.Client) -> None:
+    """As Presidio's own services take it."""
+    for body in ({"text": NOTE}, {"text": [NOTE]}):
+        names = ("language", "score_threshold", "entities", "return_decision_process", "ad_hoc_recognizers")
+        answer = client.post("/presidio/analyze", json=body | dict.fromkeys((*names, "allow_list")))
+        assert answer.is_success and answer.json() == client.post("/presidio/analyze", json=body).json() != []
+    body = {"text": TEXT, "analyzer_results": [{"start": 4, "end": 9, "score": 1, "entity_type": "NAME"}]}
+    answer = client.post("/presidio/anonymize", json=body | {"anonymizers": None})
+    assert answer.json() == client.post("/presidio/anonymize", json=body).json()
+    assert answer.json()["text"] == "Dr. <NAME> saw Müller"
+
+
 def test_results_that_overlap_leave_nothing_readable(client: httpx2.Client) -> None:
     """They are written over as one, with the label of the likeliest."""
     results = [

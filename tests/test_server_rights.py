@@ -124,7 +124,6 @@ def test_what_is_not_known_needs_the_right_to_manage() -> None:
             assert right_of(method, path) == "manage"
     for path in (
         "/new",
-        "/v1/entities/",
         "/v1/new",
         "/v1/chat",
         "/presidio/new",
@@ -132,6 +131,17 @@ def test_what_is_not_known_needs_the_right_to_manage() -> None:
         "/V1/entities",
     ):
         assert right_of("POST", path) == "manage", path
+
+
+def test_a_slash_at_the_end_leads_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A redirection would name an address without TLS, and the client send its text there. No key may do more."""
+    monkeypatch.setenv("MEDVLLM_API_KEYS", ",".join(f"{right * 5}:{right}" for right in ("read", "infer", "manage")))
+    with serving(ModelRegistry(), ServerConfig(requires_key=True)) as client:
+        for line, needed in OF_ROUTE.items():
+            method, path = line.split()
+            answer = _ask(client, method, f"{path}/", ("read" if needed == "none" else needed) * 5)
+            assert not 300 <= answer.status_code < 400 and "location" not in answer.headers, line
+            assert answer.status_code == 404 or path == "/" or "{model}" in path, (line, answer.text)
 
 
 @pytest.mark.parametrize("right", ["read", "infer", "manage"])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 
 from medvllm import __version__
@@ -18,6 +19,7 @@ from medvllm.server.config import ServerConfig
 from medvllm.server.context import Server
 from medvllm.server.documentation import describe_api
 from medvllm.server.guard import Guard
+from medvllm.server.head import Head
 from medvllm.server.journal import Journal
 from medvllm.server.keyring import Keyring
 from medvllm.server.metrics import Metrics
@@ -59,9 +61,14 @@ def create_app(
         yield
         calls.close()
 
-    # Many clients send JSON without a Content-Type, so it is not asked for.
     app = FastAPI(
-        title="medvllm", version=__version__, docs_url=None, redoc_url=None, lifespan=live, strict_content_type=False
+        title="medvllm",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=live,
+        redirect_slashes=False,  # behind a proxy with TLS, a client would send its text again without TLS
+        strict_content_type=False,  # many clients send JSON without a Content-Type
     )
     app.state.server, app.state.metrics = Server(registry, config, calls), Metrics(registry)
     app.state.bodies = OpenBodies(config.max_open_bytes)
@@ -72,6 +79,7 @@ def create_app(
     app.openapi = partial(_describe_once, app)  # type: ignore[method-assign]
     for kind, handler in HANDLERS.items():
         app.add_exception_handler(kind, handler)
+    app.add_middleware(Head)
     app.add_middleware(Guard, config=config, keyring=Keyring(registry, config.own_key))
     app.add_middleware(Journal, metrics=app.state.metrics, tracing=tracing)  # the outer one
     return app
@@ -95,8 +103,16 @@ async def _answer_http_error(http: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code, message = _HTTP_ERRORS.get(error.status_code, ("invalid_request", "The request cannot be read."))
     answer = render(Problem(error.status_code, code, message), http.url.path)
-    answer.headers.update(error.headers or {})  # which methods the route has
+    if error.status_code == 405:
+        answer.headers["Allow"] = ", ".join(sorted(_methods_of(http)))
     return answer
+
+
+def _methods_of(http: Request) -> set[str]:
+    """Return the methods that a path has. Starlette's own header has those of one route only."""
+    contexts = iter_route_contexts(http.app.routes)
+    found = {method for each in contexts if each.path_regex.match(http.url.path) for method in each.methods or ()}
+    return found | ({"HEAD"} if "GET" in found else set())
 
 
 async def _answer_invalid(http: Request, error: Exception) -> Response:

@@ -79,13 +79,18 @@ class Calls:
 
         def work() -> T:
             with request:
+                request.check()  # a call that uses no model does not look whether its time is over
                 return call()
 
         context = copy_context()
         future, done = lane.submit(lambda: context.run(work))
         watch = asyncio.ensure_future(wait_for_disconnect(http))
         try:
-            await asyncio.wait((done, watch), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((done, watch), timeout=allowed, return_when=asyncio.FIRST_COMPLETED)
+            if not (done.done() or watch.done()):  # the time is over
+                if future.cancel():  # it has not begun
+                    request.check()
+                await asyncio.wait((done, watch), return_when=asyncio.FIRST_COMPLETED)
             if not done.done():
                 request.cancel()
                 if future.cancel():  # it has not begun

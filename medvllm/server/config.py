@@ -22,7 +22,7 @@ class ServerConfig:
         max_characters: The most characters of all texts of one request.
         max_tokens: The most tokens that a model reads for one request; None for no limit.
         max_calls: How many calls may compute or wait for a model at once. Each takes a thread.
-        max_waiting: How many more calls may wait for a thread. Others are refused with a 503.
+        max_waiting: How many more calls may wait for a thread. Others are refused with a 429.
         max_concurrent: How many requests of one key may be open at once; None for no limit of its own.
         timeout_s: Seconds until a call is ended.
         body_timeout_s: Seconds within which the body of a request has to arrive.

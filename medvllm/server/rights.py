@@ -18,6 +18,7 @@ _INFER = re.compile(
 
 def right_of(method: str, path: str) -> Right:
     """Return the right that a request needs. What is not known to need less needs "manage"."""
+    path = path.rstrip("/")  # with a slash, there is no such route: to be told so needs no more than the route itself
     if method in ("GET", "HEAD"):
         return "infer" if path == "/presidio/supportedentities" else "read"  # it loads the model
     if method == "POST" and _READ.fullmatch(path):

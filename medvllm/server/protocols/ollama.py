@@ -60,7 +60,7 @@ class EmbedRequest(TolerantModel):
     )
 
     model: str
-    input: str | list[str] = Field(default=[], description="Without texts, the model is only loaded.")
+    input: str | list[str] | None = Field(default=None, description="Without texts, the model is only loaded.")
     dimensions: Annotated[int, Field(ge=1)] | None = None
     keep_alive: str | float | None = Field(
         default=None,
@@ -143,7 +143,7 @@ async def embed(asked: EmbedRequest, http: Request, server: ServerOf) -> Respons
 
     Without texts, the model is loaded, and with `keep_alive` 0 it leaves the memory.
     """
-    texts = [asked.input] if isinstance(asked.input, str) else asked.input
+    texts = [asked.input] if isinstance(asked.input, str) else asked.input or []
     if texts:
         check_texts(texts, server.config)
     return await server.run(http, lambda: JSONResponse(_embed(server, asked, texts)))

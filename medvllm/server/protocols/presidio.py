@@ -68,7 +68,7 @@ class AnalyzeRequest(TolerantModel):
 
     text: str | list[str]
     language: str | None = None
-    score_threshold: Annotated[float, Field(ge=0, le=1)] = 0.0
+    score_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
     entities: list[str] | None = None
     return_decision_process: bool | None = None
     ad_hoc_recognizers: list[Any] | None = None
@@ -107,7 +107,7 @@ class AnonymizeRequest(TolerantModel):
 
     text: str
     analyzer_results: list[AnalyzerResult]
-    anonymizers: Annotated[dict[str, dict[str, Any]], Field(default_factory=dict)]
+    anonymizers: dict[str, dict[str, Any]] | None = None
 
 
 class Anonymized(TolerantModel):
@@ -159,7 +159,7 @@ async def analyze(asked: AnalyzeRequest, http: Request, server: ServerOf, choice
     def call() -> Response:  # all of it, as the answer may be large
         entry = server.entry(name)
         _check_language(entry, asked.language)
-        options: dict[str, Any] = {"threshold": asked.score_threshold, "labels": asked.entities or None}
+        options: dict[str, Any] = {"threshold": asked.score_threshold or 0.0, "labels": asked.entities or None}
         options["long_input"] = TEIRequest().long_input(entry)
         found: EntityResults = server.runner(entry.reference).run("deid", texts, **options)
         recognizer = {"recognizer_name": name, "recognizer_version": str(found.version)}
@@ -176,7 +176,7 @@ async def anonymize(asked: AnonymizeRequest, http: Request, server: ServerOf) ->
     _check_places(asked.text, asked.analyzer_results, "analyzer_results")
 
     def call() -> dict[str, Any]:
-        operators = parse_anonymizers(asked.anonymizers, server.config.redaction_keys)
+        operators = parse_anonymizers(asked.anonymizers or {}, server.config.redaction_keys)
         return _write(asked.text, _join(asked.analyzer_results, operators), operators)
 
     return await server.run(http, call)

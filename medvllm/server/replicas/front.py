@@ -24,6 +24,7 @@ from medvllm.server.calls import Calls, wait_for_disconnect
 from medvllm.server.config import ServerConfig
 from medvllm.server.context import Server
 from medvllm.server.guard import Guard
+from medvllm.server.head import Head
 from medvllm.server.journal import Journal
 from medvllm.server.keyring import Keyring
 from medvllm.server.metrics import Metrics
@@ -61,6 +62,7 @@ def create_front(
     app.state.bodies = OpenBodies(config.max_open_bytes)
     for kind, handler in HANDLERS.items():
         app.add_exception_handler(kind, handler)
+    app.add_middleware(Head)
     app.add_middleware(Guard, config=config, keyring=Keyring(registry, config.own_key))
     app.add_middleware(Journal, metrics=Metrics(registry), tracing=tracing)  # the outer one
     return app
