@@ -143,6 +143,11 @@ def _stem(target: Path) -> str:
     return f".{target.name[:48]}."  # shortened, because file systems limit the length of a name
 
 
+def is_partial(path: Path, target: Path) -> bool:
+    """Return whether a path is that of a partial file of `target`."""
+    return path.name.startswith(_stem(target)) and path.suffix == ".partial"
+
+
 def remove_partial_files(target: Path) -> None:
     """Remove the partial files of `target` whose writers have died."""
     with suppress(OSError):

@@ -18,10 +18,11 @@ from pyarrow import parquet
 
 from medvllm.corpora.reading.columns import Columns
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
+from medvllm.engine.model_runner.batch.folder import BatchFolder
 from medvllm.engine.model_runner.batch.plan import make_plan
 from medvllm.engine.model_runner.batch.source import Source
 from medvllm.engine.model_runner.batch.summary import read_status
-from medvllm.errors import LoadError, OutputError, RequestError
+from medvllm.errors import LoadError, MedVLLMError, OutputError, RequestError
 from medvllm.file_lock import file_lock
 from medvllm.model_registry.known_calls import TRUST_S
 from tests.support import decoders, tiny
@@ -265,7 +266,7 @@ def test_other_conditions_are_refused(tmp_path: Path, registry: ModelRegistry, t
     refusals: list[tuple[dict[str, Any], str]] = [
         ({"threshold": 0.2}, "option threshold: 0.1, now 0.2"),
         ({}, "option threshold: 0.1, now null"),
-        ({"threshold": 0.1, "rows_per_part": 3}, "rows per part: 2, now 3"),
+        ({"threshold": 0.1, "rows_per_part": 3}, "conditions:\n  rows per part: 2, now 3\nGive"),
         ({"threshold": 0.1, "task": "deid"}, 'task: "ner", now "deid"'),
         ({"threshold": 0.1, "output_format": "jsonl"}, 'output format: "parquet", now "jsonl"'),
         ({"threshold": 0.1, "sources": other}, "SHA-256 of the input: "),
@@ -289,6 +290,57 @@ def test_other_conditions_are_refused(tmp_path: Path, registry: ModelRegistry, t
     manifest.write_text(f"{json.dumps(conditions)}\n{rest}")
     with pytest.raises(RequestError, match=r'version of medvllm: "0\.0\.1", now "'):
         run(threshold=0.1, sources=moved)
+
+
+def test_a_generation_goes_on_with_its_seed(tmp_path: Path, registry: ModelRegistry) -> None:
+    """With another one, it is refused; so is sampling without one."""
+    registry.register("m", "clinical", model_path=str(decoders.llama(tmp_path / "model")), task="generate")
+    runner, file, out = ModelRunner("m", registry=registry), notes(tmp_path, NOTES[:2]), tmp_path / "out"
+    options: dict[str, Any] = {"max_new_tokens": 2, "temperature": 1.0}
+    with pytest.raises(RequestError, match=r"Without a seed.*\nGive one: --seed 1"):
+        runner.batch(file, out, **options)
+    runner.batch(file, out, seed=1, **options)
+    with pytest.raises(RequestError, match="option seed: 1, now 2"):
+        runner.batch(file, out, seed=2, **options)
+    assert runner.batch(file, out, seed=1, **options).parts_of_run == 0
+
+
+def test_restart_removes_nothing_before_a_new_batch_can_begin(
+    tmp_path: Path, registry: ModelRegistry, tagger: ModelRunner
+) -> None:
+    """Neither for an input nor for a model that is wrong. A damaged manifest does not hold it up."""
+    file, out = notes(tmp_path), tmp_path / "out"
+    tagger.batch(file, out, task="ner", rows_per_part=2)
+    before = contents(out), (out / "manifest.jsonl").read_bytes()
+    with pytest.raises(RequestError, match="There is no column"):
+        tagger.batch(file, out, task="ner", text_column="note", restart=True)
+    shutil.move(tmp_path / "model", tmp_path / "elsewhere")
+    with pytest.raises(MedVLLMError):
+        ModelRunner("tagger", registry=registry).batch(file, out, task="ner", dtype="bfloat16", restart=True)
+    shutil.move(tmp_path / "elsewhere", tmp_path / "model")
+    assert (contents(out), (out / "manifest.jsonl").read_bytes()) == before
+    (out / "manifest.jsonl").write_bytes(b"{")
+    assert tagger.batch(file, out, task="ner", rows_per_part=3, restart=True).parts_of_run == 3
+    assert len(contents(out)) == 3 and read_status(out).state == "complete"
+
+
+def test_a_batch_without_parts_begins_anew(tmp_path: Path, tagger: ModelRunner) -> None:
+    """Its conditions bind nobody. What a kill has left of a first line or of --restart is no other program's."""
+    file, out = notes(tmp_path), tmp_path / "out"
+    long = lines(tmp_path / "long.jsonl", ["aspirin " * 600])
+    with pytest.raises(RequestError, match="tokens"):
+        tagger.batch(long, out, task="ner")
+    assert tagger.batch(file, out, task="ner", rows_per_part=2).parts_done == 4
+    folder = BatchFolder(out)
+    first = next((out / "parts").iterdir())
+    first.unlink()  # as a --restart that is killed leaves it
+    (out / "parts" / f".{first.name}.0123456789abcdef.partial").touch()
+    assert tagger.batch(file, out, task="ner", rows_per_part=2).parts_of_run == 1
+    folder.clear()
+    assert not folder.is_ours and not [*(out / "parts").iterdir()]
+    (out / ".manifest.jsonl.0123456789abcdef.partial").touch()
+    assert tagger.batch(file, out, task="ner").parts_done == 1
+    assert {each.name for each in out.iterdir()} - {".lock"} == {"manifest.jsonl", "parts"}
 
 
 def test_a_name_means_one_version_throughout(

@@ -69,6 +69,12 @@ class BatchRun:
                 task=self.task,
             )
         check_task(self.task, {**self.arguments, **({"spans": []} if self.task == "assertions" else {})})
+        if self.arguments.get("temperature") and self.arguments.get("seed") is None:
+            raise RequestError(
+                "Without a seed, sampling draws other random numbers in each run, so a part that is made again would "
+                "have other answers.\nGive one: --seed 1",
+                argument="seed",
+            )
 
     def run(self, *, restart: bool = False) -> BatchSummary:
         """Answer what is missing, and return the summary.
@@ -85,9 +91,7 @@ class BatchRun:
         folder = BatchFolder(self.out)
         with ExitStack() as stack:
             stack.enter_context(folder.locked())
-            if restart:
-                folder.clear()
-            manifest = Manifest(self.out)
+            manifest = Manifest(self.out, is_new=restart)
             plan = make_plan(
                 self.source,
                 self.rows_per_part,
@@ -101,7 +105,7 @@ class BatchRun:
             missing = len(plan.digests) - len(manifest.parts)
             workers = self._choose_workers(missing)
             stack.callback(workers.stop)
-            self._prepare(manifest, plan, workers)
+            self._prepare(folder, manifest, plan, workers)
             if missing:
                 self._answer(folder, manifest, plan, workers)
             folder.write_bad_rows(manifest)
@@ -123,7 +127,7 @@ class BatchRun:
             return LocalProcesses(min(self.workers, parts))
         return ThisProcess()
 
-    def _prepare(self, manifest: Manifest, plan: Plan, workers: Workers) -> None:
+    def _prepare(self, folder: BatchFolder, manifest: Manifest, plan: Plan, workers: Workers) -> None:
         """Load the model, and compare with the earlier runs, or begin the first one."""
         secret = secret_of(self.arguments)
         job = Job(
@@ -139,15 +143,18 @@ class BatchRun:
         )
         receipt = workers.start(job)
         now = Conditions.of(plan, self.task, self.arguments, self.output, receipt, secret)
-        with translated(self.out):
-            if manifest.conditions is None:
+        different = [] if manifest.conditions is None else manifest.conditions.differences(now)
+        if different and manifest.parts:
+            listed = "\n".join(f"  {line}" for line in different)
+            raise RequestError(
+                f"The batch in '{self.out}' was begun under other conditions:\n{listed}\n"
+                "Give what it was begun with, or another folder; or remove its parts and begin anew: --restart"
+            )
+        if different or manifest.conditions is None:  # there is no part, or --restart gives them up
+            folder.clear()
+            with translated(self.out):
                 manifest.begin(now)
-            elif different := manifest.conditions.differences(now):
-                listed = "\n".join(f"  {line}" for line in different)
-                raise RequestError(
-                    f"The batch in '{self.out}' was begun under other conditions:\n{listed}\n"
-                    "Give what it was begun with, or another folder; or remove its parts and begin anew: --restart"
-                )
+        with translated(self.out):
             manifest.add_run(time.time(), workers.words)
 
     def _answer(self, folder: BatchFolder, manifest: Manifest, plan: Plan, workers: Workers) -> None:

@@ -12,6 +12,7 @@ from medvllm.receipt import Receipt
 
 _FORMAT = 1
 _SECRETS = ("key", "seed")  # of operators
+_DIGEST, _SIZE = "SHA-256 of the input", "rows per part"
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Conditions:
                 "parts": len(plan.digests),
                 "rows_per_part": plan.size,
                 "task": task,
-                "options": _without_secrets(arguments),
+                "options": _options_of(arguments),
                 "secrets": secret,
                 "output_format": output,
                 "model": identity_of(receipt),
@@ -75,6 +76,8 @@ class Conditions:
         """Return what is otherwise now, one line each. The names of the files may change, not what they hold."""
         before, after = _comparable(self.content), _comparable(now.content)
         names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+        if _SIZE in names:  # the digest of the input is one of parts
+            names = [name for name in names if name != _DIGEST]
         return [f"{name}: {_shown(before.get(name))}, now {_shown(after.get(name))}" for name in names]
 
 
@@ -88,8 +91,8 @@ def _comparable(content: Mapping[str, Any]) -> dict[str, Any]:
         options[f"option {name}"] = value
     return {
         "rows of the input": content["input"]["rows"],
-        "SHA-256 of the input": content["input"]["sha256"],
-        "rows per part": content["rows_per_part"],
+        _DIGEST: content["input"]["sha256"],
+        _SIZE: content["rows_per_part"],
         "task": content["task"],
         **options,
         "output format": content["output_format"],
@@ -115,12 +118,23 @@ def identity_of(receipt: Receipt) -> dict[str, Any]:
     }
 
 
-def _without_secrets(value: Any) -> Any:
-    """Return options as JSON values. What operators keep secret is left out."""
+def _options_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a task as JSON values. What its operators keep secret is left out."""
+    options = {name: _to_json(value) for name, value in arguments.items()}
+    if isinstance(operators := options.get("operators"), dict):
+        options["operators"] = {label: _without_secrets(given) for label, given in operators.items()}
+    return options
+
+
+def _without_secrets(operator: Mapping[str, Any]) -> dict[str, Any]:
+    return {option: value for option, value in operator.items() if option not in _SECRETS}
+
+
+def _to_json(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(name): _without_secrets(each) for name, each in value.items() if name not in _SECRETS}
+        return {str(name): _to_json(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_secrets(each) for each in value]
+        return [_to_json(each) for each in value]
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 

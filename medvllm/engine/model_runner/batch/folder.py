@@ -11,7 +11,7 @@ from medvllm.engine.model_runner.batch import manifest
 from medvllm.engine.model_runner.batch.manifest import Manifest, PartRecord
 from medvllm.errors import OutputError, RequestError
 from medvllm.file_lock import file_lock
-from medvllm.files import common_mode, open_partial, sync, sync_folder, write_whole
+from medvllm.files import chmod, common_mode, is_partial, open_partial, sync, sync_folder, write_whole
 
 BAD_ROWS = "bad_rows.jsonl"
 PARTS = "parts"
@@ -68,10 +68,12 @@ class BatchFolder:
             return True
 
     def clear(self) -> None:
-        """Remove what an earlier batch has written, its manifest first."""
+        """Remove what an earlier batch has written, its manifest last: if this is cut off, the folder is still ours."""
         with translated(self.path):
-            for file in (self.path / manifest.NAME, self.path / BAD_ROWS, *self._parts.glob("part-*")):
+            left = (each for pattern in ("part-*", ".part-*") for each in self._parts.glob(pattern))
+            for file in (*left, self.path / BAD_ROWS, self.path / manifest.NAME):
                 file.unlink(missing_ok=True)
+            sync_folder(self._parts)
             sync_folder(self.path)
 
     def is_whole(self, record: PartRecord) -> bool:
@@ -103,7 +105,7 @@ class BatchFolder:
                     stream.write(line.encode("utf-8", "backslashreplace") + b"\n")
                 stream.flush()
                 sync(handle)
-                os.chmod(handle, common_mode())
+                chmod(handle, common_mode())
                 path.replace(file)
             sync_folder(self.path)
 
@@ -111,7 +113,7 @@ class BatchFolder:
         """Raise RequestError for a folder with something else in it."""
         if self.is_ours or not self.path.exists():
             return
-        names = {each.name for each in self.path.iterdir()}
+        names = {each.name for each in self.path.iterdir() if not is_partial(each, self.path / manifest.NAME)}
         with suppress(FileNotFoundError):
             if names <= {_LOCK, PARTS} and not any(self._parts.iterdir()):  # a run was stopped before it began
                 return

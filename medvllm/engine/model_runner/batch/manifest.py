@@ -50,26 +50,32 @@ class PartRecord:
 class Manifest:
     """The manifest in a folder. One process writes it at a time.
 
+    Args:
+        folder: The folder.
+        is_new: Whether a manifest that is there is not read: `begin` writes over it.
+
     Attributes:
         conditions: The conditions of the batch; None if the manifest is new.
         parts: The line of each finished part.
         begun: When the last run began, in seconds since 1970; None before the first.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, is_new: bool = False) -> None:
         self._file = folder / NAME
         self.conditions: Conditions | None = None
         self.parts: dict[int, PartRecord] = {}
         self.begun: float | None = None
         self._places: dict[int, int] = {}  # where the line of a part begins: its bad rows stay on the disk
         self._end = 0
-        self._read()
+        if not is_new:
+            self._read()
 
     def begin(self, conditions: Conditions) -> None:
-        """Write the first line."""
+        """Write the first line, in place of all others."""
         content = _to_line(dict(conditions.content))
         write_whole(self._file, content)
         self.conditions, self._end = conditions, len(content)
+        self.parts, self._places, self.begun = {}, {}, None
 
     def add_run(self, begun: float, workers: str) -> None:
         """Add the line of a run: when it begins, and who computes."""
