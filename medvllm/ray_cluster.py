@@ -6,10 +6,13 @@ import socket
 from typing import Any
 
 import ray
+from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError
 
 from medvllm.cores import count_cores
 from medvllm.errors import SettingError
 
+# What Ray raises for an actor that has ended, or whose machine has. What its memory monitor kills is no RayActorError.
+ENDED = (RayActorError, OutOfMemoryError, ObjectLostError, NodeDiedError)
 _INLINED = 64 * 2**20  # bytes of a request or a part that Ray passes on without its object store
 _KNOCK_S = 5.0  # for the cluster to accept a connection
 

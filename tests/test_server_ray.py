@@ -1,6 +1,9 @@
 """`medvllm serve --ray`: replicas in a real Ray answer as one server without Ray does."""
 
+import asyncio
+import copy
 import json
+import pickle
 import signal
 import socket
 import subprocess
@@ -17,12 +20,15 @@ import httpx2
 import psutil
 import pytest
 import yaml
+from starlette.testclient import TestClient
+from starlette.types import Message, Receive, Scope, Send
 
 from medvllm.client import Client
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import SettingError
 from medvllm.model_registry.handover import hand_over, take_over
 from medvllm.server.config import ServerConfig
+from medvllm.server.replicas.exchange import Exchange
 from medvllm.server.replicas.target import named_in
 from tests.support import decoders, tiny
 from tests.support.console import command
@@ -178,6 +184,55 @@ def test_replicas_get_the_settings_with_absolute_paths(home: Path, monkeypatch: 
         "PATH": "/bin",
     }
     assert given["HF_HUB_OFFLINE"] == "1"
+
+
+def test_an_answer_leaves_in_pieces_that_ray_keeps_out_of_its_object_store() -> None:
+    """That is, of less than 100 KiB, whether it is sent at once or in many short messages."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for body in (b"a" * 2_000_000, *[b"b" * 700] * 1000, b"c" * 100_000):
+            await send({"type": "http.response.body", "body": body, "more_body": body[:1] != b"c"})
+
+    async def collect() -> list[list[Message]]:
+        scope = {"type": "http", "path": "/", "state": {"about": {}}}
+        return [found async for found in Exchange(app, scope, b"").messages()]
+
+    found = asyncio.run(collect())
+    assert max(len(pickle.dumps(each)) for each in found) < 100 * 1024
+    bodies = [message["body"] for each in found for message in each if message["type"] == "http.response.body"]
+    assert b"".join(bodies) == b"a" * 2_000_000 + b"b" * 700_000 + b"c" * 100_000
+    assert len(found) < 100  # short messages travel together
+
+
+class _Replicas:
+    """What the front gets from Ray Serve: the answers of all replicas, or the errors in their place."""
+
+    def __init__(self, *answers: Any) -> None:
+        self._answers = answers
+
+    def broadcast(self, method: str, *given: Any) -> "_Replicas":
+        return self
+
+    async def results_async(self, **options: Any) -> list[Any]:
+        return list(self._answers)
+
+
+@quiet
+def test_a_replica_that_was_killed_for_memory_has_nothing_in_it() -> None:
+    """So the memory of all is that of the others; without any other, the request is to be sent again."""
+    from ray.exceptions import NodeDiedError, OutOfMemoryError
+
+    from medvllm.server.replicas.front import create_front
+
+    head = {"type": "http.response.start", "status": 200, "headers": [], "known": {"about": {}, "route": "/v1/memory"}}
+    answer = "a", [head, {"type": "http.response.body", "body": b'{"models": [1]}', "more_body": False}]
+    killed = OutOfMemoryError("killed")
+    for answers, status in (([answer, killed], 200), ([killed], 503), ([answer, NodeDiedError("gone")], 503)):
+        replicas: Any = _Replicas(*copy.deepcopy(answers))
+        app = create_front(ModelRegistry(), ServerConfig(requires_key=False), replicas)
+        with TestClient(app, base_url="http://127.0.0.1") as client:
+            assert client.get("/v1/memory").status_code == status, client.get("/v1/memory").text
 
 
 @quiet

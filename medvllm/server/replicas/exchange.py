@@ -9,7 +9,9 @@ from starlette.types import ASGIApp, Message, Scope
 
 from medvllm.server.journal import route_of
 
-PIECE = 64 * 1024  # bytes; Ray keeps what is larger than 100 KiB in its object store, where others could read it
+# Bytes. Ray keeps what is larger than 100 KiB in its object store, where others could read it.
+PIECE = 64 * 1024
+_ENOUGH = 16 * 1024  # of messages that are yielded together: with one more piece, they are still smaller
 
 
 class Exchange:
@@ -28,7 +30,7 @@ class Exchange:
         self._sent: asyncio.Queue[Message | None] = asyncio.Queue()
 
     async def messages(self) -> AsyncGenerator[list[Message]]:
-        """Yield the messages of the answer, those that are there together. The first one says what the log may say.
+        """Yield the messages of the answer, short ones that are there together. The first says what the log may say.
 
         If nobody waits for more of them, the application is told that its client has gone, and is waited for.
         """
@@ -37,7 +39,7 @@ class Exchange:
             is_complete = False
             while not is_complete:
                 found = [await self._sent.get()]
-                while not self._sent.empty():
+                while not self._sent.empty() and sum(map(_size, found)) < _ENOUGH:
                     found.append(self._sent.get_nowait())
                 is_complete = found[-1] is None
                 if present := [message for message in found if message is not None]:
@@ -70,6 +72,10 @@ class Exchange:
             is_last = number == len(parts)
             more = not is_last or message.get("more_body", False)
             self._sent.put_nowait({"type": message["type"], "body": part, "more_body": more})
+
+
+def _size(message: Message | None) -> int:
+    return 0 if message is None else len(message.get("body", b""))
 
 
 def pieces(data: bytes) -> list[bytes]:

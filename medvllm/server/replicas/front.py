@@ -7,7 +7,7 @@ from contextlib import aclosing
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from ray.exceptions import ActorDiedError, RayActorError
+from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
@@ -18,6 +18,7 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from medvllm.errors import DeadlineError, RequestCancelledError
+from medvllm.ray_cluster import ENDED
 from medvllm.server.app import HANDLERS
 from medvllm.server.body import OpenBodies, StrictRequest
 from medvllm.server.calls import Calls, wait_for_disconnect
@@ -43,7 +44,7 @@ _ROUTING_S = 10.0  # beyond the seconds of the call itself
 _SENT = ("type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path")
 _ADDRESSES = ("client", "server")
 _OF_BODY = ("content-encoding", "content-length", "transfer-encoding")
-_LOST = (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)
+_LOST = (*ENDED, DeploymentUnavailableError, ReplicaUnavailableError)
 
 
 def create_front(
@@ -134,7 +135,7 @@ class Front:
         except TimeoutError:
             raise DeadlineError("Not all replicas answered in time.\nTry again later.") from None
         # A replica that has died has nothing in memory. One that does not answer may have.
-        present = [each for each in found if not isinstance(each, ActorDiedError)]
+        present = [each for each in found if not isinstance(each, (ActorDiedError, OutOfMemoryError))]
         if not present or any(isinstance(each, _LOST) for each in present):
             raise ProblemError(_LOST_REPLICA)
         if error := next((each for each in present if isinstance(each, BaseException)), None):

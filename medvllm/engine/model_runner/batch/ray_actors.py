@@ -7,7 +7,6 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
 
 from medvllm import settings
 from medvllm.engine.model_runner.batch.part import Part
@@ -15,7 +14,7 @@ from medvllm.engine.model_runner.batch.team import Team, WorkerEndedError
 from medvllm.engine.model_runner.batch.worker import AnsweredPart, Job, Worker
 from medvllm.errors import LoadError, MedVLLMError
 from medvllm.model_registry.handover import hand_over, take_over
-from medvllm.ray_cluster import start_or_connect
+from medvllm.ray_cluster import ENDED, start_or_connect
 from medvllm.receipt import Receipt
 
 LOCAL = "local"
@@ -115,7 +114,7 @@ class _Actor:
         waits_for, self.waits_for = self.waits_for, None
         try:
             said = ray.get(waits_for)
-        except RayActorError as error:
+        except ENDED as error:
             raise WorkerEndedError(type(error).__name__) from error
         if isinstance(said, MedVLLMError):
             raise said
