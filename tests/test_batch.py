@@ -1,5 +1,6 @@
 """Corpora in parts: what is written, what is kept, what is refused."""
 
+import itertools
 import json
 import logging
 import shutil
@@ -18,10 +19,13 @@ from pyarrow import parquet
 
 from medvllm.corpora.reading.columns import Columns
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
+from medvllm.engine.model_runner.batch.first_rows import FirstRows
 from medvllm.engine.model_runner.batch.folder import BatchFolder
+from medvllm.engine.model_runner.batch.part import Unanswered
 from medvllm.engine.model_runner.batch.plan import make_plan
 from medvllm.engine.model_runner.batch.source import Source
 from medvllm.engine.model_runner.batch.summary import read_status
+from medvllm.engine.model_runner.batch.worker import AnsweredPart
 from medvllm.errors import LoadError, MedVLLMError, OutputError, RequestError
 from medvllm.file_lock import file_lock
 from medvllm.model_registry.known_calls import TRUST_S
@@ -217,6 +221,38 @@ def test_rows_of_tables_that_cannot_be_read(tmp_path: Path, tagger: ModelRunner)
     assert not list((tmp_path / "open" / "parts").iterdir())
 
 
+def test_a_file_is_read_once_however_it_is_named(
+    tmp_path: Path, tagger: ModelRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another spelling, a link, a pattern, or the folder of a note."""
+    monkeypatch.chdir(tmp_path)
+    notes(tmp_path)
+    (tmp_path / "link.jsonl").symlink_to("notes.jsonl")
+    (tmp_path / "ward" / "a").mkdir(parents=True)
+    (tmp_path / "ward" / "a" / "1.txt").write_text("fever")
+    for second in ("./notes.jsonl", str(tmp_path / "notes.jsonl"), "link.jsonl", "n*.jsonl"):
+        with pytest.raises(RequestError, match="is to be read twice"):
+            tagger.batch(["notes.jsonl", second], "out")
+    for second in ("ward/*/*.txt", "ward/a", "./ward"):
+        with pytest.raises(RequestError, match=r"'.*/ward/a/1\.txt', which .* means, is to be read twice"):
+            tagger.batch(["ward", second], "out")
+    assert tagger.batch(["notes.jsonl", "ward"], "out").rows == 8
+
+
+def test_notes_of_two_folders_are_never_one_document(tmp_path: Path, tagger: ModelRunner) -> None:
+    """Their ids are paths below their folder. Rows of two files with one id are, as the files say."""
+    for name in ("a", "b"):
+        (tmp_path / "wards" / name).mkdir(parents=True)
+        (tmp_path / "wards" / name / "1.txt").write_text("fever")
+    folders = [tmp_path / "wards" / "a", tmp_path / "wards" / "b"]
+    with pytest.raises(RequestError, match=r"both have a note '1\.txt'.*\nPut the folders into one"):
+        tagger.batch(folders, tmp_path / "out", task="redact")
+    assert tagger.batch(folders, tmp_path / "ner", task="ner").answered == 2
+    assert tagger.batch(tmp_path / "wards", tmp_path / "out", task="redact").answered == 2
+    files = [notes(folder) for folder in folders]
+    assert tagger.batch(files, tmp_path / "files", task="redact").answered == 14
+
+
 def test_ids_are_numbers_of_rows_if_there_are_none(tmp_path: Path, tagger: ModelRunner) -> None:
     """Counted from 1, with the rows that cannot be read."""
     file = lines(tmp_path / "n.jsonl", ["fever", b"{", "cough"])
@@ -409,6 +445,40 @@ def test_what_no_row_could_be_answered_for_is_refused(tmp_path: Path, registry: 
     for wrong, what in refused:
         with pytest.raises(RequestError, match=what):
             runner.batch(**usual | wrong)
+
+
+def test_a_bad_row_at_the_beginning_refuses_nothing(tmp_path: Path, tagger: ModelRunner) -> None:
+    """Whatever the size of the parts."""
+    file = lines(tmp_path / "n.jsonl", ["aspirin " * 600, "fever", b"{", "cough"])
+    for size in (1, 2):
+        done = tagger.batch(file, out := tmp_path / str(size), task="ner", rows_per_part=size)
+        assert (done.state, done.answered, done.parts) == ("complete", 2, 4 // size)
+        assert [row["row"] for row in bad_rows(out)] == [1, 3]
+
+
+def test_only_the_order_of_the_corpus_says_whether_a_batch_is_refused() -> None:
+    """And not that in which its parts are finished: a part with answers far behind the first rows saves none."""
+
+    def part(number: int, *, answered: int = 0) -> AnsweredPart:
+        bad = () if answered else tuple(Unanswered(number * 500 + at, "", "") for at in range(500))
+        return AnsweredPart(number, b"", answered, 0, bad, 0.0, None if answered else RequestError(f"row of {number}"))
+
+    for order in itertools.permutations((0, 1, 2)):
+        refused = [part(0), part(1), part(2, answered=500)]
+        with pytest.raises(RequestError, match="row of 0"):
+            _decide(refused[at] for at in order)
+        accepted = [part(0), part(1, answered=1), part(2)]
+        _decide(accepted[at] for at in order)
+    FirstRows({0: 5}).add(part(1))
+    with pytest.raises(RequestError, match="row of 0"):
+        _decide([part(0)])
+
+
+def _decide(parts: Iterable[AnsweredPart]) -> None:
+    first_rows = FirstRows({})
+    for part in parts:
+        first_rows.add(part)
+    first_rows.check()
 
 
 def test_an_input_that_changes_meanwhile_is_noticed(tmp_path: Path) -> None:

@@ -65,9 +65,12 @@ def test_actors_write_what_one_process_writes(tmp_path: Path, ray_folder: Path, 
 
 
 def test_a_cluster_that_is_not_there_is_named(tmp_path: Path) -> None:
-    """Before anything is written but the lock."""
+    """Before anything is written but the lock. Also for a batch that is complete: its model was loaded there."""
     model = tiny.bert_token_classifier(tmp_path / "model", LABELS)
     file = lines(tmp_path / "notes.jsonl", ["fever"])
     with pytest.raises(SettingError, match=r"No Ray cluster can be reached at '127\.0\.0\.1:1'.*\n.*ray start --head"):
         run(model, file, tmp_path / "out", ray="127.0.0.1:1")
     assert [each.name for each in (tmp_path / "out").iterdir() if each.is_file()] in ([], [".lock"])
+    run(model, file, tmp_path / "out")
+    with pytest.raises(SettingError, match="No Ray cluster can be reached"):
+        run(model, file, tmp_path / "out", ray="127.0.0.1:1")

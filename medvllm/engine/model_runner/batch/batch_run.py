@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 from medvllm.engine.model_runner.batch import part_file
 from medvllm.engine.model_runner.batch.conditions import Conditions
+from medvllm.engine.model_runner.batch.first_rows import FirstRows
 from medvllm.engine.model_runner.batch.folder import BatchFolder, translated
 from medvllm.engine.model_runner.batch.manifest import Manifest, PartRecord
 from medvllm.engine.model_runner.batch.part import Part
@@ -112,19 +113,20 @@ class BatchRun:
             return summarize(self.out, manifest, is_running=False)
 
     def _choose_workers(self, parts: int) -> Workers:
-        """Return who answers so many parts. Without any, the model is loaded all the same, to compare it."""
-        if self.ray is not None and parts:
+        """Return who answers so many parts. Without any, one loads the model all the same, to compare it."""
+        count = max(1, min(self.workers, parts))
+        if self.ray is not None:  # also for none: the model of this machine may be loaded on another device
             try:
                 from medvllm.engine.model_runner.batch.ray_actors import RayActors
             except ImportError as error:
                 raise MissingDependencyError(
                     "Ray is not installed.\nInstall it with: pip install 'medvllm[ray]'", package="ray"
                 ) from error
-            return RayActors(self.ray, min(self.workers, parts))
-        if min(self.workers, parts) > 1:
+            return RayActors(self.ray, count)
+        if count > 1:
             from medvllm.engine.model_runner.batch.processes import LocalProcesses
 
-            return LocalProcesses(min(self.workers, parts))
+            return LocalProcesses(count)
         return ThisProcess()
 
     def _prepare(self, folder: BatchFolder, manifest: Manifest, plan: Plan, workers: Workers) -> None:
@@ -161,31 +163,37 @@ class BatchRun:
         """Answer the parts that are missing. Each is on the disk before its line is in the manifest."""
         assert manifest.conditions is not None
         done = sum(record.rows for record in manifest.parts.values())
-        has_answers = any(record.answered for record in manifest.parts.values())
+        first_rows = FirstRows({record.part: record.answered for record in manifest.parts.values()})
+        held: list[tuple[Part, AnsweredPart]] = []  # without an answer, until it is clear that others have one
         finished = 0
         parts = (part for part in plan.parts() if part.number not in manifest.parts)
         with (
             track_texts("Running", plan.rows - done) as advance,
-            closing(_generator(workers.answer(parts, manifest.conditions.receipt))) as answered_parts,
+            closing(workers.answer(parts, manifest.conditions.receipt)) as answered_parts,
         ):
             for part, answered in answered_parts:
-                has_answers = has_answers or answered.answered > 0
-                if answered.failure is not None and not has_answers:
-                    raise answered.failure  # likely about the model, and true of every row
-                self._keep(folder, manifest, part, answered)
+                first_rows.add(answered)
+                if answered.failure is None:
+                    self._keep(folder, manifest, plan, part, answered)
+                else:
+                    held.append((part, answered))
+                while held and first_rows.have_answer:
+                    self._keep(folder, manifest, plan, *held.pop())
                 finished += len(part.rows)
                 advance(finished, finished)
+        first_rows.check()
 
-    def _keep(self, folder: BatchFolder, manifest: Manifest, part: Part, answered: AnsweredPart) -> None:
+    def _keep(self, folder: BatchFolder, manifest: Manifest, plan: Plan, part: Part, answered: AnsweredPart) -> None:
         assert manifest.conditions is not None
+        digits = max(5, len(str(len(plan.digests) - 1)))  # so that the order of the names is that of the parts
         record = PartRecord(
             part=part.number,
-            file=f"part-{part.number:05}.{self.output}",
+            file=f"part-{part.number:0{digits}}.{self.output}",
             first_row=part.first,
             rows=len(part.rows),
             answered=answered.answered,
             tokens=answered.tokens,
-            input_sha256=part.digest,
+            input_sha256=plan.digests[part.number],
             output_sha256=answered.digest,
             size=len(answered.content),
             receipt_sha256=manifest.conditions.receipt_digest,
@@ -195,8 +203,3 @@ class BatchRun:
         folder.write_part(record.file, answered.content)
         with translated(folder.path):
             manifest.add_part(record, list(answered.bad))
-
-
-def _generator(answered: Iterator[Any]) -> Any:
-    """Return an iterator that `closing` can close."""
-    return (each for each in answered)

@@ -72,6 +72,8 @@ def make_plan(source: Source, size: int, *, has_documents: bool, keeps_documents
     Raises:
         RequestError: Files cannot be read, no row can be used, or a document is in several parts.
     """
+    if has_documents:
+        source.check_documents()
     counts, digests = array("Q"), []
     ids, documents = _Ids(), _Documents() if keeps_documents else None
     repeated = None if has_documents else RepeatedIds()

@@ -1,12 +1,15 @@
 """What a batch reads: files, folders and URLs, one after the other."""
 
 import glob
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from medvllm.corpora.reading.columns import Columns
 from medvllm.corpora.reading.corpus import open_rows
+from medvllm.corpora.reading.dataset_rows import is_dataset
+from medvllm.corpora.reading.notes import find_notes
 from medvllm.corpora.reading.urls import find_urls, is_url
 from medvllm.corpora.rows import BadRow, Row
 from medvllm.errors import RequestError
@@ -38,6 +41,19 @@ class Source:
             with open_rows(name, self.columns, self.format) as found:
                 yield from found.rows
 
+    def check_documents(self) -> None:
+        """Raise RequestError if notes of two folders have one id: they would be one document."""
+        folders = [name for name in self.names if _is_folder_of_notes(name)]
+        seen: dict[str, str] = {}
+        for folder in folders if len(folders) > 1 else ():
+            for note in find_notes(Path(folder)):
+                if (other := seen.setdefault(note, folder)) != folder:
+                    raise RequestError(
+                        f"{other!r} and {folder!r} both have a note {note!r}, so both would be one document.\n"
+                        "Put the folders into one, and name that one: its ids have the names of the folders in it.",
+                        value=note,
+                    )
+
 
 def find_names(patterns: Iterable[str]) -> tuple[str, ...]:
     """Return the files, folders and URLs that are meant. A pattern such as notes/*.parquet stands for several files.
@@ -45,12 +61,29 @@ def find_names(patterns: Iterable[str]) -> tuple[str, ...]:
     Raises:
         RequestError: There is no such file, or one is named twice.
     """
-    names: list[str] = []
-    for pattern in patterns:
-        names += _expand(pattern)
-    if repeated := next((name for at, name in enumerate(names) if name in names[:at]), None):
-        raise RequestError(f"{repeated!r} is to be read twice, so its answers would be there twice.\nName it once.")
+    names = [name for pattern in patterns for name in _expand(pattern)]
+    seen: set[str] = set()
+    for name in names:
+        files = _files_of(name) if len(names) > 1 else ()
+        for file in files:
+            if file in seen:
+                what = repr(name) if file == name else f"{file!r}, which {name!r} means,"
+                raise RequestError(f"{what} is to be read twice, so its answers would be there twice.\nName it once.")
+            seen.add(file)
     return tuple(names)
+
+
+def _is_folder_of_notes(name: str) -> bool:
+    return not is_url(name) and (path := Path(name)).is_dir() and not is_dataset(path)
+
+
+def _files_of(name: str) -> Iterable[str]:
+    """Return the real paths of what a name means. A URL is one as it is written."""
+    if is_url(name):
+        return (name,)
+    if _is_folder_of_notes(name):
+        return [os.path.realpath(os.path.join(name, note)) for note in find_notes(Path(name))]
+    return (os.path.realpath(name),)
 
 
 def _expand(pattern: str) -> Sequence[str]:

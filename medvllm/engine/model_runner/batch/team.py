@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from medvllm.engine.model_runner.batch.part import Part
@@ -72,7 +72,7 @@ class Team(ABC, Generic[M]):
                 receipt = self._begin(member) or receipt
         return receipt
 
-    def answer(self, parts: Iterator[Part], receipt: Mapping[str, Any]) -> Iterator[Answered]:
+    def answer(self, parts: Iterator[Part], receipt: Mapping[str, Any]) -> Generator[Answered]:
         """Yield the parts as they are answered. If a worker ends, its part is given to another one.
 
         Raises:

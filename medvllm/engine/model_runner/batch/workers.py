@@ -1,6 +1,6 @@
 """Who answers the parts of a batch: this process, or workers that answer one part each at a time."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any, Protocol
 
@@ -24,7 +24,7 @@ class Workers(Protocol):
         """Load the model, and return what answers."""
         ...
 
-    def answer(self, parts: Iterator[Part], receipt: Mapping[str, Any]) -> Iterator[Answered]:
+    def answer(self, parts: Iterator[Part], receipt: Mapping[str, Any]) -> Generator[Answered]:
         """Yield the parts as they are answered. Only a few of them are in memory.
 
         Args:
@@ -54,7 +54,7 @@ class ThisProcess:
         self._worker, receipt = self._stack.enter_context(opened(job))
         return receipt
 
-    def answer(self, parts: Iterator[Part], receipt: Mapping[str, Any]) -> Iterator[Answered]:
+    def answer(self, parts: Iterator[Part], receipt: Mapping[str, Any]) -> Generator[Answered]:
         """Yield the parts as they are answered."""
         for part in parts:
             yield part, self._worker.answer(part, receipt)
