@@ -70,6 +70,9 @@ def test_a_cluster_that_is_not_there_is_named(tmp_path: Path) -> None:
     file = lines(tmp_path / "notes.jsonl", ["fever"])
     with pytest.raises(SettingError, match=r"No Ray cluster can be reached at '127\.0\.0\.1:1'.*\n.*ray start --head"):
         run(model, file, tmp_path / "out", ray="127.0.0.1:1")
+    for address in ("ray://127.0.0.1:10001", "127.0.0.1", "127.0.0.1:head"):
+        with pytest.raises(SettingError, match=rf"'{address}' is "):
+            run(model, file, tmp_path / "out", ray=address)
     assert [each.name for each in (tmp_path / "out").iterdir() if each.is_file()] in ([], [".lock"])
     run(model, file, tmp_path / "out")
     with pytest.raises(SettingError, match="No Ray cluster can be reached"):

@@ -126,7 +126,12 @@ quiet = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecated
     [
         (["127.0.0.1:6379"], 2, "'127.0.0.1:6379' is an address of Ray, so give --ray, too"),
         (["--replicas", "2"], 2, "replicas are processes in Ray, so give --ray, too"),
-        (["--ray", "ray://127.0.0.1:10001"], 1, "medvllm serve --ray auto"),
+        (["--ray", "ray://127.0.0.1:10001"], 1, "with: --ray auto"),
+        (
+            ["--ray", "head"],
+            1,
+            "'head' is no address of a Ray cluster.\nWrite host and port, such as: --ray 10.0.0.1:6379",
+        ),
         (["--ray", "127.0.0.1:CLOSED"], 1, "Start one here: ray start --head"),
     ],
 )
@@ -136,6 +141,32 @@ def test_what_ray_cannot_do_is_refused_at_once(
     words = [word.replace("CLOSED", str(_free_port())) for word in words]
     refused = command(monkeypatch, "serve", "--port", "0", *words)
     assert refused.code == code and message in refused.err, refused.err
+
+
+def test_a_store_of_objects_fits_into_memory() -> None:
+    """Ray would put a larger one on a disk. Docker gives a container 64 MiB, which is too little."""
+    from medvllm.ray_cluster import fit_into_memory
+
+    assert fit_into_memory(100 * 2**20, room=2**30) == 100 * 2**20
+    assert fit_into_memory(2**30, room=100 * 2**20) == 90 * 2**20
+    with pytest.raises(SettingError, match=r"the 64 MiB that are free in /dev/shm(.|\n)*docker run --shm-size 1g"):
+        fit_into_memory(100 * 2**20, room=64 * 2**20)
+
+
+def test_a_handler_of_sigterm_is_put_back_where_it_can_be() -> None:
+    """In the main thread. In others, Ray sets none."""
+    from medvllm.ray_cluster import keep_sigterm
+
+    before = signal.getsignal(signal.SIGTERM)
+    put_back = keep_sigterm()
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        with ThreadPoolExecutor() as threads:
+            threads.submit(put_back).result()
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        put_back()
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_ray_is_only_needed_for_replicas(monkeypatch: pytest.MonkeyPatch) -> None:

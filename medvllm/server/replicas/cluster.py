@@ -5,7 +5,7 @@ import secrets
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, cast
+from typing import Any
 
 import ray
 from ray import serve
@@ -16,9 +16,11 @@ from medvllm import settings
 from medvllm.cores import count_cores
 from medvllm.errors import ServerError, SettingError
 from medvllm.model_registry.handover import hand_over
-from medvllm.ray_cluster import start_or_connect
+from medvllm.ray_cluster import find_lack, has_gpus, keep_sigterm, start_or_connect
 from medvllm.server.config import ServerConfig
 from medvllm.server.replicas.deployments import models
+
+logger = logging.getLogger(__name__)
 
 _OBJECTS = 128 * 2**20  # bytes for Ray's object store; what goes between the front and its replicas stays out of it
 
@@ -37,43 +39,53 @@ def replicas_in_ray(config: ServerConfig, address: str | None, count: int) -> It
         ServerError: The replicas do not start.
     """
     environment = hand_over()
-    before = signal.getsignal(signal.SIGTERM)  # Ray puts its own handler there
+    put_back = keep_sigterm()
     name = f"medvllm-{secrets.token_hex(4)}"  # another server may be in the cluster
     is_terminated = is_first = False
     try:
-        session = _start(address, count)
+        cores = settings.THREADS() or (max(1, count_cores() // count) if address is None else 1)
+        session = _start(address, cores * count)
         is_first = address is not None and not (serve.status().proxies or serve.status().applications)
-        yield _deploy(config, environment, name, count, is_own=address is None, session=session)
+        options = _options_for(count, cores, is_own=address is None)
+        yield _deploy(config, environment, name, count, options, session=session)
     except SystemExit:  # what Ray's handler makes of SIGTERM
         is_terminated = True
     finally:
         _end(name, is_first=is_first)
-        signal.signal(signal.SIGTERM, before)
+        put_back()
     if is_terminated:
         signal.raise_signal(signal.SIGTERM)
 
 
-def _start(address: str | None, count: int) -> str:
+def _start(address: str | None, cpus: int) -> str:
     """Start Ray, or connect to a cluster, and return the folder of its logs."""
-    if address is not None and address.startswith("ray://"):
-        raise SettingError(
-            f"{address!r} is the address of a Ray Client, which cannot stream answers.\n"
-            "Start the server on a machine of the cluster: medvllm serve --ray auto",
-            value=address,
-        )
     advice = "To start a Ray for this server, leave out the address."
-    context = start_or_connect(address, count=count, objects=_OBJECTS, advice=advice)
+    context = start_or_connect(address, cpus=cpus, objects=_OBJECTS, advice=advice)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     return f"{context.address_info['session_dir']}/logs/serve"
 
 
-def _deploy(
-    config: ServerConfig, environment: dict[str, str], name: str, count: int, *, is_own: bool, session: str
-) -> DeploymentHandle[Any]:
-    cores = settings.THREADS() or (max(1, count_cores() // count) if is_own else 1)
-    options: dict[str, Any] = {"num_cpus": cores}
-    if settings.DEVICE() != "cpu" and _resources().get("GPU", 0) > 0:
+def _options_for(count: int, cores: int, *, is_own: bool) -> dict[str, float]:
+    """Return what each replica takes. In a Ray of our own, there must be room for all: it does not grow."""
+    options: dict[str, float] = {"num_cpus": cores}
+    if settings.DEVICE() != "cpu" and has_gpus():
         options["num_gpus"] = 1
+    if (lack := find_lack(count, options, is_own=is_own)) is not None:
+        if is_own:
+            raise SettingError(f"{lack}\nUse fewer replicas, such as: --replicas 1", value=count)
+        logger.warning("%s The server begins when there is room for them.", lack)
+    return options
+
+
+def _deploy(
+    config: ServerConfig,
+    environment: dict[str, str],
+    name: str,
+    count: int,
+    options: dict[str, float],
+    *,
+    session: str,
+) -> DeploymentHandle[Any]:
     deployment: Any = models().options(num_replicas=count, ray_actor_options=options)
     serve.start(proxy_location="Disabled", logging_config={"enable_access_log": False})
     try:
@@ -82,10 +94,6 @@ def _deploy(
         raise ServerError(
             f"The replicas do not start.\nRay's log says why, on the machine of the replica, in: {session}"
         ) from error
-
-
-def _resources() -> dict[str, float]:
-    return cast(dict[str, float], ray.cluster_resources())  # type: ignore[no-untyped-call]
 
 
 def _end(name: str, *, is_first: bool) -> None:

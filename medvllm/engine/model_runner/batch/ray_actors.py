@@ -1,24 +1,26 @@
 """Actors of Ray that answer parts: on this machine, or in a cluster."""
 
+import logging
 import os
-import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import ObjectStoreFullError
 
 from medvllm import settings
 from medvllm.engine.model_runner.batch.part import Part
 from medvllm.engine.model_runner.batch.team import Team, WorkerEndedError
 from medvllm.engine.model_runner.batch.worker import AnsweredPart, Job, Worker
-from medvllm.errors import LoadError, MedVLLMError
+from medvllm.errors import LoadError, MedVLLMError, SettingError
 from medvllm.model_registry.handover import hand_over, take_over
-from medvllm.ray_cluster import ENDED, start_or_connect
+from medvllm.ray_cluster import ENDED, find_lack, has_gpus, keep_sigterm, start_or_connect
 from medvllm.receipt import Receipt
 
+_LOG = logging.getLogger(__name__)
 LOCAL = "local"
-_OBJECTS = 256 * 2**20  # bytes for Ray's object store
+_OBJECTS, _OBJECTS_EACH = 128 * 2**20, 64 * 2**20  # bytes for Ray's object store, and more of them for each actor
 _END_S = 30.0  # for actors to end
 
 
@@ -40,6 +42,11 @@ class RayActors(Team["_Actor"]):
         """Start the actors, which load the model, and return what answers."""
         self._environment = hand_over()
         self._connect()
+        self._options: dict[str, float] = {"num_cpus": settings.THREADS() or 1}
+        if (job.device or settings.DEVICE()) != "cpu" and has_gpus():
+            self._options["num_gpus"] = 1
+        if (lack := find_lack(self._count, self._options, is_own=self._is_ours and self._address == LOCAL)) is not None:
+            _LOG.warning("%s Those that find none wait for it.", lack)
         return super().start(job)
 
     def stop(self) -> None:
@@ -54,28 +61,31 @@ class RayActors(Team["_Actor"]):
         self._members = []
         if self._is_ours:
             ray.shutdown()
-            signal.signal(signal.SIGTERM, self._on_terminated)
+            self._put_back()
 
     def _connect(self) -> None:
         """Start Ray, or connect to a cluster, unless this program has done so."""
         if ray.is_initialized():
+            present = ray.get_runtime_context().gcs_address
+            if self._address not in ("auto", present):
+                raise SettingError(
+                    f"This program uses the Ray at {present!r} already, and not {self._address!r}.\n"
+                    "To use that one: ray='auto'. To leave it first: ray.shutdown()",
+                    value=self._address,
+                )
             return
-        self._on_terminated = signal.getsignal(signal.SIGTERM)  # Ray puts its own handler there
+        self._put_back = keep_sigterm()
         start_or_connect(
             None if self._address == LOCAL else self._address,
-            count=self._count,
-            objects=_OBJECTS,
+            cpus=self._count * (settings.THREADS() or 1),
+            objects=_OBJECTS + self._count * _OBJECTS_EACH,
             advice="To start a Ray for this batch: --ray local",
         )
         self._is_ours = True
 
     def _new(self) -> "_Actor":
-        options: dict[str, Any] = {"num_cpus": settings.THREADS() or 1}
-        has_gpus = ray.cluster_resources().get("GPU", 0) > 0  # type: ignore[no-untyped-call]
-        if has_gpus and (self._job.device or settings.DEVICE()) != "cpu":
-            options["num_gpus"] = 1
         remote: Any = ray.remote(RayWorker)  # its types are those of a function
-        return _Actor(remote.options(**options).remote(self._job, self._environment))
+        return _Actor(remote.options(**self._options).remote(self._job, self._environment))
 
     def _wait(self) -> "Sequence[_Actor]":
         waiting = {member.waits_for: member for member in self._members if member.waits_for is not None}
@@ -107,7 +117,10 @@ class _Actor:
 
     def send(self, part: Part, receipt: Mapping[str, Any]) -> None:
         """Give it a part. If it has ended, `receive` says so."""
-        self.waits_for = self.actor.answer.remote(part, dict(receipt))
+        try:
+            self.waits_for = self.actor.answer.remote(part, dict(receipt))
+        except ObjectStoreFullError as error:
+            raise _store_is_full() from error
 
     def receive(self) -> Any:
         """Return what it says. WorkerEndedError: it has ended. MedVLLMError: it could not do what it should."""
@@ -116,6 +129,8 @@ class _Actor:
             said = ray.get(waits_for)
         except ENDED as error:
             raise WorkerEndedError(type(error).__name__) from error
+        except ObjectStoreFullError as error:
+            raise _store_is_full() from error
         if isinstance(said, MedVLLMError):
             raise said
         return said
@@ -147,6 +162,13 @@ class RayWorker:
             return self._worker.answer(part, receipt)
         except Exception as error:
             return _without_text(error)
+
+
+def _store_is_full() -> LoadError:
+    return LoadError(
+        "The object store of Ray has no room for a part.\n"
+        "Use fewer workers, or give the cluster more: ray start --object-store-memory BYTES"
+    )
 
 
 def _without_text(error: Exception) -> MedVLLMError:
