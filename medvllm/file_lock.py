@@ -13,7 +13,7 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.
 
 @contextmanager
 def file_lock(
-    file: Path, *, setting: str | None = "MEDVLLM_HOME", private: bool = True, waits: bool = True
+    file: Path, *, setting: str | None = "MEDVLLM_HOME", private: bool = True, patience_s: float = -1
 ) -> Iterator[None]:
     """Hold a lock file for the duration of the block. Waits while another process or thread holds it.
 
@@ -21,11 +21,11 @@ def file_lock(
         file: The lock file. It is created, with its folder.
         setting: The variable that names its folder, for the error message; None if the user named the folder.
         private: Whether the file belongs to MEDVLLM_HOME, where the umask does not apply.
-        waits: Whether to wait while another one holds it.
+        patience_s: How long to wait while another one holds it, in seconds; -1 for as long as that takes.
 
     Raises:
         SourceError: The file system has no locks.
-        BlockingIOError: Another one holds it, and `waits` is False.
+        BlockingIOError: Another one holds it, and `patience_s` is over.
         OSError: The file cannot be created.
     """
     from filelock import FileLock, Timeout
@@ -36,7 +36,7 @@ def file_lock(
         file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file)
     try:
-        lock.acquire(blocking=waits)
+        lock.acquire(timeout=patience_s)
     except Timeout as error:
         raise BlockingIOError(errno.EAGAIN, "another process or thread holds the lock", str(file)) from error
     except OSError as error:

@@ -1,11 +1,16 @@
 """Corpora in parts: what is written, what is kept, what is refused."""
 
+import errno
 import itertools
 import json
 import logging
+import multiprocessing
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +23,18 @@ import torch
 from pyarrow import parquet
 
 from medvllm.corpora.reading.columns import Columns
+from medvllm.corpora.rows import BadRow, Row
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
 from medvllm.engine.model_runner.batch.first_rows import FirstRows
 from medvllm.engine.model_runner.batch.folder import BatchFolder
-from medvllm.engine.model_runner.batch.part import Unanswered
+from medvllm.engine.model_runner.batch.part import Unanswered, cut_into_parts
 from medvllm.engine.model_runner.batch.plan import make_plan
+from medvllm.engine.model_runner.batch.processes import answer_parts
+from medvllm.engine.model_runner.batch.same_model import SameModel
+from medvllm.engine.model_runner.batch.secrets import secret_of
 from medvllm.engine.model_runner.batch.source import Source
 from medvllm.engine.model_runner.batch.summary import read_status
-from medvllm.engine.model_runner.batch.worker import AnsweredPart
+from medvllm.engine.model_runner.batch.worker import AnsweredPart, Job
 from medvllm.errors import LoadError, MedVLLMError, OutputError, RequestError
 from medvllm.file_lock import file_lock
 from medvllm.model_registry.known_calls import TRUST_S
@@ -283,9 +292,16 @@ def test_a_finished_part_is_kept_and_a_changed_one_is_made_again(
     manifest.write_bytes(b"".join(lines_of_first_run)[:-20])
     assert tagger.batch(file, out, task="ner", rows_per_part=2).parts_of_run == 1 and contents(out) == whole
     assert all(json.loads(line) for line in manifest.read_text().splitlines())
-    manifest.write_bytes(manifest.read_bytes().replace(b'"kind"', b'"kin', 1))
-    with pytest.raises(OutputError, match=r"Line 1 of .* is damaged"):
-        tagger.batch(file, out, task="ner", rows_per_part=2)
+    usual = manifest.read_bytes()
+    for old, new, what in (
+        (b'"kind"', b'"kin', r"Line 1 of .* is damaged"),
+        (b'"input"', b'"inputs"', r"Line 1 of .* is damaged"),
+        (b'"first_row"', b'"row"', r"Line 3 of .* is damaged"),
+        (b'"format": 1', b'"format": 2', r"has format 2, .* reads 1\."),
+    ):
+        manifest.write_bytes(usual.replace(old, new, 1))
+        with pytest.raises(OutputError, match=what):
+            tagger.batch(file, out, task="ner", rows_per_part=2)
 
 
 def test_other_conditions_are_refused(tmp_path: Path, registry: ModelRegistry, tagger: ModelRunner) -> None:
@@ -522,6 +538,10 @@ def test_documents_are_redacted_as_one(tmp_path: Path, tagger: ModelRunner) -> N
     assert KEY not in written and "surrogate" in written
     with pytest.raises(RequestError, match="keys or seeds of the operators"):
         run(options={"key": KEY[::-1]})
+    first, rest = written.split("\n", 1)
+    (out / "manifest.jsonl").write_text(f"{json.dumps(json.loads(first) | {'faker': '0.1'})}\n{rest}")
+    with pytest.raises(RequestError, match=r'version of Faker: "0\.1", now "'):  # its lists of names are others
+        run()
     lines(file, rows[::2] + rows[1::2])
     with pytest.raises(RequestError, match="The rows of a document are in several parts"):
         run(out=tmp_path / "mixed")
@@ -532,6 +552,75 @@ def test_documents_are_redacted_as_one(tmp_path: Path, tagger: ModelRunner) -> N
         run(out=tmp_path / "none", options={"vault": str(tmp_path / "v")}, workers=2)
     shifted = {"DEFAULT": {"type": "shift_dates", "key": KEY}}
     assert run(out=tmp_path / "dates", operators=shifted).parts == 5  # each date is moved by its document alone
+
+
+def test_a_bad_row_between_documents_joins_no_parts() -> None:
+    """A part ends where another document begins, also behind rows that cannot be read."""
+
+    def sizes(rows: str) -> list[int]:
+        made = [BadRow("", RequestError("")) if each == "-" else Row("", "", each) for each in rows]
+        return [len(part.rows) for part in cut_into_parts(made, 2, keeps_documents=True)]
+
+    assert sizes("a-b-c-d-") == [2, 2, 2, 2]
+    assert sizes("aa-a--b") == [6, 1]
+    assert sizes("---ab") == [2, 2, 1]
+    assert sizes("aabbb") == [2, 3]
+
+
+def test_a_key_of_the_settings_counts_where_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for operators without a key, or with one of their own."""
+    used: list[tuple[dict[str, Any], bool]] = [
+        ({"type": "mask"}, False),
+        ({"type": "surrogate", "key": KEY}, False),
+        ({"type": "shift_dates", "days": 3}, False),
+        ({"type": "shift_dates"}, True),
+        ({"type": "surrogate", "seed": 7}, True),
+        ({"type": "hash"}, True),
+    ]
+    file = tmp_path / "key"
+    monkeypatch.setenv("MEDVLLM_REDACTION_KEY_FILE", str(file))
+    for operator, is_used in used:
+        found = set()
+        for key in (KEY, KEY[::-1]):
+            file.write_text(key)
+            found.add(secret_of({"operators": {"DEFAULT": operator}}))
+        assert (len(found) == 2) == is_used, operator
+
+
+def test_a_worker_with_another_model_is_told_in_what_it_differs(registry: ModelRegistry, tagger: ModelRunner) -> None:
+    with registry.lease("tagger") as lease:
+        receipt = lease.receipt
+    same = SameModel()
+    same.check(receipt)
+    same.check(receipt)
+    with pytest.raises(LoadError, match=r'version of torch: "[^"]+", on another worker "0\.1"\nGive each machine'):
+        same.check(replace(receipt, libraries=receipt.libraries | {"torch": "0.1"}))
+
+
+class FullDisk:
+    """A runner whose model cannot be loaded, with an error of another library."""
+
+    def pinned(self) -> "FullDisk":
+        return self
+
+    def lease_for(self, task: str | None) -> AbstractContextManager[Any]:
+        raise OSError(errno.ENOSPC, SECRET)
+
+
+def test_an_error_in_a_worker_is_told_without_a_text() -> None:
+    """Also one that looks like a connection that was closed."""
+    here, there = multiprocessing.Pipe()
+    answer_parts(Job(FullDisk(), "ner", {}, "jsonl", False, False, False, None), there)
+    with here:
+        error = here.recv()
+    assert isinstance(error, LoadError) and str(error) == "A worker could not answer: OSError."
+
+
+def test_a_folder_that_is_read_only_has_a_status(tmp_path: Path, tagger: ModelRunner) -> None:
+    with mounted_disk(tmp_path / "disk", "1m") as disk:
+        tagger.batch(notes(tmp_path), disk / "out")
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        assert read_status(disk / "out").state == "complete"
 
 
 def test_files_behind_urls_are_read(tmp_path: Path, tagger: ModelRunner) -> None:

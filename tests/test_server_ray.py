@@ -130,7 +130,7 @@ quiet = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecated
         (
             ["--ray", "head"],
             1,
-            "'head' is no address of a Ray cluster.\nWrite host and port, such as: --ray 10.0.0.1:6379",
+            "'head' is no address of a Ray cluster.\nWrite host and port",
         ),
         (["--ray", "127.0.0.1:CLOSED"], 1, "Start one here: ray start --head"),
     ],

@@ -4,13 +4,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from importlib.metadata import version
 from typing import Any
 
 from medvllm.engine.model_runner.batch.plan import Plan
+from medvllm.engine.model_runner.redaction.operators import parse_operators
 from medvllm.facts import Behaviour
 from medvllm.receipt import Receipt
 
-_FORMAT = 1
+FORMAT = 1
 _SECRETS = ("key", "seed")  # of operators
 _DIGEST, _SIZE = "SHA-256 of the input", "rows per part"
 
@@ -42,7 +44,7 @@ class Conditions:
         return cls(
             {
                 "kind": "batch",
-                "format": _FORMAT,
+                "format": FORMAT,
                 "input": {"files": list(plan.source.names), "rows": plan.rows, "sha256": plan.digest},
                 "parts": len(plan.digests),
                 "rows_per_part": plan.size,
@@ -52,6 +54,7 @@ class Conditions:
                 "output_format": output,
                 "model": identity_of(receipt),
                 "receipt": receipt.to_dict(),
+                **({"faker": version("faker")} if _has_surrogates(arguments) else {}),
             }
         )
 
@@ -75,17 +78,13 @@ class Conditions:
     def differences(self, now: "Conditions") -> list[str]:
         """Return what is otherwise now, one line each. The names of the files may change, not what they hold."""
         before, after = _comparable(self.content), _comparable(now.content)
-        names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
-        if _SIZE in names:  # the digest of the input is one of parts
-            names = [name for name in names if name != _DIGEST]
-        return [f"{name}: {_shown(before.get(name))}, now {_shown(after.get(name))}" for name in names]
+        if before[_SIZE] != after[_SIZE]:  # the digest of the input is one of parts
+            after[_DIGEST] = before[_DIGEST]
+        return _differences(before, after, "now")
 
 
 def _comparable(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is compared, flat."""
-    model = content["model"]
-    libraries = {f"version of {name}": version for name, version in model["libraries"].items()}
-    facts = {f"{name} of the model": value for name, value in model.items() if name != "libraries"}
     options = {"keys or seeds of the operators": content["secrets"]}
     for name, value in content["options"].items():
         options[f"option {name}"] = value
@@ -96,9 +95,24 @@ def _comparable(content: Mapping[str, Any]) -> dict[str, Any]:
         "task": content["task"],
         **options,
         "output format": content["output_format"],
-        **facts,
-        **libraries,
+        **_comparable_model(content["model"]),
+        **({"version of Faker": content["faker"]} if "faker" in content else {}),
     }
+
+
+def _comparable_model(model: Mapping[str, Any]) -> dict[str, Any]:
+    libraries = {f"version of {name}": version for name, version in model["libraries"].items()}
+    return {f"{name} of the model": value for name, value in model.items() if name != "libraries"} | libraries
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any], word: str) -> list[str]:
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    return [f"{name}: {_shown(before.get(name))}, {word} {_shown(after.get(name))}" for name in names]
+
+
+def differences_of_models(first: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Return in what two models differ, of which `identity_of` says who they are, one line each."""
+    return _differences(_comparable_model(first), _comparable_model(other), "on another worker")
 
 
 def identity_of(receipt: Receipt) -> dict[str, Any]:
@@ -116,6 +130,11 @@ def identity_of(receipt: Receipt) -> dict[str, Any]:
         "base": None if receipt.base is None else identity_of(receipt.base),
         "libraries": receipt.libraries,
     }
+
+
+def _has_surrogates(arguments: Mapping[str, Any]) -> bool:
+    """Return whether an operator draws names from Faker, of which each version may have others."""
+    return "operators" in arguments and parse_operators(arguments["operators"]).have_surrogates
 
 
 def _options_of(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from medvllm.files import chmod, common_mode, is_partial, open_partial, sync, sy
 BAD_ROWS = "bad_rows.jsonl"
 PARTS = "parts"
 _LOCK = ".lock"
+_PATIENCE_S = 1.0
 
 
 class BatchFolder:
@@ -45,7 +46,8 @@ class BatchFolder:
         with translated(self.path):
             self._check_content()
             self._parts.mkdir(parents=True, exist_ok=True)
-            holding = file_lock(self.path / _LOCK, setting=None, private=False, waits=False)
+            # `medvllm batch status` holds it for a moment.
+            holding = file_lock(self.path / _LOCK, setting=None, private=False, patience_s=_PATIENCE_S)
             try:
                 holding.__enter__()
             except BlockingIOError as error:
@@ -58,14 +60,16 @@ class BatchFolder:
             holding.__exit__(None, None, None)
 
     def is_locked(self) -> bool:
-        """Return whether a run writes to it now."""
+        """Return whether a run writes to it now, as far as this user can see: a lock needs the right to write."""
         if not (self.path / _LOCK).exists():
             return False
         try:
-            with file_lock(self.path / _LOCK, setting=None, private=False, waits=False):
+            with file_lock(self.path / _LOCK, setting=None, private=False, patience_s=0):
                 return False
         except BlockingIOError:
             return True
+        except OSError:  # and SourceError, which is one
+            return False
 
     def clear(self) -> None:
         """Remove what an earlier batch has written, its manifest last: if this is cut off, the folder is still ours."""
@@ -84,7 +88,7 @@ class BatchFolder:
                 return False
             with file.open("rb") as stream:
                 return file_digest(stream, "sha256").hexdigest() == record.output_sha256
-        except FileNotFoundError:
+        except OSError:  # it is made again
             return False
 
     def write_part(self, file: str, content: bytes) -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from medvllm.engine.model_runner.batch.conditions import Conditions
+from medvllm.engine.model_runner.batch.conditions import FORMAT, Conditions
 from medvllm.engine.model_runner.batch.part import Unanswered
 from medvllm.errors import OutputError
 from medvllm.files import sync, write_whole
@@ -118,14 +118,24 @@ class Manifest:
             for number, line in enumerate(stream, 1):
                 if not line.endswith(b"\n"):  # the writer was killed here
                     break
-                self._take(_from_line(line, number, self._file))
+                try:
+                    self._take(_from_line(line, number, self._file))
+                except (KeyError, TypeError, AttributeError):
+                    raise _damaged(self._file, number) from None
                 self._end += len(line)
         if self.conditions is None:
             raise _damaged(self._file, 1)
 
     def _take(self, line: Mapping[str, Any]) -> None:
         if line["kind"] == "batch":
+            if line["format"] != FORMAT:
+                raise OutputError(
+                    f"'{self._file}' has format {line['format']}, and this version of medvllm reads {FORMAT}.\n"
+                    "Go on with the version that began it, or begin anew with: --restart",
+                    path=str(self._file),
+                )
             self.conditions = Conditions(line)
+            self.conditions.differences(self.conditions)  # has all that is compared
         elif line["kind"] == "run":
             self.begun = line["begun"]
         else:

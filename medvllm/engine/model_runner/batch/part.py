@@ -80,23 +80,25 @@ def cut_into_parts(rows: Iterable[Row | BadRow], size: int, *, keeps_documents: 
     held: list[Row | BadRow] = []
     characters = number = 0
     first = 1
+    last: Row | None = None  # of the part that can be read
     for row in rows:
         length = count_characters(row.text) if isinstance(row, Row) else 0
         is_full = len(held) >= size or characters + length > _MOST_CHARACTERS
-        if held and is_full and not (keeps_documents and _is_one_document(held[-1], row)):
+        if held and is_full and not (keeps_documents and _may_be_one_document(last, row)):
             yield Part(number, first, tuple(held))
-            number, first, held, characters = number + 1, first + len(held), [], 0
+            number, first, held, characters, last = number + 1, first + len(held), [], 0, None
         held.append(row)
+        last = row if isinstance(row, Row) else last
         characters += length
     if held:
         yield Part(number, first, tuple(held))
 
 
-def _is_one_document(before: Row | BadRow, row: Row | BadRow) -> bool:
-    """Return whether two rows may be of one document. Nobody knows that of a row that cannot be read."""
-    if isinstance(before, BadRow) or isinstance(row, BadRow):
-        return True
-    return before.id is not None and str(before.id) == str(row.id)
+def _may_be_one_document(last: Row | None, row: Row | BadRow) -> bool:
+    """Return whether a row may be of the document of an earlier one. Of one that cannot be read, the next one tells."""
+    if last is None or last.id is None:
+        return False
+    return isinstance(row, BadRow) or str(last.id) == str(row.id)
 
 
 def _content(row: Row | BadRow) -> str:

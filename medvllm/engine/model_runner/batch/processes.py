@@ -11,10 +11,10 @@ from typing import Any
 
 from medvllm.engine.model_runner.batch.part import Part
 from medvllm.engine.model_runner.batch.team import Team, WorkerEndedError
-from medvllm.engine.model_runner.batch.worker import Job, opened
+from medvllm.engine.model_runner.batch.worker import Job, opened, without_text
 from medvllm.errors import MedVLLMError
 
-_PATIENCE_S = 5.0  # for a process that was asked to end
+_PATIENCE_S = 5.0  # for a process that ends by itself
 
 
 class LocalProcesses(Team["_Process"]):
@@ -30,6 +30,8 @@ class LocalProcesses(Team["_Process"]):
 
     def stop(self) -> None:
         """End the processes."""
+        for member in self._members:
+            member.connection.close()  # each sees it at once, and all end at the same time
         for member in self._members:
             member.stop()
         self._members = []
@@ -62,7 +64,7 @@ class _Process:
         self.part: Part | None = None
         self.connection, other = multiprocessing.Pipe()
         self._process: SpawnProcess = multiprocessing.get_context("spawn").Process(
-            target=_work, args=(job, other), daemon=True
+            target=answer_parts, args=(job, other), daemon=True
         )
         with _interrupts_held():  # Ctrl-C reaches every process of a terminal; this one ends the others
             self._process.start()
@@ -78,15 +80,19 @@ class _Process:
         try:
             said = self.connection.recv()
         except (EOFError, OSError):
-            raise WorkerEndedError(f"exit code {self.stop()}") from None
+            raise WorkerEndedError(f"exit code {self._end(_PATIENCE_S)}") from None
         if isinstance(said, MedVLLMError):
             raise said
         return said
 
-    def stop(self) -> int | None:
-        """End it, and return its exit code."""
+    def stop(self) -> None:
+        """End it. One that loads the model, or answers, would not hear of it."""
+        self._end(_PATIENCE_S if self.is_ready and self.part is None else 0)
+
+    def _end(self, patience_s: float) -> int | None:
+        """Return the exit code of the process, which is killed if it does not end in time."""
         self.connection.close()
-        self._process.join(0 if self.part is not None else _PATIENCE_S)
+        self._process.join(patience_s)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
@@ -106,13 +112,29 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _work(job: Job, connection: Connection) -> None:
+def answer_parts(job: Job, connection: Connection) -> None:
     """Answer parts until the other side closes the connection, or ends."""
-    with suppress(EOFError, OSError):
-        try:
-            with opened(job) as (worker, receipt):
-                connection.send(receipt)
-                while True:
-                    connection.send(worker.answer(*connection.recv()))
-        except MedVLLMError as error:
-            connection.send(error)
+    try:
+        with opened(job) as (worker, receipt):
+            said: Any = receipt
+            while _say(connection, said) and (given := _hear(connection)) is not None:
+                said = worker.answer(*given)
+    except Exception as error:
+        _say(connection, without_text(error))
+
+
+def _say(connection: Connection, said: Any) -> bool:
+    """Return whether somebody is there to hear it."""
+    try:
+        connection.send(said)
+    except OSError:
+        return False
+    return True
+
+
+def _hear(connection: Connection) -> Any:
+    """Return what the other side says; None if there is nobody."""
+    try:
+        return connection.recv()
+    except (EOFError, OSError):
+        return None

@@ -12,7 +12,7 @@ from ray.exceptions import ObjectStoreFullError
 from medvllm import settings
 from medvllm.engine.model_runner.batch.part import Part
 from medvllm.engine.model_runner.batch.team import Team, WorkerEndedError
-from medvllm.engine.model_runner.batch.worker import AnsweredPart, Job, Worker
+from medvllm.engine.model_runner.batch.worker import AnsweredPart, Job, Worker, without_text
 from medvllm.errors import LoadError, MedVLLMError, SettingError
 from medvllm.model_registry.handover import hand_over, take_over
 from medvllm.ray_cluster import ENDED, find_lack, has_gpus, keep_sigterm, start_or_connect
@@ -154,14 +154,14 @@ class RayWorker:
             self._worker = Worker(self._job)
             return self._worker.open()
         except Exception as error:
-            return _without_text(error)
+            return without_text(error)
 
     def answer(self, part: Part, receipt: Mapping[str, Any]) -> AnsweredPart | MedVLLMError:
         """Return the answers for a part."""
         try:
             return self._worker.answer(part, receipt)
         except Exception as error:
-            return _without_text(error)
+            return without_text(error)
 
 
 def _store_is_full() -> LoadError:
@@ -169,9 +169,3 @@ def _store_is_full() -> LoadError:
         "The object store of Ray has no room for a part.\n"
         "Use fewer workers, or give the cluster more: ray start --object-store-memory BYTES"
     )
-
-
-def _without_text(error: Exception) -> MedVLLMError:
-    if isinstance(error, MedVLLMError):
-        return error
-    return LoadError(f"A worker could not answer: {type(error).__name__}.")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from medvllm.engine.model_runner.batch.conditions import identity_of
+from medvllm.engine.model_runner.batch.conditions import differences_of_models, identity_of
 from medvllm.errors import LoadError
 from medvllm.receipt import Receipt
 
@@ -17,9 +17,12 @@ class SameModel:
     def check(self, receipt: Receipt) -> None:
         """Raise LoadError if a worker has loaded another model than the first one."""
         identity = identity_of(receipt)
-        if self._identity not in (None, identity):
+        if self._identity is None:
+            self._identity = identity
+        if different := differences_of_models(self._identity, identity):
+            listed = "\n".join(f"  {line}" for line in different)
             raise LoadError(
-                f"A worker has loaded another model {receipt.name!r}: its files have changed, or are others on its "
-                "machine.\nApprove one set of files for all: medvllm lock NAME"
+                f"A worker has loaded {receipt.name!r} otherwise than the first one:\n{listed}\n"
+                "Give each machine the same files (medvllm lock NAME), libraries and kind of device, and name the "
+                "engine if it was auto: --engine torch"
             )
-        self._identity = identity

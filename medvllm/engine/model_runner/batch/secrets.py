@@ -44,7 +44,7 @@ def secret_of(arguments: Mapping[str, Any]) -> str | None:
     operators = arguments.get("operators")
     if not operators:
         return None
-    key = read_key()
+    key = read_key() if parse_operators(operators).use_key_of_settings else None
     content = [None if key is None else key.hex(), operators]
     text = json.dumps(content, sort_keys=True, default=repr).encode()
     return scrypt(text, salt=b"medvllm batch", n=1 << 14, r=8, p=1, dklen=16).hex()

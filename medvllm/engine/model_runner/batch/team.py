@@ -14,6 +14,7 @@ from medvllm.receipt import Receipt
 
 _STARTS = 3  # of workers that end before they are ready, one after the other
 _TRIES = 3  # of a part whose worker ends
+_SMALLER = "Use a machine with more memory, or begin anew with smaller parts: --rows-per-part 100 --restart"
 
 
 class WorkerEndedError(Exception):
@@ -99,10 +100,11 @@ class Team(ABC, Generic[M]):
                     continue
                 ends[part.number] += 1
                 if ends[part.number] == _TRIES:
+                    advice = "Use fewer workers: --workers 1" if self._count > 1 else _SMALLER
                     last = part.first + len(part.rows) - 1
                     raise LoadError(
                         f"A worker ended {_TRIES} times while it answered rows {part.first:,} to {last:,}. The memory "
-                        "may be full.\nUse fewer workers: --workers 1"
+                        f"may be full.\n{advice}"
                     )
                 waiting.append(part)
 

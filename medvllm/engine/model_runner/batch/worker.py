@@ -16,7 +16,7 @@ from medvllm.engine.model_runner.batch.secrets import secret_of
 from medvllm.engine.model_runner.corpus_run import arguments_for, find_position, naming_places
 from medvllm.engine.model_runner.foreign_errors import drop_hidden_errors
 from medvllm.engine.model_runner.tasks import check_task, run_task
-from medvllm.errors import LoadError, RequestError, SettingError
+from medvllm.errors import LoadError, MedVLLMError, RequestError, SettingError
 from medvllm.model_registry import Lease
 from medvllm.receipt import Receipt
 from medvllm.settings import REDACTION_KEY_FILE
@@ -209,6 +209,13 @@ def opened(job: Job) -> Iterator[tuple[Worker, Receipt]]:
         yield worker, worker.open()
     finally:
         worker.close()
+
+
+def without_text(error: Exception) -> MedVLLMError:
+    """Return an error for the process that started the batch. The message of a foreign one may have a text."""
+    if isinstance(error, MedVLLMError):
+        return error
+    return LoadError(f"A worker could not answer: {type(error).__name__}.")
 
 
 def _placeholders(task: str) -> dict[str, Any]:

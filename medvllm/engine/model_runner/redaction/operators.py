@@ -285,6 +285,18 @@ class Operators:
         return any(each.has_drawn_key for each in (*self.by_label.values(), self.default))
 
     @property
+    def use_key_of_settings(self) -> bool:
+        """Whether what is written depends on the key that the settings name, if there is one."""
+        used = (*self.by_label.values(), self.default)
+        keyed = [each for each in used if isinstance(each, (Hash, Surrogate, ShiftDates)) and each.key is None]
+        return any(not isinstance(each, ShiftDates) or each.days is None for each in keyed)
+
+    @property
+    def have_surrogates(self) -> bool:
+        """Whether texts are invented."""
+        return any(isinstance(each, Surrogate) for each in (*self.by_label.values(), self.default))
+
+    @property
     def have_vault(self) -> bool:
         """Whether surrogates are remembered in a vault."""
         used = (*self.by_label.values(), self.default)
