@@ -1,6 +1,7 @@
 """`medvllm batch --ray`: actors of a real Ray write the bytes that one process writes."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from medvllm.cores import count_cores
 from medvllm.engine.model_runner.batch.summary import read_status
 from medvllm.errors import SettingError
 from tests.support import tiny
@@ -39,7 +41,11 @@ def test_actors_write_what_one_process_writes(tmp_path: Path, ray_folder: Path, 
     options = ("--task", "ner", "--rows-per-part", str(ROWS), "--ray", "local", "--workers", str(kills))
     command = [sys.executable, "-m", "medvllm", "batch", str(model), "--in", str(file), "--out", str(out), *options]
     chance = random.Random(kills)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as batch:
+    threads = {"MEDVLLM_THREADS": str(count_cores() + 1)}  # more than there are: the Ray must have room all the same
+    environment = os.environ | threads
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as batch:
         everything: list[psutil.Process] = []
         for _ in range(kills):
             parts = count_parts(out) + chance.randint(1, 4)

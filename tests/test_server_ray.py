@@ -25,7 +25,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from medvllm.client import Client
 from medvllm.engine.model_runner import ModelRegistry
-from medvllm.errors import SettingError
+from medvllm.errors import MedVLLMError, SettingError
 from medvllm.model_registry.handover import hand_over, take_over
 from medvllm.server.config import ServerConfig
 from medvllm.server.replicas.exchange import Exchange
@@ -268,7 +268,7 @@ def test_a_replica_that_was_killed_for_memory_has_nothing_in_it() -> None:
 
 @quiet
 def test_the_file_for_a_cluster_is_one_that_ray_and_medvllm_accept() -> None:
-    """And without an API key, nothing is deployed: Ray decides who can reach it."""
+    """And without an API key, nothing is deployed: Ray decides who can reach it. Nor with what no replica could use."""
     from ray.serve.schema import ServeDeploySchema
 
     from medvllm.server.ray_app import Arguments, app
@@ -281,6 +281,15 @@ def test_the_file_for_a_cluster_is_one_that_ray_and_medvllm_accept() -> None:
     with pytest.raises(SettingError, match="Make one: medvllm key add NAME"):
         app(arguments)
     app(arguments.model_copy(update={"insecure": True}))
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"load": ["nobody"]}, "'nobody' is not registered"),
+        ({"redaction_keys": {"trial": Path("trial.key")}}, f"redaction_keys: {{trial: {Path.cwd()}/trial.key}}"),
+        ({"redaction_keys": {"trial": Path("/nowhere/trial.key")}}, "cannot be read"),
+    ]
+    for given, what in wrong:
+        with pytest.raises(MedVLLMError) as refused:
+            app(arguments.model_copy(update={"insecure": True, **given}))
+        assert what in str(refused.value)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from ray.serve import Application
 
+from medvllm.engine.model_runner.redaction.keys import read_key_file
 from medvllm.engines.kinds import EngineName
 from medvllm.errors import SettingError
 from medvllm.model_registry import registry
@@ -41,8 +42,20 @@ def app(arguments: Arguments) -> Application:
         arguments: The settings of the server. The others are those of the cluster's environment.
 
     Raises:
-        SettingError: There is no API key, and `insecure` is not set. Ray decides who can reach its proxies.
+        SettingError: There is no API key, and `insecure` is not set: Ray decides who can reach its proxies. Or a
+            redaction key cannot be read.
+        ModelNotFoundError: A model of `load` is not registered.
     """
+    for name in arguments.load:
+        registry.get_metadata(name)  # what is not registered, clients could not ask for
+    for name, file in arguments.redaction_keys.items():
+        if not file.is_absolute():  # each process of Ray has a working directory of its own
+            raise SettingError(
+                f"The file of redaction key {name!r}, '{file}', is no absolute path.\n"
+                f"Write: redaction_keys: {{{name}: {file.absolute()}}}",
+                value=str(file),
+            )
+        read_key_file(file, f"redaction_keys, {name}")
     has_keys = not arguments.insecure and bool(read_keys(registry))
     if not (has_keys or arguments.insecure):
         raise SettingError(

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from medvllm.errors import MissingDependencyError, RequestError
 from medvllm.progress import track_texts
 
 _LOG = logging.getLogger(__name__)
-ROWS_PER_PART = 1_000
 
 
 @dataclass(frozen=True)
@@ -52,12 +51,12 @@ class BatchRun:
     source: Source
     out: Path
     task: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    rows_per_part: int = ROWS_PER_PART
-    output: OutputFormat = "parquet"
-    workers: int = 1
-    ray: str | None = None
-    device: str | None = None
+    arguments: Mapping[str, Any]
+    rows_per_part: int
+    output: OutputFormat
+    workers: int
+    ray: str | None
+    device: str | None
 
     def __post_init__(self) -> None:
         check_count("rows_per_part", self.rows_per_part)
