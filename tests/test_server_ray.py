@@ -252,14 +252,15 @@ class _Replicas:
 @quiet
 def test_a_replica_that_was_killed_for_memory_has_nothing_in_it() -> None:
     """So the memory of all is that of the others; without any other, the request is to be sent again."""
-    from ray.exceptions import NodeDiedError, OutOfMemoryError
+    from ray import exceptions
 
     from medvllm.server.replicas.front import create_front
 
     head = {"type": "http.response.start", "status": 200, "headers": [], "known": {"about": {}, "route": "/v1/memory"}}
     answer = "a", [head, {"type": "http.response.body", "body": b'{"models": [1]}', "more_body": False}]
-    killed = OutOfMemoryError("killed")
-    for answers, status in (([answer, killed], 200), ([killed], 503), ([answer, NodeDiedError("gone")], 503)):
+    errors: Any = exceptions  # they have no types
+    killed = errors.OutOfMemoryError("killed")
+    for answers, status in (([answer, killed], 200), ([killed], 503), ([answer, errors.NodeDiedError("gone")], 503)):
         replicas: Any = _Replicas(*copy.deepcopy(answers))
         app = create_front(ModelRegistry(), ServerConfig(requires_key=False), replicas)
         with TestClient(app, base_url="http://127.0.0.1") as client:
