@@ -20,7 +20,7 @@ class Head:
             return
 
         async def send_on(message: Message) -> None:
-            await send(message | {"body": b""} if message["type"] == "http.response.body" else message)
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
 
         scope["method"] = "GET"
         await self._app(scope, receive, send_on)
