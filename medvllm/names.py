@@ -109,7 +109,7 @@ def source_path(text: object) -> str:
     ref = parse_name(text)
     if ref.kind != "folder" and not ref.is_repo_id:
         raise ModelNameError(f"{ref.text!r} is not the id of a repository.\nFor a folder, use: ./{ref.text}")
-    if ref.kind == "name" and "/" not in ref.name and os.path.isdir(ref.name):
+    if ref.kind == "name" and os.path.isdir(ref.name):
         raise ModelNameError(
             f"{ref.text!r} is a folder here, but looks like the id of a repository.\n"
             f"Use ./{ref.text} for the folder, or hf://{ref.text} for the repository"

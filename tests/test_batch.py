@@ -737,3 +737,13 @@ def test_a_model_that_cannot_answer_at_all_stops_the_batch(tmp_path: Path, regis
     with pytest.raises(LoadError):
         ModelRunner("m", registry=registry).batch(notes(tmp_path), tmp_path / "out")
     assert read_status(tmp_path / "out").done == 0
+
+
+def test_a_changed_option_of_an_operator_is_no_other_key() -> None:
+    """Only the keys and seeds tell whether they are the same."""
+
+    def secret(**options: Any) -> str | None:
+        return secret_of({"operators": {"NAME": {"type": "hash"} | options, "DATE": {"type": "replace"}}})
+
+    assert secret(key=KEY) == secret(key=KEY, length=8) != secret(key=KEY[::-1])
+    assert secret_of({"operators": {"NAME": {"type": "mask"}}}) is None

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -110,6 +111,9 @@ def test_a_worker_that_is_killed_costs_its_part_again(tmp_path: Path, corpus: tu
     while count_parts(out) <= 2:  # processes begin slowly on a busy machine
         assert thread.is_alive()
         time.sleep(0.01)
+    for worker in multiprocessing.active_children():  # Ctrl-C reaches them, too, and this process ends them
+        [held] = re.findall(r"^SigBlk:\s*(\w+)$", Path(f"/proc/{worker.pid}/status").read_text(), re.M)
+        assert int(held, 16) & (1 << (signal.SIGINT - 1))
     victim = multiprocessing.active_children()[0]
     os.kill(victim.pid or 0, signal.SIGKILL)
     thread.join()

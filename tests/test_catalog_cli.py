@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sqlite3
 import sys
 import tomllib
@@ -274,6 +275,9 @@ def test_a_slip_is_noticed_when_it_is_typed(medvllm: Medvllm, ner: Path, monkeyp
     """Not when the model is loaded: a folder without ./, a task, a relative folder in a file, a database's URL."""
     said = medvllm("register", "ner", "--type", "clinical", "--path", "ner")
     assert said.code == 2 and "Use ./ner for the folder" in said.err
+    shutil.copytree("ner", "acme/ner")  # as a repository would be written
+    said = medvllm("register", "ner", "--type", "clinical", "--path", "acme/ner")
+    assert said.code == 2 and "Use ./acme/ner for the folder, or hf://acme/ner for the repository" in said.err
     said = medvllm("register", "ner", "--type", "clinical", "--path", "./ner", "--task", "nre")
     assert said.code == 2 and "'ner'" in said.err
     assert medvllm("register", "ner", "--type", "clinical", "--path", "./ner", "--fact", "task=nre").code == 2

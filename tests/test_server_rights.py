@@ -1,5 +1,6 @@
 """The right of each route of a server, and who has it."""
 
+import json
 from pathlib import Path
 
 import httpx2
@@ -11,6 +12,7 @@ from medvllm.server.app import create_app
 from medvllm.server.config import ServerConfig
 from medvllm.server.rights import OPEN, right_of
 from tests.support import adapters, tiny
+from tests.support.console import command
 from tests.support.serving import serving
 
 # A new route belongs here. Does it only list and describe, does it take texts, or does it change what others see?
@@ -156,6 +158,25 @@ def test_a_key_reaches_the_routes_of_its_right(monkeypatch: pytest.MonkeyPatch, 
             assert (answer.status_code == 403) is (needed not in ("none", right)), line
             assert answer.status_code != 403 or method == "HEAD" or f"the right to {needed}" in answer.text
             assert (_ask(client, method, path, None).status_code == 401) is (needed != "none"), line
+
+
+def test_a_key_that_may_infer_is_enough_to_run_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the command line, too, which then does not know the task before the server answers."""
+    registry, key = ModelRegistry(), "k" * 24
+    folder = tiny.bert_token_classifier(tmp_path / "m", ["O", "B-NAME"])
+    registry.register("ner", "clinical", model_path=str(folder), task="ner")
+    monkeypatch.setenv("MEDVLLM_API_KEYS", f"{key}:infer")
+    monkeypatch.setenv("MEDVLLM_API_KEY", key)
+    with serving(registry, ServerConfig(requires_key=True)) as client:
+        url = str(client.base_url)
+        for more in ((), ("--task", "ner")):
+            done = command(monkeypatch, "run", "ner", "Dr. Smith", "--server", url, *more, "--json")
+            [found] = json.loads(done.out)["results"]
+            assert (
+                done.code == 0
+                and found["spans"] == registry.runner("ner").entities(["Dr. Smith"]).to_dict()[0]["spans"]
+            )
+        assert command(monkeypatch, "run", "nre", "Dr. Smith", "--server", url).code == 1
 
 
 def _ask(client: httpx2.Client, method: str, path: str, key: str | None) -> httpx2.Response:

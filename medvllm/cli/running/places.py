@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import typer
 
-from medvllm.errors import MedVLLMError, ModelNotFoundError
+from medvllm.errors import MedVLLMError, ModelNotFoundError, ServerError
 from medvllm.model_registry import registry
 
 if TYPE_CHECKING:
     from medvllm.client.server_answerer import ServerAnswerer
 
+_FORBIDDEN = 403
 _NOT_SENT = ("key", "vault")  # of operators: secrets, and files of this machine
 
 
@@ -105,11 +106,16 @@ class ServerPlace:
         from medvllm.client.local_client import client_of_command
 
         self._url, self._name = url, name
+        self._facts: Mapping[str, Any] = {}
         with client_of_command(url) as client:
-            self._facts = client.model(name)
+            try:
+                self._facts = client.model(name)
+            except ServerError as error:
+                if error.status != _FORBIDDEN:  # a key may run models and not read the catalogue
+                    raise
 
     def task(self) -> str | None:
-        """Return the model's own task; None if the server must load the model to know it."""
+        """Return the model's own task; None if the server must load the model to know it, or does not tell it."""
         return next(iter(self._facts.get("tasks", ())), None)
 
     def inputs(self) -> Sequence[str]:

@@ -204,12 +204,16 @@ async def describe_server(http: Request, server: ServerOf, choice: Choice) -> di
     kinds: dict[str | None, dict[str, Any]] = {
         "classify": {"classifier": _labels_of(entry)},
         "rerank": {"reranker": _labels_of(entry)},
+        **{key: {"embedding": {"pooling": behaviour.pooling or "mean"}} for key in (None, "embed")},
     }
+    if behaviour.task not in kinds:
+        message = f"Model {entry.name!r} has the task {behaviour.task!r}, which this protocol has no word for."
+        raise ProblemError(Problem(422, "unsupported_task", message, "model"))
     return {
         "model_id": entry.name,
         "model_sha": entry.source.revision,
         "model_dtype": entry.parameters.get("dtype", "auto"),
-        "model_type": kinds.get(behaviour.task, {"embedding": {"pooling": behaviour.pooling or "mean"}}),
+        "model_type": kinds[behaviour.task],
         "max_concurrent_requests": config.max_calls + config.max_waiting,
         "max_input_length": behaviour.max_length,
         "max_client_batch_size": config.max_texts,

@@ -8,12 +8,12 @@ from importlib.metadata import version
 from typing import Any
 
 from medvllm.engine.model_runner.batch.plan import Plan
+from medvllm.engine.model_runner.batch.secrets import SECRETS
 from medvllm.engine.model_runner.redaction.operators import parse_operators
 from medvllm.facts import Behaviour
 from medvllm.receipt import Receipt
 
 FORMAT = 1
-_SECRETS = ("key", "seed")  # of operators
 _DIGEST, _SIZE = "SHA-256 of the input", "rows per part"
 
 
@@ -146,7 +146,7 @@ def _options_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_secrets(operator: Mapping[str, Any]) -> dict[str, Any]:
-    return {option: value for option, value in operator.items() if option not in _SECRETS}
+    return {option: value for option, value in operator.items() if option not in SECRETS}
 
 
 def _to_json(value: Any) -> Any:

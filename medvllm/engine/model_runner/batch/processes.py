@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -66,6 +67,7 @@ class _Process:
         self._process: SpawnProcess = multiprocessing.get_context("spawn").Process(
             target=answer_parts, args=(job, other), daemon=True
         )
+        resource_tracker.ensure_running()  # its own start would let interrupts through to the process
         with _interrupts_held():  # Ctrl-C reaches every process of a terminal; this one ends the others
             self._process.start()
         other.close()

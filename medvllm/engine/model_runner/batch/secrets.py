@@ -10,6 +10,8 @@ from medvllm.engine.model_runner.redaction.operators import Operators, parse_ope
 from medvllm.errors import RequestError
 from medvllm.settings import REDACTION_KEY_FILE
 
+SECRETS = ("key", "seed")  # options of operators
+
 
 def check_operators(given: Mapping[str, Mapping[str, Any]] | None, *, in_one_process: bool) -> Operators:
     """Return the operators of a redaction.
@@ -40,11 +42,16 @@ def check_operators(given: Mapping[str, Mapping[str, Any]] | None, *, in_one_pro
 
 
 def secret_of(arguments: Mapping[str, Any]) -> str | None:
-    """Return what tells whether two runs have the same keys, and tells nothing else; None for no operators."""
+    """Return what tells whether two runs have the same keys, and tells nothing else; None if they have none."""
     operators = arguments.get("operators")
     if not operators:
         return None
     key = read_key() if parse_operators(operators).use_key_of_settings else None
-    content = [None if key is None else key.hex(), operators]
+    secrets = {
+        label: {option: given[option] for option in SECRETS if option in given} for label, given in operators.items()
+    }
+    if key is None and not any(secrets.values()):
+        return None
+    content = [None if key is None else key.hex(), {label: given for label, given in secrets.items() if given}]
     text = json.dumps(content, sort_keys=True, default=repr).encode()
     return scrypt(text, salt=b"medvllm batch", n=1 << 14, r=8, p=1, dklen=16).hex()
