@@ -29,7 +29,7 @@ from tests.support import tiny
 from tests.support.loopback import LoopbackHub
 from tests.support.mutations import changed, changes, edited, edits, hostile, to_json, to_toml
 
-SOME, MANY = 50, 2000  # inputs of each kind: in every run, and in the slow one; docs/reliability.md says so
+SOME, MANY = 100, 2000  # inputs of each kind: in every run, and in the slow one; docs/reliability.md says so
 counted = pytest.mark.parametrize(
     "examples",
     [pytest.param(SOME, id="some"), pytest.param(MANY, id="many", marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],

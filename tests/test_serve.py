@@ -53,7 +53,7 @@ def test_commands_of_the_user_find_the_server(
     start: Start, ner: None, console: Console, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also one that requires keys. Once it is killed, they load the model themselves, and its record is removed."""
-    monkeypatch.setattr("medvllm.client.resident._ANSWER_S", 60.0)  # this machine may be busy
+    monkeypatch.setattr("medvllm.client.resident_connection._ANSWER_S", 60.0)  # this machine may be busy
     console("key", "add", "pacs")
     server = start("--load", "ner")
     server.wait_for(r"Serving at (http\S+),")
