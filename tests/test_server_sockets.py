@@ -100,11 +100,13 @@ def test_a_client_that_only_reads_may_end_its_side(client: httpx2.Client) -> Non
             assert read(connection) == b""
 
 
-def test_silent_connections_do_not_keep_others_out(client: httpx2.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_connections_do_not_keep_others_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that has waited longest for a request gives way, and none with a request does."""
     monkeypatch.setattr(Connection, "max_connections", 6)
-    client.get("/livez")
-    with ExitStack() as stack, connected(client) as busy:
+    with ExitStack() as stack:
+        client = stack.enter_context(serving(ModelRegistry()))  # which waits longer for a body
+        client.get("/livez")
+        busy = stack.enter_context(connected(client))
         busy.sendall(ENTITIES + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n")
         assert b" 100 " in busy.recv(100)  # the request is there
         silent = [stack.enter_context(connected(client)) for _ in range(20)]

@@ -195,7 +195,9 @@ async def find_similarity(asked: SimilarityRequest, http: Request, server: Serve
     return similarities
 
 
-@router.get("/info", responses={200: answer_of(_INFO, _OTHER_INFO)})
+@router.get(
+    "/info", responses={200: answer_of(_INFO, _OTHER_INFO, _INFO | {"model_id": "my-tagger", "model_type": {}})}
+)
 async def describe_server(http: Request, server: ServerOf, choice: Choice) -> dict[str, Any]:
     """Return the facts of a model and the limits of the server."""
     name = choice.name()
@@ -206,14 +208,11 @@ async def describe_server(http: Request, server: ServerOf, choice: Choice) -> di
         "rerank": {"reranker": _labels_of(entry)},
         **{key: {"embedding": {"pooling": behaviour.pooling or "mean"}} for key in (None, "embed")},
     }
-    if behaviour.task not in kinds:
-        message = f"Model {entry.name!r} has the task {behaviour.task!r}, which this protocol has no word for."
-        raise ProblemError(Problem(422, "unsupported_task", message, "model"))
     return {
         "model_id": entry.name,
         "model_sha": entry.source.revision,
         "model_dtype": entry.parameters.get("dtype", "auto"),
-        "model_type": kinds[behaviour.task],
+        "model_type": kinds.get(behaviour.task, {}),  # the protocol has no word for other tasks
         "max_concurrent_requests": config.max_calls + config.max_waiting,
         "max_input_length": behaviour.max_length,
         "max_client_batch_size": config.max_texts,
