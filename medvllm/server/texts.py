@@ -1,6 +1,6 @@
 """The texts of a request, with their ids, and the answers for them in place."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
@@ -93,8 +93,7 @@ class GivenTexts:
             config: The limits of the server.
             others: Further texts, whose characters count too.
         """
-        check_texts(texts, config)
-        check_characters([*texts, *others], config)
+        check_texts(texts, config, others=others)
         given = cls.__new__(cls)
         given.texts, given._ids = list(texts), list(ids)
         return given
@@ -109,18 +108,23 @@ class GivenTexts:
         return {"index": position} | ({} if own is None else {"id": own})
 
 
-def check_texts(texts: Sequence[str], config: ServerConfig, param: str = "input") -> None:
-    """Raise ProblemError unless a request has so many texts and characters as the server takes."""
+def check_texts(
+    texts: Sequence[str | Sequence[str]], config: ServerConfig, param: str = "input", others: Iterable[str] = ()
+) -> None:
+    """Raise ProblemError unless a request has so many texts and characters as the server takes.
+
+    Args:
+        texts: The texts, or pairs of texts.
+        config: The limits of the server.
+        param: The field of the request that has them.
+        others: Further texts, whose characters count too.
+    """
     if not texts:
         raise ProblemError(Problem(422, "no_input", f"{param} has no text.", param))
     if len(texts) > config.max_texts:
         raise ProblemError(too_many(f"{len(texts):,} texts", f"{config.max_texts:,}", param))
-    check_characters(texts, config, param)
-
-
-def check_characters(texts: Sequence[str], config: ServerConfig, param: str = "input") -> None:
-    """Raise ProblemError unless the texts of a request have so many characters as the server takes."""
-    if (characters := sum(map(len, texts))) > config.max_characters:
+    characters = sum(len(text) if isinstance(text, str) else sum(map(len, text)) for text in (*texts, *others))
+    if characters > config.max_characters:
         raise ProblemError(too_many(f"{characters:,} characters", f"{config.max_characters:,}", param))
 
 
@@ -144,7 +148,7 @@ def answer_each(
         The last result, or None if every text is at fault; the answers and the problems, by the index of their text.
 
     Raises:
-        MedVLLMError: An error that is not about one text.
+        MedVLLMError, ProblemError: An error that is not about one text.
     """
     result = None
     answers: dict[int, Any] = {}

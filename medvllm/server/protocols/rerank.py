@@ -15,7 +15,7 @@ from medvllm.server.named_model import Choice
 from medvllm.server.problem import Problem, ProblemError
 from medvllm.server.protocols.tei import TEIRequest
 from medvllm.server.protocols.vllm import REFUSED
-from medvllm.server.texts import TolerantModel, check_characters, check_texts
+from medvllm.server.texts import TolerantModel, check_texts
 from medvllm.server.unsupported import Refused, refuse_others
 
 router = APIRouter(tags=["Rerank"], route_class=StrictRoute)
@@ -154,8 +154,7 @@ async def _rank(
     asked: TEIRequest,
     activation: Literal["sigmoid", "none"],
 ) -> Ranking:
-    check_texts(texts, server.config, param)
-    check_characters([query, *texts], server.config, param)
+    check_texts(texts, server.config, param, [query])
 
     def call() -> Ranking:
         entry = server.entry(name)

@@ -233,7 +233,7 @@ async def classify_texts(
     http: Request, server: Server, name: str, texts: Sequence[str | list[str]], asked: TEIRequest, *, raw: bool
 ) -> list[Classification]:
     """Return the labels of the texts or pairs of a request."""
-    check_texts(["".join(text) for text in texts], server.config, "inputs")
+    check_texts(texts, server.config, "inputs")
 
     def call() -> list[Classification]:
         entry = server.entry(name)

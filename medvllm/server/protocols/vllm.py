@@ -17,7 +17,7 @@ from medvllm.server.examples import answer_of
 from medvllm.server.named_model import Choice
 from medvllm.server.problem import Problem, ProblemError
 from medvllm.server.protocols.tei import TEIRequest
-from medvllm.server.texts import TolerantModel, check_characters, check_texts
+from medvllm.server.texts import TolerantModel, check_texts
 from medvllm.server.unsupported import Refused, refuse_others
 
 router = APIRouter(tags=["vLLM"], route_class=StrictRoute)
@@ -146,9 +146,8 @@ async def score(asked: ScoreRequest, http: Request, server: ServerOf, choice: Ch
     """Return the score of each pair: by a cross-encoder, or how similar the vectors of an embedding model are."""
     asked.check()
     pairs = asked.pairs()
-    check_texts([second for _, second in pairs], server.config, "text_2")
-    queries = dict.fromkeys(first for first, _ in pairs)  # one query may be that of all
-    check_characters([*queries, *(second for _, second in pairs)], server.config, "text_2")
+    queries = {first for first, _ in pairs}  # one query may be that of all
+    check_texts([second for _, second in pairs], server.config, "text_2", queries)
     name = choice.name(asked.model)
 
     def call() -> tuple[list[float], int, int | None]:

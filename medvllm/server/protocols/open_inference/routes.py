@@ -27,7 +27,7 @@ from medvllm.server.protocols.open_inference.messages import (
 )
 from medvllm.server.protocols.open_inference.signatures import Signature, rows_of, signature_of
 from medvllm.server.protocols.open_inference.tensors import invalid
-from medvllm.server.texts import TolerantModel, check_characters, check_texts
+from medvllm.server.texts import TolerantModel, check_texts
 
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], route_class=StrictRoute)
 
@@ -192,8 +192,8 @@ async def infer(model: Model, http: Request, server: ServerOf) -> Response:
         if task == "rerank" and "top_k" in options:
             raise invalid("The scores are those of all texts, in their order.\nLeave out: top_k")
         texts = rows_of(asked.inputs["text"], signature.inputs[0])
-        check_texts(["".join(row) for row in texts], server.config, "inputs")
-        check_characters([text for tensor in asked.inputs.values() for text in tensor.values], server.config, "inputs")
+        others = [text for name, tensor in asked.inputs.items() if name != "text" for text in tensor.values]
+        check_texts(texts, server.config, "inputs", others)
         specs = {spec.name: spec for spec in signature.outputs}
         names = asked.wanted or specs
         may_cut = entry.behaviour.long_input == "truncate" and "long_input" in parameters_of(task)
