@@ -227,6 +227,13 @@ def test_a_list_has_every_model_and_pages_if_asked(client: httpx2.Client, regist
     assert str(Path(registry["enc"].location).parent) not in "".join(texts)
 
 
+@pytest.mark.parametrize("limit", ["0", "-1", "3.0", "1e1", " 3", "1_000", "٣", ""])
+def test_the_size_of_a_page_is_a_whole_number(client: httpx2.Client, limit: str) -> None:
+    """As it is written in the document of the API."""
+    answer = client.get("/v1/models", params={"limit": limit})
+    assert answer.status_code == 422 and answer.json()["error"]["message"].startswith("limit: it ")
+
+
 @pytest.mark.parametrize("name", ["org/chat", "org/chat@1", "org/chat:1", "org/chat:latest", "models:/org/chat/1"])
 def test_names_of_other_programs_mean_the_same_model(client: httpx2.Client, name: str) -> None:
     assert client.get(f"/v1/models/{name}").json()["name"] == "org/chat"

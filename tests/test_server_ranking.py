@@ -73,6 +73,7 @@ def test_texts_are_ranked_in_the_api_of_tei(client: httpx2.Client, registry: Mod
         ("/v2/rerank", {"model": "nix", "query": "a", "documents": ["secret-canary"]}, 404, "'nix' is not registered"),
         ("/v2/rerank", {"model": "cls", "query": "secret-canary", "documents": ["b"]}, 422, "has 3 labels"),
         ("/v1/rerank", {"model": "rank", "query": "a", "documents": ["b"], "rank_fields": ["x"]}, 422, "rank_fields"),
+        ("/rerank?model=cls", {"model": "rank", "query": "a", "documents": ["b"]}, 422, "Name it in one place"),
         ("/embed?model=minilm", {"inputs": [[1, 2]]}, 422, "inputs.0: it must be a text"),
         ("/embed?model=minilm", {"inputs": "a", "dimensions": 999}, 422, "dimensions"),
         ("/embed?model=minilm", {"inputs": "a", "truncate": True, "truncation_direction": "Left"}, 422, "at its end"),

@@ -226,6 +226,24 @@ def test_a_request_that_can_be_read_in_two_ways_ends_its_connection(
     assert answer.startswith(b"HTTP/1.1 " + status) and answer.count(b"HTTP/1.1 ") == 1, answer
 
 
+@pytest.mark.parametrize(
+    ("path", "headers", "code"),
+    [
+        ("/v1/models?after=a&after=b", [], "ambiguous_query"),
+        ("/v1/models?limit=3&%6Cimit=4", [], "ambiguous_query"),
+        ("/v1/models", [("Authorization", "Bearer a"), ("Authorization", "Bearer b")], "ambiguous_header"),
+        ("/v1/models", [("X-MedVLLM-Model", "a"), ("X-MedVLLM-Model", "b")], "ambiguous_header"),
+    ],
+)
+def test_a_value_that_is_given_twice_is_refused(
+    client: httpx2.Client, path: str, headers: list[tuple[str, str]], code: str
+) -> None:
+    """A proxy may take the first one, and the server the last one."""
+    answer = client.get(path, headers=headers)
+    assert answer.status_code == 400 and answer.json()["error"]["code"] == code
+    assert client.get("/?q=a&task=&task=ner").status_code == 400  # a page, too
+
+
 def test_a_body_without_an_end_is_cut_off(client: httpx2.Client) -> None:
     """Once it is longer than a body may be."""
     with connected(client) as connection:

@@ -1,4 +1,4 @@
-"""Turns away requests before they are read: of unknown keys, from other sites, or of two lengths."""
+"""Turns away requests before they are read: of unknown keys, from other sites, of two lengths or two meanings."""
 
 import base64
 import binascii
@@ -6,7 +6,7 @@ import ipaddress
 import socket
 from collections.abc import Mapping
 from dataclasses import replace
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -22,6 +22,8 @@ from medvllm.server.rights import OPEN, right_of
 _ASK = "Ask whoever runs the server for a key that has it: medvllm key add NAME --right RIGHT"
 _MAX_OPEN_BODY = 1000  # bytes, of requests that need no key
 _OWN_KEY = "of the server's user"  # its name in the log
+# Headers of which the server reads one value.
+_SINGLE = ("authorization", "x-api-key", "x-medvllm-model", "content-encoding", "inference-header-content-length")
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="medvllm", Basic realm="medvllm", charset="UTF-8"'}
 
 
@@ -48,7 +50,7 @@ class Guard:
         state["is_own"] = self._keyring.is_own(_presented_key(headers))  # a command of the server's user
         own_key = _OWN_KEY if state["is_own"] else None
         state["config"], state["key"], state["rights"] = self._config, own_key, RIGHTS
-        if (problem := self._wrong_message(scope["method"], headers)) is not None:
+        if (problem := self._wrong_message(scope["method"], headers) or _said_twice(scope, headers)) is not None:
             await _refuse(problem, scope, receive, send)
             return
         if scope["path"] in OPEN:
@@ -149,6 +151,19 @@ def _presented_key(headers: Mapping[str, str]) -> str | None:
         except (binascii.Error, UnicodeDecodeError):
             return ""
     return headers.get("x-api-key")
+
+
+def _said_twice(scope: Scope, headers: Headers) -> Problem | None:
+    """Return the problem of a request that gives a value twice: the server and a proxy could each take another one."""
+    if header := next((name for name in _SINGLE if len(headers.getlist(name)) > 1), None):
+        return Problem(
+            400, "ambiguous_header", f"The request has the header {header} more than once.\nSend one.", header
+        )
+    names = [name for name, _ in parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)]
+    if len(names) > len(set(names)):
+        message = "The query of the address has a parameter more than once.\nSend each of them once."
+        return Problem(400, "ambiguous_query", message)
+    return None
 
 
 async def _refuse(problem: Problem, scope: Scope, receive: Receive, send: Send) -> None:

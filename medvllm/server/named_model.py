@@ -24,17 +24,21 @@ class ModelChoice:
         x_medvllm_model: Annotated[str | None, Header(description="A name of the catalogue.")] = None,
     ) -> None:
         self._path, self._loaded = http.url.path, server_of(http).config.loaded
-        self._named = model or x_medvllm_model
+        self._address, self._named = model, model or x_medvllm_model
 
     def name(self, given: str | None = None) -> str:
-        """Return the model that the body names, or else the address or a header, or else the server's only one.
+        """Return the model that the body or the address names, or else a header, or else the server's only one.
 
         Args:
             given: The name in the body.
 
         Raises:
-            ProblemError: Nothing names a model, and the server did not load exactly one at its start.
+            ProblemError: The body and the address name two models. Or nothing names one, and the server did not load
+                exactly one at its start.
         """
+        if given and self._address and given != self._address:
+            message = "The body of the request names one model, and its address another one.\nName it in one place."
+            raise ProblemError(Problem(422, "ambiguous_model", message, "model"))
         if name := given or self._named or (self._loaded[0] if len(self._loaded) == 1 else None):
             return name
         loaded = f"several at its start: {', '.join(self._loaded)}" if self._loaded else "none at its start"

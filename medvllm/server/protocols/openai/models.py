@@ -1,11 +1,14 @@
 """`GET /v1/models` and `GET /v1/models/{model}`."""
 
 import json
+import re
 from collections.abc import Generator, Iterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
+from pydantic import BeforeValidator
+from pydantic_core import PydanticCustomError
 
 from medvllm.metadata import ModelMetadata
 from medvllm.server.body import StrictRoute
@@ -16,6 +19,15 @@ from medvllm.server.streaming import stream_text
 
 router = APIRouter(route_class=StrictRoute)
 
+
+def _read_count(value: str) -> str:
+    """Return the digits of a query: pydantic would take "3.0", " 3" and "1_000" for numbers, too."""
+    if not re.fullmatch("[0-9]{1,9}", value):
+        raise PydanticCustomError("int_type", "not a whole number")
+    return value
+
+
+_Count = Annotated[int, BeforeValidator(_read_count)]
 _Model = Annotated[str, Path(description="The name of an entry.", examples=["my-encoder"])]
 _EXAMPLE = {
     "id": "dmis-lab/biobert-v1.1",
@@ -39,7 +51,7 @@ _FACTS = ("version", "origin", "model_type", "tasks", "max_length")  # left out 
 async def list_models(
     http: Request,
     server: ServerOf,
-    limit: Annotated[int | None, Query(ge=1, description="At most so many models; by default all.")] = None,
+    limit: Annotated[_Count | None, Query(ge=1, description="At most so many models; by default all.")] = None,
     after: Annotated[str | None, Query(max_length=200, description="Only names behind this one.")] = None,
 ) -> Response:
     """Return the models of the catalogue, sorted by name, each with what is known of it.
