@@ -152,7 +152,7 @@ MAKERS: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("kind", spread(MAKERS, 2))
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", spread(["float32", "bfloat16"], 2))
 def test_other_models_answer_as_with_peft(registry: ModelRegistry, tmp_path: Path, kind: str, dtype: str) -> None:
     make, how = MAKERS[kind]
     base = make(tmp_path / "base")

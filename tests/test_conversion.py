@@ -35,6 +35,7 @@ from medvllm.sources.conversion import as_safetensors, converter
 from medvllm.sources.folder import resolve_snapshot
 from tests.support import tiny
 from tests.support.conversions import convert
+from tests.support.spread import spread
 
 BASE = torch.arange(100.0).reshape(10, 10)
 NANS = torch.tensor([0x7FC00001, 0x7F800001, -1, -(2**31), 0x7F800000], dtype=torch.int32).view(torch.float32)
@@ -636,10 +637,13 @@ def _text(folder: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("make", "message"),
-    [
-        (_bomb_by_allocation, "is not (opened|converted)"),
-        (_bomb_in_legacy_storage, "asks for more memory than its [0-9,]+ bytes account for"),
-    ],
+    spread(
+        [
+            (_bomb_by_allocation, "is not (opened|converted)"),
+            (_bomb_in_legacy_storage, "asks for more memory than its [0-9,]+ bytes account for"),
+        ],
+        2,
+    ),
 )
 def test_a_bomb_that_goes_off_ends_in_an_error_of_ours(tmp_path: Path, home: Path, make: Any, message: str) -> None:
     """With the file's name, and nothing left behind. One that went on would run into the time limit of all tests."""

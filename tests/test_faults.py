@@ -26,6 +26,7 @@ from tests.support.clock import HurriedClock
 from tests.support.conversions import convert
 from tests.support.disks import mounted_disk
 from tests.support.loopback import LoopbackHub
+from tests.support.spread import spread
 
 
 @pytest.fixture
@@ -45,23 +46,26 @@ def _repository(home: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("pattern", "kind", "argument", "method"),
-    [
-        ("*/model.safetensors", "truncate", 1000, "GET"),
-        ("*/model.safetensors", "reset", 50_000, "GET"),
-        ("*/model.safetensors", "drop", None, "GET"),
-        ("*/model.safetensors", "status", 503, "GET"),
-        ("*/model.safetensors", "status", 500, "GET"),
-        ("*/model.safetensors", "throttle", 0, "GET"),
-        ("*/model.safetensors", "drop", None, "HEAD"),
-        ("*/model.safetensors", "status", 503, "HEAD"),
-        ("*/vocab.txt", "flip", 7, "GET"),
-        ("*/model.safetensors", "flip", 100_000, "GET"),
-        ("*/revision/*", "status", 503, "GET"),
-        ("*/revision/*", "throttle", 1, "GET"),
-        ("*/revision/*", "drop", None, "GET"),
-        ("*/tree/*", "status", 502, "GET"),
-        ("*/tree/*", "drop", None, "GET"),
-    ],
+    spread(
+        [
+            ("*/model.safetensors", "truncate", 1000, "GET"),
+            ("*/model.safetensors", "reset", 50_000, "GET"),
+            ("*/model.safetensors", "drop", None, "GET"),
+            ("*/model.safetensors", "status", 503, "GET"),
+            ("*/model.safetensors", "status", 500, "GET"),
+            ("*/model.safetensors", "throttle", 0, "GET"),
+            ("*/model.safetensors", "drop", None, "HEAD"),
+            ("*/model.safetensors", "status", 503, "HEAD"),
+            ("*/vocab.txt", "flip", 7, "GET"),
+            ("*/model.safetensors", "flip", 100_000, "GET"),
+            ("*/revision/*", "status", 503, "GET"),
+            ("*/revision/*", "throttle", 1, "GET"),
+            ("*/revision/*", "drop", None, "GET"),
+            ("*/tree/*", "status", 502, "GET"),
+            ("*/tree/*", "drop", None, "GET"),
+        ],
+        2,
+    ),
 )
 def test_a_fault_that_passes_is_not_noticed(
     registry: ModelRegistry, acme: LoopbackHub, tmp_path: Path, pattern: str, kind: Any, argument: Any, method: str
@@ -76,14 +80,17 @@ def test_a_fault_that_passes_is_not_noticed(
 
 @pytest.mark.parametrize(
     ("kind", "argument", "error"),
-    [
-        ("reset", 50_000, HubUnreachableError),
-        ("drop", None, HubUnreachableError),
-        ("status", 503, HubUnreachableError),
-        ("throttle", 0, HubUnreachableError),
-        ("flip", 100_000, DigestMismatchError),
-        ("status", 404, SourceError),
-    ],
+    spread(
+        [
+            ("reset", 50_000, HubUnreachableError),
+            ("drop", None, HubUnreachableError),
+            ("status", 503, HubUnreachableError),
+            ("throttle", 0, HubUnreachableError),
+            ("flip", 100_000, DigestMismatchError),
+            ("status", 404, SourceError),
+        ],
+        2,
+    ),
 )
 def test_a_fault_that_stays_is_an_error_and_the_next_call_completes(
     registry: ModelRegistry, acme: LoopbackHub, home: Path, kind: Any, argument: Any, error: type[Exception]

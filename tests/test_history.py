@@ -11,6 +11,7 @@ from medvllm.catalog.sql.history import FIRST
 from medvllm.catalog.sql.texts import sha256, to_json
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import CatalogError
+from tests.support.spread import spread
 from tests.support.sql import Row, change, rows
 
 Rewrite = Callable[[list[Row]], None]
@@ -225,20 +226,23 @@ def _in_front(found: list[Row]) -> None:
 
 @pytest.mark.parametrize(
     ("rewrite", "flaw"),
-    [
-        (_reordered, "event 3 is not what was written, or not where"),
-        (_renumbered, "the history ends with event 8, and the catalogue was last changed by another"),
-        (_cut, "event 8 is missing"),
-        (_edited, "version 2 of 'm' is not what its events say"),
-        (_nonsense, "event 2 is not what was written, or not where"),
-        (_no_detail, "event 2 is not what was written, or not where"),
-        (_not_a_number, "event 2 is not what was written, or not where"),
-        (_earlier, "event 4 is earlier than the one before it"),
-        (_timeless, "event 4 has no time"),
-        (_unknown, "event 4 has an unknown action: 'approved'"),
-        (_in_front, "row 0 stands before the first event"),
-        (_in_front, "the history ends with event 8, and the catalogue was last changed by another"),
-    ],
+    spread(
+        [
+            (_reordered, "event 3 is not what was written, or not where"),
+            (_renumbered, "the history ends with event 8, and the catalogue was last changed by another"),
+            (_cut, "event 8 is missing"),
+            (_edited, "version 2 of 'm' is not what its events say"),
+            (_nonsense, "event 2 is not what was written, or not where"),
+            (_no_detail, "event 2 is not what was written, or not where"),
+            (_not_a_number, "event 2 is not what was written, or not where"),
+            (_earlier, "event 4 is earlier than the one before it"),
+            (_timeless, "event 4 has no time"),
+            (_unknown, "event 4 has an unknown action: 'approved'"),
+            (_in_front, "row 0 stands before the first event"),
+            (_in_front, "the history ends with event 8, and the catalogue was last changed by another"),
+        ],
+        2,
+    ),
 )
 def test_a_history_written_anew_is_named_too(
     catalog: StoredCatalog, catalog_url: str, rewrite: Rewrite, flaw: str

@@ -113,7 +113,7 @@ def _facts(text: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("text", spread(TEXTS, 2), ids=lambda text: ascii(text[:20]))
+@pytest.mark.parametrize("text", spread(TEXTS, 3), ids=lambda text: ascii(text[:20]))
 def test_a_text_in_any_fact_is_read_back_as_it_was_given(catalog: StoredCatalog, text: str) -> None:
     """By this process, from the history, and from the file that another catalogue would take."""
     facts = _facts(text if len(text) < 1000 else text[:20_000])
@@ -131,7 +131,7 @@ def test_a_text_in_any_fact_is_read_back_as_it_was_given(catalog: StoredCatalog,
     assert again is not None and again.facts() == given.facts()
 
 
-@pytest.mark.parametrize("text", spread(TEXTS, 2), ids=lambda text: ascii(text[:20]))
+@pytest.mark.parametrize("text", spread(TEXTS, 3), ids=lambda text: ascii(text[:20]))
 def test_marks_and_tags_take_any_text(catalog: StoredCatalog, text: str) -> None:
     """One at a time, and leave the other facts as they are."""
     first = catalog.add(_entry(do_lower_case=False, gated=False, description="d"), replace=False)
@@ -208,7 +208,7 @@ def test_half_a_character_is_refused(catalog: StoredCatalog, half: str) -> None:
     assert StoredCatalog().names() == ["bystander", "kept"] and catalog.database.change_token() == before
 
 
-@pytest.mark.parametrize("text", spread([text for text in TEXTS if text], 2), ids=lambda text: ascii(text[:20]))
+@pytest.mark.parametrize("text", spread([text for text in TEXTS if text], 3), ids=lambda text: ascii(text[:20]))
 def test_a_name_or_another_name_is_kept_exactly_or_refused(catalog: StoredCatalog, text: str) -> None:
     """Whichever way it comes in: it is then found by it, and by nothing else."""
     for name, other in ((text, "acme/other"), ("own", text)):
@@ -238,7 +238,7 @@ def _toml(text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "text", [*spread(TEXTS, 2), "1", "a" * 65, "a" * 40, "-a", "a b", "ä"], ids=lambda text: ascii(text[:20])
+    "text", [*spread(TEXTS, 3), "1", "a" * 65, "a" * 40, "-a", "a b", "ä"], ids=lambda text: ascii(text[:20])
 )
 def test_an_alias_is_letters_and_digits(catalog: StoredCatalog, text: str) -> None:
     """Everything else is refused where it would be made, and unknown where it is looked up."""

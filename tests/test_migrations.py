@@ -19,6 +19,7 @@ from medvllm.errors import CatalogError, MigrationError
 from tests.support.children import together
 from tests.support.console import command
 from tests.support.postgres import Postgres
+from tests.support.spread import spread
 from tests.support.sql import change, rows
 
 TABLES = {
@@ -204,7 +205,7 @@ def test_a_file_of_somebody_else_is_left_alone(registry: ModelRegistry, home: Pa
     assert file.read_bytes() == before and [path.name for path in file.parent.iterdir()] == ["catalog.db"]
 
 
-@pytest.mark.parametrize("processes", [2, 8])
+@pytest.mark.parametrize("processes", spread([2, 8], 2))
 def test_processes_that_open_it_at_once_upgrade_it_once(old: str, registry: ModelRegistry, processes: int) -> None:
     """The others wait, and go on with what was made."""
     migrate = "r.catalog.migrate(); " if old.startswith("postgresql") else ""

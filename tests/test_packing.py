@@ -64,7 +64,7 @@ def _check(forward: TorchForward, windows: list[Window]) -> None:
         assert np.allclose(found, forward.run([window])[0], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", spread([*PACKED, *HEADS], 2))
+@pytest.mark.parametrize("kind", spread([*PACKED, *HEADS], 3))
 def test_windows_in_one_row_have_the_numbers_that_each_has_alone(
     registry: ModelRegistry, tmp_path: Path, kind: str
 ) -> None:

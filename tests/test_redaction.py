@@ -36,6 +36,7 @@ from tests.support import kinds, standins, taggers, tiny
 from tests.support.conversions import convert
 from tests.support.loopback import LoopbackHub
 from tests.support.notes import PHI, join_notes, make_notes
+from tests.support.spread import spread
 
 LABELS = ["O", "B-NAME", "I-NAME", "B-DATE", "I-DATE", "B-ID"]
 KEY = "0123456789abcdef"
@@ -720,7 +721,7 @@ def test_no_labelled_letter_stays_in_any_family_of_tokenizers(
             assert number == 0 or gone.issuperset(_letters_in(other, start, end))
 
 
-@pytest.mark.parametrize("separator", [" ", " ___ ", "\n"])
+@pytest.mark.parametrize("separator", spread([" ", " ___ ", "\n"], 3))
 def test_a_trained_deidentifier_leaves_nothing(registry: ModelRegistry, trained: Path, separator: str) -> None:
     """In a note of 1,200 tokens without a sentence end, also with the marks of another de-identifier."""
     registry.register("d", "clinical", model_path=str(trained / "deid"), task="deid")

@@ -26,6 +26,7 @@ from medvllm.errors import (
 from tests.support import tiny, warm
 from tests.support.conversions import convert
 from tests.support.loopback import LoopbackHub
+from tests.support.spread import spread
 
 CODE = {"configuration_own.py", "modeling_own.py", "words_own.py"}
 
@@ -166,7 +167,7 @@ def test_the_operator_is_asked_for_when_only_the_entry_agrees(
 
 @pytest.mark.parametrize(
     ("auto_map", "error", "message"),
-    [
+    spread([
         ({"AutoConfig": "acme/code--configuration_own.OwnConfig"}, UnsafeWeightsError, "another .*'acme/code'"),
         ({"AutoModel": "acme/code--modeling_own.OwnModel"}, UnsafeWeightsError, "commit is not pinned"),
         ({"AutoModel": "modeling_own.NoSuch"}, LoadError, "has no attribute 'NoSuch'"),
@@ -178,7 +179,7 @@ def test_the_operator_is_asked_for_when_only_the_entry_agrees(
         ({"AutoModel": 7}, LoadError, "'7' is not at the top"),
         ("modeling_own.OwnModel", LoadError, "'OwnModel', which transformers .* does not have"),
         ({"AutoConfig": "modeling_own.OwnModel"}, LoadError, "OwnModel is not a config"),
-    ],
+    ], 2),
 )  # fmt: skip
 def test_code_that_is_not_there_is_an_error(
     registry: ModelRegistry, hub: LoopbackHub, tmp_path: Path, allowed: None, auto_map: Any, error: Any, message: str

@@ -136,7 +136,7 @@ def assert_same_model(first: Any, again: Any) -> None:
     assert generation[0] is None or generation[0].to_dict() == generation[1].to_dict()
 
 
-@pytest.mark.parametrize("name", spread(one_of_each(STANDINS), 3))
+@pytest.mark.parametrize("name", spread(one_of_each(STANDINS), 4))
 def test_every_built_in_model_is_rebuilt_as_it_was_loaded(
     load: Callable[..., LoadResult], registry: ModelRegistry, tmp_path: Path, name: str
 ) -> None:
@@ -204,7 +204,7 @@ def lengthened(folder: Path, by: int) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("by", [0, 4, 8, 20, 48])
+@pytest.mark.parametrize("by", spread([0, 4, 8, 20, 48], 2))
 @pytest.mark.parametrize("make", [tiny.bert_masked_lm, tiny.llama_causal_lm])
 def test_a_model_lies_where_the_class_itself_would_have_it(load: Load, tmp_path: Path, make: Any, by: int) -> None:
     """In the dtype of its file: as askew as the file has it, so that the answers are those of `from_pretrained`."""
@@ -570,7 +570,7 @@ def mapped_share(model: Any) -> float:
     return mapped_bytes(model) / size_bytes(model)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+@pytest.mark.parametrize("dtype", spread(["bfloat16", "float16", "float64"], 2))
 @pytest.mark.parametrize(
     "make",
     [tiny.bert_masked_lm, tiny.llama_causal_lm, tiny.gpt2_causal_lm, lambda f: tiny.bert_encoder(f, pooler=False)],

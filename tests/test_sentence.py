@@ -127,7 +127,9 @@ UNKNOWN += [f"{OLD}.{kind}" for kind in ("WordWeights", "WeightedLayerPooling", 
 UNKNOWN += ["sentence_transformers.sparse_encoder.modules.Transformer", "own.Pooling", "own.modules.Dense", "Dense", ""]
 
 
-@pytest.mark.parametrize(("kind", "place"), [*((kind, 1) for kind in UNKNOWN), (UNKNOWN[0], 0), (UNKNOWN[0], 3)])
+@pytest.mark.parametrize(
+    ("kind", "place"), spread([*((kind, 1) for kind in UNKNOWN), (UNKNOWN[0], 0), (UNKNOWN[0], 3)], 3)
+)
 def test_a_module_that_is_not_known_is_refused_by_name(
     registry: ModelRegistry, tmp_path: Path, kind: str, place: int
 ) -> None:
@@ -142,44 +144,63 @@ def test_a_module_that_is_not_known_is_refused_by_name(
 
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
-    [
-        (
-            "1_Pooling/config.json",
-            {"pooling_mode": "attention"},
-            'has pooling_mode "attention" in 1_Pooling/config.json',
-        ),
-        ("1_Pooling/config.json", {"pooling_mode": ["mean", 3]}, r'has pooling_mode \["mean", 3\]'),
-        (
-            "1_Pooling/config.json",
-            {"pooling_mode_cls_token": True},
-            r'has both pooling_mode "mean" and the flags of \["cls"\]',
-        ),
-        ("1_Pooling/config.json", {"pooling_mode_median": True}, "has 'pooling_mode_median' in 1_Pooling/config.json"),
-        ("1_Pooling/config.json", {"include_prompt": "no"}, 'has include_prompt "no"'),
-        ("2_Dense/config.json", {"module_input_name": "token_embeddings"}, 'has module_input_name "token_embeddings"'),
-        ("2_Dense/config.json", {"module_output_name": "other"}, 'has module_output_name "other"'),
-        ("2_Dense/config.json", {"activation_function": "own.Act"}, 'has activation_function "own.Act"'),
-        ("2_Dense/config.json", {"activation_function": "torch.nn.Softmax"}, "has the activation 'torch.nn.Softmax'"),
-        ("2_Dense/config.json", {"activation_function": "torch.nn.Linear"}, "has the activation 'torch.nn.Linear'"),
-        ("2_Dense/config.json", {"scale": 2}, "has 'scale' in 2_Dense/config.json, which medvllm does not know"),
-        ("2_Dense/config.json", {"in_features": None}, "has no in_features in 2_Dense/config.json"),
-        ("3_Normalize/config.json", {"module_input_name": "x"}, 'has module_input_name "x" in 3_Normalize/config.json'),
-        ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, 'has transformer_task "fill-mask"'),
-        ("sentence_bert_config.json", {"modality_config": {"image": {}}}, "has modality_config"),
-        ("sentence_bert_config.json", {"module_output_name": "sentence_embedding"}, "has module_output_name"),
-        ("sentence_bert_config.json", {"max_seq_length": "long"}, 'has max_seq_length "long"'),
-        ("sentence_bert_config.json", {"query_length": 8}, "has query_length 8"),
-        ("sentence_bert_config.json", {"query_expansion": {"strategy": "min"}}, "has query_expansion"),
-        ("sentence_bert_config.json", {"processing_kwargs": {"text": {"padding": False}}}, "has processing_kwargs"),
-        ("sentence_bert_config.json", {"model_args": {"num_labels": 3}}, "has model_args"),
-        ("config_sentence_transformers.json", {"model_type": "CrossEncoder"}, 'has model_type "CrossEncoder"'),
-        ("config_sentence_transformers.json", {"truncate_dim": -1}, "has truncate_dim -1"),
-        ("config_sentence_transformers.json", {"prompts": {"secret": 3}}, "has prompts that are not texts"),
-        ("config_sentence_transformers.json", {"default_prompt_name": "s2p"}, "has the default prompt 's2p'"),
-        ("config_sentence_transformers.json", {"requirements": {"torch": ">99"}}, "requires 'torch' \">99\""),
-        ("config_sentence_transformers.json", {"requirements": {"sentence-transformers": ">=7"}}, "requires 'sent"),
-        ("config_sentence_transformers.json", {"pooler": "x"}, "has 'pooler' in config_sentence_transformers.json"),
-    ],
+    spread(
+        [
+            (
+                "1_Pooling/config.json",
+                {"pooling_mode": "attention"},
+                'has pooling_mode "attention" in 1_Pooling/config.json',
+            ),
+            ("1_Pooling/config.json", {"pooling_mode": ["mean", 3]}, r'has pooling_mode \["mean", 3\]'),
+            (
+                "1_Pooling/config.json",
+                {"pooling_mode_cls_token": True},
+                r'has both pooling_mode "mean" and the flags of \["cls"\]',
+            ),
+            (
+                "1_Pooling/config.json",
+                {"pooling_mode_median": True},
+                "has 'pooling_mode_median' in 1_Pooling/config.json",
+            ),
+            ("1_Pooling/config.json", {"include_prompt": "no"}, 'has include_prompt "no"'),
+            (
+                "2_Dense/config.json",
+                {"module_input_name": "token_embeddings"},
+                'has module_input_name "token_embeddings"',
+            ),
+            ("2_Dense/config.json", {"module_output_name": "other"}, 'has module_output_name "other"'),
+            ("2_Dense/config.json", {"activation_function": "own.Act"}, 'has activation_function "own.Act"'),
+            (
+                "2_Dense/config.json",
+                {"activation_function": "torch.nn.Softmax"},
+                "has the activation 'torch.nn.Softmax'",
+            ),
+            ("2_Dense/config.json", {"activation_function": "torch.nn.Linear"}, "has the activation 'torch.nn.Linear'"),
+            ("2_Dense/config.json", {"scale": 2}, "has 'scale' in 2_Dense/config.json, which medvllm does not know"),
+            ("2_Dense/config.json", {"in_features": None}, "has no in_features in 2_Dense/config.json"),
+            (
+                "3_Normalize/config.json",
+                {"module_input_name": "x"},
+                'has module_input_name "x" in 3_Normalize/config.json',
+            ),
+            ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, 'has transformer_task "fill-mask"'),
+            ("sentence_bert_config.json", {"modality_config": {"image": {}}}, "has modality_config"),
+            ("sentence_bert_config.json", {"module_output_name": "sentence_embedding"}, "has module_output_name"),
+            ("sentence_bert_config.json", {"max_seq_length": "long"}, 'has max_seq_length "long"'),
+            ("sentence_bert_config.json", {"query_length": 8}, "has query_length 8"),
+            ("sentence_bert_config.json", {"query_expansion": {"strategy": "min"}}, "has query_expansion"),
+            ("sentence_bert_config.json", {"processing_kwargs": {"text": {"padding": False}}}, "has processing_kwargs"),
+            ("sentence_bert_config.json", {"model_args": {"num_labels": 3}}, "has model_args"),
+            ("config_sentence_transformers.json", {"model_type": "CrossEncoder"}, 'has model_type "CrossEncoder"'),
+            ("config_sentence_transformers.json", {"truncate_dim": -1}, "has truncate_dim -1"),
+            ("config_sentence_transformers.json", {"prompts": {"secret": 3}}, "has prompts that are not texts"),
+            ("config_sentence_transformers.json", {"default_prompt_name": "s2p"}, "has the default prompt 's2p'"),
+            ("config_sentence_transformers.json", {"requirements": {"torch": ">99"}}, "requires 'torch' \">99\""),
+            ("config_sentence_transformers.json", {"requirements": {"sentence-transformers": ">=7"}}, "requires 'sent"),
+            ("config_sentence_transformers.json", {"pooler": "x"}, "has 'pooler' in config_sentence_transformers.json"),
+        ],
+        2,
+    ),
 )
 def test_a_declaration_that_is_not_understood_is_refused(
     registry: ModelRegistry, tmp_path: Path, file: str, changes: dict[str, Any], message: str

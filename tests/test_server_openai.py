@@ -176,6 +176,7 @@ def test_ollama_gets_what_the_library_answers(
     assert errors["wrong model"]["message"].startswith("Model 'ecn' is not registered. Did you mean: 'enc'?")
 
 
+@pytest.mark.slow
 def test_frameworks_embed_by_their_openai_classes(
     client: httpx2.Client, full: httpx2.Client, registry: ModelRegistry
 ) -> None:

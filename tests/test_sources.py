@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from medvllm.engine.model_runner import ModelRegistry
+from medvllm.engine.model_runner import ModelRegistry, ModelRunner
 from medvllm.errors import (
     GatedModelError,
     HubUnreachableError,
@@ -191,6 +191,22 @@ def test_gated_missing_and_unknown(registry: ModelRegistry, acme: LoopbackHub) -
     acme.gate("acme/bert")
     with pytest.raises(GatedModelError, match="'acme/bert' is gated.*\n.*HF_TOKEN"):
         registry.load_model("acme/bert")
+
+
+def test_a_folder_of_the_same_name_is_asked_about(
+    registry: ModelRegistry, acme: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither is meant for certain: Transformers would take the folder."""
+    tiny.bert_encoder(tmp_path / "work" / "acme" / "bert")
+    monkeypatch.chdir(tmp_path / "work")
+    for ask in (registry.load_model, ModelRunner, registry.pull):
+        with pytest.raises(
+            ModelNotFoundError, match=r"mean the folder of that name: \./acme/bert\n.*repository.*: hf://acme/bert$"
+        ):
+            ask("acme/bert")
+    repository, folder = registry.load_model("hf://acme/bert"), registry.load_model("./acme/bert")
+    assert type(repository) is not type(folder)
+    assert registry.load_model("acme/bert@main") is repository
 
 
 def test_a_repository_without_weights(registry: ModelRegistry, acme: LoopbackHub, tmp_path: Path) -> None:

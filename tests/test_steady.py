@@ -12,6 +12,7 @@ import transformers
 
 from medvllm.engine.model_runner import ModelRegistry
 from tests.support import kinds
+from tests.support.spread import spread
 
 LENGTHS = (60, 5, 30)
 
@@ -43,7 +44,7 @@ def _fresh(folder: Path, model: Any) -> dict[int, torch.Tensor]:
     return answers
 
 
-@pytest.mark.parametrize("kind", kinds.REMEMBERING)
+@pytest.mark.parametrize("kind", spread(kinds.REMEMBERING, 2))
 def test_an_answer_does_not_depend_on_what_came_before(registry: ModelRegistry, tmp_path: Path, kind: str) -> None:
     """Long after short, short after long, loaded and reloaded: the bits of a fresh model, and nothing stays behind."""
     folder = kinds.write(tmp_path / "m", kind)

@@ -25,6 +25,7 @@ from medvllm.metadata import ModelMetadata
 from tests.support import tiny
 from tests.support.children import asked, held, out
 from tests.support.postgres import Postgres
+from tests.support.spread import spread
 from tests.support.sql import change
 
 pytestmark = pytest.mark.usefixtures("catalog_url")
@@ -473,22 +474,25 @@ def test_applying_a_file_makes_the_catalogue_what_it_says(registry: ModelRegistr
 
 @pytest.mark.parametrize(
     ("edit", "error", "match"),
-    [
-        (
-            ('pooling = "cls"', 'pooling = "mean"'),
-            CatalogError,
-            "'pooling' of version 4 of model 'y' is 'mean' in the file but 'cls' in the catalogue",
-        ),
-        (("version = 1,", "version = 3,"), ModelNotFoundError, "'y' has no version or alias '3'"),
-        (('"y@4"', '"y@3"'), CatalogError, "Version 3 of model 'y' existed before"),
-        (("[aliases.y]", "[aliases.z]\nproduction = 1\n[aliases.y]"), CatalogError, "model 'z', but no version"),
-        (('[models."y@1"]', '[models."y@9"]'), CatalogError, "an alias points to it: production"),
-        (("protected = true", "protected = false"), CatalogError, "'production' of model 'y' is protected"),
-        (("[models.x]", '[models."x@0"]'), CatalogError, "must be a whole number of at least 1"),
-        (("production =", '"3" ='), ModelNameError, "Alias '3' cannot be used"),
-        (('description = "from a file"', 'descripton = "x"'), CatalogError, "descripton"),
-        (("[models.x]", "[models.x"), CatalogError, "The entries cannot be read"),
-    ],
+    spread(
+        [
+            (
+                ('pooling = "cls"', 'pooling = "mean"'),
+                CatalogError,
+                "'pooling' of version 4 of model 'y' is 'mean' in the file but 'cls' in the catalogue",
+            ),
+            (("version = 1,", "version = 3,"), ModelNotFoundError, "'y' has no version or alias '3'"),
+            (('"y@4"', '"y@3"'), CatalogError, "Version 3 of model 'y' existed before"),
+            (("[aliases.y]", "[aliases.z]\nproduction = 1\n[aliases.y]"), CatalogError, "model 'z', but no version"),
+            (('[models."y@1"]', '[models."y@9"]'), CatalogError, "an alias points to it: production"),
+            (("protected = true", "protected = false"), CatalogError, "'production' of model 'y' is protected"),
+            (("[models.x]", '[models."x@0"]'), CatalogError, "must be a whole number of at least 1"),
+            (("production =", '"3" ='), ModelNameError, "Alias '3' cannot be used"),
+            (('description = "from a file"', 'descripton = "x"'), CatalogError, "descripton"),
+            (("[models.x]", "[models.x"), CatalogError, "The entries cannot be read"),
+        ],
+        2,
+    ),
 )
 def test_a_refused_step_changes_nothing(
     registry: ModelRegistry, edit: tuple[str, str], error: type[Exception], match: str

@@ -28,6 +28,7 @@ from medvllm.sources import Lock
 from tests.support import tiny
 from tests.support.console import Screen, command
 from tests.support.loopback import LoopbackHub
+from tests.support.spread import spread
 
 
 @pytest.fixture
@@ -194,17 +195,20 @@ def test_a_removed_version_comes_back_as_itself(
 
 @pytest.mark.parametrize(
     ("name", "facts"),
-    [
-        ("obi/deid_bert_i2b2", {}),  # a built-in's
-        ("deid_bert_i2b2", {}),  # another name of it
-        ("ours", {"also_known_as": ["deid_bert_i2b2"]}),
-        ("ours", {"also_known_as": ["site-own"]}),
-        ("site-own", {}),
-        ("other-of-own", {}),
-        ("acme/bert", {}),  # a repository that is loaded by its name
-        ("acme/pinned", {}),  # one of which a commit is
-        ("ours", {"also_known_as": ["acme/bert"]}),
-    ],
+    spread(
+        [
+            ("obi/deid_bert_i2b2", {}),  # a built-in's
+            ("deid_bert_i2b2", {}),  # another name of it
+            ("ours", {"also_known_as": ["deid_bert_i2b2"]}),
+            ("ours", {"also_known_as": ["site-own"]}),
+            ("site-own", {}),
+            ("other-of-own", {}),
+            ("acme/bert", {}),  # a repository that is loaded by its name
+            ("acme/pinned", {}),  # one of which a commit is
+            ("ours", {"also_known_as": ["acme/bert"]}),
+        ],
+        2,
+    ),
 )
 def test_a_bundle_takes_no_name_over(
     hub: LoopbackHub, site: Callable[[str], ModelRegistry], tmp_path: Path, name: str, facts: dict[str, Any]

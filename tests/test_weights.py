@@ -24,6 +24,7 @@ from transformers import (
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import LoadError, MedVLLMError, WeightsMismatchError
 from tests.support import tiny
+from tests.support.spread import spread
 
 State = dict[str, torch.Tensor]
 LABELS = ["O", "B-X", "I-X"]
@@ -50,7 +51,7 @@ def advised(error: Exception) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("names", "what"),
-    [
+    spread([
         (["crf.transitions", "crf.start_transitions", "crf.end_transitions"], "a CRF"),
         (["transitions"], "a CRF"),
         (["tagger_crf.trans_matrix"], "a CRF"),
@@ -70,7 +71,7 @@ def advised(error: Exception) -> dict[str, Any]:
         (["lstm.weight_ih_l0"], "lstm.weight_ih_l0"),
         (["bert.embeddings.entity_embeddings.weight"], "entity_embeddings"),
         (["something_else"], "something_else"),
-    ],
+    ], 2),
 )  # fmt: skip
 def test_weights_that_the_model_does_not_take_are_refused_and_allowed_by_name(
     registry: ModelRegistry, tmp_path: Path, names: list[str], what: str
@@ -90,7 +91,9 @@ def test_weights_that_the_model_does_not_take_are_refused_and_allowed_by_name(
 
 @pytest.mark.parametrize("prefix", ["", "bert."])
 @pytest.mark.parametrize("kind", ["BertModel", "BertForTokenClassification"])
-@pytest.mark.parametrize("name", ["encoder.layer.1.attention.self.key.lora_A", "embeddings.more.weight", "top.weight"])
+@pytest.mark.parametrize(
+    "name", spread(["encoder.layer.1.attention.self.key.lora_A", "embeddings.more.weight", "top.weight"], 2)
+)
 def test_what_is_advised_for_one_weight_allows_no_others_of_the_encoder(
     registry: ModelRegistry, tmp_path: Path, name: str, kind: str, prefix: str
 ) -> None:

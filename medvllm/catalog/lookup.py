@@ -111,8 +111,8 @@ def _check_may_be_repository(catalog: Catalog, ref: ModelRef) -> None:
     if "/" not in ref.name and (near := catalog.near(ref.name)):
         advice = as_folder if os.path.isdir(ref.name) else as_repository
         raise catalog.not_found(ref.text, advice=advice, near=near)
-    if "/" not in ref.name and os.path.isdir(ref.name):
-        raise catalog.not_found(ref.text, advice=as_folder)
+    if ref.suffix is None and os.path.isdir(ref.name):
+        raise catalog.not_found(ref.text, advice=as_folder + (as_repository if "/" in ref.name else ""))
     if not ref.is_repo_id:
         raise catalog.not_found(ref.text, ", and it is not a repository's id", advice=as_folder)
 
