@@ -20,6 +20,7 @@ _SIZE = r"(\d+(?:\.\d+)?)\s*([kmgt]?i?b?)"
 _TIME = r"(\d+(?:\.\d+)?)(ms|s|m|h)"
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 PINNED = math.inf
+LONGEST_S = 100 * 365 * 24 * 3600.0  # that a model which is not pinned stays: until its memory is needed
 
 
 def parse_size(text: str) -> int:

@@ -15,6 +15,7 @@ from transformers import BioGptTokenizer
 
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
 from medvllm.engine.model_runner.generation.text import AnswerText
+from medvllm.engine.model_runner.request import Request
 from medvllm.errors import InputTooLongError, LoadError, MedVLLMError, RequestError
 from tests.support import decoders, kinds, tiny
 from tests.support.conversions import convert
@@ -408,6 +409,19 @@ def test_messages_are_one_conversation(shared: ModelRunner) -> None:
     once = shared.generate(chat("chest pain", "Since when?", "today"), max_new_tokens=5)
     assert list(once) == list(shared.generate([chat("chest pain", "Since when?", "today")], max_new_tokens=5))
     assert len(once) == 1 and once[0].coverage.read == ((0, 26),)
+
+
+def test_prompts_count_among_the_tokens_of_a_request(shared: ModelRunner) -> None:
+    """Of all its calls together, streams too; the answers do not."""
+    prompt = ["chest pain"]
+    with lease_of(shared) as lease:
+        (ids,) = lease.tokenizer(prompt)["input_ids"]
+    with Request(max_tokens=2 * len(ids)):
+        shared.generate(prompt, max_new_tokens=5)
+        assert [*shared.generate(prompt, max_new_tokens=5, stream=True)]
+        for ask in (shared.generate, lambda texts: [*shared.generate(texts, stream=True)]):
+            with pytest.raises(InputTooLongError, match=f"have {3 * len(ids)} tokens, and the request allows"):
+                ask(prompt)
 
 
 def test_a_stream_holds_the_model_until_it_ends(shared: ModelRunner) -> None:

@@ -19,6 +19,7 @@ from medvllm.server.config import ServerConfig
 from tests.support import decoders, tiny
 from tests.support.serving import serving
 from tests.support.tool_environment import run_client
+from tests.support.waiting import wait_until
 
 TEXTS = ["the patient denies chest pain", "aspirin 😀"]
 CHAT = [{"role": "user", "content": "fever?"}]
@@ -207,6 +208,21 @@ def test_a_generation_ends_when_its_client_goes_away(client: httpx2.Client, regi
         time.sleep(0.02)
 
 
+def test_the_body_of_a_stream_counts_until_it_ends(registry: ModelRegistry) -> None:
+    """Its texts are in memory so long."""
+    long = {"content": f"{json.dumps(ENDLESS)}{' ' * 100_000}", "headers": {"content-type": "application/json"}}
+    with serving(registry, ServerConfig(max_open_bytes=150_000)) as client:
+
+        def status_of_next() -> int:
+            with client.stream("POST", "/v1/chat/completions", **long) as other:
+                return other.status_code
+
+        with client.stream("POST", "/v1/chat/completions", **long) as stream:
+            lines = stream.iter_lines()  # once it is collected, the stream is closed
+            assert next(lines).startswith("data: ") and status_of_next() == 429
+        wait_until(lambda: status_of_next() == 200, step_s=0.02)
+
+
 def _leases(registry: ModelRegistry) -> int:
     return sum(each.leases for each in registry.loaded_models() if each.name == "endless")
 
@@ -224,7 +240,11 @@ def test_a_list_has_every_model_and_pages_if_asked(client: httpx2.Client, regist
         after = page["data"][-1]["id"]
     assert pages == whole["data"]
     texts = [client.get(path).text for path in ("/v1/models", "/v1/models/enc", "/api/tags", "/api/ps")]
-    texts.append(client.post("/api/show", json={"model": "enc"}).text)
+    seen = {"max_length": f"seen: {registry['enc'].location}/config.json"}
+    registry.register("told", "generic", model_path=registry["enc"].location, provenance=seen)
+    texts += [client.get("/v1/models/told").text]
+    texts += [client.post("/api/show", json={"model": name}).text for name in ("enc", "told")]
+    registry.unregister("told")
     assert str(Path(registry["enc"].location).parent) not in "".join(texts)
 
 

@@ -1,6 +1,7 @@
 """The right of each route of a server, and who has it."""
 
 import json
+from math import inf
 from pathlib import Path
 
 import httpx2
@@ -202,6 +203,14 @@ def test_a_model_is_pinned_or_unloaded_only_with_the_right_to_manage(tmp_path: P
         shown = client.get("/api/ps", headers={"Authorization": f"Bearer {manager}"})
         assert shown.status_code == 200 and len(shown.json()["models"]) == 1
         assert [ask(manager, stays) for stays in (-1, 0)] == [200, 200]
+
+        def stays_after(key: str, asked: object) -> float | None:
+            assert ask(key, asked) == 200
+            return registry.loaded_models()[0].keep_alive
+
+        assert [stays_after(manager, -1), stays_after(keys["infer"], "1m")] == [inf, inf]
+        assert [stays_after(manager, 600), stays_after(keys["infer"], "1m")] == [600, 600]
+        assert [stays_after(keys["infer"], "20m"), stays_after(manager, 60)] == [1200, 60]
 
 
 def test_the_right_to_read_loads_no_model(tmp_path: Path) -> None:

@@ -62,8 +62,8 @@ def test_a_key_opens_what_its_rights_say(
     two = {"inputs": [INFER["inputs"][0] | {"shape": [2], "data": ["a", "b"]}]}
     with serving(registry, ServerConfig(requires_key=True, max_body_bytes=1000)) as client:
 
-        def ask(path: str, key: str | None = None, body: Any = None, **headers: str) -> int:
-            given = headers if key is None else {"Authorization": f"Bearer {key}"}
+        def ask(path: str, key: str | None = None, body: Any = None, **headers: Any) -> int:
+            given: Any = headers if key is None else {"Authorization": f"Bearer {key}"}
             answer = client.request("GET" if body is None else "POST", path, json=body, headers=given)
             assert CANARY not in answer.text and (answer.status_code < 400 or list(answer.json()) == ["error"])
             assert (answer.status_code == 401) is ("www-authenticate" in answer.headers)
@@ -74,7 +74,11 @@ def test_a_key_opens_what_its_rights_say(
         assert [ask("/nothing"), ask("/openapi.json"), ask("/metrics")] == [401] * 3
         basic = base64.b64encode(f"me:{key}".encode()).decode()
         assert [ask("/v2", **{"X-API-Key": key}), ask("/v2", Authorization=f"Basic {basic}")] == [200, 200]
-        assert [ask("/v2", Authorization="Basic !"), ask("/v2", key[:-1]), ask("/v2", digest_of(key))] == [401] * 3
+        assert ask("/livez", Authorization=b"Basic \xe9") == 200  # no key is needed
+        assert [ask("/v2", Authorization=b"Basic " + text) for text in (b"!", b"\xe9", b"/+==", b"\xff\xfe")] == [
+            401
+        ] * 4
+        assert [ask("/v2", key[:-1]), ask("/v2", digest_of(key))] == [401] * 2
         infer, unload = "/v2/models/ner/infer", "/v2/repository/models/ner/unload"
         assert [ask(infer, key, INFER), ask(infer, "r" * 20, INFER), ask(infer, None, INFER)] == [200, 403, 401]
         assert [ask(unload, key, {}), ask(unload, "m" * 20, {})] == [403, 200]
@@ -169,6 +173,15 @@ def test_pages_of_other_sites_cannot_use_the_server(
     answer = client.post("/v2/repository/index", json={"ready": True}, headers=headers)
     assert answer.status_code == status
     assert "access-control-allow-origin" not in answer.headers
+
+
+def test_a_page_of_another_site_can_only_link_to_pages(client: httpx2.Client) -> None:
+    """A picture or a frame with the address of a route would load a model."""
+    for path in ("/v1/models", "/v2/models/ner", "/presidio/supportedentities?model=ner", "/", "/memory"):
+        for mode in ("no-cors", "navigate"):
+            answer = client.get(path, headers={"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": mode})
+            assert answer.status_code == (200 if mode == "navigate" and path in ("/", "/memory") else 403)
+    assert client.get("/v1/models", headers={"Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"}).status_code == 200
 
 
 def test_a_host_is_read_as_the_browser_reads_it() -> None:
@@ -281,6 +294,27 @@ def test_junk_behind_a_request_ends_the_connection(client: httpx2.Client) -> Non
         connection.sendall(GET * 3 + b"\x00junk\r\n\r\n" + GET)
         answer = _read(connection)
     assert answer.count(b"HTTP/1.1 200") == 3 and answer.count(b"HTTP/1.1 ") == 4 and b"HTTP/1.1 400" in answer
+
+
+def _ask_in(connection: socket.socket) -> bool:
+    connection.sendall(GET)
+    answer = b""
+    while not answer.endswith(b"}"):
+        answer += connection.recv(10_000)
+    return answer.startswith(b"HTTP/1.1 200")
+
+
+def test_a_connection_between_two_requests_stays_longer_than_a_head_may_take(
+    registry: ModelRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy that keeps connections open would otherwise send a request into one that ends."""
+    monkeypatch.setattr(Connection, "head_timeout_s", 0.2)
+    with serving(registry) as client, connected(client) as waiting, connected(client) as begun:
+        for connection in (waiting, begun):
+            assert _ask_in(connection)
+        begun.sendall(b"G")
+        assert _read(begun) == b""  # it was ended, although it was idle for no longer than the other one
+        assert _ask_in(waiting)
 
 
 @pytest.mark.parametrize("before", [b"", GET])

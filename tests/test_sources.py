@@ -199,7 +199,11 @@ def test_a_folder_of_the_same_name_is_asked_about(
     """Neither is meant for certain: Transformers would take the folder."""
     tiny.bert_encoder(tmp_path / "work" / "acme" / "bert")
     monkeypatch.chdir(tmp_path / "work")
-    for ask in (registry.load_model, ModelRunner, registry.pull):
+
+    def run(name: str) -> object:
+        return ModelRunner(name, registry=registry).embed(["a"])
+
+    for ask in (registry.load_model, run, registry.pull):
         with pytest.raises(
             ModelNotFoundError, match=r"mean the folder of that name: \./acme/bert\n.*repository.*: hf://acme/bert$"
         ):

@@ -30,7 +30,7 @@ def add(
     max_concurrent: Annotated[int | None, typer.Option(min=1, help="How many requests may be open at once.")] = None,
     max_texts: Annotated[int | None, typer.Option(min=1, help="The most texts of one request.")] = None,
     max_characters: Annotated[int | None, typer.Option(min=1, help="The most characters of one request.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="The most tokens that a model reads at once.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="The most tokens to read for one request.")] = None,
     max_body_bytes: Annotated[int | None, typer.Option(min=1, help="The largest body of a request, in bytes.")] = None,
 ) -> None:
     """Make a key and print it. The catalogue keeps its digest only: the key cannot be shown again."""

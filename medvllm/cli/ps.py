@@ -8,7 +8,7 @@ import typer
 from medvllm.cli.output import print_json, print_table
 from medvllm.cli.parameters import Json
 from medvllm.model_registry import registry
-from medvllm.quantities import shown_size
+from medvllm.quantities import LONGEST_S, shown_size
 
 
 def ps(
@@ -70,6 +70,6 @@ def _row(model: dict[str, Any]) -> tuple[object, ...]:
 
 
 def _stays(keep_alive: float | None) -> str:
-    if keep_alive is None:
+    if keep_alive is None or keep_alive >= LONGEST_S:
         return "while it fits"
     return "pinned" if keep_alive < 0 else f"{keep_alive:,.0f} s"

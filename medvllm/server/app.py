@@ -71,7 +71,6 @@ def create_app(
         strict_content_type=False,  # many clients send JSON without a Content-Type
     )
     app.state.server, app.state.metrics = Server(registry, config, calls), Metrics(registry)
-    app.state.bodies = OpenBodies(config.max_open_bytes)
     # Cohere's /v2/rerank comes before the names of models that the Open Inference Protocol has there.
     own = (openai, ollama, medical, native, rerank, tei, vllm, huggingface, presidio)
     for protocol in (*own, open_inference, health, metrics, page):
@@ -79,6 +78,7 @@ def create_app(
     app.openapi = partial(_describe_once, app)  # type: ignore[method-assign]
     for kind, handler in HANDLERS.items():
         app.add_exception_handler(kind, handler)
+    app.add_middleware(OpenBodies, limit=config.max_open_bytes)
     app.add_middleware(Head)
     app.add_middleware(Guard, config=config, keyring=Keyring(registry, config.own_key))
     app.add_middleware(Journal, metrics=app.state.metrics, tracing=tracing)  # the outer one

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from medvllm.server.problem import Problem, ProblemError
 from medvllm.server.strict_json import JSONError, parse_json
@@ -21,25 +22,35 @@ _SMALL = 100_000  # bytes that take less time to parse than a thread takes to st
 
 
 class OpenBodies:
-    """How many bytes the bodies of all open requests have. Only the event loop changes it.
+    """Counts the bytes of the bodies of all requests, each until its answer is complete: so long, its texts are needed.
+
+    Only the event loop changes the number.
 
     Args:
+        app: What answers.
         limit: The most bytes.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit, self._size = limit, 0
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app, self._limit, self._size = app, limit, 0
 
-    def add(self, size: int) -> None:
-        """Count so many more bytes. ProblemError: they would be too many."""
-        if self._size + size > self._limit:
-            message = "The requests that the server works on are as large as it allows, all together.\nTry again later."
-            raise ProblemError(Problem(429, "overloaded", message, retry_after_s=1))
-        self._size += size
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, whose state has what counts its bytes."""
+        own = 0
 
-    def remove(self, size: int) -> None:
-        """Count so many bytes less."""
-        self._size -= size
+        def add(size: int) -> None:
+            nonlocal own
+            if self._size + size > self._limit:
+                message = "The requests that the server works on are as large as it allows, all together."
+                raise ProblemError(Problem(429, "overloaded", f"{message}\nTry again later.", retry_after_s=1))
+            self._size += size
+            own += size
+
+        scope.setdefault("state", {})["add_to_open"] = add
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._size -= own
 
 
 class StrictRequest(Request):
@@ -47,8 +58,6 @@ class StrictRequest(Request):
 
     A large body is decompressed and parsed in a thread: meanwhile, the server answers others.
     """
-
-    size = 0  # bytes of the body, also after decompression, that count among those of all open requests
 
     async def body(self) -> bytes:
         """Return the body, decompressed. ProblemError: it is too large, or compressed in an unknown way."""
@@ -66,7 +75,7 @@ class StrictRequest(Request):
             encoding = self.headers.get("content-encoding", "identity").strip().lower()
             if encoding in _ENCODINGS:
                 data = await asyncio.to_thread(_decompress, data, encoding, limit)
-                self._count(len(data))
+                self.state.add_to_open(len(data))
             elif encoding != "identity":
                 message = (
                     "The body may be compressed with gzip or deflate.\nSend it as it is, without Content-Encoding."
@@ -94,13 +103,9 @@ class StrictRequest(Request):
             size += len(part)
             if size > limit:
                 raise ProblemError(too_large(limit))
-            self._count(len(part))
+            self.state.add_to_open(len(part))
             parts.append(part)
         return b"".join(parts)
-
-    def _count(self, size: int) -> None:
-        self.app.state.bodies.add(size)
-        self.size += size
 
 
 class StrictRoute(APIRoute):
@@ -113,11 +118,7 @@ class StrictRoute(APIRoute):
         async def handle(request: Request) -> Response:
             # Bodies are JSON, whatever curl or another client calls them: FastAPI takes a body without a type for that.
             headers = [(name, value) for name, value in request.scope["headers"] if name != b"content-type"]
-            strict = StrictRequest({**request.scope, "headers": headers}, request.receive)
-            try:
-                return await handler(strict)
-            finally:
-                request.app.state.bodies.remove(strict.size)
+            return await handler(StrictRequest({**request.scope, "headers": headers}, request.receive))
 
         return handle
 

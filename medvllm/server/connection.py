@@ -130,8 +130,11 @@ class Connection(H11Protocol):
         if cycle is not None and not cycle.response_complete:
             self._idle_since = None
             self._stop_timer()
-        elif self._head_timer is None:
+            return
+        if self._idle_since is None:
             self._idle_since = self.loop.time()
+        # Between two requests, uvicorn's own timer ends the connection, until the next one begins.
+        if self._head_timer is None and (cycle is None or self.conn.trailing_data[0]):
             self._head_timer = self.loop.call_later(self.head_timeout_s, self._end_waiting)
 
     def _end_waiting(self) -> None:

@@ -14,7 +14,7 @@ from medvllm.metadata import ModelMetadata
 from medvllm.model_registry import Lease
 from medvllm.names import parse_name
 from medvllm.options import parse_keep_alive
-from medvllm.quantities import PINNED
+from medvllm.quantities import LONGEST_S, PINNED
 from medvllm.server.calls import Calls
 from medvllm.server.config import ServerConfig
 from medvllm.server.problem import Problem, ProblemError
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _SHORTEST_S = 60.0  # that a key without "manage" may let a model stay: less would unload it for others
-LONGEST_S = 100 * 365 * 24 * 3600.0  # that a model which is not pinned stays: until its memory is needed
 
 
 @dataclass(frozen=True)
@@ -94,10 +93,10 @@ class Server:
             ModelNotFoundError: As for `entry`.
             RequestError: `keep_alive` is not a duration.
         """
-        reference = self.entry(name).reference
-        options = self._stay(keep_alive)
+        entry = self.entry(name)
+        options = self._stay(entry, keep_alive)
         options |= {"registry": self.registry, "engine": engine or self.config.engine, "precision": precision}
-        return ServedRunner(reference, self.about, **options)
+        return ServedRunner(entry.reference, self.about, **options)
 
     def lease(
         self, name: str, engine: "EngineName | None" = None, *, keep_alive: str | float | None = None
@@ -113,13 +112,15 @@ class Server:
             ProblemError: As for `entry`.
             ModelNotFoundError: As for `entry`.
         """
-        self.entry(name)
-        options = self._stay(keep_alive)
+        options = self._stay(self.entry(name), keep_alive)
         chosen = engine or self.config.engine
         return lease_for_task(self.registry, self.reference(name), options, chosen, "float32", None)
 
-    def _stay(self, keep_alive: str | float | None) -> dict[str, Any]:
-        """Return how long a model stays, as an option. ProblemError: the key must not pin a model, or unload it."""
+    def _stay(self, entry: ModelMetadata, keep_alive: str | float | None) -> dict[str, Any]:
+        """Return how long a model stays, as an option. ProblemError: the key must not pin a model, or unload it.
+
+        Without the right to manage, the time is not shortened, which somebody else may have set.
+        """
         seconds = parse_keep_alive(keep_alive)
         if seconds is None:
             return {}
@@ -129,6 +130,10 @@ class Server:
                 f"Leave out keep_alive, or give {_SHORTEST_S:g} seconds or more, and not -1."
             )
             raise ProblemError(Problem(403, "permission_denied", message, "keep_alive"))
+        if "manage" not in self.rights:
+            present = [each.keep_alive for each in self.registry.loaded_models() if each.name == entry.name]
+            if any(stays is None or stays > seconds for stays in present):
+                return {}
         return {"keep_alive": seconds if seconds == PINNED else min(seconds, LONGEST_S)}
 
     async def run(

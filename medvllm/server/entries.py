@@ -1,11 +1,12 @@
 """The entries of the catalogue as the server describes them: without paths of the machine."""
 
-from collections.abc import Generator, Iterator, Mapping, Sequence, Sized
+from collections.abc import Generator, Iterator, Sequence, Sized
 from typing import Any
 
 from medvllm.metadata import ModelMetadata
 from medvllm.model_registry import ModelRegistry
 from medvllm.names import parse_name
+from medvllm.server.receipts import hide_paths
 
 _PAGE = 1000  # entries that are read at once: meanwhile other threads wait
 # What a list says of an entry. The values of some other facts may be paths.
@@ -21,13 +22,12 @@ _DETAILS = (
 
 
 def known_facts(entry: ModelMetadata, *, is_detailed: bool = False) -> dict[str, Any]:
-    """Return the facts of an entry that are known, as JSON values."""
+    """Return the facts of an entry that are known, as JSON values, without paths of this machine."""
     names = (*_LISTED, *_DETAILS) if is_detailed else _LISTED
     attributes = ("tasks", "model_type")
     facts = {name: getattr(entry, name) if name in attributes else entry.fact(name) for name in names}
-    return {
-        name: dict(value) if isinstance(value, Mapping) else value for name, value in facts.items() if _is_known(value)
-    }
+    shown: dict[str, Any] = hide_paths({name: value for name, value in facts.items() if _is_known(value)})
+    return shown
 
 
 def _is_known(value: object) -> bool:

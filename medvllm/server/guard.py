@@ -1,7 +1,6 @@
 """Turns away requests before they are read: of unknown keys, from other sites, of two lengths or two meanings."""
 
 import base64
-import binascii
 import ipaddress
 import socket
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from medvllm.api_keys import RIGHTS, ApiKey
 from medvllm.errors import MedVLLMError
 from medvllm.server.config import ServerConfig
+from medvllm.server.html import is_page
 from medvllm.server.keyring import Keyring
 from medvllm.server.problem import Problem, problem_of
 from medvllm.server.rendering import render
@@ -50,7 +50,8 @@ class Guard:
         state["is_own"] = self._keyring.is_own(_presented_key(headers))  # a command of the server's user
         own_key = _OWN_KEY if state["is_own"] else None
         state["config"], state["key"], state["rights"] = self._config, own_key, RIGHTS
-        if (problem := self._wrong_message(scope["method"], headers) or _said_twice(scope, headers)) is not None:
+        problem = self._wrong_message(scope["method"], scope["path"], headers) or _said_twice(scope, headers)
+        if problem is not None:
             await _refuse(problem, scope, receive, send)
             return
         if scope["path"] in OPEN:
@@ -91,7 +92,7 @@ class Guard:
             return Problem(403, "permission_denied", message)
         return key
 
-    def _wrong_message(self, method: str, headers: Headers) -> Problem | None:
+    def _wrong_message(self, method: str, path: str, headers: Headers) -> Problem | None:
         if "transfer-encoding" in headers and "content-length" in headers:
             message = "The request has both Transfer-Encoding and Content-Length.\nSend one of them."
             return Problem(400, "ambiguous_length", message)
@@ -105,7 +106,9 @@ class Guard:
         origin = headers.get("origin")
         is_foreign = origin is not None and not self._is_of(origin, headers.get("host", ""))
         is_sent_elsewhere = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
-        if is_foreign or (is_sent_elsewhere and method not in ("GET", "HEAD")):
+        # A link to a page may be followed. A picture with such an address would load a model.
+        is_link = method == "GET" and is_page(path) and headers.get("sec-fetch-mode") == "navigate"
+        if is_foreign or (is_sent_elsewhere and not is_link):
             return Problem(
                 403,
                 "foreign_origin",
@@ -148,7 +151,7 @@ def _presented_key(headers: Mapping[str, str]) -> str | None:
     if scheme.lower() == "basic":
         try:
             return base64.b64decode(value, validate=True).decode("utf-8").partition(":")[2]
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:  # no base64, no ASCII or no UTF-8
             return ""
     return headers.get("x-api-key")
 

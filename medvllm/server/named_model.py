@@ -26,20 +26,17 @@ class ModelChoice:
         self._path, self._loaded = http.url.path, server_of(http).config.loaded
         self._address, self._named = model, model or x_medvllm_model
 
-    def name(self, given: str | None = None) -> str:
+    def name(self, *given: str | None) -> str:
         """Return the model that the body or the address names, or else a header, or else the server's only one.
 
         Args:
-            given: The name in the body.
+            given: The names in the body, in each of its places.
 
         Raises:
-            ProblemError: The body and the address name two models. Or nothing names one, and the server did not load
-                exactly one at its start.
+            ProblemError: The body and the address name several models. Or nothing names one, and the server did not
+                load exactly one at its start.
         """
-        if given and self._address and given != self._address:
-            message = "The body of the request names one model, and its address another one.\nName it in one place."
-            raise ProblemError(Problem(422, "ambiguous_model", message, "model"))
-        if name := given or self._named or (self._loaded[0] if len(self._loaded) == 1 else None):
+        if name := only_name(*given, self._address) or self._named or _only(self._loaded):
             return name
         loaded = f"several at its start: {', '.join(self._loaded)}" if self._loaded else "none at its start"
         message = (
@@ -47,6 +44,26 @@ class ModelChoice:
             f"Name it in the address, {self._path}?model=NAME, or in the header x-medvllm-model."
         )
         raise ProblemError(Problem(422, "no_model", message, "model"))
+
+
+def only_name(*given: str | None) -> str | None:
+    """Return the model that a request names, wherever it does so; None if nowhere.
+
+    Args:
+        given: The names in each place.
+
+    Raises:
+        ProblemError: It names several.
+    """
+    names = set(filter(None, given))
+    if len(names) > 1:
+        message = "The request names several models, in its address and its body or twice in its body.\nName one."
+        raise ProblemError(Problem(422, "ambiguous_model", message, "model"))
+    return next(iter(names), None)
+
+
+def _only(names: tuple[str, ...]) -> str | None:
+    return names[0] if len(names) == 1 else None
 
 
 Choice = Annotated[ModelChoice, Depends()]

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from medvllm.receipt import Receipt
@@ -26,7 +27,7 @@ def describe_receipt(receipt: Receipt) -> dict[str, Any]:
 
 def hide_paths(value: Any) -> Any:
     """Return a value of JSON in which each text that is a path of this machine is replaced."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: hide_paths(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [hide_paths(item) for item in value]

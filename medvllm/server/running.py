@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from medvllm.server.config import ServerConfig
 
 DRAIN_S = 30  # for requests that run when the server is told to end
-_KEEP_ALIVE_S = 15  # an idle connection
+_KEEP_ALIVE_S = 75  # an idle connection: longer than proxies keep theirs, so that they never use one that ends
 
 
 def make_server(

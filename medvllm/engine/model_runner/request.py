@@ -25,8 +25,8 @@ class Request:
         timeout_s: Seconds from now until the deadline; None for no deadline.
         priority: "interactive", or "bulk" for work that gives way: where both wait for the same device, four
             interactive batches run for each one in bulk.
-        max_tokens: The most tokens of texts that its calls together may have a model read; None for no limit. The
-            prompts of `generate` are not counted.
+        max_tokens: The most tokens of texts and prompts that its calls together may have a model read; None for no
+            limit. The tokens of the answers of `generate` are not counted.
 
     Raises:
         RequestError: An argument cannot be used.

@@ -16,9 +16,9 @@ from medvllm.model_registry import ModelRegistry
 from medvllm.model_registry.loaded_models import LoadedModel
 from medvllm.options import parse_keep_alive
 from medvllm.processes.process import Process
-from medvllm.quantities import PINNED
+from medvllm.quantities import LONGEST_S, PINNED
 from medvllm.server.body import StrictRoute
-from medvllm.server.context import LONGEST_S, Server, ServerOf
+from medvllm.server.context import Server, ServerOf
 from medvllm.server.page.form import read_form
 from medvllm.server.page.view import render_view
 

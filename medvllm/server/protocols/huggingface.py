@@ -14,6 +14,7 @@ from medvllm.engine.model_runner.reading.windows import LongInput
 from medvllm.server.body import StrictRoute
 from medvllm.server.context import Server, ServerOf
 from medvllm.server.examples import answer_of
+from medvllm.server.named_model import only_name
 from medvllm.server.problem import Problem, ProblemError
 from medvllm.server.protocols.tei import EmbedOptions, Sentences, finish_vectors
 from medvllm.server.texts import check_texts
@@ -95,6 +96,7 @@ async def run_own_task(model: Model, asked: TaskRequest, http: Request, server: 
 
 
 async def _run(http: Request, server: Server, model: str, task: str | None, asked: TaskRequest) -> Response:
+    only_name(model, asked.model, asked.parameters.model if asked.parameters else None)
     chosen = asked.chosen()
     refuse_others(chosen.model_extra, _REFUSED)
     if isinstance(asked.inputs, Sentences):

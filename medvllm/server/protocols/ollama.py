@@ -19,9 +19,9 @@ from medvllm.metadata import ModelMetadata
 from medvllm.model_registry import ModelRegistry
 from medvllm.model_registry.loaded_models import LoadedModel
 from medvllm.options import parse_keep_alive
-from medvllm.quantities import PINNED
+from medvllm.quantities import LONGEST_S, PINNED
 from medvllm.server.body import StrictRoute
-from medvllm.server.context import LONGEST_S, Server, ServerOf
+from medvllm.server.context import Server, ServerOf
 from medvllm.server.entries import iterate_entries, join_pages, known_facts
 from medvllm.server.examples import answer_of
 from medvllm.server.protocols.tei import TEIRequest

@@ -204,8 +204,9 @@ async def list_entities(http: Request, server: ServerOf, choice: Choice, languag
     name = choice.name()
 
     def call() -> list[str]:
-        _check_language(server.entry(name), language)
-        with server.lease(name) as lease:
+        entry = server.entry(name)
+        _check_language(entry, language)
+        with server.lease(entry.reference) as lease:
             server.about[VERSION] = str(lease.metadata.version)
             return list(read_labels(lease).kinds)
 

@@ -189,8 +189,9 @@ async def find_similarity(asked: SimilarityRequest, http: Request, server: Serve
     texts = [asked.inputs.source_sentence, *asked.inputs.sentences]
     check_texts(asked.inputs.sentences, server.config, "inputs.sentences")
     check_texts(texts, server.config, "inputs")
-    name = choice.name(asked.model)
-    made = await server.run(http, lambda: _embed(server, name, texts, asked.parameters or TEIRequest()))
+    parameters = asked.parameters or TEIRequest()
+    name = choice.name(asked.model, parameters.model)
+    made = await server.run(http, lambda: _embed(server, name, texts, parameters))
     similarities: list[float] = compare(made.vectors[:1], made.vectors[1:], made.similarity)[0].tolist()
     return similarities
 

@@ -60,9 +60,9 @@ def create_front(
     """
     server = Server(registry, config, Calls(config))
     app = Starlette(routes=[Route("/livez", _is_live), Route("/{path:path}", Front(server, replicas))])
-    app.state.bodies = OpenBodies(config.max_open_bytes)
     for kind, handler in HANDLERS.items():
         app.add_exception_handler(kind, handler)
+    app.add_middleware(OpenBodies, limit=config.max_open_bytes)
     app.add_middleware(Head)
     app.add_middleware(Guard, config=config, keyring=Keyring(registry, config.own_key))
     app.add_middleware(Journal, metrics=Metrics(registry), tracing=tracing)  # the outer one
@@ -89,17 +89,14 @@ class Front:
         """Read a request, and send the answer of a replica, or of all."""
         scope.pop("route", None)  # the journal notes that of the replica
         http = StrictRequest(scope, receive)
-        try:
-            body = await http.body()
-            sent = _without_encoding(scope, len(body)), *pieces(body)
-            join = join_of(http.method, http.url.path)
-            if join is None:
-                messages = self._ask_one(await find_model(http, self._server), sent)
-            else:
-                messages = self._ask_all(join, sent)
-            await Answer(http.scope, messages, send).send_until_gone(http)
-        finally:
-            http.app.state.bodies.remove(http.size)
+        body = await http.body()
+        sent = _without_encoding(scope, len(body)), *pieces(body)
+        join = join_of(http.method, http.url.path)
+        if join is None:
+            messages = self._ask_one(await find_model(http, self._server), sent)
+        else:
+            messages = self._ask_all(join, sent)
+        await Answer(http.scope, messages, send).send_until_gone(http)
 
     async def _ask_one(self, model: str, sent: tuple[Any, ...]) -> AsyncGenerator[Message]:
         handle = self._replicas.options(method_name="answer", stream=True, multiplexed_model_id=model)

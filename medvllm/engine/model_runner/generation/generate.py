@@ -49,9 +49,10 @@ def generate(
         seed=seed,
         allow_special_tokens=allow_special_tokens,
     )
-    answers = _begin(lease, texts, options, is_streamed=False)
+    limits = current_limits()
+    answers = _begin(lease, texts, options, limits, is_streamed=False)
     found: dict[int, Answer] = {}
-    with closing(_run(lease, answers, options, current_limits())) as pieces:
+    with closing(_run(lease, answers, options, limits)) as pieces:
         complete = ((piece.position, piece.answer) for piece in pieces if piece.answer)
         for _ in progress.track_items("Running", answers):
             position, answer = next(complete)
@@ -61,10 +62,12 @@ def generate(
 
 def stream(lease: Lease, prompts: Iterable[Any], options: GenerationOptions, limits: Limits) -> Generator[Piece]:
     """Yield the text that the model generates, piece by piece, one prompt after the other."""
-    return _run_alone(lease, _begin(lease, prompts, options, is_streamed=True), options, limits)
+    return _run_alone(lease, _begin(lease, prompts, options, limits, is_streamed=True), options, limits)
 
 
-def _begin(lease: Lease, prompts: Iterable[Any], options: GenerationOptions, *, is_streamed: bool) -> list[Answering]:
+def _begin(
+    lease: Lease, prompts: Iterable[Any], options: GenerationOptions, limits: Limits, *, is_streamed: bool
+) -> list[Answering]:
     check_decoder(lease)
     answers = []
     for prompt in read_prompts(lease, prompts, allow_special_tokens=options.allow_special_tokens):
@@ -73,6 +76,7 @@ def _begin(lease: Lease, prompts: Iterable[Any], options: GenerationOptions, *, 
         continues = [] if lease.model.config.is_encoder_decoder else prompt.ids
         text = AnswerText(lease.tokenizer, continues, options.stop, is_streamed=is_streamed)
         answers.append(Answering(prompt, config, text))
+    limits.take_tokens(sum(len(answer.prompt.ids) for answer in answers))
     return answers
 
 

@@ -161,7 +161,7 @@ async def is_model_ready(model: Model, http: Request, server: ServerOf) -> dict[
             raise ProblemError(Problem(404, "model_not_ready", message))
         return {"name": entry.name, "ready": True}
 
-    return await server.run(http, call)
+    return await server.look(http, call)
 
 
 @router.post(
@@ -221,7 +221,9 @@ async def describe_version(model: Model, version: Version, http: Request, server
 @router.get("/models/{model:path}", responses={200: _TENSORS})
 async def describe_model(model: Model, http: Request, server: ServerOf) -> dict[str, Any]:
     """Return the tensors of a model: what a request has, and what the answer has."""
-    return await server.run(http, lambda: _describe(server, server.entry(model)))
+    entry = await server.look(http, lambda: server.entry(model))
+    ask = server.look if task_of_entry(entry) else server.run  # without a stated task, its model is loaded
+    return await ask(http, lambda: _describe(server, entry))
 
 
 def _describe(server: Server, entry: ModelMetadata) -> dict[str, Any]:
