@@ -210,7 +210,7 @@ def test_a_generation_ends_when_its_client_goes_away(client: httpx2.Client, regi
 
 def test_the_body_of_a_stream_counts_until_it_ends(registry: ModelRegistry) -> None:
     """Its texts are in memory so long."""
-    long = {"content": f"{json.dumps(ENDLESS)}{' ' * 100_000}", "headers": {"content-type": "application/json"}}
+    long: Any = {"content": f"{json.dumps(ENDLESS)}{' ' * 100_000}", "headers": {"content-type": "application/json"}}
     with serving(registry, ServerConfig(max_open_bytes=150_000)) as client:
 
         def status_of_next() -> int:
