@@ -28,7 +28,7 @@ def test_a_server_with_a_prepared_engine_imports_no_torch(shared_exports: Export
         from tests.support.serving import serving
 
         registry = ModelRegistry()
-        registry.register("tagger", "clinical", model_path={str(folder)!r}, task="ner")
+        registry.register("tagger", "clinical", model_path={str(folder)!r})
         text = {{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["No fever."]}}
         asked = {{
             "/v1/load": {{"model": "tagger", "keep_alive": -1}},
@@ -56,7 +56,7 @@ def test_a_request_that_asks_for_torch_gets_it(
     registry: ModelRegistry, shared_exports: Exports, engine_home: Path
 ) -> None:
     """From a server that has another engine."""
-    registry.register("tagger", "clinical", model_path=str(shared_exports.tagger(engine_home)), task="ner")
+    registry.register("tagger", "clinical", model_path=str(shared_exports.tagger(engine_home)))
     asked = {"model": "tagger", "texts": ["No fever."], "receipt": True}
     with serving(registry, ServerConfig(engine="onnx")) as http:
         assert http.post("/v1/run", json=asked).json()["receipt"]["engine"]["name"] == "onnx"
@@ -67,7 +67,7 @@ def test_the_page_loads_and_pins_what_the_engine_computes(
     registry: ModelRegistry, shared_exports: Exports, engine_home: Path
 ) -> None:
     """By the engine of the server, or that of the model beside which the button stands."""
-    registry.register("tagger", "clinical", model_path=str(shared_exports.tagger(engine_home)), task="ner")
+    registry.register("tagger", "clinical", model_path=str(shared_exports.tagger(engine_home)))
 
     def pinned() -> dict[str, bool]:
         return {each.engine: each.keep_alive == float("inf") for each in registry.loaded_models()}
