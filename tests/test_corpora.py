@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from medvllm.corpora.reading.columns import Columns
-from medvllm.corpora.reading.corpus import corpus_of, open_corpus
+from medvllm.corpora.reading.corpus import corpus_of, open_corpus, open_rows
 from medvllm.corpora.reading.json_rows import read_json_list
-from medvllm.corpora.rows import Row, split_into_chunks
+from medvllm.corpora.rows import BadRow, Row, split_into_chunks
 from medvllm.corpora.writing.writers import WRITERS, choose_writer, open_writer
 from medvllm.errors import MissingDependencyError, OutputError, RequestError
 
@@ -123,7 +123,12 @@ def test_any_bytes_are_rows_or_an_error_of_ours(folder: Path, data: bytes, forma
         ("a.csv", f"a,text\r1,{SECRET}\r".encode(), "a carriage return that is in no quotes in line 1"),
         ("a.csv", f"text,text\n1,{SECRET}\n".encode(), "There are 2 columns 'text'"),
         ("a.csv", f"id,TEXT\n1,{SECRET}\n".encode(), "'TEXT'?\nIts columns: id, TEXT\nName it with: --text"),
-        ("a.csv", f"1,{SECRET} was seen today by the doctor\n".encode(), "Its columns: 1, (43 characters)"),
+        ("a.csv", f"1,{SECRET} was seen today by the doctor\n".encode(), "It has 2 columns."),
+        ("a.csv", f"12345,{SECRET},1956-02-03,fever\n".encode(), "It has 4 columns. Without headings, "),
+        ("a.csv", f"A1,{SECRET.split()[0]},2.5\n".encode(), "It has 3 columns. Without headings, "),
+        ("a.csv", f"Patient ID,TEXT\n1,{SECRET}\n".encode(), "'TEXT'?\nIt has 2 columns."),
+        ("a.csv", f",Note,_x\n0,{SECRET},1\n".encode(), "Its columns: '', Note, _x\n"),
+        ("a.jsonl", f'{{"{SECRET}": 1}}\n'.encode(), "It has one column. "),
         ("a.jsonl", f'"x"\n{{"text": "{SECRET}"\n'.encode(), "no valid JSON in line 2"),
         ("a.jsonl", f'{{"text": "x", "text": "{SECRET}"}}\n'.encode(), "no valid JSON in line 1"),
         ("a.jsonl", f'{{"text": null, "t": "{SECRET}"}}\n'.encode(), "Column 'text' is null in line 1"),
@@ -160,9 +165,19 @@ def test_parquet_columns_of_every_kind(tmp_path: Path) -> None:
         assert what in (said := refusal(tmp_path / "a.parquet")) and f"row {1 if wrong else 2} of" in said
     parquet.write_table(pa.table({"id": pa.array([1.0, float("nan")]), "text": ["x", SECRET]}), tmp_path / "a.parquet")
     assert "Column 'id' holds NaN or infinity in row 2" in refusal(tmp_path / "a.parquet")
+    texts = pa.table({"id": pa.array([b"a1", "é".encode()]), "text": pa.array([b"fever", b"cough"], pa.binary_view())})
+    parquet.write_table(texts, tmp_path / "a.parquet")
+    assert pairs(read(tmp_path / "a.parquet")) == [("a1", "fever"), ("é", "cough")]
+    for name in ("id", "text"):
+        wrong = texts.set_column(texts.schema.get_field_index(name), name, pa.array([b"x", SECRET.encode() + b"\xff"]))
+        parquet.write_table(wrong, tmp_path / "a.parquet")
+        assert f"Column {name!r} holds bytes that are not UTF-8 in row 2" in refusal(tmp_path / "a.parquet")
     words = pa.table({"text": pa.array([["Dr", "Smith"]]), "when": pa.array([date(2019, 5, 3)])})
     parquet.write_table(words, tmp_path / "a.parquet")
     assert pairs(read(tmp_path / "a.parquet", Columns(id="when"))) == [("2019-05-03", ["Dr", "Smith"])]
+    late = pa.table({"text": ["x", SECRET], "id": pa.array([0, 10**12], pa.timestamp("s"))})
+    parquet.write_table(late, tmp_path / "a.parquet")
+    assert "Column 'id' holds a timestamp[ms] that Python cannot hold in row 2" in refusal(tmp_path / "a.parquet")
 
 
 def test_other_columns_pairs_and_further_columns(tmp_path: Path) -> None:
@@ -181,6 +196,35 @@ def test_other_columns_pairs_and_further_columns(tmp_path: Path) -> None:
     assert "has no column 'title'.\nUse a .jsonl" in refusal(tmp_path / "lines", Columns(("title",)))
     file.write_text(f'text,spans\nx,"{SECRET}"\n')
     assert "no valid JSON in column 'spans' in line 2" in refusal(file, Columns(extra=("spans",)))
+
+
+def test_a_text_that_is_not_utf8_costs_its_row(tmp_path: Path) -> None:
+    """In Parquet and in a saved dataset, in columns of any kind."""
+    broken = SECRET.encode() + b"\xe9"
+    texts = pa.array([b"fever", broken, b"cough", b"pain"]).cast(pa.string(), safe=False)
+    ids = pa.array([b"a", b"b", broken, b"d"]).cast(pa.string(), safe=False)
+    words = pa.ListArray.from_arrays([0, 1, 2, 3, 4], ids)
+    kinds = {"text": texts, "id": ids, "spans": pa.array([[[0, 1]]] * 4)}
+    tables = {
+        "text": kinds,
+        "large": kinds | {"text": texts.cast(pa.large_string(), safe=False)},
+        "named": kinds | {"text": texts.dictionary_encode()},
+        "words": kinds | {"text": words, "id": pa.array([1, 2, 3, 4])},
+        "further": kinds | {"spans": words, "id": ids.fill_null("")},
+    }
+    for name, table in tables.items():
+        parquet.write_table(pa.table(table), tmp_path / f"{name}.parquet")
+        with open_rows(tmp_path / f"{name}.parquet", Columns(extra=("spans",))) as found:
+            rows = list(found.rows)
+        bad = [row for row in rows if isinstance(row, BadRow)]
+        expected = [3] if name == "words" else [2, 3]
+        assert [row.place.split(" of ")[0] for row in bad] == [f"row {number}" for number in expected]
+        assert all("holds bytes that are not UTF-8" in str(row.error) for row in bad)
+        assert next(row.text for row in rows if isinstance(row, Row)) in ("fever", ["a"])
+    assert SECRET not in repr(bad)
+    datasets.Dataset(pa.table(kinds)).save_to_disk(tmp_path / "saved")
+    with open_rows(tmp_path / "saved", Columns()) as found:
+        assert [isinstance(row, BadRow) for row in found.rows] == [False, True, True, False]
 
 
 def test_a_folder_is_its_notes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,20 +1,23 @@
 """Which columns of a corpus hold the texts and the ids."""
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import isfinite
+from shlex import quote
 from typing import Any
 from unicodedata import category
 
 from medvllm.corpora.rows import Row
 from medvllm.errors import RequestError
-from medvllm.near_names import near_names
+from medvllm.near_names import did_you_mean, near_names
 from medvllm.spelling import has_lone_surrogate
 
 _TEXT, _ID = "text", "id"
 _SHOWN_COLUMNS = 30
-# A longer name is likely a note: the first line of a file without headings.
-_SHOWN_CHARACTERS, _SHOWN_WORDS = 40, 3
+# Other names may be the first line of a file without headings: patients, dates and notes.
+_SHOWN = re.compile(r"|[^\W\d]\S{,39}")
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,9 @@ class Columns:
         Raises:
             RequestError: A text or an id is missing or of another kind.
         """
-        texts = [_check_text(values[name], name, place) for name in self.texts]
-        id = None if self.id is None else _check_id(values[self.id], self.id, place)
-        extra = {name: values[name] for name in self.extra}
+        texts = [_check_text(_decode(values[name], name, place), name, place) for name in self.texts]
+        id = None if self.id is None else _check_id(_decode(values[self.id], self.id, place), self.id, place)
+        extra = {name: _decode(values[name], name, place) for name in self.extra}
         return Row(tuple(texts) if self.is_pair else texts[0], place, id, extra)
 
 
@@ -95,22 +98,34 @@ def _check_columns(wanted: Iterable[str], names: Sequence[str], where: str, opti
             continue
         if name in names:
             raise RequestError(f"There are {names.count(name)} columns {name!r} in {where}.\nRename all but one.")
-        known = [_shown(each) for each in dict.fromkeys(names)]
-        listed = ", ".join(known[:_SHOWN_COLUMNS]) + ("" if len(known) <= _SHOWN_COLUMNS else ", …")
-        near = [each for each in near_names(name, names) if _shown(each) == each]
-        advice = f"\nName it with: {option} {near[0] if near else 'COLUMN'}" if option else ""
+        known = [*dict.fromkeys(names)]
+        if all(_SHOWN.fullmatch(each) and each.isprintable() for each in known):
+            near = near_names(name, known)
+            listed = ", ".join(each or "''" for each in known[:_SHOWN_COLUMNS])
+            columns = f"Its columns: {listed or 'none'}{', …' if len(known) > _SHOWN_COLUMNS else ''}"
+        else:
+            near = [each for each in known if _letters(each) == _letters(name)][:1]  # tells nothing new
+            count = "one column" if len(known) == 1 else f"{len(known)} columns"
+            columns = f"It has {count}. Without headings, their names would be texts: they are not shown."
+        advice = f"\nName it with: {option} {quote(near[0]) if near else 'COLUMN'}" if option else ""
         raise RequestError(
-            f"There is no column {name!r} in {where}.{f' Did you mean: {near[0]!r}?' if near else ''}\n"
-            f"Its columns: {listed or 'none'}{advice}",
+            f"There is no column {name!r} in {where}.{did_you_mean(near)}\n{columns}{advice}",
             value=name,
             candidates=tuple(near),
         )
 
 
-def _shown(name: str) -> str:
-    """Return the name of a column, or its length if it may be a note."""
-    is_name = len(name) <= _SHOWN_CHARACTERS and len(name.split()) <= _SHOWN_WORDS and name.isprintable() and name
-    return name if is_name else f"({len(name)} characters)"
+def _letters(name: str) -> str:
+    return "".join(filter(str.isalnum, name.casefold()))
+
+
+def _decode(value: Any, column: str, place: str) -> Any:
+    """Return bytes as text: programs write texts to Parquet without saying that they are some."""
+    if not isinstance(value, bytes):
+        return value
+    with suppress(UnicodeDecodeError):
+        return value.decode()
+    raise RequestError(f"Column {column!r} holds bytes that are not UTF-8 in {place}.\nWrite it again as text.")
 
 
 def _check_text(value: Any, column: str, place: str) -> Any:

@@ -5,9 +5,9 @@ from typing import Any, BinaryIO
 
 from medvllm.corpora.parquet import import_parquet
 from medvllm.corpora.reading.columns import Columns
-from medvllm.corpora.reading.record_batches import BATCH_ROWS, read_batches
+from medvllm.corpora.reading.record_batches import BATCH_ROWS, is_of_disk, read_batches
 from medvllm.corpora.rows import BadRow, Row
-from medvllm.errors import RequestError
+from medvllm.errors import MedVLLMError, RequestError
 
 _SIGN = b"PAR1"
 
@@ -39,8 +39,11 @@ def _open(stream: BinaryIO, where: str) -> Any:
     stream.seek(0)
     try:
         return parquet.ParquetFile(stream)
-    except (ValueError, OSError):
-        pass
+    except MedVLLMError:  # of a URL
+        raise
+    except (ValueError, OSError) as error:
+        if is_of_disk(error):
+            raise
     raise _damaged(where)
 
 

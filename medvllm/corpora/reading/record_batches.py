@@ -1,11 +1,12 @@
 """Makes rows of Arrow's batches of records."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from medvllm.corpora.reading.columns import Columns
 from medvllm.corpora.rows import BadRow, Row, row_or_bad
-from medvllm.errors import RequestError
+from medvllm.errors import MedVLLMError, RequestError
 
 BATCH_ROWS = 256
 
@@ -33,17 +34,51 @@ def read_batches(
     wanted = [*found.texts, *([found.id] if found.id is not None else []), *found.extra]
     batches = open_batches([*dict.fromkeys(wanted)])
     number = 0
-    while (records := _next_records(batches, damaged)) is not None:
-        for record in records:
+    while (batch := _next_batch(batches, damaged)) is not None:
+        records = _records_of(batch)
+        for at in range(batch.num_rows):
             number += 1
-            yield row_or_bad(found.make_row, record, place=f"row {number} of {where}")
+            place = f"row {number} of {where}"
+            if records is None:
+                yield row_or_bad(_make_row, batch, at, found, place=place)
+            else:
+                yield row_or_bad(found.make_row, records[at], place=place)
 
 
-def _next_records(batches: Iterator[Any], damaged: RequestError) -> list[dict[str, Any]] | None:
-    """Return the next records, or None at the end."""
+def is_of_disk(error: Exception) -> bool:
+    """Return whether an error is one of reading, and not of what was read: Arrow's own ones have no number."""
+    return isinstance(error, OSError) and error.errno is not None
+
+
+def _next_batch(batches: Iterator[Any], damaged: RequestError) -> Any:
+    """Return the next batch, or None at the end."""
     try:
-        batch = next(batches, None)
-        return None if batch is None else batch.to_pylist()
-    except (ValueError, OSError):
-        pass
+        return next(batches, None)
+    except MedVLLMError:  # of a URL
+        raise
+    except (ValueError, OSError) as error:
+        if is_of_disk(error):
+            raise
     raise damaged  # raised here, not in the handler: that error may hold a text
+
+
+def _records_of(batch: Any) -> list[dict[str, Any]] | None:
+    """Return the records of a batch; None if Python cannot hold one of its values."""
+    with suppress(ValueError, OverflowError):
+        return batch.to_pylist()  # type: ignore[no-any-return]
+    return None
+
+
+def _make_row(batch: Any, at: int, columns: Columns, place: str) -> Row:
+    return columns.make_row({name: _cell(batch[name][at], name, place) for name in batch.schema.names}, place)
+
+
+def _cell(scalar: Any, column: str, place: str) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        what = "bytes that are not UTF-8"
+    except (ValueError, OverflowError):
+        what = f"a {scalar.type} that Python cannot hold"
+    # Raised here, not in the handler: that error holds the text.
+    raise RequestError(f"Column {column!r} holds {what} in {place}.\nWrite it again as text.")
