@@ -41,6 +41,7 @@ from medvllm.model_registry.known_calls import TRUST_S
 from tests.support import decoders, tiny
 from tests.support.console import command
 from tests.support.disks import mounted_disk
+from tests.support.scripted import Reply, Sent, scripted
 from tests.support.trained import MINILM
 
 SECRET = "xanthopsiacanary"
@@ -260,6 +261,17 @@ def test_notes_of_two_folders_are_never_one_document(tmp_path: Path, tagger: Mod
     assert tagger.batch(tmp_path / "wards", tmp_path / "out", task="redact").answered == 2
     files = [notes(folder) for folder in folders]
     assert tagger.batch(files, tmp_path / "files", task="redact").answered == 14
+
+
+def test_files_of_a_folder_that_are_left_out_are_counted_once(
+    tmp_path: Path, tagger: ModelRunner, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Although a batch looks for the notes several times."""
+    for name in ("a/1.txt", "a/x.pdf", "b/2.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("fever")
+    assert tagger.batch([tmp_path / "a", tmp_path / "b"], tmp_path / "out", task="redact").answered == 2
+    assert caplog.text.count("are left out: 1.") == 1
 
 
 def test_ids_are_numbers_of_rows_if_there_are_none(tmp_path: Path, tagger: ModelRunner) -> None:
@@ -635,10 +647,45 @@ def test_files_behind_urls_are_read(tmp_path: Path, tagger: ModelRunner) -> None
         assert parquet.read_table(tmp_path / "out" / "parts")["id"].to_pylist()[-2:] == ["n6", "x"]
         with pytest.raises(RequestError, match="cannot be read from 'memory://bucket/c.jsonl'"):
             tagger.batch("memory://bucket/c.jsonl", tmp_path / "none")
-        with pytest.raises(RequestError, match="cannot be read from 'nowhere://x'"):
-            tagger.batch("nowhere://x", tmp_path / "none")
+        with pytest.raises(RequestError, match="cannot be read from 'nowhere://x/a.csv'"):
+            tagger.batch("nowhere://x/a.csv", tmp_path / "none")
+        with pytest.raises(RequestError, match="no file 'memory://bucket/\\*.csv'.\nCheck the URL"):
+            tagger.batch("memory://bucket/*.csv", tmp_path / "none")
+        with pytest.raises(RequestError, match="format must be one of 'lines', .*'jsonl'"):
+            tagger.batch("memory://bucket/a.jsonl", tmp_path / "none", format="jsnol")
     finally:
         memory.rm("/bucket", recursive=True)
+
+
+def test_passwords_and_signatures_of_urls_are_written_nowhere(
+    tmp_path: Path, tagger: ModelRunner, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither to a record, nor as the place of a row without an answer, nor in an error."""
+    content = notes(tmp_path).read_bytes() + b"{\n"
+
+    def answer(sent: Sent) -> Reply:
+        is_ours = f"{SECRET}=*" in sent.path and sent.headers["authorization"] and sent.path[:3] == "/a."
+        return Reply(200, content, {"Accept-Ranges": "none"}) if is_ours else Reply(403)
+
+    with scripted(answer) as server:
+        host = server.url.removeprefix("http://")
+        url = f"http://me:{SECRET}@{host}/a.jsonl?{SECRET}=*"
+        done = tagger.batch(url, out := tmp_path / "out")
+        assert (done.answered, done.bad_rows) == (7, 1)
+        wrong = [
+            [url, url],
+            url.replace("a.jsonl", "b.jsonl"),
+            url.replace("a.jsonl", "*.jsonl"),
+            f"{url}".replace(".jsonl", ""),
+        ]
+        for sources in wrong:
+            with pytest.raises(RequestError, match=host) as refused:
+                tagger.batch(sources, tmp_path / "none")
+            assert SECRET not in str(refused.value)
+    assert bad_rows(out)[0]["place"] == f"line 8 of 'http://{host}/a.jsonl'"
+    assert read_status(out).state == "complete"
+    written = [each.read_bytes() for each in out.rglob("*") if each.is_file()]
+    assert written and not [each for each in written if SECRET.encode() in each] and SECRET not in caplog.text
 
 
 def test_a_saved_dataset_goes_on_as_a_file_does(tmp_path: Path, tagger: ModelRunner) -> None:

@@ -1,5 +1,6 @@
 """A corpus: rows with texts from a file, a folder, standard input or a list."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +16,11 @@ from medvllm.corpora.reading.json_rows import read_json_lines, read_json_list
 from medvllm.corpora.reading.lines import read_text_lines, split_pair
 from medvllm.corpora.reading.notes import find_notes, read_notes
 from medvllm.corpora.reading.parquet_rows import count_parquet_rows, read_parquet
-from medvllm.corpora.reading.urls import is_url, open_url
+from medvllm.corpora.reading.urls import ending_of, is_url, open_url, shown_name
 from medvllm.corpora.rows import BadRow, Row
 from medvllm.errors import MedVLLMError, RequestError
+
+_LOG = logging.getLogger(__name__)
 
 STANDARD_INPUT = Path("-")
 
@@ -30,7 +33,7 @@ _READERS: dict[str, _Reader] = {
     "tsv": read_tsv,
 }
 FORMATS = (*_READERS, "parquet")
-_ENDINGS = {".ndjson": "jsonl", ".tab": "tsv", ".psv": "csv"} | {
+_ENDINGS = {".ndjson": "jsonl", ".tab": "tsv", ".psv": "csv", ".txt": "lines"} | {
     f".{name}": name for name in FORMATS if name != "lines"
 }
 
@@ -78,9 +81,10 @@ def open_corpus(source: Path, columns: Columns, format: str | None = None) -> It
     Raises:
         RequestError: It cannot be opened or read; also while it is read.
     """
-    where = "standard input" if source == STANDARD_INPUT else repr(str(source))
     with open_rows(source, columns, format) as found:
-        yield Corpus(_check_rows(found.rows, where), found.total, found.tell)
+        if found.warning is not None:
+            _LOG.warning(found.warning)
+        yield Corpus(_check_rows(found.rows, _where(source)), found.total, found.tell)
 
 
 class OpenRows(NamedTuple):
@@ -90,11 +94,13 @@ class OpenRows(NamedTuple):
         rows: The rows. RequestError is raised where nothing behind it can be read either.
         total: How much there is to read, in bytes or in rows; None if nobody knows.
         tell: Returns how many bytes were read; None if `total` counts rows.
+        warning: What is left out; None if nothing is.
     """
 
     rows: Iterator[Row | BadRow]
     total: int | None = None
     tell: Callable[[], int] | None = None
+    warning: str | None = None
 
 
 @contextmanager
@@ -106,22 +112,23 @@ def open_rows(source: Path | str, columns: Columns, format: str | None = None) -
             s3://bucket/notes.jsonl.
         columns: The columns to read, where the format has columns.
         format: One of FORMATS; by default, the ending of the file's name decides, and other files have one text a line.
+            A URL needs an ending that says it.
 
     Raises:
         RequestError: It cannot be opened or read; also while it is read.
     """
     path = Path(source)
+    where = _where(source)
     if path != STANDARD_INPUT and not is_url(source) and path.is_dir():
         if is_dataset(path):
-            dataset = open_dataset(path, repr(str(source)))
-            yield OpenRows(read_dataset(dataset, repr(str(source)), columns), len(dataset))
+            dataset = open_dataset(path, where)
+            yield OpenRows(read_dataset(dataset, where, columns), len(dataset))
             return
-        _check_no_columns(columns, f"Each file of folder {str(source)!r} is one text. It")
-        names = find_notes(path)
-        yield OpenRows(read_notes(path, names), len(names))
+        _check_no_columns(columns, f"Each file of folder {where} is one text. It")
+        notes = find_notes(path)
+        yield OpenRows(read_notes(path, notes.names), len(notes.names), warning=notes.warning)
         return
-    where = "standard input" if path == STANDARD_INPUT else repr(str(source))
-    chosen = format or _ENDINGS.get(path.suffix.lower(), "lines")
+    chosen = format or _format_of(source, where)
     if chosen == "lines":
         _check_no_columns(columns, f"{where[:1].upper()}{where[1:]} has one text a line. It")
     with ExitStack() as stack:
@@ -130,11 +137,29 @@ def open_rows(source: Path | str, columns: Columns, format: str | None = None) -
         if chosen == "parquet":
             if total is None and not stream.seekable():
                 raise RequestError(f"Parquet cannot be read from a pipe: {where}.\nPass its path: --file FILE.parquet")
-            rows = read_parquet(stream, where, columns)
-            yield OpenRows(_translate_errors(rows, where), count_parquet_rows(stream, where))
+            with _translated(where):
+                rows, count = read_parquet(stream, where, columns), count_parquet_rows(stream, where)
+            yield OpenRows(_translate_errors(rows, where), count)
             return
         rows = _READERS[chosen](stream, where, columns)
         yield OpenRows(_translate_errors(rows, where), total, None if total is None else stream.tell)
+
+
+def _where(source: Path | str) -> str:
+    """Return what is read, for messages."""
+    return "standard input" if source in (STANDARD_INPUT, str(STANDARD_INPUT)) else repr(shown_name(source))
+
+
+def _format_of(source: Path | str, where: str) -> str:
+    """Return the format of a file by its ending. RequestError: that of a URL is none that is known."""
+    if not isinstance(source, str) or not is_url(source):
+        return _ENDINGS.get(Path(source).suffix.lower(), "lines")
+    if (found := _ENDINGS.get(ending_of(source))) is None:
+        raise RequestError(
+            f"{where} does not say its format: its name has no ending such as .jsonl or .txt.\n"
+            f"Say what it is: --format {', '.join(FORMATS)}"
+        )
+    return found
 
 
 def _check_no_columns(columns: Columns, what: str) -> None:
@@ -169,8 +194,14 @@ def _size_of(stream: BinaryIO) -> int | None:
 
 def _translate_errors(rows: Iterator[Row | BadRow], where: str) -> Iterator[Row | BadRow]:
     """Yield the rows. RequestError: the file cannot be read to its end."""
-    try:
+    with _translated(where):
         yield from rows
+
+
+@contextmanager
+def _translated(where: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         if isinstance(error, MedVLLMError):
             raise

@@ -1,23 +1,34 @@
 """Reads a folder of notes: each .txt file is one text."""
 
-import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from medvllm.corpora.reading.lines import MAX_BYTES, check_kind, decode, too_long, without_marks
 from medvllm.corpora.rows import BadRow, Row, row_or_bad
 from medvllm.errors import RequestError
 
-_LOG = logging.getLogger(__name__)
 _ENDING = ".txt"
 
 
-def find_notes(folder: Path) -> list[str]:
-    """Return the relative paths of the notes in a folder and the folders inside it, in the order of their names.
+class Notes(NamedTuple):
+    """The notes of a folder.
+
+    Attributes:
+        names: Their relative paths.
+        warning: How many other files are left out; None if there is none.
+    """
+
+    names: list[str]
+    warning: str | None
+
+
+def find_notes(folder: Path) -> Notes:
+    """Return the notes in a folder and the folders inside it, in the order of their names.
 
     Hidden files and folders, whose names begin with a dot, are left out, as a shell's `*` does. A link to a file is
-    followed; a link to a folder is not. Other files are counted in a warning.
+    followed; a link to a folder is not.
 
     Raises:
         RequestError: There is no note, or a folder cannot be read.
@@ -35,9 +46,8 @@ def find_notes(folder: Path) -> list[str]:
         raise RequestError(
             f"There is no {_ENDING} file in folder {str(folder)!r}.\nName the notes with the ending .txt."
         )
-    if others:
-        _LOG.warning("Files of %r that do not end with %s are left out: %d.", str(folder), _ENDING, others)
-    return sorted(found)
+    warning = f"Files of {str(folder)!r} that do not end with {_ENDING} are left out: {others}." if others else None
+    return Notes(sorted(found), warning)
 
 
 def read_notes(folder: Path, names: list[str]) -> Iterator[Row | BadRow]:

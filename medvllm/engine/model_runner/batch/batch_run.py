@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medvllm.corpora.reading.corpus import FORMATS
 from medvllm.engine.model_runner.batch import part_file
 from medvllm.engine.model_runner.batch.conditions import Conditions
 from medvllm.engine.model_runner.batch.first_rows import FirstRows
@@ -22,7 +23,7 @@ from medvllm.engine.model_runner.batch.summary import BatchSummary, summarize
 from medvllm.engine.model_runner.batch.worker import AnsweredPart, Job, Runner
 from medvllm.engine.model_runner.batch.workers import ThisProcess, Workers
 from medvllm.engine.model_runner.corpus_run import DOCUMENT_TASKS
-from medvllm.engine.model_runner.option_checks import check_count
+from medvllm.engine.model_runner.option_checks import check_choice, check_count
 from medvllm.engine.model_runner.tasks import check_task
 from medvllm.errors import MissingDependencyError, RequestError
 from medvllm.progress import track_texts
@@ -62,6 +63,8 @@ class BatchRun:
         check_count("rows_per_part", self.rows_per_part)
         check_count("workers", self.workers)
         part_file.check_format(self.output)
+        if self.source.format is not None:
+            check_choice("format", self.source.format, FORMATS)
         if self.task == "rerank":
             raise RequestError(
                 "Task 'rerank' puts all texts into one order, and a batch answers part by part.\n"

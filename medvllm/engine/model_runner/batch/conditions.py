@@ -45,7 +45,7 @@ class Conditions:
             {
                 "kind": "batch",
                 "format": FORMAT,
-                "input": {"files": list(plan.source.names), "rows": plan.rows, "sha256": plan.digest},
+                "input": {"files": plan.source.shown_names, "rows": plan.rows, "sha256": plan.digest},
                 "parts": len(plan.digests),
                 "rows_per_part": plan.size,
                 "task": task,

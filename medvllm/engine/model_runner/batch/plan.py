@@ -4,6 +4,7 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
+from itertools import chain
 
 from medvllm.corpora.repeated_ids import RepeatedIds
 from medvllm.corpora.rows import BadRow, Id, Row
@@ -78,7 +79,8 @@ def make_plan(source: Source, size: int, *, has_documents: bool, keeps_documents
     ids, documents = _Ids(), _Documents() if keeps_documents else None
     repeated = None if has_documents else RepeatedIds()
     first_bad: BadRow | None = None
-    for part in cut_into_parts(source.rows(), size, keeps_documents=keeps_documents):
+    read = chain.from_iterable(rows for _, rows in source.each(warns=True))
+    for part in cut_into_parts(read, size, keeps_documents=keeps_documents):
         rows = [row for row in part.rows if isinstance(row, Row)]
         ids.add(rows)
         if repeated is not None:
@@ -92,7 +94,7 @@ def make_plan(source: Source, size: int, *, has_documents: bool, keeps_documents
     if not ids.rows:
         if first_bad is not None:
             raise first_bad.error
-        raise RequestError(f"There is no text in {', '.join(map(repr, source.names))}.")
+        raise RequestError(f"There is no text in {', '.join(map(repr, source.shown_names))}.")
     if documents is not None:
         documents.check()
     return Plan(source, size, keeps_documents, counts, tuple(digests), ids.has_any, ids.are_numbers or not ids.has_any)

@@ -1,6 +1,7 @@
 """What a batch reads: files, folders and URLs, one after the other."""
 
 import glob
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,10 +11,11 @@ from medvllm.corpora.reading.columns import Columns
 from medvllm.corpora.reading.corpus import open_rows
 from medvllm.corpora.reading.dataset_rows import is_dataset
 from medvllm.corpora.reading.notes import find_notes
-from medvllm.corpora.reading.urls import find_urls, is_url
+from medvllm.corpora.reading.urls import find_urls, is_url, shown_name
 from medvllm.corpora.rows import BadRow, Row
 from medvllm.errors import RequestError
 
+_LOG = logging.getLogger(__name__)
 _SIGNS = "*?["
 
 
@@ -37,22 +39,41 @@ class Source:
         Raises:
             RequestError: A file cannot be read.
         """
-        for name in self.names:
+        for _, rows in self.each():
+            yield from rows
+
+    def each(self, *, warns: bool = False) -> Iterator[tuple[int, Iterator[Row | BadRow]]]:
+        """Yield the position of each name, and its rows. They must be read before the next one.
+
+        Args:
+            warns: Whether the log says what is left out.
+
+        Raises:
+            RequestError: A file cannot be read.
+        """
+        for position, name in enumerate(self.names):
             with open_rows(name, self.columns, self.format) as found:
-                yield from found.rows
+                if warns and found.warning is not None:
+                    _LOG.warning(found.warning)
+                yield position, found.rows
 
     def check_documents(self) -> None:
         """Raise RequestError if notes of two folders have one id: they would be one document."""
         folders = [name for name in self.names if _is_folder_of_notes(name)]
         seen: dict[str, str] = {}
         for folder in folders if len(folders) > 1 else ():
-            for note in find_notes(Path(folder)):
+            for note in find_notes(Path(folder)).names:
                 if (other := seen.setdefault(note, folder)) != folder:
                     raise RequestError(
                         f"{other!r} and {folder!r} both have a note {note!r}, so both would be one document.\n"
                         "Put the folders into one, and name that one: its ids have the names of the folders in it.",
                         value=note,
                     )
+
+    @property
+    def shown_names(self) -> list[str]:
+        """The names for messages and records: URLs are without passwords and signatures."""
+        return [*map(shown_name, self.names)]
 
 
 def find_names(patterns: Iterable[str]) -> tuple[str, ...]:
@@ -67,7 +88,7 @@ def find_names(patterns: Iterable[str]) -> tuple[str, ...]:
         files = _files_of(name) if len(names) > 1 else ()
         for file in files:
             if file in seen:
-                what = repr(name) if file == name else f"{file!r}, which {name!r} means,"
+                what = repr(shown_name(name)) if file == name else f"{file!r}, which {name!r} means,"
                 raise RequestError(f"{what} is to be read twice, so its answers would be there twice.\nName it once.")
             seen.add(file)
     return tuple(names)
@@ -82,7 +103,7 @@ def _files_of(name: str) -> Iterable[str]:
     if is_url(name):
         return (name,)
     if _is_folder_of_notes(name):
-        return [os.path.realpath(os.path.join(name, note)) for note in find_notes(Path(name))]
+        return [os.path.realpath(os.path.join(name, note)) for note in find_notes(Path(name)).names]
     return (os.path.realpath(name),)
 
 
@@ -93,11 +114,18 @@ def _expand(pattern: str) -> Sequence[str]:
             "Write the texts to a file first, or use: medvllm run NAME"
         )
     if is_url(pattern):
-        found = find_urls(pattern) if any(sign in pattern for sign in _SIGNS) else [pattern]
+        found = find_urls(pattern) if _is_pattern_of_urls(pattern) else [pattern]
     elif any(sign in pattern for sign in _SIGNS) and not Path(pattern).exists():
         found = sorted(glob.glob(pattern, recursive=True))
     else:
         found = [pattern]
     if not found:
-        raise RequestError(f"There is no file {pattern!r}.\nLook with: ls -d -- {pattern}")
+        advice = "Check the URL and the credentials for it." if is_url(pattern) else f"Look with: ls -d -- {pattern}"
+        raise RequestError(f"There is no file {shown_name(pattern)!r}.\n{advice}")
     return found
+
+
+def _is_pattern_of_urls(url: str) -> bool:
+    """Return whether a URL has signs of a pattern. Behind the question mark of a web address, they are none."""
+    named = url.partition("?")[0] if url.lower().startswith(("http://", "https://")) else url
+    return any(sign in named for sign in _SIGNS)
