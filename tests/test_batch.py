@@ -249,18 +249,44 @@ def test_a_file_is_read_once_however_it_is_named(
     assert tagger.batch(["notes.jsonl", "ward"], "out").rows == 8
 
 
-def test_notes_of_two_folders_are_never_one_document(tmp_path: Path, tagger: ModelRunner) -> None:
-    """Their ids are paths below their folder. Rows of two files with one id are, as the files say."""
+SURROGATES = {"DEFAULT": {"type": "surrogate", "key": KEY}}
+SHIFTED_DATES = {"DEFAULT": {"type": "shift_dates", "key": KEY}}
+
+
+def test_what_two_files_call_alike_is_never_one_document(
+    tmp_path: Path, tagger: ModelRunner, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither notes nor rows of tables. Where answers do not depend on it, a warning says so, as in other tasks."""
     for name in ("a", "b"):
         (tmp_path / "wards" / name).mkdir(parents=True)
         (tmp_path / "wards" / name / "1.txt").write_text("fever")
     folders = [tmp_path / "wards" / "a", tmp_path / "wards" / "b"]
-    with pytest.raises(RequestError, match=r"both have a note '1\.txt'.*\nPut the folders into one"):
-        tagger.batch(folders, tmp_path / "out", task="redact")
-    assert tagger.batch(folders, tmp_path / "ner", task="ner").answered == 2
-    assert tagger.batch(tmp_path / "wards", tmp_path / "out", task="redact").answered == 2
-    files = [notes(folder) for folder in folders]
-    assert tagger.batch(files, tmp_path / "files", task="redact").answered == 14
+    one, other = tmp_path / "one.csv", lines(tmp_path / "other.jsonl", [{"id": 1, "text": "x"}, {"id": 7, "text": "y"}])
+    one.write_text("id,text\n5,a\n5,b\n7,c\n")
+    table = tmp_path / "t.parquet"
+    parquet.write_table(pyarrow.table({"id": ["9", "1"], "text": ["x", "y"]}), table)
+    for at, (operators, sources, place, first) in enumerate(
+        [
+            (SURROGATES, folders, f"file {str(folders[1] / '1.txt')!r}", folders[0]),
+            (SHIFTED_DATES, folders, f"file {str(folders[1] / '1.txt')!r}", folders[0]),
+            (SURROGATES, [one, other], f"line 2 of {str(other)!r}", one),
+            (SHIFTED_DATES, [folders[0], other, table], f"row 2 of {str(table)!r}", other),
+        ]
+    ):
+        with pytest.raises(RequestError) as refused:
+            tagger.batch(sources, tmp_path / "refused", task="redact", operators=operators, rows_per_part=1 + at)
+        assert f"The id in {place} is that of a row of {str(first)!r} too" in str(refused.value)
+        assert "put the folders into one" in str(refused.value)
+    warned: list[tuple[str, dict[str, Any]]] = [("ner", {}), ("redact", {"operators": {"PATIENT": {"type": "mask"}}})]
+    for task, options in warned:
+        caplog.clear()
+        out = tmp_path / task
+        assert tagger.batch([*folders, one, other], out, task=task, **options).answered == 7
+        assert f"The id in file {str(folders[1] / '1.txt')!r} is that of an earlier row" in caplog.text
+    caplog.clear()
+    apart = [tmp_path / "wards", one]
+    assert tagger.batch(apart, tmp_path / "out", task="redact", operators=SURROGATES).answered == 5
+    assert "earlier row" not in caplog.text
 
 
 def test_files_of_a_folder_that_are_left_out_are_counted_once(
@@ -270,7 +296,8 @@ def test_files_of_a_folder_that_are_left_out_are_counted_once(
     for name in ("a/1.txt", "a/x.pdf", "b/2.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("fever")
-    assert tagger.batch([tmp_path / "a", tmp_path / "b"], tmp_path / "out", task="redact").answered == 2
+    options: dict[str, Any] = {"task": "redact", "operators": SURROGATES}
+    assert tagger.batch([tmp_path / "a", tmp_path / "b"], tmp_path / "out", **options).answered == 2
     assert caplog.text.count("are left out: 1.") == 1
 
 
@@ -562,8 +589,7 @@ def test_documents_are_redacted_as_one(tmp_path: Path, tagger: ModelRunner) -> N
             run(out=tmp_path / "none", options=options)
     with pytest.raises(RequestError, match="vault"):
         run(out=tmp_path / "none", options={"vault": str(tmp_path / "v")}, workers=2)
-    shifted = {"DEFAULT": {"type": "shift_dates", "key": KEY}}
-    assert run(out=tmp_path / "dates", operators=shifted).parts == 5  # each date is moved by its document alone
+    assert run(out=tmp_path / "dates", operators=SHIFTED_DATES).parts == 5  # each date is moved by its document alone
 
 
 def test_a_bad_row_between_documents_joins_no_parts() -> None:

@@ -22,7 +22,6 @@ from medvllm.engine.model_runner.batch.source import Source
 from medvllm.engine.model_runner.batch.summary import BatchSummary, summarize
 from medvllm.engine.model_runner.batch.worker import AnsweredPart, Job, Runner
 from medvllm.engine.model_runner.batch.workers import ThisProcess, Workers
-from medvllm.engine.model_runner.corpus_run import DOCUMENT_TASKS
 from medvllm.engine.model_runner.option_checks import check_choice, check_count
 from medvllm.engine.model_runner.tasks import check_task
 from medvllm.errors import MissingDependencyError, RequestError
@@ -85,21 +84,18 @@ class BatchRun:
         Args:
             restart: Whether to remove what an earlier batch has written to the folder, and begin anew.
         """
-        keeps_documents = False
+        has_documents = keeps_documents = False
         if self.task == "redact":
             operators = check_operators(
                 self.arguments.get("operators"), in_one_process=self.workers == 1 and self.ray is None
             )
-            keeps_documents = operators.need_whole_documents
+            has_documents, keeps_documents = operators.use_documents, operators.need_whole_documents
         folder = BatchFolder(self.out)
         with ExitStack() as stack:
             stack.enter_context(folder.locked())
             manifest = Manifest(self.out, is_new=restart)
             plan = make_plan(
-                self.source,
-                self.rows_per_part,
-                has_documents=self.task in DOCUMENT_TASKS,
-                keeps_documents=keeps_documents,
+                self.source, self.rows_per_part, has_documents=has_documents, keeps_documents=keeps_documents
             )
             changed = [number for number, record in manifest.parts.items() if not folder.is_whole(record)]
             for number in sorted(changed):

@@ -3,11 +3,12 @@
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import blake2b, sha256
+from hashlib import sha256
 from itertools import chain
 
 from medvllm.corpora.repeated_ids import RepeatedIds
 from medvllm.corpora.rows import BadRow, Id, Row
+from medvllm.engine.model_runner.batch.documents import SharedDocuments, SplitDocuments
 from medvllm.engine.model_runner.batch.part import Part, cut_into_parts
 from medvllm.engine.model_runner.batch.source import Source
 from medvllm.errors import RequestError
@@ -67,26 +68,25 @@ def make_plan(source: Source, size: int, *, has_documents: bool, keeps_documents
     Args:
         source: What is read.
         size: How many rows a part has.
-        has_documents: Whether an id names a document that may have several rows.
+        has_documents: Whether an id names a document that may have several rows, and answers depend on it.
         keeps_documents: Whether the rows of a document must be in one part.
 
     Raises:
-        RequestError: Files cannot be read, no row can be used, or a document is in several parts.
+        RequestError: Files cannot be read, no row can be used, or a document is in several files or parts.
     """
-    if has_documents:
-        source.check_documents()
     counts, digests = array("Q"), []
-    ids, documents = _Ids(), _Documents() if keeps_documents else None
+    ids, split = _Ids(), SplitDocuments() if keeps_documents else None
     repeated = None if has_documents else RepeatedIds()
+    shared = SharedDocuments(source) if has_documents and len(source.names) > 1 else None
     first_bad: BadRow | None = None
-    read = chain.from_iterable(rows for _, rows in source.each(warns=True))
-    for part in cut_into_parts(read, size, keeps_documents=keeps_documents):
+    read = (rows if shared is None else shared.watch(at, rows) for at, rows in source.each(warns=True))
+    for part in cut_into_parts(chain.from_iterable(read), size, keeps_documents=keeps_documents):
         rows = [row for row in part.rows if isinstance(row, Row)]
         ids.add(rows)
         if repeated is not None:
             repeated.add(rows)
-        if documents is not None:
-            documents.add(rows)
+        if split is not None:
+            split.add(rows)
         if first_bad is None and len(rows) < len(part.rows):
             first_bad = next(row for row in part.rows if isinstance(row, BadRow))
         counts.append(len(part.rows))
@@ -95,8 +95,10 @@ def make_plan(source: Source, size: int, *, has_documents: bool, keeps_documents
         if first_bad is not None:
             raise first_bad.error
         raise RequestError(f"There is no text in {', '.join(map(repr, source.shown_names))}.")
-    if documents is not None:
-        documents.check()
+    if shared is not None:
+        shared.check()
+    if split is not None:
+        split.check()
     return Plan(source, size, keeps_documents, counts, tuple(digests), ids.has_any, ids.are_numbers or not ids.has_any)
 
 
@@ -115,27 +117,6 @@ class _Ids:
 
 def _is_number(id: Id) -> bool:
     return type(id) is int and -(2**63) <= id < 2**63
-
-
-class _Documents:
-    """Finds documents whose rows are in several parts. Eight bytes are kept for each document."""
-
-    def __init__(self) -> None:
-        self._keys = array("Q")
-
-    def add(self, rows: list[Row]) -> None:
-        names = {str(row.id) for row in rows if row.id is not None}
-        self._keys.extend(int.from_bytes(blake2b(name.encode(), digest_size=8).digest()) for name in names)
-
-    def check(self) -> None:
-        """Raise RequestError if a document is in several parts."""
-        import numpy as np
-
-        if len(np.unique(np.frombuffer(self._keys, np.uint64))) != len(self._keys):
-            raise RequestError(
-                "The rows of a document are in several parts, so one name could get two surrogates.\n"
-                "Sort the input by the id, so that the rows of each document follow each other."
-            )
 
 
 def _changed_meanwhile(row: int) -> RequestError:

@@ -57,19 +57,6 @@ class Source:
                     _LOG.warning(found.warning)
                 yield position, found.rows
 
-    def check_documents(self) -> None:
-        """Raise RequestError if notes of two folders have one id: they would be one document."""
-        folders = [name for name in self.names if _is_folder_of_notes(name)]
-        seen: dict[str, str] = {}
-        for folder in folders if len(folders) > 1 else ():
-            for note in find_notes(Path(folder)).names:
-                if (other := seen.setdefault(note, folder)) != folder:
-                    raise RequestError(
-                        f"{other!r} and {folder!r} both have a note {note!r}, so both would be one document.\n"
-                        "Put the folders into one, and name that one: its ids have the names of the folders in it.",
-                        value=note,
-                    )
-
     @property
     def shown_names(self) -> list[str]:
         """The names for messages and records: URLs are without passwords and signatures."""

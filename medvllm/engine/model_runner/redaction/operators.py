@@ -308,6 +308,13 @@ class Operators:
         used = (*self.by_label.values(), self.default)
         return any(isinstance(each, Surrogate) and each.vault is None for each in used)
 
+    @property
+    def use_documents(self) -> bool:
+        """Whether what is written for a text depends on which document it stands in."""
+        used = (*self.by_label.values(), self.default)
+        shifts = any(isinstance(each, ShiftDates) and each.days is None for each in used)
+        return shifts or self.need_whole_documents
+
     def new_values(self) -> list[str]:
         """Return the texts that operators put in place of others."""
         replacing = (each for each in (*self.by_label.values(), self.default) if isinstance(each, Replace))
