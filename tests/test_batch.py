@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from medvllm.engine.model_runner.batch.same_model import SameModel
 from medvllm.engine.model_runner.batch.secrets import secret_of
 from medvllm.engine.model_runner.batch.source import Source
 from medvllm.engine.model_runner.batch.summary import read_status
-from medvllm.engine.model_runner.batch.worker import AnsweredPart, Job
+from medvllm.engine.model_runner.batch.worker import AnsweredPart, Job, Worker
 from medvllm.errors import LoadError, MedVLLMError, OutputError, RequestError
 from medvllm.file_lock import file_lock
 from medvllm.model_registry.known_calls import TRUST_S
@@ -633,6 +634,15 @@ def test_a_worker_with_another_model_is_told_in_what_it_differs(registry: ModelR
     same.check(receipt)
     with pytest.raises(LoadError, match=r'version of torch: "[^"]+", on another worker "0\.1"\nGive each machine'):
         same.check(replace(receipt, libraries=receipt.libraries | {"torch": "0.1"}))
+
+
+def test_a_worker_with_another_faker_makes_no_surrogates() -> None:
+    """Its lists of names may be others, so a name could get two surrogates."""
+    arguments = {"operators": SURROGATES}
+    job = Job(FullDisk(), "redact", arguments, "jsonl", False, False, False, secret_of(arguments), faker="0.1")
+    with pytest.raises(LoadError, match=rf"Faker {version('faker')}.* has 0\.1, .*\n.*: pip install faker==0\.1"):
+        Worker(job)
+    Worker(replace(job, faker=version("faker")))
 
 
 class FullDisk:

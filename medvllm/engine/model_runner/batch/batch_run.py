@@ -10,7 +10,7 @@ from typing import Any
 
 from medvllm.corpora.reading.corpus import FORMATS
 from medvllm.engine.model_runner.batch import part_file
-from medvllm.engine.model_runner.batch.conditions import Conditions
+from medvllm.engine.model_runner.batch.conditions import Conditions, faker_of
 from medvllm.engine.model_runner.batch.first_rows import FirstRows
 from medvllm.engine.model_runner.batch.folder import BatchFolder, translated
 from medvllm.engine.model_runner.batch.manifest import Manifest, PartRecord
@@ -140,6 +140,7 @@ class BatchRun:
             is_pair=self.source.columns.is_pair,
             secret=secret,
             device=self.device,
+            faker=faker_of(self.arguments),
         )
         receipt = workers.start(job)
         now = Conditions.of(plan, self.task, self.arguments, self.output, receipt, secret)

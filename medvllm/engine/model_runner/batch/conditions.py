@@ -54,7 +54,7 @@ class Conditions:
                 "output_format": output,
                 "model": identity_of(receipt),
                 "receipt": receipt.to_dict(),
-                **({"faker": version("faker")} if _has_surrogates(arguments) else {}),
+                **({} if (faker := faker_of(arguments)) is None else {"faker": faker}),
             }
         )
 
@@ -132,9 +132,10 @@ def identity_of(receipt: Receipt) -> dict[str, Any]:
     }
 
 
-def _has_surrogates(arguments: Mapping[str, Any]) -> bool:
-    """Return whether an operator draws names from Faker, of which each version may have others."""
-    return "operators" in arguments and parse_operators(arguments["operators"]).have_surrogates
+def faker_of(arguments: Mapping[str, Any]) -> str | None:
+    """Return the version of Faker if an operator draws names from it: each version may have others."""
+    has_surrogates = "operators" in arguments and parse_operators(arguments["operators"]).have_surrogates
+    return version("faker") if has_surrogates else None
 
 
 def _options_of(arguments: Mapping[str, Any]) -> dict[str, Any]:

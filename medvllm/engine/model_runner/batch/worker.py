@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from medvllm.corpora.rows import Row, split_into_chunks
 from medvllm.engine.model_runner.batch import part_file
+from medvllm.engine.model_runner.batch.conditions import faker_of
 from medvllm.engine.model_runner.batch.part import Part, Unanswered
 from medvllm.engine.model_runner.batch.part_file import OutputFormat, Records
 from medvllm.engine.model_runner.batch.secrets import secret_of
@@ -51,6 +52,7 @@ class Job:
         is_pair: Whether each row has two texts.
         secret: Tells whether this machine has the keys of the redaction, as `secret_of` says.
         device: The device that was asked for.
+        faker: The version of Faker that makes the surrogates; None if there are none.
     """
 
     runner: Runner
@@ -62,6 +64,7 @@ class Job:
     is_pair: bool
     secret: str | None
     device: str | None = None
+    faker: str | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,11 @@ class Worker:
             raise SettingError(
                 f"The key of the redaction is another one here.\nSet it on each machine: {REDACTION_KEY_FILE.name}",
                 setting=REDACTION_KEY_FILE.name,
+            )
+        if (faker := faker_of(job.arguments)) != job.faker:
+            raise LoadError(
+                f"A worker has Faker {faker}, and the process that started the batch has {job.faker}, so names "
+                f"could get two surrogates.\nInstall one version on each machine: pip install faker=={job.faker}"
             )
         # Before a load. The options of a redaction are read for each part, so that no part depends on another one.
         check_task(job.task, dict(job.arguments) | _placeholders(job.task))
