@@ -28,7 +28,10 @@ FOREIGN = re.compile(
     r"|python -c|(?<!\w)--?[a-z]+\b"
     r"|(?<![\w'\[.])[a-z_]+=[\['(\w]|\bTrue\b|\bNone\b|://|\./"
 )
-PATHS = ("/v1/entities", "/v1/completions", "/v1/rerank", "/v2/models/x/infer", "/models/x", "/api/embed", "/embed")
+PATHS = (
+    *("/v1/entities", "/v1/completions", "/v1/rerank", "/v2/models/x/infer", "/models/x", "/api/embed", "/embed"),
+    *("/presidio/analyze", "/classify"),
+)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -67,6 +70,9 @@ def test_a_program_of_the_library_reads_the_names_of_the_library() -> None:
             'A prompt.\nAsk for less with: "max_tokens"',
         ),
         ("/v1/rerank", "top_k must be 1 or more, or None.", "top_n must be 1 or more, or null."),
+        ("/presidio/analyze", "No.\nSay so: labels=['A']", 'No.\nSay so: "entities": ["A"]'),
+        ("/predict", "One label.\nUse: activation='sigmoid'", f"One label.\n{ASK}."),
+        ("/classify", "One label.\nUse: activation='sigmoid'", f"One label.\n{ASK}."),
         (
             "/v2/models/x/infer",
             "Twice.\nUse: activation='none', top_k=3",

@@ -9,7 +9,8 @@ import pytest
 from starlette.requests import Request
 
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
-from medvllm.server.texts import answer_each
+from medvllm.server.config import ServerConfig
+from medvllm.server.texts import GivenTexts, answer_each
 from tests.support import tiny
 from tests.support.serving import serving
 
@@ -71,7 +72,7 @@ def test_many_texts_at_fault_are_found_without_reading_the_others_again_and_agai
         read += next((number for number, text in enumerate(chosen) if text != "ab"), len(chosen))
         return runner.entities(chosen)
 
-    _, answers, problems = answer_each(http, texts, run)
+    _, answers, problems = answer_each(http, GivenTexts(texts, ServerConfig()), texts, run)
     assert sorted(problems) == list(range(0, 60, 3)) and sorted({*answers, *problems}) == list(range(60))
     assert all(problem.message.startswith(f"Text {index + 1} is longer") for index, problem in problems.items())
     assert all(problem.position == index for index, problem in problems.items())
@@ -84,6 +85,7 @@ def test_many_texts_at_fault_are_found_without_reading_the_others_again_and_agai
         ({"model": "nr", "input": "a"}, 404, "Model 'nr' is not registered. Did you mean: 'ner'"),
         ({"model": "/etc", "input": "a"}, 404, "Model '/etc' is not registered."),
         ({"model": "ner"}, 422, "input: it is missing"),
+        ({"model": "ner", "inputs": ["secret-canary"]}, 422, "inputs: there is no such field"),
         ({"model": "ner", "input": ["secret-canary", 3]}, 422, "it must be a text"),
         ({"model": "ner", "input": "secret-canary", "threshold": 2}, 422, "threshold: "),
         ({"model": "ner", "input": "secret-canary", "thresold": 0.5}, 422, "thresold: there is no such field"),

@@ -96,6 +96,25 @@ def test_an_option_at_fault_is_no_text_at_fault(client: httpx2.Client) -> None:
     assert answer.json()["error"]["param"] == "targets"
 
 
+@pytest.mark.parametrize(
+    ("route", "model", "more"),
+    [
+        ("entities", "cut", {"long_text": "error"}),
+        ("classify", "cls", {}),
+        ("fill-mask", "mlm", {}),
+        ("assertions", "assert", {}),
+    ],
+)
+def test_the_only_text_at_fault_has_its_id(client: httpx2.Client, route: str, model: str, more: dict[str, Any]) -> None:
+    """As one of several has."""
+    item: dict[str, Any] = {"id": "n1", "text": "a " * 100}
+    if route == "assertions":
+        item["spans"] = [{"start": 0, "end": 900}]
+    answer = client.post(f"/v1/{route}", json={"model": model, "input": [item], **more})
+    error = answer.json()["error"]
+    assert answer.status_code == 422 and (error["index"], error["id"]) == (0, "n1"), error
+
+
 @pytest.mark.parametrize(("long_text", "complete"), [(None, False), ("truncate", False), ("window", True)])
 def test_the_client_may_say_what_becomes_of_a_long_text(
     client: httpx2.Client, long_text: str | None, complete: bool
@@ -139,7 +158,7 @@ def test_a_wrong_request_says_what_is_wrong(client: httpx2.Client, route: str) -
     """A wrong key in one of several forms of a text is named by its own place, and the note is not repeated."""
     text = {"id": "a", "txt": "secret-canary"}
     answer = client.post(f"/v1/{route}", json={"model": "mlm", "input": [text]})
-    assert answer.status_code == 422 and answer.json()["error"]["param"] == "input.0.text"
-    assert answer.json()["error"]["message"].startswith("input.0.text: it is missing.")
+    assert answer.status_code == 422 and answer.json()["error"]["param"] == "input.0.txt"
+    assert answer.json()["error"]["message"].startswith("input.0.txt: there is no such field.")
     answer = client.post(f"/v1/{route}", json={"model": "nix", "input": [{"id": "a", "text": "b", "spans": []}]})
     assert "secret-canary" not in answer.text and answer.status_code in (404, 422)

@@ -88,6 +88,23 @@ def test_an_operator_that_cannot_be_used_is_refused(client: httpx2.Client, opera
     assert not Path("/tmp/vault").exists() and "Müller" not in answer.text
 
 
+@pytest.mark.parametrize(
+    "operator",
+    [{"type": "surrogate", "key": None}, {"type": "shift_dates", "key": None}, {"type": "mask", "masking_char": None}],
+)
+def test_null_stands_for_an_option_that_is_left_out(client: httpx2.Client, operator: dict[str, Any]) -> None:
+    """Of an operator, and of a request."""
+    operators = {"DEFAULT": operator}
+    body = {"model": "deid", "input": NOTE, "operators": operators, "offset_unit": None, "threshold": None}
+    assert client.post("/v1/redact", json=body).is_success
+
+
+def test_an_operator_is_an_object(client: httpx2.Client) -> None:
+    """Its label is named, whatever its case."""
+    answer = client.post("/v1/redact", json={"model": "deid", "input": NOTE, "operators": {"NAME": "hash"}})
+    assert answer.json()["error"]["message"].startswith("operators.NAME: it must be an object.")
+
+
 def test_dates_of_a_document_keep_their_distance(client: httpx2.Client) -> None:
     """Texts with one name of a document have their dates shifted by the same number of days."""
     body = {"model": "deid", "input": [NOTE, NOTE], "documents": ["p1", "p1"]}

@@ -60,6 +60,8 @@ def _translate(line: str, names: Mapping[str, str] | None) -> str:
         return f"{ASK}, who can do this: {line[:1].lower()}{line[1:]}"
     if names is None:
         return line
+    if any(names.get(found[1]) == "" for found in _OPTION.finditer(line)):
+        return f"{ASK}."
     if found := _CALL.search(line):
         given = _to_json(found[2])
         return line[: found.start()] + ('POST /v1/run with "texts": ' + given if given else _ROUTES[found[1]])

@@ -118,8 +118,8 @@ def _methods_of(http: Request) -> set[str]:
 async def _answer_invalid(http: Request, error: Exception) -> Response:
     """Answer a request that does not fit its schema. FastAPI's own answer would repeat the notes in it."""
     assert isinstance(error, RequestValidationError)
-    # Of a field with several types, the type that fits best says most.
-    first: dict[str, Any] = max(error.errors(), key=lambda each: len(each["loc"]))
+    # Of a field with several types, the type that fits best says most. An unknown field may be a missing one, misspelt.
+    first: dict[str, Any] = max(error.errors(), key=lambda each: (len(each["loc"]), each["type"] == "extra_forbidden"))
     # The first part says whether it is in the body.
     field = ".".join(str(part) for part in first["loc"][1:] if not _is_type(part)) or "body"
     message = (
@@ -130,10 +130,11 @@ async def _answer_invalid(http: Request, error: Exception) -> Response:
 
 def _is_type(part: object) -> bool:
     """Return whether a part of a place is one of several types, as pydantic writes it, and no key."""
-    return isinstance(part, str) and (part in _TYPES or "[" in part or part[:1].isupper())
+    return isinstance(part, str) and (part in _TYPES or "[" in part)
 
 
-_TYPES = ("str", "int", "float", "bool")
+# Those that fields with several types have, beside lists and others that are written with brackets.
+_TYPES = ("str", "int", "float", "bool", tei.Sentences.__name__, rerank.Document.__name__)
 _ROUTES = "The routes and their methods: GET /openapi.json"
 _HTTP_ERRORS = {
     404: ("not_found", f"There is no such route.\n{_ROUTES}"),

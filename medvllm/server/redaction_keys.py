@@ -32,7 +32,8 @@ def use_server_keys(
 
 
 def _use_key(param: str, given: Mapping[str, Any], keys: Mapping[str, Path]) -> dict[str, Any]:
-    operator, kind = dict(given), given.get("type")
+    # A null stands for what is left out.
+    operator, kind = {name: value for name, value in given.items() if value is not None}, given.get("type")
     if operator.pop("vault", None) is not None:
         message = "Surrogates cannot be kept in a file of the server.\nKeep them equal between calls with a key: key="
         raise ProblemError(Problem(422, "vault_not_accepted", message, f"{param}.vault"))

@@ -101,11 +101,20 @@ _PROTOCOLS: tuple[tuple[str | tuple[str, ...], Protocol], ...] = (
             {"activation": "function_to_apply", "aggregation": "aggregation_strategy", "long_input": ""},
         ),
     ),
-    (("/api/", "/presidio/"), Protocol("Text", _text, {"threshold": "score_threshold", "long_input": ""})),
+    ("/api/", Protocol("Text", _text, {"long_input": ""})),
+    (
+        "/presidio/",
+        Protocol(
+            "Text",
+            _text,
+            {"threshold": "score_threshold", "labels": "entities", "operators": "anonymizers", "long_input": ""},
+        ),
+    ),
     (
         ("/rerank", "/predict", "/embed", "/similarity", "/info"),
-        Protocol("TEI", _tei, {"long_input": ""}),
+        Protocol("TEI", _tei, {"activation": "", "long_input": ""}),
     ),
+    (("/classify", "/score", "/v1/score"), Protocol("OpenAI", _openai, {"activation": "", "long_input": ""})),
     (("/v1/entities", "/v1/classify"), Protocol("OpenAI", _openai, {"long_input": "long_text"})),
     ("/", Protocol("OpenAI", _openai, {"max_new_tokens": "max_tokens", "long_input": ""})),
 )

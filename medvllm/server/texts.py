@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 from starlette.requests import Request as HTTPRequest
 
@@ -12,7 +13,7 @@ from medvllm.engine.model_runner.results import Result
 from medvllm.engine.model_runner.text_numbers import with_number
 from medvllm.errors import LoadError, RequestError
 from medvllm.server.config import ServerConfig
-from medvllm.server.problem import Problem, ProblemError, log_failure, problem_of
+from medvllm.server.problem import Problem, ProblemError, log_failure, problem_for, problem_of
 from medvllm.server.rendering import content_of
 
 
@@ -29,13 +30,39 @@ def _make_lists_fail_fast(schema: Any) -> None:
 
 
 class _Part(BaseModel):
-    """A part of a request. The first wrong item of a list is an error of the list, and the others are not looked at."""
+    """A part of a request. The first wrong item of a list is an error of the list, and the others are not looked at.
+
+    A null of a field that may be left out means that it is.
+    """
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         schema = handler(source)
         _make_lists_fail_fast(schema)
         return schema
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        described = handler(schema)
+        properties = handler.resolve_ref_schema(described).get("properties", {})
+        for name in cls._optional() & properties.keys():
+            own = properties[name]
+            if {"type": "null"} not in own.get("anyOf", ()):
+                kept = {key: own.pop(key) for key in ("title", "description", "default") if key in own}
+                properties[name] = {"anyOf": [own, {"type": "null"}], **kept}
+        return described
+
+    @classmethod
+    def _optional(cls) -> set[str]:
+        return {name for name, field in cls.model_fields.items() if not field.is_required()}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_nulls_out(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or None not in given.values():
+            return given
+        optional = cls._optional()
+        return {name: value for name, value in given.items() if value is not None or name not in optional}
 
 
 class StrictModel(_Part):
@@ -102,6 +129,12 @@ class GivenTexts:
         """Return the problem of a text of the request, with the id that the client gave it."""
         return problem if problem.position is None else replace(problem, text_id=self._ids[problem.position])
 
+    def failure(self, http: HTTPRequest, error: Exception) -> ProblemError:
+        """Return what to raise, so that an error of one text fails the request. It is logged."""
+        problem = problem_for(http, error)
+        log_failure(http, error, problem)
+        return ProblemError(self.named(problem))
+
     def name(self, position: int) -> dict[str, Any]:
         """Return the index and, if the client gave one, the id of a text, for its answer."""
         own = self._ids[position]
@@ -135,20 +168,22 @@ def too_many(found: str, limit: str, param: str) -> Problem:
 
 
 def answer_each(
-    http: HTTPRequest, texts: Sequence[T], run: Callable[[list[T]], Result]
+    http: HTTPRequest, given: GivenTexts, texts: Sequence[T], run: Callable[[list[T]], Result]
 ) -> tuple[Result | None, dict[int, Any], dict[int, Problem]]:
     """Run a task on texts. A text at fault has a problem in its place, and the others have their answers.
 
     Args:
         http: The request, for the log.
-        texts: The texts, or their numbers.
+        given: The texts, with their ids.
+        texts: What is run for each: the text, a pair, or its number.
         run: Runs the task, always with the same version of a model. Its result has an item for each text.
 
     Returns:
         The last result, or None if every text is at fault; the answers and the problems, by the index of their text.
 
     Raises:
-        MedVLLMError, ProblemError: An error that is not about one text.
+        MedVLLMError: An error that is not about one text.
+        ProblemError: Such an error, or one of the only text.
     """
     result = None
     answers: dict[int, Any] = {}
@@ -160,8 +195,10 @@ def answer_each(
             result = run([texts[index] for index in indices])
         except (RequestError, LoadError, ProblemError) as error:
             found = problem_of(error)
-            if (place := found.position) is None or len(texts) == 1:
+            if (place := found.position) is None:
                 raise
+            if len(texts) == 1:
+                raise given.failure(http, error) from None
             problem = _renumber(found, indices[place])
             log_failure(http, error, problem)
             problems[indices[place]] = problem

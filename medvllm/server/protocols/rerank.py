@@ -91,14 +91,18 @@ class TEIRerankRequest(TEIRequest):
     )
 
 
+# A tag stands in the place of an error. In brackets, it is told from a field.
+_TAGS = {"documents": "[Cohere]", "texts": "[TEI]"}
+
+
 def _dialect(given: Any) -> str | None:
-    """Return which of the two keys a request has, if it has one of them."""
-    has = [key for key in ("documents", "texts") if isinstance(given, dict) and given.get(key) is not None]
+    """Return the tag of the API whose key a request has, if it has one of the two keys."""
+    has = [tag for key, tag in _TAGS.items() if isinstance(given, dict) and given.get(key) is not None]
     return has[0] if len(has) == 1 else None
 
 
 EitherRequest = Annotated[
-    Annotated[CohereRequest, Tag("documents")] | Annotated[TEIRerankRequest, Tag("texts")],
+    Annotated[CohereRequest, Tag(_TAGS["documents"])] | Annotated[TEIRerankRequest, Tag(_TAGS["texts"])],
     Discriminator(_dialect, custom_error_type="dialect", custom_error_message="dialect"),
 ]
 

@@ -108,7 +108,7 @@ async def find_assertions(asked: AssertionsRequest, http: Request, server: Serve
             ]
             return runner.assertions([texts[index] for index in chosen], spans, with_receipt=asked.receipt)
 
-        result, answers, problems = answer_each(http, range(len(texts)), run)
+        result, answers, problems = answer_each(http, given, range(len(texts)), run)
         data = describe_answers(http, given, answers, problems, describe)
         tokens = count_tokens(each.coverage for found in answers.values() for each in found)
         return make_answer(asked, "ast", data, tokens, result)

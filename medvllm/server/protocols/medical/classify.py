@@ -90,7 +90,7 @@ async def classify(asked: ClassifyRequest, http: Request, server: ServerOf) -> R
         return {**record, "coverage": describe_coverage(found.coverage, split[index], offsets)}
 
     def call() -> Response:
-        result, answers, problems = answer_each(http, texts, partial(asked.runner(server).classify, **options))
+        result, answers, problems = answer_each(http, given, texts, partial(asked.runner(server).classify, **options))
         data = describe_answers(http, given, answers, problems, describe)
         return make_answer(asked, "cls", data, count_tokens(found.coverage for found in answers.values()), result)
 

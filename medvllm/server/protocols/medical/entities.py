@@ -80,7 +80,7 @@ async def find_entities(asked: EntitiesRequest, http: Request, server: ServerOf)
 
     def call() -> Response:
         run = partial(asked.runner(server).entities, with_receipt=asked.receipt, **options)
-        result, answers, problems = answer_each(http, given.texts, run)
+        result, answers, problems = answer_each(http, given, given.texts, run)
         data = describe_answers(http, given, answers, problems, describe)
         return make_answer(asked, "ent", data, count_tokens(found.coverage for found in answers.values()), result)
 

@@ -70,7 +70,7 @@ async def fill_mask(asked: FillMaskRequest, http: Request, server: ServerOf) -> 
 
     def call() -> Response:
         run = partial(asked.runner(server).fill_mask, **options)
-        result, answers, problems = answer_each(http, given.texts, run)
+        result, answers, problems = answer_each(http, given, given.texts, run)
         data = describe_answers(http, given, answers, problems, describe)
         return make_answer(asked, "fill", data, count_tokens(filled.coverage for filled in answers.values()), result)
 

@@ -13,7 +13,6 @@ from medvllm.server.body import StrictRoute
 from medvllm.server.context import ServerOf
 from medvllm.server.examples import answer_of
 from medvllm.server.offsets import Offsets
-from medvllm.server.problem import ProblemError, log_failure, problem_of
 from medvllm.server.protocols.medical.answer import (
     COVERAGE,
     OPTIONAL,
@@ -140,6 +139,4 @@ async def redact(asked: RedactRequest, http: Request, server: ServerOf) -> Respo
     try:
         return await server.run(http, call, **asked.limits())
     except (RequestError, LoadError) as error:
-        problem = problem_of(error)
-        log_failure(http, error, problem)
-        raise ProblemError(given.named(problem)) from None
+        raise given.failure(http, error) from None
