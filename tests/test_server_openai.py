@@ -288,7 +288,11 @@ def test_only_the_catalogue_is_served(client: httpx2.Client, name: str) -> None:
         ({"max_new_tokens": 3}, 400, "max_new_tokens"),
         ({"guided_json": {"type": "object"}}, 400, "guided_json"),
         ({"response_format": {"type": "json_schema"}}, 400, "response_format"),
-        ({"max_tokens": 3, "max_completion_tokens": 4}, 400, "max_tokens"),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, 422, "max_tokens"),
+        ({"verbosity": "low"}, 400, "verbosity"),
+        ({"do_sample": True}, 400, "do_sample"),
+        ({"do_sample": False, "temperature": 1}, 400, "do_sample"),
+        ({"random_seed": 3}, 400, "random_seed"),
         ({"max_tokens": 0}, 422, "max_tokens"),
         ({"temperature": -1}, 422, "temperature"),
         ({"temperature": True}, 422, "temperature"),
@@ -321,9 +325,10 @@ def test_what_the_server_cannot_do_is_refused(
     [
         {"n": 1, "tools": [], "tool_choice": "auto", "logit_bias": {}, "user": "u", "metadata": {"a": "b"}},
         {"temperature": 0, "top_p": 0.5, "top_k": 5},  # at 0, the likeliest token comes in any case
-        {"temperature": 1.5, "top_p": 0},
+        {"temperature": 1.5, "top_p": 0, "do_sample": False},
         {"stream": None, "stream_options": {"include_usage": None}, "seed": None, "max_completion_tokens": None},
         {"logprobs": False, "top_logprobs": None, "frequency_penalty": 0.0, "store": False, "stop": None},
+        {"allow_special_tokens": None, "stream": None, "verbosity": "medium", "max_completion_tokens": 4},
         {"skip_special_tokens": True, "include_stop_str_in_output": False, "repeat_penalty": 1.0, "mirostat": 0},
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "fever?"}], "name": None}]},
     ],
@@ -338,6 +343,14 @@ def test_what_asks_for_nothing_is_accepted(
     assert answer["choices"][0]["message"]["content"] == expected.text
 
 
+def test_both_names_of_the_longest_answer_are_known(client: httpx2.Client) -> None:
+    """In both routes."""
+    for name in ("max_tokens", "max_completion_tokens"):
+        for route, asked in (("completions", {"prompt": "fever?"}), ("chat/completions", {"messages": CHAT})):
+            answer = client.post(f"/v1/{route}", json={"model": "endless", name: 3, **asked})
+            assert answer.json()["usage"]["completion_tokens"] == 3
+
+
 def test_embeddings_ignore_what_changes_nothing(client: httpx2.Client) -> None:
     """And refuse what would make other vectors. Clients send null for what they leave out."""
     body = {"model": "enc", "input": "secret-canary"}
@@ -345,6 +358,7 @@ def test_embeddings_ignore_what_changes_nothing(client: httpx2.Client) -> None:
     for more in (
         {"encoding_format": None, "dimensions": None, "user": None},
         {"user": "u", "add_special_tokens": True, "truncate": "NONE", "embed_dtype": "float32", "priority": 1},
+        {"output_dimension": None, "output_dtype": "float", "truncation": True, "modality": "text"},
     ):
         assert client.post("/v1/embeddings", json=body | more).json() == expected
     for key, value in (
@@ -352,6 +366,10 @@ def test_embeddings_ignore_what_changes_nothing(client: httpx2.Client) -> None:
         ("normalize", False),
         ("truncate_prompt_tokens", 4),
         ("truncate", "END"),
+        ("output_dimension", 64),
+        ("output_dtype", "int8"),
+        ("prompt", "query: "),
+        ("normalized", True),
     ):
         answer = client.post("/v1/embeddings", json=body | {key: value})
         assert answer.status_code == 400 and answer.json()["error"]["param"] == key

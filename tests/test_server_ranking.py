@@ -96,6 +96,24 @@ def test_texts_are_ranked_in_the_api_of_tei(client: httpx2.Client, registry: Mod
         ("/rerank", {"query": "a", "documents": ["b"], "truncate_prompt_tokens": 5}, 400, "'truncate_prompt_tokens'"),
         ("/v2/rerank", {"model": "rank", "query": "a", "documents": ["b"], "use_activation": False}, 400, "use_act"),
         ("/models/cls", {"inputs": "a", "parameters": {"candidate_labels": ["b"]}}, 400, "'candidate_labels'"),
+        ("/models/deid", {"inputs": "a", "parameters": {"stride": 5}}, 400, "'stride'"),
+        ("/models/cls", {"inputs": "a", "top_k": 1, "parameters": {"top_k": 3}}, 422, "top_k and parameters.top_k"),
+        ("/score", {"model": "rank", "text_1": "a", "text_2": "b", "documents": ["c"]}, 422, "text_2 and documents"),
+        ("/score", {"model": "rank", "queries": "a", "data_1": "b", "text_2": "c"}, 422, "queries and data_1 are two"),
+        ("/v1/rerank", {"model": "rank", "query": "a", "documents": ["b", "c"], "top_k": 1}, 400, "'top_k'"),
+        ("/rerank", {"query": "a", "texts": ["b", "c"], "top_n": 1}, 400, "'top_n'"),
+        ("/rerank", {"query": "a", "documents": ["b", "c"], "raw_scores": True}, 400, "'raw_scores'"),
+        ("/predict?model=cls", {"inputs": "a", "top_k": 1}, 400, "'top_k'"),
+        ("/embed?model=minilm", {"inputs": "a", "prompt": "query: "}, 400, "'prompt'"),
+        ("/rerank", {"query": "a", "documents": [{"txt": "b"}]}, 422, "documents.0.text: it is missing"),
+        ("/models/minilm", {"inputs": {"source_sentence": "a"}}, 422, "inputs.sentences: it is missing"),
+        ("/models/deid/pipeline/summarization", {"inputs": "a"}, 422, "Task 'summarization' has no shape"),
+        (
+            "/models/minilm/pipeline/token-classification",
+            {"inputs": {"source_sentence": "a", "sentences": ["secret-canary"]}},
+            422,
+            "Task 'token-classification' takes a text",
+        ),
     ],
 )
 def test_a_wrong_request_is_told_what_is_wrong(
@@ -107,6 +125,41 @@ def test_a_wrong_request_is_told_what_is_wrong(
     said = content.get("message") or content["error"]
     assert answer.status_code == status and message in (said if isinstance(said, str) else said["message"])
     assert "secret-canary" not in answer.text and answer.headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize("name", ["documents", "texts"])
+def test_a_missing_field_is_named_as_the_client_writes_it(client: httpx2.Client, name: str) -> None:
+    """In either API of the route."""
+    answer = client.post("/rerank", json={name: ["a"]})
+    assert answer.status_code == 422 and answer.json()["error"].startswith("query: it is missing.")
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "same"),
+    [
+        ("/score", {"model": "rank", "text_1": "a", "text_2": ["b"]}, {"queries": "a", "data_2": ["b"]}),
+        ("/models/cls", {"inputs": "a", "parameters": {"top_k": 1}}, {"top_k": 1, "ignore_labels": None}),
+        (
+            "/models/minilm",
+            {"inputs": "a"},
+            {"parameters": {"normalize": None, "encoding_format": None, "truncation_direction": None}},
+        ),
+        ("/embed?model=minilm", {"inputs": "a"}, {"normalize": None, "truncation_direction": None, "top_k": None}),
+        ("/rerank", {"query": "a", "texts": ["b"]}, {"raw_scores": None, "return_text": None}),
+        ("/v1/rerank", {"model": "rank", "query": "a", "documents": ["b"]}, {"top_k": None, "truncation": True}),
+    ],
+)
+def test_what_says_nothing_more_changes_nothing(
+    client: httpx2.Client, route: str, body: dict[str, Any], same: dict[str, Any]
+) -> None:
+    """Such as a null, the name that another server has for a field, or what is in two places and equal."""
+    plain, more = (client.post(route, json=given) for given in (body, body | same))
+    assert plain.is_success and more.is_success, more.text
+    ours = ("id", "created")  # other ones in each answer
+    first, second = plain.json(), more.json()
+    if isinstance(first, dict):
+        first, second = ({key: each[key] for key in each if key not in ours} for each in (first, second))
+    assert first == second
 
 
 @pytest.mark.parametrize("loaded", [(), ("rank", "cls")])

@@ -5,7 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medvllm.engine.model_runner.redaction.operators import DEFAULT, Found, Operator, Operators, parse_operators
+from medvllm.engine.model_runner.redaction.operators import (
+    DEFAULT,
+    Found,
+    Operator,
+    Operators,
+    check_label,
+    check_options,
+    parse_operators,
+)
 from medvllm.server.encryption import Encrypt
 from medvllm.server.problem import Problem, ProblemError
 from medvllm.server.redaction_keys import find_key, use_server_keys
@@ -62,8 +70,10 @@ def parse_anonymizers(given: Mapping[str, Mapping[str, Any]], keys: Mapping[str,
     own: dict[str, Operator] = {}
     others: dict[str, dict[str, Any]] = {}
     for label, anonymizer in given.items():
-        kind, options = anonymizer.get("type"), {name: value for name, value in anonymizer.items() if name != "type"}
-        if kind == "replace" and options.get("new_value") is None:
+        check_label(label)
+        kind, options = _read(anonymizer)
+        if kind == "replace" and "new_value" not in options:
+            check_options(kind, options, ("new_value",))
             own[label] = Label()
         elif kind == "mask":
             own[label] = _parse_mask(label, options)
@@ -72,7 +82,7 @@ def parse_anonymizers(given: Mapping[str, Mapping[str, Any]], keys: Mapping[str,
         elif kind == "hash" and options.pop("hash_type", "sha256") == "sha256":
             others[label] = {"type": "hash", "length": _HASH_LENGTH, **options}
         else:
-            others[label] = dict(anonymizer)
+            others[label] = {"type": kind, **options}
     default = own.pop(DEFAULT, None) if DEFAULT not in others else None
     parsed = parse_operators(use_server_keys(others, keys, param="anonymizers"))
     return Operators({**parsed.by_label, **own}, parsed.default if DEFAULT in others else default or Label())
@@ -89,18 +99,17 @@ def parse_deanonymizers(
 
     Raises:
         ProblemError: The server has no such key, or there is no such deanonymizer.
+        RequestError: There is no such option.
         SettingError: The file of a key cannot be read.
     """
     found: dict[str, Encrypt | None] = {}
     for label, deanonymizer in given.items():
-        kind, options = (
-            deanonymizer.get("type"),
-            {name: value for name, value in deanonymizer.items() if name != "type"},
-        )
+        kind, options = _read(deanonymizer)
         param = f"deanonymizers.{label}"
         if kind == "decrypt":
-            found[label] = Encrypt(_find_key(param, "decrypt", options, keys))
+            found[label] = Encrypt(_find_key(param, kind, options, keys))
         elif kind in ("keep", "deanonymize_keep"):
+            check_options(kind, options, ())
             found[label] = None
         else:
             message = (
@@ -111,15 +120,20 @@ def parse_deanonymizers(
     return found
 
 
+def _read(given: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the type of an operator and its options. A null stands for what is left out."""
+    return given.get("type"), {name: value for name, value in given.items() if name != "type" and value is not None}
+
+
 def _find_key(param: str, kind: str, options: Mapping[str, Any], keys: Mapping[str, Path]) -> bytes:
-    if other := next((name for name in options if name != "key"), None):
-        message = f"{kind!r} takes no option {other[:20]!r}.\nIts options: key"
-        raise ProblemError(Problem(422, "invalid_request", message, param))
+    check_options(kind, options, ("key",))
     return find_key(options.get("key"), keys, what=repr(kind), param=param)
 
 
 def _parse_mask(label: str, options: Mapping[str, Any]) -> PartMask:
-    character, count, from_end = (options.get(name) for name in ("masking_char", "chars_to_mask", "from_end"))
+    names = ("masking_char", "chars_to_mask", "from_end")
+    check_options("mask", options, names)
+    character, count, from_end = (options.get(name) for name in names)
     is_character = isinstance(character, str) and len(character) == 1 and character.isprintable()
     if not is_character or type(count) is not int or count < 0 or not isinstance(from_end, bool | None):
         message = (

@@ -15,6 +15,7 @@ from medvllm.server.body import StrictRoute
 from medvllm.server.context import Server, ServerOf
 from medvllm.server.examples import answer_of
 from medvllm.server.named_model import only_name
+from medvllm.server.other_names import one_of
 from medvllm.server.problem import Problem, ProblemError
 from medvllm.server.protocols.tei import EmbedOptions, Sentences, finish_vectors
 from medvllm.server.texts import check_texts
@@ -36,8 +37,14 @@ _ANSWERS = answer_of(
 )
 
 
-# Of tasks without a shape here: a classifier has labels of its own.
-_REFUSED: Refused = dict.fromkeys(("candidate_labels", "hypothesis_template", "multi_label"), ())
+_REFUSED: Refused = {
+    # Of tasks without a shape here: a classifier has labels of its own.
+    **dict.fromkeys(("candidate_labels", "hypothesis_template", "multi_label"), ()),
+    # What transformers' pipelines take: windows are those of the entry, and entities are put together.
+    **dict.fromkeys(("stride", "max_length", "ignore_subwords"), ()),
+    **dict.fromkeys(("grouped_entities", "return_all_scores"), (True,)),
+    "truncation": (False,),
+}
 
 
 class Parameters(EmbedOptions):
@@ -71,10 +78,12 @@ class TaskRequest(Parameters):
     parameters: Parameters | None = None
 
     def chosen(self) -> Parameters:
-        """Return the parameters, wherever they stand."""
+        """Return the parameters, wherever they stand. ProblemError: one stands in both places, and differs."""
         beside = self.model_dump(exclude_unset=True, exclude={"inputs", "parameters", "model"})
         within = self.parameters.model_dump(exclude_unset=True) if self.parameters else {}
-        return Parameters.model_validate(beside | within)
+        return Parameters.model_validate(
+            {name: one_of({name: beside.get(name), f"parameters.{name}": within.get(name)}) for name in beside | within}
+        )
 
 
 @router.post("/models/{model:path}/pipeline/{task}", response_class=JSONResponse, responses={200: _ANSWERS})
@@ -100,7 +109,10 @@ async def _run(http: Request, server: Server, model: str, task: str | None, aske
     chosen = asked.chosen()
     refuse_others(chosen.model_extra, _REFUSED)
     if isinstance(asked.inputs, Sentences):
-        texts, is_batch, task = [asked.inputs.source_sentence, *asked.inputs.sentences], True, "sentence-similarity"
+        if task not in (None, "sentence-similarity"):
+            message = f"Task {task[:80]!r} takes a text, or a list of texts."
+            raise ProblemError(Problem(422, "invalid_request", message, "inputs"))
+        texts, is_batch = [asked.inputs.source_sentence, *asked.inputs.sentences], True
         check_texts(asked.inputs.sentences, server.config, "inputs.sentences")
     elif task == "sentence-similarity":
         message = 'The task needs what to compare: {"source_sentence": "…", "sentences": ["…"]}'
@@ -117,6 +129,9 @@ async def _run(http: Request, server: Server, model: str, task: str | None, aske
         run = _compare if isinstance(asked.inputs, Sentences) else _TASKS.get(own)
         if run is None:
             message = f"Model {model!r} has the task {own!r}, which has no shape in this protocol."
+            if task:
+                advice = "Run the model's own task with: POST /models/NAME"
+                message = f"Task {task[:80]!r} has no shape in this protocol.\n{advice}"
             raise ProblemError(Problem(422, "unsupported_task", message))
         return JSONResponse(run(runner, texts, chosen, long_input, is_batch))  # in the thread: it may be large
 

@@ -59,6 +59,7 @@ class AnalyzeRequest(TolerantModel):
         return_decision_process: Whether each result says what found it.
         ad_hoc_recognizers: Not supported: the model finds what it was trained for.
         allow_list: Not supported.
+        context: Not supported: the model reads the words around an entity, and no list of them.
         model: A name of the catalogue. The protocol has none: the address, a header or the server's only model tells.
     """
 
@@ -73,6 +74,7 @@ class AnalyzeRequest(TolerantModel):
     return_decision_process: bool | None = None
     ad_hoc_recognizers: list[Any] | None = None
     allow_list: list[str] | None = None
+    context: list[str] | None = None
     model: str | None = None
 
 
@@ -148,7 +150,7 @@ class DeanonymizeRequest(TolerantModel):
 )
 async def analyze(asked: AnalyzeRequest, http: Request, server: ServerOf, choice: Choice) -> Response:
     """Return what identifies a person in a text; of a list of texts, a list for each. Offsets count code points."""
-    for name in ("ad_hoc_recognizers", "allow_list"):
+    for name in ("ad_hoc_recognizers", "allow_list", "context"):
         if getattr(asked, name):
             message = f"The model finds what it was trained for.\nLeave out: {name}"
             raise ProblemError(Problem(422, "unsupported_option", message, name))

@@ -31,7 +31,12 @@ _ANSWER = {
 _TEI_ANSWER = [{"index": 1, "score": 0.9, "text": "No fever."}]
 
 
-_REFUSED: Refused = {**REFUSED, "truncate_prompt_tokens": (), "use_activation": (True,)}
+_REFUSED: Refused = {
+    **REFUSED,
+    **dict.fromkeys(("truncate_prompt_tokens", "top_k"), ()),
+    "use_activation": (True,),
+    "raw_scores": (False,),
+}
 
 
 class Document(TolerantModel):
@@ -139,6 +144,7 @@ async def rerank_either(asked: EitherRequest, http: Request, server: ServerOf, c
     """
     if isinstance(asked, CohereRequest):
         return await rerank_documents(asked, http, server, choice)
+    asked.check()
     name = choice.name(asked.model)
     activation: Literal["sigmoid", "none"] = "none" if asked.raw_scores else "sigmoid"
     ranking = await _rank(http, server, name, asked.query, asked.texts, "texts", asked, activation)

@@ -20,6 +20,7 @@ from medvllm.server.examples import Map, answer_of
 from medvllm.server.named_model import Choice
 from medvllm.server.problem import Problem, ProblemError
 from medvllm.server.texts import TolerantModel, check_texts
+from medvllm.server.unsupported import Refused, refuse_others
 
 router = APIRouter(tags=["Text Embeddings Inference"], route_class=StrictRoute)
 
@@ -45,8 +46,16 @@ _OTHER_INFO = {
 }
 
 
+# What servers of similar routes can do, and this one cannot, with the values that ask for nothing.
+_REFUSED: Refused = {
+    **dict.fromkeys(("top_n", "top_k", "function_to_apply", "prompt", "instruction", "output_dimension"), ()),
+    "encoding_format": ("float",),
+    "return_documents": (False,),
+}
+
+
 class TEIRequest(TolerantModel):
-    """What requests of Text Embeddings Inference have in common. Unknown keys are ignored.
+    """What requests of Text Embeddings Inference have in common. Unknown keys are ignored, if they change no answer.
 
     Attributes:
         model: A name of the catalogue. The protocol has none: the address, a header or the server's only model tells.
@@ -54,9 +63,15 @@ class TEIRequest(TolerantModel):
         truncation_direction: Where to cut: only the end of a text can be.
     """
 
+    model_config = ConfigDict(extra="allow")
+
     model: str | None = None
     truncate: bool | None = None
     truncation_direction: Literal["Left", "Right", "left", "right"] = "Right"
+
+    def check(self) -> None:
+        """Raise ProblemError if the client asks for what the protocol does not have."""
+        refuse_others(self.model_extra, _REFUSED)
 
     def long_input(self, entry: ModelMetadata) -> LongInput | None:
         """Return what becomes of long texts; None for what the entry says.
@@ -161,6 +176,7 @@ class SimilarityRequest(TolerantModel):
 @router.post("/embed", response_class=JSONResponse, responses={200: answer_of([[0.6, -0.8]])})
 async def embed(asked: EmbedRequest, http: Request, server: ServerOf, choice: Choice) -> Response:
     """Return a vector for each text."""
+    asked.check()
     texts = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
     check_texts(texts, server.config, "inputs")
     name = choice.name(asked.model)
@@ -174,6 +190,7 @@ async def embed(asked: EmbedRequest, http: Request, server: ServerOf, choice: Ch
 @router.post("/predict", responses={200: answer_of(_LABELS)})
 async def predict(asked: PredictRequest, http: Request, server: ServerOf, choice: Choice) -> Any:
     """Return the labels of a text or a pair, the likeliest first; of a batch, a list of them for each."""
+    asked.check()
     given = asked.inputs
     is_batch = not isinstance(given, str) and not isinstance(next(iter(given), None), str)
     items: Sequence[Any] = given if is_batch else [given]

@@ -15,6 +15,7 @@ from medvllm.server.body import StrictRoute
 from medvllm.server.context import ServerOf
 from medvllm.server.examples import answer_of
 from medvllm.server.named_model import Choice
+from medvllm.server.other_names import one_of
 from medvllm.server.problem import Problem, ProblemError
 from medvllm.server.protocols.tei import TEIRequest
 from medvllm.server.texts import TolerantModel, check_texts
@@ -98,12 +99,12 @@ class ScoreRequest(PoolingRequest):
     data_2: Texts | None = Field(None, description="As text_2.")
 
     def pairs(self) -> list[tuple[str, str]]:
-        """Return the pairs to score. ProblemError: a side is missing, or they do not fit."""
+        """Return the pairs to score. ProblemError: a side is missing or stated twice, or they do not fit."""
         firsts, seconds = (
             [given] if isinstance(given, str) else given
             for given in (
-                next((side for side in sides if side is not None), [])
-                for sides in ((self.text_1, self.queries, self.data_1), (self.text_2, self.documents, self.data_2))
+                one_of({name: getattr(self, name) for name in names}) or []
+                for names in (("text_1", "queries", "data_1"), ("text_2", "documents", "data_2"))
             )
         )
         if not firsts or not seconds:

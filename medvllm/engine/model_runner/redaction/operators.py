@@ -28,6 +28,7 @@ DEFAULT = "DEFAULT"
 _MOST_DAYS = 365  # the farthest that a date is moved by a derived number of days
 _MOST_DOCUMENTS = 100_000  # whose surrogates are remembered from one chunk of a corpus to the next
 _SHORTEST_HASH, _LONGEST_HASH = 8, 64
+_EXAMPLE = "Write them as: operators={'DEFAULT': {'type': 'replace'}}"
 
 
 Texts = Mapping[str, Sequence[str]]  # of each document
@@ -346,29 +347,52 @@ def parse_operators(operators: "Mapping[str, Mapping[str, Any]] | Operators | No
         SettingError: The key in the settings cannot be read.
         MissingDependencyError: Surrogates are asked for, and Faker is not installed.
     """
-    example = "Write them as: operators={'DEFAULT': {'type': 'replace'}}"
     if isinstance(operators, Operators):
         return operators
     if operators is None:
         operators = {}
     if not isinstance(operators, Mapping):
         raise RequestError(
-            f"operators must map labels to operators, not be {type(operators).__name__}.\n{example}", option="operators"
+            f"operators must map labels to operators, not be {type(operators).__name__}.\n{_EXAMPLE}",
+            option="operators",
         )
     made: dict[str, Operator] = {}
     known: dict[str, Operator] = {}  # by what was given
     shared = secrets.token_bytes(32)
     for label, given in operators.items():
         if not isinstance(label, str) or not isinstance(given, Mapping) or not isinstance(given.get("type"), str):
-            raise RequestError(f"The operator of label {label!r} has no type.\n{example}", option="operators")
-        if label != DEFAULT and label.casefold() == DEFAULT.casefold():
-            raise RequestError(f"operators has {label!r}. Did you mean: {DEFAULT!r}?\n{example}", option="operators")
+            raise RequestError(f"The operator of label {label!r} has no type.\n{_EXAMPLE}", option="operators")
+        check_label(label)
         # Labels with equal operators share one: no surrogate stands for two names, and dates keep their distance.
         wanted = repr(sorted(given.items(), key=repr))
         made[label] = known[wanted] if wanted in known else known.setdefault(wanted, _make(given))
         made[label].share(shared)
     default = made.pop(DEFAULT, None)
     return Operators(made, default or Replace())
+
+
+def check_label(label: str) -> None:
+    """Raise RequestError if a label is "DEFAULT", but for its case."""
+    if label != DEFAULT and label.casefold() == DEFAULT.casefold():
+        raise RequestError(f"operators has {label!r}. Did you mean: {DEFAULT!r}?\n{_EXAMPLE}", option="operators")
+
+
+def check_options(operator: str, given: Iterable[str], known: Sequence[str]) -> None:
+    """Raise RequestError if an operator is given an option that it does not have.
+
+    Args:
+        operator: Its type.
+        given: The names of its options.
+        known: The names of those that it has.
+    """
+    if unknown := next((name for name in given if name not in known), None):
+        near = near_names(str(unknown), known)
+        raise RequestError(
+            f"Operator {operator!r} takes no option {unknown!r}.{did_you_mean(near)}\n"
+            f"Its options: {', '.join(known) or 'none'}",
+            option=str(unknown),
+            candidates=tuple(near),
+        )
 
 
 def _make(given: Mapping[str, Any]) -> Operator:
@@ -382,16 +406,8 @@ def _make(given: Mapping[str, Any]) -> Operator:
             value=word,
             candidates=tuple(near),
         )
-    known = [*getattr(kind, "__dataclass_fields__", ())]
     options = {name: value for name, value in given.items() if name != "type"}
-    if unknown := next((name for name in options if name not in known), None):
-        near = near_names(str(unknown), known)
-        raise RequestError(
-            f"Operator {word!r} takes no option {unknown!r}.{did_you_mean(near)}\n"
-            f"Its options: {', '.join(known) or 'none'}",
-            option=str(unknown),
-            candidates=tuple(near),
-        )
+    check_options(word, options, [*getattr(kind, "__dataclass_fields__", ())])
     return kind(**options)
 
 

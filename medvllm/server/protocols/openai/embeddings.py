@@ -25,9 +25,13 @@ router = APIRouter(route_class=StrictRoute)
 # What other servers can do with texts or vectors, and this one cannot, with the values that ask for nothing.
 _REFUSED: Refused = {
     **dict.fromkeys(("input_type", "task", "prompt_name", "instruction", "normalize", "late_chunking"), ()),
-    **dict.fromkeys(("truncate_prompt_tokens", "messages"), ()),
-    "add_special_tokens": (True,),
-    "embedding_type": ("float",),
+    **dict.fromkeys(("truncate_prompt_tokens", "messages", "output_dimension", "prompt", "prompt_template"), ()),
+    **dict.fromkeys(("role", "normalized", "embd_normalize"), ()),
+    **dict.fromkeys(("add_special_tokens", "use_activation", "activation"), (True,)),
+    **dict.fromkeys(("chat_template", "chat_template_kwargs"), ("", {})),
+    **dict.fromkeys(("embedding_type", "encoding_type", "output_dtype"), ("float",)),
+    "modality": ("text",),
+    "return_multivector": (False,),
     "embed_dtype": ("float32",),
     "endianness": ("native", "little"),
     "truncate": ("NONE", False),

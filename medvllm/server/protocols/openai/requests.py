@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
-from medvllm.server.problem import Problem, ProblemError
+from medvllm.server.other_names import one_of
 from medvllm.server.protocols.openai.messages import Message
 from medvllm.server.texts import TolerantModel
 from medvllm.server.unsupported import Refused, refuse_others
@@ -28,11 +28,15 @@ _REFUSED: Refused = {
     **dict.fromkeys(
         ("regex", "ebnf", "json_schema", "stop_regex", "max_new_tokens", "num_predict", "stop_sequences"), ()
     ),
+    **dict.fromkeys(("max_length", "max_output_tokens", "n_predict", "random_seed", "adapter_id", "lora_path"), ()),
+    **dict.fromkeys(("safe_prompt", "watermark", "return_full_text"), (False,)),
+    **dict.fromkeys(("logits_processors", "vllm_xargs"), ([], {})),
     **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"), ()),
     **dict.fromkeys(("chat_template", "documents", "allowed_token_ids", "prompt_logprobs", "grammar"), ()),
     **dict.fromkeys(("truncate_prompt_tokens", "reasoning_effort"), ("none",)),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
+    "verbosity": ("medium",),
     "add_generation_prompt": (True,),
 }
 
@@ -50,6 +54,7 @@ class GenerationRequest(TolerantModel):
 
     model: str
     max_tokens: Annotated[int, Field(ge=1, description="The longest answer; by default 256 tokens.")] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, description="The newer name of max_tokens.")] | None = None
     stop: str | Annotated[list[str], Field(max_length=64)] | None = None
     temperature: Annotated[float, Field(ge=0, description="By default 0: the likeliest token.")] | None = None
     top_p: Annotated[float, Field(ge=0, le=1, description="0 stands for the likeliest token.")] | None = None
@@ -71,8 +76,11 @@ class GenerationRequest(TolerantModel):
         heat = 0.0 if top_p == 0 else self.temperature
         if heat is None:  # who narrows the choice wants one: OpenAI samples by default
             heat = 0.0 if top_p is None and top_k is None else 1.0
+        refuse_others(self.model_extra, {"do_sample": (heat > 0,)})
         return {
-            "max_new_tokens": self.max_tokens,
+            "max_new_tokens": one_of(
+                {"max_tokens": self.max_tokens, "max_completion_tokens": self.max_completion_tokens}
+            ),
             "stop": self.stop,
             "temperature": heat,
             "top_p": top_p if heat else None,
@@ -92,15 +100,6 @@ class ChatRequest(GenerationRequest):
     )
 
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1, description="The newer name of max_tokens.")] | None = None
-
-    def options(self) -> dict[str, Any]:
-        """Return the options of `ModelRunner.generate`. Raises: as the other method."""
-        longest = self.max_completion_tokens
-        if None not in (longest, self.max_tokens) and longest != self.max_tokens:
-            message = "max_tokens and max_completion_tokens are two names of one number, and differ. Send one of them."
-            raise ProblemError(Problem(400, "invalid_request", message, "max_tokens"))
-        return super().options() | {"max_new_tokens": longest or self.max_tokens}
 
 
 class CompletionRequest(GenerationRequest):
