@@ -56,6 +56,8 @@ def test_what_is_documented_works(client: httpx2.Client, operation: Any) -> None
     assert bool(examples) is ("requestBody" in operation.content), "the body has no example"
     for body in examples or [None]:
         query = operation.example_query()
+        if body and body.get("model"):  # it is named in one place
+            query.pop("model", None)
         answer = client.request(operation.method, operation.example_path(), json=body, params=query)
         assert answer.status_code == 200, answer.text
         kind = answer.headers["content-type"].partition(";")[0]

@@ -20,7 +20,9 @@ class ModelChoice:
     def __init__(
         self,
         http: Request,
-        model: Annotated[str | None, Query(description="A name of the catalogue.", examples=["my-deid"])] = None,
+        model: Annotated[
+            str | None, Query(description="A name of the catalogue, unless the body has one.", examples=["my-deid"])
+        ] = None,
         x_medvllm_model: Annotated[str | None, Header(description="A name of the catalogue.")] = None,
     ) -> None:
         self._path, self._loaded = http.url.path, server_of(http).config.loaded
