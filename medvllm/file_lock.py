@@ -53,3 +53,31 @@ def file_lock(
         yield
     finally:
         lock.release()
+
+
+def is_held(file: Path) -> bool:
+    """Return whether another process or thread holds a lock file. Whoever may read it can ask.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    import fcntl
+
+    try:
+        with file.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    try:  # there may be another kind of lock
+        with file_lock(file, setting=None, private=False, patience_s=0):
+            return False
+    except BlockingIOError:
+        return True
+    except SourceError:
+        return False

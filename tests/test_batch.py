@@ -28,6 +28,7 @@ from medvllm.corpora.rows import BadRow, Row
 from medvllm.engine.model_runner import ModelRegistry, ModelRunner
 from medvllm.engine.model_runner.batch.first_rows import FirstRows
 from medvllm.engine.model_runner.batch.folder import BatchFolder
+from medvllm.engine.model_runner.batch.manifest import Manifest
 from medvllm.engine.model_runner.batch.part import Unanswered, cut_into_parts
 from medvllm.engine.model_runner.batch.plan import make_plan
 from medvllm.engine.model_runner.batch.processes import answer_parts
@@ -44,6 +45,7 @@ from tests.support.console import command
 from tests.support.disks import mounted_disk
 from tests.support.scripted import Reply, Sent, scripted
 from tests.support.trained import MINILM
+from tests.support.users import another_user, reachable
 
 SECRET = "xanthopsiacanary"
 NOTES = [f"Patient {number} was given aspirin for fever." for number in range(7)]
@@ -209,6 +211,10 @@ def test_a_row_that_cannot_be_answered_stops_no_other(
         assert what in row["reason"]
     written = b"".join(each.read_bytes() for each in (tmp_path / "out").rglob("*") if each.is_file())
     assert SECRET.encode() not in written.replace(str(file).encode(), b"") and SECRET not in caplog.text
+    (tmp_path / "out" / "bad_rows.jsonl").unlink()  # as a kill behind the last part leaves it
+    assert read_status(tmp_path / "out").state == "stopped"
+    again = tagger.batch(file, tmp_path / "out", task="ner", rows_per_part=4, output_format="jsonl")
+    assert (again.state, again.parts_of_run, bad_rows(tmp_path / "out")) == ("complete", 0, found)
     lines(tmp_path / "good.jsonl", [good] * 3)
     tagger.batch(tmp_path / "good.jsonl", tmp_path / "alone", task="ner", rows_per_part=1, output_format="jsonl")
     assert _rounded(records(tmp_path / "out")) == _rounded(records(tmp_path / "alone"))
@@ -334,7 +340,7 @@ def test_a_finished_part_is_kept_and_a_changed_one_is_made_again(
     assert all(json.loads(line) for line in manifest.read_text().splitlines())
     usual = manifest.read_bytes()
     for old, new, what in (
-        (b'"kind"', b'"kin', r"Line 1 of .* is damaged"),
+        (b'"format"', b'"form', r"Line 1 of .* is damaged"),
         (b'"input"', b'"inputs"', r"Line 1 of .* is damaged"),
         (b'"first_row"', b'"row"', r"Line 3 of .* is damaged"),
         (b'"format": 1', b'"format": 2', r"has format 2, .* reads 1\."),
@@ -382,6 +388,28 @@ def test_other_conditions_are_refused(tmp_path: Path, registry: ModelRegistry, t
     manifest.write_text(f"{json.dumps(conditions)}\n{rest}")
     with pytest.raises(RequestError, match=r'version of medvllm: "0\.0\.1", now "'):
         run(threshold=0.1, sources=moved)
+
+
+def test_parts_that_were_changed_or_cannot_be_read_are_not_removed_for_other_conditions(
+    tmp_path: Path, tagger: ModelRunner
+) -> None:
+    """They may be all that somebody has: only --restart removes them. What cannot be read is not made again unasked."""
+    file, out = notes(tmp_path), tmp_path / "out"
+    tagger.batch(file, out, task="ner", rows_per_part=4)
+    for part in (out / "parts").iterdir():
+        part.write_bytes(b"corrected by hand")
+    with pytest.raises(RequestError, match="option threshold: null, now 0.2(.|\n)*--restart"):
+        tagger.batch(file, out, task="ner", rows_per_part=4, threshold=0.2)
+    assert set(contents(out).values()) == {b"corrected by hand"} and read_status(out).parts_done == 2
+    assert tagger.batch(file, out, task="ner", rows_per_part=4).parts_of_run == 2  # as its conditions are the same
+    whole = contents(out)
+    reachable(tmp_path)
+    for part in (out / "parts").iterdir():
+        part.chmod(0o600)
+    [record, _] = Manifest(out).parts.values()
+    with another_user(), pytest.raises(OutputError, match="cannot be read: Permission denied.\nMake it readable"):
+        BatchFolder(out).is_whole(record)
+    assert contents(out) == whole
 
 
 def test_a_generation_goes_on_with_its_seed(tmp_path: Path, registry: ModelRegistry) -> None:
@@ -465,11 +493,25 @@ def test_folders_of_others_are_refused(tmp_path: Path, tagger: ModelRunner) -> N
         with pytest.raises(RequestError, match="is not empty, and holds no batch"):
             tagger.batch(file, foreign, restart=restart)
     assert [each.name for each in foreign.iterdir()] == ["thesis.txt"]
+    recordings = lines(foreign / "manifest.jsonl", [{"audio_filepath": "a.wav", "duration": 3.2}])  # of another program
+    (foreign / "thesis.txt").unlink()
+    (foreign / "parts").mkdir()
+    (foreign / "parts" / "part-1.wav").write_bytes(b"x")
+    before = recordings.read_bytes()
+    for restart in (False, True):
+        with pytest.raises(RequestError, match="is not empty, and holds no batch"):
+            tagger.batch(file, foreign, restart=restart)
+    with pytest.raises(RequestError, match="There is no batch in"):
+        read_status(foreign)
+    assert recordings.read_bytes() == before and (foreign / "parts" / "part-1.wav").exists()
     tagger.batch(file, tmp_path / "out")
     with file_lock(tmp_path / "out" / ".lock", private=False):
         with pytest.raises(RequestError, match="Another run writes to .*\nSee how far it is: medvllm batch status"):
             tagger.batch(file, tmp_path / "out", restart=True)
         assert read_status(tmp_path / "out").state == "running"
+        reachable(tmp_path)
+        with another_user():  # a colleague, who may not write there
+            assert read_status(tmp_path / "out").state == "running"
     assert read_status(tmp_path / "out").state == "complete"
 
 

@@ -47,6 +47,7 @@ _CASES = r"""
 import os, sys, warnings
 from pathlib import Path
 from medvllm import destination, files
+from medvllm.engine.model_runner.batch.folder import BatchFolder
 from medvllm.errors import SourceError
 from medvllm.file_lock import file_lock
 warnings.simplefilter("ignore")  # filelock's, of a lock that is a file's name
@@ -69,6 +70,13 @@ for calls in ("fsync_folder", "fsync_all", "symlink", "link_hard", "chmod", "no_
             assert calls != "no_locks"
     except SourceError as error:
         assert calls == "no_locks" and "export MEDVLLM_HOME=" in str(error), error
+    try:
+        with BatchFolder(room / "batch").locked():
+            assert calls != "no_locks"
+            assert BatchFolder(room / "batch").is_locked()
+    except SourceError as error:
+        assert calls == "no_locks" and str(error).startswith(f"{room / 'batch'} is on a file system without"), error
+    assert not BatchFolder(room / "batch").is_locked()
 print("all")
 """
 

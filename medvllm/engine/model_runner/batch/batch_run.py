@@ -20,7 +20,7 @@ from medvllm.engine.model_runner.batch.plan import Plan, make_plan
 from medvllm.engine.model_runner.batch.secrets import check_operators, secret_of
 from medvllm.engine.model_runner.batch.source import Source
 from medvllm.engine.model_runner.batch.summary import BatchSummary, summarize
-from medvllm.engine.model_runner.batch.worker import AnsweredPart, Job, Runner
+from medvllm.engine.model_runner.batch.worker import AnsweredPart, Job, Runner, placeholders
 from medvllm.engine.model_runner.batch.workers import ThisProcess, Workers
 from medvllm.engine.model_runner.option_checks import check_choice, check_count
 from medvllm.engine.model_runner.tasks import check_task
@@ -70,7 +70,7 @@ class BatchRun:
                 "Use: medvllm run NAME --task rerank",
                 task=self.task,
             )
-        check_task(self.task, {**self.arguments, **({"spans": []} if self.task == "assertions" else {})})
+        check_task(self.task, {**self.arguments, **placeholders(self.task)})
         if self.arguments.get("temperature") and self.arguments.get("seed") is None:
             raise RequestError(
                 "Without a seed, sampling draws other random numbers in each run, so a part that is made again would "
@@ -98,13 +98,13 @@ class BatchRun:
                 self.source, self.rows_per_part, has_documents=has_documents, keeps_documents=keeps_documents
             )
             changed = [number for number, record in manifest.parts.items() if not folder.is_whole(record)]
-            for number in sorted(changed):
-                _LOG.warning("The file of part %d is missing or was changed, so it is made again.", number)
-                del manifest.parts[number]
-            missing = len(plan.digests) - len(manifest.parts)
+            missing = len(plan.digests) - len(manifest.parts) + len(changed)
             workers = self._choose_workers(missing)
             stack.callback(workers.stop)
             self._prepare(folder, manifest, plan, workers)
+            for number in sorted(changed):  # not before the conditions are the same: else they would be removed
+                _LOG.warning("The file of part %d is missing or was changed, so it is made again.", number)
+                del manifest.parts[number]
             if missing:
                 self._answer(folder, manifest, plan, workers)
             folder.write_bad_rows(manifest)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from medvllm.engine.model_runner.batch import manifest
 from medvllm.engine.model_runner.batch.manifest import Manifest, PartRecord
-from medvllm.errors import OutputError, RequestError
-from medvllm.file_lock import file_lock
+from medvllm.errors import MedVLLMError, OutputError, RequestError
+from medvllm.file_lock import file_lock, is_held
 from medvllm.files import chmod, common_mode, is_partial, open_partial, sync, sync_folder, write_whole
 
 BAD_ROWS = "bad_rows.jsonl"
@@ -32,8 +32,8 @@ class BatchFolder:
 
     @property
     def is_ours(self) -> bool:
-        """Whether there is a batch in it."""
-        return (self.path / manifest.NAME).is_file()
+        """Whether there is a batch in it. Other programs have a file of this name, too."""
+        return manifest.is_of_batch(self.path / manifest.NAME)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -60,16 +60,8 @@ class BatchFolder:
             holding.__exit__(None, None, None)
 
     def is_locked(self) -> bool:
-        """Return whether a run writes to it now, as far as this user can see: a lock needs the right to write."""
-        if not (self.path / _LOCK).exists():
-            return False
-        try:
-            with file_lock(self.path / _LOCK, setting=None, private=False, patience_s=0):
-                return False
-        except BlockingIOError:
-            return True
-        except OSError:  # and SourceError, which is one
-            return False
+        """Return whether a run writes to it now."""
+        return is_held(self.path / _LOCK)
 
     def clear(self) -> None:
         """Remove what an earlier batch has written, its manifest last: if this is cut off, the folder is still ours."""
@@ -81,15 +73,25 @@ class BatchFolder:
             sync_folder(self.path)
 
     def is_whole(self, record: PartRecord) -> bool:
-        """Return whether the file of a part is as it was written."""
+        """Return whether the file of a part is there, and as it was written.
+
+        Raises:
+            OutputError: It cannot be read, so nobody knows.
+        """
         file = self._parts / record.file
         try:
             if file.stat().st_size != record.size:
                 return False
             with file.open("rb") as stream:
                 return file_digest(stream, "sha256").hexdigest() == record.output_sha256
-        except OSError:  # it is made again
+        except FileNotFoundError:
             return False
+        except OSError as error:
+            raise OutputError(
+                f"'{file}' cannot be read: {error.strerror or error}.\n"
+                "Make it readable, or remove it, so that it is made again. Then give the same command again.",
+                path=str(file),
+            ) from error
 
     def write_part(self, file: str, content: bytes) -> None:
         """Write the file of a part. It appears complete or not at all."""
@@ -132,7 +134,7 @@ def translated(file: Path) -> Iterator[None]:
     """Raise errors of the system as OutputError, which says how to go on."""
     try:
         yield
-    except (OutputError, RequestError):
+    except MedVLLMError:  # some are errors of the system, too
         raise
     except OSError as error:
         raise OutputError(

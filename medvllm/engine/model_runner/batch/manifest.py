@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from medvllm.errors import OutputError
 from medvllm.files import sync, write_whole
 
 NAME = "manifest.jsonl"
+_BEGINNING = b'{"kind": "batch"'
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Manifest:
     def add_part(self, record: PartRecord, bad: list[Unanswered]) -> None:
         """Add the line of a part, whose file is complete."""
         self._places[record.part] = self._end
-        line = {"kind": "part", **asdict(record), "bad_rows": [list(vars_of(row)) for row in bad]}
+        line = {"kind": "part", **asdict(record), "bad_rows": [astuple(row) for row in bad]}
         self._append(_to_line(line))
         self.parts[record.part] = record
 
@@ -96,8 +98,7 @@ class Manifest:
         with self._file.open("rb") as stream:
             for _, place in sorted(self._places.items()):
                 stream.seek(place)
-                for row, where, reason in json.loads(stream.readline())["bad_rows"]:
-                    yield Unanswered(row, where, reason)
+                yield from (Unanswered(*row) for row in json.loads(stream.readline())["bad_rows"])
 
     def _append(self, line: bytes) -> None:
         """Write a line to the end, and wait until it is on the disk."""
@@ -144,9 +145,12 @@ class Manifest:
             self.parts[record.part], self._places[record.part] = record, self._end
 
 
-def vars_of(row: Unanswered) -> tuple[int, str, str]:
-    """Return a row without an answer as a line keeps it."""
-    return row.row, row.place, row.reason
+def is_of_batch(file: Path) -> bool:
+    """Return whether a file is a manifest of a batch, also one that was cut off in its first line."""
+    with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError), file.open("rb") as stream:
+        beginning = stream.read(len(_BEGINNING))
+        return bool(beginning) and _BEGINNING.startswith(beginning)
+    return False
 
 
 def _to_line(content: Mapping[str, Any]) -> bytes:
@@ -165,7 +169,6 @@ def _from_line(line: bytes, number: int, file: Path) -> Mapping[str, Any]:
 
 def _damaged(file: Path, number: int) -> OutputError:
     return OutputError(
-        f"Line {number} of '{file}' is no line of a batch: it is damaged, or from another program.\n"
-        "Restore it, or begin anew with: --restart",
+        f"Line {number} of '{file}' is no line of a batch: it is damaged.\nRestore it, or begin anew with: --restart",
         path=str(file),
     )

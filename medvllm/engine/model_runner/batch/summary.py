@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from medvllm.engine.model_runner.batch.folder import BatchFolder
+from medvllm.engine.model_runner.batch.folder import BAD_ROWS, BatchFolder
 from medvllm.engine.model_runner.batch.manifest import Manifest
 from medvllm.errors import RequestError
 
@@ -63,7 +63,7 @@ class BatchSummary:
             f"{self.parts_of_run:,} parts{rate}, and kept {kept:,}.",
         ]
         if self.bad_rows:
-            where = f"; see '{self.folder / 'bad_rows.jsonl'}'" if self.state == "complete" else ""
+            where = f"; see '{self.folder / BAD_ROWS}'" if self.state == "complete" else ""
             lines.append(f"Without an answer: {self.bad_rows:,} rows{where}.")
         if self.eta_s is not None and self.eta_s > 0:
             lines.append(f"At this rate, the rest takes {self.eta_s:,.0f} s.")
@@ -95,7 +95,8 @@ def summarize(folder: Path, manifest: Manifest, *, is_running: bool) -> BatchSum
     rate = sum(part.rows for part in own) / seconds if seconds > 0 else 0.0
     rows, done = content["input"]["rows"], sum(part.rows for part in parts)
     answered = sum(part.answered for part in parts)
-    is_complete = len(parts) == content["parts"]
+    is_listed = answered == done or (folder / BAD_ROWS).exists()  # it is written last
+    is_complete = len(parts) == content["parts"] and is_listed
     return BatchSummary(
         folder=folder,
         state="running" if is_running else "complete" if is_complete else "stopped",

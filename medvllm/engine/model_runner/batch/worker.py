@@ -14,7 +14,7 @@ from medvllm.engine.model_runner.batch.conditions import faker_of
 from medvllm.engine.model_runner.batch.part import Part, Unanswered
 from medvllm.engine.model_runner.batch.part_file import OutputFormat, Records
 from medvllm.engine.model_runner.batch.secrets import secret_of
-from medvllm.engine.model_runner.corpus_run import arguments_for, find_position, naming_places
+from medvllm.engine.model_runner.corpus_run import EXTRA_COLUMNS, arguments_for, find_position, naming_places
 from medvllm.engine.model_runner.foreign_errors import drop_hidden_errors
 from medvllm.engine.model_runner.tasks import check_task, run_task
 from medvllm.errors import LoadError, MedVLLMError, RequestError, SettingError
@@ -116,7 +116,7 @@ class Worker:
                 f"could get two surrogates.\nInstall one version on each machine: pip install faker=={job.faker}"
             )
         # Before a load. The options of a redaction are read for each part, so that no part depends on another one.
-        check_task(job.task, dict(job.arguments) | _placeholders(job.task))
+        check_task(job.task, dict(job.arguments) | placeholders(job.task))
 
     def open(self) -> Receipt:
         """Load the model, and return what answers."""
@@ -176,7 +176,7 @@ class Worker:
         """Return the records of rows, which are all answered."""
         lease, job = self._lease, self._job
         records: list[dict[str, Any]] = []
-        arguments = check_task(job.task, dict(job.arguments) | _placeholders(job.task))
+        arguments = check_task(job.task, dict(job.arguments) | placeholders(job.task))
         for chunk in split_into_chunks(row for _, row in rows):
             own = arguments | arguments_for(job.task, chunk, has_ids=job.has_ids)
             with naming_places(chunk, 0):
@@ -226,9 +226,9 @@ def without_text(error: Exception) -> MedVLLMError:
     return LoadError(f"A worker could not answer: {type(error).__name__}.")
 
 
-def _placeholders(task: str) -> dict[str, Any]:
+def placeholders(task: str) -> dict[str, Any]:
     """Return arguments of which each text has its own, for none."""
-    return {"spans": []} if task == "assertions" else {}
+    return {EXTRA_COLUMNS[task]: []} if task in EXTRA_COLUMNS else {}
 
 
 def _count_tokens(record: Mapping[str, Any]) -> int:
