@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 
+from medvllm.engine.model_runner.batch.part import error_of_all
 from medvllm.engine.model_runner.batch.worker import AnsweredPart
+from medvllm.errors import MedVLLMError
 
 _MOST = 1_000  # rows without an answer at the beginning of a corpus
 
@@ -22,11 +24,11 @@ class FirstRows:
 
     def __init__(self, answered: Mapping[int, int]) -> None:
         self.have_answer = False
-        self._finished: dict[int, tuple[int, int, Exception | None]] = {
+        self._finished: dict[int, tuple[int, int, MedVLLMError | None]] = {
             number: (count, 0, None) for number, count in answered.items()
         }
         self._next = self._failed = 0
-        self._failure: Exception | None = None
+        self._failure: MedVLLMError | None = None
         self._look()
 
     def add(self, part: AnsweredPart) -> None:
@@ -40,7 +42,8 @@ class FirstRows:
     def check(self) -> None:
         """Raise why the first rows have no answer, if none has one."""
         if self._failure is not None and not self.have_answer:
-            raise self._failure
+            first = f"the first {_MOST:,} rows" if self._failed >= _MOST else "the rows"
+            raise error_of_all(self._failure, f"{first} can be answered")
 
     def _look(self) -> None:
         while not self.have_answer and self._failed < _MOST and self._next in self._finished:

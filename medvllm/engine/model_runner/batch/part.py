@@ -7,6 +7,7 @@ from hashlib import sha256
 from typing import Any
 
 from medvllm.corpora.rows import BadRow, Row, count_characters
+from medvllm.errors import MedVLLMError
 
 # Of a part. A longer text is alone in its part.
 _MOST_CHARACTERS = 20_000_000
@@ -30,6 +31,11 @@ class Unanswered:
     def of(cls, row: int, place: str, error: Exception) -> "Unanswered":
         """Return the row that an error is about."""
         return cls(row, place, str(error).partition("\n")[0])
+
+
+def error_of_all(error: MedVLLMError, what: str) -> MedVLLMError:
+    """Return the error of the first of several rows, none of which can be used: what "the rows can be read" says."""
+    return type(error)(f"None of {what}. The first:\n{error}", **vars(error))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from itertools import chain
 from medvllm.corpora.repeated_ids import RepeatedIds
 from medvllm.corpora.rows import BadRow, Id, Row
 from medvllm.engine.model_runner.batch.documents import SharedDocuments, SplitDocuments
-from medvllm.engine.model_runner.batch.part import Part, cut_into_parts
+from medvllm.engine.model_runner.batch.part import Part, cut_into_parts, error_of_all
 from medvllm.engine.model_runner.batch.source import Source
 from medvllm.errors import RequestError
 
@@ -93,7 +93,7 @@ def make_plan(source: Source, size: int, *, has_documents: bool, keeps_documents
         digests.append(part.digest)
     if not ids.rows:
         if first_bad is not None:
-            raise first_bad.error
+            raise error_of_all(first_bad.error, "the rows can be read")
         raise RequestError(f"There is no text in {', '.join(map(repr, source.shown_names))}.")
     if shared is not None:
         shared.check()
