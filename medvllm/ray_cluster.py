@@ -118,6 +118,12 @@ def has_gpus() -> bool:
     return _resources().get("GPU", 0) > 0
 
 
+def logs_folder() -> str:
+    """Return the folder of Ray's logs, on each machine those of its own processes."""
+    here = ray.get_runtime_context()
+    return f"{here.get_temp_dir()}/{here.get_session_name()}/logs"
+
+
 def _resources() -> dict[str, float]:
     return cast(dict[str, float], ray.cluster_resources())  # type: ignore[no-untyped-call]
 

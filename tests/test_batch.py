@@ -5,10 +5,11 @@ import itertools
 import json
 import logging
 import multiprocessing
+import pickle
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from importlib.metadata import version
@@ -29,17 +30,20 @@ from medvllm.engine.model_runner import ModelRegistry, ModelRunner
 from medvllm.engine.model_runner.batch.first_rows import FirstRows
 from medvllm.engine.model_runner.batch.folder import BatchFolder
 from medvllm.engine.model_runner.batch.manifest import Manifest
-from medvllm.engine.model_runner.batch.part import Unanswered, cut_into_parts
+from medvllm.engine.model_runner.batch.part import Part, Unanswered, cut_into_parts
 from medvllm.engine.model_runner.batch.plan import make_plan
 from medvllm.engine.model_runner.batch.processes import answer_parts
 from medvllm.engine.model_runner.batch.same_model import SameModel
 from medvllm.engine.model_runner.batch.secrets import secret_of
 from medvllm.engine.model_runner.batch.source import Source
 from medvllm.engine.model_runner.batch.summary import read_status
+from medvllm.engine.model_runner.batch.team import Team, WorkerEndedError
+from medvllm.engine.model_runner.batch.warnings import ToldOnce, Warnings
 from medvllm.engine.model_runner.batch.worker import AnsweredPart, Job, Worker
-from medvllm.errors import LoadError, MedVLLMError, OutputError, RequestError
+from medvllm.errors import DeviceMemoryError, LoadError, MedVLLMError, OutputError, RequestError
 from medvllm.file_lock import file_lock
 from medvllm.model_registry.known_calls import TRUST_S
+from medvllm.receipt import Receipt
 from tests.support import decoders, tiny
 from tests.support.console import command
 from tests.support.disks import mounted_disk
@@ -521,7 +525,7 @@ def test_what_no_row_could_be_answered_for_is_refused(tmp_path: Path, registry: 
     registry.register("m", "clinical", model_path=str(folder), task="embed", inputs=["title", "abstract"])
     runner = ModelRunner("m", registry=registry)
     file = notes(tmp_path)
-    with pytest.raises(RequestError, match="There is no column 'title' in line 1"):
+    with pytest.raises(RequestError, match="None of the rows can be read. The first:\nThere is no column 'title'"):
         runner.batch(file, tmp_path / "out")
     with pytest.raises(RequestError, match="must be a pair"):
         runner.batch(file, tmp_path / "out", text_column="text")
@@ -563,12 +567,12 @@ def test_only_the_order_of_the_corpus_says_whether_a_batch_is_refused() -> None:
 
     for order in itertools.permutations((0, 1, 2)):
         refused = [part(0), part(1), part(2, answered=500)]
-        with pytest.raises(RequestError, match="row of 0"):
+        with pytest.raises(RequestError, match="None of the first 1,000 rows can be answered. The first:\nrow of 0"):
             _decide(refused[at] for at in order)
         accepted = [part(0), part(1, answered=1), part(2)]
         _decide(accepted[at] for at in order)
     FirstRows({0: 5}).add(part(1))
-    with pytest.raises(RequestError, match="row of 0"):
+    with pytest.raises(RequestError, match="None of the rows can be answered. The first:\nrow of 0"):
         _decide([part(0)])
 
 
@@ -695,6 +699,97 @@ class FullDisk:
 
     def lease_for(self, task: str | None) -> AbstractContextManager[Any]:
         raise OSError(errno.ENOSPC, SECRET)
+
+
+class _Seat:
+    """A worker that begins if there is room for it."""
+
+    def __init__(self, room: Iterator[Exception | Receipt]) -> None:
+        self.part: Part | None = None
+        self.is_ready = False
+        self._room, self.is_stopped = room, False
+
+    def send(self, part: Part, receipt: Mapping[str, Any]) -> None:
+        assert self.is_ready and not self.is_stopped
+
+    def receive(self) -> Any:
+        if self.part is not None:
+            return AnsweredPart(self.part.number, b"", 1, 0, (), 0.0)
+        said = next(self._room)
+        if isinstance(said, Exception):
+            raise said
+        return said
+
+    def stop(self) -> None:
+        self.is_stopped = True
+
+
+class _Seats(Team[_Seat]):
+    """Workers whose beginnings are given."""
+
+    def __init__(self, count: int, beginnings: Iterable[Exception | Receipt]) -> None:
+        super().__init__(count)
+        self._room, self.made = iter(beginnings), list[_Seat]()
+
+    def _new(self) -> _Seat:
+        self.made.append(_Seat(self._room))
+        return self.made[-1]
+
+    def _wait(self) -> list[_Seat]:
+        return sorted(self._members, key=lambda each: (each.is_ready, each.part is None))[:1]  # beginnings first
+
+    def _explain(self, ended: WorkerEndedError) -> tuple[str, str]:
+        return f"Seats are taken: {ended}.", "Look for others."
+
+
+def test_workers_for_which_there_is_no_room_end_no_batch(
+    registry: ModelRegistry, tagger: ModelRunner, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Others go on without them, and a warning says so. If none can begin, the error says what helps."""
+    with registry.lease("tagger") as lease:
+        receipt = lease.receipt
+    job, parts = Job(tagger, "ner", {}, "jsonl", False, False, False, None), [Part(at, at + 1, ()) for at in range(9)]
+    killed, crashed = (WorkerEndedError(how, was_killed=how == "signal 9") for how in ("signal 9", "exit code 1"))
+    memory = DeviceMemoryError("The GPU is full.\nUse another one.")
+    cases: list[tuple[list[Exception | Receipt], int]] = [
+        ([receipt, receipt, *[killed] * 4], 2),
+        ([*[killed] * 4, receipt, receipt], 2),  # while others begin, nobody knows
+        ([receipt, memory, memory, killed, receipt], 2),
+    ]
+    for beginnings, left in cases:
+        caplog.clear()
+        team = _Seats(4, beginnings)
+        assert team.start(job) is receipt
+        assert {part.number for part, _ in team.answer(iter(parts), {})} == {*range(9)}
+        assert len([each for each in team.made if each.is_ready and not each.is_stopped]) == left
+        assert f"The batch goes on with {left} of 4 workers." in caplog.text
+    refused: list[tuple[Exception, type[LoadError], str]] = [
+        (killed, LoadError, "Seats are taken: signal 9. The memory may be full.\nUse fewer workers: --workers 1"),
+        (crashed, LoadError, "Seats are taken: exit code 1.\nLook for others."),
+        (memory, DeviceMemoryError, str(memory)),
+    ]
+    for error, kind, message in refused:
+        with pytest.raises(kind) as raised:
+            _Seats(4, [error] * 9).start(job)
+        assert str(raised.value) == message
+
+
+def test_a_warning_of_several_workers_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Under the name of its logger, as if it came from this process. Messages of other libraries are not told."""
+    warnings, told = Warnings(), ToldOnce()
+    try:
+        for text in ("first", "second"):
+            logging.getLogger("medvllm.loading").warning("the %s", text)
+            logging.getLogger("medvllm.loading").info(SECRET)
+            logging.getLogger("another").warning(SECRET)
+        taken = warnings.take()
+    finally:
+        logging.getLogger("medvllm").removeHandler(warnings)
+    caplog.clear()
+    for found in (taken, pickle.loads(pickle.dumps(taken))):
+        told.log(found)
+    assert caplog.record_tuples == [("medvllm.loading", logging.WARNING, f"the {text}") for text in ("first", "second")]
+    assert warnings.take() == []
 
 
 def test_an_error_in_a_worker_is_told_without_a_text() -> None:

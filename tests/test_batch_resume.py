@@ -11,13 +11,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from medvllm.engine.model_runner import ModelRunner
+from medvllm.engine.model_runner.batch.processes import LocalProcesses
 from medvllm.engine.model_runner.batch.summary import BatchSummary, read_status
+from medvllm.engine.model_runner.batch.worker import Job
+from medvllm.errors import LoadError
 from tests.support import tiny
 from tests.support.console import command
 from tests.support.driver import Driver
@@ -120,6 +124,40 @@ def test_a_worker_that_is_killed_costs_its_part_again(tmp_path: Path, corpus: tu
     assert done[0].state == "complete" and contents(out) == contents(tmp_path / "one")
     lines_of_parts = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()][2:]
     assert sorted(line["part"] for line in lines_of_parts) == [*range(PARTS)]
+    assert not multiprocessing.active_children()
+
+
+class Ends:
+    """A runner whose process ends while it loads the model."""
+
+    def __init__(self, signal_number: int | None) -> None:
+        self._signal = signal_number
+
+    def pinned(self) -> "Ends":
+        return self
+
+    def lease_for(self, task: str | None) -> AbstractContextManager[Any]:
+        if self._signal is not None:
+            os.kill(os.getpid(), self._signal)
+        os._exit(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ends", "message"),
+    [
+        (Ends(signal.SIGKILL), "with signal 9. The memory may be full.\nUse fewer workers: --workers 1"),
+        (Ends(None), 'with exit code 1.\nIn a script, call batch() below: if __name__ == "__main__":'),
+    ],
+    ids=["killed", "crashed"],
+)
+def test_processes_that_cannot_begin_are_explained(ends: Ends, message: str) -> None:
+    """By how they end: Linux kills what finds no memory."""
+    processes = LocalProcesses(2)
+    with pytest.raises(LoadError) as refused:
+        processes.start(Job(ends, "ner", {}, "jsonl", False, False, False, None))
+    assert str(refused.value) == f"Worker processes end before they are ready, the last one {message}"
+    processes.stop()
     assert not multiprocessing.active_children()
 
 

@@ -44,10 +44,10 @@ class LocalProcesses(Team["_Process"]):
         ready = wait([member.connection for member in self._members])
         return [member for member in self._members if member.connection in ready]
 
-    def _explain(self, ended: WorkerEndedError) -> str:
+    def _explain(self, ended: WorkerEndedError) -> tuple[str, str]:
         return (
-            f"Worker processes end before they are ready, the last one with {ended}.\n"
-            'In a script, call batch() below: if __name__ == "__main__":'
+            f"Worker processes end before they are ready, the last one with {ended}.",
+            'In a script, call batch() below: if __name__ == "__main__":',
         )
 
 
@@ -82,7 +82,9 @@ class _Process:
         try:
             said = self.connection.recv()
         except (EOFError, OSError):
-            raise WorkerEndedError(f"exit code {self._end(_PATIENCE_S)}") from None
+            code = self._end(_PATIENCE_S) or 0
+            how = f"exit code {code}" if code >= 0 else f"signal {-code}"
+            raise WorkerEndedError(how, was_killed=code < 0) from None
         if isinstance(said, MedVLLMError):
             raise said
         return said

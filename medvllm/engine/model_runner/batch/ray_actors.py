@@ -2,23 +2,25 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ObjectStoreFullError
+from ray.exceptions import ObjectStoreFullError, OutOfMemoryError
 
 from medvllm import settings
 from medvllm.engine.model_runner.batch.part import Part
 from medvllm.engine.model_runner.batch.team import Team, WorkerEndedError
+from medvllm.engine.model_runner.batch.warnings import ToldOnce, Warned, Warnings
 from medvllm.engine.model_runner.batch.worker import AnsweredPart, Job, Worker, without_text
 from medvllm.errors import LoadError, MedVLLMError, SettingError
 from medvllm.model_registry.handover import hand_over, take_over
-from medvllm.ray_cluster import ENDED, find_lack, has_gpus, keep_sigterm, start_or_connect
+from medvllm.ray_cluster import ENDED, find_lack, has_gpus, keep_sigterm, logs_folder, start_or_connect
 from medvllm.receipt import Receipt
 
 _LOG = logging.getLogger(__name__)
+S = TypeVar("S")
 LOCAL = "local"
 _OBJECTS, _OBJECTS_EACH = 128 * 2**20, 64 * 2**20  # bytes for Ray's object store, and more of them for each actor
 _END_S = 30.0  # for actors to end
@@ -37,6 +39,7 @@ class RayActors(Team["_Actor"]):
         self.words = f"{count} actors of Ray"
         self._address = address
         self._is_ours = False
+        self._told = ToldOnce()
 
     def start(self, job: Job) -> Receipt:
         """Start the actors, which load the model, and return what answers."""
@@ -54,7 +57,7 @@ class RayActors(Team["_Actor"]):
         if not ray.is_initialized():
             return
         for member in self._members:
-            ray.kill(member.actor)
+            member.stop()
         if busy := [member.waits_for for member in self._members if member.waits_for is not None]:
             # A Ray that ends sooner would leave the process of an actor that has just begun, until it notices.
             ray.wait(busy, num_returns=len(busy), timeout=_END_S, fetch_local=False)
@@ -85,22 +88,27 @@ class RayActors(Team["_Actor"]):
 
     def _new(self) -> "_Actor":
         remote: Any = ray.remote(RayWorker)  # its types are those of a function
-        return _Actor(remote.options(**self._options).remote(self._job, self._environment))
+        return _Actor(remote.options(**self._options).remote(self._job, self._environment), self._told)
 
     def _wait(self) -> "Sequence[_Actor]":
         waiting = {member.waits_for: member for member in self._members if member.waits_for is not None}
         ready, _ = ray.wait(list(waiting), num_returns=1, fetch_local=False)
         return [waiting[each] for each in ready]
 
-    def _explain(self, ended: WorkerEndedError) -> str:
+    def _explain(self, ended: WorkerEndedError) -> tuple[str, str]:
         return (
-            f"Actors of Ray end before they are ready: {ended}.\n"
-            "Ray's log says why. medvllm must be installed on each machine of the cluster."
+            f"Actors of Ray end before they are ready: {ended}.",
+            f"Ray's log says why, on the machine of the actor, in: {logs_folder()}\n"
+            "medvllm must be installed on each machine of the cluster.",
         )
 
 
 class _Actor:
     """An actor.
+
+    Args:
+        actor: The actor.
+        told: Logs its warnings.
 
     Attributes:
         actor: The actor.
@@ -109,8 +117,8 @@ class _Actor:
         waits_for: What it does now: it begins, or answers. None if it waits for a part.
     """
 
-    def __init__(self, actor: "ActorHandle[Any]") -> None:
-        self.actor = actor
+    def __init__(self, actor: "ActorHandle[Any]", told: ToldOnce) -> None:
+        self.actor, self._told = actor, told
         self.is_ready = False
         self.part: Part | None = None
         self.waits_for: Any = actor.open.remote()
@@ -126,18 +134,24 @@ class _Actor:
         """Return what it says. WorkerEndedError: it has ended. MedVLLMError: it could not do what it should."""
         waits_for, self.waits_for = self.waits_for, None
         try:
-            said = ray.get(waits_for)
+            said, warnings = ray.get(waits_for)
         except ENDED as error:
-            raise WorkerEndedError(type(error).__name__) from error
+            was_killed = isinstance(error, OutOfMemoryError)
+            raise WorkerEndedError(type(error).__name__, was_killed=was_killed) from error
         except ObjectStoreFullError as error:
             raise _store_is_full() from error
+        self._told.log(warnings)
         if isinstance(said, MedVLLMError):
             raise said
         return said
 
+    def stop(self) -> None:
+        """End it."""
+        ray.kill(self.actor)
+
 
 class RayWorker:
-    """Answers parts in an actor. An error is returned: Ray would write its traceback to a log.
+    """Answers parts in an actor. An error is returned: Ray would write its traceback to a log. So are warnings.
 
     Args:
         job: What to do.
@@ -147,21 +161,26 @@ class RayWorker:
     def __init__(self, job: Job, environment: Mapping[str, str]) -> None:
         self._job = job
         take_over(environment, os.environ)
+        self._warnings = Warnings()
 
-    def open(self) -> Receipt | MedVLLMError:
-        """Load the model, and return what answers."""
-        try:
-            self._worker = Worker(self._job)
-            return self._worker.open()
-        except Exception as error:
-            return without_text(error)
+    def open(self) -> tuple[Receipt | MedVLLMError, Sequence[Warned]]:
+        """Load the model, and return what answers, and what it warns of."""
+        return self._say(self._open)
 
-    def answer(self, part: Part, receipt: Mapping[str, Any]) -> AnsweredPart | MedVLLMError:
-        """Return the answers for a part."""
+    def answer(self, part: Part, receipt: Mapping[str, Any]) -> tuple[AnsweredPart | MedVLLMError, Sequence[Warned]]:
+        """Return the answers for a part, and what they warn of."""
+        return self._say(lambda: self._worker.answer(part, receipt))
+
+    def _open(self) -> Receipt:
+        self._worker = Worker(self._job)
+        return self._worker.open()
+
+    def _say(self, do: Callable[[], S]) -> tuple[S | MedVLLMError, Sequence[Warned]]:
         try:
-            return self._worker.answer(part, receipt)
+            said: S | MedVLLMError = do()
         except Exception as error:
-            return without_text(error)
+            said = without_text(error)
+        return said, self._warnings.take()
 
 
 def _store_is_full() -> LoadError:

@@ -1,5 +1,6 @@
 """Workers that answer one part each at a time: local processes, or actors of Ray."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -9,16 +10,27 @@ from medvllm.engine.model_runner.batch.part import Part
 from medvllm.engine.model_runner.batch.same_model import SameModel
 from medvllm.engine.model_runner.batch.worker import AnsweredPart, Job
 from medvllm.engine.model_runner.batch.workers import Answered
-from medvllm.errors import LoadError
+from medvllm.errors import BudgetError, DeviceMemoryError, LoadError
 from medvllm.receipt import Receipt
 
+_LOG = logging.getLogger(__name__)
 _STARTS = 3  # of workers that end before they are ready, one after the other
 _TRIES = 3  # of a part whose worker ends
-_SMALLER = "Use a machine with more memory, or begin anew with smaller parts: --rows-per-part 100 --restart"
+_LARGER = "Use a machine with more memory"
+_SMALLER = f"{_LARGER}, or begin anew with smaller parts: --rows-per-part 100 --restart"
 
 
 class WorkerEndedError(Exception):
-    """A worker has ended. The message says how."""
+    """A worker has ended. The message says how.
+
+    Args:
+        how: The message.
+        was_killed: Whether the system ended it, as it does if the memory is full.
+    """
+
+    def __init__(self, how: str, *, was_killed: bool) -> None:
+        super().__init__(how)
+        self.was_killed = was_killed
 
 
 class Member(Protocol):
@@ -43,6 +55,10 @@ class Member(Protocol):
             WorkerEndedError: It has ended.
             MedVLLMError: It could not do what it should.
         """
+        ...
+
+    def stop(self) -> None:
+        """End it."""
         ...
 
 
@@ -100,11 +116,10 @@ class Team(ABC, Generic[M]):
                     continue
                 ends[part.number] += 1
                 if ends[part.number] == _TRIES:
-                    advice = "Use fewer workers: --workers 1" if self._count > 1 else _SMALLER
                     last = part.first + len(part.rows) - 1
                     raise LoadError(
                         f"A worker ended {_TRIES} times while it answered rows {part.first:,} to {last:,}. The memory "
-                        f"may be full.\n{advice}"
+                        f"may be full.\n{self._advice(_SMALLER)}"
                     )
                 waiting.append(part)
 
@@ -117,8 +132,8 @@ class Team(ABC, Generic[M]):
         """Wait, and return the members that say something, or have ended."""
 
     @abstractmethod
-    def _explain(self, ended: WorkerEndedError) -> str:
-        """Return the message for workers that end before they are ready."""
+    def _explain(self, ended: WorkerEndedError) -> tuple[str, str]:
+        """Return what the error for workers that end before they are ready says, and advises if none was killed."""
 
     def _receive(self) -> list[tuple[Part, AnsweredPart | None]]:
         """Return what is new: parts with their answers, or with None if their worker has ended."""
@@ -137,14 +152,26 @@ class Team(ABC, Generic[M]):
         return found
 
     def _begin(self, member: M) -> Receipt | None:
-        """Return the receipt of a member that is ready; None if it has ended before, and another one begins."""
+        """Return the receipt of a member that is ready; None if it cannot begin.
+
+        Another one takes its place. After several of them, the others go on without it: the memory may be full.
+        """
         try:
             receipt: Receipt = member.receive()
         except WorkerEndedError as ended:
             self._failed_starts += 1
-            if self._failed_starts == _STARTS:
-                raise LoadError(self._explain(ended)) from ended.__cause__
-            self._replace(member)
+            if self._failed_starts < _STARTS:
+                self._replace(member)
+                return None
+            what, advice = self._explain(ended)
+            if ended.was_killed:
+                what, advice = f"{what} The memory may be full.", self._advice(f"{_LARGER}.")
+            error = LoadError(f"{what}\n{advice}")
+            error.__cause__ = ended.__cause__
+            self._drop(member, error)
+            return None
+        except (BudgetError, DeviceMemoryError) as error:
+            self._drop(member, error)
             return None
         member.is_ready, self._failed_starts = True, 0
         self._same.check(receipt)
@@ -153,3 +180,16 @@ class Team(ABC, Generic[M]):
     def _replace(self, member: M) -> None:
         """Start another worker in the place of one that has ended."""
         self._members[self._members.index(member)] = self._new()
+
+    def _drop(self, member: M, error: LoadError) -> None:
+        """Go on without a worker. Raises why it cannot begin, if no other one is left."""
+        self._members.remove(member)
+        member.stop()
+        if not self._members:
+            raise error
+        why = str(error).partition("\n")[0]
+        _LOG.warning("%s The batch goes on with %d of %d workers.", why, len(self._members), self._count)
+
+    def _advice(self, alone: str) -> str:
+        """Return what to do if the memory is full, or `alone` for one worker."""
+        return "Use fewer workers: --workers 1" if self._count > 1 else alone
