@@ -156,9 +156,11 @@ def _serve_with_ray(
         raise MissingDependencyError(
             "Ray is not installed.\nInstall it with: pip install 'medvllm[ray]'", package=error.name
         ) from error
+    from medvllm.server.listening import url_of
     from medvllm.server.running import make_server_of, run
 
-    with replicas_in_ray(config, address, replicas) as handle:
+    place = url_of(listener, "http").removeprefix("http://")
+    with replicas_in_ray(config, address, replicas, place=place) as handle:
         app = create_front(registry, config, handle, tracing=tracing)
         server = make_server_of(app, certificate=certificate[0], certificate_key=certificate[1])
         _announce(listener, config, has_tls=certificate[0] is not None, replicas=replicas)

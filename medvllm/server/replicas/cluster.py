@@ -1,7 +1,7 @@
 """Replicas in a Ray of our own, or in a cluster that runs already."""
 
 import logging
-import secrets
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,10 +13,11 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from medvllm import settings
+from medvllm.author import who
 from medvllm.cores import count_cores
 from medvllm.errors import ServerError, SettingError
 from medvllm.model_registry.handover import hand_over
-from medvllm.ray_cluster import find_lack, has_gpus, keep_sigterm, start_or_connect
+from medvllm.ray_cluster import find_lack, has_gpus, keep_sigterm, logs_folder, start_or_connect
 from medvllm.server.config import ServerConfig
 from medvllm.server.replicas.deployments import models
 
@@ -26,13 +27,16 @@ _OBJECTS = 128 * 2**20  # bytes for Ray's object store; what goes between the fr
 
 
 @contextmanager
-def replicas_in_ray(config: ServerConfig, address: str | None, count: int) -> Iterator[DeploymentHandle[Any]]:
+def replicas_in_ray(
+    config: ServerConfig, address: str | None, count: int, *, place: str
+) -> Iterator[DeploymentHandle[Any]]:
     """Yield replicas of a server. Afterwards they have ended, and so has a Ray that was started for them.
 
     Args:
         config: The limits of the server.
         address: The address of a cluster; None to start a Ray on this machine.
         count: How many replicas.
+        place: Host and port where the server listens. An earlier one there was killed, if its replicas still run.
 
     Raises:
         SettingError: There is no cluster at the address, or a setting cannot be used.
@@ -40,14 +44,17 @@ def replicas_in_ray(config: ServerConfig, address: str | None, count: int) -> It
     """
     environment = hand_over()
     put_back = keep_sigterm()
-    name = f"medvllm-{secrets.token_hex(4)}"  # another server may be in the cluster
+    name: str | None = None
     is_terminated = is_first = False
     try:
         cores = settings.THREADS() or (max(1, count_cores() // count) if address is None else 1)
-        session = _start(address, cores * count)
+        _start(address, cores * count)
+        name = _name_for(place)
+        if address is not None:
+            _end_earlier(name)
         is_first = address is not None and not (serve.status().proxies or serve.status().applications)
         options = _options_for(count, cores, is_own=address is None)
-        yield _deploy(config, environment, name, count, options, session=session)
+        yield _deploy(config, environment, name, count, options)
     except SystemExit:  # what Ray's handler makes of SIGTERM
         is_terminated = True
     finally:
@@ -57,12 +64,23 @@ def replicas_in_ray(config: ServerConfig, address: str | None, count: int) -> It
         signal.raise_signal(signal.SIGTERM)
 
 
-def _start(address: str | None, cpus: int) -> str:
-    """Start Ray, or connect to a cluster, and return the folder of its logs."""
+def _start(address: str | None, cpus: int) -> None:
+    """Start Ray, or connect to a cluster."""
     advice = "To start a Ray for this server, leave out the address."
-    context = start_or_connect(address, cpus=cpus, objects=_OBJECTS, advice=advice)
+    start_or_connect(address, cpus=cpus, objects=_OBJECTS, advice=advice)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    return f"{context.address_info['session_dir']}/logs/serve"
+
+
+def _name_for(place: str) -> str:
+    """Return the name of the application: no other server that runs in the cluster has it."""
+    return re.sub("[^0-9A-Za-z.]+", "-", f"medvllm-{who()}-{ray.util.get_node_ip_address()}-{place}")
+
+
+def _end_earlier(name: str) -> None:
+    """End the replicas of an earlier server at this address. It was killed: this one has its port now."""
+    if name in serve.status().applications:
+        logger.warning("An earlier server at this address was killed, and left its replicas in the cluster. They end.")
+        serve.delete(name)
 
 
 def _options_for(count: int, cores: int, *, is_own: bool) -> dict[str, float]:
@@ -83,8 +101,6 @@ def _deploy(
     name: str,
     count: int,
     options: dict[str, float],
-    *,
-    session: str,
 ) -> DeploymentHandle[Any]:
     deployment: Any = models().options(num_replicas=count, ray_actor_options=options)
     serve.start(proxy_location="Disabled", logging_config={"enable_access_log": False})
@@ -92,15 +108,16 @@ def _deploy(
         return serve.run(deployment.bind(config, environment), name=name, route_prefix=None)
     except RuntimeError as error:
         raise ServerError(
-            f"The replicas do not start.\nRay's log says why, on the machine of the replica, in: {session}"
+            f"The replicas do not start.\nRay's log says why, on the machine of the replica, in: {logs_folder()}/serve"
         ) from error
 
 
-def _end(name: str, *, is_first: bool) -> None:
+def _end(name: str | None, *, is_first: bool) -> None:
     """End the replicas, and Ray Serve too if nobody else uses it: its settings hold for all in a cluster."""
     if ray.is_initialized():
         with suppress(RayServeException):  # it has not begun
-            serve.delete(name)
+            if name is not None:
+                serve.delete(name)
             if is_first and not serve.status().applications:
                 serve.shutdown()  # type: ignore[no-untyped-call]
     ray.shutdown()
