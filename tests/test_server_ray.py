@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -27,6 +27,7 @@ from medvllm.client import Client
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import MedVLLMError, SettingError
 from medvllm.model_registry.handover import hand_over, take_over
+from medvllm.server.app import create_app
 from medvllm.server.config import ServerConfig
 from medvllm.server.replicas.exchange import Exchange
 from medvllm.server.replicas.target import named_in
@@ -267,6 +268,61 @@ def test_a_replica_that_was_killed_for_memory_has_nothing_in_it() -> None:
             assert client.get("/v1/memory").status_code == status, client.get("/v1/memory").text
 
 
+class _OneReplica:
+    """A replica in this process, with the models for which it was chosen."""
+
+    def __init__(self, models: ModelRegistry, config: ServerConfig) -> None:
+        self._app = create_app(models, config)
+        self.chosen: list[str] = []
+
+    def options(self, *, multiplexed_model_id: str, **others: Any) -> "_OneReplica":
+        self.chosen.append(multiplexed_model_id)
+        return self
+
+    def remote(self, scope: Scope, *body: bytes) -> AsyncGenerator[list[Message]]:
+        return Exchange(self._app, scope, b"".join(body)).messages()
+
+    def broadcast(self, method: str, *given: Any) -> "_OneReplica":
+        self._asked = self.remote(*given)
+        return self
+
+    async def results_async(self, **options: Any) -> list[tuple[str, list[Message]]]:
+        return [("a", [message async for found in self._asked for message in found])]
+
+
+@quiet
+def test_a_server_below_a_prefix_answers_as_one_at_the_root(
+    models: ModelRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `route_prefix: /med`, Ray's proxies leave the prefix in the path. Rights and models depend on the path."""
+    from medvllm.server.replicas.front import create_front
+
+    key = command(monkeypatch, "key", "add", "pacs", "--right", "infer", "--right", "read").out.strip()
+    headers = {"Authorization": f"Bearer {key}"}
+    config = ServerConfig(requires_key=True)
+    asked: list[tuple[str, str, Any, dict[str, str]]] = [
+        *((method, path, body, headers) for method, path, body in REQUESTS),
+        ("GET", "/v1/memory", None, headers),
+        ("GET", "/livez", None, {}),
+        ("GET", "/v1/memory", None, {}),
+        ("POST", "/v1/unload", {"model": "ner"}, headers),  # the key may not
+        ("POST", "/medical", None, headers),
+    ]
+    found: dict[str, list[Any]] = {}
+    chosen: dict[str, list[str]] = {}
+    for prefix in ("", "/med", "/v1"):
+        replica: Any = _OneReplica(models, config)
+        app = create_front(models, config, replica)
+        with TestClient(app, base_url="http://127.0.0.1", root_path=prefix) as client:
+            found[prefix] = [
+                _shown(client.request(method, prefix + path, content=_content(body), headers=own))
+                for method, path, body, own in asked
+            ]
+        chosen[prefix] = replica.chosen
+    assert found["/med"] == found["/v1"] == found[""]
+    assert chosen["/med"] == chosen["/v1"] == chosen[""] and {"ner@1", "dec@1"} <= set(chosen[""])
+
+
 @quiet
 def test_the_file_for_a_cluster_is_one_that_ray_and_medvllm_accept() -> None:
     """And without an API key, nothing is deployed: Ray decides who can reach it. Nor with what no replica could use."""
@@ -298,12 +354,16 @@ def test_the_file_for_a_cluster_is_one_that_ray_and_medvllm_accept() -> None:
 def test_a_cluster_serves_the_file_and_a_server_of_its_own(
     models: ModelRegistry, ray_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`serve` deploys the file of the documentation. A server with --ray ADDRESS comes and goes beside it."""
+    """`serve` deploys the file of the documentation. A server with --ray ADDRESS comes and goes beside it.
+
+    It takes the place of one that was killed. The deployed one is below a prefix.
+    """
     key = command(monkeypatch, "key", "add", "pacs", "--right", "infer", "--right", "read", "--right", "manage").out
     headers = {"Authorization": f"Bearer {key.strip()}"}
-    address, url = f"127.0.0.1:{_free_port()}", f"http://127.0.0.1:{(port := _free_port())}"
+    address, url = f"127.0.0.1:{_free_port()}", f"http://127.0.0.1:{(port := _free_port())}/med"
     config = yaml.safe_load(DEPLOY.read_text())
     config["http_options"]["port"] = port
+    config["applications"][0]["route_prefix"] = "/med"
     config["applications"][0]["deployments"][1] |= {"ray_actor_options": {"num_cpus": 0.5}}
     config["applications"][0]["deployments"][1]["autoscaling_config"] |= {"initial_replicas": 1}
     (tmp_path / "serve.yaml").write_text(yaml.safe_dump(config))
@@ -313,9 +373,15 @@ def test_a_cluster_serves_the_file_and_a_server_of_its_own(
         wait_until(lambda: _is_there(client), step_s=0.2)
         _answers_are_equal(client, headers, models)
         assert httpx2.get(f"{url}/v1/models", timeout=60).status_code == 401
-        server = Started("--ray", address, "--replicas", "1")
+        killed = Started("--ray", address, "--replicas", "1")
+        own = killed.wait_for(r"Serving at (http\S+), with API keys, by 1 replica in Ray")
+        killed.end(signal.SIGKILL)
+        assert len(_replicas(ray)) == 3  # its replica runs on
+        server = Started("--ray", address, "--replicas", "1", "--port", own.rpartition(":")[2])
         try:
+            server.wait_for("(An earlier server at this address was killed)")
             own = server.wait_for(r"Serving at (http\S+), with API keys, by 1 replica in Ray")
+            assert len(_replicas(ray)) == 3
             asked = {"model": "ner", "input": NOTE}
             found = [
                 httpx2.post(f"{each}/v1/entities", json=asked, headers=headers, timeout=120).json()["data"]
@@ -362,10 +428,13 @@ def _answers_are_equal(client: httpx2.Client, headers: dict[str, str], models: M
     with serving(models, ServerConfig(requires_key=True)) as alone:
         alone.headers.update(headers)
         for method, path, body in REQUESTS:
-            content = body if isinstance(body, str) or body is None else json.dumps(body)
-            found, wanted = (each.request(method, path, content=content) for each in (client, alone))
+            found, wanted = (each.request(method, path, content=_content(body)) for each in (client, alone))
             assert _shown(found) == _shown(wanted), (method, path)
             assert len(found.headers.get_list("x-request-id")[0]) == 32  # Ray's proxies add one of their own
+
+
+def _content(body: Any) -> str | None:
+    return body if isinstance(body, str) or body is None else json.dumps(body)
 
 
 def _shown(answer: httpx2.Response) -> tuple[Any, ...]:

@@ -33,6 +33,7 @@ from medvllm.server.problem import Problem, ProblemError
 from medvllm.server.replicas.everywhere import Join, join_of
 from medvllm.server.replicas.exchange import pieces
 from medvllm.server.replicas.target import find_model
+from medvllm.server.replicas.unprefixed import Unprefixed
 from medvllm.server.tracing import Tracing
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _ROUTING_S = 10.0  # beyond the seconds of the call itself
-_SENT = ("type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path")
+_SENT = ("type", "asgi", "http_version", "method", "scheme", "path", "query_string")
 _ADDRESSES = ("client", "server")
 _OF_BODY = ("content-encoding", "content-length", "transfer-encoding")
 _LOST = (*ENDED, DeploymentUnavailableError, ReplicaUnavailableError)
@@ -65,7 +66,8 @@ def create_front(
     app.add_middleware(OpenBodies, limit=config.max_open_bytes)
     app.add_middleware(Head)
     app.add_middleware(Guard, config=config, keyring=Keyring(registry, config.own_key))
-    app.add_middleware(Journal, metrics=Metrics(registry), tracing=tracing)  # the outer one
+    app.add_middleware(Journal, metrics=Metrics(registry), tracing=tracing)
+    app.add_middleware(Unprefixed)  # the outer one
     return app
 
 
