@@ -302,7 +302,6 @@ def test_a_server_below_a_prefix_answers_as_one_at_the_root(
     config = ServerConfig(requires_key=True)
     asked: list[tuple[str, str, Any, dict[str, str]]] = [
         *((method, path, body, headers) for method, path, body in REQUESTS),
-        ("GET", "/v1/memory", None, headers),
         ("GET", "/livez", None, {}),
         ("GET", "/v1/memory", None, {}),
         ("POST", "/v1/unload", {"model": "ner"}, headers),  # the key may not

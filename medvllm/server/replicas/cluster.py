@@ -73,7 +73,8 @@ def _start(address: str | None, cpus: int) -> None:
 
 def _name_for(place: str) -> str:
     """Return the name of the application: no other server that runs in the cluster has it."""
-    return re.sub("[^0-9A-Za-z.]+", "-", f"medvllm-{who()}-{ray.util.get_node_ip_address()}-{place}")
+    machine = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    return re.sub("[^0-9A-Za-z.]+", "-", f"medvllm-{who()}-{machine}-{place}")
 
 
 def _end_earlier(name: str) -> None:
