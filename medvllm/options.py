@@ -11,7 +11,7 @@ from medvllm.classes import class_path, is_reference
 from medvllm.dtypes import LOADABLE, loadable_dtype
 from medvllm.errors import RequestError, UnsafeWeightsError
 from medvllm.near_names import did_you_mean, near_names
-from medvllm.quantities import parse_duration
+from medvllm.quantities import AtLeast, parse_duration
 
 __all__ = ["Identity", "LoadOptions", "dtype_name", "parse_keep_alive", "unknown_option"]
 
@@ -214,8 +214,8 @@ def parse_keep_alive(value: str | float | None) -> float | None:
     """
     try:
         return (
-            None
-            if value is None
+            value
+            if value is None or isinstance(value, AtLeast)
             else _parse_known(value)
             if type(value) in (str, int, float)
             else parse_duration(value)

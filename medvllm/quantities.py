@@ -23,6 +23,24 @@ PINNED = math.inf
 LONGEST_S = 100 * 365 * 24 * 3600.0  # that a model which is not pinned stays: until its memory is needed
 
 
+class AtLeast(float):
+    """Seconds that a model stays at least: they never shorten the time that another caller has set."""
+
+
+def stay_after(present: float | None, asked: float | None) -> float | None:
+    """Return how many seconds an idle model stays after a call has asked for some.
+
+    Args:
+        present: The seconds until now; None for until its memory is needed, which is the longest but for pinned.
+        asked: Those that the call asks for; None to leave them as they are.
+    """
+    if asked is None:
+        return present
+    if isinstance(asked, AtLeast) and (present is None or present >= asked):
+        return present
+    return float(asked)
+
+
 def parse_size(text: str) -> int:
     """Return the number of bytes for a size such as "8GB" or "512 MiB".
 

@@ -165,7 +165,7 @@ def test_a_hash_has_a_key_of_the_server(client: httpx2.Client, registry: ModelRe
     assert item["text"] == expected.text and len(item["text"]) == 64
     for bad in (
         {"type": "hash"},
-        {"type": "hash", "hash_type": "md5"},
+        {"type": "hash", "hash_type": "md5", "key": "study"},
         {"type": "encrypt", "key": "secret-canary-key"},
         {"type": "encrypt"},
         {"type": "encrypt", "key": "study", "salt": "secret-canary"},

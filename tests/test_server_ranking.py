@@ -15,6 +15,8 @@ from tests.support.cross_encoders import DOCUMENTS, QUERY
 from tests.support.served import LABELS, registry_of_all_tasks
 from tests.support.serving import serving
 
+PAIR = {"source_sentence": "a", "sentences": ["b"]}
+
 LONG = "a " * 100
 
 
@@ -58,6 +60,7 @@ def test_texts_are_ranked_in_the_api_of_tei(client: httpx2.Client, registry: Mod
         {"index": each.index, "score": each.score, "text": DOCUMENTS[each.index]} for each in expected
     ]
     assert any(each.score < 0 for each in expected) == raw
+    assert len(client.post("/rerank", json=body | {"top_n": 2}).json()) == 2  # as LiteLLM sends it
 
 
 @pytest.mark.parametrize(
@@ -76,7 +79,7 @@ def test_texts_are_ranked_in_the_api_of_tei(client: httpx2.Client, registry: Mod
         ("/rerank?model=cls", {"model": "rank", "query": "a", "documents": ["b"]}, 422, "names several models"),
         (
             "/similarity?model=minilm",
-            {"inputs": {"source_sentence": "a", "sentences": ["b"]}, "parameters": {"model": "enc"}},
+            {"inputs": PAIR, "parameters": {"model": "enc"}},
             422,
             "names several models",
         ),
@@ -101,7 +104,10 @@ def test_texts_are_ranked_in_the_api_of_tei(client: httpx2.Client, registry: Mod
         ("/score", {"model": "rank", "text_1": "a", "text_2": "b", "documents": ["c"]}, 422, "text_2 and documents"),
         ("/score", {"model": "rank", "queries": "a", "data_1": "b", "text_2": "c"}, 422, "queries and data_1 are two"),
         ("/v1/rerank", {"model": "rank", "query": "a", "documents": ["b", "c"], "top_k": 1}, 400, "'top_k'"),
-        ("/rerank", {"query": "a", "texts": ["b", "c"], "top_n": 1}, 400, "'top_n'"),
+        ("/rerank", {"query": "a", "texts": ["b", "c"], "top_k": 1}, 400, "'top_k'"),
+        ("/similarity?model=minilm", {"inputs": PAIR, "prompt": "query: "}, 400, "'prompt'"),
+        ("/similarity?model=minilm", {"inputs": PAIR, "parameters": {"instruction": "x"}}, 400, "'instruction'"),
+        ("/similarity?model=minilm", {"inputs": PAIR, "prompt_name": "nix"}, 422, "'nix'"),
         ("/rerank", {"query": "a", "documents": ["b", "c"], "raw_scores": True}, 400, "'raw_scores'"),
         ("/predict?model=cls", {"inputs": "a", "top_k": 1}, 400, "'top_k'"),
         ("/embed?model=minilm", {"inputs": "a", "prompt": "query: "}, 400, "'prompt'"),
@@ -147,6 +153,7 @@ def test_a_missing_field_is_named_as_the_client_writes_it(client: httpx2.Client,
         ("/embed?model=minilm", {"inputs": "a"}, {"normalize": None, "truncation_direction": None, "top_k": None}),
         ("/rerank", {"query": "a", "texts": ["b"]}, {"raw_scores": None, "return_text": None}),
         ("/v1/rerank", {"model": "rank", "query": "a", "documents": ["b"]}, {"top_k": None, "truncation": True}),
+        ("/similarity", {"inputs": PAIR, "model": "minilm"}, {"parameters": {"truncate": False, "model": "minilm"}}),
     ],
 )
 def test_what_says_nothing_more_changes_nothing(

@@ -185,7 +185,9 @@ def _ask(client: httpx2.Client, method: str, path: str, key: str | None) -> http
     return client.request(method, path, headers={} if key is None else {"X-API-Key": key})
 
 
-def test_a_model_is_pinned_or_unloaded_only_with_the_right_to_manage(tmp_path: Path) -> None:
+def test_a_model_is_pinned_or_unloaded_only_with_the_right_to_manage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By its time in memory, too. A time without an end is cut to one that programs can show."""
     registry = ModelRegistry()
     folder = tiny.bert_token_classifier(tmp_path / "ner", ["O", "B-NAME", "I-NAME"])
@@ -211,6 +213,10 @@ def test_a_model_is_pinned_or_unloaded_only_with_the_right_to_manage(tmp_path: P
         assert [stays_after(manager, -1), stays_after(keys["infer"], "1m")] == [inf, inf]
         assert [stays_after(manager, 600), stays_after(keys["infer"], "1m")] == [600, 600]
         assert [stays_after(keys["infer"], "20m"), stays_after(manager, 60)] == [1200, 60]
+        monkeypatch.setenv("MEDVLLM_KEEP_ALIVE", "10m")  # for what is loaded from now on
+        for asked, stays in (("1m", 600), ("20m", 1200)):
+            registry.clear_cache()
+            assert stays_after(keys["infer"], asked) == stays
 
 
 def test_the_right_to_read_loads_no_model(tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ def test_a_folder_of_the_same_name_is_asked_about(
             ask("acme/bert")
     repository, folder = registry.load_model("hf://acme/bert"), registry.load_model("./acme/bert")
     assert type(repository) is not type(folder)
-    assert registry.load_model("acme/bert@main") is repository
+    assert registry.load_model("acme/bert@main") is registry.load_model("acme/bert", revision="main") is repository
 
 
 def test_a_repository_without_weights(registry: ModelRegistry, acme: LoopbackHub, tmp_path: Path) -> None:

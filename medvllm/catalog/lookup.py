@@ -46,8 +46,13 @@ def find_entry(catalog: Catalog, ref: ModelRef) -> Found | None:
     return Found(entry, ref.suffix)
 
 
-def find_model(catalog: Catalog, ref: ModelRef) -> Found:
+def find_model(catalog: Catalog, ref: ModelRef, revision: str | None = None) -> Found:
     """Return the entry that a name means. Without one, return an entry of origin "direct" for the repository or folder.
+
+    Args:
+        catalog: The entries.
+        ref: The name.
+        revision: The revision that the call asks for: only a repository has one.
 
     Raises:
         ModelNotFoundError: No entry has that name, and it cannot or must not be loaded directly: it is close to a
@@ -58,7 +63,7 @@ def find_model(catalog: Catalog, ref: ModelRef) -> Found:
         return found
     # `hf://…` and paths are explicit. A plain name may be misspelt, and must not load whatever the Hub has under it.
     if ref.kind == "name":
-        _check_may_be_repository(catalog, ref)
+        _check_may_be_repository(catalog, ref, revision)
     if not settings.ALLOW_UNREGISTERED():
         raise catalog.not_found(
             ref.text, f", and loading unregistered models is switched off ({settings.ALLOW_UNREGISTERED.name})"
@@ -98,7 +103,7 @@ def _check_same_meaning(catalog: Catalog, ref: ModelRef, there: Meaning) -> None
     raise catalog.not_found(ref.text, what=what, advice=advice, near=[])
 
 
-def _check_may_be_repository(catalog: Catalog, ref: ModelRef) -> None:
+def _check_may_be_repository(catalog: Catalog, ref: ModelRef, revision: str | None) -> None:
     """Raise ModelNotFoundError unless a name without an entry can only mean a repository on the Hub."""
     as_repository = f"\nIf you mean the repository of that name: hf://{ref.text}"
     as_folder = f"\nIf you mean the folder of that name: ./{ref.text}"
@@ -111,7 +116,7 @@ def _check_may_be_repository(catalog: Catalog, ref: ModelRef) -> None:
     if "/" not in ref.name and (near := catalog.near(ref.name)):
         advice = as_folder if os.path.isdir(ref.name) else as_repository
         raise catalog.not_found(ref.text, advice=advice, near=near)
-    if ref.suffix is None and os.path.isdir(ref.name):
+    if ref.suffix is None and revision is None and os.path.isdir(ref.name):
         raise catalog.not_found(ref.text, advice=as_folder + (as_repository if "/" in ref.name else ""))
     if not ref.is_repo_id:
         raise catalog.not_found(ref.text, ", and it is not a repository's id", advice=as_folder)

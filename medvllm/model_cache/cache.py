@@ -23,6 +23,7 @@ from medvllm.model_cache.plan import Need, Plan
 from medvllm.model_cache.policy import is_expired
 from medvllm.model_cache.room import Room
 from medvllm.model_cache.statistics import Reason, Statistics
+from medvllm.quantities import stay_after
 
 _LINGER_S = 2.0  # a model is listed as leased for so long after its last lease: servers lease one for each request
 _FORK_S = 1.0  # seconds that a fork waits for a thread that holds the lock
@@ -93,7 +94,7 @@ class ModelCache(Forked, Generic[I]):
                     return False
                 cached.leases += lease
                 if is_new:
-                    cached.keep_alive = keep_alive
+                    cached.keep_alive = stay_after(cached.keep_alive, keep_alive)
                     self._settle(cached)
         cached.hits.add()
         self._counts.hits.add()
@@ -147,7 +148,8 @@ class ModelCache(Forked, Generic[I]):
                     self._counts.shared_waits += not is_first
                     flight.waiting += lease
                     flight.is_leaving = False
-                    flight.keep_alive = flight.keep_alive if keep_alive is None else keep_alive
+                    asked = flight.keep_alive
+                    flight.keep_alive = keep_alive if asked is None else stay_after(asked, keep_alive)
             if not is_first and not may_wait:
                 return replace(self.copy(identity, load, need=need, may_wait=False), leases=int(lease))
             try:
@@ -323,7 +325,7 @@ class ModelCache(Forked, Generic[I]):
                 flight.value = cached
                 cached.leases, cached.is_leaving = flight.waiting, flight.is_leaving
                 cached.is_listed_as_leased = cached.leases > 0
-                cached.keep_alive = need.keep_alive if flight.keep_alive is None else flight.keep_alive
+                cached.keep_alive = stay_after(need.keep_alive, flight.keep_alive)
                 self._accounts.models[identity] = cached
                 self._room.cancel(flight)  # the model itself counts now
                 self._limits.on_change()
@@ -407,8 +409,7 @@ class ModelCache(Forked, Generic[I]):
         if is_back:
             self._limits.on_change()
             cached.keep_alive = need.keep_alive
-        if keep_alive is not None:
-            cached.keep_alive = keep_alive
+        cached.keep_alive = stay_after(cached.keep_alive, keep_alive)
         cached.leases += lease
         if lease and not cached.is_listed_as_leased:
             self._list_as_leased(cached)

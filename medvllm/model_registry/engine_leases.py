@@ -246,7 +246,7 @@ class EngineLeases:
             Unsuited: No engine can do what it asks for.
         """
         ref = parse_name(name)
-        found = self._entries.find(ref)
+        found = self._entries.find(ref, given.revision)
         metadata = found.metadata
         options = given.with_defaults(LoadOptions.from_kwargs(metadata.parameters))
         _check_options(metadata, options)

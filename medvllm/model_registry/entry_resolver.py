@@ -57,8 +57,12 @@ class EntryResolver:
         self._snapshots = snapshots
         self._warned: set[str] = set()  # deprecated entries that the log has named
 
-    def find(self, ref: ModelRef) -> FoundEntry:
+    def find(self, ref: ModelRef, revision: str | None) -> FoundEntry:
         """Return the entry that a name means.
+
+        Args:
+            ref: The name.
+            revision: The revision that the call asks for.
 
         Raises:
             ModelNotFoundError: The name means no model.
@@ -66,7 +70,7 @@ class EntryResolver:
         # First the state of catalogue and lock, then the look-up: a change in between outdates what is found.
         basis = self._basis(stored=ref.kind == "name")
         lock = sources.Fingerprint.of([basis.lock_file])
-        metadata, revision = find_model(self._catalog, ref)
+        metadata, revision = find_model(self._catalog, ref, revision)
         metadata = metadata.without_folder_facts()
         self._warn_of_deprecated(metadata)
         return FoundEntry(metadata, revision, basis, lock)

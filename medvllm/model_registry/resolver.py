@@ -81,7 +81,7 @@ class Resolver:
             LoadError: The device is not here, or the config cannot be used.
         """
         ref = parse_name(name)
-        found = self.entries.find(ref)
+        found = self.entries.find(ref, given.revision)
         metadata = found.metadata
         if metadata.is_adapter:
             return self._resolve_adapter(found, given)

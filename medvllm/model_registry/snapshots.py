@@ -16,20 +16,20 @@ class Snapshots:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
 
-    def find(self, name: "str | os.PathLike[str]") -> Found:
+    def find(self, name: "str | os.PathLike[str]", revision: str | None = None) -> Found:
         """Return the entry that a name means, or one for the repository or folder that it names."""
-        return find_model(self._catalog, parse_name(name))
+        return find_model(self._catalog, parse_name(name), revision)
 
     def fetch(
         self, name: "str | os.PathLike[str]", revision: str | None = None
     ) -> tuple[ModelMetadata, sources.Snapshot]:
         """Return the entry that a name means, and its files; `revision` overrides the name's and the entry's."""
-        entry, named_revision = self.find(name)
+        entry, named_revision = self.find(name, revision)
         return entry, self.get(entry, revision or named_revision)
 
     def refresh(self, name: "str | os.PathLike[str]", revision: str | None = None) -> None:
         """Ask the Hub which commit the branch or tag of a name has today, and keep the answer."""
-        sources.refresh_revision(self.find(name).entry, revision)
+        sources.refresh_revision(self.find(name, revision).entry, revision)
 
     def get(self, metadata: ModelMetadata, revision: str | None) -> sources.Snapshot:
         """Return an entry's files, checked against the lock and, for a protected version, against its baseline."""

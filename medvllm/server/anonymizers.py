@@ -79,7 +79,8 @@ def parse_anonymizers(given: Mapping[str, Mapping[str, Any]], keys: Mapping[str,
             own[label] = _parse_mask(label, options)
         elif kind == "encrypt":
             own[label] = Encrypt(_find_key(f"anonymizers.{label}", kind, options, keys))
-        elif kind == "hash" and options.pop("hash_type", "sha256") == "sha256":
+        elif kind == "hash" and options.get("hash_type", "sha256") == "sha256":
+            options.pop("hash_type", None)
             others[label] = {"type": "hash", "length": _HASH_LENGTH, **options}
         else:
             others[label] = {"type": kind, **options}

@@ -14,7 +14,7 @@ from medvllm.metadata import ModelMetadata
 from medvllm.model_registry import Lease
 from medvllm.names import parse_name
 from medvllm.options import parse_keep_alive
-from medvllm.quantities import LONGEST_S, PINNED
+from medvllm.quantities import LONGEST_S, PINNED, AtLeast
 from medvllm.server.calls import Calls
 from medvllm.server.config import ServerConfig
 from medvllm.server.problem import Problem, ProblemError
@@ -94,7 +94,7 @@ class Server:
             RequestError: `keep_alive` is not a duration.
         """
         entry = self.entry(name)
-        options = self._stay(entry, keep_alive)
+        options = self._stay(keep_alive)
         options |= {"registry": self.registry, "engine": engine or self.config.engine, "precision": precision}
         return ServedRunner(entry.reference, self.about, **options)
 
@@ -112,11 +112,12 @@ class Server:
             ProblemError: As for `entry`.
             ModelNotFoundError: As for `entry`.
         """
-        options = self._stay(self.entry(name), keep_alive)
+        self.entry(name)
+        options = self._stay(keep_alive)
         chosen = engine or self.config.engine
         return lease_for_task(self.registry, self.reference(name), options, chosen, "float32", None)
 
-    def _stay(self, entry: ModelMetadata, keep_alive: str | float | None) -> dict[str, Any]:
+    def _stay(self, keep_alive: str | float | None) -> dict[str, Any]:
         """Return how long a model stays, as an option. ProblemError: the key must not pin a model, or unload it.
 
         Without the right to manage, the time is not shortened, which somebody else may have set.
@@ -130,11 +131,8 @@ class Server:
                 f"Leave out keep_alive, or give {_SHORTEST_S:g} seconds or more, and not -1."
             )
             raise ProblemError(Problem(403, "permission_denied", message, "keep_alive"))
-        if "manage" not in self.rights:
-            present = [each.keep_alive for each in self.registry.loaded_models() if each.name == entry.name]
-            if any(stays is None or stays > seconds for stays in present):
-                return {}
-        return {"keep_alive": seconds if seconds == PINNED else min(seconds, LONGEST_S)}
+        seconds = seconds if seconds == PINNED else min(seconds, LONGEST_S)
+        return {"keep_alive": seconds if "manage" in self.rights else AtLeast(seconds)}
 
     async def run(
         self,

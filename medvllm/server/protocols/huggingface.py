@@ -15,7 +15,7 @@ from medvllm.server.body import StrictRoute
 from medvllm.server.context import Server, ServerOf
 from medvllm.server.examples import answer_of
 from medvllm.server.named_model import only_name
-from medvllm.server.other_names import one_of
+from medvllm.server.other_names import merge
 from medvllm.server.problem import Problem, ProblemError
 from medvllm.server.protocols.tei import EmbedOptions, Sentences, finish_vectors
 from medvllm.server.texts import check_texts
@@ -81,9 +81,7 @@ class TaskRequest(Parameters):
         """Return the parameters, wherever they stand. ProblemError: one stands in both places, and differs."""
         beside = self.model_dump(exclude_unset=True, exclude={"inputs", "parameters", "model"})
         within = self.parameters.model_dump(exclude_unset=True) if self.parameters else {}
-        return Parameters.model_validate(
-            {name: one_of({name: beside.get(name), f"parameters.{name}": within.get(name)}) for name in beside | within}
-        )
+        return Parameters.model_validate(merge(beside, within))
 
 
 @router.post("/models/{model:path}/pipeline/{task}", response_class=JSONResponse, responses={200: _ANSWERS})

@@ -82,12 +82,14 @@ class TEIRerankRequest(TEIRequest):
         texts: The texts to order.
         raw_scores: Whether scores are logits. By default, they are from 0 to 1.
         return_text: Whether the answer repeats the texts.
+        top_n: How many texts the answer has. The protocol has no such field, and LiteLLM sends it.
     """
 
     query: str
     texts: list[str]
     raw_scores: bool = False
     return_text: bool = False
+    top_n: Annotated[int, Field(ge=1)] | None = None
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -150,7 +152,7 @@ async def rerank_either(asked: EitherRequest, http: Request, server: ServerOf, c
     ranking = await _rank(http, server, name, asked.query, asked.texts, "texts", asked, activation)
     return [
         {"index": each.index, "score": each.score} | ({"text": asked.texts[each.index]} if asked.return_text else {})
-        for each in ranking
+        for each in ranking[: asked.top_n]
     ]
 
 

@@ -18,6 +18,7 @@ from medvllm.server.body import StrictRoute
 from medvllm.server.context import Server, ServerOf
 from medvllm.server.examples import Map, answer_of
 from medvllm.server.named_model import Choice
+from medvllm.server.other_names import merge
 from medvllm.server.problem import Problem, ProblemError
 from medvllm.server.texts import TolerantModel, check_texts
 from medvllm.server.unsupported import Refused, refuse_others
@@ -150,11 +151,10 @@ class SimilarityParameters(TEIRequest):
     prompt_name: str | None = None
 
 
-class SimilarityRequest(TolerantModel):
-    """The texts to compare.
+class SimilarityRequest(SimilarityParameters):
+    """The texts to compare. The parameters may stand in `parameters`, or beside `inputs`.
 
     Attributes:
-        model: As in the other requests.
         inputs: The texts.
         parameters: `truncate`, `truncation_direction` and `prompt_name`.
     """
@@ -168,9 +168,14 @@ class SimilarityRequest(TolerantModel):
         }
     )
 
-    model: str | None = None
     inputs: Sentences
     parameters: SimilarityParameters | None = None
+
+    def chosen(self) -> SimilarityParameters:
+        """Return the parameters, wherever they stand. ProblemError: one stands in both places, and differs."""
+        beside = self.model_dump(exclude_unset=True, exclude={"inputs", "parameters"})
+        within = self.parameters.model_dump(exclude_unset=True) if self.parameters else {}
+        return SimilarityParameters.model_validate(merge(beside, within))
 
 
 @router.post("/embed", response_class=JSONResponse, responses={200: answer_of([[0.6, -0.8]])})
@@ -206,8 +211,9 @@ async def find_similarity(asked: SimilarityRequest, http: Request, server: Serve
     texts = [asked.inputs.source_sentence, *asked.inputs.sentences]
     check_texts(asked.inputs.sentences, server.config, "inputs.sentences")
     check_texts(texts, server.config, "inputs")
-    parameters = asked.parameters or TEIRequest()
-    name = choice.name(asked.model, parameters.model)
+    parameters = asked.chosen()
+    parameters.check()
+    name = choice.name(parameters.model)
     made = await server.run(http, lambda: _embed(server, name, texts, parameters))
     similarities: list[float] = compare(made.vectors[:1], made.vectors[1:], made.similarity)[0].tolist()
     return similarities
