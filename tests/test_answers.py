@@ -34,7 +34,7 @@ def _plain(folder: Path, kind: str) -> Any:
     return model.get_encoder() if kind in kinds.BY_ENCODER else model.base_model
 
 
-@pytest.mark.parametrize("kind", spread([kind for kind in kinds.ALL if "Reformer" not in kind], 3))
+@pytest.mark.parametrize("kind", spread([kind for kind in kinds.ALL if "Reformer" not in kind], 5))
 def test_vectors_are_those_of_each_text_alone(registry: ModelRegistry, tmp_path: Path, kind: str) -> None:
     """Of every architecture, in batches of mixed lengths: the mean of what plain transformers gives, one by one."""
     folder = kinds.write(tmp_path / "m", kind, **({"max_position_embeddings": 200} if kind in kinds.SHORT else {}))

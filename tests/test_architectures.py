@@ -25,6 +25,7 @@ from transformers import (
 from medvllm.engine.model_runner import ModelRegistry
 from medvllm.errors import LoadError, MedVLLMError, WeightsMismatchError
 from tests.support import tiny
+from tests.support.spread import spread
 
 IDS = torch.tensor([[2, 6, 7, 8, 3]])
 SISTERS: list[tuple[Any, Any]] = [
@@ -36,24 +37,27 @@ SISTERS: list[tuple[Any, Any]] = [
 
 @pytest.mark.parametrize(
     ("named", "loaded"),
-    [
-        (["TFBertForTokenClassification"], "BertForTokenClassification"),
-        (["FlaxBertForTokenClassification"], "BertForTokenClassification"),
-        (["AutoModelForTokenClassification"], "BertForTokenClassification"),
-        ("BertForTokenClassification", "BertForTokenClassification"),
-        (["TFBertModel"], "BertModel"),
-        (["BertAdapterModel"], "BertModel"),
-        (["HF_ColBERT"], "BertModel"),
-        (["SentenceTransformer"], "BertModel"),
-        (["AutoModel"], "BertModel"),
-        (["MultiTaskBert"], "BertModel"),
-        (["PreTrainedModel"], "BertModel"),
-        (["BertPreTrainedModel"], "BertModel"),
-        ([], "BertModel"),
-        ([None], "BertModel"),
-        ([""], "BertModel"),
-        ({"a": 1}, "BertModel"),
-    ],
+    spread(
+        [
+            (["TFBertForTokenClassification"], "BertForTokenClassification"),
+            (["FlaxBertForTokenClassification"], "BertForTokenClassification"),
+            (["AutoModelForTokenClassification"], "BertForTokenClassification"),
+            ("BertForTokenClassification", "BertForTokenClassification"),
+            (["TFBertModel"], "BertModel"),
+            (["BertAdapterModel"], "BertModel"),
+            (["HF_ColBERT"], "BertModel"),
+            (["SentenceTransformer"], "BertModel"),
+            (["AutoModel"], "BertModel"),
+            (["MultiTaskBert"], "BertModel"),
+            (["PreTrainedModel"], "BertModel"),
+            (["BertPreTrainedModel"], "BertModel"),
+            ([], "BertModel"),
+            ([None], "BertModel"),
+            ([""], "BertModel"),
+            ({"a": 1}, "BertModel"),
+        ],
+        2,
+    ),
     ids=str,
 )
 def test_other_names_of_an_architecture(registry: ModelRegistry, tmp_path: Path, named: Any, loaded: str) -> None:
@@ -93,7 +97,7 @@ def test_what_another_library_adds_is_found(registry: ModelRegistry, tmp_path: P
         registry.load_model(folder)
 
 
-@pytest.mark.parametrize("config", range(3))
+@pytest.mark.parametrize("config", spread(range(3), 2))
 @pytest.mark.parametrize("named", range(3))
 def test_sister_architectures(registry: ModelRegistry, tmp_path: Path, config: int, named: int) -> None:
     """The config of one and the architecture of another: what plain transformers makes of it."""

@@ -48,7 +48,7 @@ KINDS = ["Bert", "Roberta", "Electra", "MPNet", "DebertaV2", "Longformer", "Mode
 KINDS += ["XLNet", "FNet", "ConvBert", "Nystromformer", "GPT2", "Llama", "Bart", "Funnel", "XLM"]
 
 
-@pytest.mark.parametrize("kind", spread(KINDS, 2))
+@pytest.mark.parametrize("kind", spread(KINDS, 4))
 def test_labels_are_those_of_the_pipeline_for_every_architecture(
     registry: ModelRegistry, tmp_path: Path, kind: str
 ) -> None:

@@ -226,6 +226,7 @@ def test_converted_weights_are_made_once(
     assert not torch.equal(other.bert.embeddings.word_embeddings.weight, first.bert.embeddings.word_embeddings.weight)
 
 
+@pytest.mark.slow
 def test_a_converted_file_that_was_cut_short_is_made_anew(tmp_path: Path) -> None:
     """A copy is taken for whole only with every file in its recorded size."""
     folder = _folder(tmp_path / "m", {"a": BASE})
@@ -819,6 +820,7 @@ def test_a_full_disk_is_a_clear_error_that_leaves_nothing(tmp_path: Path, home: 
     assert _convert_here(_folder(tmp_path / "small", {"a": BASE}))
 
 
+@pytest.mark.slow
 def test_a_home_that_cannot_be_written_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here because a file is in the way."""
     (tmp_path / "file").write_text("")

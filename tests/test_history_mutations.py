@@ -13,6 +13,7 @@ from medvllm.catalog.sql.check import check
 from medvllm.catalog.sql.history import FIRST
 from medvllm.catalog.sql.texts import sha256, to_json
 from medvllm.engine.model_runner import ModelRegistry
+from tests.support.spread import spread
 from tests.support.sql import Row, change, rows
 from tests.test_history import _unlock
 
@@ -106,7 +107,7 @@ def _apply(connection: Connection, after: list[Row]) -> None:
     connection.execute(text("INSERT INTO catalog_history VALUES (:seq, :at, :name, :record, :hash)"), after)
 
 
-@pytest.mark.parametrize("part", range(2))
+@pytest.mark.parametrize("part", spread(range(2), 2))
 def test_every_mutation_is_named(catalog: StoredCatalog, catalog_url: str, part: int) -> None:
     """Rows put in front, behind or between, deleted, swapped, edited, with hashes that fit or do not, and each head."""
     anchor = catalog.check_history()[:2]

@@ -22,7 +22,7 @@ from tests.support import tiny
 from tests.support.driver import Driver
 from tests.support.loopback import LoopbackHub
 
-SOME, MANY = 2, 50  # rounds of each operation: in every run, and in the slow one; docs/reliability.md says so
+SOME, MANY = 1, 50  # rounds of each operation: in every run, and in the slow one; docs/reliability.md says so
 counted = pytest.mark.parametrize(
     "rounds",
     [pytest.param(SOME, id="some"), pytest.param(MANY, id="many", marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],

@@ -207,7 +207,9 @@ def test_every_task_answers_a_list_as_it_answers_each_text(registry: ModelRegist
             assert [fill.token for fill in gap] == [fill.token for fill in same]
 
 
-@pytest.mark.parametrize("setting", [lambda: torch.autocast("cpu"), lambda: torch.device("meta"), torch.inference_mode])
+@pytest.mark.parametrize(
+    "setting", spread([lambda: torch.autocast("cpu"), lambda: torch.device("meta"), torch.inference_mode], 3)
+)
 def test_a_trial_does_not_depend_on_the_callers_thread(registry: ModelRegistry, tmp_path: Path, setting: Any) -> None:
     """Its outcome holds for all callers: of a trial that fails, they would all have smaller batches."""
     with registry.lease(MINILM) as lease, registry.lease(kinds.write(tmp_path / "m", "GPTNeoXModel")) as decoder:

@@ -173,16 +173,22 @@ Load = Callable[..., LoadResult]
 
 @pytest.mark.parametrize(
     ("make", "options"),
-    [
-        (lambda folder: tiny.bert_masked_lm(folder), {"model_class": BertModel}),  # a prefix, and no pooler
-        (lambda folder: tiny.bert_masked_lm(folder, weights="sharded", legacy_layer_norm=True), {}),
-        (lambda folder: convert(tiny.bert_masked_lm(folder, weights="sharded_bin")), {}),
-        (lambda folder: tiny.bert_masked_lm(folder), {"output_hidden_states": True, "attn_implementation": "eager"}),
-        (lambda folder: tiny.bert_masked_lm(folder), {"dtype": "bfloat16"}),
-        (lambda folder: tiny.llama_causal_lm(folder, tied=True), {}),
-        (lambda folder: tiny.llama_causal_lm(folder, dtype="bfloat16"), {}),
-        (lambda folder: tiny.gpt2_causal_lm(folder), {"dtype": "float16"}),
-    ],
+    spread(
+        [
+            (lambda folder: tiny.bert_masked_lm(folder), {"model_class": BertModel}),  # a prefix, and no pooler
+            (lambda folder: tiny.bert_masked_lm(folder, weights="sharded", legacy_layer_norm=True), {}),
+            (lambda folder: convert(tiny.bert_masked_lm(folder, weights="sharded_bin")), {}),
+            (
+                lambda folder: tiny.bert_masked_lm(folder),
+                {"output_hidden_states": True, "attn_implementation": "eager"},
+            ),
+            (lambda folder: tiny.bert_masked_lm(folder), {"dtype": "bfloat16"}),
+            (lambda folder: tiny.llama_causal_lm(folder, tied=True), {}),
+            (lambda folder: tiny.llama_causal_lm(folder, dtype="bfloat16"), {}),
+            (lambda folder: tiny.gpt2_causal_lm(folder), {"dtype": "float16"}),
+        ],
+        2,
+    ),
 )
 def test_every_shape_of_trouble_is_rebuilt(load: Load, tmp_path: Path, make: Any, options: dict[str, Any]) -> None:
     """A prefix, legacy names, shards, a pickle, another config, another dtype, ties."""

@@ -30,6 +30,7 @@ from tests.support.console import Outcome, Screen, command
 from tests.support.scripted import HUNG_UP, Reply, Sent, scripted
 from tests.support.served import NOTE, registry_of_all_tasks
 from tests.support.serving import serving
+from tests.support.spread import spread
 from tests.support.users import NOBODY
 from tests.support.waiting import wait_until
 
@@ -310,7 +311,7 @@ def test_the_server_shows_its_key_on_each_connection(stored: None, is_taken: boo
         Reply(200, b'{"model": "deid", "version": 7, "task": "deid", "records": [], "classes": []}'),
     ],
 )
-@pytest.mark.parametrize("name", ["deid", "chat"])
+@pytest.mark.parametrize("name", spread(["deid", "chat"], 2))
 def test_a_server_that_fails_is_no_error(stored: None, run: Run, reply: Reply, name: str) -> None:
     """The model is loaded here instead; so it is if the server has another version of it."""
 

@@ -63,7 +63,7 @@ def same(got: Any, expected: Any) -> bool:
     return bool(got.shape == expected.shape and np.allclose(got, expected, atol=1e-5, rtol=0))
 
 
-@pytest.mark.parametrize("case", spread(CASES, 3))
+@pytest.mark.parametrize("case", spread(CASES, 5))
 def test_vectors_are_those_of_sentence_transformers(registry: ModelRegistry, tmp_path: Path, case: str) -> None:
     """A folder gives the vectors that sentence-transformers gives, for empty, long and odd texts too."""
     folder = sentence.assembled(case, tmp_path / "m")
@@ -71,7 +71,7 @@ def test_vectors_are_those_of_sentence_transformers(registry: ModelRegistry, tmp
 
 
 @pytest.mark.parametrize("case", PROMPTED)
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", spread(ROLES, 2))
 def test_a_role_chooses_its_prompt(registry: ModelRegistry, tmp_path: Path, case: str, role: str) -> None:
     """The role of an entry gives the vectors of encode_query or encode_document, and so does the prompt's name."""
     folder = sentence.assembled(case, tmp_path / "m")

@@ -112,7 +112,7 @@ def test_a_database_leaves_out_nothing_that_fits(
     catalog.create()
     selected = 0
 
-    @settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=30, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(_catalogues())
     def check(drawn: tuple[dict[str, dict[str, Any]], dict[str, Any]]) -> None:
         nonlocal selected

@@ -119,9 +119,8 @@ def test_a_load_beside_ours_is_noticed_and_put_right(
         PreTrainedModel.tie_weights = genuine  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize(
-    ("dtype", "threads", "pause_s"), [("float32", 4, 0.0), pytest.param("float16", 1, 0.2, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "threads", "pause_s"), [("float32", 4, 0.0), ("float16", 1, 0.2)])
 def test_unguarded_loads_in_other_threads_do_not_spoil_ours(
     registry: ModelRegistry, tmp_path: Path, dtype: str, threads: int, pause_s: float
 ) -> None:

@@ -163,7 +163,9 @@ class DigestCache:
             raise PermissionError("other users may write to it")
         with closing(sqlite3.connect(self._file, timeout=_BUSY_TIMEOUT_S, isolation_level=None)) as connection:
             connection.execute("PRAGMA synchronous = NORMAL")
-            connection.executescript(_TABLES)
+            (tables,) = connection.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone()
+            if tables < _TABLES.count("CREATE"):
+                connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} COMMIT;")
             yield connection
 
     def _remove_file(self) -> None:
