@@ -752,8 +752,9 @@ def test_workers_for_which_there_is_no_room_end_no_batch(
     killed, crashed = (WorkerEndedError(how, was_killed=how == "signal 9") for how in ("signal 9", "exit code 1"))
     memory = DeviceMemoryError("The GPU is full.\nUse another one.")
     cases: list[tuple[list[Exception | Receipt], int]] = [
-        ([receipt, receipt, *[killed] * 4], 2),
-        ([*[killed] * 4, receipt, receipt], 2),  # while others begin, nobody knows
+        ([receipt, receipt, *[killed] * 6], 2),
+        ([*[killed] * 6, receipt, receipt], 2),  # while others begin, nobody knows
+        ([*[killed] * 3, *[killed] * 2, receipt, *[killed] * 2, receipt, receipt], 3),  # each has three tries
         ([receipt, memory, memory, killed, receipt], 2),
     ]
     for beginnings, left in cases:
@@ -770,7 +771,7 @@ def test_workers_for_which_there_is_no_room_end_no_batch(
     ]
     for error, kind, message in refused:
         with pytest.raises(kind) as raised:
-            _Seats(4, [error] * 9).start(job)
+            _Seats(4, [error] * 12).start(job)
         assert str(raised.value) == message
 
 
@@ -818,12 +819,12 @@ def test_files_behind_urls_are_read(tmp_path: Path, tagger: ModelRunner) -> None
         done = tagger.batch("memory://bucket/*", tmp_path / "out")
         assert done.answered == 8
         assert parquet.read_table(tmp_path / "out" / "parts")["id"].to_pylist()[-2:] == ["n6", "x"]
-        with pytest.raises(RequestError, match="cannot be read from 'memory://bucket/c.jsonl'"):
-            tagger.batch("memory://bucket/c.jsonl", tmp_path / "none")
+        with pytest.raises(RequestError, match="cannot be read from 'memory://bucket/c#1.jsonl'"):
+            tagger.batch("memory://bucket/c#1.jsonl?version=*", tmp_path / "none")
         with pytest.raises(RequestError, match="cannot be read from 'nowhere://x/a.csv'"):
             tagger.batch("nowhere://x/a.csv", tmp_path / "none")
-        with pytest.raises(RequestError, match="no file 'memory://bucket/\\*.csv'.\nCheck the URL"):
-            tagger.batch("memory://bucket/*.csv", tmp_path / "none")
+        with pytest.raises(RequestError, match="no file 'memory://bucket/note\\?.csv'.\nCheck the URL"):
+            tagger.batch("memory://bucket/note?.csv", tmp_path / "none")
         with pytest.raises(RequestError, match="format must be one of 'lines', .*'jsonl'"):
             tagger.batch("memory://bucket/a.jsonl", tmp_path / "none", format="jsnol")
     finally:

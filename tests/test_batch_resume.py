@@ -6,19 +6,21 @@ import os
 import random
 import re
 import signal
+import stat
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from medvllm.engine.model_runner import ModelRunner
-from medvllm.engine.model_runner.batch.processes import LocalProcesses
+from medvllm.engine.model_runner.batch import processes as batch_processes
+from medvllm.engine.model_runner.batch.processes import LocalProcesses, explain_end
 from medvllm.engine.model_runner.batch.summary import BatchSummary, read_status
 from medvllm.engine.model_runner.batch.worker import Job
 from medvllm.errors import LoadError
@@ -30,6 +32,10 @@ from tests.test_batch import LABELS, bad_rows, contents, lines
 
 SOME, MANY = 4, 20  # kills: in every run, and in the slow one; docs/batch.md says so
 PARTS, ROWS = 24, 12
+ADVICE = (
+    'In a script, call batch() below: if __name__ == "__main__":\n'
+    "To see where a process crashes, set: PYTHONFAULTHANDLER=1"
+)
 IMPORTS = """
 import torch
 from medvllm.engine.model_runner import ModelRunner
@@ -142,17 +148,42 @@ class Ends:
         os._exit(1)
 
 
+class Hangs(Ends):
+    """A runner that closes the connection of its process, and goes on."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    def lease_for(self, task: str | None) -> AbstractContextManager[Any]:
+        for each in map(int, os.listdir("/proc/self/fd")):
+            with suppress(OSError):
+                if each > 2 and stat.S_ISSOCK(os.fstat(each).st_mode):
+                    os.close(each)
+        while True:
+            signal.pause()
+
+
+def test_only_the_system_kills_a_process_for_its_memory() -> None:
+    """With SIGKILL. A library that crashes ends with other signals, and what hangs is killed by us."""
+    codes = (-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGABRT, -signal.SIGTERM, 0, 1, None)
+    assert [code for code in codes if explain_end(code).was_killed] == [-signal.SIGKILL]
+    assert [str(explain_end(code)) for code in (-11, 1)] == ["signal 11", "exit code 1"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("ends", "message"),
     [
         (Ends(signal.SIGKILL), "with signal 9. The memory may be full.\nUse fewer workers: --workers 1"),
-        (Ends(None), 'with exit code 1.\nIn a script, call batch() below: if __name__ == "__main__":'),
+        (Ends(signal.SIGABRT), f"with signal 6.\n{ADVICE}"),
+        (Ends(None), f"with exit code 1.\n{ADVICE}"),
+        (Hangs(), f"with a closed connection.\n{ADVICE}"),
     ],
-    ids=["killed", "crashed"],
+    ids=["killed", "crashed", "ended", "hangs"],
 )
-def test_processes_that_cannot_begin_are_explained(ends: Ends, message: str) -> None:
+def test_processes_that_cannot_begin_are_explained(ends: Ends, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By how they end: Linux kills what finds no memory."""
+    monkeypatch.setattr(batch_processes, "_PATIENCE_S", 0.5)
     processes = LocalProcesses(2)
     with pytest.raises(LoadError) as refused:
         processes.start(Job(ends, "ner", {}, "jsonl", False, False, False, None))

@@ -305,7 +305,12 @@ def test_what_a_url_breaks_off_is_an_error_of_ours(web: Scripted, tmp_path: Path
         ("https://me:p::?q@host/a.csv", "https://host/a.csv"),
         ("https://token@[::1]:80/a.csv?a=b", "https://[::1]:80/a.csv"),
         ("zip://a.csv::https://me:p@host/a.zip?sig=x::y", "zip://a.csv::https://host/a.zip"),
-        ("zip://a.csv?x::https://host/a.zip", "zip://a.csv::https://host/a.zip"),
+        ("zip://a.csv?x=y::https://host/a.zip", "zip://a.csv::https://host/a.zip"),
+        ("zip://a#b.csv::https://host/a.zip#b", "zip://a#b.csv::https://host/a.zip"),
+        ("ABFS://container@account.net/a.csv?sv=1&sig=x/y", "ABFS://container@account.net/a.csv"),
+        ("wasbs://container:p:p@ss@account.net/a.csv", "wasbs://container@account.net/a.csv"),
+        ("s3://user:p@bucket/a#1.csv?&versionId=x", "s3://bucket/a#1.csv"),
+        ("s3://bucket/note?/year=20??/*.csv?id=x", "s3://bucket/note?/year=20??/*.csv"),
         ("notes?#me:p@host.csv", "notes?#me:p@host.csv"),
     ],
 )

@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import json
+import os
 import pickle
 import signal
 import socket
@@ -30,6 +31,7 @@ from medvllm.model_registry.handover import hand_over, take_over
 from medvllm.server.app import create_app
 from medvllm.server.config import ServerConfig
 from medvllm.server.replicas.exchange import Exchange
+from medvllm.server.replicas.names import find_left, own_name
 from medvllm.server.replicas.target import named_in
 from tests.support import decoders, tiny
 from tests.support.console import command
@@ -168,6 +170,16 @@ def test_a_handler_of_sigterm_is_put_back_where_it_can_be() -> None:
     finally:
         put_back()
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_front_ends_what_killed_ones_left_at_its_address() -> None:
+    """And nothing of one that still completes its requests, or of a server at another address."""
+    here = "10.0.0.7", "0.0.0.0:8000"
+    own, other = own_name(*here), own_name("10.0.0.7", "0.0.0.0:80001")
+    prefix, started, pid = own.rsplit("-", 2)
+    left = [f"{prefix}-{int(started) - 1}-{pid}", f"{prefix}-{started}-{2**22 + 1}"]  # no process has such an id
+    assert int(pid) == os.getpid()
+    assert find_left([own, other, *left, other.replace(pid, "9"), prefix, f"{prefix}-x-1", "medvllm"], *here) == left
 
 
 def test_ray_is_only_needed_for_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,7 +367,7 @@ def test_a_cluster_serves_the_file_and_a_server_of_its_own(
 ) -> None:
     """`serve` deploys the file of the documentation. A server with --ray ADDRESS comes and goes beside it.
 
-    It takes the place of one that was killed. The deployed one is below a prefix.
+    It takes the place of one that was killed, or still completes a request. The deployed one is below a prefix.
     """
     key = command(monkeypatch, "key", "add", "pacs", "--right", "infer", "--right", "read", "--right", "manage").out
     headers = {"Authorization": f"Bearer {key.strip()}"}
@@ -377,6 +389,7 @@ def test_a_cluster_serves_the_file_and_a_server_of_its_own(
         killed.end(signal.SIGKILL)
         assert len(_replicas(ray)) == 3  # its replica runs on
         server = Started("--ray", address, "--replicas", "1", "--port", own.rpartition(":")[2])
+        later: Started | None = None
         try:
             server.wait_for("(An earlier server at this address was killed)")
             own = server.wait_for(r"Serving at (http\S+), with API keys, by 1 replica in Ray")
@@ -387,9 +400,20 @@ def test_a_cluster_serves_the_file_and_a_server_of_its_own(
                 for each in (own, url)
             ]
             assert found[0] == found[1]
+            with _request_that_stays(own, headers):
+                os.kill(server.pid, signal.SIGTERM)
+                wait_until(lambda: not _accepts(own))
+                later = Started("--ray", address, "--replicas", "1", "--port", own.rpartition(":")[2])
+                later.wait_for(r"Serving at (http\S+), with API keys, by 1 replica in Ray")
+            assert server.wait() == -signal.SIGTERM
+            answer = httpx2.post(f"{own}/v1/entities", json=asked, headers=headers, timeout=120)
+            assert answer.status_code == 200 and len(_replicas(ray)) == 3
         finally:
             server.end(signal.SIGTERM)
-        assert server.wait() == -signal.SIGTERM
+            if later is not None:
+                later.end(signal.SIGTERM)
+        assert later.wait() == -signal.SIGTERM
+        assert not [line for line in later.lines if "was killed" in line]
         assert client.post("/v1/entities", json=asked).status_code == 200  # the other one stays
         assert len(_replicas(ray)) == 2  # the ingress, and one with models
     logs = [file for file in ray_folder.rglob("*") if file.is_file()]
@@ -405,7 +429,7 @@ def _free_port() -> int:
 def _cluster(address: str) -> Iterator[psutil.Process]:
     """A Ray that others started."""
     host, port = address.split(":")
-    options = ["--head", "--block", "--node-ip-address", host, "--port", port, "--num-cpus", "2"]
+    options = ["--head", "--block", "--node-ip-address", host, "--port", port, "--num-cpus", "4"]
     options += ["--include-dashboard", "false", "--disable-usage-stats", "--object-store-memory", str(100 * 2**20)]
     with subprocess.Popen([sys.executable, "-m", "ray.scripts.scripts", "start", *options], stdout=-3) as ray:
         started = psutil.Process(ray.pid)
@@ -421,6 +445,27 @@ def _is_there(client: httpx2.Client) -> bool:
         return client.get("/readyz").status_code == 200
     except httpx2.TransportError:
         return False
+
+
+@contextmanager
+def _request_that_stays(url: str, headers: dict[str, str]) -> Iterator[None]:
+    """A request whose body does not come to an end."""
+    host, port = url.removeprefix("http://").split(":")
+    lines = ["POST /v1/entities HTTP/1.1", f"Host: {host}:{port}", "Content-Length: 1000", "Expect: 100-continue"]
+    head = "\r\n".join([*lines, *(f"{name}: {value}" for name, value in headers.items()), "", ""])
+    with socket.create_connection((host, int(port)), 60) as client:
+        client.sendall(head.encode())
+        assert client.recv(1000).startswith(b"HTTP/1.1 100")  # the server reads the body
+        yield
+
+
+def _accepts(url: str) -> bool:
+    host, port = url.removeprefix("http://").split(":")
+    try:
+        socket.create_connection((host, int(port)), 60).close()
+    except ConnectionRefusedError:
+        return False
+    return True
 
 
 def _answers_are_equal(client: httpx2.Client, headers: dict[str, str], models: ModelRegistry) -> None:

@@ -12,7 +12,10 @@ from medvllm.errors import MedVLLMError, MissingDependencyError, RequestError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _LINK = rf"::(?={_URL.pattern})"  # between the URLs of a chain, such as zip://notes.csv::https://host/notes.zip
-_USER, _QUERY = re.compile(r"://[^/]*@"), re.compile(rf"[?#].*?(?={_LINK}|\Z)", re.DOTALL)
+_USER = re.compile(r"://([^/:@]*)[^/]*@")
+_WEB, _QUERY_OF_WEB = ("http", "https"), re.compile(r"[?#].*", re.DOTALL)
+_QUERY = re.compile(r"\?[^/?]*=.*", re.DOTALL)  # elsewhere: other names may have a hash, and a pattern a question mark
+_WITH_CONTAINER = ("abfs", "abfss", "wasb", "wasbs")  # Azure: abfs://container@account.dfs.core.windows.net/notes.csv
 _BUFFER = 1 << 20  # bytes
 
 
@@ -26,12 +29,28 @@ def shown_name(source: "str | PathLike[str]") -> str:
 
     Of a URL, the user, the password and the query are left out: they may be all that one needs to read the file.
     """
-    return _QUERY.sub("", _USER.sub("://", source)) if isinstance(source, str) and is_url(source) else str(source)
+    return "::".join(_named_by(source)) if isinstance(source, str) and is_url(source) else str(source)
 
 
 def ending_of(url: str) -> str:
     """Return the ending of the name of the file at a URL, in small letters. Its query is no part of the name."""
-    return PurePosixPath(re.split(_LINK, shown_name(url))[0]).suffix.lower()
+    return PurePosixPath(_named_by(url)[0]).suffix.lower()
+
+
+def is_pattern(url: str) -> bool:
+    """Return whether a URL stands for several files. Signs in its query, or a password, do not make it a pattern."""
+    return any(sign in link for link in _named_by(url) for sign in "*?[")
+
+
+def _named_by(url: str) -> list[str]:
+    """Return the URLs of a chain, mostly one, without user, password and query."""
+    return [*map(_without_secrets, re.split(_LINK, url))]
+
+
+def _without_secrets(url: str) -> str:
+    scheme = url.partition("://")[0].lower()
+    named = _USER.sub(r"://\1@" if scheme in _WITH_CONTAINER else "://", url)
+    return (_QUERY_OF_WEB if scheme in _WEB else _QUERY).sub("", named)
 
 
 def find_urls(pattern: str) -> list[str]:

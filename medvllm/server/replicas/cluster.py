@@ -1,7 +1,6 @@
 """Replicas in a Ray of our own, or in a cluster that runs already."""
 
 import logging
-import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,13 +12,13 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from medvllm import settings
-from medvllm.author import who
 from medvllm.cores import count_cores
 from medvllm.errors import ServerError, SettingError
 from medvllm.model_registry.handover import hand_over
 from medvllm.ray_cluster import find_lack, has_gpus, keep_sigterm, logs_folder, start_or_connect
 from medvllm.server.config import ServerConfig
 from medvllm.server.replicas.deployments import models
+from medvllm.server.replicas.names import find_left, own_name
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +35,8 @@ def replicas_in_ray(
         config: The limits of the server.
         address: The address of a cluster; None to start a Ray on this machine.
         count: How many replicas.
-        place: Host and port where the server listens. An earlier one there was killed, if its replicas still run.
+        place: Host and port where the server listens. The replicas of an earlier one there that was killed
+            end.
 
     Raises:
         SettingError: There is no cluster at the address, or a setting cannot be used.
@@ -49,9 +49,10 @@ def replicas_in_ray(
     try:
         cores = settings.THREADS() or (max(1, count_cores() // count) if address is None else 1)
         _start(address, cores * count)
-        name = _name_for(place)
+        machine = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        name = own_name(machine, place)
         if address is not None:
-            _end_earlier(name)
+            _end_earlier(machine, place)
         is_first = address is not None and not (serve.status().proxies or serve.status().applications)
         options = _options_for(count, cores, is_own=address is None)
         yield _deploy(config, environment, name, count, options)
@@ -71,15 +72,9 @@ def _start(address: str | None, cpus: int) -> None:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
 
 
-def _name_for(place: str) -> str:
-    """Return the name of the application: no other server that runs in the cluster has it."""
-    machine = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-    return re.sub("[^0-9A-Za-z.]+", "-", f"medvllm-{who()}-{machine}-{place}")
-
-
-def _end_earlier(name: str) -> None:
-    """End the replicas of an earlier server at this address. It was killed: this one has its port now."""
-    if name in serve.status().applications:
+def _end_earlier(machine: str, place: str) -> None:
+    """End the replicas of earlier servers at this address that were killed."""
+    for name in find_left(serve.status().applications, machine, place):
         logger.warning("An earlier server at this address was killed, and left its replicas in the cluster. They end.")
         serve.delete(name)
 
@@ -116,7 +111,7 @@ def _deploy(
 def _end(name: str | None, *, is_first: bool) -> None:
     """End the replicas, and Ray Serve too if nobody else uses it: its settings hold for all in a cluster."""
     if ray.is_initialized():
-        with suppress(RayServeException):  # it has not begun
+        with suppress(RayServeException, TimeoutError):  # it has not begun; Ray goes on ending it
             if name is not None:
                 serve.delete(name)
             if is_first and not serve.status().applications:

@@ -16,6 +16,7 @@ from medvllm.engine.model_runner.batch.worker import Job, opened, without_text
 from medvllm.errors import MedVLLMError
 
 _PATIENCE_S = 5.0  # for a process that ends by itself
+_KILLED = -9  # the exit code that SIGKILL makes, which Linux sends if the memory is full, and Windows does not have
 
 
 class LocalProcesses(Team["_Process"]):
@@ -47,7 +48,8 @@ class LocalProcesses(Team["_Process"]):
     def _explain(self, ended: WorkerEndedError) -> tuple[str, str]:
         return (
             f"Worker processes end before they are ready, the last one with {ended}.",
-            'In a script, call batch() below: if __name__ == "__main__":',
+            'In a script, call batch() below: if __name__ == "__main__":\n'
+            "To see where a process crashes, set: PYTHONFAULTHANDLER=1",
         )
 
 
@@ -82,9 +84,7 @@ class _Process:
         try:
             said = self.connection.recv()
         except (EOFError, OSError):
-            code = self._end(_PATIENCE_S) or 0
-            how = f"exit code {code}" if code >= 0 else f"signal {-code}"
-            raise WorkerEndedError(how, was_killed=code < 0) from None
+            raise explain_end(self._end(_PATIENCE_S)) from None
         if isinstance(said, MedVLLMError):
             raise said
         return said
@@ -94,13 +94,26 @@ class _Process:
         self._end(_PATIENCE_S if self.is_ready and self.part is None else 0)
 
     def _end(self, patience_s: float) -> int | None:
-        """Return the exit code of the process, which is killed if it does not end in time."""
+        """Return the exit code of the process. None: it did not end in time, and was killed here."""
         self.connection.close()
         self._process.join(patience_s)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
+            return None
         return self._process.exitcode
+
+
+def explain_end(code: int | None) -> WorkerEndedError:
+    """Return what the end of a process says of it.
+
+    Args:
+        code: The exit code, which is negative for a signal. None: it closed its connection and did not end.
+    """
+    if code is None:
+        return WorkerEndedError("a closed connection", was_killed=False)
+    how = f"exit code {code}" if code >= 0 else f"signal {-code}"
+    return WorkerEndedError(how, was_killed=code == _KILLED)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from medvllm.corpora.reading.columns import Columns
 from medvllm.corpora.reading.corpus import open_rows
 from medvllm.corpora.reading.dataset_rows import is_dataset
 from medvllm.corpora.reading.notes import find_notes
-from medvllm.corpora.reading.urls import find_urls, is_url, shown_name
+from medvllm.corpora.reading.urls import find_urls, is_pattern, is_url, shown_name
 from medvllm.corpora.rows import BadRow, Row
 from medvllm.errors import RequestError
 
@@ -101,7 +101,7 @@ def _expand(pattern: str) -> Sequence[str]:
             "Write the texts to a file first, or use: medvllm run NAME"
         )
     if is_url(pattern):
-        found = find_urls(pattern) if _is_pattern_of_urls(pattern) else [pattern]
+        found = find_urls(pattern) if is_pattern(pattern) else [pattern]
     elif any(sign in pattern for sign in _SIGNS) and not Path(pattern).exists():
         found = sorted(glob.glob(pattern, recursive=True))
     else:
@@ -110,9 +110,3 @@ def _expand(pattern: str) -> Sequence[str]:
         advice = "Check the URL and the credentials for it." if is_url(pattern) else f"Look with: ls -d -- {pattern}"
         raise RequestError(f"There is no file {shown_name(pattern)!r}.\n{advice}")
     return found
-
-
-def _is_pattern_of_urls(url: str) -> bool:
-    """Return whether a URL has signs of a pattern. Behind the question mark of a web address, they are none."""
-    named = url.partition("?")[0] if url.lower().startswith(("http://", "https://")) else url
-    return any(sign in named for sign in _SIGNS)

@@ -184,6 +184,7 @@ class Team(ABC, Generic[M]):
     def _drop(self, member: M, error: LoadError) -> None:
         """Go on without a worker. Raises why it cannot begin, if no other one is left."""
         self._members.remove(member)
+        self._failed_starts = 0
         member.stop()
         if not self._members:
             raise error
