@@ -11,7 +11,7 @@ from medvllm.classes import class_path, is_reference
 from medvllm.dtypes import LOADABLE, loadable_dtype
 from medvllm.errors import RequestError, UnsafeWeightsError
 from medvllm.near_names import did_you_mean, near_names
-from medvllm.quantities import AtLeast, parse_duration
+from medvllm.quantities import MinimumStay, parse_duration
 
 __all__ = ["Identity", "LoadOptions", "dtype_name", "parse_keep_alive", "unknown_option"]
 
@@ -215,7 +215,7 @@ def parse_keep_alive(value: str | float | None) -> float | None:
     try:
         return (
             value
-            if value is None or isinstance(value, AtLeast)
+            if value is None or isinstance(value, MinimumStay)
             else _parse_known(value)
             if type(value) in (str, int, float)
             else parse_duration(value)

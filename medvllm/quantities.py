@@ -23,7 +23,7 @@ PINNED = math.inf
 LONGEST_S = 100 * 365 * 24 * 3600.0  # that a model which is not pinned stays: until its memory is needed
 
 
-class AtLeast(float):
+class MinimumStay(float):
     """Seconds that a model stays at least: they never shorten the time that another caller has set."""
 
 
@@ -36,7 +36,7 @@ def stay_after(present: float | None, asked: float | None) -> float | None:
     """
     if asked is None:
         return present
-    if isinstance(asked, AtLeast) and (present is None or present >= asked):
+    if isinstance(asked, MinimumStay) and (present is None or present >= asked):
         return present
     return float(asked)
 

@@ -14,7 +14,7 @@ from medvllm.metadata import ModelMetadata
 from medvllm.model_registry import Lease
 from medvllm.names import parse_name
 from medvllm.options import parse_keep_alive
-from medvllm.quantities import LONGEST_S, PINNED, AtLeast
+from medvllm.quantities import LONGEST_S, PINNED, MinimumStay
 from medvllm.server.calls import Calls
 from medvllm.server.config import ServerConfig
 from medvllm.server.problem import Problem, ProblemError
@@ -132,7 +132,7 @@ class Server:
             )
             raise ProblemError(Problem(403, "permission_denied", message, "keep_alive"))
         seconds = seconds if seconds == PINNED else min(seconds, LONGEST_S)
-        return {"keep_alive": seconds if "manage" in self.rights else AtLeast(seconds)}
+        return {"keep_alive": seconds if "manage" in self.rights else MinimumStay(seconds)}
 
     async def run(
         self,
