@@ -4,6 +4,7 @@ import gc
 import importlib
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -103,6 +104,14 @@ def shared_exports(_session_home: None, tmp_path_factory: pytest.TempPathFactory
     shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exports"
     shared.mkdir(exist_ok=True)
     return Exports(shared)
+
+
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt in the main thread, as in a program. A shell starts jobs that ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -192,6 +192,7 @@ def test_processes_that_cannot_begin_are_explained(ends: Ends, message: str, mon
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, corpus: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """With exit code 130; what was finished is kept."""
     model, file = corpus
@@ -201,7 +202,6 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, corpus: tuple[Path, Path], mon
         wait_until(lambda: count_parts(out) > 2)
         os.kill(os.getpid(), signal.SIGINT)
 
-    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
     thread = threading.Thread(target=interrupt)
     thread.start()
     try:
@@ -209,7 +209,6 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, corpus: tuple[Path, Path], mon
         done = command(monkeypatch, *arguments)
     finally:
         thread.join()
-        signal.signal(signal.SIGINT, usual)
     assert done.code == 130 and "To go on, give the same command again." in done.err
     before = read_status(out)
     assert before.state == "stopped" and 0 < before.parts_done < before.parts

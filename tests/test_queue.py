@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import count
@@ -442,14 +442,6 @@ def test_a_caller_that_stops_in_between_leaves_nothing_behind(queue: Queue) -> N
     assert compute(queue, forward, [1]) == [[2]]
     held.close()  # type: ignore[attr-defined]
     assert compute(queue, forward, [1]) == [[2]]
-
-
-@pytest.fixture
-def interrupts() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt in the main thread, as in a program."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("interrupts")

@@ -410,6 +410,7 @@ def test_models_of_a_server_are_listed_loaded_and_unloaded(
     assert without.code == 1 and "Start one: medvllm serve" in without.err
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_ctrl_c_ends_the_call_on_the_server(
     resident: ServerRecord, served: ModelRegistry, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
