@@ -60,7 +60,7 @@ class BatchSummary:
             f"{self.state.capitalize()}: {self.done:,} of {self.rows:,} rows, {self.parts_done:,} of {self.parts:,} "
             f"parts in '{self.folder}'.",
             f"Task {self.task!r} of {self.model!r} answered {self.answered:,} rows. The last run finished "
-            f"{self.parts_of_run:,} parts{rate}, and kept {kept:,}.",
+            f"{self.parts_of_run:,} {'part' if self.parts_of_run == 1 else 'parts'}{rate}, and kept {kept:,}.",
         ]
         if self.bad_rows:
             where = f"; see '{self.folder / BAD_ROWS}'" if self.state == "complete" else ""
