@@ -30,7 +30,7 @@ _EXAMPLES = (
     Problem(504, "deadline_exceeded", "The answer was not complete within 300 s."),
     Problem(507, "model_too_large", "Model 'ner' needs more memory than the budget has."),
 )
-_LOOK_UP = (401, 403, 404, 421, 422, 429, 499, 500, 503, 504)  # the others are about a body or a model's files
+_LOOK_UP = (400, 401, 403, 404, 421, 422, 429, 499, 500, 503, 504)  # the others are about a body or a model's files
 
 
 def describe_api(app: FastAPI) -> dict[str, Any]:
