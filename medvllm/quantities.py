@@ -38,7 +38,7 @@ def stay_after(present: float | None, asked: float | None) -> float | None:
         return present
     if isinstance(asked, MinimumStay) and (present is None or present >= asked):
         return present
-    return float(asked)
+    return asked
 
 
 def parse_size(text: str) -> int:

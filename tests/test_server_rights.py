@@ -9,6 +9,7 @@ import pytest
 from fastapi.routing import iter_route_contexts
 
 from medvllm.engine.model_runner import ModelRegistry
+from medvllm.quantities import MinimumStay, stay_after
 from medvllm.server.app import create_app
 from medvllm.server.config import ServerConfig
 from medvllm.server.rights import OPEN, right_of
@@ -217,6 +218,12 @@ def test_a_model_is_pinned_or_unloaded_only_with_the_right_to_manage(
         for asked, stays in (("1m", 600), ("20m", 1200)):
             registry.clear_cache()
             assert stays_after(keys["infer"], asked) == stays
+
+
+def test_two_limited_keys_that_share_a_load_shorten_no_stay() -> None:
+    """What both ask for is compared with the time of the entry once the model is there."""
+    asked = stay_after(MinimumStay(60), MinimumStay(120))
+    assert asked == 120 and stay_after(600, asked) == 600 and stay_after(None, asked) is None
 
 
 def test_the_right_to_read_loads_no_model(tmp_path: Path) -> None:
